@@ -1,0 +1,29 @@
+"""mach: extreme classification by hashed, independent repetitions."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME_OF = {
+    "MachModel": "mach.model",
+    "load": "mach.model",
+    "MachError": "mach.errors",
+}
+__all__ = ["MachError", "MachModel", "__version__", "load"]
+
+if TYPE_CHECKING:
+    from mach.errors import MachError
+    from mach.model import MachModel, load
+
+
+def __getattr__(name: str) -> Any:  # public names resolve on first use: `import mach` stays light
+    if name in _HOME_OF:
+        return getattr(importlib.import_module(_HOME_OF[name]), name)
+    raise AttributeError(f"module 'mach' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
