@@ -243,7 +243,7 @@ class TableAssignment:
 
     @cached_property
     def inverse(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """Offsets (R, B+1) int64 and members (R, K) int32: bucket b of r holds members[r, offsets[r,b]:offsets[r,b+1]]."""
+        """Offsets (R, B+1) int64 and members (R, K) int32: bucket b of r holds members[r, offsets[r, b]:...[b + 1]]."""
         counts_RB = np.stack([np.bincount(row, minlength=self.n_buckets) for row in self.table_RK])
         offsets_RB1 = np.zeros((self.n_repetitions, self.n_buckets + 1), dtype=np.int64)
         np.cumsum(counts_RB, axis=1, out=offsets_RB1[:, 1:])

@@ -1,0 +1,1 @@
+"""Compiled kernels, each tested against a plain numpy oracle."""

@@ -1,0 +1,1 @@
+"""Launchers: they decide where a shard trains, and nothing else."""

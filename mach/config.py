@@ -1,0 +1,243 @@
+"""The configuration of a run: strict sections read from TOML, overridden by ``--set a.b=value``.
+
+Every key has a default except ``data.train``; an unknown key or a value of the wrong type is refused with one
+line that names it. The resolved configuration is written into the run directory.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mach.errors import ConfigError
+
+Format = Literal["auto", "repository", "svmlight", "npz", "npy", "csv", "jsonl", "parquet", "builtin"]
+Aggregate = Literal["mean", "unbiased-mean", "log-mean", "logit-mean", "min", "median"]
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, strict types, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class DataConfig(Section):
+    """Where rows come from and how they are read (`mach.data`)."""
+
+    train: str = Field(description="file, store directory or builtin:NAME with the training rows")
+    test: str | None = Field(default=None, description="the same for the test rows; only `evaluate` reads it")
+    format: Format = Field(default="auto", description="auto takes it from the file's ending")
+    class_names: str | None = Field(default=None, description="file with one class name a line, line 1 is class 0")
+    text_columns: list[str] = Field(default=["text"], min_length=1, description="columns of text, joined by a blank")
+    class_column: str = Field(default="classes", description="column of class names: a list, or a string to separate")
+    class_separator: str | None = Field(default=None, description="separator of names in a string; none: one name")
+    validation_fraction: float = Field(default=0.0, ge=0.0, lt=1.0, description="share of training rows held out")
+    cache: str | None = Field(default=None, description="folder of prepared stores; none: the user's cache folder")
+
+
+class TextConfig(Section):
+    """How text becomes sparse features (`mach.data.text`)."""
+
+    words: list[int] | None = Field(default=[1, 1], description="shortest and longest word n-gram; none: no words")
+    characters: list[int] | None = Field(default=None, description="the same for n-grams of characters within words")
+    n_features: int = Field(default=2**18, ge=2, le=2**31 - 1, description="D of hashing, most terms of a vocabulary")
+    hashing: bool = Field(default=False, description="hash terms instead of fitting a vocabulary")
+    min_rows: int = Field(default=1, ge=1, description="a vocabulary term occurs in at least so many rows")
+    tfidf: bool = Field(default=True, description="weight a term by its inverse row frequency")
+    sublinear: bool = Field(default=False, description="1 + log(count) instead of the count of a term in a row")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in ("words", "characters"):
+            span = getattr(self, name)
+            if span is not None and not (len(span) == 2 and 1 <= span[0] <= span[1] <= 16):
+                raise ValueError(f"{name} = {span}: give [shortest, longest] with 1 <= shortest <= longest <= 16")
+        if self.words is None and self.characters is None:
+            raise ValueError("words and characters are both switched off: no text would have a feature")
+        return self
+
+
+class HashingConfig(Section):
+    """How classes fall into buckets (`mach.hashing`)."""
+
+    repetitions: int = Field(default=4, ge=1, le=1024, description="R")
+    buckets: int | None = Field(default=None, ge=2, le=2**20, description="B; none: chosen by `mach.theory.plan`")
+    capacity: int | None = Field(default=None, ge=1, le=2**31, description="most classes ever; none: K of the data")
+    seed: int = Field(default=0, ge=0, description="hash functions depend on it and on the repetition's number alone")
+
+
+class NetworkConfig(Section):
+    """The network of one repetition (`mach.networks`)."""
+
+    hidden: list[int] = Field(default=[512], description="widths of hidden layers; empty: a linear network")
+    dropout: float = Field(default=0.3, ge=0.0, lt=1.0, description="on hidden activations")
+    input_dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="on input features")
+    trunk: str | None = Field(
+        default=None, description="package.module:Class of a torch module used instead of the hidden layers"
+    )
+    trunk_options: dict[str, Any] = Field(default={}, description="keyword arguments of the trunk's class")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(width < 1 for width in self.hidden):
+            raise ValueError(f"hidden = {self.hidden}: every width must be at least 1")
+        return self
+
+
+class TrainingConfig(Section):
+    """How one repetition is fitted (`mach.training`)."""
+
+    loss: Literal["auto", "binary", "softmax"] = Field(
+        default="auto", description="auto: softmax where every row has exactly one class, else binary cross-entropy"
+    )
+    epochs: int = Field(default=12, ge=1)
+    batch: int = Field(default=256, ge=1, description="rows a step")
+    rate: float = Field(default=3e-3, gt=0.0, description="peak learning rate of Adam")
+    schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="decay to 0, or none")
+    warmup: float = Field(default=0.0, ge=0.0, lt=1.0, description="share of all steps in which the rate rises from 0")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="of dense matrix products; auto: bfloat16 where the processor multiplies it natively",
+    )
+    patience: int | None = Field(
+        default=None, ge=1, description="stop after so many epochs without a better validation figure; none: never"
+    )
+    checkpoint_seconds: float = Field(default=30.0, ge=0.0, description="time between checkpoints of a repetition")
+    seed: int = Field(default=0, ge=0, description="initial weights, row order and dropout")
+
+
+class DecodingConfig(Section):
+    """How R bucket scores become class scores (`mach.decoding`)."""
+
+    aggregate: Literal["auto"] | Aggregate = Field(default="auto", description="auto: log-mean")
+
+
+class LaunchConfig(Section):
+    """Where repetitions are trained (`mach.launch`); changing it never changes the weights, except ``threads``."""
+
+    workers: int | None = Field(default=None, ge=1, description="processes; none: one a core, at most R")
+    threads: int = Field(default=1, ge=1, description="threads of a worker")
+    attempts: int = Field(default=3, ge=1, description="failures without progress after which a repetition is given up")
+
+
+class Config(Section):
+    """A whole run."""
+
+    data: DataConfig
+    text: TextConfig = TextConfig()
+    hashing: HashingConfig = HashingConfig()
+    network: NetworkConfig = NetworkConfig()
+    training: TrainingConfig = TrainingConfig()
+    decoding: DecodingConfig = DecodingConfig()
+    launch: LaunchConfig = LaunchConfig()
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a TOML file and apply ``section.key=value`` overrides (values in TOML syntax; bare words are strings).
+
+    Raises
+    ------
+    ConfigError
+        One line naming the file or override, the key, the value and what is allowed.
+    """
+    try:
+        tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    for override in overrides or []:
+        _apply(tree, override)
+    return parse_config(tree, where=str(path))
+
+
+def parse_config(tree: dict[str, Any], where: str) -> Config:
+    """Validate a nested dictionary; ``where`` names its origin in messages."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_first_line(error)}") from error
+
+
+def differing_keys(mine: Config, theirs: Config, ignore: tuple[str, ...] = ()) -> list[str]:
+    """Keys whose values differ, each as ``section.key: mine here, theirs there``; ``ignore`` holds prefixes."""
+    flat_mine, flat_theirs = _flatten(mine.model_dump()), _flatten(theirs.model_dump())
+    keys = sorted(flat_mine.keys() | flat_theirs.keys())
+    return [
+        f"{key}: {flat_mine.get(key)!r} here, {flat_theirs.get(key)!r} there"
+        for key in keys
+        if not key.startswith(ignore) and flat_mine.get(key) != flat_theirs.get(key)
+    ]
+
+
+def to_toml(config: Config) -> str:
+    """The configuration as TOML text that `load_config` reads back to an equal object; unset keys are left out."""
+    lines = []
+    for section, values in config.model_dump(exclude_none=True).items():
+        lines.append(f"[{section}]")
+        lines += [f"{key} = {_toml_value(value)}" for key, value in values.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    path = key.strip().split(".")
+    if not equals or len(path) < 2 or not all(path):
+        raise ConfigError(f"--set {override}: write section.key=value, for example training.epochs=5")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word, as people type it
+    node = tree
+    for part in path[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override}: {part} is not a section")
+    node[path[-1]] = value
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        section = Config.model_fields.get(str(first["loc"][0]))
+        known: Any = getattr(section.annotation, "model_fields", {}) if section and len(first["loc"]) > 1 else None
+        names = known if known is not None else Config.model_fields
+        return f"unknown key {key}; known there: {', '.join(names)}"
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    if first["type"] == "value_error":
+        return f"{key}: {first['ctx']['error']}"
+    return f"{key} = {first['input']!r}: {first['msg'].lower()}"
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return '"' + "".join(_toml_character(c) for c in value) + '"'
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml_value(k)} = {_toml_value(v)}" for k, v in value.items()) + "}"
+    return repr(value)
+
+
+def _toml_character(character: str) -> str:
+    if character in '"\\':
+        return "\\" + character
+    return character if character.isprintable() else f"\\U{ord(character):08X}"

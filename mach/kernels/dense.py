@@ -1,0 +1,43 @@
+"""Dense kernels that libraries lack: activation with counter-based dropout, and bfloat16 products of few rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from mach.kernels.memory import widen
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def relu_dropout(x: NDArray[np.float32], rate: float, seed: int, out: NDArray[np.float32]) -> None:
+    """``out = max(x, 0)`` with a share ``rate`` of entries zeroed and the rest scaled by 1 / (1 - rate).
+
+    An entry's fate is a hash of its position and ``seed`` (the 32-bit mixer "lowbias32" of C. Wellons), so it
+    needs no state and does not depend on threads. x and out: contiguous and 1-D.
+    """
+    threshold = np.uint32(rate * 4294967295.0)
+    scale = np.float32(1.0 / (1.0 - rate))
+    key = np.uint32(seed & 0xFFFFFFFF)
+    for i in range(len(x)):
+        bits = np.uint32(i * 0x9E3779B9 + key)  # numba widens products to 64 bits: cut back each time
+        bits = np.uint32((bits ^ (bits >> np.uint32(16))) * np.uint32(0x7FEB352D))
+        bits = np.uint32((bits ^ (bits >> np.uint32(15))) * np.uint32(0x846CA68B))
+        bits = np.uint32(bits ^ (bits >> np.uint32(16)))
+        out[i] = x[i] * scale if x[i] > np.float32(0.0) and bits >= threshold else np.float32(0.0)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+def matmul_few_rows(
+    x_NH: NDArray[np.float32], weight_BH: NDArray[Any], bias_B: NDArray[np.float32], out_NB: NDArray[np.float32]
+) -> None:
+    """``out = x @ weight.T + bias`` for a handful of rows, reading float32 or bfloat16 weights once a row."""
+    for n in range(x_NH.shape[0]):
+        for b in range(weight_BH.shape[0]):
+            row = weight_BH[b]
+            total = np.float32(0.0)
+            for h in range(x_NH.shape[1]):
+                total += x_NH[n, h] * widen(row[h])
+            out_NB[n, b] = total + bias_B[b]

@@ -1,0 +1,59 @@
+"""Two things numba lacks: asking for a cache line ahead of time, and reading bfloat16.
+
+bfloat16 is the upper half of a float32. Arrays of it are held as uint16, as numpy has no such type.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core.cgutils import get_item_pointer
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
+from numpy.typing import NDArray
+
+
+@intrinsic
+def prefetch(context: Any, array: Any, row: Any, column: Any) -> Any:
+    """Ask for the cache line that holds ``array[row, column]``; ``array`` is 2-D."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array_type = signature.args[0]
+        view = make_array(array_type)(context, builder, arguments[0])
+        item = get_item_pointer(context, builder, array_type, view, [arguments[1], arguments[2]], wraparound=False)
+        pointer_type, integer = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer_type, integer, integer, integer])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer_type], kind)
+        read, all_levels, data = integer(0), integer(3), integer(1)
+        builder.call(function, [builder.bitcast(item, pointer_type), read, all_levels, data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64), codegen
+
+
+@intrinsic
+def widen(context: Any, number: Any) -> Any:
+    """float32 of a float32, or of a bfloat16 held as uint16."""
+
+    def identity(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return arguments[0]
+
+    def shift(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        wide = builder.shl(builder.zext(arguments[0], ir.IntType(32)), ir.IntType(32)(16))
+        return builder.bitcast(wide, ir.FloatType())
+
+    return types.float32(number), shift if number == types.uint16 else identity
+
+
+def to_bfloat16(array: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Round to the nearest bfloat16, ties to even; the bits as uint16."""
+    bits = np.ascontiguousarray(array, dtype=np.float32).view(np.uint32)
+    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+
+
+def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """The exact float32 values of bfloat16 bits."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)

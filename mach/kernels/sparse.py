@@ -1,0 +1,141 @@
+"""The sparse input layer: batch gathering, forward product, and backward pass fused with row-lazy Adam.
+
+Adam here is *row-lazy*: only the rows of features that occur in the batch are read, moved and written, so the
+cost of a step follows the batch's non-zeros and not D. Moments of absent rows stay as they are, as in
+``torch.optim.SparseAdam``. Every kernel runs on one thread and in a fixed order: results are deterministic.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from mach.kernels.memory import prefetch, widen
+
+
+@njit(cache=True, nogil=True)
+def gather_rows(
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.int32],
+    values: NDArray[np.float32],
+    rows_N: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+    """Rows of a (memory-mapped) CSR matrix, in the given order, as a new CSR triple."""
+    out_indptr = np.zeros(len(rows_N) + 1, np.int64)
+    for n in range(len(rows_N)):
+        out_indptr[n + 1] = out_indptr[n] + indptr[rows_N[n] + 1] - indptr[rows_N[n]]
+    out_indices = np.empty(out_indptr[-1], np.int32)
+    out_values = np.empty(out_indptr[-1], np.float32)
+    for n in range(len(rows_N)):
+        begin, out = indptr[rows_N[n]], out_indptr[n]
+        for j in range(out_indptr[n + 1] - out):
+            out_indices[out + j] = indices[begin + j]
+            out_values[out + j] = values[begin + j]
+    return out_indptr, out_indices, out_values
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def sparse_forward(
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.int32],
+    values: NDArray[np.float32],
+    weight_DH: NDArray[Any],
+    bias_H: NDArray[np.float32],
+    out_NH: NDArray[np.float32],
+) -> None:
+    """``out = X @ weight + bias`` for CSR X and float32 or bfloat16 weights; reads nnz * H weights."""
+    width = weight_DH.shape[1]
+    line = 64 // weight_DH.itemsize
+    last = len(indices) - 1
+    for n in range(len(indptr) - 1):
+        row = out_NH[n]
+        row[:] = bias_H
+        for j in range(indptr[n], indptr[n + 1]):
+            ahead = indices[min(j + 2, last)]
+            for h in range(0, width, line):
+                prefetch(weight_DH, ahead, h)
+            value, source = values[j], weight_DH[indices[j]]
+            for h in range(width):
+                row[h] += value * widen(source[h])
+
+
+@njit(cache=True, nogil=True)
+def transpose_batch(
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.int32],
+    values: NDArray[np.float32],
+    slot_D: NDArray[np.int32],
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+    """Columns that occur in a CSR batch: (features_U, offsets, rows, values), entries of a column in row order.
+
+    ``slot_D`` is scratch of zeros, left as zeros; the features stand in order of first occurrence.
+    """
+    n_nonzeros = len(indices)
+    features_U = np.empty(n_nonzeros, np.int32)
+    counts_U = np.zeros(n_nonzeros, np.int64)
+    n_unique = 0
+    for j in range(n_nonzeros):
+        feature = indices[j]
+        if slot_D[feature] == 0:
+            features_U[n_unique] = feature
+            n_unique += 1
+            slot_D[feature] = n_unique
+        counts_U[slot_D[feature] - 1] += 1
+    offsets = np.zeros(n_unique + 1, np.int64)
+    for u in range(n_unique):
+        offsets[u + 1] = offsets[u] + counts_U[u]
+        counts_U[u] = offsets[u]
+    rows = np.empty(n_nonzeros, np.int32)
+    column_values = np.empty(n_nonzeros, np.float32)
+    for n in range(len(indptr) - 1):
+        for j in range(indptr[n], indptr[n + 1]):
+            u = slot_D[indices[j]] - 1
+            rows[counts_U[u]] = n
+            column_values[counts_U[u]] = values[j]
+            counts_U[u] += 1
+    for u in range(n_unique):
+        slot_D[features_U[u]] = 0
+    return features_U[:n_unique], offsets, rows, column_values
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def sparse_backward_adam(
+    features_U: NDArray[np.int32],
+    offsets: NDArray[np.int64],
+    rows: NDArray[np.int32],
+    column_values: NDArray[np.float32],
+    grad_NH: NDArray[np.float32],
+    weight_DH: NDArray[np.float32],
+    mean_DH: NDArray[np.float32],
+    square_DH: NDArray[np.float32],
+    rate: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    step: int,
+) -> None:
+    """Gradient of ``X @ weight`` and one Adam step (Kingma & Ba 2015) on the rows that the batch touches."""
+    width = weight_DH.shape[1]
+    gradient = np.empty(width, np.float32)
+    b1, b2 = np.float32(beta1), np.float32(beta2)
+    c1, c2 = np.float32(1.0 - beta1), np.float32(1.0 - beta2)
+    scale = np.float32(rate / (1.0 - beta1**step))
+    unbias = np.float32(1.0 / np.sqrt(1.0 - beta2**step))
+    eps = np.float32(epsilon)
+    for u in range(len(features_U)):
+        weight, mean, square = weight_DH[features_U[u]], mean_DH[features_U[u]], square_DH[features_U[u]]
+        gradient[:] = np.float32(0.0)
+        for j in range(offsets[u], offsets[u + 1]):
+            value, source = column_values[j], grad_NH[rows[j]]
+            for h in range(width):
+                gradient[h] += value * source[h]
+        for h in range(width):
+            g = gradient[h]
+            m = b1 * mean[h] + c1 * g
+            v = b2 * square[h] + c2 * g * g
+            mean[h] = m
+            square[h] = v
+            weight[h] -= scale * m / (np.sqrt(v) * unbias + eps)

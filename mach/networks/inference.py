@@ -1,0 +1,63 @@
+"""Bucket probabilities of one trained repetition, without torch: what a loaded model runs.
+
+The weights are a mapping of names to arrays, float32 or bfloat16 bits (uint16), usually memory-mapped:
+``input.weight`` (D, H) and ``input.bias`` (H,) of the sparse input layer; ``trunk.layers.i.weight`` (out, in) and
+``.bias`` of hidden layers; ``output.weight`` (B, H) and ``output.bias`` (B,). A linear network over sparse
+features is its input layer alone, with H = B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mach.kernels.memory import from_bfloat16
+from mach.networks.batch import Batch, DenseBatch
+
+Weights = Mapping[str, NDArray[Any]]
+FEW_ROWS = 8  # below, a compiled product that reads bfloat16 in place beats widening for BLAS
+
+
+def bucket_logits(weights: Weights, batch: Batch) -> NDArray[np.float32]:
+    """Logits of shape (N, B); reads the input rows of the batch's features and every dense weight once."""
+    if isinstance(batch, DenseBatch):
+        x_NH, activated = batch.values_ND, True
+    else:
+        from mach.kernels.sparse import sparse_forward
+
+        x_NH, activated = np.empty((len(batch), weights["input.weight"].shape[1]), np.float32), False
+        sparse_forward(batch.indptr, batch.indices, batch.values, weights["input.weight"], weights["input.bias"], x_NH)
+    for name in _dense_layers(weights):
+        if not activated:
+            np.maximum(x_NH, 0.0, out=x_NH)
+        x_NH, activated = _affine(x_NH, weights[f"{name}.weight"], weights[f"{name}.bias"]), False
+    return x_NH
+
+
+def bucket_probabilities(logits_NB: NDArray[np.float32], loss: Literal["binary", "softmax"]) -> NDArray[np.float32]:
+    """Logistic function of every logit, or the softmax over buckets; accurate to float32 in both tails."""
+    if loss == "softmax":
+        exponentials_NB = np.exp(logits_NB - logits_NB.max(axis=1, keepdims=True))
+        return exponentials_NB / exponentials_NB.sum(axis=1, keepdims=True)
+    decay_NB = np.exp(-np.abs(logits_NB))  # at most 1: no overflow
+    probs_NB: NDArray[np.float32] = np.where(logits_NB >= 0, np.float32(1.0), decay_NB) / (1 + decay_NB)
+    return probs_NB
+
+
+def _dense_layers(weights: Weights) -> list[str]:
+    hidden = [f"trunk.layers.{i}" for i in range(len(weights)) if f"trunk.layers.{i}.weight" in weights]
+    return hidden + (["output"] if "output.weight" in weights else [])
+
+
+def _affine(x_NH: NDArray[np.float32], weight_BH: NDArray[Any], bias_B: NDArray[np.float32]) -> NDArray[np.float32]:
+    if len(x_NH) < FEW_ROWS:
+        from mach.kernels.dense import matmul_few_rows
+
+        out_NB = np.empty((len(x_NH), len(weight_BH)), np.float32)
+        matmul_few_rows(x_NH, weight_BH, bias_B, out_NB)
+        return out_NB
+    wide_BH = from_bfloat16(weight_BH) if weight_BH.dtype == np.uint16 else weight_BH
+    return x_NH @ wide_BH.T + bias_B
