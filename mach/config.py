@@ -75,6 +75,9 @@ class NetworkConfig(Section):
     hidden: list[int] = Field(default=[512], description="widths of hidden layers; empty: a linear network")
     dropout: float = Field(default=0.3, ge=0.0, lt=1.0, description="on hidden activations")
     input_dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="on input features")
+    weights: Literal["bfloat16", "float32"] = Field(
+        default="bfloat16", description="type of stored weight matrices; training itself is in float32"
+    )
     trunk: str | None = Field(
         default=None, description="package.module:Class of a torch module used instead of the hidden layers"
     )
@@ -149,13 +152,13 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    return parse_config(tree, str(path), overrides)
+
+
+def parse_config(tree: dict[str, Any], where: str, overrides: list[str] | None = None) -> Config:
+    """Validate a nested dictionary after overrides; ``where`` names its origin in messages."""
     for override in overrides or []:
         _apply(tree, override)
-    return parse_config(tree, where=str(path))
-
-
-def parse_config(tree: dict[str, Any], where: str) -> Config:
-    """Validate a nested dictionary; ``where`` names its origin in messages."""
     try:
         return Config.model_validate(tree)
     except ValidationError as error:

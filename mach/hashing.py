@@ -37,8 +37,11 @@ class Assignment(Protocol):
         K, B and R.
     """
 
-    n_classes: int
-    n_buckets: int
+    @property
+    def n_classes(self) -> int: ...
+
+    @property
+    def n_buckets(self) -> int: ...
 
     @property
     def n_repetitions(self) -> int: ...
@@ -283,7 +286,7 @@ def from_description(description: dict[str, Any], table: ArrayLike | None = None
         When the family is unknown or the checksum differs.
     """
     family = description.get("family")
-    assignment: UniversalAssignment | TableAssignment
+    assignment: Any
     if family == "universal":
         assignment = UniversalAssignment(
             description["n_classes"],

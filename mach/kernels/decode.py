@@ -11,35 +11,41 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 LENGTH = 256  # members handled at once: their partial scores stay in the first cache level
-PEERS = 3  # repetitions looked up for a whole block before single classes are followed
+FEW = 64  # one survivor in so many members is cheaper to follow alone than by blocks
+HEAD_START = 16  # buckets of repetition 0 opened before the others
 BLOCK = 64  # buckets under one node of the tournament that yields the largest unopened bucket
 UNKNOWN = np.float32(-np.inf)
+NO_CLASS = np.iinfo(np.int64).max  # the id of an empty heap entry: worse than every class
+
+
+Array = NDArray[Any]
 
 
 class Index(NamedTuple):
     """Where classes live: the arrays of one assignment, of either kind (the other kind's are empty).
 
-    ``peer_steps_RGL[r, g, j]`` is ``j`` steps of the progression, in repetition ``(r + g) % R``, that the
-    members of one bucket of repetition ``r`` run through; ``scan_steps_RL`` belongs to classes 0, 1, 2, ...
+    Implicit: ``steps_RSL[r, s, j]`` is ``j`` steps of the progression that the members of one bucket of
+    repetition ``r`` run through in repetition ``s``; ``scan_steps_RL`` belongs to classes 0, 1, 2, ...
+    Table: bucket ``b`` of ``r`` holds ``members_RK[r, firsts_RB1[r, b] : firsts_RB1[r, b + 1]]``, and
+    ``peers_RGK[r, g]`` are the buckets of these very members in repetition ``r + 1 + g`` modulo R.
     """
 
     is_table: bool
     n_classes: int
     n_buckets: int
     prime: int
-    multipliers_R: Any  # int64
-    offsets_R: Any  # int64
-    inverses_R: Any  # int64
-    n_peers: int
-    peer_steps_RGL: Any  # uint32
-    peers_RGK: Any
-    scan_steps_RL: Any  # uint32
-    table_RK: Any  # uint16 or uint32
-    table_KR: Any  # the same, class by class
-    firsts_RB1: Any  # int64
-    members_RK: Any  # int32
+    multipliers_R: Array  # int64
+    offsets_R: Array  # int64
+    inverses_R: Array  # int64
+    steps_RSL: Array  # uint32
+    scan_steps_RL: Array  # uint32
+    table_KR: Array  # uint16 or uint32
+    firsts_RB1: Array  # int64
+    members_RK: Array  # int32
+    peers_RGK: Array  # as table_KR
 
 
 class Rule(NamedTuple):
@@ -50,8 +56,22 @@ class Rule(NamedTuple):
     shift: float
 
 
-@njit(cache=True, inline="always")
-def _bucket(index, r, k):
+class Query(NamedTuple):
+    """One query under way: its values, the heap of its best classes so far, and scratch space."""
+
+    values_RB: Array  # float32, transformed
+    frontier_R: Array  # float32: values of the largest unopened buckets, above every class not met in r
+    slack: float  # above the error of any float32 sum of R values
+    allowed_K: Array  # bool; empty when every class is allowed
+    ids: Array  # int64; a heap with its worst entry first
+    scores: Array  # float32
+    sums_L: Array  # float32: partial sums of a block of classes
+    hits_L: Array  # int64, one longer: survivors of the block
+    row_R: Array  # float32: values of one class
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _bucket(index: Index, r: int, k: int) -> Any:
     """Bucket of one class; both remainders by a float64 reciprocal, corrected, hence exact below 2**62."""
     if index.is_table:
         return np.int64(index.table_KR[k, r])
@@ -64,8 +84,8 @@ def _bucket(index, r, k):
     return z % index.n_buckets
 
 
-@njit(cache=True)
-def _aggregate(row_R, rule):
+@njit(cache=True, nogil=True)
+def _aggregate(row_R: Array, rule: Rule) -> Any:
     """Score of one class from its R values: float64 in the order of repetitions, rounded once."""
     n = len(row_R)
     if rule.n_needed == 0:
@@ -79,13 +99,13 @@ def _aggregate(row_R, rule):
     return np.float32((np.float64(ordered[(n - 1) // 2]) + np.float64(ordered[n // 2])) / 2)
 
 
-@njit(cache=True)
-def _worse(score, k, other_score, other_k):
+@njit(cache=True, nogil=True)
+def _worse(score: float, k: int, other_score: float, other_k: int) -> bool:
     return score < other_score or (score == other_score and k > other_k)
 
 
-@njit(cache=True)
-def _sift_down(ids, scores, n):
+@njit(cache=True, nogil=True)
+def _sift_down(ids: Array, scores: Array, n: int) -> None:
     """Restore the heap whose root is the worst entry after its root was replaced."""
     parent, k, score = 0, ids[0], scores[0]
     while 2 * parent + 1 < n:
@@ -99,8 +119,8 @@ def _sift_down(ids, scores, n):
     ids[parent], scores[parent] = k, score
 
 
-@njit(cache=True)
-def _offer(ids, scores, k, score):
+@njit(cache=True, nogil=True)
+def _offer(ids: Array, scores: Array, k: int, score: float) -> None:
     """Let class k replace the worst entry when it is better and not there yet (a class can be met twice)."""
     if not _worse(scores[0], ids[0], score, k):
         return
@@ -111,16 +131,16 @@ def _offer(ids, scores, k, score):
     _sift_down(ids, scores, len(ids))
 
 
-@njit(cache=True)
-def _sort_heap(ids, scores):
+@njit(cache=True, nogil=True)
+def _sort_heap(ids: Array, scores: Array) -> None:
     for last in range(len(ids) - 1, 0, -1):
         ids[0], ids[last] = ids[last], ids[0]
         scores[0], scores[last] = scores[last], scores[0]
         _sift_down(ids, scores, last)
 
 
-@njit(cache=True, fastmath={"nsz", "nnan"})
-def _fill_tournament(values_RB, work_RB, tops_RM):
+@njit(cache=True, nogil=True, fastmath={"nsz", "nnan"})
+def _fill_tournament(values_RB: Array, work_RB: Array, tops_RM: Array) -> Any:
     R, B = values_RB.shape
     scale = np.float32(0)
     for r in range(R):
@@ -135,24 +155,24 @@ def _fill_tournament(values_RB, work_RB, tops_RM):
     return scale
 
 
-@njit(cache=True, fastmath={"nsz", "nnan"})
-def _max(values):
+@njit(cache=True, nogil=True, fastmath={"nsz", "nnan"})
+def _max(values: Array) -> Any:
     top = UNKNOWN
     for i in range(len(values)):
         top = max(top, values[i])
     return top
 
 
-@njit(cache=True)
-def _position(values, value):
+@njit(cache=True, nogil=True)
+def _position(values: Array, value: float) -> int:
     for i in range(len(values)):
         if values[i] == value:
             return i
     return -1
 
 
-@njit(cache=True)
-def _pop(work_B, tops_M, top):
+@njit(cache=True, nogil=True)
+def _pop(work_B: Array, tops_M: Array, top: float) -> int:
     """Take the largest unopened bucket, whose value is ``top``, out of the tournament."""
     m = _position(tops_M, top)
     block = work_B[m * BLOCK : m * BLOCK + BLOCK]
@@ -162,8 +182,8 @@ def _pop(work_B, tops_M, top):
     return m * BLOCK + i
 
 
-@njit(cache=True, fastmath={"nsz", "nnan"})
-def _add_progression(sums_L, n, values_B, start, steps_L, prime):
+@njit(cache=True, nogil=True, fastmath={"nsz", "nnan"})
+def _add_progression(sums_L: Array, n: int, values_B: Array, start: int, steps_L: Array, prime: int) -> None:
     """Add the values of n classes whose images run through a progression modulo the prime."""
     B = len(values_B)
     p = np.uint32(prime)
@@ -183,157 +203,199 @@ def _add_progression(sums_L, n, values_B, start, steps_L, prime):
             sums_L[j] += values_B[np.int32(z) - quotient * np.int32(B)]
 
 
-@njit(cache=True, fastmath={"nsz", "nnan"})
-def _add_listed(sums_L, n, values_B, buckets):
+@njit(cache=True, nogil=True, fastmath={"nsz", "nnan"})
+def _add_listed(sums_L: Array, n: int, values_B: Array, buckets: Array) -> None:
     for j in range(n):
         sums_L[j] += values_B[np.uint64(buckets[j])]
 
 
-@njit(cache=True)
-def _survivors(sums_L, n, needed, hits_L):
-    """Positions whose sum reaches ``needed``; most blocks have none, which one vectorised maximum shows."""
-    if _max(sums_L[:n]) < needed:
-        return 0
-    n_hits = 0
+@njit(cache=True, nogil=True, fastmath={"nsz", "nnan"})
+def _add_rows(sums_L: Array, n: int, values_B: Array, table_KR: Array, members: Array, s: int) -> None:
     for j in range(n):
-        hits_L[n_hits] = j
-        n_hits += sums_L[j] >= needed
+        sums_L[j] += values_B[np.uint64(table_KR[np.uint64(members[j]), s])]
+
+
+@njit(cache=True, nogil=True)
+def _sum_rows(sums_L: Array, n: int, values_RB: Array, table_LR: Array) -> None:
+    """Sums over all repetitions of n consecutive classes; scalar loads beat gather instructions here (measured)."""
+    R, B = values_RB.shape
+    values = values_RB.ravel()
+    for j in range(n):
+        total = np.float32(0)
+        for r in range(R):
+            total += values[np.uint64(r * B) + np.uint64(table_LR[j, r])]
+        sums_L[j] = total
+
+
+@njit(cache=True, nogil=True)
+def _count(sums_L: Array, n: int, needed: float) -> Any:
+    n_hits = np.int32(0)
+    floor = np.float32(needed)
+    for j in range(n):
+        n_hits += np.int32(sums_L[j] >= floor)
     return n_hits
 
 
-@njit(cache=True)
-def _cutoff(score, rule, n_repetitions, slack):
+@njit(cache=True, nogil=True)
+def _survivors(sums_L: Array, n: int, needed: float, hits_L: Array) -> Any:
+    """Write the positions whose sum reaches ``needed`` to ``hits_L`` and return their number, without branches."""
+    n_hits = 0
+    floor = np.float32(needed)
+    for j in range(n):
+        hits_L[n_hits] = j
+        n_hits += sums_L[j] >= floor
+    return n_hits
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _cutoff(score: float, rule: Rule, n_repetitions: int, slack: float) -> Any:
     """Sum (or value) below which no class can reach ``score``; the slack covers every rounding."""
     if score == UNKNOWN or rule.n_needed > 0:
         return np.float64(score)
     return (score - rule.shift) / rule.gain * n_repetitions - slack
 
 
-@njit(cache=True)
-def _follow(values_RB, index, rule, frontier_R, bound, cut, r, k, row_R):
-    """Look class k up, from repetition r on, until it cannot reach the cutoff any more (then False)."""
-    n = len(row_R)
-    misses = 0
-    for i in range(n):
-        s = r + i if r + i < n else r + i - n
-        value = values_RB[s, _bucket(index, s, k)]
-        row_R[s] = value
-        if rule.n_needed == 0:
-            bound += value - frontier_R[s]
-            if bound < cut:
-                return False
-        else:
-            misses += value < cut
-            if misses > n - rule.n_needed:
-                return False
-    return True
-
-
-@njit(cache=True)
-def _visit(values_RB, index, rule, frontier_R, r, bucket, allowed_K, ids, scores, slack, state):
-    """Score the members of one bucket of repetition r that may enter the heap; returns how many there were."""
-    sums_L, hits_L, row_R = state
-    R = len(row_R)
-    if index.is_table:
-        first = index.firsts_RB1[r, bucket]
-        n_members = index.firsts_RB1[r, bucket + 1] - first
-        origin = stride = 0
+@njit(cache=True, nogil=True, inline="always")
+def _add_repetition(
+    sums_L: Array, n: int, values_B: Array, index: Index, r: int, s: int, first: int, base: int
+) -> None:
+    """Add the values in repetition s of n members of a bucket of r, from list place ``first`` or class ``base`` on."""
+    if not index.is_table:
+        start = (index.multipliers_R[s] * base + index.offsets_R[s]) % index.prime
+        _add_progression(sums_L, n, values_B, start, index.steps_RSL[r, s], index.prime)
+        return
+    g = s - r - 1 if s > r else s - r - 1 + len(index.peers_RGK)
+    if g < index.peers_RGK.shape[1]:
+        _add_listed(sums_L, n, values_B, index.peers_RGK[r, g, first : first + n])
     else:
-        first = 0
-        n_members = (index.prime - bucket + index.n_buckets - 1) // index.n_buckets
-        shifted = bucket - index.offsets_R[r]
-        origin = (shifted + index.prime if shifted < 0 else shifted) * index.inverses_R[r] % index.prime
-        stride = index.inverses_R[r] * index.n_buckets % index.prime
-    bound = 0.0
-    for s in range(R):
-        bound += frontier_R[s]
-    n_peers = index.n_peers if rule.n_needed == 0 else 0
-    known = np.float64(values_RB[r, bucket])
-    for g in range(1, n_peers + 1):
-        known += frontier_R[(r + g) % R]
+        _add_rows(sums_L, n, values_B, index.table_KR, index.members_RK[r, first : first + n], s)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _consider(query: Query, index: Index, rule: Rule, bound: float, r: int, k: int) -> None:
+    """Look class k up, from repetition r on, until it cannot reach the k-th score; offer it if that never happens.
+
+    ``bound`` is the sum of the frontiers. A class met before may exceed a frontier and be dropped here: it
+    was dealt with when it was met.
+    """
+    if k >= index.n_classes or (len(query.allowed_K) > 0 and not query.allowed_K[k]):
+        return
+    R = len(query.row_R)
+    cut = _cutoff(query.scores[0], rule, R, query.slack)
+    misses = 0
+    for i in range(R):
+        s = r + i if r + i < R else r + i - R
+        value = query.values_RB[s, _bucket(index, s, k)]
+        query.row_R[s] = value
+        bound += value - query.frontier_R[s]
+        misses += value < cut
+        if bound < cut if rule.n_needed == 0 else misses > R - rule.n_needed:
+            return
+    _offer(query.ids, query.scores, k, _aggregate(query.row_R, rule))
+
+
+@njit(cache=True, nogil=True)
+def _visit(query: Query, index: Index, rule: Rule, r: int, bucket: int) -> Any:
+    """Offer every member of one bucket that the frontiers do not rule out; returns the number of members."""
+    values_RB, sums_L, R = query.values_RB, query.sums_L, len(query.row_R)
+    first, n_members, base, stride = _members(index, r, bucket)
+    bound = np.float64(query.frontier_R.sum())
     for begin in range(0, n_members, LENGTH):
         n = min(LENGTH, n_members - begin)
-        base = (origin + begin * stride) % index.prime
-        cut = _cutoff(scores[0], rule, R, slack)
-        sums_L[:n] = values_RB[r, bucket]
-        for g in range(n_peers):
-            s = (r + g + 1) % R
+        floor = np.float64(UNKNOWN)
+        if rule.n_needed == 0 and query.scores[0] > UNKNOWN:
+            sums_L[:n] = values_RB[r, bucket]
+            floor = _cutoff(query.scores[0], rule, R, query.slack) - bound + query.frontier_R[r]
+            for i in range(1, R):
+                s = r + i if r + i < R else r + i - R
+                _add_repetition(sums_L, n, values_RB[s], index, r, s, first + begin, base)
+                floor += query.frontier_R[s]
+                if _count(sums_L, n, floor) * FEW <= n:
+                    break
+        for h in range(_survivors(sums_L, n, floor, query.hits_L)):
+            j = query.hits_L[h]
+            k = (base + j * stride) % index.prime
             if index.is_table:
-                _add_listed(sums_L, n, values_RB[s], index.peers_RGK[r, g, first + begin : first + begin + n])
-            else:
-                start = (index.multipliers_R[s] * base + index.offsets_R[s]) % index.prime
-                _add_progression(sums_L, n, values_RB[s], start, index.peer_steps_RGL[r, g], index.prime)
-        n_hits = _survivors(sums_L, n, cut - (bound - known) if n_peers else UNKNOWN, hits_L)
-        for h in range(n_hits):
-            j = hits_L[h]
-            k = (
-                np.int64(index.members_RK[r, first + begin + j])
-                if index.is_table
-                else (base + j * stride) % index.prime
-            )
-            if k < index.n_classes and (len(allowed_K) == 0 or allowed_K[k]):
-                cut = _cutoff(scores[0], rule, R, slack)
-                if _follow(values_RB, index, rule, frontier_R, bound, cut, r, k, row_R):
-                    _offer(ids, scores, k, _aggregate(row_R, rule))
+                k = int(index.members_RK[r, first + begin + j])
+            _consider(query, index, rule, bound, r, k)
+        base = (base + n * stride) % index.prime
     return n_members
 
 
-@njit(cache=True)
-def _choose(frontier_R, drops_R, rule):
-    best = 0
-    for r in range(1, len(frontier_R)):
-        if drops_R[r] > drops_R[best]:
-            best = r
-    return best
+@njit(cache=True, nogil=True, inline="always")
+def _members(index: Index, r: int, bucket: int) -> Any:
+    """Members of a bucket: place of the first in the list, number, and (implicit) first class and stride modulo p."""
+    if index.is_table:
+        first = index.firsts_RB1[r, bucket]
+        return first, index.firsts_RB1[r, bucket + 1] - first, np.int64(0), np.int64(0)
+    n_members = (index.prime - bucket + index.n_buckets - 1) // index.n_buckets
+    shifted = (bucket - index.offsets_R[r]) % index.prime
+    base = shifted * index.inverses_R[r] % index.prime
+    return np.int64(0), n_members, base, index.inverses_R[r] * index.n_buckets % index.prime
 
 
-@njit(cache=True)
-def threshold(values_NRB, index, rule, allowed_K, budget, limit, mode, ids_Nk, scores_Nk, scored_N, opened_N, bound_N, surv):
+@njit(cache=True, nogil=True)
+def _scan(query: Query, index: Index, rule: Rule) -> None:
+    """Offer every class: the gather over all K."""
+    values_RB, sums_L, R = query.values_RB, query.sums_L, len(query.row_R)
+    bound = np.float64(query.frontier_R.sum())
+    for k0 in range(0, index.n_classes, LENGTH):
+        n = min(LENGTH, index.n_classes - k0)
+        if rule.n_needed == 0 and index.is_table:
+            _sum_rows(sums_L, n, values_RB, index.table_KR[k0 : k0 + n])
+        elif rule.n_needed == 0:
+            sums_L[:n] = 0
+            for r in range(R):
+                start = (index.multipliers_R[r] * k0 + index.offsets_R[r]) % index.prime
+                _add_progression(sums_L, n, values_RB[r], start, index.scan_steps_RL[r], index.prime)
+        floor = _cutoff(query.scores[0], rule, R, query.slack) if rule.n_needed == 0 else np.float64(UNKNOWN)
+        if _max(sums_L[:n]) < floor:
+            continue
+        for h in range(_survivors(sums_L, n, floor, query.hits_L)):
+            _consider(query, index, rule, bound, 0, k0 + query.hits_L[h])
+
+
+@njit(cache=True, nogil=True)
+def search(
+    values_NRB: Array, index: Index, rule: Rule, allowed_K: Array, budget: int, limit: int, outputs: tuple[Array, ...]
+) -> None:
+    """Write the best classes of every query to the outputs (the columns of `mach.decoding.TopK`).
+
+    The threshold algorithm runs until it has a certificate, would score more than ``budget`` classes, or
+    has met more than ``limit`` and a scan is cheaper; a negative ``limit`` scans at once.
+    """
+    ids_Nk, scores_Nk, exact_N, n_scored_N, n_opened_N, bound_N = outputs
     N, R, B = values_NRB.shape
     n_nodes = (B + BLOCK - 1) // BLOCK
     work_RB = np.full((R, n_nodes * BLOCK), UNKNOWN, dtype=np.float32)
     tops_RM = np.empty((R, n_nodes), dtype=np.float32)
     frontier_R = np.empty(R, dtype=np.float32)
-    drops_R = np.empty(R, dtype=np.float32)
     opened_R = np.empty(R, dtype=np.int64)
-    state = (np.empty(LENGTH, dtype=np.float32), np.empty(LENGTH + 1, dtype=np.int64), np.empty(R, dtype=np.float32))
+    sums_L, hits_L = np.zeros(LENGTH, dtype=np.float32), np.empty(LENGTH + 1, dtype=np.int64)
+    row_R = np.empty(R, dtype=np.float32)
     for q in range(N):
-        values_RB = values_NRB[q]
-        scale = _fill_tournament(values_RB, work_RB, tops_RM)
+        ids, scores = ids_Nk[q], scores_Nk[q]
+        ids[:], scores[:] = NO_CLASS, UNKNOWN
+        scale = _fill_tournament(values_NRB[q], work_RB, tops_RM)
         slack = 2.0**-22 * R * R * (scale + abs(rule.shift))
+        query = Query(values_NRB[q], frontier_R, slack, allowed_K, ids, scores, sums_L, hits_L, row_R)
         for r in range(R):
             frontier_R[r] = _max(tops_RM[r])
-            drops_R[r] = np.float32(np.inf)
-            opened_R[r] = 0
-        ids, scores = ids_Nk[q], scores_Nk[q]
-        n_scored = n_opened = 0
-        turn = 0
-        while True:
-            if _aggregate(frontier_R, rule) < scores[0]:
-                break
-            if mode == 0:
-                r = turn % R
-            elif mode == 1:
-                r = _choose(frontier_R, drops_R, rule)
-            elif mode==3:
-                r = np.argmin(frontier_R)
-            else:
-                r = np.argmax(frontier_R)
-            turn += 1
-            if n_scored > limit: break
+        opened_R[:] = 0
+        n_scored, exact = 0, False
+        while n_scored <= limit and not exact:
+            # Repetition 0 goes ahead: it finds the good classes once, and a high k-th score makes the rest cheap.
+            r = 0 if opened_R[0] < min(len(ids), HEAD_START) else int(np.argmin(opened_R))
             bucket = _pop(work_RB[r], tops_RM[r], frontier_R[r])
-            n_scored += _visit(values_RB, index, rule, frontier_R, r, bucket, allowed_K, ids, scores, slack, state)
-            n_opened += 1
-            top = _max(tops_RM[r])
-            drop = frontier_R[r] - top
+            if n_scored + _members(index, r, bucket)[1] > budget:
+                break
+            n_scored += _visit(query, index, rule, r, bucket)
             opened_R[r] += 1
-            if opened_R[r]==1:
-                drops_R[r] = drop
-            else:
-                drops_R[r] += np.float32(0.25) * (drop - drops_R[r])
-            frontier_R[r] = top
-            if top == UNKNOWN: break
-        scored_N[q] = n_scored
-        opened_N[q] = n_opened
-        bound_N[q] = _aggregate(frontier_R, rule)
+            frontier_R[r] = _max(tops_RM[r])
+            exact = frontier_R[r] == UNKNOWN or _aggregate(frontier_R, rule) < scores[0]
+        if not exact and n_scored + index.n_classes <= budget:
+            _scan(query, index, rule)
+            n_scored, exact = n_scored + index.n_classes, True
+        exact_N[q], n_scored_N[q], n_opened_N[q] = exact, n_scored, opened_R.sum()
+        bound_N[q] = scores[0] if exact else max(scores[0], _aggregate(frontier_R, rule))
         _sort_heap(ids, scores)

@@ -49,9 +49,13 @@ def widen(context: Any, number: Any) -> Any:
 
 
 def to_bfloat16(array: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Round to the nearest bfloat16, ties to even; the bits as uint16."""
-    bits = np.ascontiguousarray(array, dtype=np.float32).view(np.uint32)
-    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    """Round to the nearest bfloat16, ties to even; the bits as uint16. Temporaries stay below 64 MB."""
+    bits = np.ascontiguousarray(array, dtype=np.float32).reshape(-1).view(np.uint32)
+    halves = np.empty(len(bits), np.uint16)
+    for begin in range(0, len(bits), 2**22):
+        block = bits[begin : begin + 2**22]
+        halves[begin : begin + 2**22] = (block + (0x7FFF + ((block >> 16) & 1))) >> 16
+    return halves.reshape(array.shape)
 
 
 def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:

@@ -21,12 +21,18 @@ POWERS = np.array([float(f"1e{e}") for e in range(_LOWEST, _HIGHEST + 1)])
 _SETTLED, _UNSETTLED, _MALFORMED = range(3)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _is_blank(byte: int) -> bool:
     return byte in (_BLANK, _TAB, _RETURN)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
+def _is_end(byte: int, svmlight: bool) -> bool:
+    """Whether the byte ends a token."""
+    return _is_blank(byte) or byte == _NEWLINE or (svmlight and byte == _HASH)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def _integer(text: NDArray[np.uint8], i: int) -> tuple[int, int]:
     """The digits from i on and the position behind them; 2**40 stands for anything larger."""
     value = 0
@@ -36,7 +42,7 @@ def _integer(text: NDArray[np.uint8], i: int) -> tuple[int, int]:
     return value, i
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _real(text: NDArray[np.uint8], i: int, powers: NDArray[np.float64]) -> tuple[np.float32, int, int]:
     """A decimal from i on, the position behind it, and whether the value is settled."""
     sign = 1.0
@@ -82,7 +88,7 @@ def _real(text: NDArray[np.uint8], i: int, powers: NDArray[np.float64]) -> tuple
     return low, i, _SETTLED if low == high else _UNSETTLED
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _sort_unique(ids: NDArray[np.int32]) -> int:
     """Sort ids in place, merge equal ones and return how many remain."""
     if len(ids) < 2:
@@ -98,7 +104,7 @@ def _sort_unique(ids: NDArray[np.int32]) -> int:
     return len(ids)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def parse_rows(
     text: NDArray[np.uint8],
     svmlight: bool,
@@ -136,7 +142,7 @@ def parse_rows(
     i, row, n_ids, n_entries, n_unsettled = 0, 0, 0, 0, 0
     class_indptr[0] = feature_indptr[0] = 0
     while i < len(text):
-        unlabelled = not svmlight and _is_blank(text[i])
+        unlabelled = not svmlight and _is_end(text[i], svmlight)
         while _is_blank(text[i]):
             i += 1
         if text[i] == _NEWLINE and (svmlight or row == n_rows):
@@ -150,7 +156,7 @@ def parse_rows(
             return EXTRA_ROW, i, row, n_unsettled
 
         begin = n_ids
-        while not unlabelled and text[i] != _NEWLINE:
+        while not unlabelled:
             start = i + 1 if svmlight and text[i] == _PLUS else i
             k, after = _integer(text, start)
             if after > start and text[after] == _COLON and n_ids == begin:
@@ -159,7 +165,7 @@ def parse_rows(
                 after += 1
                 while text[after] == _ZERO:
                     after += 1
-            if after == start or not (text[after] in (_COMMA, _NEWLINE) or _is_blank(text[after])):
+            if after == start or not (text[after] == _COMMA or _is_end(text[after], svmlight)):
                 return BAD_CLASS, i, row, n_unsettled
             if k >= n_classes:
                 return CLASS_RANGE, i, row, n_unsettled
@@ -169,7 +175,7 @@ def parse_rows(
             if text[i] != _COMMA:
                 break
             i += 1
-            if text[i] == _NEWLINE or _is_blank(text[i]):
+            if _is_end(text[i], svmlight):
                 return BAD_CLASS, i - 1, row, n_unsettled
         n_ids = begin + _sort_unique(class_ids[begin:n_ids])
 
@@ -184,7 +190,7 @@ def parse_rows(
                     i += 1
                 break
             if svmlight and text[i] == 113 and text[i + 1] == 105 and text[i + 2] == 100 and text[i + 3] == _COLON:
-                while text[i] != _NEWLINE and not _is_blank(text[i]):  # qid:7
+                while not _is_end(text[i], svmlight):  # qid:7
                     i += 1
                 continue
             index, after = _integer(text, i)
@@ -195,8 +201,7 @@ def parse_rows(
             if index <= previous:
                 return FEATURE_ORDER, i, row, n_unsettled
             value, after, state = _real(text, after + 1, powers)
-            ends = text[after] == _NEWLINE or _is_blank(text[after]) or (svmlight and text[after] == _HASH)
-            if state == _MALFORMED or not ends or np.isinf(value):
+            if state == _MALFORMED or not _is_end(text[after], svmlight) or np.isinf(value):
                 return BAD_VALUE, i, row, n_unsettled
             if state == _UNSETTLED:
                 unsettled[n_unsettled, 0] = n_entries

@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from mach.kernels.adam import adam_step
 from mach.kernels.memory import prefetch, widen
 
 
@@ -112,30 +113,16 @@ def sparse_backward_adam(
     mean_DH: NDArray[np.float32],
     square_DH: NDArray[np.float32],
     rate: float,
-    beta1: float,
-    beta2: float,
-    epsilon: float,
     step: int,
 ) -> None:
-    """Gradient of ``X @ weight`` and one Adam step (Kingma & Ba 2015) on the rows that the batch touches."""
+    """Gradient of ``X @ weight`` and one Adam step on the rows that the batch touches."""
     width = weight_DH.shape[1]
-    gradient = np.empty(width, np.float32)
-    b1, b2 = np.float32(beta1), np.float32(beta2)
-    c1, c2 = np.float32(1.0 - beta1), np.float32(1.0 - beta2)
-    scale = np.float32(rate / (1.0 - beta1**step))
-    unbias = np.float32(1.0 / np.sqrt(1.0 - beta2**step))
-    eps = np.float32(epsilon)
+    gradient_H = np.empty(width, np.float32)
     for u in range(len(features_U)):
-        weight, mean, square = weight_DH[features_U[u]], mean_DH[features_U[u]], square_DH[features_U[u]]
-        gradient[:] = np.float32(0.0)
+        feature = features_U[u]
+        gradient_H[:] = np.float32(0.0)
         for j in range(offsets[u], offsets[u + 1]):
             value, source = column_values[j], grad_NH[rows[j]]
             for h in range(width):
-                gradient[h] += value * source[h]
-        for h in range(width):
-            g = gradient[h]
-            m = b1 * mean[h] + c1 * g
-            v = b2 * square[h] + c2 * g * g
-            mean[h] = m
-            square[h] = v
-            weight[h] -= scale * m / (np.sqrt(v) * unbias + eps)
+                gradient_H[h] += value * source[h]
+        adam_step(weight_DH[feature], gradient_H, mean_DH[feature], square_DH[feature], rate, step)

@@ -8,7 +8,7 @@ features is its input layer alone, with H = B.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -18,11 +18,15 @@ from mach.kernels.memory import from_bfloat16
 from mach.networks.batch import Batch, DenseBatch
 
 Weights = Mapping[str, NDArray[Any]]
+DensePart = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 FEW_ROWS = 8  # below, a compiled product that reads bfloat16 in place beats widening for BLAS
 
 
-def bucket_logits(weights: Weights, batch: Batch) -> NDArray[np.float32]:
-    """Logits of shape (N, B); reads the input rows of the batch's features and every dense weight once."""
+def bucket_logits(weights: Weights, batch: Batch, dense: DensePart | None = None) -> NDArray[np.float32]:
+    """Logits of shape (N, B); reads the input rows of the batch's features and every dense weight once.
+
+    ``dense`` replaces the dense layers above, where a user's own trunk stands (`mach.networks.trunks`).
+    """
     if isinstance(batch, DenseBatch):
         x_NH, activated = batch.values_ND, True
     else:
@@ -30,6 +34,8 @@ def bucket_logits(weights: Weights, batch: Batch) -> NDArray[np.float32]:
 
         x_NH, activated = np.empty((len(batch), weights["input.weight"].shape[1]), np.float32), False
         sparse_forward(batch.indptr, batch.indices, batch.values, weights["input.weight"], weights["input.bias"], x_NH)
+    if dense is not None:
+        return dense(x_NH)
     for name in _dense_layers(weights):
         if not activated:
             np.maximum(x_NH, 0.0, out=x_NH)

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mach.config import NetworkConfig
+from mach.kernels.adam import adam_step
 from mach.kernels.sparse import sparse_backward_adam, sparse_forward, transpose_batch
 from mach.networks.batch import Batch, DenseBatch, SparseBatch
 from mach.networks.trunks import ReluDropout, build_dense_part
 
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 INPUT_WEIGHT_SCALE = 0.05
 
 
@@ -81,8 +81,9 @@ class Network:
                 self.input.bias.copy_(bias)
             else:
                 self.dense.output.bias.copy_(bias)  # type: ignore[operator, union-attr]
-        parameters = [*self.dense.parameters(), *([self.input.bias] if self.input else [])]
-        self.optimizer = torch.optim.Adam(parameters, betas=(BETA1, BETA2), eps=EPSILON, fused=True)
+        named = [*self.dense.named_parameters(), *([("input.bias", self.input.bias)] if self.input else [])]
+        self.parameters = dict(named)
+        self.moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in named}
 
     def step(
         self,
@@ -107,12 +108,10 @@ class Network:
         logits.backward(  # type: ignore[no-untyped-call]
             loss_gradient(logits.detach(), target_rows, targets, self.loss)
         )
-        self.optimizer.param_groups[0]["lr"] = rate
         if self.input is not None and isinstance(batch, SparseBatch):
             assert x.grad is not None
             self.input.step(batch, x.grad, rate, self.n_steps)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self._move_parameters(rate)
         return figures
 
     @torch.no_grad()
@@ -135,25 +134,25 @@ class Network:
         arrays = {f"weights.{name}": array for name, array in self.weights().items()}
         arrays["n_steps"] = np.array([self.n_steps], np.int64)
         if self.input is not None:
-            arrays |= {"input.mean": self.input.mean_DH, "input.square": self.input.square_DH}
-        for i, moments in self.optimizer.state_dict()["state"].items():
-            arrays |= {f"adam.{i}.{name}": tensor.numpy() for name, tensor in moments.items()}
+            arrays |= {"mean.input.weight": self.input.mean_DH, "square.input.weight": self.input.square_DH}
+        for name, (mean, square) in self.moments.items():
+            arrays |= {f"mean.{name}": mean.numpy(), f"square.{name}": square.numpy()}
         return arrays
 
     def load_state(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Continue from `state`."""
         self.n_steps = int(arrays["n_steps"][0])
-        for name, array in self.weights().items():
-            array[...] = arrays[f"weights.{name}"]
-        if self.input is not None:
-            self.input.mean_DH[...] = arrays["input.mean"]
-            self.input.square_DH[...] = arrays["input.square"]
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, array in arrays.items():
-            if name.startswith("adam."):
-                _, i, key = name.split(".")
-                moments.setdefault(int(i), {})[key] = torch.from_numpy(np.array(array))
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        for name, array in self.state().items():
+            array[...] = arrays[name]
+
+    def _move_parameters(self, rate: float) -> None:
+        """Adam on the dense parameters; torch's own would import its compiler, seconds a worker."""
+        for name, parameter in self.parameters.items():
+            if parameter.grad is not None:
+                mean, square = self.moments[name]
+                flat = [t.numpy().reshape(-1) for t in (parameter.detach(), parameter.grad, mean, square)]
+                adam_step(flat[0], flat[1], flat[2], flat[3], rate, self.n_steps)
+                parameter.grad = None
 
     def _input(self, batch: Batch) -> Tensor:
         if isinstance(batch, DenseBatch):
@@ -195,18 +194,8 @@ class SparseInput:
     def step(self, batch: SparseBatch, gradient: Tensor, rate: float, n_steps: int) -> None:
         self.bias.grad = gradient.sum(0)
         columns = transpose_batch(batch.indptr, batch.indices, batch.values, self.slot_D)
-        sparse_backward_adam(
-            *columns,
-            gradient.numpy(),
-            self.weight_DH,
-            self.mean_DH,
-            self.square_DH,
-            rate,
-            BETA1,
-            BETA2,
-            EPSILON,
-            n_steps,
-        )
+        layer = (self.weight_DH, self.mean_DH, self.square_DH)
+        sparse_backward_adam(*columns, gradient.numpy(), *layer, rate, n_steps)
 
 
 def loss_gradient(logits_NB: Tensor, target_rows: NDArray[np.int64], targets: NDArray[np.int64], loss: str) -> Tensor:

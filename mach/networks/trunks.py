@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import importlib
 import itertools
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mach.config import NetworkConfig
 from mach.errors import ConfigError
 from mach.kernels.dense import relu_dropout
+from mach.kernels.memory import from_bfloat16
+from mach.networks.inference import Weights
 
 
 class ReluDropout(nn.Module):
@@ -116,6 +121,23 @@ def build_dense_part(config: NetworkConfig, *, n_features: int, n_buckets: int, 
     else:
         return nn.Identity()
     return DensePart(hidden, hidden.out_features, n_buckets)
+
+
+def load_dense_part(
+    config: NetworkConfig, weights: Weights, *, n_features: int, n_buckets: int, dense_input: bool
+) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """The dense part with trained weights, as a function from arrays to arrays for `mach.networks.inference`."""
+    module = build_dense_part(config, n_features=n_features, n_buckets=n_buckets, dense_input=dense_input)
+    wide = {n: from_bfloat16(a) if a.dtype == np.uint16 else np.array(a) for n, a in weights.items()}
+    module.load_state_dict({n: torch.from_numpy(a) for n, a in wide.items() if not n.startswith("input.")})
+    module.eval()
+
+    @torch.no_grad()
+    def logits(x_NH: NDArray[np.float32]) -> NDArray[np.float32]:
+        out_NB: NDArray[np.float32] = module(torch.from_numpy(np.ascontiguousarray(x_NH))).float().numpy()
+        return out_NB
+
+    return logits
 
 
 def _user_trunk(config: NetworkConfig, in_features: int) -> nn.Module:

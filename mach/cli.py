@@ -1,0 +1,360 @@
+"""The command line: one thin function a verb. Results go to standard output, talk to standard error.
+
+Exit codes: 0 done, 2 wrong usage or data, 3 a run that is not complete yet. Heavy modules are imported by the
+verbs that need them, so that help answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mach import __version__
+from mach.errors import ConfigError, MachError
+
+if TYPE_CHECKING:
+    from mach.config import Config
+    from mach.data.store import Store
+    from mach.model import MachModel
+
+
+class _Group(click.Group):
+    """Prints errors raised on purpose as one line, and leaves with their exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MachError as error:
+            click.echo(f"mach: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except BrokenPipeError:  # the reader of our output has seen enough
+            sys.stderr.close()
+            ctx.exit(0)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+def main() -> None:
+    """Extreme classification by hashed, independent repetitions."""
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+_set = click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override the configuration."
+)
+_workers = click.option("--workers", type=click.IntRange(1), help="Worker processes; by default one a core.")
+_k = click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Classes a query.")
+_some = click.option("--repetitions", metavar="0-3,5", help="Use these only; all by default.")
+_run = click.argument("run", type=click.Path(path_type=Path))
+
+
+@main.command()
+@click.argument("source")
+@click.argument("store", type=click.Path(path_type=Path))
+@click.option("--config", type=click.Path(path_type=Path), help="Take [data] and [text] options from this file.")
+@click.option("--like", type=click.Path(path_type=Path), help="Run or training store whose features and classes apply.")
+@_set
+@_json
+def prepare(
+    source: str, store: Path, config: Path | None, like: Path | None, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """Turn SOURCE (a file, or builtin:characters) into a memory-mapped STORE."""
+    from mach.config import load_config, parse_config
+    from mach.data.prepare import prepare as prepare_data
+
+    defaults = [*overrides, f"data.train={json.dumps(source)}"]
+    options = load_config(config, defaults) if config else parse_config({}, "--set", defaults)
+    prepared = prepare_data(
+        options.data, options.text, source, store, like=_reference(like) if like else None, report=_reporter()
+    )
+    _print(prepared.describe(), as_json)
+
+
+@main.command()
+@click.option("--classes", "n_classes", type=click.IntRange(2), required=True, help="K.")
+@click.option("--features", "n_features", type=click.IntRange(1), required=True, help="D.")
+@click.option("--memory", help="Budget for the stored model, such as 200MB or 4GB.")
+@click.option("--parameters", type=click.IntRange(1), help="Budget of parameters.")
+@click.option(
+    "--hidden", type=click.IntRange(0), multiple=True, default=[512], show_default=True, help="Widths; 0: none."
+)
+@click.option("-B", "--buckets", type=click.IntRange(2), help="Fix B.")
+@click.option("-R", "--repetitions", "n_repetitions", type=click.IntRange(1), help="Fix R.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Parallel workers.")
+@_json
+def plan(
+    n_classes: int,
+    n_features: int,
+    memory: str | None,
+    parameters: int | None,
+    hidden: tuple[int, ...],
+    buckets: int | None,
+    n_repetitions: int | None,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Choose B and R for K classes within a budget, and print the ledger."""
+    from mach import theory
+
+    chosen = theory.plan(
+        n_classes,
+        n_features,
+        memory_bytes=_bytes(memory) if memory else None,
+        n_parameters=parameters,
+        n_workers=workers,
+        hidden=tuple(width for width in hidden if width),
+        n_repetitions=n_repetitions,
+        n_buckets=buckets,
+    )
+    _print_rows(chosen.rows(), as_json)
+
+
+@main.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("run", type=click.Path(path_type=Path), required=False)
+@_set
+@_workers
+@click.option("--repetitions", metavar="0-3,5", help="Train these only; others may be trained elsewhere.")
+@click.option("--dry-run", is_flag=True, help="Read the data and print the ledger; train nothing.")
+def train(
+    config: Path,
+    run: Path | None,
+    overrides: tuple[str, ...],
+    workers: int | None,
+    repetitions: str | None,
+    dry_run: bool,
+) -> None:
+    """Train the repetitions of CONFIG into the folder RUN (runs/NAME by default), or go on where it stopped."""
+    from mach.config import load_config
+
+    if workers is not None:
+        overrides = (*overrides, f"launch.workers={workers}")
+    options = load_config(config, list(overrides))
+    if dry_run:
+        _print_ledger(options)
+        return
+    from mach.launch.local import train_locally
+    from mach.launch.setup import set_up
+
+    path = run or Path("runs") / config.stem
+    opened, store = set_up(options, path, report=_reporter())
+    chosen = _numbers(repetitions, options.hashing.repetitions) if repetitions else None
+    train_locally(opened, store, options.launch, repetitions=chosen)
+    click.echo(f"{path}: {len(opened.finished())} of {options.hashing.repetitions} repetitions finished", err=True)
+
+
+@main.command()
+@_run
+@_json
+def status(run: Path, as_json: bool) -> None:
+    """Show how far every repetition of RUN is, from its files alone."""
+    from mach.storage import Run
+
+    opened = Run.open(run)
+    rows = [opened.status(r) for r in range(opened.config.hashing.repetitions)]
+    _print_table(rows, as_json)
+
+
+@main.command()
+@_run
+@click.argument("data", required=False)
+@click.option("--at", "ks", default="1,3,5", show_default=True, help="Cut-offs k.")
+@click.option("--curve/--no-curve", default=True, help="Also for the first 1, 2, ... repetitions.")
+@_some
+@_json
+def evaluate(run: Path, data: str | None, ks: str, curve: bool, repetitions: str | None, as_json: bool) -> None:
+    """Measure RUN on DATA (the configuration's data.test by default): P@k, nDCG@k, PSP@k, recall@k in percent."""
+    from mach.evaluation import evaluate as evaluate_model
+
+    model = _model(run, repetitions)
+    source = data or model.run.config.data.test
+    if source is None:
+        raise ConfigError(f"{run} names no data.test: give DATA")
+    store = _prepared(model, source)
+    cuts = tuple(sorted({_integer(k, "--at") for k in ks.split(",")}))
+    rows = evaluate_model(model, store, ks=cuts, curve=curve)
+    _print_table([{name: _percent(name, value) for name, value in row.items()} for row in rows], as_json)
+
+
+@main.command()
+@_run
+@click.argument("data")
+@click.option("-o", "--output", default="-", show_default=True, help=".jsonl, .csv, .parquet or .npz; - is JSONL.")
+@_k
+@_some
+def predict(run: Path, data: str, output: str, k: int, repetitions: str | None) -> None:
+    """Write the top k classes of every row of DATA."""
+    from mach.predictions import write_predictions
+
+    model = _model(run, repetitions)
+    found = model.search_in_parts(_prepared(model, data), k)
+    write_predictions(output, ((part.ids_Nk, part.scores_Nk) for part in found), model.name_function())
+
+
+@main.command()
+@_run
+@click.argument("queries", nargs=-1)
+@_k
+@_some
+@_json
+def query(run: Path, queries: tuple[str, ...], k: int, repetitions: str | None, as_json: bool) -> None:
+    """Answer QUERIES: texts, or rows as `index:value ...` where the model takes numbers; - reads lines from stdin."""
+    model = _model(run, repetitions)
+    for line in _lines(queries):
+        ids, scores = model.topk(model.parse(line), k)
+        found = ids[ids >= 0].tolist()
+        names = model.names(found) if model.run.class_names else None
+        if as_json:
+            answer = {"query": line, "ids": found, "scores": [round(float(s), 6) for s in scores[: len(found)]]}
+            click.echo(json.dumps(answer | ({"names": names} if names else {}), ensure_ascii=False))
+        else:
+            click.echo(line)
+            for k_, score, name in zip(found, scores, names or [""] * len(found), strict=False):
+                click.echo(f"  {score:9.4f}  {k_:>9}  {name}".rstrip())
+
+
+@main.command()
+@_run
+@_json
+def info(run: Path, as_json: bool) -> None:
+    """Show what the model in RUN is: counts, bytes, training cost, and bytes exchanged between repetitions (0)."""
+    _print(_model(run, None).info(), as_json)
+
+
+def _model(run: Path, repetitions: str | None) -> MachModel:
+    from mach.model import load
+
+    return load(run, repetitions=_numbers(repetitions, None) if repetitions else None)
+
+
+def _reference(path: Path) -> Any:
+    from mach.data.store import Store
+    from mach.storage import Run
+
+    return Run.open(path).reference() if (path / "manifest.json").exists() else Store.open(path)
+
+
+def _prepared(model: MachModel, source: str) -> Store:
+    from mach.data.prepare import prepare as prepare_data
+
+    config = model.run.config
+    return prepare_data(config.data, config.text, source, like=model.run.reference(), report=_reporter())
+
+
+def _print_ledger(config: Config) -> None:
+    """What `train` would build, from the prepared data."""
+    from mach import theory
+    from mach.data.prepare import prepare as prepare_data
+    from mach.launch.local import usable_cores
+    from mach.launch.setup import resolve
+
+    store = prepare_data(config.data, config.text, config.data.train, report=_reporter())
+    resolved, manifest = resolve(config, store)
+    chosen = theory.plan(
+        manifest.n_classes,
+        manifest.n_features,
+        n_workers=config.launch.workers or usable_cores(),
+        hidden=tuple(config.network.hidden),
+        n_repetitions=config.hashing.repetitions,
+        n_buckets=resolved.hashing.buckets,
+    )
+    _print_rows(chosen.rows(), as_json=False)
+
+
+def _reporter() -> Callable[[str, float], None]:
+    """Progress of preparation: a bar on a terminal, silence elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return lambda stage, fraction: None
+    bars = Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console)
+    tasks: dict[str, Any] = {}
+
+    def report(stage: str, fraction: float) -> None:
+        if stage not in tasks:
+            bars.start()
+            tasks[stage] = bars.add_task(stage, total=1.0)
+        bars.update(tasks[stage], completed=fraction)
+        if fraction >= 1.0:
+            bars.stop()
+
+    return report
+
+
+def _lines(queries: tuple[str, ...]) -> Iterator[str]:
+    for text in queries or ("-",):
+        if text == "-":
+            yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+        else:
+            yield text
+
+
+def _numbers(text: str, limit: int | None) -> list[int]:
+    """Numbers of ``0-3,5``, ascending."""
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        begin = _integer(first, "--repetitions")
+        chosen |= set(range(begin, (_integer(last, "--repetitions") if dash else begin) + 1))
+    if not chosen or (limit is not None and max(chosen) >= limit):
+        raise ConfigError(f"--repetitions {text}: the run has repetitions 0-{(limit or 0) - 1}")
+    return sorted(chosen)
+
+
+def _integer(text: str, where: str) -> int:
+    if not text.strip().isdecimal():
+        raise ConfigError(f"{where}: {text!r} is no number: write numbers separated by commas")
+    return int(text)
+
+
+def _bytes(text: str) -> int:
+    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    number = text.rstrip("BKMGTbkmgt ")
+    try:
+        return int(float(number) * units[text[len(number) :].strip().upper()])
+    except (ValueError, KeyError):
+        raise ConfigError(f"--memory {text}: write a number and B, KB, MB, GB or TB, such as 200MB") from None
+
+
+def _percent(name: str, value: Any) -> Any:
+    return round(100 * value, 2) if isinstance(value, float) else value
+
+
+def _print(values: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(values, ensure_ascii=False))
+        return
+    width = max(map(len, values))
+    for name, value in values.items():
+        click.echo(f"{name:<{width}}  {f'{value:,}' if isinstance(value, int) else value}")
+
+
+def _print_rows(rows: Iterable[tuple[str, Any, str]], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({name: value for name, value, _ in rows}))
+        return
+    for name, value, unit in rows:
+        shown = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+        click.echo(f"{name:<44} {shown:>18} {unit}")
+
+
+def _print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    names = list(rows[0])
+    cells = [names] + [["" if row[name] is None else str(row[name]) for name in names] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        click.echo("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Readers of numpy's files: npz pairs of sparse matrices and dense npy matrices, as chunks of rows.
+
+=== =============================================================================================================
+npz CSR arrays ``X_data X_indices X_indptr X_shape`` and ``Y_indices Y_indptr Y_shape``: every stored entry of Y is
+    a class of its row, ``Y_data`` is not read
+npy dense matrix ``NAME.npy`` of any number type, beside ``NAME.classes.npy`` (integers: one class a row) or
+    ``NAME.classes.npz`` (the Y arrays as above)
+=== =============================================================================================================
+
+Rows in messages count from 0. Only the indptr arrays are held whole; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy_format
+from numpy.typing import NDArray
+
+from mach.data.readers import LIMIT, Shape, source_errors
+from mach.data.store import Chunk
+from mach.errors import DataError
+
+
+class _Array:
+    """An npy file, or a member of an npz file, read from its beginning."""
+
+    def __init__(self, stack: ExitStack, path: Path, name: str | None = None, kinds: str = "iu") -> None:
+        self.place = f"{path}: {name}" if name else str(path)
+        self._path = path
+        with source_errors(path):
+            try:
+                if name is None:
+                    self._file: IO[bytes] = stack.enter_context(path.open("rb"))
+                else:
+                    archive = stack.enter_context(zipfile.ZipFile(path))
+                    self._file = stack.enter_context(archive.open(f"{name}.npy"))
+                version = npy_format.read_magic(self._file)
+                read_header = (
+                    npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
+                )
+                self.shape, _, self._dtype = read_header(self._file)
+            except KeyError as error:
+                raise DataError(f"{path} has no array {name}: it needs {_NEEDED}") from error
+            except ValueError as error:
+                raise DataError(f"{self.place} is no array of numpy's ({error}): write it with numpy.save") from error
+        if self._dtype.kind not in kinds or len(self.shape) != 1:
+            what = "integers" if kinds == "iu" else "numbers"
+            raise DataError(
+                f"{self.place} has type {self._dtype} and shape {self.shape}: needed are {what} in one axis"
+            )
+
+    def read(self, n: int | None = None) -> NDArray[Any]:
+        """The next n elements, all by default."""
+        n = self.shape[0] if n is None else int(n)
+        with source_errors(self._path):
+            data = self._file.read(n * self._dtype.itemsize)
+        if len(data) < n * self._dtype.itemsize:
+            raise DataError(f"{self.place} is cut short: write it again")
+        return np.frombuffer(data, dtype=self._dtype)
+
+
+_NEEDED = "X_data, X_indices, X_indptr, X_shape and Y_indices, Y_indptr, Y_shape"
+
+
+class _Classes:
+    """The classes of a file: one integer a row, or the Y arrays of an npz file."""
+
+    def __init__(self, stack: ExitStack, path: Path) -> None:
+        self.path = path
+        self.n_classes: int | None = None
+        if path.suffix == ".npy":
+            self._ids = _Array(stack, path)
+            self.indptr = np.arange(self._ids.shape[0] + 1, dtype=np.int64)
+        else:
+            self.indptr, self.n_classes = _indptr(stack, path, "Y")
+            self._ids = _Array(stack, path, "Y_indices")
+            _check_length(self._ids, self.indptr)
+
+    def read(self, begin: int, end: int, limit: int | None) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Sorted and merged classes of the next rows, ``begin..end-1``, as a CSR pair."""
+        indptr = self.indptr[begin : end + 1]
+        ids = self._ids.read(indptr[-1] - indptr[0])
+        rows = _check_range(self.path, "class", begin, indptr, ids, limit)
+        keys = np.unique(rows << 32 | ids.astype(np.int64))
+        lengths = np.bincount(keys >> 32, minlength=end - begin)
+        return np.concatenate(([0], np.cumsum(lengths))), (keys & 0xFFFFFFFF).astype(np.int32)
+
+
+def matrix_shape(path: Path, kind: str) -> Shape:
+    """N, D and K of an npz or npy file; K is None where the classes are plain integers."""
+    with ExitStack() as stack:
+        classes = _Classes(stack, path if kind == "npz" else classes_beside(path))
+        if kind == "npz":
+            indptr, n_features = _indptr(stack, path, "X")
+            n_rows = len(indptr) - 1
+        else:
+            n_rows, n_features = _dense(path).shape
+        if len(classes.indptr) - 1 != n_rows:
+            raise DataError(
+                f"{path} has {n_rows} rows, {classes.path} has classes of {len(classes.indptr) - 1}: "
+                "they must be of the same rows"
+            )
+        return Shape(n_rows, n_features, classes.n_classes)
+
+
+def matrix_chunks(path: Path, kind: str, shape: Shape, block_bytes: int) -> Iterator[Chunk]:
+    """Rows of an npz or npy file, in chunks of about ``block_bytes``."""
+    with ExitStack() as stack:
+        classes = _Classes(stack, path if kind == "npz" else classes_beside(path))
+        n_rows = len(classes.indptr) - 1
+        if kind == "npy":
+            dense = _dense(path)
+            for begin, end in _row_blocks(np.arange(n_rows + 1) * (dense.shape[1] + 1), block_bytes // 4):
+                with np.errstate(over="ignore"):
+                    values = np.ascontiguousarray(dense[begin:end], dtype=np.float32)
+                _check_finite(path, begin, np.arange(end - begin + 1) * dense.shape[1], values.ravel())
+                yield Chunk(*classes.read(begin, end, shape.n_classes), values, end / n_rows)
+            return
+        indptr, _ = _indptr(stack, path, "X")
+        indices, data = _Array(stack, path, "X_indices"), _Array(stack, path, "X_data", "iufb")
+        _check_length(indices, indptr)
+        _check_length(data, indptr)
+        for begin, end in _row_blocks(indptr + classes.indptr, block_bytes // 8):
+            rows = indptr[begin : end + 1]
+            ids = indices.read(rows[-1] - rows[0])
+            entry_rows = _check_range(path, "feature index", begin, rows, ids, shape.n_features)
+            unordered = np.flatnonzero(np.diff(entry_rows << 32 | ids.astype(np.int64)) <= 0)
+            if len(unordered):
+                entry = unordered[0] + 1
+                raise DataError(
+                    f"{path} row {begin + entry_rows[entry]}: feature index {ids[entry]} does not ascend: "
+                    "call X.sum_duplicates() before saving"
+                )
+            with np.errstate(over="ignore"):
+                values = data.read(rows[-1] - rows[0]).astype(np.float32)
+            _check_finite(path, begin, rows, values)
+            features = rows - rows[0], ids.astype(np.int32), values
+            yield Chunk(*classes.read(begin, end, shape.n_classes), features, end / n_rows)
+
+
+def classes_beside(path: Path) -> Path:
+    """The file with the classes of the dense matrix in ``path``."""
+    candidates = [path.with_suffix(".classes.npy"), path.with_suffix(".classes.npz")]
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    raise DataError(f"{path} has no classes beside it: save them as {candidates[0].name} or {candidates[1].name}")
+
+
+def _dense(path: Path) -> NDArray[Any]:
+    with source_errors(path):
+        try:
+            dense: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except ValueError as error:
+            raise DataError(f"{path} is no array of numpy's ({error}): write it with numpy.save") from error
+    if not isinstance(dense, np.ndarray) or dense.ndim != 2 or dense.dtype.kind not in "iufb":
+        raise DataError(f"{path} is no matrix of numbers with the axes (rows, features): reshape or convert it")
+    return dense
+
+
+def _indptr(stack: ExitStack, path: Path, matrix: str) -> tuple[NDArray[np.int64], int]:
+    """The checked row offsets and the number of columns of an npz file's X or Y."""
+    indptr = _Array(stack, path, f"{matrix}_indptr").read().astype(np.int64)
+    shape = _Array(stack, path, f"{matrix}_shape").read().tolist()
+    if len(shape) != 2 or len(indptr) != shape[0] + 1 or indptr[0] != 0 or np.any(np.diff(indptr) < 0):
+        raise DataError(f"{path}: {matrix}_indptr and {matrix}_shape = {shape} are not those of a CSR matrix")
+    return indptr, shape[1]
+
+
+def _check_length(array: _Array, indptr: NDArray[np.int64]) -> None:
+    if array.shape[0] != indptr[-1]:
+        raise DataError(f"{array.place} has {array.shape[0]} entries, its indptr ends at {indptr[-1]}: save it again")
+
+
+def _row_blocks(offsets: NDArray[np.int64], n_entries: int) -> Iterator[tuple[int, int]]:
+    """Consecutive rows that hold about ``n_entries`` together, at least one row at a time."""
+    begin, n_rows = 0, len(offsets) - 1
+    while begin < n_rows:
+        end = int(np.searchsorted(offsets, offsets[begin] + n_entries, side="right")) - 1
+        end = min(max(end, begin + 1), begin + 2**20, n_rows)
+        yield begin, end
+        begin = end
+
+
+def _check_range(
+    path: Path, what: str, begin: int, indptr: NDArray[np.int64], ids: NDArray[Any], limit: int | None
+) -> NDArray[np.int64]:
+    """The row within the block of every entry, after a check that all ids are in range."""
+    rows = np.repeat(np.arange(len(indptr) - 1, dtype=np.int64), np.diff(indptr))
+    limit = LIMIT if limit is None else limit
+    outside = np.flatnonzero((ids < 0) | (ids >= limit))
+    if len(outside):
+        raise DataError(
+            f"{path} row {begin + rows[outside[0]]}: {what} {ids[outside[0]]} is outside 0..{limit - 1}: correct it"
+        )
+    return rows
+
+
+def _check_finite(path: Path, begin: int, indptr: NDArray[np.int64], values: NDArray[np.float32]) -> None:
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        row = begin + int(np.searchsorted(indptr - indptr[0], bad[0], side="right")) - 1
+        raise DataError(f"{path} row {row}: feature value {values[bad[0]]} is not finite in float32: replace it")

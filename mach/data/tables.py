@@ -1,0 +1,173 @@
+"""Readers of text with class names: CSV, JSON lines, Parquet, as chunks of texts and names.
+
+The text of a row is its text columns joined by blanks. Its classes are a list of names, a string of names with a
+separator, or one name; integers are taken as names, empty names and missing values as no class. CSV and JSON lines
+are UTF-8 and may be compressed (.gz, .bz2, .xz).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mach.config import DataConfig
+from mach.data.readers import BLOCK_BYTES, SourceFile, source_errors
+from mach.errors import DataError
+
+CHUNK_ROWS = 2**15
+
+
+@dataclass(frozen=True)
+class TextChunk:
+    """Some consecutive rows: their texts, the names of their classes, and the share of the source read so far."""
+
+    texts: list[str]
+    class_names: list[list[str]]
+    fraction: float = 0.0
+
+
+def read_texts(path: Path, kind: str, config: DataConfig, block_bytes: int = BLOCK_BYTES) -> Iterator[TextChunk]:
+    """Rows of a table.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    kind : str
+        ``csv``, ``jsonl`` or ``parquet``.
+    config : DataConfig
+        Names the columns and the separator of class names.
+    block_bytes : int
+        Characters of text that make a chunk; it ends after 32,768 rows anyway.
+
+    Raises
+    ------
+    DataError
+        One line that names the file, the line (or the row, for Parquet), the value and what to do.
+    """
+    if kind == "parquet":
+        yield from _parquet(path, config, block_bytes)
+        return
+    with SourceFile(path) as source:
+        records = (_csv_records if kind == "csv" else _json_records)(
+            source, [*config.text_columns, config.class_column]
+        )
+        rows = (_row(values, f"{path} line {line}", config) for line, values in records)
+        yield from chunks_of(rows, block_bytes, lambda: source.fraction)
+
+
+def chunks_of(
+    rows: Iterable[tuple[str, list[str]]], block_bytes: int = BLOCK_BYTES, fraction: Callable[[], float] = lambda: 0.0
+) -> Iterator[TextChunk]:
+    """Gather rows of (text, class names) into chunks of bounded size."""
+    texts: list[str] = []
+    names: list[list[str]] = []
+    n_characters = 0
+    for text, names_of_row in rows:
+        texts.append(text)
+        names.append(names_of_row)
+        n_characters += len(text)
+        if n_characters >= block_bytes or len(texts) == CHUNK_ROWS:
+            yield TextChunk(texts, names, fraction())
+            texts, names, n_characters = [], [], 0
+    if texts:
+        yield TextChunk(texts, names, fraction())
+
+
+def _csv_records(source: SourceFile, wanted: list[str]) -> Iterator[tuple[int, list[Any]]]:
+    csv.field_size_limit(sys.maxsize)  # the default refuses texts of more than 128 KiB
+    reader = csv.reader(source.lines(), strict=True)
+    line = 1
+    try:
+        header = next(reader, [])
+        if not header:
+            raise DataError(f"{source.path} is empty or lacks a header: its first line must name the columns")
+        places = [_place(name, header, f"{source.path} line 1") for name in wanted]
+        line = reader.line_num + 1
+        for record in reader:
+            if record and len(record) != len(header):
+                raise DataError(
+                    f"{source.path} line {line}: {len(record)} fields instead of {len(header)}: quote the text that "
+                    "holds a comma"
+                )
+            if record:  # csv yields [] for a blank line
+                yield line, [record[place] for place in places]
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(f"{source.path} line {line}: no valid CSV ({error}): correct its quotes") from error
+
+
+def _json_records(source: SourceFile, wanted: list[str]) -> Iterator[tuple[int, list[Any]]]:
+    for line, text in enumerate(source.lines(), 1):
+        if not text.strip():
+            continue
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", "too deeply nested")
+            raise DataError(
+                f"{source.path} line {line}: {text.strip()!r:.40} is no JSON ({reason}): correct it"
+            ) from error
+        if not isinstance(record, dict):
+            raise DataError(f"{source.path} line {line}: {text.strip()!r:.40} is no JSON object: write one a line")
+        place = f"{source.path} line {line}"
+        yield line, [record[_known(name, record, place)] for name in wanted]
+
+
+def _parquet(path: Path, config: DataConfig, block_bytes: int) -> Iterator[TextChunk]:
+    import pyarrow
+    import pyarrow.parquet
+
+    n_done = 0
+    with source_errors(path):
+        try:
+            with pyarrow.parquet.ParquetFile(path) as file:
+                wanted = [*config.text_columns, config.class_column]
+                for name in wanted:
+                    _known(name, file.schema_arrow.names, str(path))
+
+                def rows() -> Iterator[tuple[str, list[str]]]:
+                    nonlocal n_done
+                    for batch in file.iter_batches(batch_size=4096, columns=wanted):
+                        columns = [batch.column(name).to_pylist() for name in wanted]
+                        for values in zip(*columns, strict=True):
+                            n_done += 1
+                            yield _row(list(values), f"{path} row {n_done - 1}", config)
+
+                yield from chunks_of(rows(), block_bytes, lambda: n_done / max(1, file.metadata.num_rows))
+        except pyarrow.ArrowException as error:
+            reason = str(error).partition("\n")[0]
+            raise DataError(f"{path} is no Parquet file or is damaged ({reason}): write it again") from error
+
+
+def _known(name: str, columns: Iterable[str], place: str) -> str:
+    if name not in columns:
+        raise DataError(
+            f"{place} has no column {name!r}; there are {', '.join(columns)}: set text_columns, class_column"
+        )
+    return name
+
+
+def _place(name: str, header: list[str], place: str) -> int:
+    return header.index(_known(name, header, place))
+
+
+def _row(values: list[Any], place: str, config: DataConfig) -> tuple[str, list[str]]:
+    *texts, classes = values
+    for name, text in zip(config.text_columns, texts, strict=True):
+        if text is not None and not isinstance(text, str):
+            raise DataError(f"{place}: column {name!r} holds {text!r:.40}, not text: convert it or leave it out")
+    names = classes if isinstance(classes, list) else [] if classes is None else [classes]
+    if isinstance(classes, str) and config.class_separator:
+        names = classes.split(config.class_separator)
+    for name in names:
+        if isinstance(name, bool) or not isinstance(name, (str, int)):
+            raise DataError(
+                f"{place}: {name!r:.40} in column {config.class_column!r} is no class name: use strings or integers"
+            )
+    return " ".join(filter(None, texts)), [name for name in map(str.strip, map(str, names)) if name]

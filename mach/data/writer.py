@@ -1,0 +1,256 @@
+"""Writing a store: chunk by chunk, digested on the way, and whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mach.data.store import DTYPES, FORMAT, Chunk
+from mach.errors import DataError, StorageError
+
+if TYPE_CHECKING:
+    from mach.data.text import TextFeatures
+
+
+class StoreWriter:
+    """Builds a store from chunks in a temporary sibling directory, renamed into place when all is on disk.
+
+    Leave the ``with`` block normally and the store is there, complete and flushed; leave it by an exception
+    and nothing remains. Memory is bounded by the chunks given to `append`.
+
+    Parameters
+    ----------
+    path : str or Path
+        Directory to make; it must not exist.
+    source : str
+        Where the rows come from, for the record.
+    dense : bool
+        Whether chunks hold dense features.
+    n_features, n_classes : int, optional
+        D and K; taken from the largest index and id (or the width of dense rows) where they are not given.
+    key : str
+        What the store was made of (`mach.data.prepare` recognises its own by it).
+
+    Attributes
+    ----------
+    class_names : iterable of str, optional
+        May be set until the block is left; must then number K.
+    text_features : TextFeatures, optional
+        Saved with the store.
+    n_rows : int
+        Rows written so far.
+    n_unknown_classes : int
+        Classes dropped because their name was unknown, for the record.
+
+    Raises
+    ------
+    StorageError
+        When the path exists, or writing fails (a full disk, no permission).
+    DataError
+        When an index or id reaches ``n_features`` or ``n_classes``, or the names do not number K.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from mach.data.store import Store
+    >>> features = np.array([0, 2]), np.array([4, 7]), np.array([1.0, 0.5])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with StoreWriter(Path(folder) / "store", source="example", n_classes=10) as writer:
+    ...         writer.append(Chunk(np.array([0, 1]), np.array([9]), features))
+    ...     store = Store.open(Path(folder) / "store")
+    ...     store.n_rows, store.n_features, store.n_classes
+    (1, 8, 10)
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        source: str,
+        dense: bool = False,
+        n_features: int | None = None,
+        n_classes: int | None = None,
+        key: str = "",
+    ) -> None:
+        self.path = Path(path)
+        self.class_names: Iterable[str] | None = None
+        self.text_features: TextFeatures | None = None
+        self.n_unknown_classes = 0
+        self._meta = {"format": FORMAT, "kind": "dense" if dense else "sparse", "source": source, "key": key}
+        self._n_features, self._n_classes, self._dense = n_features, n_classes, dense
+        self.n_rows = self._n_empty = self._n_unlabelled = 0
+        self._largest_feature = self._largest_class = -1
+        self._arrays: dict[str, _ArrayFile] = {}
+        # beside the store, hence on its file system, and under a name that no other writer has
+        self._folder = self.path.with_name(f".{self.path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+    def __enter__(self) -> Self:
+        if self.path.exists():
+            raise StorageError(f"{self.path} exists already: remove it or choose another destination")
+        with _storage_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir()
+        names = ["features"] if self._dense else ["feature_indptr", "feature_indices", "feature_values"]
+        try:
+            for name in [*names, "class_indptr", "class_ids"]:
+                self._open(name)
+            for name in ("feature_indptr", "class_indptr"):
+                if name in self._arrays:
+                    self._arrays[name].append(np.zeros(1))
+        except BaseException:
+            self._discard()
+            raise
+        return self
+
+    def append(self, chunk: Chunk) -> None:
+        """Write some rows; the chunk's arrays may be used again afterwards."""
+        n_rows = len(chunk.class_indptr) - 1
+        if isinstance(chunk.features, tuple) == self._dense:
+            raise DataError(f"{self._meta['kind']} rows expected: give StoreWriter the kind of all chunks")
+        n_rows_of_features = len(chunk.features[0]) - 1 if isinstance(chunk.features, tuple) else len(chunk.features)
+        if n_rows != n_rows_of_features:
+            raise DataError(f"a chunk has classes of {n_rows} rows and features of {n_rows_of_features}: give the same")
+        if isinstance(chunk.features, tuple):
+            indptr, indices, values = chunk.features
+            self._arrays["feature_indptr"].append(indptr[1:] + self._arrays["feature_indices"].n_entries)
+            self._arrays["feature_indices"].append(indices)
+            self._arrays["feature_values"].append(values)
+            self._largest_feature = max(self._largest_feature, int(indices.max(initial=-1)))
+            self._n_empty += int(np.count_nonzero(np.diff(indptr) == 0))
+        else:
+            self._arrays["features"].append(chunk.features)
+            self._largest_feature = max(self._largest_feature, chunk.features.shape[1] - 1)
+        self._arrays["class_indptr"].append(chunk.class_indptr[1:] + self._arrays["class_ids"].n_entries)
+        self._arrays["class_ids"].append(chunk.class_ids)
+        self._largest_class = max(self._largest_class, int(chunk.class_ids.max(initial=-1)))
+        self._n_unlabelled += int(np.count_nonzero(np.diff(chunk.class_indptr) == 0))
+        self.n_rows += n_rows
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._discard()  # after a success the folder has moved away
+
+    def _open(self, name: str) -> _ArrayFile:
+        self._arrays[name] = _ArrayFile(self._folder / name, np.dtype(DTYPES[name]), self.path)
+        return self._arrays[name]
+
+    def _finish(self) -> None:
+        n_features = _count("feature index", self._largest_feature, self._n_features)
+        n_classes = _count("class", self._largest_class, self._n_classes)
+        if self.class_names is not None:
+            self._write_class_names(self.class_names, n_classes)
+        fingerprint = hashlib.blake2b(repr((self.n_rows, n_features, n_classes)).encode(), digest_size=16)
+        for name, array in self._arrays.items():
+            array.close()
+            fingerprint.update(f"{name} {array.digest.hexdigest()}".encode())
+        with _storage_errors(self.path):
+            if self.text_features is not None:
+                folder = self._folder / "text_features"
+                folder.mkdir()
+                self.text_features.save(folder)
+                for path in [*folder.iterdir(), folder]:
+                    _flush(path)
+                fingerprint.update(self.text_features.fingerprint().encode())
+            meta = self._meta | {
+                "n_rows": self.n_rows,
+                "n_features": n_features,
+                "n_classes": n_classes,
+                "n_rows_without_features": self._n_empty,
+                "n_rows_without_classes": self._n_unlabelled,
+                "n_unknown_classes": self.n_unknown_classes,
+                "text_features": self.text_features and self.text_features.fingerprint(),
+                "fingerprint": fingerprint.hexdigest(),
+                "bytes": {name: array.n_entries * array.dtype.itemsize for name, array in self._arrays.items()},
+            }
+            (self._folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+            _flush(self._folder / "meta.json")
+            _flush(self._folder)
+            self._folder.rename(self.path)
+            _flush(self.path.parent)
+
+    def _write_class_names(self, names: Iterable[str], n_classes: int) -> None:
+        utf8, offsets = self._open("class_name_bytes"), self._open("class_name_offsets")
+        offsets.append(np.zeros(1))
+        for block in _blocks_of(names):
+            encoded = [name.encode("utf-8", "surrogatepass") for name in block]
+            offsets.append(utf8.n_entries + np.cumsum([len(name) for name in encoded]))
+            utf8.append(np.frombuffer(b"".join(encoded), dtype=np.uint8))
+        if offsets.n_entries - 1 != n_classes:
+            raise DataError(f"{offsets.n_entries - 1} class names for {n_classes} classes: give one a class")
+
+    def _discard(self) -> None:
+        for array in self._arrays.values():
+            with suppress(OSError):  # the disk may still be full
+                array.file.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class _ArrayFile:
+    """One array on its way to disk: appended, counted and digested."""
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], store: Path) -> None:
+        self.dtype, self.store = dtype, store
+        self.n_entries = 0
+        self.digest = hashlib.blake2b(digest_size=16)
+        with _storage_errors(store):
+            self.file = path.open("wb")
+
+    def append(self, array: NDArray[Any]) -> None:
+        data = np.ascontiguousarray(array, dtype=self.dtype).reshape(-1)
+        with _storage_errors(self.store):
+            self.file.write(data.data)
+        self.digest.update(data.data)
+        self.n_entries += len(data)
+
+    def close(self) -> None:
+        with _storage_errors(self.store):
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.close()
+
+
+def _count(what: str, largest: int, given: int | None) -> int:
+    if given is None:
+        return largest + 1
+    if largest >= given:
+        raise DataError(f"{what} {largest} is outside 0..{given - 1}: raise the limit or correct the row")
+    return given
+
+
+def _blocks_of(names: Iterable[str]) -> Iterator[list[str]]:
+    iterator = iter(names)
+    while block := list(islice(iterator, 2**16)):
+        yield block
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _storage_errors(store: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot write store {store}: {error.strerror or error}") from error

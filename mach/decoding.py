@@ -1,0 +1,398 @@
+"""From bucket scores to classes: aggregates, exact top-k, and the plain numpy oracle beside the fast path.
+
+Class ``k`` has one bucket score in each repetition, ``probs_NRB[n, r, h_r(k)]``; an *aggregate* turns the
+R of them into one score, and every aggregate is monotone in each of them. Hence the threshold algorithm
+(Fagin, Lotem & Naor, "Optimal aggregation algorithms for middleware", JCSS 66, 2003) finds the exact top
+k after opening a few buckets of each repetition: no class outside them can score above the aggregate of
+the R largest unopened bucket scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mach.errors import ConfigError, DataError
+from mach.hashing import Assignment, TableAssignment, UniversalAssignment
+
+if TYPE_CHECKING:
+    from mach.kernels.decode import Index, Rule
+
+AGGREGATES = ("mean", "unbiased-mean", "log-mean", "logit-mean", "min", "median")
+METHODS = ("auto", "gather", "threshold")
+
+_TINY = np.finfo(np.float32).tiny
+_BELOW_ONE = np.float32(1 - 2.0**-24)
+_N_PEERS = (
+    4  # repetitions whose buckets a table keeps beside each list of members: 8 or 16 bytes a class and repetition
+)
+_CHUNK_VALUES = 2**18  # bucket scores transformed at once: they stay in the second cache level until searched
+_indexes: WeakKeyDictionary[Any, Index] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The best k classes of every query, with what is known about them.
+
+    Attributes
+    ----------
+    ids_Nk : int64 array of shape (N, k)
+        Classes by descending score, equal scores by ascending class; -1 where there are fewer than k.
+    scores_Nk : float32 array of shape (N, k)
+        Their aggregates; -inf beside an id of -1.
+    exact_N : bool array of shape (N,)
+        Whether these are certainly the best; only a budget can make it False.
+    n_scored_N : int64 array of shape (N,)
+        Members of opened buckets, plus K after a pass over all classes; a class met twice counts twice.
+    n_opened_N : int64 array of shape (N,)
+        Buckets opened, summed over the repetitions.
+    bound_N : float32 array of shape (N,)
+        The certificate: no allowed class outside `ids_Nk` scores above it.
+    """
+
+    ids_Nk: NDArray[np.int64]
+    scores_Nk: NDArray[np.float32]
+    exact_N: NDArray[np.bool_]
+    n_scored_N: NDArray[np.int64]
+    n_opened_N: NDArray[np.int64]
+    bound_N: NDArray[np.float32]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[TopK]) -> TopK:
+        """One answer from the answers to consecutive parts of a batch."""
+        return cls(*(np.concatenate(columns) for columns in zip(*(vars(part).values() for part in parts), strict=True)))
+
+    @classmethod
+    def empty(cls, n_queries: int, k: int) -> TopK:
+        """Uninitialised columns to write answers into."""
+        N = n_queries
+        return cls(
+            ids_Nk=np.empty((N, k), dtype=np.int64),
+            scores_Nk=np.empty((N, k), dtype=np.float32),
+            exact_N=np.empty(N, dtype=np.bool_),
+            n_scored_N=np.empty(N, dtype=np.int64),
+            n_opened_N=np.empty(N, dtype=np.int64),
+            bound_N=np.empty(N, dtype=np.float32),
+        )
+
+
+def transform(probs: ArrayLike, aggregate: str) -> NDArray[np.float32]:
+    """Map bucket scores to the values that the aggregate reduces; monotone, finite, float32, same shape.
+
+    Scores are clipped to [0, 1] and NaN becomes the lowest score. ``log-mean`` takes logarithms with a
+    floor at the smallest normal float32 (-87.3), ``logit-mean`` log-odds between -87.3 and 16.6.
+
+    Raises
+    ------
+    ConfigError
+        When the aggregate is unknown.
+
+    Examples
+    --------
+    >>> transform([0.0, 0.25, float("nan")], "mean").tolist()
+    [0.0, 0.25, 0.0]
+    """
+    if aggregate not in AGGREGATES:
+        raise ConfigError(f"unknown aggregate {aggregate!r}: choose one of {', '.join(AGGREGATES)}")
+    low = _TINY if aggregate in {"log-mean", "logit-mean"} else np.float32(0)
+    high = _BELOW_ONE if aggregate == "logit-mean" else np.float32(1)
+    values = np.fmax(np.ascontiguousarray(probs, dtype=np.float32), low)  # fmax, unlike maximum, drops NaN
+    np.minimum(values, high, out=values)
+    if aggregate == "logit-mean":
+        values /= 1 - values
+    return np.log(values, out=values) if low > 0 else values
+
+
+def reduce(values: NDArray[np.float32], aggregate: str, n_buckets: int) -> NDArray[np.float32]:
+    """Reduce the first axis (repetitions) of transformed values; float64 in the order of r, rounded once.
+
+    ``unbiased-mean`` is ``B / (B - 1) * (mean - 1 / B)``, which estimates the probability of an exclusive
+    class without bias (Medini et al., "Extreme Classification in Log Memory", NeurIPS 2019).
+    """
+    n = len(values)
+    if aggregate == "min":
+        return np.min(values, axis=0)
+    if aggregate == "median":
+        ordered = np.sort(values, axis=0).astype(np.float64)
+        return ((ordered[(n - 1) // 2] + ordered[n // 2]) / 2).astype(np.float32)
+    total = np.zeros(values.shape[1:])
+    for row in values:
+        total += row
+    gain, shift = _affine(aggregate, n_buckets)
+    return (gain * (total / n) + shift).astype(np.float32)
+
+
+def class_scores_oracle(probs_NRB: ArrayLike, assignment: Assignment, aggregate: str) -> NDArray[np.float32]:
+    """Scores of all classes, shape (N, K), in plain numpy; the definition that every fast path must equal."""
+    values_NRB = transform(probs_NRB, aggregate)
+    buckets_RK = assignment.buckets(np.arange(assignment.n_classes))
+    values_RNK = np.stack([values_NRB[:, r, row] for r, row in enumerate(buckets_RK)])
+    return reduce(values_RNK, aggregate, assignment.n_buckets)
+
+
+def topk_oracle(
+    probs_NRB: ArrayLike, assignment: Assignment, k: int, aggregate: str
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Best k classes of each query and their scores by sorting all K scores; ties go to the smaller class."""
+    scores_NK = class_scores_oracle(probs_NRB, assignment, aggregate)
+    return _best(np.arange(assignment.n_classes), scores_NK, k)
+
+
+class Decoder:
+    """Everything prepared once to ask one assignment for classes; safe to share between threads.
+
+    Parameters
+    ----------
+    assignment : Assignment
+        Universal (nothing of size K is kept) or table (about ``R K (4 + 5 w)`` bytes more than its
+        own, w = 2 for B up to 65,536 and 4 above; shared by all decoders of the assignment object).
+    aggregate : str
+        One of `AGGREGATES`.
+
+    Examples
+    --------
+    >>> assignment = UniversalAssignment.draw(n_classes=1000, n_buckets=16, n_repetitions=4, seed=0)
+    >>> probs_NRB = np.full((1, 4, 16), 0.01, dtype=np.float32)
+    >>> probs_NRB[0, np.arange(4), assignment.buckets([42])[:, 0]] = 0.9
+    >>> int(Decoder(assignment).topk(probs_NRB, k=3).ids_Nk[0, 0])
+    42
+    """
+
+    def __init__(self, assignment: Assignment, aggregate: str = "log-mean") -> None:
+        transform([], aggregate)  # an unknown aggregate fails here, not at the first query
+        self.assignment = assignment
+        self.aggregate = aggregate
+
+    def topk(
+        self,
+        probs_NRB: ArrayLike,
+        k: int = 10,
+        *,
+        allowed_K: NDArray[np.bool_] | None = None,
+        budget: int | None = None,
+        method: str = "auto",
+    ) -> TopK:
+        """Exact best k classes of each query.
+
+        Parameters
+        ----------
+        probs_NRB : float array of shape (N, R, B)
+            Bucket probabilities.
+        k : int
+            At least 1.
+        allowed_K : bool array of shape (K,), optional
+            Classes that may be returned.
+        budget : int, optional
+            Largest number of classes to score for a query; when it is too small for a certificate,
+            `TopK.exact_N` is False and `TopK.bound_N` says what may have been missed.
+        method : str
+            ``threshold`` opens buckets in descending score and falls back to ``gather``, a pass over all
+            classes, once it has met a large share of them; ``auto`` chooses. The answers are the same.
+
+        Raises
+        ------
+        ConfigError, DataError
+            When an argument or a shape does not fit.
+        """
+        from mach.kernels import decode
+
+        probs_NRB = self._checked(probs_NRB)
+        N, K = len(probs_NRB), self.assignment.n_classes
+        if k < 1 or (budget is not None and budget < 0):
+            raise ConfigError(f"k {k} must be at least 1 and budget {budget} at least 0")
+        if method not in METHODS:
+            raise ConfigError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
+        if method == "gather" and budget is not None and budget < K:
+            raise ConfigError(f"method 'gather' scores all {K} classes, above the budget {budget}: use 'threshold'")
+        if allowed_K is not None and (np.shape(allowed_K) != (K,) or np.asarray(allowed_K).dtype != bool):
+            raise DataError(f"allowed_K has shape {np.shape(allowed_K)}: need one bool a class, shape ({K},)")
+        index, rule = _index(self.assignment), _rule(self.aggregate, self.assignment)
+        if allowed_K is not None and method == "auto":
+            few_C = np.flatnonzero(allowed_K)
+            if len(few_C) <= min(K // 64, K if budget is None else budget):
+                return self._topk_of(few_C, probs_NRB, k)
+        mask_K = np.empty(0, dtype=bool) if allowed_K is None else np.ascontiguousarray(allowed_K)
+        unlimited = np.iinfo(np.int64).max
+        limit = _scan_beyond(self.assignment, k, method, budget)
+        top = TopK.empty(N, k)
+        for part in self._chunks(N):
+            outputs = tuple(column[part] for column in vars(top).values())
+            values_NRB = transform(probs_NRB[part], self.aggregate)
+            decode.search(values_NRB, index, rule, mask_K, unlimited if budget is None else budget, limit, outputs)
+        top.ids_Nk[top.ids_Nk == decode.NO_CLASS] = -1
+        return top
+
+    def score(self, probs_NRB: ArrayLike, ids_NC: ArrayLike) -> NDArray[np.float32]:
+        """Scores of given classes, shape (N, C), float32; an id of -1 scores -inf.
+
+        Raises
+        ------
+        DataError
+            When a class is out of range or a shape does not fit.
+        """
+        probs_NRB, ids_NC = self._checked(probs_NRB), np.asarray(ids_NC, dtype=np.int64)
+        N, K = len(probs_NRB), self.assignment.n_classes
+        if ids_NC.ndim != 2 or len(ids_NC) != N:
+            raise DataError(f"candidates have shape {ids_NC.shape}: need ({N}, C), a row a query")
+        outside = ids_NC[(ids_NC < -1) | (ids_NC >= K)]
+        if len(outside):
+            raise DataError(f"candidate {outside[0]} is no class: need 0..{K - 1}, or -1 for none")
+        scores_NC = np.empty(ids_NC.shape, dtype=np.float32)
+        for part in self._chunks(N):
+            values_NRB, ids = transform(probs_NRB[part], self.aggregate), ids_NC[part]
+            buckets_RNC = self.assignment.buckets(np.maximum(ids, 0).ravel()).reshape(
+                self.assignment.n_repetitions, *ids.shape
+            )
+            values_RNC = np.stack(
+                [np.take_along_axis(values_NRB[:, r], row, axis=1) for r, row in enumerate(buckets_RNC)]
+            )
+            scores_NC[part] = reduce(values_RNC, self.aggregate, self.assignment.n_buckets)
+        scores_NC[ids_NC == -1] = -np.inf
+        return scores_NC
+
+    def _topk_of(self, ids_C: NDArray[np.int64], probs_NRB: NDArray[Any], k: int) -> TopK:
+        """Best k among few classes, all of them scored."""
+        top = TopK.empty(len(probs_NRB), k)
+        for n, probs_RB in enumerate(probs_NRB):
+            scores_1C = self.score(probs_RB[None], ids_C[None])
+            top.ids_Nk[n : n + 1], top.scores_Nk[n : n + 1] = _best(ids_C, scores_1C, k)
+        top.exact_N[:], top.n_scored_N[:], top.n_opened_N[:] = True, len(ids_C), 0
+        top.bound_N[:] = top.scores_Nk[:, -1]
+        return top
+
+    def _checked(self, probs_NRB: ArrayLike) -> NDArray[Any]:
+        probs = np.asarray(probs_NRB)
+        shape = (self.assignment.n_repetitions, self.assignment.n_buckets)
+        if probs.ndim != 3 or probs.shape[1:] != shape:
+            raise DataError(f"bucket scores have shape {probs.shape}: need (N, R, B) = (N, {shape[0]}, {shape[1]})")
+        return probs
+
+    def _chunks(self, n_queries: int) -> list[slice]:
+        n = max(1, _CHUNK_VALUES // (self.assignment.n_repetitions * self.assignment.n_buckets))
+        return [slice(begin, begin + n) for begin in range(0, n_queries, n)]
+
+
+def topk(
+    probs_NRB: ArrayLike,
+    assignment: Assignment,
+    k: int = 10,
+    *,
+    aggregate: str = "log-mean",
+    allowed_K: NDArray[np.bool_] | None = None,
+    budget: int | None = None,
+    method: str = "auto",
+) -> TopK:
+    """`Decoder.topk` without a decoder at hand; what an assignment needs is prepared once and kept with it."""
+    return Decoder(assignment, aggregate).topk(probs_NRB, k, allowed_K=allowed_K, budget=budget, method=method)
+
+
+def score(
+    probs_NRB: ArrayLike, assignment: Assignment, ids_NC: ArrayLike, aggregate: str = "log-mean"
+) -> NDArray[np.float32]:
+    """`Decoder.score` without a decoder at hand."""
+    return Decoder(assignment, aggregate).score(probs_NRB, ids_NC)
+
+
+def _best(
+    ids_K: NDArray[np.int64], scores_NK: NDArray[np.float32], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    order_NK = np.argsort(-scores_NK, axis=1, kind="stable")[:, :k]
+    padding = ((0, 0), (0, k - order_NK.shape[1]))
+    scores_Nk = np.take_along_axis(scores_NK, order_NK, axis=1)
+    return np.pad(ids_K[order_NK], padding, constant_values=-1), np.pad(scores_Nk, padding, constant_values=-np.inf)
+
+
+def _affine(aggregate: str, n_buckets: int) -> tuple[float, float]:
+    if aggregate == "unbiased-mean":
+        return n_buckets / (n_buckets - 1), -1 / (n_buckets - 1)
+    return 1.0, 0.0
+
+
+def _rule(aggregate: str, assignment: Assignment) -> Rule:
+    from mach.kernels.decode import Rule
+
+    n = assignment.n_repetitions
+    return Rule({"min": n, "median": (n + 1) // 2}.get(aggregate, 0), *_affine(aggregate, assignment.n_buckets))
+
+
+def _scan_beyond(assignment: Assignment, k: int, method: str, budget: int | None) -> int:
+    """Classes that the threshold algorithm may meet before a scan is cheaper; -1 scans at once."""
+    K = assignment.n_classes
+    small = (K < 2**15 or k > K // 256) and (budget is None or budget >= K)
+    if method == "gather" or (method == "auto" and small):
+        return -1
+    if budget is not None and budget < 2 * K:
+        return budget  # no scan could follow
+    return K // 8 if isinstance(assignment, TableAssignment) else K // 2  # listed members are met much more slowly
+
+
+def _index(assignment: Assignment) -> Index:
+    if assignment not in _indexes:
+        if isinstance(assignment, UniversalAssignment):
+            _indexes[assignment] = _universal_index(assignment)
+        elif isinstance(assignment, TableAssignment):
+            _indexes[assignment] = _table_index(assignment)
+        else:
+            raise ConfigError(f"cannot decode a {type(assignment).__name__}: need a universal or a table assignment")
+    return _indexes[assignment]
+
+
+def _universal_index(assignment: UniversalAssignment) -> Index:
+    from mach.kernels.decode import LENGTH, Index
+
+    p = assignment.prime
+    if p >= 2**31:
+        raise ConfigError(f"prime {p} is too large to decode: draw the assignment with a capacity below {2**31}")
+    multipliers_R, inverses_R = assignment.multipliers_R, assignment.inverses_R
+    strides_R = inverses_R * assignment.n_buckets % p  # from one member of a bucket to the next
+    steps_RS = strides_R[:, None] * multipliers_R[None, :] % p
+    j_L = np.arange(LENGTH)
+    none = np.empty((0, 0), dtype=np.uint16)
+    return Index(
+        is_table=False,
+        n_classes=assignment.n_classes,
+        n_buckets=assignment.n_buckets,
+        prime=p,
+        multipliers_R=multipliers_R,
+        offsets_R=assignment.offsets_R,
+        inverses_R=inverses_R,
+        steps_RSL=(steps_RS[:, :, None] * j_L % p).astype(np.uint32),
+        scan_steps_RL=(multipliers_R[:, None] * j_L % p).astype(np.uint32),
+        table_KR=none,
+        firsts_RB1=none.astype(np.int64),
+        members_RK=none.astype(np.int32),
+        peers_RGK=none[:, :, None],
+    )
+
+
+def _table_index(assignment: TableAssignment) -> Index:
+    from mach.kernels.decode import Index
+
+    R, width = assignment.n_repetitions, np.uint16 if assignment.n_buckets <= 2**16 else np.uint32
+    table_RK = assignment.table_RK.astype(width)
+    firsts_RB1, members_RK = assignment.inverse
+    peers_RGK = np.empty((R, min(_N_PEERS, R - 1), assignment.n_classes), dtype=width)
+    for r in range(R):
+        for g in range(peers_RGK.shape[1]):
+            peers_RGK[r, g] = table_RK[(r + 1 + g) % R, members_RK[r]]
+    none = np.empty(0, dtype=np.int64)
+    return Index(
+        is_table=True,
+        n_classes=assignment.n_classes,
+        n_buckets=assignment.n_buckets,
+        prime=1,
+        multipliers_R=none,
+        offsets_R=none,
+        inverses_R=none,
+        steps_RSL=np.empty((0, 0, 0), dtype=np.uint32),
+        scan_steps_RL=np.empty((0, 0), dtype=np.uint32),
+        table_KR=np.ascontiguousarray(table_RK.T),
+        firsts_RB1=firsts_RB1,
+        members_RK=members_RK,
+        peers_RGK=peers_RGK,
+    )

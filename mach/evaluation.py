@@ -1,0 +1,52 @@
+"""Accuracy of a model on a data set, for all its repetitions and for every prefix of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from mach.data.store import Store
+from mach.decoding import Decoder
+from mach.metrics import evaluate as evaluate_ids
+from mach.metrics import propensities
+from mach.model import MachModel
+
+
+def evaluate(
+    model: MachModel, store: Store, *, ks: tuple[int, ...] = (1, 3, 5), curve: bool = True
+) -> list[dict[str, Any]]:
+    """Metrics of a model on the rows of a store.
+
+    Parameters
+    ----------
+    model : MachModel
+    store : Store
+        Prepared like the model's training data.
+    ks : tuple of int
+        Cut-offs of P@k, nDCG@k, PSP@k, recall@k.
+    curve : bool
+        Also for the first 1, 2, ... repetitions, from the same bucket scores.
+
+    Returns
+    -------
+    list of dict
+        One a number of repetitions, ascending; the last holds all. Metrics are shares in 0..1.
+    """
+    n_repetitions = model.n_repetitions
+    sizes = range(1, n_repetitions + 1) if curve else [n_repetitions]
+    decoders = [Decoder(model.assignment.select(list(range(size))), model.aggregate) for size in sizes]
+    found: list[list[Any]] = [[] for _ in decoders]
+    for probs_NRB in model.probabilities(store):
+        for decoder, size, ids in zip(decoders, sizes, found, strict=True):
+            ids.append(decoder.topk(np.ascontiguousarray(probs_NRB[:, :size]), max(ks)).ids_Nk)
+    truth = csr_array(
+        (np.ones(len(store.class_ids), np.int8), store.class_ids, store.class_indptr),
+        shape=(store.n_rows, model.n_classes),
+    )
+    weights_K = propensities(model.run.class_counts_K(), model.run.manifest.n_rows)
+    return [
+        {"n_repetitions": size, **evaluate_ids(np.concatenate(ids), truth, ks=ks, propensities=weights_K)}
+        for size, ids in zip(sizes, found, strict=True)
+    ]

@@ -1,0 +1,33 @@
+"""Adam (Kingma & Ba, "Adam: a method for stochastic optimization", ICLR 2015), once for dense and sparse layers."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def adam_step(
+    weight: NDArray[np.float32],
+    gradient: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    square: NDArray[np.float32],
+    rate: float,
+    step: int,
+) -> None:
+    """Move 1-D weights and both moments in place; ``step`` counts from 1. Reads and writes 28 bytes a weight."""
+    beta1, beta2 = np.float32(BETA1), np.float32(BETA2)
+    gain1, gain2 = np.float32(1.0 - BETA1), np.float32(1.0 - BETA2)
+    scale = np.float32(rate / (1.0 - BETA1**step))
+    unbias = np.float32(1.0 / np.sqrt(1.0 - BETA2**step))
+    epsilon = np.float32(EPSILON)
+    for i in range(len(weight)):
+        g = gradient[i]
+        m = beta1 * mean[i] + gain1 * g
+        v = beta2 * square[i] + gain2 * g * g
+        mean[i] = m
+        square[i] = v
+        weight[i] -= scale * m / (np.sqrt(v) * unbias + epsilon)

@@ -1,0 +1,85 @@
+"""The scheduler of repetitions: a queue that hands the next item to whichever worker is free.
+
+It holds no clock, process or socket, only what was asked and what happened, so every launcher (and a simulation)
+drives the same object. There is no fixed plan: unequal workers, losses and an R that the workers do not divide
+cost nothing but the tail.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+
+@dataclass
+class _Item:
+    repetition: int
+    step: int = 0  # the furthest ever reported
+    step_at_last_loss: int = -1
+    fruitless: int = 0  # losses or failures in a row without a step further than before
+    causes: list[str] = field(default_factory=list)
+
+
+class Schedule:
+    """Which repetition goes where next, and when to give one up.
+
+    Parameters
+    ----------
+    repetitions : iterable of int
+        Those to train, in the order in which they are handed out.
+    attempts : int
+        A repetition that is lost or fails so many times in a row without getting further is given up. Losses
+        that follow progress are free: a run survives any number of kills as long as it moves between them.
+    """
+
+    def __init__(self, repetitions: Iterable[int], attempts: int) -> None:
+        self._items = {r: _Item(r) for r in repetitions}
+        self._waiting = deque(self._items)
+        self._running: dict[int, int] = {}
+        self.attempts = attempts
+        self.finished: list[int] = []
+        self.given_up: dict[int, str] = {}
+
+    @property
+    def is_over(self) -> bool:
+        return not self._waiting and not self._running
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._waiting)
+
+    def next_for(self, worker: int) -> int | None:
+        """The next repetition for a free worker, or None when nothing waits."""
+        if worker in self._running:
+            raise ValueError(f"worker {worker} still holds repetition {self._running[worker]}")
+        if not self._waiting:
+            return None
+        repetition = self._waiting.popleft()
+        self._running[worker] = repetition
+        return repetition
+
+    def progressed(self, repetition: int, step: int) -> None:
+        """A repetition reported a step."""
+        item = self._items[repetition]
+        item.step = max(item.step, step)
+
+    def done(self, worker: int) -> int:
+        """A worker finished its repetition; returns it."""
+        repetition = self._running.pop(worker)
+        self.finished.append(repetition)
+        return repetition
+
+    def lost(self, worker: int, cause: str) -> int | None:
+        """A worker died or its repetition failed: put it back, or give it up; returns the repetition, if any."""
+        repetition = self._running.pop(worker, None)
+        if repetition is None:
+            return None
+        item = self._items[repetition]
+        item.fruitless = 1 if item.step > item.step_at_last_loss >= 0 else item.fruitless + 1
+        item.step_at_last_loss = item.step
+        if item.fruitless >= self.attempts:
+            self.given_up[repetition] = cause
+        else:
+            self._waiting.appendleft(repetition)  # it has a head start: finish it first
+        return repetition

@@ -1,0 +1,130 @@
+"""Queries as people hold them (texts, sparse or dense matrices, stores) to batches as networks read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mach.data.store import Store
+from mach.errors import DataError
+from mach.networks.batch import Batch, DenseBatch, SparseBatch
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+    from mach.data.text import TextFeatures
+
+    Queries: TypeAlias = str | Sequence[str] | csr_array | ArrayLike | Store
+
+
+@dataclass(frozen=True)
+class QueryReader:
+    """What a model accepts.
+
+    Parameters
+    ----------
+    n_features : int
+        D.
+    dense_input : bool
+        Whether its networks read dense rows.
+    text_features : TextFeatures or None
+        How texts become features; None where the model takes numbers.
+    """
+
+    n_features: int
+    dense_input: bool
+    text_features: TextFeatures | None
+
+    def batches(self, queries: Queries, n_rows: int) -> Iterator[Batch]:
+        """Consecutive batches of at most ``n_rows`` rows.
+
+        Raises
+        ------
+        DataError
+            When the queries are of another kind or width than the model, or hold NaN or infinity.
+        """
+        if isinstance(queries, Store):
+            for begin in range(0, queries.n_rows, n_rows):
+                yield self._batch(queries.features(begin, min(begin + n_rows, queries.n_rows)))
+            return
+        rows: Any = [queries] if isinstance(queries, str) else queries
+        if _is_texts(rows):
+            rows = rows if isinstance(rows, list) else list(rows)
+            for begin in range(0, len(rows), n_rows):
+                yield self._featurised(rows[begin : begin + n_rows])
+            return
+        rows = rows.tocsr() if hasattr(rows, "tocsr") else np.atleast_2d(_numbers(rows))
+        for begin in range(0, rows.shape[0], n_rows):
+            yield self._batch(rows[begin : begin + n_rows])
+
+    def parse(self, line: str) -> Any:
+        """A typed query: the text itself, or ``index:value`` pairs (sparse) or numbers (dense) as one row."""
+        if self.text_features is not None:
+            return line
+        try:
+            if self.dense_input:
+                return np.array(line.replace(",", " ").split(), dtype=np.float32)
+            row_D = np.zeros((1, self.n_features), np.float32)
+            for pair in line.split():
+                index, _, value = pair.partition(":")
+                row_D[0, int(index)] = float(value)
+        except (ValueError, IndexError) as error:
+            raise DataError(
+                f"query {line!r:.60}: this model takes numbers, written as "
+                f"{'x x x' if self.dense_input else 'index:value index:value'} of {self.n_features} features ({error})"
+            ) from error
+        return row_D[0]
+
+    def _featurised(self, texts: list[str]) -> SparseBatch:
+        if self.text_features is None:
+            raise DataError(
+                f"this model was trained on numbers, not on text: give features of shape (N, {self.n_features})"
+            )
+        return SparseBatch(*self.text_features.transform(texts))
+
+    def _batch(self, rows: Any) -> Batch:
+        is_sparse = hasattr(rows, "tocsr")
+        width = rows.shape[1] if len(rows.shape) == 2 else None
+        if (
+            width is None
+            or width > self.n_features
+            or (width < self.n_features and (self.dense_input or not is_sparse))
+        ):
+            raise DataError(
+                f"queries have shape {tuple(rows.shape)}, the model takes (N, {self.n_features}): use the same features"
+            )
+        if not np.isfinite(rows.data if is_sparse else rows).all():
+            raise DataError("queries hold NaN or infinity: replace such values first")
+        if self.dense_input:
+            return DenseBatch(np.ascontiguousarray(rows.toarray() if is_sparse else rows, dtype=np.float32))
+        if not is_sparse:
+            from scipy.sparse import csr_array
+
+            rows = csr_array(rows)
+        return SparseBatch(rows.indptr.astype(np.int64), rows.indices.astype(np.int32), rows.data.astype(np.float32))
+
+
+def is_single(queries: Any) -> bool:
+    """Whether queries are one text or one row of numbers, so that answers lose their first axis."""
+    if isinstance(queries, str):
+        return True
+    if isinstance(queries, Store) or hasattr(queries, "tocsr") or _is_texts(queries):
+        return False
+    return np.ndim(queries) == 1
+
+
+def _is_texts(queries: Any) -> bool:
+    if isinstance(queries, np.ndarray):
+        return queries.dtype.kind in "OU"
+    return isinstance(queries, Sequence) and all(isinstance(query, str) for query in queries[:1]) and len(queries) > 0
+
+
+def _numbers(queries: Any) -> NDArray[np.float32]:
+    try:
+        return np.asarray(queries, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"queries are neither texts nor rows of numbers of equal length: {error}") from error

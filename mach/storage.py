@@ -1,0 +1,314 @@
+"""The run directory, which is the model directory: layout, atomic writes, locks.
+
+::
+
+    config.toml         the resolved configuration
+    manifest.json       format number, hash functions, K, D, fingerprint of the data
+    class_counts.npy    training rows a class
+    class_names.safetensors   UTF-8 and offsets (where the data has names)
+    text/               text features (where the data is text)
+    repetitions/r000/   weights.safetensors, metrics.jsonl, state.safetensors (only while training), log.txt, DONE
+
+Every file appears whole or not at all: it is written under another name, synced and renamed. A repetition is
+finished when its ``DONE`` exists, which is written last; any set of finished repetitions is a model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mach.config import Config, load_config, to_toml
+from mach.data.store import ClassNames, Reference
+from mach.errors import StorageError
+from mach.hashing import Assignment, from_description
+from mach.tensors import map_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from mach.data.text import TextFeatures
+
+FORMAT = 1
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes its name only when the block ends well.
+
+    Raises
+    ------
+    StorageError
+        When it cannot be written, for example on a full disk; then nothing is left of it.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path}: {error.strerror}; what was there before is untouched: make room or give access, "
+            "then run the same command again"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically."""
+    with atomic_file(path) as file:
+        file.write((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a missing or damaged file is a StorageError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise StorageError(f"{path} is not valid JSON ({error}): the file is damaged") from error
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a run is, beside its configuration: all that a model needs to answer."""
+
+    n_classes: int
+    n_features: int
+    n_rows: int
+    dense_input: bool
+    loss: str
+    precision: str
+    data_fingerprint: str
+    assignment: dict[str, Any]
+    mach_version: str
+    format: int = FORMAT
+
+
+class RepetitionFiles:
+    """The files of one repetition."""
+
+    def __init__(self, folder: Path, repetition: int) -> None:
+        self.repetition = repetition
+        self.folder = folder
+        self.weights = folder / "weights.safetensors"
+        self.best = folder / "best.safetensors"
+        self.state = folder / "state.safetensors"
+        self.metrics = folder / "metrics.jsonl"
+        self.log = folder / "log.txt"
+        self.done = folder / "DONE"
+
+    @property
+    def is_done(self) -> bool:
+        return self.done.exists()
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether some process is training it now."""
+        try:
+            with self.locked():
+                return False
+        except StorageError:
+            return True
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the repetition for one trainer; the lock falls when its process ends, however it ends."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise StorageError(
+                    f"{self.folder} is being trained by another process: wait for it, or stop it"
+                ) from error
+            yield
+
+    def save(self, path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> str:
+        """Write arrays atomically; return the digest of their bytes."""
+        with atomic_file(path) as file:
+            return write_tensors(file, arrays, metadata)
+
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        with atomic_file(self.metrics) as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        if not self.metrics.exists():
+            return []
+        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Mark the repetition as finished and drop what only training needed."""
+        write_json(self.done, summary)
+        for path in (self.state, self.best):
+            path.unlink(missing_ok=True)
+
+
+class Run:
+    """A run directory opened for reading or training."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Open an existing run; its format is checked.
+
+        Raises
+        ------
+        StorageError
+            When the folder is no run or of a newer format.
+        """
+        run = cls(Path(path))
+        if not (run.path / "manifest.json").exists():
+            raise StorageError(
+                f"{path} is not a run directory (it has no manifest.json): give one made by `mach train`"
+            )
+        found = read_json(run.path / "manifest.json").get("format")
+        if found != FORMAT:
+            raise StorageError(
+                f"{path} has format {found}, this version reads format {FORMAT}: use the version it names"
+            )
+        return run
+
+    @classmethod
+    def create(cls, path: str | Path, config: Config, manifest: Manifest, class_counts_K: NDArray[np.int64]) -> Run:
+        """Lay out a new run; the manifest is written last, so that a killed start leaves no half run."""
+        run = cls(Path(path))
+        try:
+            (run.path / "repetitions").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot create {path}: {error.strerror}") from error
+        with atomic_file(run.path / "class_counts.npy") as file:
+            np.save(file, class_counts_K)
+        run.update(config, manifest)
+        return run
+
+    def update(self, config: Config, manifest: Manifest) -> None:
+        """Replace configuration and manifest, as when R is raised."""
+        with atomic_file(self.path / "config.toml") as file:
+            file.write(to_toml(config).encode())
+        write_json(self.path / "manifest.json", asdict(manifest))
+        for name in ("config", "manifest"):
+            self.__dict__.pop(name, None)
+
+    @cached_property
+    def config(self) -> Config:
+        return load_config(self.path / "config.toml")
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        try:
+            return Manifest(**read_json(self.path / "manifest.json"))
+        except TypeError as error:
+            raise StorageError(f"{self.path / 'manifest.json'} has other keys than expected: {error}") from error
+
+    def assignment(self) -> Assignment:
+        """Assignment of all R repetitions, its checksum verified."""
+        return from_description(self.manifest.assignment)
+
+    def class_counts_K(self) -> NDArray[np.int64]:
+        """Training rows of every class."""
+        path = self.path / "class_counts.npy"
+        try:
+            counts_K: NDArray[np.int64] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise StorageError(f"cannot read {path}: {error}") from error
+        return counts_K
+
+    @property
+    def class_names_file(self) -> Path:
+        return self.path / "class_names.safetensors"
+
+    def write_class_names(self, names: ClassNames) -> None:
+        with atomic_file(self.class_names_file) as file:
+            write_tensors(file, {"offsets": names.offsets, "utf8": names.utf8}, {})
+
+    @cached_property
+    def class_names(self) -> ClassNames | None:
+        """Names by class, mapped; None where the data had none."""
+        if not self.class_names_file.exists():
+            return None
+        arrays = map_tensors(self.class_names_file)[0]
+        return ClassNames(arrays["offsets"], arrays["utf8"])
+
+    @property
+    def text_folder(self) -> Path:
+        return self.path / "text"
+
+    @cached_property
+    def text_features(self) -> TextFeatures | None:
+        """How texts become features, exactly as in training; None where the data was numbers."""
+        if not self.text_folder.exists():
+            return None
+        from mach.data.text import TextFeatures
+
+        return TextFeatures.load(self.text_folder)
+
+    def reference(self) -> Reference:
+        """What other rows must agree with to be this model's queries."""
+        manifest = self.manifest
+        return Reference(
+            path=self.path,
+            fingerprint=manifest.data_fingerprint,
+            n_features=manifest.n_features,
+            n_classes=manifest.n_classes,
+            is_dense=manifest.dense_input,
+            class_names=self.class_names,
+            text_features=self.text_features,
+        )
+
+    def status(self, repetition: int) -> dict[str, Any]:
+        """How far a repetition is, from its files alone."""
+        files = self.repetition(repetition)
+        metrics = files.read_metrics()
+        last = metrics[-1] if metrics else {}
+        state = "finished" if files.is_done else "training" if files.is_locked else "stopped" if metrics else "waiting"
+        return {
+            "repetition": repetition,
+            "state": state,
+            "epoch": last.get("epoch", 0),
+            "n_epochs": self.config.training.epochs,
+            "loss": last.get("loss"),
+            "bucket_precision": last.get("bucket_precision"),
+            "rows_per_second": last.get("rows_per_second"),
+        }
+
+    def repetition(self, repetition: int) -> RepetitionFiles:
+        return RepetitionFiles(self.path / "repetitions" / f"r{repetition:03d}", repetition)
+
+    def finished(self) -> list[int]:
+        """Numbers of the finished repetitions, ascending."""
+        return [r for r in range(self.config.hashing.repetitions) if self.repetition(r).is_done]
+
+    def load_weights(self, repetition: int) -> dict[str, NDArray[Any]]:
+        """Map the weights of a finished repetition."""
+        return map_tensors(self.repetition(repetition).weights)[0]
+
+
+def copy_folder(source: Path, destination: Path) -> None:
+    """Copy a small folder so that it appears whole or not at all."""
+    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
+    try:
+        shutil.copytree(source, temporary)
+        shutil.rmtree(destination, ignore_errors=True)
+        temporary.replace(destination)
+    except OSError as error:
+        raise StorageError(f"cannot write {destination}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

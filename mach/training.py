@@ -1,0 +1,327 @@
+"""Train one shard: the unit of work that a launcher places somewhere.
+
+`train_shard` reads the run directory and the store, and writes the repetitions' own files; it knows nothing of
+other shards. Where and when it runs, and how often it is interrupted, never changes a bit of the weights: row
+order and dropout are functions of (seed, repetition, epoch, step), and a checkpoint holds everything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mach.config import Config, TrainingConfig
+from mach.data.store import Store, split_rows
+from mach.errors import MachError, StorageError
+from mach.kernels.memory import to_bfloat16
+from mach.kernels.sparse import gather_rows
+from mach.networks.batch import Batch, DenseBatch, SparseBatch
+from mach.networks.network import Network, StepFigures, step_figures
+from mach.storage import RepetitionFiles, Run
+from mach.tensors import map_tensors
+from mach.traffic import PeerTraffic
+
+MEASURE_EVERY = 8  # steps: the loss costs a tenth of a step
+REPORT_SECONDS = 0.5
+VALIDATION_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """What a worker needs to know: where the run and the data are, which repetitions, how many threads."""
+
+    run: str
+    store: str
+    repetitions: tuple[int, ...]
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A repetition's progress; figures are means over the current epoch, nan before the first."""
+
+    repetition: int
+    step: int
+    n_steps: int
+    epoch: int
+    n_epochs: int
+    loss: float
+    bucket_precision: float
+    rows_per_second: float
+    seconds_left: float
+
+
+class TrainingStoppedError(MachError):
+    """Training stopped on request; its state is on disk."""
+
+    exit_code = 3
+
+
+def train_shard(
+    job: ShardJob,
+    report: Callable[[Progress], None] = lambda progress: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Train every repetition of the job that is not finished, resuming from its last checkpoint.
+
+    Parameters
+    ----------
+    job : ShardJob
+    report : callable
+        Called about twice a second and at the end of every epoch.
+    should_stop : callable
+        Asked between steps; once it says yes, the state is saved and `TrainingStoppedError` raised.
+
+    Raises
+    ------
+    TrainingStoppedError
+        On request.
+    StorageError
+        When finished weights cannot be written, or a peer exchanged a byte.
+    """
+    torch.set_num_threads(job.threads)
+    torch.set_flush_denormal(True)  # denormal Adam moments cost a hundredfold
+    run, store = Run.open(job.run), Store.open(job.store)
+    for repetition in job.repetitions:
+        files = run.repetition(repetition)
+        with files.locked(), PeerTraffic() as traffic:
+            if not files.is_done:
+                _Trainer(run, store, files, traffic, report, should_stop).train()
+
+
+def rate_at(step: int, n_steps: int, config: TrainingConfig) -> float:
+    """Learning rate of a step in ``0..n_steps-1``: linear warm-up, then constant, linear or cosine decay to 0."""
+    n_warmup = int(config.warmup * n_steps)
+    if step < n_warmup:
+        return config.rate * (step + 1) / n_warmup
+    if config.schedule == "constant":
+        return config.rate
+    left = 1.0 - (step - n_warmup) / max(1, n_steps - n_warmup)
+    return config.rate * (left if config.schedule == "linear" else 0.5 * (1.0 - math.cos(math.pi * left)))
+
+
+class _Trainer:
+    """Training of one repetition from wherever its state stands."""
+
+    def __init__(
+        self,
+        run: Run,
+        store: Store,
+        files: RepetitionFiles,
+        traffic: PeerTraffic,
+        report: Callable[[Progress], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.run, self.store, self.files = run, store, files
+        self.traffic, self.report, self.should_stop = traffic, report, should_stop
+        self.config: Config = run.config
+        self.training = self.config.training
+        self.repetition = files.repetition
+        self.assignment = run.assignment().select([self.repetition])
+        self.rows, self.validation_rows = split_rows(
+            store.n_rows, self.config.data.validation_fraction, self.training.seed
+        )
+        self.steps_per_epoch = -(-len(self.rows) // self.training.batch)
+        self.n_steps = self.training.epochs * self.steps_per_epoch
+        self.network = Network(
+            self.config.network,
+            n_features=store.n_features,
+            n_buckets=self.assignment.n_buckets,
+            dense_input=store.is_dense,
+            loss=cast(Any, run.manifest.loss),
+            precision=cast(Any, run.manifest.precision),
+            bias_B=self._initial_bias(),
+            seed=int(np.random.SeedSequence([self.training.seed, self.repetition]).generate_state(1)[0]),
+        )
+        self.metrics: list[dict[str, Any]] = []
+        self.figures: list[StepFigures] = []
+        self.worker_seconds = 0.0
+        self.best_precision, self.best_epoch, self.best_digest = -1.0, 0, ""
+
+    def train(self) -> None:
+        self._resume()
+        started = saved = told = time.monotonic()
+        epoch_started, epoch_first_step = started, self.network.n_steps
+        first_step, worker_seconds = self.network.n_steps, self.worker_seconds
+        while self.network.n_steps < self.n_steps and not self._has_converged():
+            step = self.network.n_steps
+            epoch, offset = divmod(step, self.steps_per_epoch)
+            if offset == 0 or step == first_step:
+                order = np.random.default_rng([self.training.seed, self.repetition, epoch]).permutation(self.rows)
+                epoch_started, epoch_first_step = time.monotonic(), step
+            rows = order[offset * self.training.batch : (offset + 1) * self.training.batch]
+            figures = self.network.step(
+                read_batch(self.store, rows),
+                *self._targets(rows),
+                rate_at(step, self.n_steps, self.training),
+                measured=step % MEASURE_EVERY == 0,
+            )
+            self.figures += [figures] if figures else []
+            now = time.monotonic()
+            self.worker_seconds = worker_seconds + now - started
+            speed = (step + 1 - epoch_first_step) * self.training.batch / max(now - epoch_started, 1e-9)
+            if offset + 1 == self.steps_per_epoch:
+                self._end_epoch(epoch, speed)
+            if now - told >= REPORT_SECONDS or offset + 1 == self.steps_per_epoch:
+                self.report(self._progress(epoch, speed))
+                told = now
+            if self.should_stop():
+                self._checkpoint()
+                raise TrainingStoppedError(f"repetition {self.repetition} stopped at step {step + 1} of {self.n_steps}")
+            if now - saved >= self.training.checkpoint_seconds:
+                self._checkpoint_or_go_on()
+                saved = time.monotonic()
+        self._finish()
+
+    def _initial_bias(self) -> NDArray[np.float32]:
+        """Log odds of every bucket, taking its classes as exclusive: the loss starts near that of the prior."""
+        buckets_K = self.assignment.buckets(np.arange(self.store.n_classes))[0]
+        n_rows = max(1, self.store.n_rows)
+        counts_B = np.bincount(buckets_K, self.run.class_counts_K(), self.assignment.n_buckets)
+        share_B = np.clip(counts_B / n_rows, 0.1 / n_rows, 0.5)
+        return np.log(share_B / (1.0 - share_B)).astype(np.float32)
+
+    def _targets(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(row in batch, bucket) of the union of every row's classes' buckets."""
+        classes, counts = read_classes(self.store, rows)
+        n_buckets = self.assignment.n_buckets
+        keys = np.repeat(np.arange(len(rows)), counts) * n_buckets + self.assignment.buckets(classes)[0]
+        keys = np.unique(keys)
+        return keys // n_buckets, keys % n_buckets
+
+    def _progress(self, epoch: int, speed: float) -> Progress:
+        loss, precision = _mean(self.figures or [StepFigures(math.nan, math.nan)])
+        left = (self.n_steps - self.network.n_steps) * self.training.batch / speed
+        n_epochs = self.training.epochs
+        return Progress(
+            self.repetition, self.network.n_steps, self.n_steps, epoch + 1, n_epochs, loss, precision, speed, left
+        )
+
+    def _end_epoch(self, epoch: int, speed: float) -> None:
+        loss, precision = _mean(self.figures)
+        row: dict[str, Any] = {"epoch": epoch + 1, "step": self.network.n_steps, "loss": loss}
+        row |= {"bucket_precision": precision, "rows_per_second": round(speed, 1)}
+        if len(self.validation_rows):
+            validation = self._validate()
+            row |= {"validation_loss": validation.loss, "validation_bucket_precision": validation.bucket_precision}
+            if validation.bucket_precision > self.best_precision:
+                self.best_precision, self.best_epoch = validation.bucket_precision, epoch + 1
+                if self.training.patience is not None:
+                    self.best_digest = self._save_weights(self.files.best)
+        self.metrics.append(row)
+        self.figures = []
+        self.files.write_metrics(self.metrics)
+
+    def _validate(self) -> StepFigures:
+        total = np.zeros(2)
+        for begin in range(0, len(self.validation_rows), VALIDATION_BATCH):
+            rows = self.validation_rows[begin : begin + VALIDATION_BATCH]
+            logits = self.network.logits(read_batch(self.store, rows))
+            figures = step_figures(logits, *self._targets(rows), self.network.loss)
+            total += np.array([figures.loss, figures.bucket_precision]) * len(rows)
+        loss, precision = total / len(self.validation_rows)
+        return StepFigures(float(loss), float(precision))
+
+    def _has_converged(self) -> bool:
+        patience, epoch = self.training.patience, len(self.metrics)
+        return patience is not None and bool(len(self.validation_rows)) and epoch - self.best_epoch >= patience
+
+    def _resume(self) -> None:
+        if not self.files.state.exists():
+            return
+        arrays, metadata = map_tensors(self.files.state)
+        self.network.load_state(arrays)
+        notes = json.loads(metadata["notes"])
+        self.metrics, self.worker_seconds = notes["metrics"], notes["worker_seconds"]
+        self.figures = [StepFigures(**figures) for figures in notes["figures"]]
+        self.best_precision, self.best_epoch = notes["best_precision"], notes["best_epoch"]
+        self.best_digest = notes["best_digest"]
+
+    def _checkpoint(self) -> None:
+        notes = {
+            "metrics": self.metrics,
+            "worker_seconds": self.worker_seconds,
+            "figures": [asdict(figures) for figures in self.figures],
+            "best_precision": self.best_precision,
+            "best_epoch": self.best_epoch,
+            "best_digest": self.best_digest,
+        }
+        self.files.save(self.files.state, self.network.state(), {"notes": json.dumps(notes)})
+
+    def _checkpoint_or_go_on(self) -> None:
+        """A checkpoint that fails loses nothing yet: say so and train on, there may be room for the end."""
+        try:
+            self._checkpoint()
+        except StorageError as error:
+            with contextlib.suppress(OSError), self.files.log.open("a") as log:
+                log.write(f"checkpoint skipped at step {self.network.n_steps}: {error}\n")
+
+    def _save_weights(self, path: Path) -> str:
+        half = self.config.network.weights == "bfloat16"
+        arrays = {
+            name: to_bfloat16(array) if half and array.ndim == 2 and array.dtype == np.float32 else array
+            for name, array in self.network.weights().items()
+        }
+        return self.files.save(path, arrays, {"repetition": str(self.repetition)})
+
+    def _finish(self) -> None:
+        digest = self._save_weights(self.files.weights)
+        if self.training.patience is not None and self.files.best.exists():
+            self.files.best.replace(self.files.weights)
+            digest = self.best_digest
+        if self.traffic.n_bytes or self.traffic.n_sockets:
+            raise StorageError(
+                f"repetition {self.repetition} exchanged {self.traffic.n_bytes} bytes over {self.traffic.n_sockets} "
+                "sockets while training: repetitions must not communicate; look for networking in the trunk"
+            )
+        self.files.finish(
+            {
+                "repetition": self.repetition,
+                "steps": self.network.n_steps,
+                "epochs": len(self.metrics),
+                "best_epoch": self.best_epoch or None,
+                "worker_seconds": round(self.worker_seconds, 2),
+                "threads": torch.get_num_threads(),
+                "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "peer_bytes": self.traffic.n_bytes,
+                "peer_sockets": self.traffic.n_sockets,
+                "host": os.uname().nodename,
+                "weights_digest": digest,
+            }
+        )
+
+
+def read_batch(store: Store, rows: NDArray[np.int64]) -> Batch:
+    """Rows of the store, in the given order, copied out of the memory map."""
+    if store.is_dense:
+        return DenseBatch(store.dense_ND[rows])
+    return SparseBatch(*gather_rows(store.feature_indptr, store.feature_indices, store.feature_values, rows))
+
+
+def read_classes(store: Store, rows: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Classes of the rows, concatenated, and how many each row has."""
+    begins = store.class_indptr[rows]
+    counts = store.class_indptr[rows + 1] - begins
+    return store.class_ids[_ranges(begins, counts)], counts
+
+
+def _ranges(begins: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Concatenation of ``arange(begin, begin + count)``."""
+    starts = np.cumsum(counts) - counts
+    return np.arange(counts.sum()) - np.repeat(starts - begins, counts)
+
+
+def _mean(figures: list[StepFigures]) -> tuple[float, float]:
+    return float(np.mean([f.loss for f in figures])), float(np.mean([f.bucket_precision for f in figures]))

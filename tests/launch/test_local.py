@@ -1,0 +1,187 @@
+"""The local launcher: the same bits however it is interrupted, and clear words when it cannot go on."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mach.config import Config, LaunchConfig, to_toml
+from mach.errors import ConfigError, IncompleteRunError
+from mach.launch.local import train_locally
+from mach.launch.setup import set_up
+from mach.storage import Run
+
+
+def run_with(config: Config, **sections: dict) -> Config:
+    changed = {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
+    return config.model_copy(update=changed)
+
+
+def weights(path: Path) -> list[bytes]:
+    run = Run.open(path)
+    return [run.repetition(r).weights.read_bytes() for r in run.finished()]
+
+
+def quiet() -> Console:
+    return Console(file=open(os.devnull, "w"))
+
+
+def children(pid: int) -> list[int]:
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    return [int(child) for child in text.split()]
+
+
+def test_worker_processes_give_the_bits_of_this_process(config: Config, trained: Path, tmp_path: Path):
+    run, store = set_up(config, tmp_path / "run")
+    train_locally(run, store, LaunchConfig(workers=2), console=quiet())
+    assert weights(tmp_path / "run") == weights(trained)
+
+
+def test_raising_the_repetitions_appends(config: Config, trained: Path, tmp_path: Path):
+    fewer = run_with(config, hashing={"repetitions": 1})
+    train_locally(*set_up(fewer, tmp_path / "run"), LaunchConfig(workers=1), console=quiet())
+    first = (tmp_path / "run/repetitions/r000/weights.safetensors").stat().st_mtime_ns
+    train_locally(*set_up(config, tmp_path / "run"), LaunchConfig(workers=2), console=quiet())
+    assert (tmp_path / "run/repetitions/r000/weights.safetensors").stat().st_mtime_ns == first
+    assert weights(tmp_path / "run") == weights(trained)
+    with pytest.raises(ConfigError, match=r"hashing.repetitions: 1 here, 3 there \(it can only be raised\)"):
+        set_up(fewer, tmp_path / "run")
+
+
+def test_another_configuration_is_refused_by_its_keys(config: Config, tmp_path: Path):
+    set_up(config, tmp_path / "run")
+    other = run_with(config, training={"rate": 0.5}, hashing={"buckets": 16}, launch={"workers": 1})
+    with pytest.raises(ConfigError) as caught:
+        set_up(other, tmp_path / "run")
+    assert "hashing.buckets: 16 here, 32 there; training.rate: 0.5 here, 0.02 there" in str(caught.value)
+
+
+def test_a_folder_of_something_else_is_left_alone(config: Config, tmp_path: Path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(ConfigError, match="exists and is no run"):
+        set_up(config, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_repetition_that_always_fails_is_reported_while_the_others_finish(config: Config, tmp_path: Path):
+    run, store = set_up(config, tmp_path / "run")
+    run.repetition(1).folder.mkdir(parents=True)
+    run.repetition(1).state.write_bytes(b"\xff" * 64)  # a damaged checkpoint fails every attempt
+    with pytest.raises(IncompleteRunError) as caught:
+        train_locally(run, store, LaunchConfig(workers=2, attempts=2), console=quiet())
+    message = str(caught.value)
+    assert "1 of 3 repetitions failed" in message
+    assert "repetition 1: " in message
+    assert "damaged" in message
+    assert str(run.repetition(1).log) in message
+    assert run.finished() == [0, 2]
+    assert run.repetition(1).log.read_text().count("Traceback") == 2
+
+
+def start(config: Config, folder: Path, run: Path) -> subprocess.Popen[str]:
+    (folder / "config.toml").write_text(to_toml(config))
+    return subprocess.Popen(
+        [sys.executable, "-m", "mach.cli", "train", str(folder / "config.toml"), str(run)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_training(run: Path, process: subprocess.Popen[str]) -> None:
+    while process.poll() is None and not list(run.glob("repetitions/*/state.safetensors")):
+        time.sleep(0.02)
+
+
+LONGER: dict[str, dict] = {"training": {"epochs": 60, "checkpoint_seconds": 0.05}, "hashing": {"repetitions": 2}}
+
+
+@pytest.fixture(scope="module")
+def longer(config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
+    """A run of some seconds, undisturbed: the reference of the kill tests."""
+    path = tmp_path_factory.mktemp("longer") / "run"
+    changed = run_with(config, **LONGER)
+    train_locally(*set_up(changed, path), LaunchConfig(workers=2), console=quiet())
+    return changed, path
+
+
+def test_twenty_random_kills_end_in_the_same_bits(longer: tuple[Config, Path], tmp_path: Path):
+    """SIGKILL to workers and to the whole run, at random moments, until twenty have struck."""
+    config, reference = longer
+    chance = random.Random(5)
+    n_kills = 0
+    run = tmp_path / "run"
+    process = start(config, tmp_path, run)
+    while True:
+        code = process.poll()
+        if code == 0:
+            break
+        if code is not None:
+            process = start(config, tmp_path, run)
+        time.sleep(chance.uniform(0.0, 0.3))
+        workers = children(process.pid)
+        if n_kills >= 20 or not workers or not list(run.glob("repetitions/*/state.safetensors")):
+            continue
+        target = process.pid if chance.random() < 0.2 else chance.choice(workers)
+        os.kill(target, signal.SIGKILL)
+        n_kills += 1
+    assert n_kills == 20
+    assert weights(run) == weights(reference)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_a_polite_stop_leaves_a_run_that_resumes(longer: tuple[Config, Path], tmp_path: Path, signal_number: int):
+    config, reference = longer
+    process = start(config, tmp_path, tmp_path / "run")
+    wait_for_training(tmp_path / "run", process)
+    process.send_signal(signal_number)
+    _, errors = process.communicate()
+    assert process.returncode == 3
+    assert "run the same command again to go on" in errors
+    assert "Traceback" not in errors
+    again = start(config, tmp_path, tmp_path / "run")
+    again.communicate()
+    assert again.returncode == 0
+    assert weights(tmp_path / "run") == weights(reference)
+
+
+def test_workers_follow_a_dead_driver(longer: tuple[Config, Path], tmp_path: Path):
+    config, _ = longer
+    process = start(config, tmp_path, tmp_path / "run")
+    wait_for_training(tmp_path / "run", process)
+    workers = children(process.pid)
+    process.kill()
+    process.communicate()
+    assert workers
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{worker}/cmdline").exists() for worker in workers):
+        assert time.monotonic() < deadline, "workers outlive their driver"
+        time.sleep(0.05)
+
+
+def test_a_full_disk_stops_with_one_line_and_loses_nothing(longer: tuple[Config, Path], tmp_path: Path):
+    """A file-size limit below the size of the weights stands in for the full disk."""
+    config, reference = longer
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    set_up(config, tmp_path / "run")
+    command = f"ulimit -f 8; exec {sys.executable} -m mach.cli train {tmp_path / 'config.toml'} {tmp_path / 'run'}"
+    process = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
+    assert process.returncode == 3, process.stderr
+    last = process.stderr.strip().splitlines()[-1]
+    assert "cannot write" in last
+    assert "File too large" in last
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    again = start(config, tmp_path, tmp_path / "run")
+    again.communicate()
+    assert again.returncode == 0
+    assert weights(tmp_path / "run") == weights(reference)

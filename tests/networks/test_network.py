@@ -1,0 +1,175 @@
+"""A repetition's network: gradients against autograd, inference against training, state, user trunks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mach.config import NetworkConfig
+from mach.errors import ConfigError
+from mach.networks.batch import Batch, DenseBatch, SparseBatch
+from mach.networks.inference import bucket_logits, bucket_probabilities
+from mach.networks.network import Network, loss_gradient, mean_loss, step_figures
+from mach.networks.trunks import load_dense_part
+
+D, B, N = 30, 8, 6
+
+
+class ResidualTrunk(nn.Module):
+    """A user's trunk: batch normalisation, a residual block, dropout."""
+
+    def __init__(self, in_features: int, depth: int = 1) -> None:
+        super().__init__()
+        self.normal = nn.BatchNorm1d(in_features)
+        self.blocks = nn.ModuleList(nn.Linear(in_features, in_features) for _ in range(depth))
+        self.dropout = nn.Dropout(0.2)
+        self.out_features = in_features
+
+    def forward(self, x):
+        x = self.normal(x)
+        for block in self.blocks:
+            x = x + torch.tanh(block(self.dropout(x)))
+        return x
+
+
+def batch_of(seed: int, dense: bool) -> Batch:
+    generator = np.random.default_rng(seed)
+    values = generator.standard_normal((N, D), dtype=np.float32)
+    if dense:
+        return DenseBatch(values)
+    indices = np.concatenate([np.sort(generator.choice(D, 5, replace=False)) for _ in range(N)]).astype(np.int32)
+    return SparseBatch(np.arange(0, 5 * N + 1, 5), indices, values.reshape(-1)[: 5 * N])
+
+
+def network_of(dense: bool, hidden: list[int], *, loss="binary", seed=3, precision="float32", **options) -> Network:
+    config = NetworkConfig(hidden=hidden, dropout=options.pop("dropout", 0.0), **options)
+    bias = np.linspace(-4, -2, B).astype(np.float32)
+    return Network(
+        config, n_features=D, n_buckets=B, dense_input=dense, loss=loss, precision=precision, bias_B=bias, seed=seed
+    )
+
+
+TARGETS = np.array([0, 0, 1, 3, 4, 5]), np.array([1, 7, 2, 2, 0, 5])
+
+
+@pytest.mark.parametrize("loss", ["binary", "softmax"])
+def test_loss_gradient_is_that_of_autograd(loss: str):
+    logits = torch.randn(N, B, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    dense_targets = torch.zeros(N, B, dtype=torch.float64)
+    dense_targets[TARGETS] = 1
+    if loss == "binary":
+        expected = nn.functional.binary_cross_entropy_with_logits(logits, dense_targets, reduction="sum") / N
+    else:
+        shares = dense_targets / dense_targets.sum(1, keepdim=True).clamp(min=1)
+        expected = -(shares * torch.log_softmax(logits, 1)).sum() / N
+    expected.backward()
+    assert logits.grad is not None
+    detached = logits.detach()
+    torch.testing.assert_close(loss_gradient(detached, *TARGETS, loss), logits.grad)
+    assert mean_loss(detached, *TARGETS, loss) == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_bucket_precision_counts_rows_whose_top_bucket_is_a_target():
+    logits = torch.zeros(4, 3)
+    logits[0, 1] = logits[1, 2] = logits[2, 0] = logits[3, 0] = 1
+    figures = step_figures(logits, np.array([0, 0, 1, 2]), np.array([1, 2, 0, 0]), "binary")
+    assert figures.bucket_precision == 0.5  # rows 0 and 2; row 1's target is another, row 3 has none
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("hidden", [[], [16], [16, 12]])
+def test_inference_without_torch_equals_the_network(dense: bool, hidden: list[int]):
+    network = network_of(dense, hidden)
+    network.step(batch_of(1, dense), *TARGETS, 0.01)
+    batch = batch_of(2, dense)
+    np.testing.assert_allclose(
+        bucket_logits(network.weights(), batch), network.logits(batch).numpy(), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("hidden", [[], [16]])
+@pytest.mark.parametrize("loss", ["binary", "softmax"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_steps_reduce_the_loss(dense: bool, hidden: list[int], loss: str, precision: str):
+    network = network_of(dense, hidden, loss=loss, precision=precision)
+    batch = batch_of(1, dense)
+    first = network.step(batch, *TARGETS, 0.02, measured=True)
+    for _ in range(60):
+        last = network.step(batch, *TARGETS, 0.02, measured=True)
+    assert first is not None
+    assert last is not None
+    assert last.loss < 0.35 * first.loss
+    assert last.bucket_precision == 5 / 6  # row 2 has no class
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"hidden": [16, 8], "dropout": 0.4},
+        {"hidden": [], "input_dropout": 0.3},
+        {"hidden": [10], "trunk": "tests.networks.test_network:ResidualTrunk", "trunk_options": {"depth": 2}},
+    ],
+)
+def test_a_restored_network_goes_on_bit_for_bit(dense: bool, options: dict):
+    whole, first, second = (network_of(dense, **options) for _ in range(3))
+    for step in range(6):
+        whole.step(batch_of(step, dense), *TARGETS, 0.01)
+        if step < 3:
+            first.step(batch_of(step, dense), *TARGETS, 0.01)
+    torch.manual_seed(999)  # whatever happened to the global generator in between
+    second.load_state({name: np.array(array) for name, array in first.state().items()})
+    for step in range(3, 6):
+        second.step(batch_of(step, dense), *TARGETS, 0.01)
+    for name, array in whole.state().items():
+        np.testing.assert_array_equal(array, second.state()[name], err_msg=name)
+
+
+def test_the_same_seed_gives_the_same_network_and_another_seed_another():
+    weights = [network_of(False, [16], seed=seed).weights()["input.weight"] for seed in (3, 3, 4)]
+    assert np.array_equal(weights[0], weights[1])
+    assert not np.array_equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_users_trunk_trains_and_answers(dense: bool):
+    trunk = "tests.networks.test_network:ResidualTrunk"
+    network = network_of(dense, [12], trunk=trunk)
+    batch = batch_of(1, dense)
+    for _ in range(60):
+        figures = network.step(batch, *TARGETS, 0.02, measured=True)
+    assert figures is not None
+    assert figures.bucket_precision >= 4 / 6
+    config = NetworkConfig(hidden=[12], dropout=0.0, trunk=trunk)
+    weights = network.weights()
+    answer = load_dense_part(config, weights, n_features=D, n_buckets=B, dense_input=dense)
+    np.testing.assert_allclose(
+        bucket_logits(weights, batch, answer), network.logits(batch).numpy(), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("trunk", "words"),
+    [
+        ("no_such_package:Trunk", "cannot be imported"),
+        ("tests.networks.test_network:Missing", "cannot be imported"),
+        ("tests.networks.test_network", "cannot be imported"),
+        ("torch.nn:ReLU", "refuses its arguments|must be a torch"),
+        ("torch.nn:Flatten", "refuses its arguments|must be a torch"),
+    ],
+)
+def test_a_bad_trunk_is_named(trunk: str, words: str):
+    with pytest.raises(ConfigError, match=words):
+        network_of(True, [12], trunk=trunk)
+
+
+def test_probabilities_keep_their_precision_in_both_tails():
+    logits = np.array([[-80.0, -20.0, 0.0, 20.0, 80.0]], np.float32)
+    probs = bucket_probabilities(logits, "binary").astype(np.float64)
+    expected = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    np.testing.assert_allclose(probs, expected, rtol=1e-6)
+    assert bucket_probabilities(logits, "softmax").sum() == pytest.approx(1.0)
+    assert np.isfinite(bucket_probabilities(logits * 1e30, "binary")).all()

@@ -1,0 +1,249 @@
+import functools
+import itertools
+import tracemalloc
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mach.decoding import AGGREGATES, Decoder, TopK, class_scores_oracle, score, topk, topk_oracle, transform
+from mach.errors import ConfigError, DataError
+from mach.hashing import Assignment, TableAssignment, UniversalAssignment
+
+SHAPES = [
+    (3000, 64, 4),
+    (1000, 37, 5),
+    (700, 200, 1),
+    (5, 8, 3),
+]  # K, B, R: B off powers of two and of 64, R = 1, K < B
+
+
+@functools.cache
+def assignments(K: int, B: int, R: int) -> tuple[Assignment, Assignment, Assignment]:
+    """The same buckets twice (implicit and as a table), and a table with empty and crowded buckets."""
+    implicit = UniversalAssignment.draw(n_classes=K, n_buckets=B, n_repetitions=R, seed=0, capacity=K + 50)
+    crowded_RK = np.random.default_rng(1).geometric(0.1, (R, K)) % (B // 2)
+    table = TableAssignment.from_table(implicit.buckets(np.arange(K)), B)
+    return implicit, table, TableAssignment.from_table(crowded_RK, B)
+
+
+def bucket_scores(style: str, assignment: Assignment, n: int, rng: np.random.Generator) -> np.ndarray:
+    shape = (n, assignment.n_repetitions, assignment.n_buckets)
+    probs_NRB = np.exp(rng.normal(-7, 1, shape))
+    if style == "sharp":
+        for probs_RB in probs_NRB:
+            classes = rng.integers(0, assignment.n_classes, 6)
+            probs_RB[np.arange(shape[1])[:, None], assignment.buckets(classes)] = rng.uniform(0.2, 1, (shape[1], 6))
+    elif style == "ties":
+        probs_NRB = rng.integers(0, 3, shape) / 2  # zeros and ones saturate the logarithms
+    elif style == "equal":
+        probs_NRB = np.full(shape, 0.25)
+    elif style == "damaged":
+        probs_NRB[rng.random(shape) < 0.1] = np.nan
+        probs_NRB[rng.random(shape) < 0.05] = 0
+        probs_NRB[rng.random(shape) < 0.05] = np.inf
+    return probs_NRB.astype(np.float32)
+
+
+STYLES = ["sharp", "noise", "ties", "equal", "damaged"]
+
+
+def assert_same(found: TopK, expected: tuple[np.ndarray, np.ndarray]) -> None:
+    np.testing.assert_array_equal(found.ids_Nk, expected[0])
+    np.testing.assert_array_equal(found.scores_Nk, expected[1])  # to the last bit
+
+
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+@pytest.mark.parametrize("style", STYLES)
+def test_every_method_equals_the_oracle(aggregate, style):
+    for shape in SHAPES:
+        for assignment in assignments(*shape):
+            probs_NRB = bucket_scores(style, assignment, 3, np.random.default_rng(7))
+            for k in (1, 10, 60):
+                expected = topk_oracle(probs_NRB, assignment, k, aggregate)
+                for method in ("auto", "gather", "threshold"):
+                    found = topk(probs_NRB, assignment, k, aggregate=aggregate, method=method)
+                    assert_same(found, expected)
+                    assert found.exact_N.all()
+                    assert np.array_equal(found.bound_N, expected[1][:, -1])
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from(AGGREGATES), st.sampled_from(STYLES), st.sampled_from(SHAPES))
+@settings(max_examples=60, deadline=None)
+def test_a_budget_keeps_its_promises(seed, aggregate, style, shape):
+    rng = np.random.default_rng(seed)
+    assignment = assignments(*shape)[rng.integers(3)]
+    K, k = assignment.n_classes, 5
+    probs_NRB = bucket_scores(style, assignment, 3, rng)
+    allowed_K = rng.random(K) < 0.7 if rng.random() < 0.5 else None
+    budget = int(rng.integers(0, 2 * K))
+    found = topk(probs_NRB, assignment, k, aggregate=aggregate, budget=budget, allowed_K=allowed_K, method="threshold")
+    scores_NK = class_scores_oracle(probs_NRB, assignment, aggregate)
+    if allowed_K is not None:
+        scores_NK[:, ~allowed_K] = -np.inf
+    assert found.n_scored_N.max() <= budget
+    for n in range(3):
+        ids = found.ids_Nk[n][found.ids_Nk[n] >= 0]
+        assert len(set(ids)) == len(ids)
+        assert np.array_equal(found.scores_Nk[n, : len(ids)], scores_NK[n, ids])
+        assert np.all(np.delete(scores_NK[n], ids) <= found.bound_N[n])
+        if found.exact_N[n]:
+            best = np.argsort(-scores_NK[n], kind="stable")[:k]
+            assert np.array_equal(ids, best[np.isfinite(scores_NK[n, best])])
+
+
+def test_a_small_budget_is_not_called_exact():
+    assignment = assignments(3000, 64, 4)[0]
+    probs_NRB = bucket_scores("noise", assignment, 4, np.random.default_rng(0))
+    assert not topk(probs_NRB, assignment, 10, budget=100).exact_N.any()
+    nothing = topk(probs_NRB, assignment, 2, budget=0)
+    assert np.all(nothing.ids_Nk == -1)
+    assert np.all(nothing.bound_N >= topk(probs_NRB, assignment, 1).scores_Nk[:, 0])
+
+
+@pytest.mark.parametrize("share", [0, 0.002, 0.3, 1])
+@pytest.mark.parametrize("method", ["auto", "gather", "threshold"])
+def test_only_allowed_classes_are_returned(share, method):
+    for assignment in assignments(3000, 64, 4):
+        rng = np.random.default_rng(3)
+        allowed_K = rng.random(3000) < share
+        probs_NRB = bucket_scores("sharp", assignment, 2, rng)
+        scores_NK = class_scores_oracle(probs_NRB, assignment, "log-mean")
+        scores_NK[:, ~allowed_K] = -np.inf
+        best_Nk = np.argsort(-scores_NK, axis=1, kind="stable")[:, :8]
+        scores_Nk = np.take_along_axis(scores_NK, best_Nk, axis=1)
+        found = topk(probs_NRB, assignment, 8, allowed_K=allowed_K, method=method)
+        assert_same(found, (np.where(np.isfinite(scores_Nk), best_Nk, -1), scores_Nk))
+
+
+@pytest.mark.parametrize("method", ["gather", "threshold"])
+def test_a_batch_equals_its_queries_one_by_one(method):
+    assignment = assignments(3000, 64, 4)[0]
+    probs_NRB = bucket_scores("sharp", assignment, 9, np.random.default_rng(0))
+    decoder = Decoder(assignment, "logit-mean")
+    decoder._chunks = lambda n: [slice(i, i + 4) for i in range(0, n, 4)]  # type: ignore[method-assign,assignment]
+    batch = decoder.topk(np.asfortranarray(probs_NRB), 7, method=method)
+    single = TopK.concatenate([Decoder(assignment, "logit-mean").topk(p[None], 7, method=method) for p in probs_NRB])
+    for name, column in vars(batch).items():
+        np.testing.assert_array_equal(column, getattr(single, name), err_msg=name)
+
+
+def test_few_buckets_are_opened_on_sharp_scores():
+    for assignment in assignments(60_000, 1024, 6)[:2]:
+        probs_NRB = np.exp(np.random.default_rng(0).normal(-8, 0.5, (4, 6, 1024))).astype(np.float32)
+        truth = [5, 77, 59_999]
+        probs_NRB[:, np.arange(6)[:, None], assignment.buckets(truth)] = np.array([0.9, 0.8, 0.7])
+        found = topk(probs_NRB, assignment, 3)
+        assert found.ids_Nk.tolist() == [truth] * 4
+        assert found.n_opened_N.max() < 6 * 10
+        assert found.n_scored_N.max() < 0.06 * 60_000
+
+
+def test_ten_million_implicit_classes_need_no_table():
+    K, R, B = 10_000_019, 4, 16384
+    assignment = UniversalAssignment.draw(n_classes=K, n_buckets=B, n_repetitions=R, seed=9)
+    probs_NRB = np.exp(np.random.default_rng(0).normal(-9, 0.3, (1, R, B))).astype(np.float32)
+    truth = np.array([0, 123_456, 9_876_543, K - 1])
+    probs_NRB[0, np.arange(R)[:, None], assignment.buckets(truth)] = np.array([0.9, 0.8, 0.7, 0.6])
+    topk(probs_NRB[:, :2], assignment.select([0, 1]), 4)  # compiles
+    tracemalloc.start()
+    found = topk(probs_NRB, assignment, 4, method="threshold")
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.ids_Nk[0].tolist() == truth.tolist()
+    assert found.exact_N[0]
+    assert peak_bytes < K / 2  # a K-sized array of single bytes would show
+    np.testing.assert_array_equal(found.scores_Nk, score(probs_NRB, assignment, truth[None]))
+
+
+@pytest.mark.parametrize("n_buckets", [4096, 5000])
+def test_indices_near_the_largest_prime(n_buckets):
+    assignment = UniversalAssignment.draw(n_classes=2**31 - 1, n_buckets=n_buckets, n_repetitions=2, seed=3)
+    probs_NRB = np.full((1, 2, n_buckets), 1e-4, dtype=np.float32)
+    truth = 2**31 - 2
+    probs_NRB[0, [0, 1], assignment.buckets([truth])[:, 0]] = 0.9
+    found = topk(probs_NRB, assignment, 3, budget=2**31 // n_buckets * 3)
+    twins = functools.reduce(
+        np.intersect1d, [assignment.members(r, int(assignment.buckets([truth])[r, 0])) for r in (0, 1)]
+    )
+    assert truth in twins
+    assert np.array_equal(found.ids_Nk[0], twins[:3])
+    with pytest.raises(ConfigError, match="capacity below"):
+        topk(probs_NRB, UniversalAssignment.draw(n_classes=2**31, n_buckets=n_buckets, n_repetitions=2, seed=3))
+
+
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+def test_score_equals_the_oracle(aggregate):
+    for assignment in assignments(1000, 37, 5):
+        rng = np.random.default_rng(5)
+        probs_NRB = bucket_scores("damaged", assignment, 4, rng)
+        ids_NC = rng.integers(-1, 1000, (4, 50))
+        expected = np.take_along_axis(class_scores_oracle(probs_NRB, assignment, aggregate), ids_NC, axis=1)
+        expected[ids_NC == -1] = -np.inf
+        np.testing.assert_array_equal(score(probs_NRB, assignment, ids_NC, aggregate), expected)
+
+
+def test_the_oracle_by_hand():
+    assignment = TableAssignment.from_table([[0, 1, 1], [0, 0, 1], [1, 0, 1], [1, 1, 1]], 2)
+    probs_NRB = np.array([[[0.1, 0.4], [0.2, 0.8], [0.6, 0.5], [0.3, 0.7]]], dtype=np.float32)
+    values = np.array([[0.1, 0.2, 0.5, 0.7], [0.4, 0.2, 0.6, 0.7], [0.4, 0.8, 0.5, 0.7]])
+    expected = {
+        "mean": values.mean(axis=1),
+        "unbiased-mean": 2 * (values.mean(axis=1) - 1 / 2),
+        "log-mean": np.log(values).mean(axis=1),
+        "logit-mean": np.log(values / (1 - values)).mean(axis=1),
+        "min": values.min(axis=1),
+        "median": np.median(values, axis=1),
+    }
+    assert sorted(expected) == sorted(AGGREGATES)
+    for aggregate, scores in expected.items():
+        np.testing.assert_allclose(class_scores_oracle(probs_NRB, assignment, aggregate)[0], scores, rtol=1e-5)
+
+
+def test_unbiased_mean_is_unbiased():
+    probs_K = np.array([0.6, 0.3, 0.1, 0.0])
+    assignment = UniversalAssignment.draw(n_classes=4, n_buckets=5, n_repetitions=20_000, seed=2, capacity=10_007)
+    probs_1RB = np.stack([np.bincount(row, probs_K, minlength=5) for row in assignment.buckets(np.arange(4))])[None]
+    assert class_scores_oracle(probs_1RB, assignment, "unbiased-mean")[0] == pytest.approx(probs_K, abs=0.02)
+
+
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+def test_transform_is_monotone_and_finite(aggregate):
+    probs = np.array([np.nan, -np.inf, -1, 0, 1e-45, 1e-38, 1e-4, 0.5, 1 - 2**-24, 1, 7, np.inf], dtype=np.float32)
+    values = transform(probs, aggregate)
+    assert values.dtype == np.float32
+    assert np.isfinite(values).all()
+    assert np.all(np.diff(values) >= 0)
+    assert values[7] > values[6] > values[0]
+    assert values[0] == values[3]
+
+
+def test_ties_go_to_the_smaller_class():
+    for assignment, method in itertools.product(assignments(3000, 64, 4), ("gather", "threshold")):
+        found = topk(np.full((1, 4, 64), 0.5), assignment, 5, method=method)
+        assert found.ids_Nk.tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_misfits():
+    assignment = assignments(5, 8, 3)[0]
+    probs_NRB = np.full((2, 3, 8), 0.1, dtype=np.float32)
+    cases: list[tuple[type[Exception], str, Callable[[], object]]] = [
+        (ConfigError, "aggregate 'max'", lambda: topk(probs_NRB, assignment, aggregate="max")),
+        (ConfigError, "method 'sort'", lambda: topk(probs_NRB, assignment, method="sort")),
+        (ConfigError, "k 0", lambda: topk(probs_NRB, assignment, 0)),
+        (ConfigError, "budget 3", lambda: topk(probs_NRB, assignment, method="gather", budget=3)),
+        (DataError, r"\(N, 3, 8\)", lambda: topk(probs_NRB[:, :2], assignment)),
+        (DataError, r"shape \(5,\)", lambda: topk(probs_NRB, assignment, allowed_K=np.ones(4, dtype=bool))),
+        (DataError, "candidate 5", lambda: score(probs_NRB, assignment, [[0, 1], [5, 0]])),
+        (DataError, "a row a query", lambda: score(probs_NRB, assignment, [[0, 1]])),
+    ]
+    for error, message, call in cases:
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_no_queries():
+    found = topk(np.empty((0, 3, 8)), assignments(5, 8, 3)[0], 4)
+    assert found.ids_Nk.shape == (0, 4)

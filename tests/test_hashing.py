@@ -1,0 +1,164 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mach.errors import ConfigError, StorageError
+from mach.hashing import (
+    MAX_CAPACITY,
+    Assignment,
+    TableAssignment,
+    UniversalAssignment,
+    from_description,
+    smallest_prime_at_least,
+)
+
+
+def universal(n_classes: int, n_buckets: int, n_repetitions: int, seed: int) -> Assignment:
+    return UniversalAssignment.draw(
+        n_classes=n_classes, n_buckets=n_buckets, n_repetitions=n_repetitions, seed=seed, capacity=n_classes + seed % 99
+    )
+
+
+def table(n_classes: int, n_buckets: int, n_repetitions: int, seed: int) -> Assignment:
+    table_RK = np.random.default_rng(seed).integers(0, n_buckets, (n_repetitions, n_classes))
+    return TableAssignment.from_table(table_RK, n_buckets)
+
+
+shapes = st.tuples(st.integers(1, 400), st.integers(2, 300), st.integers(1, 4), st.integers(0, 10_000))
+
+
+@pytest.mark.parametrize("make", [universal, table])
+class TestEveryAssignment:
+    @given(shape=shapes)
+    @settings(max_examples=40, deadline=None)
+    def test_buckets_and_members_are_inverse(self, make, shape):
+        assignment = make(*shape)
+        K, B, R = assignment.n_classes, assignment.n_buckets, assignment.n_repetitions
+        assert shape[:3] == (K, B, R)
+        buckets_RK = assignment.buckets(np.arange(K))
+        assert buckets_RK.shape == (R, K)
+        assert buckets_RK.dtype == np.int32
+        assert buckets_RK.min() >= 0
+        assert buckets_RK.max() < B
+        for r in range(R):
+            members = [assignment.members(r, b) for b in range(B)]
+            for b, classes in enumerate(members):
+                assert np.array_equal(classes, np.flatnonzero(buckets_RK[r] == b))  # ascending, complete, nothing else
+            assert sum(map(len, members)) == K
+
+    def test_select_reorders_repetitions(self, make):
+        assignment = make(50, 7, 4, 3)
+        chosen = assignment.select([2, 0])
+        classes = np.arange(50)
+        assert np.array_equal(chosen.buckets(classes), assignment.buckets(classes)[[2, 0]])
+        assert np.array_equal(chosen.members(1, 3), assignment.members(0, 3))
+
+    def test_description_survives_json(self, make):
+        assignment = make(50, 7, 4, 3)
+        description = json.loads(json.dumps(assignment.describe()))
+        again = from_description(description, getattr(assignment, "table_RK", None))
+        assert type(again) is type(assignment)
+        assert np.array_equal(again.buckets(np.arange(50)), assignment.buckets(np.arange(50)))
+
+    def test_damage_is_detected(self, make):
+        assignment = make(50, 7, 4, 3)
+        description = assignment.describe()
+        table_RK = getattr(assignment, "table_RK", None)
+        if table_RK is None:
+            description["offsets"][2] = (description["offsets"][2] + 1) % description["prime"]
+        else:
+            table_RK = table_RK.copy()
+            table_RK[3, 49] = (table_RK[3, 49] + 1) % 7
+        with pytest.raises(StorageError, match="checksum"):
+            from_description(description, table_RK)
+
+
+def test_golden_values():
+    assignment = UniversalAssignment.draw(n_classes=1000, n_buckets=16, n_repetitions=3, seed=7)
+    assert assignment.prime == 1009
+    assert assignment.buckets([0, 1, 2, 500, 999]).tolist() == [[6, 14, 6, 2, 5], [9, 6, 3, 14, 5], [8, 4, 0, 11, 3]]
+    assert assignment.checksum() == "cf72237a779c526e78d9a4c853f8c6b8"
+    assert TableAssignment.from_table([[0, 1, 2], [2, 0, 1]], 3).checksum() == "e58dc6bb529f817ec4cc9333220532fc"
+
+
+@given(st.integers(2, 5000), st.integers(2, 500), st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_universal_buckets_are_balanced(n_classes, n_buckets, seed):
+    assignment = UniversalAssignment.draw(n_classes=n_classes, n_buckets=n_buckets, n_repetitions=1, seed=seed)
+    counts_B = np.bincount(assignment.buckets(np.arange(n_classes))[0], minlength=n_buckets)
+    assert counts_B.max() <= -(-assignment.prime // n_buckets)
+
+
+def test_universal_pairs_collide_at_most_as_often_as_promised():
+    n_buckets, n_draws = 8, 4000
+    assignment = UniversalAssignment.draw(n_classes=1009, n_buckets=n_buckets, n_repetitions=n_draws, seed=5)
+    buckets_RN = assignment.buckets([0, 1, 2, 8, 16, 504, 505, 1008])
+    for i in range(8):
+        for j in range(i):
+            rate = np.mean(buckets_RN[:, i] == buckets_RN[:, j])
+            assert rate <= 1 / n_buckets + 4 * np.sqrt(1 / n_buckets / n_draws)  # four standard errors
+
+
+def test_raising_repetitions_appends():
+    few, many = (
+        UniversalAssignment.draw(n_classes=99, n_buckets=9, n_repetitions=R, seed=4).buckets(np.arange(99))
+        for R in (2, 5)
+    )
+    assert np.array_equal(many[:2], few)
+    assert len({row.tobytes() for row in many}) == 5
+
+
+@given(st.integers(2**20, MAX_CAPACITY), st.integers(2, 2**20), st.data())
+@settings(max_examples=40, deadline=None)
+def test_large_capacities_are_exact(n_classes, n_buckets, data):
+    assignment = UniversalAssignment.draw(n_classes=n_classes, n_buckets=n_buckets, n_repetitions=2, seed=0)
+    k = data.draw(st.integers(0, n_classes - 1))
+    classes = [k, n_classes - 1]
+    for r in range(2):
+        a, b = int(assignment.multipliers_R[r]), int(assignment.offsets_R[r])
+        expected = [(a * c + b) % assignment.prime % n_buckets for c in classes]
+        assert assignment.buckets(classes)[r].tolist() == expected
+
+
+def test_members_at_the_largest_capacity():
+    assignment = UniversalAssignment.draw(n_classes=MAX_CAPACITY, n_buckets=2**20, n_repetitions=1, seed=2)
+    members = assignment.members(0, 12345)
+    assert MAX_CAPACITY // 2**20 - 2 <= len(members) <= -(-assignment.prime // 2**20)
+    assert np.all(np.diff(members) > 0)
+    assert np.all(assignment.buckets(members) == 12345)
+
+
+@pytest.mark.parametrize(
+    ("n", "prime"), [(1, 2), (8, 11), (25, 29), (2**31 - 1, 2**31 - 1), (2**31, 2**31 + 11), (561, 563)]
+)
+def test_smallest_prime(n, prime):
+    assert smallest_prime_at_least(n) == prime
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_classes": 0}, "n_classes 0"),
+        ({"capacity": 5}, "capacity 5"),
+        ({"capacity": MAX_CAPACITY + 1}, str(MAX_CAPACITY)),
+        ({"n_buckets": 1}, "n_buckets 1"),
+        ({"n_repetitions": 0}, "n_repetitions 0"),
+    ],
+)
+def test_impossible_draws(change, message):
+    with pytest.raises(ConfigError, match=message):
+        UniversalAssignment.draw(**{"n_classes": 10, "n_buckets": 4, "n_repetitions": 1, "seed": 0, **change})
+
+
+def test_impossible_tables():
+    with pytest.raises(ConfigError, match="repetition 1 places class 0 in bucket 4"):
+        TableAssignment.from_table([[0, 1], [4, 0]], 4)
+    with pytest.raises(ConfigError, match="shape"):
+        TableAssignment.from_table([0, 1], 4)
+    with pytest.raises(StorageError, match="family"):
+        from_description({"family": "cuckoo"})
+    with pytest.raises(StorageError, match="missing"):
+        from_description(TableAssignment.from_table([[0]], 2).describe())

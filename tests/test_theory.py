@@ -1,0 +1,121 @@
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mach.errors import ConfigError
+from mach.hashing import UniversalAssignment
+from mach.theory import Ledger, estimator_variance, ledger, plan, repetitions_needed
+
+
+@given(st.integers(2, 10**8), st.integers(2, 10**5), st.floats(1e-9, 0.5))
+def test_repetitions_needed_is_the_smallest_that_satisfies_the_union_bound(n_classes, n_buckets, delta):
+    R = repetitions_needed(n_classes, n_buckets, delta)
+    log_failure = [2 * math.log(n_classes) - r * math.log(n_buckets) for r in (R, R - 1)]
+    assert log_failure[0] <= math.log(delta) + 1e-9
+    assert R == 1 or log_failure[1] > math.log(delta) - 1e-9
+
+
+def test_repetitions_needed_tells_drawn_pairs_apart():
+    R = repetitions_needed(300, 16, delta=0.05)
+    failures = 0
+    for seed in range(60):
+        assignment = UniversalAssignment.draw(n_classes=300, n_buckets=16, n_repetitions=R, seed=seed)
+        failures += len(np.unique(assignment.buckets(np.arange(300)), axis=1).T) < 300
+    assert failures <= 60 * 0.05 + 4
+
+
+def test_variance_of_the_unbiased_estimate():
+    probs_K = np.array([0.5, 0.2, 0.1, 0.1, 0.05, 0.05])
+    B, R, n_draws = 5, 2, 4000
+    buckets_RK = np.random.default_rng(0).integers(0, B, (R * n_draws, 6))
+    sums_RK = (probs_K * (buckets_RK[:, :, None] == buckets_RK[:, None, :])).sum(axis=2)
+    estimates = B / (B - 1) * (sums_RK.reshape(n_draws, R, 6).mean(axis=1) - 1 / B)
+    assert estimates.mean(axis=0) == pytest.approx(probs_K, abs=0.02)
+    assert estimates.var(axis=0) == pytest.approx(estimator_variance(probs_K, B, R), rel=0.12)
+
+
+def test_ledger_by_hand():
+    book = ledger(1000, 50, 16, 3, hidden=(8, 4), nonzeros_per_row=10, n_assignment_bytes=7)
+    assert (book.n_input, book.n_hidden, book.n_output) == (50 * 8 + 8, 8 * 4 + 4, 4 * 16 + 16)
+    assert book.n_parameters == 3 * (408 + 36 + 80)
+    assert book.n_one_vs_all_parameters == 408 + 36 + 4 * 1000 + 1000
+    assert book.disk_bytes == 2 * book.n_parameters + 7
+    assert book.training_bytes == 12 * (408 + 36 + 80)
+    assert book.query_flops == 3 * 2 * (10 * 8 + 8 * 4 + 4 * 16)
+    assert book.example_flops == 3 * 2 * (2 * 10 * 8 + 3 * (8 * 4 + 4 * 16))
+    assert book.one_vs_all_query_flops == 2 * (10 * 8 + 8 * 4 + 4 * 1000)
+    assert ledger(1000, 50, 16, 3, hidden=(8, 4), dense_input=True).query_flops == 3 * 2 * (50 * 8 + 8 * 4 + 4 * 16)
+
+
+def test_ledger_of_the_linear_network():
+    book = ledger(1000, 50, 16, 3, hidden=(), nonzeros_per_row=10)
+    assert (book.n_input, book.n_hidden, book.n_output) == (50 * 16 + 16, 0, 0)
+    assert book.n_one_vs_all_parameters == 50 * 1000 + 1000
+    assert book.query_flops == 3 * 2 * 10 * 16
+    assert book.example_flops == 2 * book.query_flops
+
+
+def test_ledger_rows_print_shares_that_add_up():
+    rows = {name: (value, unit) for name, value, unit in ledger(1000, 50, 16, 3, hidden=(8,)).rows()}
+    assert sum(rows[f"{layer}"][0] for layer in ("input layer", "hidden layers", "output layer")) == pytest.approx(100)
+    assert rows["model on disk"] == (3 * (50 * 8 + 8 + 8 * 16 + 16) * 2, "bytes")
+
+
+def test_ledger_counts_what_torch_counts():
+    torch = pytest.importorskip("torch")
+    network = torch.nn.Sequential(torch.nn.Linear(50, 8), torch.nn.ReLU(), torch.nn.Linear(8, 16))
+    assert ledger(1000, 50, 16, 1, hidden=(8,)).n_parameters == sum(p.numel() for p in network.parameters())
+
+
+def test_plan_at_the_measured_point():
+    chosen = plan(26_000, 50_000, n_workers=3)
+    assert (chosen.ledger.n_buckets, chosen.ledger.n_repetitions, chosen.n_waves) == (2048, 4, 2)
+    assert chosen.rows()[-1][1] == 2
+
+
+@given(st.integers(2, 10**7), st.integers(10, 10**5), st.integers(10**6, 10**10), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_plan_keeps_its_budget_and_is_the_best_that_does(n_classes, n_features, budget, of_bytes):
+    limit = {"memory_bytes": budget} if of_bytes else {"n_parameters": budget}
+
+    def fits(book: Ledger) -> bool:
+        return (book.disk_bytes if of_bytes else book.n_parameters) <= budget
+
+    def candidates() -> Iterator[Ledger]:
+        start = min(16384, max(64, 2 ** round(math.log2(max(1, n_classes / 16)))))
+        for B in [2**i for i in range(1, 15)]:
+            if min(64, (n_classes + 1) / 2) <= B <= min(start, n_classes):
+                least = max(2, repetitions_needed(n_classes, B))
+                yield from (ledger(n_classes, n_features, B, R) for R in range(least, max(least, 8) + 1))
+
+    allowed = [book for book in candidates() if fits(book)]
+    if not allowed:
+        with pytest.raises(ConfigError, match=f"^no B and R fit .*{budget}.*$"):
+            plan(n_classes, n_features, **limit)
+        return
+    book = plan(n_classes, n_features, **limit).ledger
+    assert fits(book)
+    assert book.n_repetitions >= max(2, repetitions_needed(n_classes, book.n_buckets))
+    assert all(book.n_buckets * book.n_repetitions >= other.n_buckets * other.n_repetitions for other in allowed)
+
+
+def test_plan_keeps_what_is_given():
+    assert plan(26_000, 100, n_repetitions=1).ledger.n_repetitions == 1
+    assert plan(26_000, 100, n_buckets=777).ledger.n_buckets == 777
+    assert plan(26_000, 100, hidden=(), weight_bytes=4).ledger.disk_bytes == 4 * 4 * (100 * 2048 + 2048)
+
+
+def test_impossible_numbers():
+    cases: dict[str, Callable[[], object]] = {
+        "delta 1": lambda: repetitions_needed(10, 4, 1.0),
+        "n_buckets is 0": lambda: ledger(10, 10, 0, 1),
+        "n_workers is 0": lambda: plan(10, 10, n_workers=0),
+        "takes .* bytes": lambda: plan(10**6, 10**6, memory_bytes=1000),
+    }
+    for message, call in cases.items():
+        with pytest.raises(ConfigError, match=message):
+            call()

@@ -1,0 +1,176 @@
+"""Training one shard: interruption never changes a bit, schedules, early stopping, the traffic counter."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from torch import nn
+
+from mach.config import Config, TrainingConfig
+from mach.data.store import Store
+from mach.errors import StorageError
+from mach.launch.setup import set_up
+from mach.storage import Run, read_json
+from mach.tensors import map_tensors
+from mach.training import Progress, ShardJob, TrainingStoppedError, rate_at, read_batch, read_classes, train_shard
+
+
+def job_of(config: Config, path: Path, *repetitions: int, **sections: dict) -> tuple[Run, ShardJob]:
+    changed = {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
+    run, store = set_up(config.model_copy(update=changed), path)
+    return run, ShardJob(str(run.path), str(store.path), repetitions)
+
+
+def stop_after(n_steps: int):
+    calls = iter(range(10**9))
+    return lambda: next(calls) >= n_steps - 1
+
+
+def weight_bytes(path: Path, repetition: int) -> bytes:
+    return Run.open(path).repetition(repetition).weights.read_bytes()
+
+
+def test_a_repetition_learns_the_planted_classes(trained: Path):
+    metrics = Run.open(trained).repetition(0).read_metrics()
+    assert [row["epoch"] for row in metrics] == list(range(1, 9))
+    assert metrics[-1]["loss"] < 0.2 * metrics[0]["loss"]
+    assert metrics[-1]["bucket_precision"] > 0.97
+
+
+@pytest.mark.parametrize("interval", [1, 7, 47, 100])
+def test_any_interruptions_end_in_the_same_bits(config: Config, trained: Path, tmp_path: Path, interval: int):
+    """47 steps are an epoch, so stops fall on its border, within it, and after every single step."""
+    n_epochs = 1 if interval == 1 else 8
+    run, job = job_of(config, tmp_path / "run", 1, training={"epochs": n_epochs})
+    reference = trained
+    if interval == 1:
+        reference = tmp_path / "whole"
+        train_shard(job_of(config, reference, 1, training={"epochs": 1})[1])
+    n_stops = 0
+    while not run.repetition(1).is_done:
+        try:
+            train_shard(job, should_stop=stop_after(interval))
+        except TrainingStoppedError:
+            n_stops += 1
+    assert n_stops >= n_epochs * 47 // interval - 1
+    assert weight_bytes(tmp_path / "run", 1) == weight_bytes(reference, 1)
+    ours, theirs = (Run.open(path).repetition(1).read_metrics() for path in (tmp_path / "run", reference))
+    drop = {"rows_per_second"}
+    assert [{k: v for k, v in row.items() if k not in drop} for row in ours] == [
+        {k: v for k, v in row.items() if k not in drop} for row in theirs
+    ]
+
+
+def test_a_finished_repetition_is_left_alone(config: Config, tmp_path: Path):
+    run, job = job_of(config, tmp_path / "run", 0, training={"epochs": 1})
+    train_shard(job)
+    before = run.repetition(0).weights.stat().st_mtime_ns
+    train_shard(job, report=lambda progress: pytest.fail("trained again"))
+    assert run.repetition(0).weights.stat().st_mtime_ns == before
+    assert not run.repetition(0).state.exists()
+
+
+def test_progress_counts_up_to_the_end(config: Config, tmp_path: Path):
+    seen: list[Progress] = []
+    train_shard(job_of(config, tmp_path / "run", 0, training={"epochs": 2})[1], report=seen.append)
+    assert [p.step for p in seen] == sorted(p.step for p in seen)
+    assert (seen[-1].step, seen[-1].n_steps, seen[-1].epoch, seen[-1].n_epochs) == (94, 94, 2, 2)
+    assert seen[-1].seconds_left == 0
+
+
+def test_two_trainers_of_one_repetition_exclude_each_other(config: Config, tmp_path: Path):
+    run, job = job_of(config, tmp_path / "run", 0)
+    with run.repetition(0).locked(), pytest.raises(StorageError, match="being trained by another process"):
+        train_shard(job)
+    assert run.status(0)["state"] == "waiting"
+
+
+def test_early_stopping_keeps_the_best_epoch(config: Config, tmp_path: Path):
+    """At a rate that throws the weights about, the best epoch is not the last."""
+    run, job = job_of(
+        config,
+        tmp_path / "run",
+        0,
+        data={"validation_fraction": 0.2},
+        training={"epochs": 30, "patience": 2, "rate": 0.5, "schedule": "constant"},
+    )
+    train_shard(job)
+    done = read_json(run.repetition(0).done)
+    metrics = run.repetition(0).read_metrics()
+    figures = [row["validation_bucket_precision"] for row in metrics]
+    assert len(figures) == done["epochs"] < 30
+    assert done["best_epoch"] == int(np.argmax(figures)) + 1 == done["epochs"] - 2
+    assert not run.repetition(0).best.exists()
+    assert map_tensors(run.repetition(0).weights)[0]
+
+
+def test_validation_rows_are_not_trained_on(config: Config, tmp_path: Path):
+    run, job = job_of(config, tmp_path / "run", 0, data={"validation_fraction": 0.25}, training={"epochs": 1})
+    seen: list[Progress] = []
+    train_shard(job, report=seen.append)
+    assert seen[-1].n_steps == -(-2250 // 64)
+    assert 0 <= run.repetition(0).read_metrics()[0]["validation_bucket_precision"] <= 1
+
+
+class TalkingTrunk(nn.Module):
+    """A trunk that opens a connection to somebody, which no repetition may do."""
+
+    sockets: ClassVar[list[socket.socket]] = []
+
+    def __init__(self, in_features: int) -> None:
+        super().__init__()
+        self.out_features = in_features
+
+    def forward(self, x):
+        if not self.sockets:
+            self.sockets.extend(socket.socketpair())
+            self.sockets[0].send(b"gradient")
+        return x
+
+
+def test_a_repetition_that_communicates_is_refused(config: Config, tmp_path: Path):
+    network = {"trunk": "tests.test_training:TalkingTrunk"}
+    run, job = job_of(config, tmp_path / "run", 0, network=network, training={"epochs": 1})
+    with pytest.raises(StorageError, match="repetitions must not communicate"):
+        train_shard(job)
+    assert not run.repetition(0).is_done
+
+
+def test_nothing_is_exchanged_while_training(trained: Path):
+    for repetition in range(3):
+        done = read_json(Run.open(trained).repetition(repetition).done)
+        assert (done["peer_bytes"], done["peer_sockets"]) == (0, 0)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_learning_rate_rises_then_falls(schedule: str):
+    config = TrainingConfig(rate=2.0, schedule=schedule, warmup=0.1)  # type: ignore[arg-type]
+    rates = [rate_at(step, 100, config) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
+    assert max(rates) == rates[10] == 2.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] == 2.0 if schedule == "constant" else rates[-1] < 0.05
+
+
+def test_batches_hold_the_rows_asked_for(config: Config, tmp_path: Path):
+    _, store = set_up(config, tmp_path / "run")
+    rows = np.array([5, 2999, 0, 5])
+    batch = read_batch(store, rows)
+    classes, counts = read_classes(store, rows)
+    assert len(batch) == 4
+    ends = np.cumsum(counts)
+    for i, row in enumerate(rows):
+        expected = store.class_ids[store.class_indptr[row] : store.class_indptr[row + 1]]
+        np.testing.assert_array_equal(classes[ends[i] - counts[i] : ends[i]], expected)
+
+
+def test_a_store_of_other_data_is_found_out(config: Config, tmp_path: Path, planted: Path):
+    _, store = set_up(config, tmp_path / "run")
+    assert isinstance(store, Store)
+    other = config.model_copy(update={"data": config.data.model_copy(update={"train": str(planted / "test.txt")})})
+    with pytest.raises(Exception, match="data.train: .* was trained on data with fingerprint"):
+        set_up(other, tmp_path / "run")
