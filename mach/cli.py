@@ -141,9 +141,9 @@ def train(
     from mach.launch.local import train_locally
     from mach.launch.setup import set_up
 
+    chosen = _numbers(repetitions, options.hashing.repetitions) if repetitions else None
     path = run or Path("runs") / config.stem
     opened, store = set_up(options, path, report=_reporter())
-    chosen = _numbers(repetitions, options.hashing.repetitions) if repetitions else None
     train_locally(opened, store, options.launch, repetitions=chosen)
     click.echo(f"{path}: {len(opened.finished())} of {options.hashing.repetitions} repetitions finished", err=True)
 
