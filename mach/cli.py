@@ -177,8 +177,12 @@ def evaluate(run: Path, data: str | None, ks: str, curve: bool, repetitions: str
         raise ConfigError(f"{run} names no data.test: give DATA")
     store = _prepared(model, source)
     cuts = tuple(sorted({_integer(k, "--at") for k in ks.split(",")}))
-    rows = evaluate_model(model, store, ks=cuts, curve=curve)
-    _print_table([{name: _percent(name, value) for name, value in row.items()} for row in rows], as_json)
+    rows = [
+        {name: 100 * value if isinstance(value, float) else value for name, value in row.items()}
+        for row in evaluate_model(model, store, ks=cuts, curve=curve)
+    ]
+    shown = ["n_repetitions", *(f"{name}@{k}" for name in ("P", "nDCG", "PSP", "recall") for k in cuts)]
+    _print_table(rows if as_json else [{name: row[name] for name in shown} for row in rows], as_json)
 
 
 @main.command()
@@ -323,17 +327,13 @@ def _bytes(text: str) -> int:
         raise ConfigError(f"--memory {text}: write a number and B, KB, MB, GB or TB, such as 200MB") from None
 
 
-def _percent(name: str, value: Any) -> Any:
-    return round(100 * value, 2) if isinstance(value, float) else value
-
-
 def _print(values: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(values, ensure_ascii=False))
         return
     width = max(map(len, values))
     for name, value in values.items():
-        click.echo(f"{name:<{width}}  {f'{value:,}' if isinstance(value, int) else value}")
+        click.echo(f"{name:<{width}}  {_shown(value)}")
 
 
 def _print_rows(rows: Iterable[tuple[str, Any, str]], as_json: bool) -> None:
@@ -341,8 +341,7 @@ def _print_rows(rows: Iterable[tuple[str, Any, str]], as_json: bool) -> None:
         click.echo(json.dumps({name: value for name, value, _ in rows}))
         return
     for name, value, unit in rows:
-        shown = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
-        click.echo(f"{name:<44} {shown:>18} {unit}")
+        click.echo(f"{name:<44} {_shown(value):>18} {unit}".rstrip())
 
 
 def _print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
@@ -350,10 +349,19 @@ def _print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
         click.echo(json.dumps(rows))
         return
     names = list(rows[0])
-    cells = [names] + [["" if row[name] is None else str(row[name]) for name in names] for row in rows]
+    cells = [names] + [[_shown(row[name]) for name in names] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
         click.echo("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)))
+
+
+def _shown(value: Any) -> str:
+    """A value as people read it: thousands separated, two decimals, nothing for none."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.2f}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 if __name__ == "__main__":

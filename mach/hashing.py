@@ -9,6 +9,12 @@ of hash functions", JCSS 18, 1979). ``k -> (a_r * k + b_r) mod p`` is a bijectio
 members of bucket ``b`` are ``a_r^-1 (y - b_r) mod p`` for ``y = b, b + B, ... < p`` with those >= K
 dropped: neither direction needs a table of size K, and a bucket holds at most ``ceil(p / B)`` classes.
 
+Two classes meet in a bucket because of their difference alone: those at a distance of ``a_r^-1 m B mod p``,
+``m = 1 .. p/B``, meet with a share of ``1 - m B / p``. So when two multipliers have a distance in common,
+*every* class gets a partner that both repetitions confuse it with; on average over multipliers that is as
+rare as it should be, but it comes all at once (at K = 26 thousand and B = 1024 in one pair of ten). Multipliers
+are therefore drawn one after the other, each the best of some candidates against those before it.
+
 Both kinds of assignment answer the same questions (`Assignment`), so nothing above this module asks
 which one it holds.
 """
@@ -16,6 +22,8 @@ which one it holds.
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, Self
@@ -25,6 +33,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from mach.errors import ConfigError, StorageError
 
+N_CANDIDATES = 32
+MAX_DISTANCES = 4096  # the shortest multiples of B, at which the largest shares of pairs meet
 MAX_CAPACITY = 2**31  # a * k + b stays below 2**63 for every prime up to the next one above this
 
 
@@ -61,6 +71,37 @@ class Assignment(Protocol):
     def describe(self) -> dict[str, Any]:
         """JSON-ready description with a checksum; tables leave out the array itself."""
         ...
+
+
+def _least_common(
+    candidates: Iterable[int], prime: int, n_buckets: int, taken: dict[int, float]
+) -> tuple[int, dict[int, float]]:
+    """The first multiplier whose meeting distances avoid those taken, else the one that meets least of them."""
+    best, best_shares, least = 0, {}, math.inf
+    for multiplier in candidates:
+        shares = meeting_distances(multiplier, prime, n_buckets)
+        common = sum(share * taken[distance] for distance, share in shares.items() if distance in taken)
+        if common < least:
+            best, best_shares, least = multiplier, shares, common
+        if common == 0:
+            break
+    return best, best_shares
+
+
+def meeting_distances(multiplier: int, prime: int, n_buckets: int) -> dict[int, float]:
+    """Distances |k - l| mod p at which classes can share a bucket, with the share of pairs that do.
+
+    Classes k and k + d have images that differ by ``y = a d mod p``, or by ``y - p``; they share a bucket where
+    that is a multiple of B. ``d`` and ``p - d`` are the same pairs and stand under the smaller of the two.
+    """
+    n_multiples = min((prime - 1) // n_buckets, MAX_DISTANCES)
+    inverse = pow(multiplier, -1, prime)
+    shares: dict[int, float] = {}
+    for m in range(1, n_multiples + 1):
+        distance = inverse * (m * n_buckets) % prime
+        distance = min(distance, prime - distance)
+        shares[distance] = shares.get(distance, 0.0) + 1.0 - m * n_buckets / prime
+    return shares
 
 
 def smallest_prime_at_least(n: int) -> int:
@@ -129,7 +170,10 @@ class UniversalAssignment:
     def draw(
         cls, *, n_classes: int, n_buckets: int, n_repetitions: int, seed: int, capacity: int | None = None
     ) -> UniversalAssignment:
-        """Draw R independent functions; repetition r depends on (seed, r) alone, so that raising R appends.
+        """Draw R functions without common collisions as far as possible; raising R appends.
+
+        Repetition r depends on the seed, on p and B, and on the repetitions before it. Cost O(R^2 p / B), with at most
+        `MAX_DISTANCES` distances looked at a repetition.
 
         Parameters
         ----------
@@ -153,9 +197,18 @@ class UniversalAssignment:
         if n_buckets < 2 or n_repetitions < 1:
             raise ConfigError(f"n_buckets {n_buckets} must be at least 2 and n_repetitions {n_repetitions} at least 1")
         prime = smallest_prime_at_least(max(capacity, 2))
-        draws = [np.random.default_rng([seed, r]) for r in range(n_repetitions)]
-        pairs_R2 = np.array([[g.integers(1, prime), g.integers(0, prime)] for g in draws], dtype=np.int64)
-        return cls(n_classes, n_buckets, prime, pairs_R2[:, 0].copy(), pairs_R2[:, 1].copy())
+        multipliers: list[int] = []
+        offsets: list[int] = []
+        taken: dict[int, float] = {}  # distance -> share of its pairs that meet, summed over repetitions so far
+        for r in range(n_repetitions):
+            generator = np.random.default_rng([seed, r])
+            offsets.append(int(generator.integers(0, prime)))
+            candidates = (int(generator.integers(1, prime)) for _ in range(N_CANDIDATES))
+            multiplier, shares = _least_common(candidates, prime, n_buckets, taken)
+            multipliers.append(multiplier)
+            for distance, share in shares.items():
+                taken[distance] = taken.get(distance, 0.0) + share
+        return cls(n_classes, n_buckets, prime, np.array(multipliers, np.int64), np.array(offsets, np.int64))
 
     @property
     def n_repetitions(self) -> int:

@@ -11,7 +11,6 @@ import contextlib
 import json
 import math
 import os
-import resource
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -294,7 +293,7 @@ class _Trainer:
                 "best_epoch": self.best_epoch or None,
                 "worker_seconds": round(self.worker_seconds, 2),
                 "threads": torch.get_num_threads(),
-                "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                "peak_memory_bytes": peak_memory_bytes(),
                 "peer_bytes": self.traffic.n_bytes,
                 "peer_sockets": self.traffic.n_sockets,
                 "host": os.uname().nodename,
@@ -315,6 +314,12 @@ def read_classes(store: Store, rows: NDArray[np.int64]) -> tuple[NDArray[np.int3
     begins = store.class_indptr[rows]
     counts = store.class_indptr[rows + 1] - begins
     return store.class_ids[_ranges(begins, counts)], counts
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory of this process so far; ``ru_maxrss`` would start at the parent's size."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def _ranges(begins: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:

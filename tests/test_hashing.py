@@ -12,6 +12,7 @@ from mach.hashing import (
     TableAssignment,
     UniversalAssignment,
     from_description,
+    meeting_distances,
     smallest_prime_at_least,
 )
 
@@ -79,8 +80,12 @@ class TestEveryAssignment:
 def test_golden_values():
     assignment = UniversalAssignment.draw(n_classes=1000, n_buckets=16, n_repetitions=3, seed=7)
     assert assignment.prime == 1009
-    assert assignment.buckets([0, 1, 2, 500, 999]).tolist() == [[6, 14, 6, 2, 5], [9, 6, 3, 14, 5], [8, 4, 0, 11, 3]]
-    assert assignment.checksum() == "cf72237a779c526e78d9a4c853f8c6b8"
+    assert assignment.buckets([0, 1, 2, 500, 999]).tolist() == [
+        [9, 15, 5, 12, 9],
+        [14, 6, 14, 2, 14],
+        [11, 2, 9, 13, 7],
+    ]
+    assert assignment.checksum() == "003247536ac28343484f069c45d042e9"
     assert TableAssignment.from_table([[0, 1, 2], [2, 0, 1]], 3).checksum() == "e58dc6bb529f817ec4cc9333220532fc"
 
 
@@ -162,3 +167,30 @@ def test_impossible_tables():
         from_description({"family": "cuckoo"})
     with pytest.raises(StorageError, match="missing"):
         from_description(TableAssignment.from_table([[0]], 2).describe())
+
+
+@pytest.mark.parametrize(
+    ("n_classes", "n_buckets", "n_repetitions"), [(26296, 1024, 8), (5000, 512, 6), (670091, 4096, 4)]
+)
+def test_no_two_classes_share_buckets_in_two_repetitions(n_classes, n_buckets, n_repetitions):
+    """Independent random buckets would give K (K - 1) / 2 B^2 such pairs: hundreds in each pair of repetitions."""
+    for seed in range(3):
+        assignment = UniversalAssignment.draw(
+            n_classes=n_classes, n_buckets=n_buckets, n_repetitions=n_repetitions, seed=seed
+        )
+        buckets_RK = assignment.buckets(np.arange(n_classes)).astype(np.int64)
+        for r in range(n_repetitions):
+            for s in range(r):
+                assert len(np.unique(buckets_RK[r] * n_buckets + buckets_RK[s])) == n_classes
+
+
+@given(st.integers(3, 400), st.integers(2, 60), st.integers(0, 100))
+def test_meeting_distances_are_those_at_which_classes_meet(n_classes, n_buckets, seed):
+    assignment = UniversalAssignment.draw(n_classes=n_classes, n_buckets=n_buckets, n_repetitions=1, seed=seed)
+    p = assignment.prime
+    everything = UniversalAssignment(p, n_buckets, p, assignment.multipliers_R, assignment.offsets_R)
+    buckets = everything.buckets(np.arange(p))[0]
+    shares = meeting_distances(int(assignment.multipliers_R[0]), p, n_buckets)
+    for distance in range(1, p // 2 + 1):
+        met = (buckets == np.roll(buckets, -distance)).mean()
+        assert met == pytest.approx(shares.get(distance, 0.0), abs=1e-9)

@@ -1,0 +1,79 @@
+"""Train a configuration, evaluate it on all its test rows and record figures, cost and hardware.
+
+    .venv/bin/python benchmarks/accuracy.py configs/gnd-core.toml --write
+
+Training runs through the command line as a user's would, on the workers of the configuration. With --write, the table goes to
+benchmarks/results/accuracy-NAME-DATE.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SHOWN = ("P@1", "P@3", "P@5", "nDCG@3", "nDCG@5", "PSP@1", "PSP@3", "PSP@5", "recall@5")
+MACH = str(Path(sys.executable).with_name("mach"))
+
+
+def mach(*arguments: str) -> str:
+    return subprocess.run([MACH, *arguments], stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--run", type=Path, help="keep the run here")
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        run = str(options.run or Path(folder, "run"))
+        overrides = [word for override in options.overrides for word in ("--set", override)]
+        started = time.perf_counter()
+        mach("train", str(options.config), run, *overrides)
+        seconds = time.perf_counter() - started
+        cpu_seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        curve, info = json.loads(mach("evaluate", run, "--json")), json.loads(mach("info", run, "--json"))
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    lines = [
+        f"# Accuracy of {options.config} {' '.join(options.overrides)}".rstrip(),
+        "",
+        f"{datetime.date.today()}, {platform.processor() or platform.machine()}, {processor()}, commit "
+        f"{commit.stdout.strip()}. All test rows; command: `.venv/bin/python benchmarks/accuracy.py {options.config}`.",
+        "",
+        f"K = {info['n_classes']:,}, D = {info['n_features']:,}, B = {info['n_buckets']:,}, R = {info['n_repetitions']}. "
+        f"Data and training {seconds:.0f} s wall, {cpu_seconds:.0f} s CPU; {info['worker_seconds']:.0f} s summed over workers; peak memory of a "
+        f"worker {info['peak_worker_bytes'] / 1e9:.2f} GB; weights {info['weight_bytes'] / 1e6:.0f} MB; "
+        f"{info['peer_bytes']} bytes between repetitions.",
+        "",
+        "| R | " + " | ".join(SHOWN) + " |",
+        "|---|" + "---|" * len(SHOWN),
+    ]
+    lines += [f"| {row['n_repetitions']} | " + " | ".join(f"{row[name]:.1f}" for name in SHOWN) + " |" for row in curve]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if options.write:
+        folder = Path(__file__).parent / "results"
+        folder.mkdir(exist_ok=True)
+        (folder / f"accuracy-{options.config.stem}-{datetime.date.today()}.md").write_text(text)
+
+
+def processor() -> str:
+    names = {
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if "model name" in line
+    }
+    return f"{len(__import__('os').sched_getaffinity(0))} cores of {', '.join(names)}"
+
+
+if __name__ == "__main__":
+    main()
