@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/accuracy.py configs/gnd-core.toml --write
 
-Training runs through the command line as a user's would, on the workers of the configuration. With --write, the table goes to
+Training runs through the command line as a user's would. With --write, the table goes to
 benchmarks/results/accuracy-NAME-DATE.md.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import platform
+import os
 import resource
 import subprocess
 import sys
@@ -46,13 +46,14 @@ def main() -> None:
     lines = [
         f"# Accuracy of {options.config} {' '.join(options.overrides)}".rstrip(),
         "",
-        f"{datetime.date.today()}, {platform.processor() or platform.machine()}, {processor()}, commit "
-        f"{commit.stdout.strip()}. All test rows; command: `.venv/bin/python benchmarks/accuracy.py {options.config}`.",
+        f"{datetime.date.today()}, {processor()}, commit {commit.stdout.strip()}. All test rows; command:",
+        f"`.venv/bin/python benchmarks/accuracy.py {options.config}`.",
         "",
-        f"K = {info['n_classes']:,}, D = {info['n_features']:,}, B = {info['n_buckets']:,}, R = {info['n_repetitions']}. "
-        f"Data and training {seconds:.0f} s wall, {cpu_seconds:.0f} s CPU; {info['worker_seconds']:.0f} s summed over workers; peak memory of a "
-        f"worker {info['peak_worker_bytes'] / 1e9:.2f} GB; weights {info['weight_bytes'] / 1e6:.0f} MB; "
-        f"{info['peer_bytes']} bytes between repetitions.",
+        f"K = {info['n_classes']:,}, D = {info['n_features']:,}, B = {info['n_buckets']:,}, "
+        f"R = {info['n_repetitions']}.",
+        f"Reading and training: {seconds:.0f} s wall, {cpu_seconds:.0f} s CPU, {info['worker_seconds']:.0f} s summed",
+        f"over repetitions. Peak memory of a worker: {info['peak_worker_bytes'] / 1e9:.2f} GB. Weights on disk:",
+        f"{info['weight_bytes'] / 1e6:.0f} MB. Exchanged between repetitions: {info['peer_bytes']} bytes.",
         "",
         "| R | " + " | ".join(SHOWN) + " |",
         "|---|" + "---|" * len(SHOWN),
@@ -67,12 +68,8 @@ def main() -> None:
 
 
 def processor() -> str:
-    names = {
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if "model name" in line
-    }
-    return f"{len(__import__('os').sched_getaffinity(0))} cores of {', '.join(names)}"
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return f"{len(os.sched_getaffinity(0))} cores of {models[0].partition(':')[2].strip()}"
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ def status(run: Path, as_json: bool) -> None:
 @_some
 @_json
 def evaluate(run: Path, data: str | None, ks: str, curve: bool, repetitions: str | None, as_json: bool) -> None:
-    """Measure RUN on DATA (the configuration's data.test by default): P@k, nDCG@k, PSP@k, recall@k in percent."""
+    """Measure RUN on DATA (the configuration's data.test by default), in percent."""
     from mach.evaluation import evaluate as evaluate_model
 
     model = _model(run, repetitions)
@@ -181,7 +181,8 @@ def evaluate(run: Path, data: str | None, ks: str, curve: bool, repetitions: str
         {name: 100 * value if isinstance(value, float) else value for name, value in row.items()}
         for row in evaluate_model(model, store, ks=cuts, curve=curve)
     ]
-    shown = ["n_repetitions", *(f"{name}@{k}" for name in ("P", "nDCG", "PSP", "recall") for k in cuts)]
+    names = [f"{name}@{k}" for name in ("P", "nDCG", "PSP", "recall", "hit") for k in cuts]
+    shown = ["n_repetitions", *(name for name in names if name not in ("nDCG@1", "hit@1"))]  # those equal P@1
     _print_table(rows if as_json else [{name: row[name] for name in shown} for row in rows], as_json)
 
 

@@ -72,7 +72,7 @@ def evaluate(
     Returns
     -------
     dict of str to float
-        ``"P@1"``, ``"nDCG@1"``, ``"recall@1"``, ``"coverage@1"``, ``"PSP@1"``, ``"PSnDCG@1"``, ...
+        ``"P@1"``, ``"nDCG@1"``, ``"recall@1"``, ``"hit@1"``, ``"coverage@1"``, ``"PSP@1"``, ``"PSnDCG@1"``, ...
 
     Raises
     ------
@@ -109,6 +109,7 @@ def evaluate(
         measures[f"P@{k}"] = n_hits_N.mean() / k
         measures[f"nDCG@{k}"] = (hits_Nk[:, :k] @ discounts_k[:k] / normaliser_N).mean()
         measures[f"recall@{k}"] = (n_hits_N / np.maximum(n_true_N, 1)).mean()
+        measures[f"hit@{k}"] = (n_hits_N > 0).mean()
         found = np.unique(ids_Nk[:, :k][hits_Nk[:, :k]])
         measures[f"coverage@{k}"] = _ratio(len(found), len(np.unique(true_ids)))
         if weighted is not None:

@@ -171,11 +171,11 @@ class _Trainer:
             now = time.monotonic()
             self.worker_seconds = worker_seconds + now - started
             speed = (step + 1 - epoch_first_step) * self.training.batch / max(now - epoch_started, 1e-9)
-            if offset + 1 == self.steps_per_epoch:
-                self._end_epoch(epoch, speed)
             if now - told >= REPORT_SECONDS or offset + 1 == self.steps_per_epoch:
                 self.report(self._progress(epoch, speed))
                 told = now
+            if offset + 1 == self.steps_per_epoch:
+                self._end_epoch(epoch, speed)
             if self.should_stop():
                 self._checkpoint()
                 raise TrainingStoppedError(f"repetition {self.repetition} stopped at step {step + 1} of {self.n_steps}")
