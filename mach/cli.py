@@ -179,7 +179,7 @@ def evaluate(run: Path, data: str | None, ks: str, curve: bool, repetitions: str
     cuts = tuple(sorted({_integer(k, "--at") for k in ks.split(",")}))
     rows = [
         {name: 100 * value if isinstance(value, float) else value for name, value in row.items()}
-        for row in evaluate_model(model, store, ks=cuts, curve=curve)
+        for row in evaluate_model(model, store, ks=cuts, curve=curve, report=_reporter())
     ]
     names = [f"{name}@{k}" for name in ("P", "nDCG", "PSP", "recall", "hit") for k in cuts]
     shown = ["n_repetitions", *(name for name in names if name not in ("nDCG@1", "hit@1"))]  # those equal P@1
@@ -197,8 +197,16 @@ def predict(run: Path, data: str, output: str, k: int, repetitions: str | None) 
     from mach.predictions import write_predictions
 
     model = _model(run, repetitions)
-    found = model.search_in_parts(_prepared(model, data), k)
-    write_predictions(output, ((part.ids_Nk, part.scores_Nk) for part in found), model.name_function())
+    store, report = _prepared(model, data), _reporter()
+
+    def parts() -> Iterator[tuple[Any, Any]]:
+        n_done = 0
+        for found in model.search_in_parts(store, k):
+            yield found.ids_Nk, found.scores_Nk
+            n_done += len(found.ids_Nk)
+            report("predicting", n_done / store.n_rows)
+
+    write_predictions(output, parts(), model.name_function())
 
 
 @main.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,12 @@ from mach.model import MachModel
 
 
 def evaluate(
-    model: MachModel, store: Store, *, ks: tuple[int, ...] = (1, 3, 5), curve: bool = True
+    model: MachModel,
+    store: Store,
+    *,
+    ks: tuple[int, ...] = (1, 3, 5),
+    curve: bool = True,
+    report: Callable[[str, float], None] = lambda stage, fraction: None,
 ) -> list[dict[str, Any]]:
     """Metrics of a model on the rows of a store.
 
@@ -28,6 +34,8 @@ def evaluate(
         Cut-offs of P@k, nDCG@k, PSP@k, recall@k.
     curve : bool
         Also for the first 1, 2, ... repetitions, from the same bucket scores.
+    report : callable
+        Called with a stage and the fraction done, once a chunk of rows.
 
     Returns
     -------
@@ -41,6 +49,7 @@ def evaluate(
     for probs_NRB in model.probabilities(store):
         for decoder, size, ids in zip(decoders, sizes, found, strict=True):
             ids.append(decoder.topk(np.ascontiguousarray(probs_NRB[:, :size]), max(ks)).ids_Nk)
+        report("evaluating", sum(map(len, found[-1])) / store.n_rows)
     truth = csr_array(
         (np.ones(len(store.class_ids), np.int8), store.class_ids, store.class_indptr),
         shape=(store.n_rows, model.n_classes),

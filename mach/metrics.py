@@ -6,11 +6,12 @@
 - ``P@k = sum_{i<=k} hit_i / k``: divided by k even when ``m < k``.
 - ``nDCG@k = sum_{i<=k} hit_i / log2(i + 1)`` over its best value, ``sum_{i<=min(k, m)} 1 / log2(i + 1)``.
 - ``recall@k = sum_{i<=k} hit_i / m``.
+- ``hit@k``: 1 where any of the k is true.
 - ``PSP@k``: hits weighted by inverse propensities, summed over *all* rows, over the largest such sum.
 - ``PSnDCG@k``: the same ratio of nDCG terms, both with the normaliser of nDCG@k.
 - ``coverage@k``: share of the classes in the truth that are hit at least once.
 
-P, nDCG and recall are means over all rows, and a row without a true class counts as zero (the convention
+P, nDCG, recall and hit are means over all rows, and a row without a true class counts as zero (the convention
 of the repository's scripts and of pyxclib); the propensities are those of Jain, Prabhu & Varma, "Extreme
 multi-label loss functions", KDD 2016.
 """

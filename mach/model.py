@@ -20,7 +20,7 @@ from mach.storage import Run, read_json
 if TYPE_CHECKING:
     from mach.queries import Queries
 
-CHUNK_SCORES = 2**24  # bucket scores held at once: 64 MB
+CHUNK_SCORES = 2**23  # bucket scores held at once: 32 MB
 
 
 def load(path: str | Path, *, repetitions: Sequence[int] | None = None) -> MachModel:

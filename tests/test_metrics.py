@@ -25,6 +25,8 @@ def test_by_hand():
         "nDCG@2": ((1 / LOG) / (1 + 1 / LOG) + 1) / 3,
         "recall@1": 1 / 3,
         "recall@2": (1 / 2 + 1) / 3,
+        "hit@1": 1 / 3,
+        "hit@2": 2 / 3,
         "coverage@1": 1 / 3,
         "coverage@2": 2 / 3,
         "PSP@1": 4 / (10 + 4),
@@ -33,7 +35,7 @@ def test_by_hand():
         "PSnDCG@2": (2 / LOG / (1 + 1 / LOG) + 4) / ((10 + 2 / LOG) / (1 + 1 / LOG) + 4),
     }
     assert found == pytest.approx({**found, **expected})
-    assert len(found) == 18
+    assert len(found) == 21
 
 
 def test_perfect_answers_reach_one_except_for_precision():
@@ -55,6 +57,7 @@ def brute_force(ids_Nk: np.ndarray, truth: list[list[int]], k: int, weights_K: n
         "P": sum(len(h) / k for h in hits) / n,
         "nDCG": sum(sum(1 / math.log2(rank + 2) for rank, _ in h) / m for h, m in zip(hits, norms, strict=True)) / n,
         "recall": sum(len(h) / max(1, len(true)) for h, true in zip(hits, truth, strict=True)) / n,
+        "hit": sum(len(h) > 0 for h in hits) / n,
         "coverage": ratio(len({i for h in hits for _, i in h}), len(classes)),
         "PSP": ratio(
             sum(1 / weights_K[i] for h in hits for _, i in h),

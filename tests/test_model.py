@@ -110,7 +110,7 @@ def test_unfinished_repetitions_are_left_out_or_refused(trained: Path, tmp_path:
 
 
 def test_names_follow_the_shape_of_ids(model: MachModel):
-    assert model.names(7) == "class number 7"
+    assert model.names([[7]]) == [["class number 7"]]
     assert model.names([7, -1]) == ["class number 7", None]
     assert model.names(np.array([[1, 2], [3, 4]]))[1] == ["class number 3", "class number 4"]
 
