@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,7 +15,7 @@ from mach.decoding import Decoder, TopK
 from mach.errors import DataError, StorageError
 from mach.networks.inference import bucket_logits, bucket_probabilities
 from mach.queries import QueryReader, is_single
-from mach.storage import Run, read_json
+from mach.storage import Run
 
 if TYPE_CHECKING:
     from mach.queries import Queries
@@ -186,7 +186,7 @@ class MachModel:
     def info(self) -> dict[str, Any]:
         """What the model is: counts, aggregate, bytes on disk, and what its training reported."""
         manifest = self.run.manifest
-        done = [read_json(self.run.repetition(r).done) for r in self.repetitions]
+        done = [self.run.repetition(r).summary() for r in self.repetitions]
         files = [self.run.repetition(r).weights for r in self.repetitions]
         return {
             "path": str(self.run.path),
@@ -203,9 +203,9 @@ class MachModel:
             "takes_text": self.run.text_features is not None,
             "weight_bytes": sum(file.stat().st_size for file in files),
             "n_parameters": sum(array.size for weights in self._weights for array in weights.values()),
-            "worker_seconds": round(sum(summary["worker_seconds"] for summary in done), 1),
-            "peak_worker_bytes": max(summary["peak_memory_bytes"] for summary in done),
-            "peer_bytes": sum(summary["peer_bytes"] for summary in done),
+            "worker_seconds": round(sum(summary.worker_seconds for summary in done), 1),
+            "peak_worker_bytes": max(summary.peak_memory_bytes for summary in done),
+            "peer_bytes": sum(summary.peer_bytes for summary in done),
             "mach_version": manifest.mach_version,
         }
 
@@ -246,7 +246,7 @@ class MachModel:
             probs_NRB = np.empty((len(batch), self.n_repetitions, self.n_buckets), np.float32)
             for r, (weights, dense) in enumerate(zip(self._weights, self._dense_parts, strict=True)):
                 logits_NB = bucket_logits(weights, batch, dense)
-                probs_NRB[:, r] = bucket_probabilities(logits_NB, cast(Any, self.run.manifest.loss))
+                probs_NRB[:, r] = bucket_probabilities(logits_NB, self.run.manifest.loss)
             yield probs_NRB
 
 

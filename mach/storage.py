@@ -19,17 +19,18 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, ValidationError
 
-from mach.config import Config, load_config, to_toml
+from mach.config import Config, Section, load_config, to_toml
 from mach.data.store import ClassNames, Reference
 from mach.errors import StorageError
 from mach.hashing import Assignment, from_description
@@ -38,7 +39,8 @@ from mach.tensors import map_tensors, write_tensors
 if TYPE_CHECKING:
     from mach.data.text import TextFeatures
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
+Content = TypeVar("Content", bound=Section)
 
 
 @contextlib.contextmanager
@@ -73,30 +75,47 @@ def write_json(path: Path, value: Any) -> None:
         file.write((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON; a missing or damaged file is a StorageError."""
+def read_json(path: Path, kind: type[Content]) -> Content:
+    """Read JSON of a known shape; a missing or damaged file is a StorageError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return kind.model_validate_json(path.read_bytes())
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise StorageError(f"{path} is not valid JSON ({error}): the file is damaged") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise StorageError(f"{path} is damaged: {where or 'it'}: {first['msg'].splitlines()[0]}") from error
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(Section):
     """What a run is, beside its configuration: all that a model needs to answer."""
 
-    n_classes: int
-    n_features: int
-    n_rows: int
+    format: Literal[1] = FORMAT
+    mach_version: str
+    n_classes: int = Field(ge=1)
+    n_features: int = Field(ge=1)
+    n_rows: int = Field(ge=1)
     dense_input: bool
-    loss: str
-    precision: str
+    loss: Literal["binary", "softmax"]
+    precision: Literal["float32", "bfloat16"]
     data_fingerprint: str
     assignment: dict[str, Any]
-    mach_version: str
-    format: int = FORMAT
+
+
+class Summary(Section):
+    """What a finished repetition tells about its training: the content of DONE."""
+
+    repetition: int
+    steps: int
+    epochs: int
+    best_epoch: int | None
+    worker_seconds: float
+    threads: int
+    peak_memory_bytes: int
+    peer_bytes: int
+    peer_sockets: int
+    host: str
+    weights_digest: str
 
 
 class RepetitionFiles:
@@ -152,9 +171,13 @@ class RepetitionFiles:
             return []
         return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def summary(self) -> Summary:
+        """What DONE says."""
+        return read_json(self.done, Summary)
+
+    def finish(self, summary: Summary) -> None:
         """Mark the repetition as finished and drop what only training needed."""
-        write_json(self.done, summary)
+        write_json(self.done, summary.model_dump())
         for path in (self.state, self.best):
             path.unlink(missing_ok=True)
 
@@ -179,10 +202,10 @@ class Run:
             raise StorageError(
                 f"{path} is not a run directory (it has no manifest.json): give one made by `mach train`"
             )
-        found = read_json(run.path / "manifest.json").get("format")
-        if found != FORMAT:
+        found = re.search(rb'"format": *(\d+)', (run.path / "manifest.json").read_bytes())
+        if found and int(found[1]) != FORMAT:
             raise StorageError(
-                f"{path} has format {found}, this version reads format {FORMAT}: use the version it names"
+                f"{path} has format {int(found[1])}, this version reads format {FORMAT}: use the version that made it"
             )
         return run
 
@@ -203,7 +226,7 @@ class Run:
         """Replace configuration and manifest, as when R is raised."""
         with atomic_file(self.path / "config.toml") as file:
             file.write(to_toml(config).encode())
-        write_json(self.path / "manifest.json", asdict(manifest))
+        write_json(self.path / "manifest.json", manifest.model_dump())
         for name in ("config", "manifest"):
             self.__dict__.pop(name, None)
 
@@ -213,10 +236,7 @@ class Run:
 
     @cached_property
     def manifest(self) -> Manifest:
-        try:
-            return Manifest(**read_json(self.path / "manifest.json"))
-        except TypeError as error:
-            raise StorageError(f"{self.path / 'manifest.json'} has other keys than expected: {error}") from error
+        return read_json(self.path / "manifest.json", Manifest)
 
     def assignment(self) -> Assignment:
         """Assignment of all R repetitions, its checksum verified."""

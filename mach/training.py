@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from mach.kernels.memory import to_bfloat16
 from mach.kernels.sparse import gather_rows
 from mach.networks.batch import Batch, DenseBatch, SparseBatch
 from mach.networks.network import Network, StepFigures, step_figures
-from mach.storage import RepetitionFiles, Run
+from mach.storage import RepetitionFiles, Run, Summary
 from mach.tensors import map_tensors
 from mach.traffic import PeerTraffic
 
@@ -139,8 +139,8 @@ class _Trainer:
             n_features=store.n_features,
             n_buckets=self.assignment.n_buckets,
             dense_input=store.is_dense,
-            loss=cast(Any, run.manifest.loss),
-            precision=cast(Any, run.manifest.precision),
+            loss=run.manifest.loss,
+            precision=run.manifest.precision,
             bias_B=self._initial_bias(),
             seed=int(np.random.SeedSequence([self.training.seed, self.repetition]).generate_state(1)[0]),
         )
@@ -286,19 +286,19 @@ class _Trainer:
                 "sockets while training: repetitions must not communicate; look for networking in the trunk"
             )
         self.files.finish(
-            {
-                "repetition": self.repetition,
-                "steps": self.network.n_steps,
-                "epochs": len(self.metrics),
-                "best_epoch": self.best_epoch or None,
-                "worker_seconds": round(self.worker_seconds, 2),
-                "threads": torch.get_num_threads(),
-                "peak_memory_bytes": peak_memory_bytes(),
-                "peer_bytes": self.traffic.n_bytes,
-                "peer_sockets": self.traffic.n_sockets,
-                "host": os.uname().nodename,
-                "weights_digest": digest,
-            }
+            Summary(
+                repetition=self.repetition,
+                steps=self.network.n_steps,
+                epochs=len(self.metrics),
+                best_epoch=self.best_epoch or None,
+                worker_seconds=round(self.worker_seconds, 2),
+                threads=torch.get_num_threads(),
+                peak_memory_bytes=peak_memory_bytes(),
+                peer_bytes=self.traffic.n_bytes,
+                peer_sockets=self.traffic.n_sockets,
+                host=os.uname().nodename,
+                weights_digest=digest,
+            )
         )
 
 

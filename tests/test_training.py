@@ -14,7 +14,7 @@ from mach.config import Config, TrainingConfig
 from mach.data.store import Store
 from mach.errors import StorageError
 from mach.launch.setup import set_up
-from mach.storage import Run, read_json
+from mach.storage import Run
 from mach.tensors import map_tensors
 from mach.training import Progress, ShardJob, TrainingStoppedError, rate_at, read_batch, read_classes, train_shard
 
@@ -99,11 +99,11 @@ def test_early_stopping_keeps_the_best_epoch(config: Config, tmp_path: Path):
         training={"epochs": 30, "patience": 2, "rate": 0.5, "schedule": "constant"},
     )
     train_shard(job)
-    done = read_json(run.repetition(0).done)
+    done = run.repetition(0).summary()
     metrics = run.repetition(0).read_metrics()
     figures = [row["validation_bucket_precision"] for row in metrics]
-    assert len(figures) == done["epochs"] < 30
-    assert done["best_epoch"] == int(np.argmax(figures)) + 1 == done["epochs"] - 2
+    assert len(figures) == done.epochs < 30
+    assert done.best_epoch == int(np.argmax(figures)) + 1 == done.epochs - 2
     assert not run.repetition(0).best.exists()
     assert map_tensors(run.repetition(0).weights)[0]
 
@@ -142,8 +142,8 @@ def test_a_repetition_that_communicates_is_refused(config: Config, tmp_path: Pat
 
 def test_nothing_is_exchanged_while_training(trained: Path):
     for repetition in range(3):
-        done = read_json(Run.open(trained).repetition(repetition).done)
-        assert (done["peer_bytes"], done["peer_sockets"]) == (0, 0)
+        done = Run.open(trained).repetition(repetition).summary()
+        assert (done.peer_bytes, done.peer_sockets) == (0, 0)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])

@@ -1,0 +1,72 @@
+"""Run directories of every format so far load and answer as on the day they were made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mach
+from mach.errors import MachError
+from mach.storage import FORMAT, Run
+
+FIXTURES = sorted((Path(__file__).parent / "fixtures").glob("run-format-*"))
+
+
+def test_the_current_format_has_a_fixture():
+    assert f"run-format-{FORMAT}" in [path.name for path in FIXTURES]
+
+
+@pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.name)
+def test_an_old_run_answers_as_ever(path: Path):
+    expected = json.loads((path / "expected.json").read_text())
+    ids, scores = mach.load(path).topk(expected["queries"], k=3)
+    np.testing.assert_array_equal(ids, expected["ids"])
+    np.testing.assert_allclose(scores, expected["scores"], rtol=1e-4)
+    assert mach.load(path).names(ids[0])[0] == "red"
+
+
+def use_everything(run: Path) -> None:
+    model = mach.load(run)
+    model.names(model.topk("a red thing")[0])
+    model.info()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "manifest.json",
+        "config.toml",
+        "class_names.safetensors",
+        "text/text.json",
+        "repetitions/r000/DONE",
+        "repetitions/r000/weights.safetensors",
+    ],
+)
+@pytest.mark.parametrize("damage", ["emptied", "cut", "garbage", "another shape"])
+def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, name: str, damage: str):
+    run = tmp_path / "run"
+    shutil.copytree(FIXTURES[-1], run)
+    whole = (run / name).read_bytes()
+    broken = {
+        "emptied": b"",
+        "cut": whole[: len(whole) // 2],
+        "garbage": bytes(range(128, 256)) * 4,
+        "another shape": b"[]" if name.endswith(("json", "DONE")) else b"a = 1\n",
+    }
+    (run / name).write_bytes(broken[damage])
+    with pytest.raises(MachError) as caught:
+        use_everything(run)
+    assert "\n" not in str(caught.value)
+    assert name.rpartition("/")[2].partition(".")[0] in str(caught.value)
+
+
+def test_a_run_of_a_newer_format_is_refused(tmp_path: Path):
+    shutil.copytree(FIXTURES[-1], tmp_path / "run")
+    manifest = tmp_path / "run/manifest.json"
+    manifest.write_text(manifest.read_text().replace(f'"format": {FORMAT}', f'"format": {FORMAT + 1}'))
+    with pytest.raises(MachError, match=f"has format {FORMAT + 1}, this version reads format {FORMAT}"):
+        Run.open(tmp_path / "run")
