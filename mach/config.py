@@ -108,7 +108,7 @@ class TrainingConfig(Section):
     patience: int | None = Field(
         default=None, ge=1, description="stop after so many epochs without a better validation figure; none: never"
     )
-    checkpoint_seconds: float = Field(default=30.0, ge=0.0, description="time between checkpoints of a repetition")
+    checkpoint_seconds: float = Field(default=30.0, ge=0.0, description="least time between checkpoints")
     seed: int = Field(default=0, ge=0, description="initial weights, row order and dropout")
 
 

@@ -34,6 +34,7 @@ from mach.traffic import PeerTraffic
 
 MEASURE_EVERY = 8  # steps: the loss costs a tenth of a step
 REPORT_SECONDS = 0.5
+MAX_CHECKPOINT_SHARE = 0.05  # of the time: on a slow disk, checkpoints are rarer than asked
 VALIDATION_BATCH = 1024
 
 
@@ -152,6 +153,7 @@ class _Trainer:
     def train(self) -> None:
         self._resume()
         started = saved = told = time.monotonic()
+        pause = 0.0
         epoch_started, epoch_first_step = started, self.network.n_steps
         first_step, worker_seconds = self.network.n_steps, self.worker_seconds
         while self.network.n_steps < self.n_steps and not self._has_converged():
@@ -179,9 +181,10 @@ class _Trainer:
             if self.should_stop():
                 self._checkpoint()
                 raise TrainingStoppedError(f"repetition {self.repetition} stopped at step {step + 1} of {self.n_steps}")
-            if now - saved >= self.training.checkpoint_seconds:
+            if now - saved >= max(self.training.checkpoint_seconds, pause):
                 self._checkpoint_or_go_on()
                 saved = time.monotonic()
+                pause = (saved - now) / MAX_CHECKPOINT_SHARE
         self._finish()
 
     def _initial_bias(self) -> NDArray[np.float32]:
