@@ -7,19 +7,23 @@ verbs that need them, so that help answers at once.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mach import __version__
-from mach.errors import ConfigError, MachError
+from mach.errors import ConfigError, DataError, IncompleteRunError, MachError
 
 if TYPE_CHECKING:
     from mach.config import Config
     from mach.data.store import Store
+    from mach.decoding import TopK
     from mach.model import MachModel
 
 
@@ -32,8 +36,11 @@ class _Group(click.Group):
         except MachError as error:
             click.echo(f"mach: {error}", err=True)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("mach: stopped; nothing is half-written: run the same command again", err=True)
+            ctx.exit(IncompleteRunError.exit_code)
         except BrokenPipeError:  # the reader of our output has seen enough
-            sys.stderr.close()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(0)
 
 
@@ -41,6 +48,7 @@ class _Group(click.Group):
 @click.version_option(__version__)
 def main() -> None:
     """Extreme classification by hashed, independent repetitions."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
@@ -69,9 +77,9 @@ def prepare(
 
     defaults = [*overrides, f"data.train={json.dumps(source)}"]
     options = load_config(config, defaults) if config else parse_config({}, "--set", defaults)
-    prepared = prepare_data(
-        options.data, options.text, source, store, like=_reference(like) if like else None, report=_reporter()
-    )
+    with _reporter() as report:
+        reference = _reference(like) if like else None
+        prepared = prepare_data(options.data, options.text, source, store, like=reference, report=report)
     _print(prepared.describe(), as_json)
 
 
@@ -143,7 +151,8 @@ def train(
 
     chosen = _numbers(repetitions, options.hashing.repetitions) if repetitions else None
     path = run or Path("runs") / config.stem
-    opened, store = set_up(options, path, report=_reporter())
+    with _reporter() as report:
+        opened, store = set_up(options, path, report=report)
     train_locally(opened, store, options.launch, repetitions=chosen)
     click.echo(f"{path}: {len(opened.finished())} of {options.hashing.repetitions} repetitions finished", err=True)
 
@@ -177,9 +186,10 @@ def evaluate(run: Path, data: str | None, ks: str, curve: bool, repetitions: str
         raise ConfigError(f"{run} names no data.test: give DATA")
     store = _prepared(model, source)
     cuts = tuple(sorted({_integer(k, "--at") for k in ks.split(",")}))
+    with _reporter() as report:
+        measured = evaluate_model(model, store, ks=cuts, curve=curve, report=report)
     rows = [
-        {name: 100 * value if isinstance(value, float) else value for name, value in row.items()}
-        for row in evaluate_model(model, store, ks=cuts, curve=curve, report=_reporter())
+        {name: 100 * value if isinstance(value, float) else value for name, value in row.items()} for row in measured
     ]
     names = [f"{name}@{k}" for name in ("P", "nDCG", "PSP", "recall", "hit") for k in cuts]
     shown = ["n_repetitions", *(name for name in names if name not in ("nDCG@1", "hit@1"))]  # those equal P@1
@@ -197,16 +207,10 @@ def predict(run: Path, data: str, output: str, k: int, repetitions: str | None) 
     from mach.predictions import write_predictions
 
     model = _model(run, repetitions)
-    store, report = _prepared(model, data), _reporter()
-
-    def parts() -> Iterator[tuple[Any, Any]]:
-        n_done = 0
-        for found in model.search_in_parts(store, k):
-            yield found.ids_Nk, found.scores_Nk
-            n_done += len(found.ids_Nk)
-            report("predicting", n_done / store.n_rows)
-
-    write_predictions(output, parts(), model.name_function())
+    store = _prepared(model, data)
+    with _reporter() as report:
+        parts = _reported(model.search_in_parts(store, k), store.n_rows, report)
+        write_predictions(output, ((part.ids_Nk, part.scores_Nk) for part in parts), model.name_function())
 
 
 @main.command()
@@ -233,16 +237,28 @@ def query(run: Path, queries: tuple[str, ...], k: int, repetitions: str | None, 
 
 @main.command()
 @_run
+@click.option("--verify", is_flag=True, help="Also compare all weights with the digests that training recorded.")
 @_json
-def info(run: Path, as_json: bool) -> None:
+def info(run: Path, verify: bool, as_json: bool) -> None:
     """Show what the model in RUN is: counts, bytes, training cost, and bytes exchanged between repetitions (0)."""
-    _print(_model(run, None).info(), as_json)
+    model = _model(run, None)
+    if verify:
+        model.verify()
+    _print(model.info(), as_json)
 
 
 def _model(run: Path, repetitions: str | None) -> MachModel:
     from mach.model import load
 
     return load(run, repetitions=_numbers(repetitions, None) if repetitions else None)
+
+
+def _reported(parts: Iterable[TopK], n_rows: int, report: Callable[[str, float], None]) -> Iterator[TopK]:
+    n_done = 0
+    for part in parts:
+        yield part
+        n_done += len(part.ids_Nk)
+        report("predicting", n_done / n_rows)
 
 
 def _reference(path: Path) -> Any:
@@ -256,57 +272,69 @@ def _prepared(model: MachModel, source: str) -> Store:
     from mach.data.prepare import prepare as prepare_data
 
     config = model.run.config
-    return prepare_data(config.data, config.text, source, like=model.run.reference(), report=_reporter())
+    with _reporter() as report:
+        return prepare_data(config.data, config.text, source, like=model.run.reference(), report=report)
 
 
 def _print_ledger(config: Config) -> None:
     """What `train` would build, from the prepared data."""
     from mach import theory
     from mach.data.prepare import prepare as prepare_data
-    from mach.launch.local import usable_cores
+    from mach.launch.local import n_workers
     from mach.launch.setup import resolve
 
-    store = prepare_data(config.data, config.text, config.data.train, report=_reporter())
-    resolved, manifest = resolve(config, store)
+    with _reporter() as report:
+        store = prepare_data(config.data, config.text, config.data.train, report=report)
+    resolved, manifest, _ = resolve(config, store)
     chosen = theory.plan(
         manifest.n_classes,
         manifest.n_features,
-        n_workers=config.launch.workers or usable_cores(),
+        n_workers=n_workers(config.launch, config.hashing.repetitions),
         hidden=tuple(config.network.hidden),
         n_repetitions=config.hashing.repetitions,
         n_buckets=resolved.hashing.buckets,
+        dense_input=manifest.dense_input,
+        weight_bytes=2 if config.network.weights == "bfloat16" else 4,
+        nonzeros_per_row=store.n_features if store.is_dense else store.n_nonzeros / store.n_rows,
+        table_assignment=config.hashing.table is not None,
     )
     _print_rows(chosen.rows(), as_json=False)
 
 
-def _reporter() -> Callable[[str, float], None]:
-    """Progress of preparation: a bar on a terminal, silence elsewhere."""
+@contextmanager
+def _reporter() -> Iterator[Callable[[str, float], None]]:
+    """Progress of reading and predicting: bars on a terminal, silence elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        return lambda stage, fraction: None
-    bars = Progress(TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console)
-    tasks: dict[str, Any] = {}
+        yield lambda stage, fraction: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
 
-    def report(stage: str, fraction: float) -> None:
-        if stage not in tasks:
-            bars.start()
-            tasks[stage] = bars.add_task(stage, total=1.0)
-        bars.update(tasks[stage], completed=fraction)
-        if fraction >= 1.0:
-            bars.stop()
+        def report(stage: str, fraction: float) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=1.0)
+            bars.update(tasks[stage], completed=fraction)
 
-    return report
+        yield report
 
 
 def _lines(queries: tuple[str, ...]) -> Iterator[str]:
     for text in queries or ("-",):
-        if text == "-":
-            yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
-        else:
+        if text != "-":
             yield text
+            continue
+        for number, line in enumerate(sys.stdin.buffer, 1):
+            try:
+                query = line.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise DataError(f"standard input line {number} is not UTF-8: {error.reason}") from error
+            if query.strip():
+                yield query
 
 
 def _numbers(text: str, limit: int | None) -> list[int]:
@@ -316,8 +344,10 @@ def _numbers(text: str, limit: int | None) -> list[int]:
         first, dash, last = part.partition("-")
         begin = _integer(first, "--repetitions")
         chosen |= set(range(begin, (_integer(last, "--repetitions") if dash else begin) + 1))
-    if not chosen or (limit is not None and max(chosen) >= limit):
-        raise ConfigError(f"--repetitions {text}: the run has repetitions 0-{(limit or 0) - 1}")
+    if not chosen:
+        raise ConfigError(f"--repetitions {text}: no number in it: write them ascending, such as 0-3,5")
+    if limit is not None and max(chosen) >= limit:
+        raise ConfigError(f"--repetitions {text}: the run has repetitions 0-{limit - 1}")
     return sorted(chosen)
 
 
@@ -332,7 +362,7 @@ def _bytes(text: str) -> int:
     number = text.rstrip("BKMGTbkmgt ")
     try:
         return int(float(number) * units[text[len(number) :].strip().upper()])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         raise ConfigError(f"--memory {text}: write a number and B, KB, MB, GB or TB, such as 200MB") from None
 
 

@@ -6,6 +6,7 @@ line that names it. The resolved configuration is written into the run directory
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -15,13 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mach.errors import ConfigError
 
 Format = Literal["auto", "repository", "svmlight", "npz", "npy", "csv", "jsonl", "parquet", "builtin"]
-Aggregate = Literal["mean", "unbiased-mean", "log-mean", "logit-mean", "min", "median"]
+Aggregate = Literal["auto", "mean", "unbiased-mean", "log-mean", "logit-mean", "min", "median"]
 
 
 class Section(BaseModel):
     """Base of all sections: immutable, strict types, unknown keys refused."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -65,8 +66,11 @@ class HashingConfig(Section):
 
     repetitions: int = Field(default=4, ge=1, le=1024, description="R")
     buckets: int | None = Field(default=None, ge=2, le=2**20, description="B; none: chosen by `mach.theory.plan`")
-    capacity: int | None = Field(default=None, ge=1, le=2**31, description="most classes ever; none: K of the data")
-    seed: int = Field(default=0, ge=0, description="hash functions depend on it and on the repetition's number alone")
+    capacity: int | None = Field(default=None, ge=1, le=2**31 - 1, description="most classes ever; none: K of the data")
+    seed: int = Field(default=0, ge=0, description="of the hash functions")
+    table: str | None = Field(
+        default=None, description=".npy file of buckets, integers of shape (R or more, K), used instead of hashing"
+    )
 
 
 class NetworkConfig(Section):
@@ -87,6 +91,8 @@ class NetworkConfig(Section):
     def _check(self) -> Self:
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden = {self.hidden}: every width must be at least 1")
+        if self.trunk_options:
+            _toml_value(self.trunk_options)  # refuses what the run's config.toml could not hold
         return self
 
 
@@ -115,7 +121,7 @@ class TrainingConfig(Section):
 class DecodingConfig(Section):
     """How R bucket scores become class scores (`mach.decoding`)."""
 
-    aggregate: Literal["auto"] | Aggregate = Field(default="auto", description="auto: log-mean")
+    aggregate: Aggregate = Field(default="auto", description="auto: log-mean")
 
 
 class LaunchConfig(Section):
@@ -136,6 +142,12 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     decoding: DecodingConfig = DecodingConfig()
     launch: LaunchConfig = LaunchConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.training.patience is not None and self.data.validation_fraction == 0.0:
+            raise ValueError("training.patience needs rows to watch: set data.validation_fraction, such as 0.05")
+        return self
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -176,6 +188,12 @@ def differing_keys(mine: Config, theirs: Config, ignore: tuple[str, ...] = ()) -
     ]
 
 
+def fingerprint(config: Config, ignore: tuple[str, ...] = ()) -> str:
+    """Digest of all keys but those that begin with one of ``ignore``."""
+    kept = {key: value for key, value in _flatten(config.model_dump()).items() if not key.startswith(ignore)}
+    return hashlib.blake2b(repr(sorted(kept.items())).encode(), digest_size=16).hexdigest()
+
+
 def to_toml(config: Config) -> str:
     """The configuration as TOML text that `load_config` reads back to an equal object; unset keys are left out."""
     lines = []
@@ -193,7 +211,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: write section.key=value, for example training.epochs=5")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         value = text.strip()  # a bare word, as people type it
     node = tree
     for part in path[:-1]:
@@ -214,7 +232,7 @@ def _first_line(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{key} is missing"
     if first["type"] == "value_error":
-        return f"{key}: {first['ctx']['error']}"
+        return f"{key}: {first['ctx']['error']}".removeprefix(": ")
     return f"{key} = {first['input']!r}: {first['msg'].lower()}"
 
 
@@ -237,7 +255,9 @@ def _toml_value(value: Any) -> str:
         return "[" + ", ".join(_toml_value(item) for item in value) + "]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_toml_value(k)} = {_toml_value(v)}" for k, v in value.items()) + "}"
-    return repr(value)
+    if isinstance(value, int | float):
+        return repr(value)
+    raise ValueError(f"{value!r} is a {type(value).__name__}: use strings, numbers, true or false, lists and tables")
 
 
 def _toml_character(character: str) -> str:

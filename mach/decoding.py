@@ -28,9 +28,8 @@ METHODS = ("auto", "gather", "threshold")
 
 _TINY = np.finfo(np.float32).tiny
 _BELOW_ONE = np.float32(1 - 2.0**-24)
-_N_PEERS = (
-    4  # repetitions whose buckets a table keeps beside each list of members: 8 or 16 bytes a class and repetition
-)
+_N_PEERS = 4  # repetitions whose buckets a table keeps beside each list of members: 2 or 4 bytes a class each
+MAX_PADDING = 10_000  # columns beyond the number of classes that may be asked for
 _CHUNK_VALUES = 2**18  # bucket scores transformed at once: they stay in the second cache level until searched
 _indexes: WeakKeyDictionary[Any, Index] = WeakKeyDictionary()
 
@@ -70,14 +69,13 @@ class TopK:
     @classmethod
     def empty(cls, n_queries: int, k: int) -> TopK:
         """Uninitialised columns to write answers into."""
-        N = n_queries
         return cls(
-            ids_Nk=np.empty((N, k), dtype=np.int64),
-            scores_Nk=np.empty((N, k), dtype=np.float32),
-            exact_N=np.empty(N, dtype=np.bool_),
-            n_scored_N=np.empty(N, dtype=np.int64),
-            n_opened_N=np.empty(N, dtype=np.int64),
-            bound_N=np.empty(N, dtype=np.float32),
+            ids_Nk=np.empty((n_queries, k), dtype=np.int64),
+            scores_Nk=np.empty((n_queries, k), dtype=np.float32),
+            exact_N=np.empty(n_queries, dtype=np.bool_),
+            n_scored_N=np.empty(n_queries, dtype=np.int64),
+            n_opened_N=np.empty(n_queries, dtype=np.int64),
+            bound_N=np.empty(n_queries, dtype=np.float32),
         )
 
 
@@ -184,7 +182,7 @@ class Decoder:
         probs_NRB : float array of shape (N, R, B)
             Bucket probabilities.
         k : int
-            At least 1.
+            At least 1 and at most ``K + MAX_PADDING``; columns beyond the last class are padding.
         allowed_K : bool array of shape (K,), optional
             Classes that may be returned.
         budget : int, optional
@@ -203,8 +201,10 @@ class Decoder:
 
         probs_NRB = self._checked(probs_NRB)
         N, K = len(probs_NRB), self.assignment.n_classes
-        if k < 1 or (budget is not None and budget < 0):
-            raise ConfigError(f"k {k} must be at least 1 and budget {budget} at least 0")
+        if not 1 <= k <= K + MAX_PADDING:
+            raise ConfigError(f"k {k} must be at least 1 and at most {K + MAX_PADDING}: there are K = {K} classes")
+        if budget is not None and budget < 0:
+            raise ConfigError(f"budget {budget} must be at least 0")
         if method not in METHODS:
             raise ConfigError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
         if method == "gather" and budget is not None and budget < K:
@@ -233,15 +233,18 @@ class Decoder:
         Raises
         ------
         DataError
-            When a class is out of range or a shape does not fit.
+            When a class is no integer or out of range, or a shape does not fit.
         """
-        probs_NRB, ids_NC = self._checked(probs_NRB), np.asarray(ids_NC, dtype=np.int64)
+        probs_NRB, ids_NC = self._checked(probs_NRB), np.asarray(ids_NC)
         N, K = len(probs_NRB), self.assignment.n_classes
         if ids_NC.ndim != 2 or len(ids_NC) != N:
-            raise DataError(f"candidates have shape {ids_NC.shape}: need ({N}, C), a row a query")
+            raise DataError(f"candidates {ids_NC.shape}, bucket scores {probs_NRB.shape}: need ({N}, C), a row a query")
+        if ids_NC.size and ids_NC.dtype.kind not in "iu":
+            raise DataError(f"candidates are {ids_NC.dtype}: need integers, 0..{K - 1} or -1 for none")
         outside = ids_NC[(ids_NC < -1) | (ids_NC >= K)]
         if len(outside):
             raise DataError(f"candidate {outside[0]} is no class: need 0..{K - 1}, or -1 for none")
+        ids_NC = ids_NC.astype(np.int64)
         scores_NC = np.empty(ids_NC.shape, dtype=np.float32)
         for part in self._chunks(N):
             values_NRB, ids = transform(probs_NRB[part], self.aggregate), ids_NC[part]
@@ -346,8 +349,6 @@ def _universal_index(assignment: UniversalAssignment) -> Index:
     from mach.kernels.decode import LENGTH, Index
 
     p = assignment.prime
-    if p >= 2**31:
-        raise ConfigError(f"prime {p} is too large to decode: draw the assignment with a capacity below {2**31}")
     multipliers_R, inverses_R = assignment.multipliers_R, assignment.inverses_R
     strides_R = inverses_R * assignment.n_buckets % p  # from one member of a bucket to the next
     steps_RS = strides_R[:, None] * multipliers_R[None, :] % p

@@ -33,9 +33,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from mach.errors import ConfigError, StorageError
 
+_DAMAGED = "the file is damaged or was made by an incompatible version"
 N_CANDIDATES = 32
 MAX_DISTANCES = 4096  # the shortest multiples of B, at which the largest shares of pairs meet
-MAX_CAPACITY = 2**31  # a * k + b stays below 2**63 for every prime up to the next one above this
+MAX_CAPACITY = 2**31 - 1  # a prime: no p exceeds it, sums of two images fit uint32, and a * k + b stays below 2**62
 
 
 class Assignment(Protocol):
@@ -182,7 +183,7 @@ class UniversalAssignment:
         seed : int
             Non-negative.
         capacity : int, optional
-            Largest number of classes that the functions shall ever serve, K by default, at most 2**31.
+            Largest number of classes that the functions shall ever serve, K by default, at most `MAX_CAPACITY`.
 
         Raises
         ------
@@ -194,8 +195,10 @@ class UniversalAssignment:
             raise ConfigError(
                 f"n_classes {n_classes} and capacity {capacity}: need 1 <= n_classes <= capacity <= {MAX_CAPACITY}"
             )
-        if n_buckets < 2 or n_repetitions < 1:
-            raise ConfigError(f"n_buckets {n_buckets} must be at least 2 and n_repetitions {n_repetitions} at least 1")
+        if not 2 <= n_buckets <= MAX_CAPACITY or n_repetitions < 1:
+            raise ConfigError(
+                f"n_buckets {n_buckets} must be 2 to {MAX_CAPACITY} and n_repetitions {n_repetitions} at least 1"
+            )
         prime = smallest_prime_at_least(max(capacity, 2))
         multipliers: list[int] = []
         offsets: list[int] = []
@@ -336,30 +339,53 @@ def from_description(description: dict[str, Any], table: ArrayLike | None = None
     Raises
     ------
     StorageError
-        When the family is unknown or the checksum differs.
+        When the family is unknown, an entry is missing or impossible, or the checksum differs.
     """
     family = description.get("family")
+    if family not in {"universal", "table"}:
+        raise StorageError(f"unknown hash family {family!r}: this version knows 'universal' and 'table'")
+    n_buckets, checksum = _entry(description, "n_buckets"), _entry(description, "checksum", str)
     assignment: Any
     if family == "universal":
-        assignment = UniversalAssignment(
-            description["n_classes"],
-            description["n_buckets"],
-            description["prime"],
-            np.array(description["multipliers"], dtype=np.int64),
-            np.array(description["offsets"], dtype=np.int64),
-        )
-    elif family == "table":
+        n_classes, prime = _entry(description, "n_classes"), _entry(description, "prime")
+        a_R, b_R = (np.array(_entry(description, name, list), np.int64) for name in ("multipliers", "offsets"))
+        if len(a_R) != len(b_R) or n_classes > prime:
+            raise StorageError(
+                f"{n_classes} classes, prime {prime}, {len(a_R)} multipliers, {len(b_R)} offsets: {_DAMAGED}"
+            )
+        assignment = UniversalAssignment(n_classes, n_buckets, prime, a_R, b_R)
+    else:
         if table is None:
             raise StorageError("the assignment is a table but its array is missing")
-        assignment = TableAssignment.from_table(table, description["n_buckets"])
-    else:
-        raise StorageError(f"unknown hash family {family!r}: this version knows 'universal' and 'table'")
-    if assignment.checksum() != description["checksum"]:
-        raise StorageError(
-            f"assignment checksum is {assignment.checksum()}, the description says {description['checksum']}: "
-            "the file is damaged or was made by an incompatible version"
-        )
+        try:
+            assignment = TableAssignment.from_table(table, n_buckets)
+        except ConfigError as error:
+            raise StorageError(f"{error}: {_DAMAGED}") from None
+    if assignment.checksum() != checksum:
+        raise StorageError(f"assignment checksum is {assignment.checksum()}, described as {checksum}: {_DAMAGED}")
     return assignment
+
+
+def extends(longer: Assignment, shorter: Assignment) -> bool:
+    """Whether the first repetitions of one assignment are exactly those of another, and both serve the same classes.
+
+    Examples
+    --------
+    >>> two, five = (UniversalAssignment.draw(n_classes=99, n_buckets=9, n_repetitions=R, seed=4) for R in (2, 5))
+    >>> extends(five, two), extends(two, five)
+    (True, False)
+    """
+    n = shorter.n_repetitions
+    return longer.n_repetitions >= n and longer.select(list(range(n))).describe() == shorter.describe()
+
+
+def _entry(description: dict[str, Any], name: str, kind: type = int) -> Any:
+    """One entry of a description: an integer of 0 to `MAX_CAPACITY`, a list of them, or a string."""
+    value = description.get(name)
+    numbers = {int: [value], list: value}.get(kind, [])
+    if type(value) is not kind or not all(type(number) is int and 0 <= number <= MAX_CAPACITY for number in numbers):
+        raise StorageError(f"assignment: {name} is {'missing' if value is None else f'{value!r:.60}'}: {_DAMAGED}")
+    return value
 
 
 def _digest(*arrays: NDArray[Any]) -> str:

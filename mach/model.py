@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mach.decoding import Decoder, TopK
-from mach.errors import DataError, StorageError
-from mach.networks.inference import bucket_logits, bucket_probabilities
+from mach.errors import DataError, IncompleteRunError, StorageError
+from mach.networks.inference import bucket_logits, bucket_probabilities, weight_shapes
 from mach.queries import QueryReader, is_single
 from mach.storage import Run
+from mach.tensors import digest_of
 
 if TYPE_CHECKING:
     from mach.queries import Queries
@@ -36,7 +36,9 @@ def load(path: str | Path, *, repetitions: Sequence[int] | None = None) -> MachM
     Raises
     ------
     StorageError
-        When the folder is no run, is damaged, or none of the wanted repetitions is finished.
+        When the folder is no run or is damaged.
+    IncompleteRunError
+        When one of the wanted repetitions, or any at all, is not finished.
 
     Examples
     --------
@@ -48,11 +50,14 @@ def load(path: str | Path, *, repetitions: Sequence[int] | None = None) -> MachM
     """
     run = Run.open(path)
     finished = run.finished()
-    chosen = finished if repetitions is None else list(repetitions)
+    chosen = finished if repetitions is None else list(dict.fromkeys(repetitions))
     missing = sorted(set(chosen) - set(finished))
-    if missing or not chosen:
-        which = f"repetitions {missing} are" if missing else "no repetition is"
-        raise StorageError(f"{which} not finished in {path} (finished: {finished}): train on, or name others")
+    if missing:
+        raise IncompleteRunError(
+            f"{path}: repetitions {missing} are not finished, {finished} are: train on, or name those"
+        )
+    if not chosen:
+        raise IncompleteRunError(f"{path}: no repetition is finished yet: train on with the same command")
     return MachModel(run, chosen)
 
 
@@ -79,7 +84,14 @@ class MachModel:
         self.assignment = run.assignment().select(repetitions)
         self.n_buckets, self.n_repetitions = self.assignment.n_buckets, len(repetitions)
         self.aggregate = "log-mean" if run.config.decoding.aggregate == "auto" else run.config.decoding.aggregate
-        self._weights = [run.load_weights(r) for r in repetitions]
+        shapes = weight_shapes(
+            run.config.network,
+            n_features=self.n_features,
+            n_buckets=self.n_buckets,
+            dense_input=manifest.dense_input,
+        )
+        self._widest = max(max(shape) for name, shape in shapes.items() if name != "input.weight")
+        self._weights = [run.load_weights(r, shapes) for r in repetitions]
 
     def topk(
         self,
@@ -128,8 +140,7 @@ class MachModel:
         parts = list(self.search_in_parts(queries, k, allowed=allowed, budget=budget))
         if not parts:
             raise DataError("there are no queries: give at least one")
-        columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(TopK)}
-        return TopK(**{name: np.concatenate(column) for name, column in columns.items()})
+        return TopK.concatenate(parts)
 
     def search_in_parts(
         self,
@@ -151,19 +162,22 @@ class MachModel:
         DataError
             When an id is not a class.
         """
-        candidates = np.asarray(ids, dtype=np.int64)
+        candidates = np.asarray(ids)
         scores, begin = [], 0
         for probs_NRB in self.probabilities(queries):
             n = len(probs_NRB)
             rows = candidates[begin : begin + n] if candidates.ndim == 2 else np.tile(candidates, (n, 1))
             scores.append(self._decoder.score(probs_NRB, rows))
             begin += n
+        if candidates.ndim == 2 and len(candidates) != begin:
+            raise DataError(f"ids of shape {candidates.shape} for {begin} queries: give a row a query, or one for all")
         scores_NC = np.concatenate(scores)
         return scores_NC[0] if is_single(queries) and candidates.ndim == 1 else scores_NC
 
     def bucket_scores(self, queries: Queries) -> NDArray[np.float32]:
         """Bucket probabilities of shape (N, R, B), float32: what the aggregate turns into class scores."""
-        return np.concatenate(list(self.probabilities(queries)))
+        parts = list(self.probabilities(queries))
+        return np.concatenate(parts) if parts else np.empty((0, self.n_repetitions, self.n_buckets), np.float32)
 
     def names(self, ids: ArrayLike) -> list[Any]:
         """Names of classes, in the shape of ``ids`` as nested lists; padding (-1) gives None.
@@ -176,6 +190,9 @@ class MachModel:
         names = self.run.class_names
         if names is None:
             raise DataError(f"{self.run.path} has no class names: set data.class_names when training, or use ids")
+        outside = [int(k) for k in np.ravel(ids) if not -1 <= k < self.n_classes]
+        if outside:
+            raise DataError(f"class {outside[0]} is none of the {self.n_classes} classes 0..{self.n_classes - 1}")
         nested: list[Any] = _nested(np.asarray(ids), lambda k: names[k] if k >= 0 else None)
         return nested
 
@@ -206,8 +223,23 @@ class MachModel:
             "worker_seconds": round(sum(summary.worker_seconds for summary in done), 1),
             "peak_worker_bytes": max(summary.peak_memory_bytes for summary in done),
             "peer_bytes": sum(summary.peer_bytes for summary in done),
+            "peer_sockets": sum(summary.peer_sockets for summary in done),
             "mach_version": manifest.mach_version,
         }
+
+    def verify(self) -> None:
+        """Read all weights and compare them with the digests that training recorded; cost of reading the files.
+
+        Raises
+        ------
+        StorageError
+            When a file has changed since.
+        """
+        for repetition, weights in zip(self.repetitions, self._weights, strict=True):
+            files = self.run.repetition(repetition)
+            found, recorded = digest_of(weights), files.summary().weights_digest
+            if found != recorded:
+                raise StorageError(f"{files.weights} has digest {found}, training recorded {recorded}: copy it anew")
 
     def parse(self, line: str) -> Any:
         """A query as typed in a shell: a text, or numbers where the model takes them."""
@@ -241,7 +273,7 @@ class MachModel:
 
     def probabilities(self, queries: Queries) -> Iterator[NDArray[np.float32]]:
         """Bucket probabilities (n, R, B) of consecutive chunks of queries, so that memory stays bounded."""
-        n_rows = max(1, CHUNK_SCORES // (self.n_repetitions * self.n_buckets))
+        n_rows = max(1, CHUNK_SCORES // max(self.n_repetitions * self.n_buckets, self._widest))
         for batch in self._reader.batches(queries, n_rows):
             probs_NRB = np.empty((len(batch), self.n_repetitions, self.n_buckets), np.float32)
             for r, (weights, dense) in enumerate(zip(self._weights, self._dense_parts, strict=True)):

@@ -68,16 +68,18 @@ class QueryReader:
         try:
             if self.dense_input:
                 return np.array(line.replace(",", " ").split(), dtype=np.float32)
-            row_D = np.zeros((1, self.n_features), np.float32)
+            row_D = np.zeros(self.n_features, np.float32)
             for pair in line.split():
                 index, _, value = pair.partition(":")
-                row_D[0, int(index)] = float(value)
-        except (ValueError, IndexError) as error:
+                if not 0 <= int(index) < self.n_features or row_D[int(index)] != 0:
+                    raise ValueError(f"feature {index} is out of range or repeated")
+                row_D[int(index)] = float(value)
+        except ValueError as error:
             raise DataError(
                 f"query {line!r:.60}: this model takes numbers, written as "
                 f"{'x x x' if self.dense_input else 'index:value index:value'} of {self.n_features} features ({error})"
             ) from error
-        return row_D[0]
+        return row_D
 
     def _featurised(self, texts: list[str]) -> SparseBatch:
         if self.text_features is None:

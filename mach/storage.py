@@ -3,7 +3,8 @@
 ::
 
     config.toml         the resolved configuration
-    manifest.json       format number, hash functions, K, D, fingerprint of the data
+    manifest.json       format number, hash functions, K, D, fingerprints of data and configuration
+    assignment.npy      buckets of all classes (where they come from a table)
     class_counts.npy    training rows a class
     class_names.safetensors   UTF-8 and offsets (where the data has names)
     text/               text features (where the data is text)
@@ -31,9 +32,9 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from mach.config import Config, Section, load_config, to_toml
-from mach.data.store import ClassNames, Reference
+from mach.data.store import ClassNames, Reference, Store
 from mach.errors import StorageError
-from mach.hashing import Assignment, from_description
+from mach.hashing import Assignment, TableAssignment, from_description
 from mach.tensors import map_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise StorageError(
             f"cannot write {path}: {error.strerror}; what was there before is untouched: make room or give access, "
@@ -67,6 +69,15 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power loss, in the order in which they were made."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -99,6 +110,7 @@ class Manifest(Section):
     loss: Literal["binary", "softmax"]
     precision: Literal["float32", "bfloat16"]
     data_fingerprint: str
+    config_fingerprint: str
     assignment: dict[str, Any]
 
 
@@ -137,25 +149,36 @@ class RepetitionFiles:
 
     @property
     def is_locked(self) -> bool:
-        """Whether some process is training it now."""
+        """Whether some process is training it now; writes nothing."""
         try:
-            with self.locked():
-                return False
-        except StorageError:
+            with (self.folder / "lock").open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
             return True
+        except OSError:
+            return False
+        return False
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the repetition for one trainer; the lock falls when its process ends, however it ends."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("w") as file:
+    def locked(self) -> Iterator[bool]:
+        """Try to hold the repetition; yields whether it is ours. The lock falls when its process ends."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = (self.folder / "lock").open("w")
+        except OSError as error:
+            raise StorageError(f"cannot lock {self.folder}: {error.strerror}") from error
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise StorageError(
-                    f"{self.folder} is being trained by another process: wait for it, or stop it"
-                ) from error
-            yield
+                is_ours = True
+            except BlockingIOError:
+                is_ours = False
+            yield is_ours
+
+    def sweep(self) -> None:
+        """Remove what writers that were killed left behind; call it under the lock."""
+        for leftover in self.folder.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
 
     def save(self, path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> str:
         """Write arrays atomically; return the digest of their bytes."""
@@ -167,9 +190,15 @@ class RepetitionFiles:
             file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        if not self.metrics.exists():
+        try:
+            rows = [json.loads(line) for line in self.metrics.read_bytes().splitlines()]
+        except FileNotFoundError:
             return []
-        return [json.loads(line) for line in self.metrics.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError) as error:
+            raise StorageError(f"{self.metrics} cannot be read ({error}): the file is damaged") from error
+        if not all(isinstance(row, dict) for row in rows):
+            raise StorageError(f"{self.metrics} holds something else than one JSON object a line: the file is damaged")
+        return rows
 
     def summary(self) -> Summary:
         """What DONE says."""
@@ -198,11 +227,12 @@ class Run:
             When the folder is no run or of a newer format.
         """
         run = cls(Path(path))
-        if not (run.path / "manifest.json").exists():
+        try:
+            found = re.search(rb'"format": *(\d+)', (run.path / "manifest.json").read_bytes())
+        except OSError as error:
             raise StorageError(
-                f"{path} is not a run directory (it has no manifest.json): give one made by `mach train`"
-            )
-        found = re.search(rb'"format": *(\d+)', (run.path / "manifest.json").read_bytes())
+                f"{path} is not a run directory (manifest.json: {error.strerror}): give one made by `mach train`"
+            ) from error
         if found and int(found[1]) != FORMAT:
             raise StorageError(
                 f"{path} has format {int(found[1])}, this version reads format {FORMAT}: use the version that made it"
@@ -210,20 +240,32 @@ class Run:
         return run
 
     @classmethod
-    def create(cls, path: str | Path, config: Config, manifest: Manifest, class_counts_K: NDArray[np.int64]) -> Run:
-        """Lay out a new run; the manifest is written last, so that a killed start leaves no half run."""
-        run = cls(Path(path))
+    def create(cls, path: str | Path, config: Config, manifest: Manifest, store: Store, assignment: Assignment) -> Run:
+        """Lay out a new run beside its place and move it there: it is there whole, or not at all."""
+        final = Path(path)
+        run = cls(final.with_name(f".{final.name}.{os.getpid()}.tmp"))
         try:
-            (run.path / "repetitions").mkdir(parents=True, exist_ok=True)
+            (run.path / "repetitions").mkdir(parents=True)
+            with atomic_file(run.path / "class_counts.npy") as file:
+                np.save(file, store.class_counts())
+            if store.class_names is not None:
+                with atomic_file(run.class_names_file) as file:
+                    write_tensors(file, {"offsets": store.class_names.offsets, "utf8": store.class_names.utf8}, {})
+            if store.text_features is not None:
+                shutil.copytree(store.path / "text_features", run.text_folder)
+            run.update(config, manifest, assignment)
+            run.path.replace(final)  # fails where another process was faster
         except OSError as error:
             raise StorageError(f"cannot create {path}: {error.strerror}") from error
-        with atomic_file(run.path / "class_counts.npy") as file:
-            np.save(file, class_counts_K)
-        run.update(config, manifest)
-        return run
+        finally:
+            shutil.rmtree(run.path, ignore_errors=True)
+        return cls(final)
 
-    def update(self, config: Config, manifest: Manifest) -> None:
-        """Replace configuration and manifest, as when R is raised."""
+    def update(self, config: Config, manifest: Manifest, assignment: Assignment) -> None:
+        """Replace configuration, manifest and assignment, as when R is raised."""
+        if isinstance(assignment, TableAssignment):
+            with atomic_file(self.path / "assignment.npy") as file:
+                np.save(file, assignment.table_RK)
         with atomic_file(self.path / "config.toml") as file:
             file.write(to_toml(config).encode())
         write_json(self.path / "manifest.json", manifest.model_dump())
@@ -240,24 +282,26 @@ class Run:
 
     def assignment(self) -> Assignment:
         """Assignment of all R repetitions, its checksum verified."""
-        return from_description(self.manifest.assignment)
+        table_RK = None
+        if self.manifest.assignment.get("family") == "table":
+            table_RK = self._array("assignment.npy")
+        return from_description(self.manifest.assignment, table_RK)
 
     def class_counts_K(self) -> NDArray[np.int64]:
         """Training rows of every class."""
-        path = self.path / "class_counts.npy"
-        try:
-            counts_K: NDArray[np.int64] = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise StorageError(f"cannot read {path}: {error}") from error
+        counts_K: NDArray[np.int64] = self._array("class_counts.npy")
         return counts_K
+
+    def _array(self, name: str) -> Any:
+        path = self.path / name
+        try:
+            return np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise StorageError(f"cannot read {path}: {error}") from error
 
     @property
     def class_names_file(self) -> Path:
         return self.path / "class_names.safetensors"
-
-    def write_class_names(self, names: ClassNames) -> None:
-        with atomic_file(self.class_names_file) as file:
-            write_tensors(file, {"offsets": names.offsets, "utf8": names.utf8}, {})
 
     @cached_property
     def class_names(self) -> ClassNames | None:
@@ -265,6 +309,10 @@ class Run:
         if not self.class_names_file.exists():
             return None
         arrays = map_tensors(self.class_names_file)[0]
+        if arrays.keys() != {"offsets", "utf8"} or len(arrays["offsets"]) != self.manifest.n_classes + 1:
+            raise StorageError(
+                f"{self.class_names_file} does not name the {self.manifest.n_classes} classes of the run"
+            )
         return ClassNames(arrays["offsets"], arrays["utf8"])
 
     @property
@@ -316,19 +364,20 @@ class Run:
         """Numbers of the finished repetitions, ascending."""
         return [r for r in range(self.config.hashing.repetitions) if self.repetition(r).is_done]
 
-    def load_weights(self, repetition: int) -> dict[str, NDArray[Any]]:
-        """Map the weights of a finished repetition."""
-        return map_tensors(self.repetition(repetition).weights)[0]
+    def load_weights(self, repetition: int, expected: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[Any]]:
+        """Map the weights of a finished repetition; those in ``expected`` must be there in that shape.
 
-
-def copy_folder(source: Path, destination: Path) -> None:
-    """Copy a small folder so that it appears whole or not at all."""
-    temporary = destination.with_name(f".{destination.name}.{os.getpid()}.tmp")
-    try:
-        shutil.copytree(source, temporary)
-        shutil.rmtree(destination, ignore_errors=True)
-        temporary.replace(destination)
-    except OSError as error:
-        raise StorageError(f"cannot write {destination}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        Raises
+        ------
+        StorageError
+            When the file is damaged, belongs to another repetition, or does not fit the configuration.
+        """
+        path = self.repetition(repetition).weights
+        arrays, metadata = map_tensors(path)
+        if metadata.get("repetition") != str(repetition):
+            raise StorageError(f"{path} holds repetition {metadata.get('repetition')}: copy the right file here")
+        for name, shape in expected.items():
+            found = arrays[name].shape if name in arrays else "missing"
+            if found != shape:
+                raise StorageError(f"{path}: {name} is {found}, the run needs {shape}: the file is of another run")
+        return arrays

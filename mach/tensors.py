@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -48,11 +49,16 @@ def write_tensors(file: BinaryIO, arrays: Mapping[str, NDArray[Any]], metadata: 
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # arrays start aligned
     file.write(len(text).to_bytes(8, "little") + text)
+    for array in arrays.values():
+        file.write(_bytes(array))
+    return digest_of(arrays)
+
+
+def digest_of(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Digest of the arrays' bytes in their order."""
     digest = hashlib.blake2b(digest_size=16)
     for array in arrays.values():
-        buffer = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        digest.update(buffer)  # type: ignore[arg-type]
-        file.write(buffer)  # type: ignore[call-overload]
+        digest.update(_bytes(array))
     return digest.hexdigest()
 
 
@@ -70,22 +76,26 @@ def map_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         When the file is missing, truncated, or its header does not describe it.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with path.open("rb") as file:  # one open file throughout: the path may be replaced by a writer meanwhile
+            size = os.fstat(file.fileno()).st_size
             header_bytes = int.from_bytes(file.read(8), "little")
             if size < 8 or header_bytes > min(size - 8, MAX_HEADER_BYTES):
                 raise StorageError(f"{path}: header of {header_bytes} bytes in a file of {size}: the file is damaged")
             header = json.loads(file.read(header_bytes))
+            data_bytes = size - 8 - header_bytes
+            mapped = np.memmap(file, np.uint8, "r", offset=8 + header_bytes) if data_bytes else np.empty(0, np.uint8)
         if not isinstance(header, dict):
             raise StorageError(f"{path}: the header is not a JSON object: the file is damaged")
         metadata = header.pop("__metadata__", {})
-        data_bytes = size - 8 - header_bytes
-        mapped = np.memmap(path, np.uint8, "r", offset=8 + header_bytes) if data_bytes else np.empty(0, np.uint8)
         return {name: _view(path, mapped, name, entry) for name, entry in header.items()}, metadata
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise StorageError(f"{path}: the header is not valid JSON ({error}): the file is damaged") from error
+
+
+def _bytes(array: NDArray[Any]) -> Any:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def _view(path: Path, mapped: NDArray[np.uint8], name: str, entry: Any) -> NDArray[Any]:

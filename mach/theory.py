@@ -15,8 +15,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mach.errors import ConfigError
+from mach.hashing import MAX_CAPACITY
 
 TRAINING_BYTES = 12  # a parameter while training: a float32 weight and Adam's two float32 moments
+BIAS_BYTES = 4  # stored biases stay float32
+STEPS_BYTES = 4 * 256  # a precomputed progression of the decoder's index (`mach.kernels.decode.Index`)
+N_PEERS = 4  # repetitions that the index of a table keeps beside each list of members
 MIN_BUCKETS, MAX_BUCKETS = 64, 16384
 
 
@@ -29,17 +33,17 @@ def repetitions_needed(n_classes: int, n_buckets: int, delta: float = 0.01) -> i
     Raises
     ------
     ConfigError
-        When K < 1, B < 2 or delta is not in (0, 1).
+        When K is not 1 to `MAX_CAPACITY`, B < 2 or delta is not in (0, 1).
 
     Examples
     --------
     >>> repetitions_needed(n_classes=26_000, n_buckets=1024, delta=0.01)
     4
     """
-    if n_classes < 1 or n_buckets < 2 or not 0 < delta < 1:
-        raise ConfigError(
-            f"n_classes {n_classes}, n_buckets {n_buckets}, delta {delta}: need at least 1, at least 2, inside (0, 1)"
-        )
+    _check_count("n_classes", n_classes)
+    _check_count("n_buckets", n_buckets, least=2)
+    if not 0 < delta < 1:
+        raise ConfigError(f"delta is {delta}: must lie between 0 and 1")
     return max(1, math.ceil(2 * math.log(n_classes / math.sqrt(delta)) / math.log(n_buckets)))
 
 
@@ -56,20 +60,27 @@ def estimator_variance(class_probs: ArrayLike, n_buckets: int, n_repetitions: in
 
 @dataclass(frozen=True)
 class Ledger:
-    """What one configuration costs; all counts exact, FLOPs with a multiply-add as two.
+    """What one configuration costs: parameters and bytes of arrays exact, FLOPs with a multiply-add as two.
 
     Attributes
     ----------
-    n_classes, n_features, n_buckets, n_repetitions : int
-        K, D, B and R.
+    n_classes, n_features, n_buckets, n_repetitions, hidden : int and tuple of int
+        K, D, B, R and the widths of the hidden layers.
+    weight_bytes, dense_input, n_active : int, bool, int
+        Assumed: bytes of a stored weight, and the features of one row (all D, or the non-zero ones).
     n_input, n_hidden, n_output : int
         Parameters (weights and biases) of one repetition's first, middle and last layers; the linear
         network has no other layer than its first, counted as input.
     n_parameters, n_one_vs_all_parameters : int
         All R repetitions; one network of the same hidden widths with K outputs.
-    disk_bytes, training_bytes : int
-        All repetitions and assignments on disk; weights and Adam moments of the one repetition that a
-        worker trains at a time (activations and data come on top).
+    repetition_bytes : int
+        One repetition's arrays on disk, biases in float32; a file's header adds a kilobyte.
+    table_bytes, index_bytes : int
+        The assignment's array on disk (0 for the universal family); the decoder's index in memory.
+    disk_bytes, model_bytes, training_bytes : int
+        All repetitions and the assignment on disk; the same and the decoder's index, as in memory once every
+        mapped page was touched; weights and Adam moments of the one repetition that a worker trains at a
+        time (activations and data come on top).
     query_flops, one_vs_all_query_flops, example_flops, one_vs_all_example_flops : int
         Forward pass of one row through all repetitions; forward and backward pass in training.
     """
@@ -78,11 +89,17 @@ class Ledger:
     n_features: int
     n_buckets: int
     n_repetitions: int
+    hidden: tuple[int, ...]
+    weight_bytes: int
+    dense_input: bool
+    n_active: int
     n_input: int
     n_hidden: int
     n_output: int
     n_one_vs_all_parameters: int
-    disk_bytes: int
+    repetition_bytes: int
+    table_bytes: int
+    index_bytes: int
     query_flops: int
     one_vs_all_query_flops: int
     example_flops: int
@@ -97,6 +114,14 @@ class Ledger:
         return self.n_repetitions * self.n_repetition_parameters
 
     @property
+    def disk_bytes(self) -> int:
+        return self.n_repetitions * self.repetition_bytes + self.table_bytes
+
+    @property
+    def model_bytes(self) -> int:
+        return self.disk_bytes + self.index_bytes
+
+    @property
     def training_bytes(self) -> int:
         return TRAINING_BYTES * self.n_repetition_parameters
 
@@ -108,13 +133,18 @@ class Ledger:
             ("features", self.n_features, ""),
             ("buckets", self.n_buckets, ""),
             ("repetitions", self.n_repetitions, ""),
+            *((f"width of hidden layer {i}", width, "") for i, width in enumerate(self.hidden, 1)),
+            ("assumed: a stored weight", self.weight_bytes, "bytes"),
+            ("assumed: features in a row", self.n_active, "dense" if self.dense_input else "sparse"),
             ("parameters a repetition", per_repetition, ""),
             ("input layer", 100 * self.n_input / per_repetition, "%"),
             ("hidden layers", 100 * self.n_hidden / per_repetition, "%"),
             ("output layer", 100 * self.n_output / per_repetition, "%"),
             ("parameters", self.n_parameters, ""),
             ("parameters, one-vs-all", self.n_one_vs_all_parameters, ""),
+            ("a repetition on disk", self.repetition_bytes, "bytes"),
             ("model on disk", self.disk_bytes, "bytes"),
+            ("model in memory, all touched", self.model_bytes, "bytes"),
             ("training memory a worker", self.training_bytes, "bytes"),
             ("training", self.example_flops, "FLOPs a row"),
             ("training, one-vs-all", self.one_vs_all_example_flops, "FLOPs a row"),
@@ -132,58 +162,66 @@ def ledger(
     *,
     dense_input: bool = False,
     weight_bytes: int = 2,
-    nonzeros_per_row: int = 100,
-    n_assignment_bytes: int = 0,
+    nonzeros_per_row: float = 100,
+    table_assignment: bool = False,
 ) -> Ledger:
     """Count one configuration.
 
     Parameters
     ----------
     n_classes, n_features, n_buckets, n_repetitions : int
-        K, D, B and R, each at least 1.
+        K, D, B and R, each 1 to `MAX_CAPACITY`.
     hidden : tuple of int
         Widths of the hidden layers; ``()`` is the linear network, sparse input straight into B outputs.
     dense_input : bool
         Whether a row has all D features rather than `nonzeros_per_row`; changes FLOPs only.
     weight_bytes : int
-        Of one weight on disk: 2 is bfloat16.
-    nonzeros_per_row : int
-        Mean number of features of a sparse row.
-    n_assignment_bytes : int
-        Of all assignments on disk: about 0 for the universal family.
+        Of one weight on disk: 2 is bfloat16; biases take 4 always.
+    nonzeros_per_row : float
+        Mean number of features of a sparse row; rounded.
+    table_assignment : bool
+        Whether buckets come from a table of shape (R, K) rather than from the universal family.
 
     Raises
     ------
     ConfigError
-        When a count is below 1.
+        When a count is out of range.
     """
-    for name, count in {
+    counts = {
         "n_classes": n_classes,
         "n_features": n_features,
         "n_buckets": n_buckets,
         "n_repetitions": n_repetitions,
-        "hidden": min(hidden, default=1),
-    }.items():
-        if count < 1:
-            raise ConfigError(f"{name} is {count}: must be at least 1")
-    n_active = n_features if dense_input else min(nonzeros_per_row, n_features)
-    layers = _layers(n_features, hidden, n_buckets)
-    one_vs_all = _layers(n_features, hidden, n_classes)
-    n_each = sum(layers)
+        "weight_bytes": weight_bytes,
+        "nonzeros_per_row": nonzeros_per_row,
+        **{f"hidden layer {i}": width for i, width in enumerate(hidden, 1)},
+    }
+    for name, count in counts.items():
+        _check_count(name, count, least=0 if name == "nonzeros_per_row" else 1)
+    K, B, R = n_classes, n_buckets, n_repetitions
+    n_active = n_features if dense_input else min(round(nonzeros_per_row), n_features)
+    layers = _layers(n_features, hidden, B)
+    n_biases = sum(hidden) + B
     return Ledger(
-        n_classes=n_classes,
+        n_classes=K,
         n_features=n_features,
-        n_buckets=n_buckets,
-        n_repetitions=n_repetitions,
+        n_buckets=B,
+        n_repetitions=R,
+        hidden=hidden,
+        weight_bytes=weight_bytes,
+        dense_input=dense_input,
+        n_active=n_active,
         n_input=layers[0],
         n_hidden=sum(layers[1:-1]),
         n_output=layers[-1] if hidden else 0,
-        n_one_vs_all_parameters=sum(one_vs_all),
-        disk_bytes=n_repetitions * n_each * weight_bytes + n_assignment_bytes,
-        query_flops=n_repetitions * _forward_flops(n_active, hidden, n_buckets),
-        one_vs_all_query_flops=_forward_flops(n_active, hidden, n_classes),
-        example_flops=n_repetitions * _training_flops(n_active, hidden, n_buckets),
-        one_vs_all_example_flops=_training_flops(n_active, hidden, n_classes),
+        n_one_vs_all_parameters=sum(_layers(n_features, hidden, K)),
+        repetition_bytes=(sum(layers) - n_biases) * weight_bytes + n_biases * BIAS_BYTES,
+        table_bytes=R * K * np.min_scalar_type(B - 1).itemsize if table_assignment else 0,
+        index_bytes=_table_index_bytes(K, B, R) if table_assignment else _universal_index_bytes(R),
+        query_flops=R * _forward_flops(n_active, hidden, B),
+        one_vs_all_query_flops=_forward_flops(n_active, hidden, K),
+        example_flops=R * _training_flops(n_active, hidden, B),
+        one_vs_all_example_flops=_training_flops(n_active, hidden, K),
     )
 
 
@@ -225,7 +263,7 @@ def plan(
     n_classes, n_features : int
         K and D.
     memory_bytes, n_parameters : int, optional
-        Limits for the whole model, all repetitions together.
+        Limits for the whole model, all repetitions together; zero is a limit as well.
     n_workers : int
         Repetitions trained at once.
     delta : float
@@ -240,28 +278,32 @@ def plan(
     Raises
     ------
     ConfigError
-        When nothing fits; the message says how much the smallest choice takes.
+        When a count is out of range or nothing fits; the message says how much the smallest choice takes.
     """
-    if n_workers < 1:
-        raise ConfigError(f"n_workers is {n_workers}: must be at least 1")
+    _check_count("n_classes", n_classes)
+    _check_count("n_workers", n_workers)
+    for name, budget in {"memory_bytes": memory_bytes, "n_parameters": n_parameters}.items():
+        if budget is not None and not 0 <= budget < math.inf:
+            raise ConfigError(f"{name} is {_shown(budget)}: a budget must be finite and at least 0")
     limited = memory_bytes is not None or n_parameters is not None
     candidates = []
-    for B in [n_buckets] if n_buckets else _bucket_choices(n_classes):
+    for B in _bucket_choices(n_classes) if n_buckets is None else [n_buckets]:
         least = max(2, repetitions_needed(n_classes, B, delta))
         choices = range(least, max(least, 8) + 1) if limited else [max(least, 4)]
-        for R in [n_repetitions] if n_repetitions else choices:
+        for R in choices if n_repetitions is None else [n_repetitions]:
             candidates.append(ledger(n_classes, n_features, B, R, hidden, **costs))
-    bytes_limit, parameters_limit = memory_bytes or math.inf, n_parameters or math.inf
+    bytes_limit = math.inf if memory_bytes is None else memory_bytes
+    parameters_limit = math.inf if n_parameters is None else n_parameters
     fitting = [c for c in candidates if c.disk_bytes <= bytes_limit and c.n_parameters <= parameters_limit]
     if not fitting:
         least_costly = min(candidates, key=lambda c: c.n_parameters)
         raise ConfigError(
-            f"no B and R fit memory_bytes {memory_bytes} and n_parameters {n_parameters}: the smallest choice, "
+            f"no B and R fit {_shown(bytes_limit)} bytes and {_shown(parameters_limit)} parameters: the smallest, "
             f"B {least_costly.n_buckets} and R {least_costly.n_repetitions}, takes {least_costly.disk_bytes} bytes "
             f"and {least_costly.n_parameters} parameters: raise the budget or narrow hidden {hidden}"
         )
     best = max(fitting, key=lambda c: (c.n_buckets * c.n_repetitions, c.n_buckets))
-    return Plan(best, math.ceil(best.n_repetitions / n_workers))
+    return Plan(best, -(-best.n_repetitions // n_workers))
 
 
 def _bucket_choices(n_classes: int) -> list[int]:
@@ -272,6 +314,28 @@ def _bucket_choices(n_classes: int) -> list[int]:
     while choices[-1] > MIN_BUCKETS:
         choices.append(choices[-1] // 2)
     return choices
+
+
+def _check_count(name: str, count: float, least: int = 1) -> None:
+    if not least <= count <= MAX_CAPACITY:
+        raise ConfigError(f"{name} is {_shown(count)}: must be at least {least} and at most {MAX_CAPACITY}")
+
+
+def _shown(number: float) -> str:
+    """For one line of a message: a number of hundreds of digits is not printed."""
+    return "a number of more than 20 digits" if 10**20 <= abs(number) < math.inf else str(number)
+
+
+def _universal_index_bytes(n_repetitions: int) -> int:
+    """Steps for all pairs of repetitions and for the scan, and three integers of each function."""
+    return n_repetitions * ((n_repetitions + 1) * STEPS_BYTES + 3 * 8)
+
+
+def _table_index_bytes(n_classes: int, n_buckets: int, n_repetitions: int) -> int:
+    """Class-major table and peers of 2 or 4 bytes, lists of members, and where each bucket's list begins."""
+    width = 2 if n_buckets <= 2**16 else 4
+    n_tables = 1 + min(N_PEERS, n_repetitions - 1)
+    return n_repetitions * (n_classes * (n_tables * width + 4) + (n_buckets + 1) * 8)
 
 
 def _layers(n_inputs: int, hidden: tuple[int, ...], n_outputs: int) -> list[int]:

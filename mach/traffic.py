@@ -29,6 +29,7 @@ class PeerTraffic:
 
     def __init__(self) -> None:
         self.n_sockets = 0
+        self._depth = 0  # a worker's counter spans its life, and each repetition enters it again
         self._alive: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
     def __enter__(self) -> PeerTraffic:
@@ -36,11 +37,15 @@ class PeerTraffic:
         if not _hooked:
             sys.addaudithook(_notice)
             _hooked = True
-        _listeners.append(self)
+        self._depth += 1
+        if self._depth == 1:
+            _listeners.append(self)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        _listeners.remove(self)
+        self._depth -= 1
+        if self._depth == 0:
+            _listeners.remove(self)
 
     @property
     def n_bytes(self) -> int:

@@ -11,8 +11,9 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,13 @@ from mach.kernels.memory import to_bfloat16
 from mach.kernels.sparse import gather_rows
 from mach.networks.batch import Batch, DenseBatch, SparseBatch
 from mach.networks.network import Network, StepFigures, step_figures
-from mach.storage import RepetitionFiles, Run, Summary
+from mach.storage import RepetitionFiles, Run, Summary, atomic_file
 from mach.tensors import map_tensors
 from mach.traffic import PeerTraffic
 
 MEASURE_EVERY = 8  # steps: the loss costs a tenth of a step
 REPORT_SECONDS = 0.5
+LOCK_SECONDS = 0.2
 MAX_CHECKPOINT_SHARE = 0.05  # of the time: on a slow disk, checkpoints are rarer than asked
 VALIDATION_BATCH = 1024
 
@@ -50,7 +52,7 @@ class ShardJob:
 
 @dataclass(frozen=True)
 class Progress:
-    """A repetition's progress; figures are means over the current epoch, nan before the first."""
+    """A repetition's progress; figures are means over the current epoch."""
 
     repetition: int
     step: int
@@ -61,6 +63,11 @@ class Progress:
     bucket_precision: float
     rows_per_second: float
     seconds_left: float
+    saved_step: int
+
+
+class TrainingError(MachError):
+    """Training that cannot end well however often it is tried."""
 
 
 class TrainingStoppedError(MachError):
@@ -73,6 +80,7 @@ def train_shard(
     job: ShardJob,
     report: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
+    traffic: PeerTraffic | None = None,
 ) -> None:
     """Train every repetition of the job that is not finished, resuming from its last checkpoint.
 
@@ -83,22 +91,39 @@ def train_shard(
         Called about twice a second and at the end of every epoch.
     should_stop : callable
         Asked between steps; once it says yes, the state is saved and `TrainingStoppedError` raised.
+    traffic : PeerTraffic, optional
+        The process's counter, where it began before this shard.
 
     Raises
     ------
     TrainingStoppedError
         On request.
     StorageError
-        When finished weights cannot be written, or a peer exchanged a byte.
+        When finished weights cannot be written.
+    TrainingError
+        When the loss is no longer finite, or a socket was opened.
     """
     torch.set_num_threads(job.threads)
     torch.set_flush_denormal(True)  # denormal Adam moments cost a hundredfold
     run, store = Run.open(job.run), Store.open(job.store)
     for repetition in job.repetitions:
-        files = run.repetition(repetition)
-        with files.locked(), PeerTraffic() as traffic:
+        with _held(run.repetition(repetition), should_stop) as files, traffic or PeerTraffic() as counter:
             if not files.is_done:
-                _Trainer(run, store, files, traffic, report, should_stop).train()
+                files.sweep()
+                _Trainer(run, store, files, counter, report, should_stop).train()
+
+
+@contextlib.contextmanager
+def _held(files: RepetitionFiles, should_stop: Callable[[], bool]) -> Iterator[RepetitionFiles]:
+    """Hold a repetition; while another process does, wait: it may finish it, or be about to die."""
+    while True:
+        with files.locked() as is_ours:
+            if is_ours:
+                yield files
+                return
+        if should_stop():
+            raise TrainingStoppedError(f"stopped while another process trained repetition {files.repetition}")
+        time.sleep(LOCK_SECONDS)
 
 
 def rate_at(step: int, n_steps: int, config: TrainingConfig) -> float:
@@ -148,6 +173,7 @@ class _Trainer:
         self.metrics: list[dict[str, Any]] = []
         self.figures: list[StepFigures] = []
         self.worker_seconds = 0.0
+        self.saved_step = 0
         self.best_precision, self.best_epoch, self.best_digest = -1.0, 0, ""
 
     def train(self) -> None:
@@ -167,7 +193,7 @@ class _Trainer:
                 read_batch(self.store, rows),
                 *self._targets(rows),
                 rate_at(step, self.n_steps, self.training),
-                measured=step % MEASURE_EVERY == 0,
+                measured=offset % MEASURE_EVERY == 0,
             )
             self.figures += [figures] if figures else []
             now = time.monotonic()
@@ -182,7 +208,7 @@ class _Trainer:
                 self._checkpoint()
                 raise TrainingStoppedError(f"repetition {self.repetition} stopped at step {step + 1} of {self.n_steps}")
             if now - saved >= max(self.training.checkpoint_seconds, pause):
-                self._checkpoint_or_go_on()
+                self._try(self._checkpoint)
                 saved = time.monotonic()
                 pause = (saved - now) / MAX_CHECKPOINT_SHARE
         self._finish()
@@ -204,15 +230,25 @@ class _Trainer:
         return keys // n_buckets, keys % n_buckets
 
     def _progress(self, epoch: int, speed: float) -> Progress:
-        loss, precision = _mean(self.figures or [StepFigures(math.nan, math.nan)])
+        loss, precision = _mean(self.figures)
         left = (self.n_steps - self.network.n_steps) * self.training.batch / speed
         n_epochs = self.training.epochs
         return Progress(
-            self.repetition, self.network.n_steps, self.n_steps, epoch + 1, n_epochs, loss, precision, speed, left
+            self.repetition,
+            self.network.n_steps,
+            self.n_steps,
+            epoch + 1,
+            n_epochs,
+            loss,
+            precision,
+            speed,
+            left,
+            self.saved_step,
         )
 
     def _end_epoch(self, epoch: int, speed: float) -> None:
         loss, precision = _mean(self.figures)
+        self._refuse_trouble(loss)
         row: dict[str, Any] = {"epoch": epoch + 1, "step": self.network.n_steps, "loss": loss}
         row |= {"bucket_precision": precision, "rows_per_second": round(speed, 1)}
         if len(self.validation_rows):
@@ -224,7 +260,19 @@ class _Trainer:
                     self.best_digest = self._save_weights(self.files.best)
         self.metrics.append(row)
         self.figures = []
-        self.files.write_metrics(self.metrics)
+        self._try(lambda: self.files.write_metrics(self.metrics))
+
+    def _refuse_trouble(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"repetition {self.repetition} diverged: its loss is {loss} at step {self.network.n_steps}: lower "
+                f"training.rate (now {self.training.rate}) in a new run, or look for huge values in the features"
+            )
+        if self.traffic.n_bytes or self.traffic.n_sockets:
+            raise TrainingError(
+                f"repetition {self.repetition} opened {self.traffic.n_sockets} sockets ({self.traffic.n_bytes} bytes "
+                "over TCP): repetitions must not communicate; look for networking in the trunk"
+            )
 
     def _validate(self) -> StepFigures:
         total = np.zeros(2)
@@ -250,6 +298,7 @@ class _Trainer:
         self.figures = [StepFigures(**figures) for figures in notes["figures"]]
         self.best_precision, self.best_epoch = notes["best_precision"], notes["best_epoch"]
         self.best_digest = notes["best_digest"]
+        self.saved_step = self.network.n_steps
 
     def _checkpoint(self) -> None:
         notes = {
@@ -261,14 +310,15 @@ class _Trainer:
             "best_digest": self.best_digest,
         }
         self.files.save(self.files.state, self.network.state(), {"notes": json.dumps(notes)})
+        self.saved_step = self.network.n_steps
 
-    def _checkpoint_or_go_on(self) -> None:
+    def _try(self, write: Callable[[], None]) -> None:
         """A checkpoint that fails loses nothing yet: say so and train on, there may be room for the end."""
         try:
-            self._checkpoint()
+            write()
         except StorageError as error:
             with contextlib.suppress(OSError), self.files.log.open("a") as log:
-                log.write(f"checkpoint skipped at step {self.network.n_steps}: {error}\n")
+                log.write(f"skipped at step {self.network.n_steps}: {error}\n")
 
     def _save_weights(self, path: Path) -> str:
         half = self.config.network.weights == "bfloat16"
@@ -279,15 +329,12 @@ class _Trainer:
         return self.files.save(path, arrays, {"repetition": str(self.repetition)})
 
     def _finish(self) -> None:
-        digest = self._save_weights(self.files.weights)
-        if self.training.patience is not None and self.files.best.exists():
-            self.files.best.replace(self.files.weights)
+        if self.training.patience is None or not self.files.best.exists():
+            digest = self._save_weights(self.files.weights)
+        else:  # copied, not moved: should DONE fail, the next attempt finds it again
             digest = self.best_digest
-        if self.traffic.n_bytes or self.traffic.n_sockets:
-            raise StorageError(
-                f"repetition {self.repetition} exchanged {self.traffic.n_bytes} bytes over {self.traffic.n_sockets} "
-                "sockets while training: repetitions must not communicate; look for networking in the trunk"
-            )
+            with atomic_file(self.files.weights) as file, self.files.best.open("rb") as best:
+                shutil.copyfileobj(best, file)
         self.files.finish(
             Summary(
                 repetition=self.repetition,

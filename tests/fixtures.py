@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -44,8 +45,8 @@ def main() -> None:
         train_shard(ShardJob(str(run.path), str(store.path), (0, 1)))
         for scratch in run.path.rglob("lock"):
             scratch.unlink()
-        config = run.path / "config.toml"
-        config.write_text(config.read_text().replace(folder, "/elsewhere"))
+        for file in [run.path / "config.toml", *run.path.rglob("DONE")]:
+            file.write_text(file.read_text().replace(folder, "/elsewhere").replace(os.uname().nodename, "elsewhere"))
         shutil.copytree(run.path, target)
     ids, scores = load(target).topk(QUERIES, k=3)
     expected = {"queries": QUERIES, "ids": ids.tolist(), "scores": scores.tolist()}

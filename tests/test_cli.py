@@ -45,7 +45,7 @@ def test_the_surface_is_frozen():
         "evaluate": ["--at", "--curve", "--json", "--repetitions", "data", "run"],
         "predict": ["--output", "--repetitions", "-k", "-o", "data", "run"],
         "query": ["--json", "--repetitions", "-k", "queries", "run"],
-        "info": ["--json", "run"],
+        "info": ["--json", "--verify", "run"],
     }  # fmt: skip
 
 
@@ -148,11 +148,21 @@ def test_queries_from_arguments_and_stdin(trained: Path, planted: Path):
         (["evaluate", "{tmp}/nothing"], ["nothing is not a run directory"]),
         (["evaluate", "{run}", "{tmp}/none.txt"], ["none.txt"]),
         (["evaluate", "{run}", "--at", "one"], ["'one' is no number"]),
-        (["evaluate", "{run}", "--repetitions", "9"], ["[9] are not finished"]),
         (["predict", "{run}", "{planted}/test.txt", "-o", "{tmp}/out.pickle"], [".jsonl, .csv, .parquet, .npz"]),
         (["predict", "{run}", "{planted}/test.txt", "-o", "{tmp}/no/such/out.csv"], ["out.csv", "No such file"]),
         (["query", "{run}", "black queen"], ["black queen", "index:value"]),
         (["query", "{run}", "99999:1"], ["99999:1"]),
+        (["query", "{run}", " -1:1"], ["-1:1", "out of range"]),
+        (["query", "{run}", "3:1 3:2"], ["3:1 3:2", "repeated"]),
+        (["query", "{run}", "-k", "1000000000", "1:1"], ["1000000000"]),
+        (["evaluate", "{run}", "--at", "1000000000"], ["1000000000"]),
+        (["train", "{tmp}/config.toml", "{tmp}/new", "--set", "training.rate=inf"], ["training.rate", "finite"]),
+        (["train", "{tmp}/config.toml", "{tmp}/new", "--set", "training.patience=2"], ["data.validation_fraction"]),
+        (["train", "{tmp}/config.toml", "{tmp}/new", "--set", "network.trunk=no.such:Trunk"], ["no.such:Trunk"]),
+        (["train", "{tmp}/config.toml", "--set", "network.trunk_options.since=2020-01-01"], ["date"]),
+        (["train", "{tmp}/config.toml", "--repetitions", "1-0"], ["1-0", "ascending"]),
+        (["plan", "--classes", "1000", "--features", "10", "--memory", "inf"], ["inf"]),
+        (["plan", "--classes", "1000", "--features", "10", "--memory", "0MB"], ["0"]),
         (["query", "{run}", "-k", "0", "1:1"], ["0"]),
         (["plan", "--classes", "1000", "--features", "10", "--memory", "much"], ["--memory much", "200MB"]),
         (["prepare", "{planted}/names.txt", "{tmp}/store"], ["names.txt", "line 1"]),
@@ -171,6 +181,12 @@ def test_mistakes_get_one_line_and_exit_code_2(
     for word in words:
         assert word in lines[-1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.toml"]
+
+
+def test_an_unfinished_run_is_exit_code_3(config: Config, trained: Path, tmp_path: Path):
+    result = mach("evaluate", trained, "--repetitions", "9")
+    assert result.exit_code == 3
+    assert "[9] are not finished" in result.stderr
 
 
 def test_every_option_is_documented():

@@ -13,11 +13,12 @@ from mach.config import Config
 from mach.data.prepare import prepare
 from mach.data.store import Store
 from mach.decoding import topk_oracle
-from mach.errors import ConfigError, DataError, StorageError
+from mach.errors import ConfigError, DataError, IncompleteRunError, StorageError
 from mach.evaluation import evaluate
 from mach.launch.setup import set_up
 from mach.model import MachModel, load
 from mach.storage import Run
+from mach.tensors import map_tensors
 from mach.training import ShardJob, train_shard
 from tests.conftest import N_CLASSES, N_FEATURES
 
@@ -105,11 +106,34 @@ def test_unfinished_repetitions_are_left_out_or_refused(trained: Path, tmp_path:
     shutil.copytree(trained, tmp_path / "run")
     (tmp_path / "run/repetitions/r001/DONE").unlink()
     assert load(tmp_path / "run").repetitions == [0, 2]
-    with pytest.raises(StorageError, match=r"repetitions \[1\] are not finished in .*finished: \[0, 2\]"):
+    with pytest.raises(IncompleteRunError, match=r"repetitions \[1\] are not finished, \[0, 2\] are"):
         load(tmp_path / "run", repetitions=[0, 1])
 
 
+def test_weights_of_another_repetition_or_shape_are_refused(trained: Path, tmp_path: Path):
+    shutil.copytree(trained, tmp_path / "run")
+    files = [Run.open(tmp_path / "run").repetition(r) for r in range(3)]
+    shutil.copy(files[1].weights, files[0].weights)
+    with pytest.raises(StorageError, match="r000/weights.safetensors holds repetition 1"):
+        load(tmp_path / "run")
+    good = map_tensors(files[1].weights)[0]
+    for name, array in good.items():
+        files[0].save(files[0].weights, {**good, name: array[:-1]}, {"repetition": "0"})
+        with pytest.raises(StorageError, match=f"{name} is "):
+            load(tmp_path / "run")
+        files[0].save(files[0].weights, {n: a for n, a in good.items() if n != name}, {"repetition": "0"})
+        with pytest.raises(StorageError, match=f"{name} is missing"):
+            load(tmp_path / "run")
+    files[0].save(files[0].weights, good, {"repetition": "0"})
+    model = load(tmp_path / "run")  # right in shape: only the digest tells
+    with pytest.raises(StorageError, match="digest"):
+        model.verify()
+    load(trained).verify()
+
+
 def test_names_follow_the_shape_of_ids(model: MachModel):
+    with pytest.raises(DataError, match="class 120 is none of the 120 classes"):
+        model.names([3, 120])
     assert model.names([[7]]) == [["class number 7"]]
     assert model.names([7, -1]) == ["class number 7", None]
     assert model.names(np.array([[1, 2], [3, 4]]))[1] == ["class number 3", "class number 4"]

@@ -12,11 +12,21 @@ from torch import nn
 
 from mach.config import Config, TrainingConfig
 from mach.data.store import Store
-from mach.errors import StorageError
+from mach.errors import ConfigError, StorageError
 from mach.launch.setup import set_up
-from mach.storage import Run
-from mach.tensors import map_tensors
-from mach.training import Progress, ShardJob, TrainingStoppedError, rate_at, read_batch, read_classes, train_shard
+from mach.storage import RepetitionFiles, Run
+from mach.tensors import digest_of, map_tensors
+from mach.traffic import PeerTraffic
+from mach.training import (
+    Progress,
+    ShardJob,
+    TrainingError,
+    TrainingStoppedError,
+    rate_at,
+    read_batch,
+    read_classes,
+    train_shard,
+)
 
 
 def job_of(config: Config, path: Path, *repetitions: int, **sections: dict) -> tuple[Run, ShardJob]:
@@ -82,22 +92,32 @@ def test_progress_counts_up_to_the_end(config: Config, tmp_path: Path):
     assert seen[-1].seconds_left == 0
 
 
-def test_two_trainers_of_one_repetition_exclude_each_other(config: Config, tmp_path: Path):
+def test_a_trainer_waits_for_another_of_the_same_repetition(config: Config, tmp_path: Path):
     run, job = job_of(config, tmp_path / "run", 0)
-    with run.repetition(0).locked(), pytest.raises(StorageError, match="being trained by another process"):
-        train_shard(job)
+    with run.repetition(0).locked() as is_ours:
+        assert is_ours
+        assert run.status(0)["state"] == "training"
+        with pytest.raises(TrainingStoppedError, match="while another process trained"):
+            train_shard(job, should_stop=stop_after(3))
     assert run.status(0)["state"] == "waiting"
 
 
-def test_early_stopping_keeps_the_best_epoch(config: Config, tmp_path: Path):
-    """At a rate that throws the weights about, the best epoch is not the last."""
-    run, job = job_of(
-        config,
-        tmp_path / "run",
-        0,
-        data={"validation_fraction": 0.2},
-        training={"epochs": 30, "patience": 2, "rate": 0.5, "schedule": "constant"},
-    )
+def test_status_writes_nothing(config: Config, tmp_path: Path):
+    run, _ = job_of(config, tmp_path / "run", 0)
+    before = sorted(tmp_path.rglob("*"))
+    assert run.status(0)["state"] == "waiting"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+EARLY: dict[str, dict] = {
+    "data": {"validation_fraction": 0.2},
+    "training": {"epochs": 30, "patience": 2, "rate": 0.5, "schedule": "constant"},
+}
+
+
+def test_early_stopping_keeps_the_best_epoch(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """At a rate that throws the weights about, the best epoch is not the last; a failure at the very end repeats."""
+    run, job = job_of(config, tmp_path / "run", 0, **EARLY)
     train_shard(job)
     done = run.repetition(0).summary()
     metrics = run.repetition(0).read_metrics()
@@ -105,7 +125,16 @@ def test_early_stopping_keeps_the_best_epoch(config: Config, tmp_path: Path):
     assert len(figures) == done.epochs < 30
     assert done.best_epoch == int(np.argmax(figures)) + 1 == done.epochs - 2
     assert not run.repetition(0).best.exists()
-    assert map_tensors(run.repetition(0).weights)[0]
+    assert done.weights_digest == digest_of(map_tensors(run.repetition(0).weights)[0])
+    again, job = job_of(config, tmp_path / "again", 0, **EARLY)
+    finish = RepetitionFiles.finish
+    monkeypatch.setattr(RepetitionFiles, "finish", lambda *arguments: (_ for _ in ()).throw(StorageError("full")))
+    with pytest.raises(StorageError, match="full"):
+        train_shard(job)
+    monkeypatch.setattr(RepetitionFiles, "finish", finish)
+    train_shard(job)
+    assert again.repetition(0).summary().weights_digest == done.weights_digest
+    assert weight_bytes(tmp_path / "again", 0) == weight_bytes(tmp_path / "run", 0)
 
 
 def test_validation_rows_are_not_trained_on(config: Config, tmp_path: Path):
@@ -135,9 +164,26 @@ class TalkingTrunk(nn.Module):
 def test_a_repetition_that_communicates_is_refused(config: Config, tmp_path: Path):
     network = {"trunk": "tests.test_training:TalkingTrunk"}
     run, job = job_of(config, tmp_path / "run", 0, network=network, training={"epochs": 1})
-    with pytest.raises(StorageError, match="repetitions must not communicate"):
-        train_shard(job)
+    traffic = PeerTraffic()
+    for _ in range(2):  # the trunk talks only once, but it is not forgotten
+        with pytest.raises(TrainingError, match="repetitions must not communicate"):
+            train_shard(job, traffic=traffic)
     assert not run.repetition(0).is_done
+
+
+def test_every_epoch_has_figures_however_few_its_steps(config: Config, tmp_path: Path):
+    run, job = job_of(config, tmp_path / "run", 0, training={"batch": 1000, "epochs": 7})
+    train_shard(job)
+    assert all(np.isfinite(row["loss"]) for row in run.repetition(0).read_metrics())
+
+
+def test_what_killed_writers_left_is_swept(config: Config, tmp_path: Path):
+    run, job = job_of(config, tmp_path / "run", 0, training={"epochs": 1})
+    run.repetition(0).folder.mkdir(parents=True)
+    leftover = run.repetition(0).folder / ".state.safetensors.123.tmp"
+    leftover.write_bytes(b"half")
+    train_shard(job)
+    assert not leftover.exists()
 
 
 def test_nothing_is_exchanged_while_training(trained: Path):
@@ -172,5 +218,5 @@ def test_a_store_of_other_data_is_found_out(config: Config, tmp_path: Path, plan
     _, store = set_up(config, tmp_path / "run")
     assert isinstance(store, Store)
     other = config.model_copy(update={"data": config.data.model_copy(update={"train": str(planted / "test.txt")})})
-    with pytest.raises(Exception, match="data.train: .* was trained on data with fingerprint"):
+    with pytest.raises(ConfigError, match="data.train: .* was trained on data with fingerprint"):
         set_up(other, tmp_path / "run")

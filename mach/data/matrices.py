@@ -7,6 +7,8 @@ npy dense matrix ``NAME.npy`` of any number type, beside ``NAME.classes.npy`` (i
     ``NAME.classes.npz`` (the Y arrays as above)
 === =============================================================================================================
 
+The classes of queries may be missing: the Y arrays all together, or the file beside ``NAME.npy``.
+
 Rows in messages count from 0. Only the indptr arrays are held whole; nothing is unpickled.
 """
 
@@ -69,22 +71,31 @@ _NEEDED = "X_data, X_indices, X_indptr, X_shape and Y_indices, Y_indptr, Y_shape
 
 
 class _Classes:
-    """The classes of a file: one integer a row, or the Y arrays of an npz file."""
+    """The classes of a file: one integer a row, the Y arrays of an npz file, or (without a path) none at all."""
 
-    def __init__(self, stack: ExitStack, path: Path) -> None:
+    def __init__(self, stack: ExitStack, path: Path | None, n_rows: int) -> None:
         self.path = path
         self.n_classes: int | None = None
-        if path.suffix == ".npy":
+        if path is None:
+            self.indptr = np.zeros(n_rows + 1, dtype=np.int64)
+        elif path.suffix == ".npy":
             self._ids = _Array(stack, path)
             self.indptr = np.arange(self._ids.shape[0] + 1, dtype=np.int64)
         else:
             self.indptr, self.n_classes = _indptr(stack, path, "Y")
             self._ids = _Array(stack, path, "Y_indices")
             _check_length(self._ids, self.indptr)
+        if len(self.indptr) - 1 != n_rows:
+            raise DataError(
+                f"{path} has classes of {len(self.indptr) - 1} rows, the features are those of {n_rows}: "
+                "they must be of the same rows"
+            )
 
     def read(self, begin: int, end: int, limit: int | None) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         """Sorted and merged classes of the next rows, ``begin..end-1``, as a CSR pair."""
         indptr = self.indptr[begin : end + 1]
+        if self.path is None:
+            return indptr, np.empty(0, dtype=np.int32)
         ids = self._ids.read(indptr[-1] - indptr[0])
         rows = _check_range(self.path, "class", begin, indptr, ids, limit)
         keys = np.unique(rows << 32 | ids.astype(np.int64))
@@ -92,30 +103,26 @@ class _Classes:
         return np.concatenate(([0], np.cumsum(lengths))), (keys & 0xFFFFFFFF).astype(np.int32)
 
 
-def matrix_shape(path: Path, kind: str) -> Shape:
-    """N, D and K of an npz or npy file; K is None where the classes are plain integers."""
+def matrix_shape(path: Path, kind: str, classes_optional: bool) -> Shape:
+    """N, D and K of an npz or npy file; K is None where the classes are plain integers or missing."""
     with ExitStack() as stack:
-        classes = _Classes(stack, path if kind == "npz" else classes_beside(path))
         if kind == "npz":
             indptr, n_features = _indptr(stack, path, "X")
             n_rows = len(indptr) - 1
         else:
             n_rows, n_features = _dense(path).shape
-        if len(classes.indptr) - 1 != n_rows:
-            raise DataError(
-                f"{path} has {n_rows} rows, {classes.path} has classes of {len(classes.indptr) - 1}: "
-                "they must be of the same rows"
-            )
+        classes = _Classes(stack, class_file(path, kind, classes_optional), n_rows)
         return Shape(n_rows, n_features, classes.n_classes)
 
 
-def matrix_chunks(path: Path, kind: str, shape: Shape, block_bytes: int) -> Iterator[Chunk]:
+def matrix_chunks(path: Path, kind: str, shape: Shape, block_bytes: int, classes_optional: bool) -> Iterator[Chunk]:
     """Rows of an npz or npy file, in chunks of about ``block_bytes``."""
     with ExitStack() as stack:
-        classes = _Classes(stack, path if kind == "npz" else classes_beside(path))
-        n_rows = len(classes.indptr) - 1
+        source_of_classes = class_file(path, kind, classes_optional)
         if kind == "npy":
             dense = _dense(path)
+            n_rows = len(dense)
+            classes = _Classes(stack, source_of_classes, n_rows)
             for begin, end in _row_blocks(np.arange(n_rows + 1) * (dense.shape[1] + 1), block_bytes // 4):
                 with np.errstate(over="ignore"):
                     values = np.ascontiguousarray(dense[begin:end], dtype=np.float32)
@@ -123,6 +130,8 @@ def matrix_chunks(path: Path, kind: str, shape: Shape, block_bytes: int) -> Iter
                 yield Chunk(*classes.read(begin, end, shape.n_classes), values, end / n_rows)
             return
         indptr, _ = _indptr(stack, path, "X")
+        n_rows = len(indptr) - 1
+        classes = _Classes(stack, source_of_classes, n_rows)
         indices, data = _Array(stack, path, "X_indices"), _Array(stack, path, "X_data", "iufb")
         _check_length(indices, indptr)
         _check_length(data, indptr)
@@ -144,12 +153,18 @@ def matrix_chunks(path: Path, kind: str, shape: Shape, block_bytes: int) -> Iter
             yield Chunk(*classes.read(begin, end, shape.n_classes), features, end / n_rows)
 
 
-def classes_beside(path: Path) -> Path:
-    """The file with the classes of the dense matrix in ``path``."""
+def class_file(path: Path, kind: str, classes_optional: bool) -> Path | None:
+    """The file with the classes of an npz or npy file; None where they are missing and may be."""
+    if kind == "npz":
+        with source_errors(path), zipfile.ZipFile(path) as archive:
+            has_classes = any(name.startswith("Y_") for name in archive.namelist())
+        return path if has_classes or not classes_optional else None
     candidates = [path.with_suffix(".classes.npy"), path.with_suffix(".classes.npz")]
     for candidate in candidates:
         if candidate.exists():
             return candidate
+    if classes_optional:
+        return None
     raise DataError(f"{path} has no classes beside it: save them as {candidates[0].name} or {candidates[1].name}")
 
 

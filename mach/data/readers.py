@@ -7,7 +7,8 @@ svmlight   ``k1,k2 qid:.. f:v f:v # comment``; indices and classes are taken as 
            features from 1 leaves column 0 empty); classes are non-negative, ``1.0`` is 1; blank lines are skipped
 ========== ======================================================================================================
 
-Files may be compressed (.gz, .bz2, .xz). Feature indices must ascend; classes of a row are sorted, and equal ones
+Files may be compressed (.gz, .bz2, .xz). Standard input holds the rows of repository text without a header, format
+``rows``; every line of it is a row. Feature indices must ascend; classes of a row are sorted, and equal ones
 merged. Memory is bounded by the block, whatever the file's size.
 """
 
@@ -30,6 +31,7 @@ from mach.data.store import Chunk
 from mach.errors import DataError
 
 BLOCK_BYTES = 2**23
+STDIN = "standard input"  # its name in messages
 LIMIT = 2**31 - 1  # of D and K: indices are int32
 _TOKEN = re.compile(rb"[^\s#]*")
 COMPRESSED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
@@ -50,6 +52,8 @@ class SourceFile:
     ----------
     path : Path
         Decompressed when it ends in .gz, .bz2 or .xz.
+    name : str, optional
+        What messages call it; by default its path.
 
     Raises
     ------
@@ -57,11 +61,11 @@ class SourceFile:
         When it cannot be read, or its compressed data are damaged or cut short.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        self.path, self.name = path, name or str(path)
 
     def __enter__(self) -> SourceFile:
-        with source_errors(self.path):
+        with source_errors(self.name):
             self._raw = self.path.open("rb")
             self._n_bytes = max(1, self.path.stat().st_size)
             opener = COMPRESSED.get(self.path.suffix.lower())
@@ -80,7 +84,7 @@ class SourceFile:
     def blocks(self, n_bytes: int) -> Iterator[bytes]:
         """Whole lines in blocks of about ``n_bytes``; each ends in a newline, added to the last line if need be."""
         pending: list[bytes] = []
-        with source_errors(self.path):
+        with source_errors(self.name):
             while block := self.file.read(n_bytes):
                 end = block.rfind(b"\n") + 1
                 if end:
@@ -92,38 +96,53 @@ class SourceFile:
 
     def lines(self) -> Iterator[str]:
         """Decoded lines with their ends; a byte order mark at the beginning is dropped."""
-        with source_errors(self.path):
+        with source_errors(self.name):
             for number, line in enumerate(self.file, 1):
                 try:
                     yield line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
                     bad = line[error.start : error.start + 1].hex()
                     raise DataError(
-                        f"{self.path} line {number}: byte 0x{bad} is not UTF-8: convert the file to UTF-8"
+                        f"{self.name} line {number}: byte 0x{bad} is not UTF-8: convert the file to UTF-8"
                     ) from error
 
 
 @contextmanager
-def source_errors(path: Path) -> Iterator[None]:
-    """Turn what reading a file can raise into a `DataError` of one line."""
+def source_errors(name: str | Path) -> Iterator[None]:
+    """Turn what reading a file can raise into a `DataError` of one line, which calls it ``name``."""
     try:
         yield
     except (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile) as error:
-        raise DataError(f"{path} is damaged or cut short ({error}): fetch it again") from error
+        raise DataError(f"{name} is damaged or cut short ({error}): fetch it again") from error
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        raise DataError(f"cannot read {name}: {error.strerror or error}") from error
 
 
-def read_shape(path: Path, kind: str) -> Shape:
-    """What a file of format ``kind`` states about its size, without reading its rows."""
+def read_shape(path: Path, kind: str, classes_optional: bool = False) -> Shape:
+    """What a file of format ``kind`` states about its size, without reading its rows.
+
+    Raises
+    ------
+    DataError
+        When it has no features, or no classes although they are not optional.
+    """
+    shape, place = Shape(None, None, None), str(path)
     if kind in ("npz", "npy"):
         from mach.data.matrices import matrix_shape
 
-        return matrix_shape(path, kind)
-    return _header(path) if kind == "repository" else Shape(None, None, None)
+        shape = matrix_shape(path, kind, classes_optional)
+    elif kind == "repository":
+        shape, place = _header(path), f"{path} line 1"
+    if shape.n_features == 0:
+        raise DataError(f"{place}: D = 0: rows need at least one feature: correct it")
+    if shape.n_classes == 0 and not classes_optional:
+        raise DataError(f"{place}: K = 0: rows need at least one class: correct it")
+    return shape
 
 
-def read_chunks(path: Path, kind: str, shape: Shape, block_bytes: int = BLOCK_BYTES) -> Iterator[Chunk]:
+def read_chunks(
+    path: Path, kind: str, shape: Shape, block_bytes: int = BLOCK_BYTES, classes_optional: bool = False
+) -> Iterator[Chunk]:
     """Rows of a file of format ``kind``.
 
     Parameters
@@ -131,22 +150,24 @@ def read_chunks(path: Path, kind: str, shape: Shape, block_bytes: int = BLOCK_BY
     path : Path
         The file.
     kind : str
-        ``repository``, ``svmlight``, ``npz`` or ``npy``.
+        ``repository``, ``rows``, ``svmlight``, ``npz`` or ``npy``.
     shape : Shape
         From `read_shape`; features and classes beyond it are errors, None is no limit.
     block_bytes : int
         Text, or numbers, that make a chunk.
+    classes_optional : bool
+        Whether the class arrays of ``npz`` and ``npy`` may be missing: rows without classes.
 
     Raises
     ------
     DataError
         One line that names the file, the line or row, the value and what to do.
     """
-    if kind in ("repository", "svmlight"):
-        return _text_chunks(path, kind == "svmlight", shape, block_bytes)
+    if kind in ("repository", "rows", "svmlight"):
+        return _text_chunks(SourceFile(path, STDIN if kind == "rows" else None), kind, shape, block_bytes)
     from mach.data.matrices import matrix_chunks
 
-    return matrix_chunks(path, kind, shape, block_bytes)
+    return matrix_chunks(path, kind, shape, block_bytes, classes_optional)
 
 
 def _header(path: Path) -> Shape:
@@ -165,27 +186,27 @@ def _header(path: Path) -> Shape:
     return Shape(n_rows, n_features, n_classes)
 
 
-def _text_chunks(path: Path, svmlight: bool, shape: Shape, block_bytes: int) -> Iterator[Chunk]:
+def _text_chunks(source: SourceFile, kind: str, shape: Shape, block_bytes: int) -> Iterator[Chunk]:
     n_features, n_classes = (LIMIT if given is None else given for given in shape[1:])
     n_rows, n_lines = 0, 0
-    with SourceFile(path) as source:
-        if not svmlight:
-            with source_errors(path):
+    with source:
+        if kind == "repository":
+            with source_errors(source.name):
                 source.file.readline()
             n_lines = 1
         for block in source.blocks(block_bytes):
             rows_left = -1 if shape.n_rows is None else shape.n_rows - n_rows
             try:
-                chunk = _parse(block, svmlight, rows_left, (n_features, n_classes), source.fraction)
+                chunk = _parse(block, kind == "svmlight", rows_left, (n_features, n_classes), source.fraction)
             except _TokenError as error:
                 line = n_lines + 1 + block.count(b"\n", 0, error.position)
-                raise DataError(f"{path} line {line}: {error}") from error
+                raise DataError(f"{source.name} line {line}: {error}") from error
             n_rows += len(chunk.class_indptr) - 1
             n_lines += block.count(b"\n")
             yield chunk
     if shape.n_rows is not None and n_rows < shape.n_rows:
         raise DataError(
-            f"{path} ends at line {n_lines} with {n_rows} rows, its header says N = {shape.n_rows}: "
+            f"{source.name} ends at line {n_lines} with {n_rows} rows, its header says N = {shape.n_rows}: "
             "correct the header or fetch the file again"
         )
 

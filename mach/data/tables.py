@@ -1,25 +1,29 @@
-"""Readers of text with class names: CSV, JSON lines, Parquet, as chunks of texts and names.
+"""Readers of text with class names: CSV, JSON lines, Parquet, plain lines, as chunks of texts and names.
 
 The text of a row is its text columns joined by blanks. Its classes are a list of names, a string of names with a
 separator, or one name; integers are taken as names, empty names and missing values as no class. CSV and JSON lines
-are UTF-8 and may be compressed (.gz, .bz2, .xz).
+are UTF-8 and may be compressed (.gz, .bz2, .xz). Lone surrogates (``"\\ud800"`` in JSON), which no output could show,
+are read as U+FFFD. Plain lines, the format of standard input, are texts without classes, one a line.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from mach.config import DataConfig
-from mach.data.readers import BLOCK_BYTES, SourceFile, source_errors
-from mach.errors import DataError
+from mach.data.readers import BLOCK_BYTES, STDIN, SourceFile, source_errors
+from mach.errors import ConfigError, DataError
 
 CHUNK_ROWS = 2**15
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_Choose: TypeAlias = Callable[[Collection[str], str], list[str]]  # the columns to read of those there are, and a place
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,9 @@ class TextChunk:
     fraction: float = 0.0
 
 
-def read_texts(path: Path, kind: str, config: DataConfig, block_bytes: int = BLOCK_BYTES) -> Iterator[TextChunk]:
+def read_texts(
+    path: Path, kind: str, config: DataConfig, block_bytes: int = BLOCK_BYTES, classes_optional: bool = False
+) -> Iterator[TextChunk]:
     """Rows of a table.
 
     Parameters
@@ -39,25 +45,43 @@ def read_texts(path: Path, kind: str, config: DataConfig, block_bytes: int = BLO
     path : Path
         The file.
     kind : str
-        ``csv``, ``jsonl`` or ``parquet``.
+        ``csv``, ``jsonl``, ``parquet`` or ``lines``.
     config : DataConfig
         Names the columns and the separator of class names.
     block_bytes : int
         Characters of text that make a chunk; it ends after 32,768 rows anyway.
+    classes_optional : bool
+        Whether the class column may be missing: rows without classes.
 
     Raises
     ------
     DataError
         One line that names the file, the line (or the row, for Parquet), the value and what to do.
+    ConfigError
+        When the separator is empty.
     """
+    if config.class_separator == "":
+        raise ConfigError("class_separator is empty: give a character, or leave it out where a string is one name")
+
+    def choose(columns: Collection[str], place: str) -> list[str]:
+        absent = classes_optional and config.class_column not in columns
+        wanted = [*config.text_columns, *([] if absent else [config.class_column])]
+        for name in wanted:
+            if name not in columns:
+                raise DataError(
+                    f"{place} has no column {name!r}; there are {', '.join(columns)}: set text_columns, class_column"
+                )
+        return wanted
+
     if kind == "parquet":
-        yield from _parquet(path, config, block_bytes)
+        yield from _parquet(path, config, choose, block_bytes)
         return
-    with SourceFile(path) as source:
-        records = (_csv_records if kind == "csv" else _json_records)(
-            source, [*config.text_columns, config.class_column]
-        )
-        rows = (_row(values, f"{path} line {line}", config) for line, values in records)
+    with SourceFile(path, STDIN if kind == "lines" else None) as source:
+        if kind == "lines":
+            rows: Iterator[tuple[str, list[str]]] = ((line.rstrip("\r\n"), []) for line in source.lines())
+        else:
+            records = (_csv_records if kind == "csv" else _json_records)(source, choose)
+            rows = (_row(values, f"{path} line {line}", config) for line, values in records)
         yield from chunks_of(rows, block_bytes, lambda: source.fraction)
 
 
@@ -79,7 +103,7 @@ def chunks_of(
         yield TextChunk(texts, names, fraction())
 
 
-def _csv_records(source: SourceFile, wanted: list[str]) -> Iterator[tuple[int, list[Any]]]:
+def _csv_records(source: SourceFile, choose: _Choose) -> Iterator[tuple[int, list[Any]]]:
     csv.field_size_limit(sys.maxsize)  # the default refuses texts of more than 128 KiB
     reader = csv.reader(source.lines(), strict=True)
     line = 1
@@ -87,7 +111,7 @@ def _csv_records(source: SourceFile, wanted: list[str]) -> Iterator[tuple[int, l
         header = next(reader, [])
         if not header:
             raise DataError(f"{source.path} is empty or lacks a header: its first line must name the columns")
-        places = [_place(name, header, f"{source.path} line 1") for name in wanted]
+        places = [header.index(name) for name in choose(header, f"{source.path} line 1")]
         line = reader.line_num + 1
         for record in reader:
             if record and len(record) != len(header):
@@ -102,7 +126,7 @@ def _csv_records(source: SourceFile, wanted: list[str]) -> Iterator[tuple[int, l
         raise DataError(f"{source.path} line {line}: no valid CSV ({error}): correct its quotes") from error
 
 
-def _json_records(source: SourceFile, wanted: list[str]) -> Iterator[tuple[int, list[Any]]]:
+def _json_records(source: SourceFile, choose: _Choose) -> Iterator[tuple[int, list[Any]]]:
     for line, text in enumerate(source.lines(), 1):
         if not text.strip():
             continue
@@ -115,11 +139,10 @@ def _json_records(source: SourceFile, wanted: list[str]) -> Iterator[tuple[int, 
             ) from error
         if not isinstance(record, dict):
             raise DataError(f"{source.path} line {line}: {text.strip()!r:.40} is no JSON object: write one a line")
-        place = f"{source.path} line {line}"
-        yield line, [record[_known(name, record, place)] for name in wanted]
+        yield line, [record[name] for name in choose(record, f"{source.path} line {line}")]
 
 
-def _parquet(path: Path, config: DataConfig, block_bytes: int) -> Iterator[TextChunk]:
+def _parquet(path: Path, config: DataConfig, choose: _Choose, block_bytes: int) -> Iterator[TextChunk]:
     import pyarrow
     import pyarrow.parquet
 
@@ -127,9 +150,7 @@ def _parquet(path: Path, config: DataConfig, block_bytes: int) -> Iterator[TextC
     with source_errors(path):
         try:
             with pyarrow.parquet.ParquetFile(path) as file:
-                wanted = [*config.text_columns, config.class_column]
-                for name in wanted:
-                    _known(name, file.schema_arrow.names, str(path))
+                wanted = choose(file.schema_arrow.names, str(path))
 
                 def rows() -> Iterator[tuple[str, list[str]]]:
                     nonlocal n_done
@@ -140,25 +161,15 @@ def _parquet(path: Path, config: DataConfig, block_bytes: int) -> Iterator[TextC
                             yield _row(list(values), f"{path} row {n_done - 1}", config)
 
                 yield from chunks_of(rows(), block_bytes, lambda: n_done / max(1, file.metadata.num_rows))
-        except pyarrow.ArrowException as error:
+        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
             reason = str(error).partition("\n")[0]
             raise DataError(f"{path} is no Parquet file or is damaged ({reason}): write it again") from error
 
 
-def _known(name: str, columns: Iterable[str], place: str) -> str:
-    if name not in columns:
-        raise DataError(
-            f"{place} has no column {name!r}; there are {', '.join(columns)}: set text_columns, class_column"
-        )
-    return name
-
-
-def _place(name: str, header: list[str], place: str) -> int:
-    return header.index(_known(name, header, place))
-
-
 def _row(values: list[Any], place: str, config: DataConfig) -> tuple[str, list[str]]:
-    *texts, classes = values
+    """Text and class names; ``values`` are those of the text columns and, where there is one, the class column."""
+    n_texts = len(config.text_columns)
+    texts, classes = values[:n_texts], values[n_texts] if len(values) > n_texts else None
     for name, text in zip(config.text_columns, texts, strict=True):
         if text is not None and not isinstance(text, str):
             raise DataError(f"{place}: column {name!r} holds {text!r:.40}, not text: convert it or leave it out")
@@ -170,4 +181,9 @@ def _row(values: list[Any], place: str, config: DataConfig) -> tuple[str, list[s
             raise DataError(
                 f"{place}: {name!r:.40} in column {config.class_column!r} is no class name: use strings or integers"
             )
-    return " ".join(filter(None, texts)), [name for name in map(str.strip, map(str, names)) if name]
+    text = _shown(" ".join(filter(None, texts)))
+    return text, [_shown(name) for name in map(str.strip, map(str, names)) if name]
+
+
+def _shown(text: str) -> str:
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)

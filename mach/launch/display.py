@@ -33,6 +33,7 @@ class Display:
         self._console, self._n_workers = console, n_workers
         self._status = {r: "finished before" if r in finished else "waiting" for r in repetitions}
         self._progress: dict[int, Progress] = {}
+        self._pace: dict[int, float] = {}  # seconds a step
         self._started = time.monotonic()
         self._live = Live(console=console, auto_refresh=False, transient=False) if console.is_terminal else None
 
@@ -60,6 +61,8 @@ class Display:
 
     def progressed(self, progress: Progress) -> None:
         self._progress[progress.repetition] = progress
+        if progress.step < progress.n_steps:
+            self._pace[progress.repetition] = progress.seconds_left / (progress.n_steps - progress.step)
         if self._live:
             self._live.update(self._table(), refresh=True)
         elif progress.step * progress.n_epochs == progress.epoch * progress.n_steps:  # the end of an epoch
@@ -68,16 +71,17 @@ class Display:
                 f"loss {progress.loss:.3f}, bucket P@1 {100 * progress.bucket_precision:.1f}, "
                 f"{progress.rows_per_second:,.0f} rows/s, {_duration(progress.seconds_left)} left",
                 highlight=False,
+                soft_wrap=True,
             )
 
     def _set(self, repetition: int, status: str, *, loud: bool = False) -> None:
         self._status[repetition] = status
         if self._live:
             if loud:
-                self._live.console.print(f"repetition {repetition}: {status}", highlight=False)
+                self._live.console.print(f"repetition {repetition}: {status}", highlight=False, soft_wrap=True)
             self._live.update(self._table(), refresh=True)
         else:
-            self._console.print(f"repetition {repetition}: {status}", highlight=False)
+            self._console.print(f"repetition {repetition}: {status}", highlight=False, soft_wrap=True)
 
     def _table(self) -> Table:
         table = Table(title=f"training, {_duration(time.monotonic() - self._started)} so far, {self._left()}")
@@ -89,11 +93,12 @@ class Display:
 
     def _left(self) -> str:
         """Time left for the whole run: work left over the workers, at the speed seen so far."""
-        if not self._progress:
+        if not self._pace:
             return "estimating"
-        whole = [p.seconds_left * p.n_steps / max(1, p.n_steps - p.step) for p in self._progress.values()]
-        left = sum(p.seconds_left for p in self._progress.values())
-        left += sum(status == "waiting" for status in self._status.values()) * sum(whole) / len(whole)
+        steps_left = sum(p.n_steps - p.step for p in self._progress.values())
+        n_waiting = sum(status == "waiting" for status in self._status.values())
+        steps_left += n_waiting * next(iter(self._progress.values())).n_steps
+        left = steps_left * sum(self._pace.values()) / len(self._pace)
         return f"about {_duration(left / self._n_workers)} left"
 
 

@@ -68,29 +68,32 @@ def train_locally(
     missing = [r for r in wanted if r not in finished]
     if not missing:
         return
-    n_workers = min(launch.workers or usable_cores() // launch.threads or 1, len(missing))
+    width = n_workers(launch, len(missing))
     schedule = Schedule(missing, launch.attempts)
-    display = Display(console or Console(stderr=True), wanted, finished, n_workers)
+    display = Display(console or Console(stderr=True), wanted, finished, width)
     with display, _LocalPool(run, store, launch.threads) as pool, _stop_on_signals():
         try:
-            pool.drive(schedule, display, n_workers)
+            pool.drive(schedule, display, width)
         except KeyboardInterrupt:
             pool.stop()
+            done = [r for r in wanted if run.repetition(r).is_done]
+            saved = [r for r in wanted if r not in done and run.repetition(r).state.exists()]
             raise IncompleteRunError(
-                f"stopped with {len(run.finished())} of {len(wanted)} repetitions finished and the others' state "
-                f"saved in {run.path}: run the same command again to go on"
+                f"stopped with {len(done)} of {len(wanted)} repetitions finished and {len(saved)} begun and saved in "
+                f"{run.path}: run the same command again to go on"
             ) from None
     if schedule.given_up:
         repetition, cause = next(iter(schedule.given_up.items()))
         raise IncompleteRunError(
-            f"{len(schedule.given_up)} of {len(wanted)} repetitions failed, the others are finished; repetition "
-            f"{repetition}: {cause} (log: {run.repetition(repetition).log}); run the same command again to retry"
+            f"{len(schedule.given_up)} of {len(wanted)} repetitions failed, {len(wanted) - len(schedule.given_up)} are "
+            f"finished; repetition {repetition}: {cause} (log: {run.repetition(repetition).log}); run the same command "
+            "again to retry"
         )
 
 
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+def n_workers(launch: LaunchConfig, n_repetitions: int) -> int:
+    """Worker processes for so many repetitions: by default one for every ``threads`` cores that we may use."""
+    return min(launch.workers or len(os.sched_getaffinity(0)) // launch.threads or 1, n_repetitions)
 
 
 class _LocalPool:
@@ -106,9 +109,7 @@ class _LocalPool:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for worker in list(self.workers.values()):
-            worker.process.kill()
-            self._remove(worker)
+        self.stop()
         self.selector.close()
 
     def drive(self, schedule: Schedule, display: Display, n_workers: int) -> None:
@@ -118,10 +119,6 @@ class _LocalPool:
         while not schedule.is_over:
             for key, _ in self.selector.select():
                 self._listen(key.data, schedule, display)
-        for worker in list(self.workers.values()):
-            worker.channel.send({"stop": True})
-            worker.process.wait()
-            self._remove(worker)
 
     def stop(self) -> None:
         """Ask all workers to save their state and leave; kill those that do not."""
@@ -147,23 +144,26 @@ class _LocalPool:
 
     def _handle(self, worker: _Worker, message: dict[str, Any], schedule: Schedule, display: Display) -> None:
         kind = message.pop("kind")
+        self.n_idle_deaths = 0  # somebody lives
         if kind == "progress":
             progress = Progress(**{field.name: message[field.name] for field in fields(Progress)})
-            schedule.progressed(progress.repetition, progress.step)
+            schedule.progressed(progress.repetition, progress.step, progress.saved_step)
             display.progressed(progress)
             return
         if kind == "finished":
             display.finished(schedule.done(worker.number))
         elif kind == "failed":
-            self._put_back(worker, message["cause"], schedule, display)
+            self._put_back(worker, message["cause"], schedule, display, hopeless=message["hopeless"])
         repetition = schedule.next_for(worker.number)
         if repetition is not None:
             worker.channel.send({"train": repetition})
             display.started(repetition, worker.number)
 
-    def _put_back(self, worker: _Worker, cause: str, schedule: Schedule, display: Display) -> bool:
+    def _put_back(
+        self, worker: _Worker, cause: str, schedule: Schedule, display: Display, *, hopeless: bool = False
+    ) -> bool:
         """Return a worker's repetition to the queue; False if it had none."""
-        repetition = schedule.lost(worker.number, cause)
+        repetition = schedule.lost(worker.number, cause, hopeless=hopeless)
         if repetition is not None:
             display.event(repetition, f"given up: {cause}" if repetition in schedule.given_up else f"again: {cause}")
         return repetition is not None
@@ -184,7 +184,8 @@ class _LocalPool:
         ours, theirs = socket.socketpair()
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
         process = subprocess.Popen(
-            [sys.executable, "-m", "mach.launch.worker", str(theirs.fileno())],
+            # -P: a file of the current folder must not replace a module of the library
+            [sys.executable, "-P", "-m", "mach.launch.worker", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             process_group=0,  # Ctrl-C is for the driver, which asks the workers to save their state

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass
 class _Item:
     repetition: int
-    step: int = 0  # the furthest ever reported
-    step_at_last_loss: int = -1
-    fruitless: int = 0  # losses or failures in a row without a step further than before
-    causes: list[str] = field(default_factory=list)
+    furthest: tuple[int, int] = (0, 0)  # step and checkpointed step, the largest of each ever reported
+    furthest_at_loss: tuple[int, int] | None = None
+    fruitless: int = 0  # losses or failures in a row without getting further than before
 
 
 class Schedule:
@@ -59,10 +58,10 @@ class Schedule:
         self._running[worker] = repetition
         return repetition
 
-    def progressed(self, repetition: int, step: int) -> None:
-        """A repetition reported a step."""
+    def progressed(self, repetition: int, step: int, saved_step: int) -> None:
+        """A repetition reported its step and that of its last checkpoint: further in either is progress."""
         item = self._items[repetition]
-        item.step = max(item.step, step)
+        item.furthest = (max(item.furthest[0], step), max(item.furthest[1], saved_step))
 
     def done(self, worker: int) -> int:
         """A worker finished its repetition; returns it."""
@@ -70,15 +69,19 @@ class Schedule:
         self.finished.append(repetition)
         return repetition
 
-    def lost(self, worker: int, cause: str) -> int | None:
-        """A worker died or its repetition failed: put it back, or give it up; returns the repetition, if any."""
+    def lost(self, worker: int, cause: str, *, hopeless: bool = False) -> int | None:
+        """A worker died or its repetition failed: put it back, or give it up; returns the repetition, if any.
+
+        A ``hopeless`` failure would come again, so it is not tried again.
+        """
         repetition = self._running.pop(worker, None)
         if repetition is None:
             return None
         item = self._items[repetition]
-        item.fruitless = 1 if item.step > item.step_at_last_loss >= 0 else item.fruitless + 1
-        item.step_at_last_loss = item.step
-        if item.fruitless >= self.attempts:
+        got_further = item.furthest_at_loss is not None and item.furthest != item.furthest_at_loss
+        item.fruitless = 1 if got_further else item.fruitless + 1
+        item.furthest_at_loss = item.furthest
+        if hopeless or item.fruitless >= self.attempts:
             self.given_up[repetition] = cause
         else:
             self._waiting.appendleft(repetition)  # it has a head start: finish it first

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from mach import __version__, theory
-from mach.config import Config, differing_keys
+from mach.config import Config, HashingConfig, differing_keys, fingerprint
 from mach.data.prepare import prepare
 from mach.data.store import Store
-from mach.errors import ConfigError
-from mach.hashing import UniversalAssignment
-from mach.storage import Manifest, Run, copy_folder
+from mach.errors import ConfigError, StorageError
+from mach.hashing import Assignment, TableAssignment, UniversalAssignment, extends
+from mach.storage import Manifest, Run
 
 # Sections and keys that do not change what is learned, or that a run may change on the way.
 FREE_KEYS = (
@@ -45,17 +45,23 @@ def set_up(
             f"{config.data.train} has {store.n_rows} rows and no class in them: there is nothing to learn"
         )
     path = Path(path)
-    run = _reopen(config, store, path) if (path / "manifest.json").exists() else _create(config, store, path)
-    if store.class_names is not None and not run.class_names_file.exists():
-        run.write_class_names(store.class_names)
-    if store.text_features is not None and not run.text_folder.exists():
-        copy_folder(store.path / "text_features", run.text_folder)
-    return run, store
+    if (path / "manifest.json").exists():
+        return _reopen(config, store, path), store
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path} exists and is no run: give an empty or new folder, or remove it")
+    config, manifest, assignment = resolve(config, store)
+    try:
+        return Run.create(path, config, manifest, store, assignment), store
+    except StorageError:
+        if not (path / "manifest.json").exists():
+            raise
+        return _reopen(config, store, path), store  # another process was faster
 
 
-def resolve(config: Config, store: Store) -> tuple[Config, Manifest]:
-    """Fill in everything that is left to choose, and describe the run to be."""
+def resolve(config: Config, store: Store) -> tuple[Config, Manifest, Assignment]:
+    """Fill in all that is left to choose, and describe the run to be; a trunk that cannot be built fails here."""
     from mach.networks.network import native_precision
+    from mach.networks.trunks import build_dense_part
 
     n_buckets = config.hashing.buckets or _default_buckets(config, store)
     if n_buckets > store.n_classes:
@@ -74,13 +80,9 @@ def resolve(config: Config, store: Store) -> tuple[Config, Manifest]:
             "training": config.training.model_copy(update={"loss": loss, "precision": precision}),
         }
     )
-    assignment = UniversalAssignment.draw(
-        n_classes=store.n_classes,
-        n_buckets=n_buckets,
-        n_repetitions=config.hashing.repetitions,
-        seed=config.hashing.seed,
-        capacity=config.hashing.capacity,
-    )
+    if config.network.trunk is not None:
+        build_dense_part(config.network, n_features=store.n_features, n_buckets=n_buckets, dense_input=store.is_dense)
+    assignment = _assignment(config.hashing, n_buckets, store.n_classes)
     manifest = Manifest(
         n_classes=store.n_classes,
         n_features=store.n_features,
@@ -89,21 +91,39 @@ def resolve(config: Config, store: Store) -> tuple[Config, Manifest]:
         loss=loss,
         precision=precision,
         data_fingerprint=store.fingerprint,
+        config_fingerprint=fingerprint(config, ignore=FREE_KEYS),
         assignment=assignment.describe(),
         mach_version=__version__,
     )
-    return config, manifest
+    return config, manifest, assignment
+
+
+def _assignment(hashing: HashingConfig, n_buckets: int, n_classes: int) -> Assignment:
+    if hashing.table is None:
+        return UniversalAssignment.draw(
+            n_classes=n_classes,
+            n_buckets=n_buckets,
+            n_repetitions=hashing.repetitions,
+            seed=hashing.seed,
+            capacity=hashing.capacity,
+        )
+    try:
+        table_RK = np.load(hashing.table, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ConfigError(f"hashing.table = {hashing.table!r} cannot be read: {error}") from error
+    if table_RK.ndim != 2 or table_RK.dtype.kind not in "iu" or table_RK.shape[1] != n_classes:
+        raise ConfigError(
+            f"hashing.table = {hashing.table!r} is {table_RK.dtype} of shape {table_RK.shape}: it needs integers of "
+            f"shape (R, {n_classes})"
+        )
+    if len(table_RK) < hashing.repetitions:
+        raise ConfigError(f"hashing.table = {hashing.table!r} has {len(table_RK)} rows: R is {hashing.repetitions}")
+    return TableAssignment.from_table(table_RK[: hashing.repetitions], n_buckets)
 
 
 def _default_buckets(config: Config, store: Store) -> int:
     repetitions = config.hashing.repetitions
     return theory.plan(store.n_classes, store.n_features, n_repetitions=repetitions).ledger.n_buckets
-
-
-def _create(config: Config, store: Store, path: Path) -> Run:
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ConfigError(f"{path} exists and is no run: give an empty or new folder, or remove it")
-    return Run.create(path, *resolve(config, store), store.class_counts())
 
 
 def _reopen(config: Config, store: Store, path: Path) -> Run:
@@ -113,12 +133,21 @@ def _reopen(config: Config, store: Store, path: Path) -> Run:
             f"data.train: {path} was trained on data with fingerprint {run.manifest.data_fingerprint}, "
             f"{config.data.train} has {store.fingerprint}: give that data, or another run folder"
         )
-    config, manifest = resolve(config, store)
+    if config.training.precision == "auto":  # what it meant on the machine that began the run
+        training = config.training.model_copy(update={"precision": run.manifest.precision})
+        config = config.model_copy(update={"training": training})
+    config, manifest, assignment = resolve(config, store)
     differences = differing_keys(config, run.config, ignore=FREE_KEYS)
     mine, theirs = config.hashing.repetitions, run.config.hashing.repetitions
     if mine < theirs:
         differences.append(f"hashing.repetitions: {mine} here, {theirs} there (it can only be raised)")
     if differences:
         raise ConfigError(f"{path} was made with another configuration: {'; '.join(differences)}")
-    run.update(config, manifest if mine > theirs else run.manifest)
+    if not extends(assignment, run.assignment()):
+        raise ConfigError(
+            f"this version of mach would place classes in other buckets than {path} does: go on with version "
+            f"{run.manifest.mach_version}, or begin a new run"
+        )
+    if mine > theirs or config != run.config:
+        run.update(config, manifest, assignment)
     return run

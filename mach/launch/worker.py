@@ -9,25 +9,32 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import sys
+import threading
 import traceback
 from dataclasses import asdict
 from pathlib import Path
 
-from mach.errors import MachError
+from mach.errors import ConfigError, MachError
 from mach.launch.channel import Channel
 
 
 def main(descriptor: int) -> None:
     """Serve the driver on an inherited socket until it says stop or goes away."""
+    told_to_stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: told_to_stop.set())  # a whole group may be told at once
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver hears it and asks us
     channel = Channel(socket.socket(fileno=descriptor))
     order = channel.receive()
     if order is None:
         return
     run, store, threads = order["run"], order["store"], order["threads"]
-    from mach.training import ShardJob, TrainingStoppedError, train_shard
+    from mach.traffic import PeerTraffic
+    from mach.training import ShardJob, TrainingError, TrainingStoppedError, train_shard
 
+    traffic = PeerTraffic()  # one for the process's life: what a failed attempt exchanged still counts
     channel.send({"kind": "ready"})
     while True:
         order = channel.receive()
@@ -39,7 +46,9 @@ def main(descriptor: int) -> None:
             train_shard(
                 ShardJob(run, store, (repetition,), threads),
                 report=lambda progress: channel.send({"kind": "progress", **asdict(progress)}),
-                should_stop=channel.has_message,  # an order to stop, or the end of a dead driver's socket
+                # an order to stop, or the end of a dead driver's socket
+                should_stop=lambda: told_to_stop.is_set() or channel.has_message(),
+                traffic=traffic,
             )
             channel.send({"kind": "finished"})
         except TrainingStoppedError:
@@ -49,7 +58,8 @@ def main(descriptor: int) -> None:
                 traceback.print_exc()
                 sys.stderr.flush()
             cause = str(error) if isinstance(error, MachError) else f"{type(error).__name__}: {error}"
-            channel.send({"kind": "failed", "cause": cause.splitlines()[0] if cause else type(error).__name__})
+            hopeless = isinstance(error, TrainingError | ConfigError)
+            channel.send({"kind": "failed", "cause": (cause.splitlines() or [""])[0], "hopeless": hopeless})
 
 
 def _log_to(run: str, repetition: int) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mach.config import NetworkConfig
 from mach.kernels.memory import from_bfloat16
 from mach.networks.batch import Batch, DenseBatch
 
@@ -51,6 +52,25 @@ def bucket_probabilities(logits_NB: NDArray[np.float32], loss: Literal["binary",
     decay_NB = np.exp(-np.abs(logits_NB))  # at most 1: no overflow
     probs_NB: NDArray[np.float32] = np.where(logits_NB >= 0, np.float32(1.0), decay_NB) / (1 + decay_NB)
     return probs_NB
+
+
+def weight_shapes(
+    config: NetworkConfig, *, n_features: int, n_buckets: int, dense_input: bool
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a network's weights; of one with a trunk, those outside it."""
+    widths = [*config.hidden, n_buckets]
+    shapes: dict[str, tuple[int, ...]] = {}
+    below = n_features
+    if not dense_input:
+        shapes |= {"input.weight": (n_features, widths[0]), "input.bias": (widths[0],)}
+        below = widths.pop(0)
+    if config.trunk is not None:
+        return shapes | {"output.bias": (n_buckets,)}
+    for i, width in enumerate(widths):
+        name = "output" if i == len(widths) - 1 else f"trunk.layers.{i}"
+        shapes |= {f"{name}.weight": (width, below), f"{name}.bias": (width,)}
+        below = width
+    return shapes
 
 
 def _dense_layers(weights: Weights) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -143,6 +145,8 @@ def load_dense_part(
 def _user_trunk(config: NetworkConfig, in_features: int) -> nn.Module:
     assert config.trunk is not None
     module_name, _, class_name = config.trunk.partition(":")
+    if os.getcwd() not in sys.path:  # the user's module usually lies where the command was typed
+        sys.path.append(os.getcwd())
     try:
         trunk_class = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:

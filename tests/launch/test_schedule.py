@@ -43,15 +43,31 @@ def test_losses_after_progress_are_free_and_those_without_it_are_counted():
     schedule = Schedule([0], attempts=3)
     for step in range(50):
         assert schedule.next_for(0) == 0
-        schedule.progressed(0, step + 1)
+        schedule.progressed(0, step + 1, 0)
         schedule.lost(0, "killed")
     assert not schedule.given_up
     for _ in range(2):
         assert schedule.next_for(0) == 0
-        schedule.progressed(0, 50)  # no further than before
+        schedule.progressed(0, 50, 0)  # no further than before
         schedule.lost(0, "out of memory")
     assert schedule.given_up == {0: "out of memory"}
     assert schedule.is_over
+
+
+def test_checkpoints_below_the_furthest_step_are_progress():
+    schedule = Schedule([0], attempts=2)
+    for saved_step in range(10):
+        assert schedule.next_for(0) == 0
+        schedule.progressed(0, 100, saved_step)
+        schedule.lost(0, "killed")
+    assert not schedule.given_up
+
+
+def test_a_hopeless_failure_is_given_up_at_once():
+    schedule = Schedule([0], attempts=9)
+    schedule.next_for(0)
+    schedule.lost(0, "diverged", hopeless=True)
+    assert schedule.given_up == {0: "diverged"}
 
 
 def test_a_lost_repetition_is_handed_out_first():
