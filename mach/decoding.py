@@ -331,7 +331,7 @@ def _scan_beyond(assignment: Assignment, k: int, method: str, budget: int | None
         return -1
     if budget is not None and budget < 2 * K:
         return budget  # no scan could follow
-    return K // 8 if isinstance(assignment, TableAssignment) else K // 2  # listed members are met much more slowly
+    return K // 16 if isinstance(assignment, TableAssignment) else K // 2  # listed members are met much more slowly
 
 
 def _index(assignment: Assignment) -> Index:

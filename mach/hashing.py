@@ -342,7 +342,7 @@ def from_description(description: dict[str, Any], table: ArrayLike | None = None
         When the family is unknown, an entry is missing or impossible, or the checksum differs.
     """
     family = description.get("family")
-    if family not in {"universal", "table"}:
+    if family not in ("universal", "table"):
         raise StorageError(f"unknown hash family {family!r}: this version knows 'universal' and 'table'")
     n_buckets, checksum = _entry(description, "n_buckets"), _entry(description, "checksum", str)
     assignment: Any
@@ -381,8 +381,8 @@ def extends(longer: Assignment, shorter: Assignment) -> bool:
 
 def _entry(description: dict[str, Any], name: str, kind: type = int) -> Any:
     """One entry of a description: an integer of 0 to `MAX_CAPACITY`, a list of them, or a string."""
-    value = description.get(name)
-    numbers = {int: [value], list: value}.get(kind, [])
+    value: Any = description.get(name)
+    numbers: Any = {int: [value], list: value}.get(kind, [])
     if type(value) is not kind or not all(type(number) is int and 0 <= number <= MAX_CAPACITY for number in numbers):
         raise StorageError(f"assignment: {name} is {'missing' if value is None else f'{value!r:.60}'}: {_DAMAGED}")
     return value

@@ -104,13 +104,16 @@ def train_shard(
         When the loss is no longer finite, or a socket was opened.
     """
     torch.set_num_threads(job.threads)
-    torch.set_flush_denormal(True)  # denormal Adam moments cost a hundredfold
     run, store = Run.open(job.run), Store.open(job.store)
-    for repetition in job.repetitions:
-        with _held(run.repetition(repetition), should_stop) as files, traffic or PeerTraffic() as counter:
-            if not files.is_done:
-                files.sweep()
-                _Trainer(run, store, files, counter, report, should_stop).train()
+    torch.set_flush_denormal(True)  # denormal Adam moments cost a hundredfold
+    try:
+        for repetition in job.repetitions:
+            with _held(run.repetition(repetition), should_stop) as files, traffic or PeerTraffic() as counter:
+                if not files.is_done:
+                    files.sweep()
+                    _Trainer(run, store, files, counter, report, should_stop).train()
+    finally:
+        torch.set_flush_denormal(False)  # the state of the whole thread, and the caller's to use
 
 
 @contextlib.contextmanager

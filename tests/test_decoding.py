@@ -8,9 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mach.decoding import AGGREGATES, Decoder, TopK, class_scores_oracle, score, topk, topk_oracle, transform
+from mach.decoding import (
+    AGGREGATES,
+    MAX_PADDING,
+    Decoder,
+    TopK,
+    class_scores_oracle,
+    score,
+    topk,
+    topk_oracle,
+    transform,
+)
 from mach.errors import ConfigError, DataError
-from mach.hashing import Assignment, TableAssignment, UniversalAssignment
+from mach.hashing import MAX_CAPACITY, Assignment, TableAssignment, UniversalAssignment
 
 SHAPES = [
     (3000, 64, 4),
@@ -159,10 +169,10 @@ def test_ten_million_implicit_classes_need_no_table():
 
 
 @pytest.mark.parametrize("n_buckets", [4096, 5000])
-def test_indices_near_the_largest_prime(n_buckets):
-    assignment = UniversalAssignment.draw(n_classes=2**31 - 1, n_buckets=n_buckets, n_repetitions=2, seed=3)
+def test_the_largest_capacity_can_be_decoded(n_buckets):
+    assignment = UniversalAssignment.draw(n_classes=MAX_CAPACITY, n_buckets=n_buckets, n_repetitions=2, seed=3)
     probs_NRB = np.full((1, 2, n_buckets), 1e-4, dtype=np.float32)
-    truth = 2**31 - 2
+    truth = MAX_CAPACITY - 1
     probs_NRB[0, [0, 1], assignment.buckets([truth])[:, 0]] = 0.9
     found = topk(probs_NRB, assignment, 3, budget=2**31 // n_buckets * 3)
     twins = functools.reduce(
@@ -170,8 +180,6 @@ def test_indices_near_the_largest_prime(n_buckets):
     )
     assert truth in twins
     assert np.array_equal(found.ids_Nk[0], twins[:3])
-    with pytest.raises(ConfigError, match="capacity below"):
-        topk(probs_NRB, UniversalAssignment.draw(n_classes=2**31, n_buckets=n_buckets, n_repetitions=2, seed=3))
 
 
 @pytest.mark.parametrize("aggregate", AGGREGATES)
@@ -204,7 +212,8 @@ def test_the_oracle_by_hand():
 
 def test_unbiased_mean_is_unbiased():
     probs_K = np.array([0.6, 0.3, 0.1, 0.0])
-    assignment = UniversalAssignment.draw(n_classes=4, n_buckets=5, n_repetitions=20_000, seed=2, capacity=10_007)
+    p, rng = 10_007, np.random.default_rng(2)
+    assignment = UniversalAssignment(4, 5, p, rng.integers(1, p, 20_000), rng.integers(0, p, 20_000))
     probs_1RB = np.stack([np.bincount(row, probs_K, minlength=5) for row in assignment.buckets(np.arange(4))])[None]
     assert class_scores_oracle(probs_1RB, assignment, "unbiased-mean")[0] == pytest.approx(probs_K, abs=0.02)
 
@@ -237,11 +246,35 @@ def test_misfits():
         (DataError, r"\(N, 3, 8\)", lambda: topk(probs_NRB[:, :2], assignment)),
         (DataError, r"shape \(5,\)", lambda: topk(probs_NRB, assignment, allowed_K=np.ones(4, dtype=bool))),
         (DataError, "candidate 5", lambda: score(probs_NRB, assignment, [[0, 1], [5, 0]])),
-        (DataError, "a row a query", lambda: score(probs_NRB, assignment, [[0, 1]])),
+        (DataError, r"\(1, 2\).*\(2, 3, 8\).*\(2, C\)", lambda: score(probs_NRB, assignment, [[0, 1]])),
+        (DataError, "float64: need integers", lambda: score(probs_NRB, assignment, [[0.9], [1.0]])),
+        (DataError, "bool: need integers", lambda: score(probs_NRB, assignment, [[True], [False]])),
+        (DataError, f"candidate {2**64 - 1}", lambda: score(probs_NRB, assignment, np.full((2, 1), 2**64 - 1, "u8"))),
+        (ConfigError, r"k 1000000000 .* 10005: there are K = 5", lambda: topk(probs_NRB, assignment, 10**9)),
+        (ConfigError, r"^k 10006 ", lambda: topk(probs_NRB, assignment, 5 + MAX_PADDING + 1)),
     ]
     for error, message, call in cases:
         with pytest.raises(error, match=message):
             call()
+
+
+@pytest.mark.parametrize("method", ["auto", "gather", "threshold"])
+def test_columns_beyond_the_last_class_are_padding(method):
+    for assignment in assignments(5, 8, 3):
+        probs_NRB = bucket_scores("noise", assignment, 2, np.random.default_rng(0))
+        found = topk(probs_NRB, assignment, 5 + MAX_PADDING, method=method)
+        assert_same(found, topk_oracle(probs_NRB, assignment, 5 + MAX_PADDING, "log-mean"))
+        assert (found.ids_Nk[:, 5:] == -1).all()
+
+
+@pytest.mark.parametrize("n_parts", [1, 3])
+def test_parts_concatenate_to_the_whole(n_parts):
+    assignment = assignments(1000, 37, 5)[0]
+    probs_NRB = bucket_scores("sharp", assignment, 6, np.random.default_rng(0))
+    parts = [topk(part, assignment, 4, budget=500) for part in np.split(probs_NRB, n_parts)]
+    whole = topk(probs_NRB, assignment, 4, budget=500)
+    for name, column in vars(TopK.concatenate(parts)).items():
+        np.testing.assert_array_equal(column, getattr(whole, name), err_msg=name)
 
 
 def test_no_queries():

@@ -11,6 +11,7 @@ from mach.hashing import (
     Assignment,
     TableAssignment,
     UniversalAssignment,
+    extends,
     from_description,
     meeting_distances,
     smallest_prime_at_least,
@@ -149,13 +150,58 @@ def test_smallest_prime(n, prime):
         ({"n_classes": 0}, "n_classes 0"),
         ({"capacity": 5}, "capacity 5"),
         ({"capacity": MAX_CAPACITY + 1}, str(MAX_CAPACITY)),
+        ({"n_classes": 2**31}, str(MAX_CAPACITY)),
         ({"n_buckets": 1}, "n_buckets 1"),
+        ({"n_buckets": 10**30}, "must be 2 to"),
         ({"n_repetitions": 0}, "n_repetitions 0"),
     ],
 )
 def test_impossible_draws(change, message):
     with pytest.raises(ConfigError, match=message):
         UniversalAssignment.draw(**{"n_classes": 10, "n_buckets": 4, "n_repetitions": 1, "seed": 0, **change})
+
+
+@pytest.mark.parametrize("make", [universal, table])
+@pytest.mark.parametrize("wrong", [None, "7", 7.0, True, [1.5], -1, 2**70])
+def test_a_damaged_description_is_one_line(make, wrong):
+    assignment = make(50, 7, 4, 3)
+    for name in assignment.describe():
+        description = {**assignment.describe(), name: wrong}
+        if wrong is None:
+            del description[name]
+        if name != "n_classes" or make is universal:  # a table knows K itself
+            with pytest.raises(StorageError, match=r"\A.+\Z"):
+                from_description(description, getattr(assignment, "table_RK", None))
+
+
+def test_a_description_that_does_not_fit_together():
+    description = UniversalAssignment.draw(n_classes=50, n_buckets=7, n_repetitions=3, seed=0).describe()
+    for change in ({"offsets": [1, 2]}, {"prime": 47}, {"prime": 2**31 + 11}, {"multipliers": [[1], [2], [3]]}):
+        with pytest.raises(StorageError, match="assignment: prime|50 classes, prime|assignment: multipliers"):
+            from_description({**description, **change})
+    with pytest.raises(StorageError, match="places class 1 in bucket 2"):
+        from_description({**TableAssignment.from_table([[0, 2]], 3).describe(), "n_buckets": 2}, [[0, 2]])
+
+
+@pytest.mark.parametrize("make", [universal, table])
+def test_an_assignment_extends_its_first_repetitions_only(make):
+    longer = make(50, 7, 4, 3)
+    assert all(extends(longer, longer.select(list(range(n)))) for n in (1, 3, 4))
+    assert not extends(longer.select([0, 1]), longer)
+    assert not extends(longer, longer.select([1]))
+    assert not extends(longer, longer.select([0, 2]))
+    assert not extends(longer, make(49, 7, 2, 3))
+    assert not extends(longer, make(50, 8, 2, 3))
+
+
+def test_other_constants_do_not_extend():
+    a_R, b_R = np.array([5, 9, 11]), np.array([1, 2, 3])
+    longer = UniversalAssignment(50, 7, 53, a_R, b_R)
+    assert extends(longer, UniversalAssignment(50, 7, 53, a_R[:2], b_R[:2]))
+    assert not extends(longer, UniversalAssignment(50, 7, 59, a_R[:2], b_R[:2]))
+    assert not extends(longer, UniversalAssignment(50, 7, 53, a_R[:2] + 1, b_R[:2]))
+    assert not extends(longer, UniversalAssignment(50, 7, 53, a_R[:2], b_R[:2] + 1))
+    assert not extends(longer, TableAssignment.from_table(longer.buckets(np.arange(50)), 7))
 
 
 def test_impossible_tables():
@@ -170,7 +216,7 @@ def test_impossible_tables():
 
 
 @pytest.mark.parametrize(
-    ("n_classes", "n_buckets", "n_repetitions"), [(26296, 1024, 8), (5000, 512, 6), (670091, 4096, 4)]
+    ("n_classes", "n_buckets", "n_repetitions"), [(26296, 1024, 8), (5000, 512, 6), (100003, 2048, 4)]
 )
 def test_no_two_classes_share_buckets_in_two_repetitions(n_classes, n_buckets, n_repetitions):
     """Independent random buckets would give K (K - 1) / 2 B^2 such pairs: hundreds in each pair of repetitions."""

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mach import decoding
 from mach.errors import ConfigError
-from mach.hashing import UniversalAssignment
+from mach.hashing import MAX_CAPACITY, TableAssignment, UniversalAssignment
 from mach.theory import Ledger, estimator_variance, ledger, plan, repetitions_needed
 
 
@@ -39,11 +40,13 @@ def test_variance_of_the_unbiased_estimate():
 
 
 def test_ledger_by_hand():
-    book = ledger(1000, 50, 16, 3, hidden=(8, 4), nonzeros_per_row=10, n_assignment_bytes=7)
+    book = ledger(1000, 50, 16, 3, hidden=(8, 4), nonzeros_per_row=9.6)
     assert (book.n_input, book.n_hidden, book.n_output) == (50 * 8 + 8, 8 * 4 + 4, 4 * 16 + 16)
     assert book.n_parameters == 3 * (408 + 36 + 80)
     assert book.n_one_vs_all_parameters == 408 + 36 + 4 * 1000 + 1000
-    assert book.disk_bytes == 2 * book.n_parameters + 7
+    assert book.repetition_bytes == 2 * (50 * 8 + 8 * 4 + 4 * 16) + 4 * (8 + 4 + 16)
+    assert book.disk_bytes == 3 * book.repetition_bytes
+    assert ledger(1000, 50, 16, 3, (8, 4), weight_bytes=4).disk_bytes == 4 * book.n_parameters
     assert book.training_bytes == 12 * (408 + 36 + 80)
     assert book.query_flops == 3 * 2 * (10 * 8 + 8 * 4 + 4 * 16)
     assert book.example_flops == 3 * 2 * (2 * 10 * 8 + 3 * (8 * 4 + 4 * 16))
@@ -62,7 +65,28 @@ def test_ledger_of_the_linear_network():
 def test_ledger_rows_print_shares_that_add_up():
     rows = {name: (value, unit) for name, value, unit in ledger(1000, 50, 16, 3, hidden=(8,)).rows()}
     assert sum(rows[f"{layer}"][0] for layer in ("input layer", "hidden layers", "output layer")) == pytest.approx(100)
-    assert rows["model on disk"] == (3 * (50 * 8 + 8 + 8 * 16 + 16) * 2, "bytes")
+    assert rows["model on disk"] == (3 * (2 * (50 * 8 + 8 * 16) + 4 * (8 + 16)), "bytes")
+
+
+def test_rows_print_what_was_assumed():
+    rows = plan(1000, 50, hidden=(8, 4), weight_bytes=4, nonzeros_per_row=7).rows()
+    assert ("width of hidden layer 2", 4, "") in rows
+    assert ("assumed: a stored weight", 4, "bytes") in rows
+    assert ("assumed: features in a row", 7, "sparse") in rows
+    assert ("assumed: features in a row", 50, "dense") in ledger(1000, 50, 16, 3, dense_input=True).rows()
+
+
+@pytest.mark.parametrize(("n_buckets", "n_repetitions"), [(300, 7), (70_000, 3), (16, 1)])
+def test_model_bytes_count_the_index_of_the_decoder(n_buckets, n_repetitions):
+    K, B, R = 1000, n_buckets, n_repetitions
+    universal = UniversalAssignment.draw(n_classes=K, n_buckets=B, n_repetitions=R, seed=0)
+    table = TableAssignment.from_table(universal.buckets(np.arange(K)), B)
+    for assignment, table_bytes in ((universal, 0), (table, table.table_RK.nbytes)):
+        arrays = [value for value in decoding._index(assignment) if isinstance(value, np.ndarray)]
+        book = ledger(K, 50, B, R, table_assignment=assignment is table)
+        assert book.index_bytes == sum(array.nbytes for array in arrays)
+        assert book.disk_bytes == R * book.repetition_bytes + table_bytes
+        assert book.model_bytes == book.disk_bytes + book.index_bytes
 
 
 def test_ledger_counts_what_torch_counts():
@@ -107,15 +131,35 @@ def test_plan_keeps_what_is_given():
     assert plan(26_000, 100, n_repetitions=1).ledger.n_repetitions == 1
     assert plan(26_000, 100, n_buckets=777).ledger.n_buckets == 777
     assert plan(26_000, 100, hidden=(), weight_bytes=4).ledger.disk_bytes == 4 * 4 * (100 * 2048 + 2048)
+    assert plan(26_000, 100, hidden=()).ledger.disk_bytes == 4 * (2 * 100 * 2048 + 4 * 2048)
 
 
 def test_impossible_numbers():
     cases: dict[str, Callable[[], object]] = {
-        "delta 1": lambda: repetitions_needed(10, 4, 1.0),
+        "delta is 1": lambda: repetitions_needed(10, 4, 1.0),
         "n_buckets is 0": lambda: ledger(10, 10, 0, 1),
         "n_workers is 0": lambda: plan(10, 10, n_workers=0),
         "takes .* bytes": lambda: plan(10**6, 10**6, memory_bytes=1000),
+        "fit 0 bytes": lambda: plan(1000, 10, memory_bytes=0),
+        "fit .* 0 parameters": lambda: plan(1000, 10, n_parameters=0, memory_bytes=10**5000),
+        "n_buckets is 0: must": lambda: plan(1000, 10, n_buckets=0),
+        "n_repetitions is 0": lambda: plan(1000, 10, n_repetitions=0),
+        "memory_bytes is inf.*finite": lambda: plan(1000, 10, memory_bytes=math.inf),  # type: ignore[arg-type]
+        "n_parameters is nan.*finite": lambda: plan(1000, 10, n_parameters=math.nan),  # type: ignore[arg-type]
+        "memory_bytes is -1.*finite": lambda: plan(1000, 10, memory_bytes=-1),
+        "nonzeros_per_row is inf": lambda: ledger(1000, 10, 16, 2, nonzeros_per_row=math.inf),
+        f"n_classes is a number of .* at most {MAX_CAPACITY}": lambda: plan(10**400, 10),
+        "n_classes is 2147483648": lambda: ledger(2**31, 10, 16, 2),
+        "n_classes is 10{10}:": lambda: repetitions_needed(10**10, 16),
+        "n_features is a number": lambda: plan(10, 10**400),
+        "n_buckets is a number": lambda: plan(10, 10, n_buckets=10**5000),
+        "n_workers is a number": lambda: plan(10, 10, n_workers=10**400),
+        "hidden layer 2 is 0": lambda: ledger(10, 10, 2, 1, hidden=(8, 0)),
     }
     for message, call in cases.items():
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(ConfigError, match=rf"\A(?=.*{message}).+\Z"):  # on one line
             call()
+
+
+def test_a_huge_finite_budget_is_no_limit():
+    assert plan(MAX_CAPACITY, 1000, memory_bytes=10**5000, n_workers=5).n_waves == 2

@@ -10,27 +10,34 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import sys
+import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from operator import length_hint
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mach.config import DataConfig, TextConfig
-from mach.data.matrices import classes_beside
-from mach.data.readers import COMPRESSED, Shape, SourceFile, read_chunks, read_shape, source_errors
+from mach.data.matrices import class_file
+from mach.data.readers import COMPRESSED, STDIN, Shape, SourceFile, read_chunks, read_shape, source_errors
 from mach.data.store import FORMAT, Chunk, Reference, Store
 from mach.data.tables import TextChunk, chunks_of, read_texts
-from mach.data.writer import StoreWriter
+from mach.data.writer import StoreWriter, storage_errors
 from mach.errors import ConfigError, DataError, StorageError
 
 if TYPE_CHECKING:
     from mach.data.text import TextFeatures
 
 Report = Callable[[str, float], None]
+AnyChunk = TypeVar("AnyChunk", Chunk, TextChunk)
 
 _FORMATS = {
     ".txt": "repository",
@@ -43,7 +50,8 @@ _FORMATS = {
     ".jsonl": "jsonl",
     ".parquet": "parquet",
 }
-_TEXT = ("csv", "jsonl", "parquet", "builtin")
+_TEXT = ("csv", "jsonl", "parquet", "lines", "builtin")
+_STDIN = ("lines", "rows")
 _BUILTIN: dict[str, Literal["train", "test"]] = {"builtin:characters": "train", "builtin:characters-test": "test"}
 
 
@@ -61,20 +69,25 @@ def prepare(
     Text formats: features are fitted on this source, ids of class names go by first appearance unless
     ``config.class_names`` lists them; then names it lacks are dropped and counted, and their rows stay.
     Numeric formats: features and classes are taken as they stand, ``config.class_names`` names the classes.
+    With ``like`` classes are optional: a missing class column or array means rows without classes, and
+    ``config.class_names`` is not looked at.
 
     Parameters
     ----------
     config, text : DataConfig, TextConfig
         How to read; ``config.train`` and ``config.test`` are not looked at.
     source : str
-        A file, the directory of a store (opened as it is), ``builtin:characters`` or ``builtin:characters-test``.
+        A file, the directory of a store (opened as it is), ``builtin:characters``, ``builtin:characters-test``, or
+        with ``like`` ``-``: standard input, one row a line, which is a text or else ``k1,k2 f:v f:v`` (classes may
+        be missing). Its key is made of its content.
     destination : Path, optional
         Directory of the store; by default one in ``config.cache``, else ``$MACH_CACHE``, else ``~/.cache/mach``.
     like : Store or Reference, optional
         The training store, or what a model remembers of it, for test rows: its text features, class names, D and
         K hold for them as well.
     report : callable, optional
-        Called with a stage (``"fitting text"``, ``"reading"``) and the fraction done, about once a chunk.
+        Called with a stage (``"making rows"`` of an embedded set, ``"fitting text"``, ``"reading"``) and the fraction
+        done, about once a chunk and with 1.0 at the end of the stage.
 
     Returns
     -------
@@ -86,31 +99,43 @@ def prepare(
     DataError
         When the source is malformed or does not fit ``like``: one line with file, line, value and repair.
     ConfigError
-        When its format is unknown, or a destination is given for what is a store already.
+        When its format is unknown, a destination or class names are given for what is a store already, or standard
+        input without ``like``.
     StorageError
         When the store cannot be written, or ``destination`` holds something else.
     """
-    if Path(source, "meta.json").exists():
+    with source_errors(source):
+        is_store = Path(source, "meta.json").exists()
+    if is_store:
         if destination is not None:
             raise ConfigError(f"{source} is a store already and used as it is: leave out the destination {destination}")
+        if config.class_names is not None and like is None:
+            raise ConfigError(
+                f"{source} is a store already and used as it is: prepare its source with class_names = "
+                f"{config.class_names}, or leave them out"
+            )
         return _fitting(Store.open(source), like)
-    kind = _format(config, source)
-    task = _Task(config, text, source, kind, like, report or (lambda stage, fraction: None))
-    key = task.key()
-    path = destination or _cache(config) / f"{_stem(source)}-{key}"
-    if not path.exists():
-        try:
-            if kind in _TEXT:
-                task.write_text(path, key)
-            else:
-                task.write_numbers(path, key)
-        except StorageError:
-            if not path.exists():
-                raise
-            # otherwise another process was faster
+    kind = _format(config, source, like)
+    with _file(source) as file:
+        name = STDIN if source == "-" else source
+        task = _Task(config, text, name, file, kind, like, report or (lambda stage, fraction: None))
+        key = task.key()
+        path = destination or _cache(config) / f"{_stem(name)}-{key}"
+        with storage_errors(path):
+            is_there = path.exists()
+        if not is_there:
+            try:
+                if kind in _TEXT:
+                    task.write_text(path, key)
+                else:
+                    task.write_numbers(path, key)
+            except StorageError:
+                if not path.exists():
+                    raise
+                # otherwise another process was faster
     store = Store.open(path)
     if store.meta["key"] != key:
-        raise StorageError(f"{path} was not prepared from {source} with these options: choose another destination")
+        raise StorageError(f"{path} was not prepared from {name} with these options: choose another destination")
     return store
 
 
@@ -120,7 +145,8 @@ class _Task:
 
     config: DataConfig
     text: TextConfig
-    source: str
+    source: str  # as messages call it
+    path: Path
     kind: str
     like: Store | Reference | None
     report: Report
@@ -132,27 +158,36 @@ class _Task:
             from mach.data import characters
 
             on["source"] = self.source, _stamp(Path(characters.__file__)), unicodedata.unidata_version
+        elif self.kind in _STDIN:
+            with source_errors(STDIN), self.path.open("rb") as file:
+                on["source"] = hashlib.file_digest(file, "blake2b").hexdigest()
         else:
-            path = Path(self.source)
-            on["source"] = [_stamp(p) for p in ([path, classes_beside(path)] if self.kind == "npy" else [path])]
-        if self.config.class_names is not None:
+            classes = class_file(self.path, self.kind, self.is_query) if self.kind == "npy" else None
+            on["source"] = [_stamp(path) for path in (self.path, classes) if path]
+        if self.config.class_names is not None and self.like is None:
             on["class_names"] = _stamp(Path(self.config.class_names))
         if self.kind in _TEXT:
             on["columns"] = self.config.text_columns, self.config.class_column, self.config.class_separator
             on["text"] = self.text.model_dump()
         return hashlib.blake2b(json.dumps(on, sort_keys=True).encode(), digest_size=16).hexdigest()
 
+    @property
+    def is_query(self) -> bool:
+        """Whether the rows are for a model that is trained: classes are optional."""
+        return self.like is not None
+
     def write_numbers(self, path: Path, key: str) -> None:
-        source, names = Path(self.source), self.class_names()
-        shape = _limited(self.source, read_shape(source, self.kind), self.kind, self.like, names)
+        names = self.class_names()
+        stated = read_shape(self.path, self.kind, self.is_query)
+        shape = _limited(self.source, stated, self.kind, self.like, names)
         dense, (_, n_features, n_classes) = self.kind == "npy", shape
         with StoreWriter(
             path, source=self.source, key=key, dense=dense, n_features=n_features, n_classes=n_classes
         ) as writer:
             writer.class_names = names
-            for chunk in read_chunks(source, self.kind, shape):
+            chunks = read_chunks(self.path, self.kind, shape, classes_optional=self.is_query)
+            for chunk in self.reported("reading", chunks):
                 writer.append(chunk)
-                self.report("reading", chunk.fraction)
             self.refuse_empty(writer)
 
     def write_text(self, path: Path, key: str) -> None:
@@ -169,17 +204,16 @@ class _Task:
         with StoreWriter(
             path, source=self.source, key=key, n_features=features.n_features, n_classes=n_classes
         ) as writer:
-            for chunk in chunks():
+            for chunk in self.reported("reading", chunks()):
                 indptr, ids, n_unknown = _class_ids(chunk.class_names, known, grow=names is None)
                 writer.append(Chunk(indptr, ids, features.transform(chunk.texts)))
                 writer.n_unknown_classes += n_unknown
-                self.report("reading", chunk.fraction)
             self.refuse_empty(writer)
             writer.class_names, writer.text_features = list(known), features
 
     def class_names(self) -> Sequence[str] | None:
         """The names that the training store, the configuration or the embedded set gives to classes 0, 1, ..."""
-        if self.like is not None and (self.like.class_names is not None or self.kind in _TEXT):
+        if self.like is not None:
             return self.like.class_names
         if self.config.class_names is not None:
             with SourceFile(Path(self.config.class_names)) as names:
@@ -193,19 +227,30 @@ class _Task:
     def text_source(self) -> Callable[[], Iterable[TextChunk]]:
         """What gives the chunks anew for each pass: a file is read again, the embedded set is kept."""
         if self.kind != "builtin":
-            return lambda: read_texts(Path(self.source), self.kind, self.config)
+            return lambda: read_texts(self.path, self.kind, self.config, classes_optional=self.is_query)
         from mach.data import characters
 
-        chunks = list(chunks_of(characters.rows(_BUILTIN[self.source])))
-        return lambda: chunks
+        rows = list(characters.rows(_BUILTIN[self.source], report=partial(self.report, "making rows")))
+
+        def chunks() -> Iterator[TextChunk]:
+            left = iter(rows)
+            return chunks_of(left, fraction=lambda: 1 - length_hint(left) / len(rows))
+
+        return chunks
+
+    def reported(self, stage: str, chunks: Iterable[AnyChunk]) -> Iterator[AnyChunk]:
+        """The chunks, with a report after each and at the end."""
+        for chunk in chunks:
+            yield chunk
+            self.report(stage, chunk.fraction)
+        self.report(stage, 1.0)
 
     def fitted(self, chunks: Iterable[TextChunk]) -> TextFeatures:
         from mach.data.text import TextFeatures
 
         def texts() -> Iterator[str]:
-            for chunk in chunks:
+            for chunk in self.reported("fitting text", chunks):
                 yield from chunk.texts
-                self.report("fitting text", chunk.fraction)
 
         features = TextFeatures(self.text)
         if self.text.tfidf or not self.text.hashing:  # otherwise there is nothing to learn
@@ -213,8 +258,9 @@ class _Task:
         return features
 
     def refuse_empty(self, writer: StoreWriter) -> None:
-        if writer.n_rows == 0:
-            raise DataError(f"{self.source} holds no rows: give a file with at least one")
+        for what, n in (("rows", writer.n_rows), ("features", writer.n_features), ("classes", writer.n_classes)):
+            if n == 0:
+                raise DataError(f"{self.source} holds no {what}: give a file with at least one")
 
 
 def _limited(
@@ -289,11 +335,13 @@ def _fitting(store: Store, like: Store | Reference | None) -> Store:
     return store
 
 
-def _fingerprint(features: TextFeatures | None) -> str | None:
-    return None if features is None else features.fingerprint()
-
-
-def _format(config: DataConfig, source: str) -> str:
+def _format(config: DataConfig, source: str, like: Store | Reference | None) -> str:
+    if source == "-":
+        if like is None:
+            raise ConfigError(f"{STDIN} is read as queries of a trained model only: name a file to train on")
+        if like.is_dense:
+            raise ConfigError(f"{STDIN} holds text or sparse rows, {like.path} has dense ones: name an .npy file")
+        return "rows" if like.text_features is None else "lines"
     if config.format == "builtin" or source.startswith("builtin:"):
         if source not in _BUILTIN or config.format not in ("auto", "builtin"):
             raise ConfigError(f"no embedded set {source!r} of format {config.format}: there are {', '.join(_BUILTIN)}")
@@ -313,16 +361,37 @@ def _format(config: DataConfig, source: str) -> str:
     return kind
 
 
+@contextmanager
+def _file(source: str) -> Iterator[Path]:
+    """The source's file; for standard input a temporary copy, since its key is made of all its content."""
+    if source != "-":
+        yield Path(source)
+        return
+    with source_errors(STDIN):
+        copy = tempfile.NamedTemporaryFile(prefix="mach-")  # noqa: SIM115  # errors of the block are not its own
+    with copy:
+        with source_errors(STDIN):
+            if sys.stdin is not None:  # None: it was closed before Python began
+                shutil.copyfileobj(sys.stdin.buffer, copy)
+            copy.flush()
+        yield Path(copy.name)
+
+
 def _stamp(path: Path) -> tuple[str, int, int]:
     with source_errors(path):
         status = path.stat()
-    return str(path.resolve()), status.st_size, status.st_mtime_ns
+        return str(path.resolve()), status.st_size, status.st_mtime_ns
 
 
 def _cache(config: DataConfig) -> Path:
     folder = config.cache or os.environ.get("MACH_CACHE") or "~/.cache/mach"
-    return Path(folder).expanduser()
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"no home folder is known for the cache {folder}: set data.cache or MACH_CACHE") from error
 
 
-def _stem(source: str) -> str:
-    return Path(source.replace("builtin:", "")).name.partition(".")[0]
+def _stem(name: str) -> str:
+    """What tells people whose store it is: the beginning of the source's name."""
+    stem = Path(name.replace("builtin:", "").replace(" ", "-")).name.partition(".")[0]
+    return os.fsencode(stem)[:64].decode(errors="ignore")

@@ -1,8 +1,8 @@
-"""Readers of text with class names: CSV, JSON lines, Parquet, plain lines, as chunks of texts and names.
+r"""Readers of text with class names: CSV, JSON lines, Parquet, plain lines, as chunks of texts and names.
 
 The text of a row is its text columns joined by blanks. Its classes are a list of names, a string of names with a
 separator, or one name; integers are taken as names, empty names and missing values as no class. CSV and JSON lines
-are UTF-8 and may be compressed (.gz, .bz2, .xz). Lone surrogates (``"\\ud800"`` in JSON), which no output could show,
+are UTF-8 and may be compressed (.gz, .bz2, .xz). Lone surrogates (``"\ud800"`` in JSON), which no output could show,
 are read as U+FFFD. Plain lines, the format of standard input, are texts without classes, one a line.
 """
 

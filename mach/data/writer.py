@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import platform
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
@@ -28,7 +30,8 @@ class StoreWriter:
     """Builds a store from chunks in a temporary sibling directory, renamed into place when all is on disk.
 
     Leave the ``with`` block normally and the store is there, complete and flushed; leave it by an exception
-    and nothing remains. Memory is bounded by the chunks given to `append`.
+    and nothing remains. What a killed process left behind is removed by the next writer of the same store on the
+    same host. Memory is bounded by the chunks given to `append`.
 
     Parameters
     ----------
@@ -51,6 +54,8 @@ class StoreWriter:
         Saved with the store.
     n_rows : int
         Rows written so far.
+    n_features, n_classes : int
+        D and K: what was given, else one more than the largest index and id so far.
     n_unknown_classes : int
         Classes dropped because their name was unknown, for the record.
 
@@ -94,16 +99,27 @@ class StoreWriter:
         self._largest_feature = self._largest_class = -1
         self._arrays: dict[str, _ArrayFile] = {}
         # beside the store, hence on its file system, and under a name that no other writer has
-        self._folder = self.path.with_name(f".{self.path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+        self._prefix = f".{self.path.name}.{platform.node()}-"
+        self._folder = self.path.with_name(f"{self._prefix}{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+    @property
+    def n_features(self) -> int:
+        return self._largest_feature + 1 if self._n_features is None else self._n_features
+
+    @property
+    def n_classes(self) -> int:
+        return self._largest_class + 1 if self._n_classes is None else self._n_classes
 
     def __enter__(self) -> Self:
-        if self.path.exists():
-            raise StorageError(f"{self.path} exists already: remove it or choose another destination")
-        with _storage_errors(self.path):
+        with storage_errors(self.path):
+            if self.path.exists():
+                raise StorageError(f"{self.path} exists already: remove it or choose another destination")
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._folder.mkdir()
+            self._sweep()
         names = ["features"] if self._dense else ["feature_indptr", "feature_indices", "feature_values"]
         try:
+            with storage_errors(self.path):
+                self._folder.mkdir()
             for name in [*names, "class_indptr", "class_ids"]:
                 self._open(name)
             for name in ("feature_indptr", "class_indptr"):
@@ -147,20 +163,28 @@ class StoreWriter:
         finally:
             self._discard()  # after a success the folder has moved away
 
+    def _sweep(self) -> None:
+        """Remove what writers of this store on this host left behind whose processes are gone."""
+        for folder in self.path.parent.glob(f"{glob.escape(self._prefix)}*.partial"):
+            process = folder.name.removeprefix(self._prefix).partition("-")[0]
+            if process.isdigit() and not _is_alive(int(process)):
+                shutil.rmtree(folder, ignore_errors=True)
+
     def _open(self, name: str) -> _ArrayFile:
         self._arrays[name] = _ArrayFile(self._folder / name, np.dtype(DTYPES[name]), self.path)
         return self._arrays[name]
 
     def _finish(self) -> None:
-        n_features = _count("feature index", self._largest_feature, self._n_features)
-        n_classes = _count("class", self._largest_class, self._n_classes)
+        n_features, n_classes = self.n_features, self.n_classes
+        _check_limit("feature index", self._largest_feature, n_features)
+        _check_limit("class", self._largest_class, n_classes)
         if self.class_names is not None:
             self._write_class_names(self.class_names, n_classes)
         fingerprint = hashlib.blake2b(repr((self.n_rows, n_features, n_classes)).encode(), digest_size=16)
         for name, array in self._arrays.items():
             array.close()
             fingerprint.update(f"{name} {array.digest.hexdigest()}".encode())
-        with _storage_errors(self.path):
+        with storage_errors(self.path):
             if self.text_features is not None:
                 folder = self._folder / "text_features"
                 folder.mkdir()
@@ -209,29 +233,36 @@ class _ArrayFile:
         self.dtype, self.store = dtype, store
         self.n_entries = 0
         self.digest = hashlib.blake2b(digest_size=16)
-        with _storage_errors(store):
+        with storage_errors(store):
             self.file = path.open("wb")
 
     def append(self, array: NDArray[Any]) -> None:
         data = np.ascontiguousarray(array, dtype=self.dtype).reshape(-1)
-        with _storage_errors(self.store):
+        with storage_errors(self.store):
             self.file.write(data.data)
         self.digest.update(data.data)
         self.n_entries += len(data)
 
     def close(self) -> None:
-        with _storage_errors(self.store):
+        with storage_errors(self.store):
             self.file.flush()
             os.fsync(self.file.fileno())
             self.file.close()
 
 
-def _count(what: str, largest: int, given: int | None) -> int:
-    if given is None:
-        return largest + 1
-    if largest >= given:
-        raise DataError(f"{what} {largest} is outside 0..{given - 1}: raise the limit or correct the row")
-    return given
+def _check_limit(what: str, largest: int, limit: int) -> None:
+    if largest >= limit:
+        raise DataError(f"{what} {largest} is outside 0..{limit - 1}: raise the limit or correct the row")
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's, or no number of a process
+        return True
+    return True
 
 
 def _blocks_of(names: Iterable[str]) -> Iterator[list[str]]:
@@ -249,7 +280,8 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def _storage_errors(store: Path) -> Iterator[None]:
+def storage_errors(store: Path) -> Iterator[None]:
+    """Turn an `OSError` on the way to a store into a `StorageError` of one line."""
     try:
         yield
     except OSError as error:

@@ -20,7 +20,6 @@ BLOCK = 64  # buckets under one node of the tournament that yields the largest u
 UNKNOWN = np.float32(-np.inf)
 NO_CLASS = np.iinfo(np.int64).max  # the id of an empty heap entry: worse than every class
 
-
 Array = NDArray[Any]
 
 
@@ -164,30 +163,23 @@ def _max(values: Array) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _position(values: Array, value: float) -> int:
-    for i in range(len(values)):
-        if values[i] == value:
-            return i
-    return -1
-
-
-@njit(cache=True, nogil=True)
 def _pop(work_B: Array, tops_M: Array, top: float) -> int:
     """Take the largest unopened bucket, whose value is ``top``, out of the tournament."""
-    m = _position(tops_M, top)
-    block = work_B[m * BLOCK : m * BLOCK + BLOCK]
-    i = _position(block, top)
-    block[i] = UNKNOWN
-    tops_M[m] = _max(block)
-    return m * BLOCK + i
+    m = 0
+    while tops_M[m] != top:
+        m += 1
+    b = first = m * BLOCK
+    while work_B[b] != top:
+        b += 1
+    work_B[b] = UNKNOWN
+    tops_M[m] = _max(work_B[first : first + BLOCK])
+    return b
 
 
 @njit(cache=True, nogil=True, fastmath={"nsz", "nnan"})
 def _add_progression(sums_L: Array, n: int, values_B: Array, start: int, steps_L: Array, prime: int) -> None:
     """Add the values of n classes whose images run through a progression modulo the prime."""
-    B = len(values_B)
-    p = np.uint32(prime)
-    z0 = np.uint32(start)
+    B, p, z0 = len(values_B), np.uint32(prime), np.uint32(start)
     if B & (B - 1) == 0:
         mask = np.uint32(B - 1)
         for j in range(n):
@@ -275,8 +267,7 @@ def _add_repetition(
 def _consider(query: Query, index: Index, rule: Rule, bound: float, r: int, k: int) -> None:
     """Look class k up, from repetition r on, until it cannot reach the k-th score; offer it if that never happens.
 
-    ``bound`` is the sum of the frontiers. A class met before may exceed a frontier and be dropped here: it
-    was dealt with when it was met.
+    ``bound`` is the sum of the frontiers. A class met before may exceed one and be dropped: it was dealt with then.
     """
     if k >= index.n_classes or (len(query.allowed_K) > 0 and not query.allowed_K[k]):
         return
@@ -314,9 +305,7 @@ def _visit(query: Query, index: Index, rule: Rule, r: int, bucket: int) -> Any:
                     break
         for h in range(_survivors(sums_L, n, floor, query.hits_L)):
             j = query.hits_L[h]
-            k = (base + j * stride) % index.prime
-            if index.is_table:
-                k = int(index.members_RK[r, first + begin + j])
+            k = int(index.members_RK[r, first + begin + j]) if index.is_table else (base + j * stride) % index.prime
             _consider(query, index, rule, bound, r, k)
         base = (base + n * stride) % index.prime
     return n_members
@@ -329,30 +318,40 @@ def _members(index: Index, r: int, bucket: int) -> Any:
         first = index.firsts_RB1[r, bucket]
         return first, index.firsts_RB1[r, bucket + 1] - first, np.int64(0), np.int64(0)
     n_members = (index.prime - bucket + index.n_buckets - 1) // index.n_buckets
-    shifted = (bucket - index.offsets_R[r]) % index.prime
-    base = shifted * index.inverses_R[r] % index.prime
+    base = (bucket - index.offsets_R[r]) % index.prime * index.inverses_R[r] % index.prime
     return np.int64(0), n_members, base, index.inverses_R[r] * index.n_buckets % index.prime
+
+
+@njit(cache=True, nogil=True)
+def _next_block(sums_L: Array, values_RB: Array, index: Index, k0: int, floor: float) -> int:
+    """First block of classes, from class k0 on, with a sum of at least ``floor``; its sums are left in ``sums_L``."""
+    for begin in range(k0, index.n_classes, LENGTH):
+        n = min(LENGTH, index.n_classes - begin)
+        if index.is_table:
+            _sum_rows(sums_L, n, values_RB, index.table_KR[begin : begin + n])
+        else:
+            sums_L[:n] = 0
+            for r in range(len(values_RB)):
+                start = (index.multipliers_R[r] * begin + index.offsets_R[r]) % index.prime
+                _add_progression(sums_L, n, values_RB[r], start, index.scan_steps_RL[r], index.prime)
+        if _max(sums_L[:n]) >= floor:
+            return begin
+    return index.n_classes
 
 
 @njit(cache=True, nogil=True)
 def _scan(query: Query, index: Index, rule: Rule) -> None:
     """Offer every class: the gather over all K."""
-    values_RB, sums_L, R = query.values_RB, query.sums_L, len(query.row_R)
     bound = np.float64(query.frontier_R.sum())
-    for k0 in range(0, index.n_classes, LENGTH):
+    k0, floor = 0, np.float64(UNKNOWN)
+    while k0 < index.n_classes:
+        if rule.n_needed == 0:
+            floor = _cutoff(query.scores[0], rule, len(query.row_R), query.slack)
+            k0 = _next_block(query.sums_L, query.values_RB, index, k0, floor)
         n = min(LENGTH, index.n_classes - k0)
-        if rule.n_needed == 0 and index.is_table:
-            _sum_rows(sums_L, n, values_RB, index.table_KR[k0 : k0 + n])
-        elif rule.n_needed == 0:
-            sums_L[:n] = 0
-            for r in range(R):
-                start = (index.multipliers_R[r] * k0 + index.offsets_R[r]) % index.prime
-                _add_progression(sums_L, n, values_RB[r], start, index.scan_steps_RL[r], index.prime)
-        floor = _cutoff(query.scores[0], rule, R, query.slack) if rule.n_needed == 0 else np.float64(UNKNOWN)
-        if _max(sums_L[:n]) < floor:
-            continue
-        for h in range(_survivors(sums_L, n, floor, query.hits_L)):
+        for h in range(_survivors(query.sums_L, n, floor, query.hits_L)):
             _consider(query, index, rule, bound, 0, k0 + query.hits_L[h])
+        k0 += LENGTH
 
 
 @njit(cache=True, nogil=True)
@@ -369,10 +368,9 @@ def search(
     n_nodes = (B + BLOCK - 1) // BLOCK
     work_RB = np.full((R, n_nodes * BLOCK), UNKNOWN, dtype=np.float32)
     tops_RM = np.empty((R, n_nodes), dtype=np.float32)
-    frontier_R = np.empty(R, dtype=np.float32)
+    frontier_R, row_R = np.empty(R, dtype=np.float32), np.empty(R, dtype=np.float32)
     opened_R = np.empty(R, dtype=np.int64)
     sums_L, hits_L = np.zeros(LENGTH, dtype=np.float32), np.empty(LENGTH + 1, dtype=np.int64)
-    row_R = np.empty(R, dtype=np.float32)
     for q in range(N):
         ids, scores = ids_Nk[q], scores_Nk[q]
         ids[:], scores[:] = NO_CLASS, UNKNOWN

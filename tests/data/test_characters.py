@@ -195,6 +195,14 @@ def test_rows_are_the_same_everywhere(split, golden):
         assert hashlib.blake2b(run.stdout.encode(), digest_size=8).hexdigest() == golden
 
 
+def test_progress_rises_to_one():
+    fractions: list[float] = []
+    list(rows("test", report=fractions.append))
+    assert fractions == sorted(set(fractions))
+    assert (fractions[0], fractions[-1]) == (0, 1)
+    assert len(fractions) > 50
+
+
 def test_the_seed_makes_other_rows():
     one, same, other = ([text for text, _ in islice(rows("test", seed=seed), 300)] for seed in (0, 0, 1))
     assert one == same

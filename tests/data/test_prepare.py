@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import lzma
 import multiprocessing
 import os
+from collections.abc import Callable, Iterator
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import numpy as np
 import pytest
 
 from mach.config import DataConfig, TextConfig
-from mach.data import characters
+from mach.data import characters, tables
 from mach.data import prepare as module
 from mach.data.prepare import prepare
 from mach.data.store import Reference, Store
@@ -165,13 +168,13 @@ def test_fitting_is_skipped_only_where_nothing_is_to_be_learnt(home, text):
     stages: list[str] = []
     source = save_texts("t.jsonl", [("red apple", ["a"]), ("red car", ["b"])])
     store = prepare(options(), text, source, report=lambda stage, fraction: stages.append(stage))
-    assert stages == (["reading"] if text.hashing else ["fitting text", "reading"])
+    assert list(dict.fromkeys(stages)) == (["reading"] if text.hashing else ["fitting text", "reading"])
     assert store.n_features == (32 if text.hashing else 1)
 
 
 def test_builtin_characters(home, monkeypatch):
     rows = {"train": [("latin small a", ["LATIN SMALL LETTER A"])], "test": [("a", ["LATIN SMALL LETTER A", "A", "B"])]}
-    monkeypatch.setattr(characters, "rows", lambda split, seed=0: iter(rows[split]))
+    monkeypatch.setattr(characters, "rows", lambda split, report: iter(rows[split]))
     monkeypatch.setattr(characters, "class_names", lambda: ["B", "LATIN SMALL LETTER A"])
     train = ready("builtin:characters")
     assert (names_of(train), classes_of(train)) == (["B", "LATIN SMALL LETTER A"], [[1]])
@@ -181,6 +184,39 @@ def test_builtin_characters(home, monkeypatch):
         ConfigError, match=r"no embedded set 'builtin:letters' .* there are builtin:characters, builtin:"
     ):
         ready("builtin:letters")
+
+
+def progress(source: str, text: TextConfig | None = None) -> dict[str, list[float]]:
+    """Reported fractions by stage."""
+    fractions: dict[str, list[float]] = {}
+    prepare(
+        options(),
+        text or TextConfig(),
+        source,
+        report=lambda stage, fraction: fractions.setdefault(stage, []).append(fraction),
+    )
+    return fractions
+
+
+@pytest.mark.parametrize("name", ["a.txt.xz", "a.svm", "a.jsonl.gz", "builtin:characters"])
+def test_every_stage_rises_to_one(home, monkeypatch, name):
+    rows = [(f"letter {n}", ["A"]) for n in range(5)]
+    monkeypatch.setattr(tables, "CHUNK_ROWS", 2)
+
+    def made(split: str, report: Callable[[float], None]) -> Iterator[tuple[str, list[str]]]:
+        yield from rows
+        report(1.0)
+
+    monkeypatch.setattr(characters, "rows", made)
+    monkeypatch.setattr(characters, "class_names", lambda: ["A"])
+    Path("a.txt.xz").write_bytes(lzma.compress(NUMBERS.encode()))
+    save("a.svm", "1 1:1\n\n# the end")
+    Path("a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a", "classes": ["b"]}\n' * 3 + b"\n" * 9))
+    stages = progress(name)
+    assert all(fractions[-1] == 1 and fractions == sorted(fractions) for fractions in stages.values())
+    if name.startswith("builtin:"):
+        assert list(stages) == ["making rows", "fitting text", "reading"]
+        assert stages["reading"] == stages["fitting text"] == [0.4, 0.8, 1, 1]
 
 
 # --- the cache
@@ -231,6 +267,39 @@ def test_a_failure_leaves_no_store(home):
     assert list((home / "cache").iterdir()) == []
 
 
+@pytest.mark.parametrize("stage", ["fitting text", "reading"])
+def test_an_interrupt_leaves_no_store(home, stage):
+    def interrupt(at: str, fraction: float) -> None:
+        if at == stage:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(options(), TextConfig(), save_texts("t.jsonl", TEXTS), report=interrupt)
+    assert not (home / "cache").exists() or list((home / "cache").iterdir()) == []
+
+
+def test_a_cache_without_a_home_is_refused(home, monkeypatch):
+    def unknown(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", unknown)
+    monkeypatch.delenv("MACH_CACHE")
+    with pytest.raises(ConfigError, match=r"no home folder is known for the cache ~/\.cache/mach: set data\.cache or"):
+        ready(save("a.txt", NUMBERS))
+
+
+def test_long_names(home):
+    store = ready(save(f"{'ä' * 125}.txt", NUMBERS))  # its name has 254 bytes
+    assert store.path.name.startswith("ä" * 32 + "-")
+    for source in ("n" * 300 + ".txt", "n" * 300):
+        with pytest.raises(DataError, match=r"cannot read nnn.*: File name too long"):
+            ready(source)
+    with pytest.raises(DataError, match=r"cannot read nnn.*: File name too long"):
+        ready(save("a.txt", NUMBERS), class_names="n" * 300)
+    with pytest.raises(StorageError, match=r"cannot write store .*nnn: File name too long"):
+        prepare(options(), TextConfig(), "a.txt", home / ("n" * 300))
+
+
 # --- stores as sources
 
 
@@ -240,6 +309,9 @@ def test_a_store_is_opened_as_it_is(home):
     assert ready(str(train.path), like=train).path == train.path
     with pytest.raises(ConfigError, match=r"is a store already and used as it is: leave out the destination"):
         prepare(options(), TextConfig(), str(train.path), home / "elsewhere")
+    with pytest.raises(ConfigError, match=r"is a store already .*: prepare its source with class_names = names\.txt"):
+        ready(str(train.path), class_names="names.txt")
+    assert ready(str(train.path), like=train, class_names="names.txt").path == train.path
     wide = ready(save("wide.txt", "1 7 4\n0 6:1\n"))
     with pytest.raises(DataError, match=r"has D = 7 sparse features, the training store .* has D = 6"):
         ready(str(wide.path), like=train)
@@ -286,6 +358,22 @@ def test_a_header_of_no_rows_is_refused(home):
         ready(save("a.txt", "0 5 5\n"))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("a.txt", "3 0 4\n1\n1\n1\n", r"a\.txt line 1: D = 0"),
+        ("a.txt", "1 4 0\n 1:1\n", r"a\.txt line 1: K = 0"),
+        ("a.svm", "1\n", r"a\.svm holds no features"),
+        ("a.svm", "1:1\n", r"a\.svm holds no classes"),
+        ("a.jsonl", '{"text": "a", "classes": []}\n', r"a\.jsonl holds no classes"),
+    ],
+)
+def test_a_source_without_features_or_classes_is_refused(home, name, content, complaint):
+    with pytest.raises(DataError, match=complaint):
+        ready(save(name, content))
+    assert not (home / "cache").exists() or list((home / "cache").iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["a.doc", "a", "a.npz.gz", "a.parquet.xz"])
 def test_an_ending_that_tells_no_format(home, name):
     with pytest.raises(ConfigError, match=rf"the ending of {name} tells no format: it may be \.txt, \.svm"):
@@ -298,6 +386,8 @@ def test_missing_sources_and_plain_directories(home):
     with pytest.raises(DataError, match=r"cannot read names\.txt: No such file"):
         ready(save("a.txt", NUMBERS), class_names="names.txt")
     (home / "folder").mkdir()
+    with pytest.raises(DataError, match="cannot read folder: Is a directory"):
+        ready("a.txt", class_names="folder")
     with pytest.raises(DataError, match=r"folder is a directory but no store \(no meta\.json in it\)"):
         ready("folder")
 

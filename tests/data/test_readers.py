@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import json
 import lzma
 import math
 import struct
@@ -19,10 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from mach.config import DataConfig
 from mach.data.readers import Shape, read_chunks, read_shape
 from mach.data.store import Chunk
-from mach.data.tables import read_texts
 from mach.errors import DataError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -149,6 +146,8 @@ BAD_REPOSITORY = [
     ("", "is empty: the first line must be N D K"),
     ("0,1 2:1\n", "line 1: '0,1 2:1' is no header of three numbers N D K"),
     ("2 9 -9\n", "line 1: '2 9 -9' is no header"),
+    ("1 0 9\n1\n", "line 1: D = 0: rows need at least one feature: correct it"),
+    ("1 9 0\n 1:1\n", "line 1: K = 0: rows need at least one class: correct it"),
     (b"\x00\xff\x7fELF\n", r"line 1: '\x00\\xff\x7fELF' is no header"),
     ("1 9 3000000000\n", "line 1: D = 9 and K = 3000000000 must be at most 2147483647"),
     ("2 9 9\n", "ends at line 1 with 0 rows, its header says N = 2"),
@@ -212,6 +211,15 @@ def test_limits_come_from_the_given_shape(tmp_path):
     path = write(tmp_path / "rows.svm", "1 1:1\n3 2:1\n")
     with pytest.raises(DataError, match=r"line 2: class '3' is outside 0\.\.2: raise K = 3"):
         list(read_chunks(path, "svmlight", Shape(None, 9, 3)))
+
+
+def test_rows_without_a_header_are_those_of_standard_input(tmp_path):
+    path = write(tmp_path / "copy", "3,1 2:1\n 4:1\n\n5:1 6:2")
+    shape = read_shape(path, "rows")
+    expected = [([1, 3], [(2, 1)]), ([], [(4, 1)]), ([], []), ([], [(5, 1), (6, 2)])]
+    assert [row for chunk in read_chunks(path, "rows", shape, block_bytes=8) for row in unpack(chunk)] == expected
+    with pytest.raises(DataError, match=r"^standard input line 4: feature index '6' is outside 0\.\.5"):
+        list(read_chunks(path, "rows", Shape(None, 6, 9)))
 
 
 def test_a_missing_file_and_a_directory_are_named(tmp_path):
@@ -288,6 +296,24 @@ def test_classes_of_arrays_are_sorted_and_merged(tmp_path, pair):
     assert [classes for classes, _ in read(path, "npz")] == [[1, 4], [0]]
 
 
+def test_classes_of_arrays_may_be_missing_where_they_are_optional(tmp_path, pair):
+    features, classes = pair
+    pairs, dense = tmp_path / "rows.npz", tmp_path / "dense.npy"
+    save_npz(pairs, features, classes, Y_data=None, Y_indices=None, Y_indptr=None, Y_shape=None)
+    np.save(dense, features.todense())
+    for path, kind in ((pairs, "npz"), (dense, "npy")):
+        shape = read_shape(path, kind, classes_optional=True)
+        assert tuple(shape) == (40, 12, None)
+        chunks = list(read_chunks(path, kind, shape, 64, classes_optional=True))
+        assert sum(len(chunk.class_indptr) - 1 for chunk in chunks) == 40
+        assert sum(len(chunk.class_ids) for chunk in chunks) == 0
+        with pytest.raises(DataError, match="has no (array Y_indptr|classes beside it)"):
+            read(path, kind)
+    save_npz(pairs, features, classes, Y_indptr=None)  # some are there: then none may be missing
+    with pytest.raises(DataError, match="has no array Y_indptr"):
+        read_shape(pairs, "npz", classes_optional=True)
+
+
 def test_bad_arrays_are_named(tmp_path, pair):
     features, classes = pair
     path = tmp_path / "rows.npz"
@@ -316,9 +342,11 @@ def test_bad_arrays_are_named(tmp_path, pair):
     assert "X_data has 3 entries, its indptr ends at" in complaint(X_data=np.ones(3))
     assert "needed are integers" in complaint(Y_indices=classes.indices.astype(float))
     assert "Y_indices" in complaint(Y_indices=np.array([{}] * len(classes.indices)))
+    assert complaint(X_shape=(40, 0)) == "FILE: D = 0: rows need at least one feature: correct it"
+    assert complaint(Y_shape=(40, 0)) == "FILE: K = 0: rows need at least one class: correct it"
     fewer = csr_array(classes[:39])
     assert complaint(Y_indptr=fewer.indptr, Y_indices=fewer.indices, Y_shape=(39, 5)).startswith(
-        "FILE has 40 rows, FILE has classes of 39"
+        "FILE has classes of 39 rows, the features are those of 40"
     )
     save_npz(path, features, classes)
     write(path, path.read_bytes()[:300])
@@ -341,99 +369,11 @@ def test_bad_dense_matrices_are_named(tmp_path):
     with pytest.raises(DataError, match="is no array of numpy's"):
         read(path, "npy")
     np.save(path, np.zeros((3, 2)))
-    with pytest.raises(DataError, match=r"has 3 rows, .*has classes of 2"):
+    with pytest.raises(DataError, match=r"rows\.classes\.npy has classes of 2 rows, the features are those of 3"):
         read(path, "npy")
     write(path, path.read_bytes()[:140])
     with pytest.raises(DataError, match=r"rows\.npy"):
         read(path, "npy")
-
-
-# --- tables
-
-TABLE = [('red, "round"\napple', ["fruit", "7"]), ("", []), ("ärger", ["fruit"])]
-
-
-def columns(**options: object) -> DataConfig:
-    return DataConfig.model_validate({"train": "x", "class_separator": "|"} | options)
-
-
-def texts(path: Path, kind: str, config: DataConfig, block_bytes: int = 2**20) -> list[tuple[str, list[str]]]:
-    chunks = list(read_texts(path, kind, config, block_bytes))
-    assert not chunks or chunks[-1].fraction > 0.9
-    return [row for chunk in chunks for row in zip(chunk.texts, chunk.class_names, strict=True)]
-
-
-@pytest.mark.parametrize("block_bytes", [1, 2**20])
-def test_tables_of_all_formats_read_alike(tmp_path, block_bytes):
-    import pyarrow
-    import pyarrow.parquet
-
-    csv = '\ufeffid,classes,text\r\n1,fruit| 7 |,"red, ""round""\napple"\r\n\r\n2,,\r\n3,fruit,ärger\r\n'.encode()
-    records = [{"text": text, "classes": names} for text, names in TABLE]
-    lines = "\n".join(map(json.dumps, records)).encode() + b"\n\n"
-    for path, kind in (
-        (write(tmp_path / "t.csv", csv), "csv"),
-        (write(tmp_path / "t.csv.gz", gzip.compress(csv)), "csv"),
-        (write(tmp_path / "t.jsonl", lines), "jsonl"),
-        (write(tmp_path / "t.jsonl.xz", lzma.compress(lines)), "jsonl"),
-    ):
-        assert texts(path, kind, columns(), block_bytes) == TABLE
-    parquet = tmp_path / "t.parquet"
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), parquet)
-    assert texts(parquet, "parquet", columns(), block_bytes) == TABLE
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", None], "classes": [7, None]}), parquet)
-    assert texts(parquet, "parquet", columns()) == [("a", ["7"]), ("", [])]
-
-
-def test_columns_are_joined_and_one_name_is_kept_whole(tmp_path):
-    path = write(
-        tmp_path / "t.jsonl", '{"a": "x", "b": null, "c": "y", "k": "p|q"}\n{"a": "", "b": "z", "c": "", "k": 3}'
-    )
-    config = columns(text_columns=["a", "b", "c"], class_column="k", class_separator=None)
-    assert texts(path, "jsonl", config) == [("x y", ["p|q"]), ("z", ["3"])]
-
-
-def test_a_text_may_be_longer_than_the_csv_modules_limit(tmp_path):
-    path = write(tmp_path / "t.csv", "text,classes\n" + "long " * 40_000 + ",a\n")
-    assert len(texts(path, "csv", columns())[0][0]) == 200_000
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "complaint"),
-    [
-        ("t.csv", "", "is empty or lacks a header"),
-        ("t.csv", "text,label\na,b\n", "line 1 has no column 'classes'; there are text, label: set"),
-        ("t.csv", 'text,classes\n"a\nb",c\nd\n', "line 4: 1 fields instead of 2: quote the text that holds a comma"),
-        ("t.csv", 'text,classes\n"a"b,c\n', "line 2: no valid CSV ("),
-        ("t.csv", b"text,classes\na,b\nstra\xdfe,c\n", "line 3: byte 0xdf is not UTF-8: convert the file to UTF-8"),
-        ("t.jsonl", b'{"text": "\xdf"}', "line 1: byte 0xdf is not UTF-8"),
-        ("t.jsonl", '{"text": "a", "classes": []}\n\n{"text": ', "line 3: '{\"text\":' is no JSON ("),
-        ("t.jsonl", "[" * 100_000, "line 1: '[[[["),
-        ("t.jsonl", "[1]", "line 1: '[1]' is no JSON object: write one a line"),
-        ("t.jsonl", '{"body": "a"}', "line 1 has no column 'text'; there are body: set"),
-        ("t.jsonl", '{"text": 5, "classes": []}', "line 1: column 'text' holds 5, not text"),
-        ("t.jsonl", '{"text": "a", "classes": [true]}', "line 1: True in column 'classes' is no class name"),
-        ("t.jsonl", '{"text": "a", "classes": {"b": 1}}', "line 1: {'b': 1} in column 'classes' is no class name"),
-        ("t.parquet", "PAR1 or not", "is no Parquet file or is damaged ("),
-    ],
-)
-def test_bad_tables_are_named(tmp_path, name, content, complaint):
-    path = write(tmp_path / name, content)
-    with pytest.raises(DataError) as caught:
-        texts(path, path.suffix[1:], columns())
-    message = str(caught.value)
-    assert message.startswith(str(path))
-    assert complaint in message
-    assert "\n" not in message
-
-
-def test_a_parquet_file_without_the_column_names_those_it_has(tmp_path):
-    import pyarrow
-    import pyarrow.parquet
-
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "label": [1]}), tmp_path / "t.parquet")
-    with pytest.raises(DataError, match="has no column 'classes'; there are text, label"):
-        texts(tmp_path / "t.parquet", "parquet", columns())
 
 
 # --- a real set

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
+import os
 import resource
+import signal
 from collections.abc import Sequence, Sized
 from pathlib import Path
 
@@ -210,6 +213,45 @@ def test_an_exception_leaves_nothing_behind(tmp_path, error):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupt_as_the_folder_is_made_leaves_nothing_behind(tmp_path, monkeypatch):
+    made = Path.mkdir
+
+    def mkdir(path: Path, *arguments: object, **options: object) -> None:
+        made(path, *arguments, **options)  # type: ignore[arg-type]
+        if path.suffix == ".partial":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with pytest.raises(KeyboardInterrupt), StoreWriter(tmp_path / "store", source=""):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def _write_and_die(path: Path) -> None:
+    with StoreWriter(path, source=""):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_killed_writers_left_is_removed_but_nothing_else(tmp_path):
+    killed = multiprocessing.get_context("spawn").Process(target=_write_and_die, args=(tmp_path / "st[o]re",))
+    killed.start()
+    killed.join()
+    [left] = tmp_path.iterdir()
+    prefix = left.name.partition(f"-{killed.pid}-")[0]
+    kept = [
+        left.name.replace(".st[o]re.", ".store."),  # another store's
+        f"{prefix}-{os.getppid()}-12345678.partial",  # a living process'
+        f"{prefix}-{10**30}-12345678.partial",
+        f"{prefix}-x.partial",
+        left.name.replace(f"-{killed.pid}-", f"-elsewhere-{killed.pid}-"),  # another host's
+    ]
+    for name in kept:
+        (tmp_path / name).mkdir()
+    with StoreWriter(tmp_path / "st[o]re", source="") as writer:
+        writer.append(GOLDEN_CHUNK)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "st[o]re"])
+
+
 def test_nothing_stands_under_the_name_before_the_end(tmp_path):
     with StoreWriter(tmp_path / "store", source="") as writer:
         writer.append(GOLDEN_CHUNK)
@@ -288,6 +330,14 @@ def test_a_parent_that_is_a_file_is_a_storage_error(tmp_path):
     with (
         pytest.raises(StorageError, match=r"cannot write store .*file/store: (Not a directory|File exists)"),
         StoreWriter(tmp_path / "file" / "store", source=""),
+    ):
+        pass
+
+
+def test_a_name_that_is_too_long_is_a_storage_error(tmp_path):
+    with (
+        pytest.raises(StorageError, match=r"cannot write store .*nn: File name too long"),
+        StoreWriter(tmp_path / ("n" * 300), source=""),
     ):
         pass
 
