@@ -160,10 +160,17 @@ class _LocalPool:
             display.started(repetition, worker.number)
 
     def _put_back(
-        self, worker: _Worker, cause: str, schedule: Schedule, display: Display, *, hopeless: bool = False
+        self,
+        worker: _Worker,
+        cause: str,
+        schedule: Schedule,
+        display: Display,
+        *,
+        hopeless: bool = False,
+        died: bool = False,
     ) -> bool:
         """Return a worker's repetition to the queue; False if it had none."""
-        repetition = schedule.lost(worker.number, cause, hopeless=hopeless)
+        repetition = schedule.lost(worker.number, cause, hopeless=hopeless, died=died)
         if repetition is not None:
             display.event(repetition, f"given up: {cause}" if repetition in schedule.given_up else f"again: {cause}")
         return repetition is not None
@@ -173,7 +180,7 @@ class _LocalPool:
         code = worker.process.wait()
         self._remove(worker)
         ending = f"worker {worker.number} {_ending(code)}"
-        if not self._put_back(worker, ending, schedule, display):
+        if not self._put_back(worker, ending, schedule, display, died=True):
             self.n_idle_deaths += 1
             if self.n_idle_deaths >= MAX_IDLE_DEATHS:
                 raise IncompleteRunError(f"{ending} before it could take work, as {MAX_IDLE_DEATHS - 1} before it")

@@ -11,13 +11,15 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+FAILURE_WEIGHT = 5  # deaths that weigh as much as one failure
+
 
 @dataclass
 class _Item:
     repetition: int
     furthest: tuple[int, int] = (0, 0)  # step and checkpointed step, the largest of each ever reported
     furthest_at_loss: tuple[int, int] | None = None
-    fruitless: int = 0  # losses or failures in a row without getting further than before
+    fruitless: int = 0  # weight of failures and deaths in a row without getting further than before
 
 
 class Schedule:
@@ -28,8 +30,8 @@ class Schedule:
     repetitions : iterable of int
         Those to train, in the order in which they are handed out.
     attempts : int
-        A repetition that is lost or fails so many times in a row without getting further is given up. Losses
-        that follow progress are free: a run survives any number of kills as long as it moves between them.
+        A repetition that fails so many times in a row without getting further is given up. Losses that follow
+        progress are free: a run survives any number of kills as long as it moves between them.
     """
 
     def __init__(self, repetitions: Iterable[int], attempts: int) -> None:
@@ -69,19 +71,20 @@ class Schedule:
         self.finished.append(repetition)
         return repetition
 
-    def lost(self, worker: int, cause: str, *, hopeless: bool = False) -> int | None:
+    def lost(self, worker: int, cause: str, *, hopeless: bool = False, died: bool = False) -> int | None:
         """A worker died or its repetition failed: put it back, or give it up; returns the repetition, if any.
 
-        A ``hopeless`` failure would come again, so it is not tried again.
+        A ``hopeless`` failure would come again, so it is not tried again. A worker that ``died`` was mostly killed from
+        outside, perhaps before it could begin, so a death weighs a fifth of a failure.
         """
         repetition = self._running.pop(worker, None)
         if repetition is None:
             return None
         item = self._items[repetition]
         got_further = item.furthest_at_loss is not None and item.furthest != item.furthest_at_loss
-        item.fruitless = 1 if got_further else item.fruitless + 1
+        item.fruitless = (0 if got_further else item.fruitless) + (1 if died else FAILURE_WEIGHT)
         item.furthest_at_loss = item.furthest
-        if hopeless or item.fruitless >= self.attempts:
+        if hopeless or item.fruitless >= FAILURE_WEIGHT * self.attempts:
             self.given_up[repetition] = cause
         else:
             self._waiting.appendleft(repetition)  # it has a head start: finish it first

@@ -63,6 +63,16 @@ def test_checkpoints_below_the_furthest_step_are_progress():
     assert not schedule.given_up
 
 
+def test_deaths_weigh_a_fifth_of_a_failure():
+    schedule = Schedule([0], attempts=2)
+    for _ in range(9):
+        assert schedule.next_for(0) == 0
+        schedule.lost(0, "killed", died=True)
+    assert schedule.next_for(0) == 0
+    schedule.lost(0, "killed", died=True)
+    assert schedule.given_up == {0: "killed"}
+
+
 def test_a_hopeless_failure_is_given_up_at_once():
     schedule = Schedule([0], attempts=9)
     schedule.next_for(0)
