@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from hardware import commit, processor
 
 SHOWN = ("P@1", "P@3", "P@5", "nDCG@3", "nDCG@5", "PSP@1", "PSP@3", "PSP@5", "recall@5")
 MACH = str(Path(sys.executable).with_name("mach"))
@@ -42,11 +43,10 @@ def main() -> None:
         seconds = time.perf_counter() - started
         cpu_seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
         curve, info = json.loads(mach("evaluate", run, "--json")), json.loads(mach("info", run, "--json"))
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
     lines = [
         f"# Accuracy of {options.config} {' '.join(options.overrides)}".rstrip(),
         "",
-        f"{datetime.date.today()}, {processor()}, commit {commit.stdout.strip()}. All test rows; command:",
+        f"{datetime.date.today()}, {processor()}, commit {commit()}. All test rows; command:",
         f"`.venv/bin/python benchmarks/accuracy.py {options.config}`.",
         "",
         f"K = {info['n_classes']:,}, D = {info['n_features']:,}, B = {info['n_buckets']:,}, "
@@ -65,11 +65,6 @@ def main() -> None:
         folder = Path(__file__).parent / "results"
         folder.mkdir(exist_ok=True)
         (folder / f"accuracy-{options.config.stem}-{datetime.date.today()}.md").write_text(text)
-
-
-def processor() -> str:
-    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return f"{len(os.sched_getaffinity(0))} cores of {models[0].partition(':')[2].strip()}"
 
 
 if __name__ == "__main__":

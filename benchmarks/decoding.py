@@ -10,13 +10,12 @@ maximum kept. Methods take turns on the same queries; figures are medians and, a
 
 import argparse
 import datetime
-import platform
-import subprocess
 import time
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from hardware import commit, processor
 from numba import njit
 
 from mach.decoding import Decoder, transform
@@ -119,14 +118,13 @@ def report():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
     lines = [
         f"# Decoding, {datetime.date.today()}",
         "",
         f"`python benchmarks/decoding.py`: K {K:,}, R {R}, B {B}, exact top {K_TOP}, single queries, one thread, "
         f"median microseconds a query over {ROUNDS} turns of {N} queries; every method gave identical ids and scores. "
         "Threshold times include the transform; a plain gather does not. Classes scored and buckets opened: implicit.",
-        f"{platform.machine()}, {_processor()}, commit {commit.stdout.strip()}.",
+        f"{processor()}, commit {commit()}.",
         "",
     ]
     print("\n".join(lines), flush=True)
@@ -138,13 +136,6 @@ def main():
         path = Path(__file__).parent / "results" / f"decoding-{datetime.date.today()}.md"
         path.parent.mkdir(exist_ok=True)
         path.write_text("\n".join(lines) + "\n")
-
-
-def _processor():
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return "unknown processor"
 
 
 if __name__ == "__main__":

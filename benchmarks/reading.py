@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from hardware import commit, processor
 
 from mach.data.readers import read_chunks, read_shape
 from mach.data.writer import StoreWriter
@@ -120,11 +121,10 @@ def main():
 
     speeds = {name: n_megabytes / statistics.median(times) for name, times in seconds.items()}
     python = speeds["plain Python"]
-    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip()
     lines = [
         f"# Reading, {datetime.date.today()}",
         "",
-        f"`python benchmarks/reading.py` at {commit}, {platform.machine()}, {_processor()}, "
+        f"`python benchmarks/reading.py` at {commit()}, {processor()}, "
         f"Python {platform.python_version()}; {n_megabytes:.0f} MB of repository text, median of {ROUNDS} rounds.",
         "",
         "| method | MB of text a second | times plain Python |",
@@ -139,13 +139,6 @@ def main():
         results = ROOT / "benchmarks" / "results"
         results.mkdir(exist_ok=True)
         (results / f"reading-{datetime.date.today()}.md").write_text("\n".join(lines) + "\n")
-
-
-def _processor():
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return "unknown processor"
 
 
 if __name__ == "__main__":

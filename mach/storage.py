@@ -33,6 +33,7 @@ from pydantic import Field, ValidationError
 
 from mach.config import Config, Section, load_config, to_toml
 from mach.data.store import ClassNames, Reference, Store
+from mach.data.writer import flush_to_disk
 from mach.errors import StorageError
 from mach.hashing import Assignment, TableAssignment, from_description
 from mach.tensors import map_tensors, write_tensors
@@ -60,7 +61,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        flush_to_disk(path.parent)  # names appear in the order in which they were given
     except OSError as error:
         raise StorageError(
             f"cannot write {path}: {error.strerror}; what was there before is untouched: make room or give access, "
@@ -69,15 +70,6 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power loss, in the order in which they were made."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -242,7 +234,7 @@ class Run:
     @classmethod
     def create(cls, path: str | Path, config: Config, manifest: Manifest, store: Store, assignment: Assignment) -> Run:
         """Lay out a new run beside its place and move it there: it is there whole, or not at all."""
-        final = Path(path)
+        final = Path(path).resolve()  # "." has no name to put another beside
         run = cls(final.with_name(f".{final.name}.{os.getpid()}.tmp"))
         try:
             (run.path / "repetitions").mkdir(parents=True)
@@ -253,13 +245,15 @@ class Run:
                     write_tensors(file, {"offsets": store.class_names.offsets, "utf8": store.class_names.utf8}, {})
             if store.text_features is not None:
                 shutil.copytree(store.path / "text_features", run.text_folder)
+                for path_of_copy in run.text_folder.iterdir():
+                    flush_to_disk(path_of_copy)
             run.update(config, manifest, assignment)
             run.path.replace(final)  # fails where another process was faster
         except OSError as error:
             raise StorageError(f"cannot create {path}: {error.strerror}") from error
         finally:
             shutil.rmtree(run.path, ignore_errors=True)
-        return cls(final)
+        return cls(Path(path))
 
     def update(self, config: Config, manifest: Manifest, assignment: Assignment) -> None:
         """Replace configuration, manifest and assignment, as when R is raised."""

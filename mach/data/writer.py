@@ -190,7 +190,7 @@ class StoreWriter:
                 folder.mkdir()
                 self.text_features.save(folder)
                 for path in [*folder.iterdir(), folder]:
-                    _flush(path)
+                    flush_to_disk(path)
                 fingerprint.update(self.text_features.fingerprint().encode())
             meta = self._meta | {
                 "n_rows": self.n_rows,
@@ -204,10 +204,10 @@ class StoreWriter:
                 "bytes": {name: array.n_entries * array.dtype.itemsize for name, array in self._arrays.items()},
             }
             (self._folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-            _flush(self._folder / "meta.json")
-            _flush(self._folder)
+            flush_to_disk(self._folder / "meta.json")
+            flush_to_disk(self._folder)
             self._folder.rename(self.path)
-            _flush(self.path.parent)
+            flush_to_disk(self.path.parent)
 
     def _write_class_names(self, names: Iterable[str], n_classes: int) -> None:
         utf8, offsets = self._open("class_name_bytes"), self._open("class_name_offsets")
@@ -271,7 +271,8 @@ def _blocks_of(names: Iterable[str]) -> Iterator[list[str]]:
         yield block
 
 
-def _flush(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
+    """Make a file's bytes, or a folder's names, survive a power loss."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

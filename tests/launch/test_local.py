@@ -206,6 +206,13 @@ def test_a_start_that_dies_leaves_nothing_in_the_way(config: Config, tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.toml", "other"]
 
 
+def test_the_current_folder_can_become_a_run(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    set_up(config, ".")
+    assert (tmp_path / "empty/manifest.json").exists()
+
+
 def test_a_hopeless_failure_is_not_tried_again(config: Config, tmp_path: Path):
     run, store = set_up(run_with(config, training={"rate": 1e30}), tmp_path / "run")
     with pytest.raises(IncompleteRunError, match="diverged: its loss is .* lower training.rate"):
