@@ -9,10 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -61,7 +58,8 @@ def train_locally(
     Raises
     ------
     IncompleteRunError
-        When a repetition was given up, or on Ctrl-C or SIGTERM; everything finished or checkpointed is kept.
+        When a repetition was given up, or on KeyboardInterrupt (the command line makes one of SIGTERM too);
+        everything finished or checkpointed is kept.
     """
     wanted = list(range(run.config.hashing.repetitions)) if repetitions is None else repetitions
     finished = [r for r in wanted if run.repetition(r).is_done]
@@ -71,7 +69,7 @@ def train_locally(
     width = n_workers(launch, len(missing))
     schedule = Schedule(missing, launch.attempts)
     display = Display(console or Console(stderr=True), wanted, finished, width)
-    with display, _LocalPool(run, store, launch.threads) as pool, _stop_on_signals():
+    with display, _LocalPool(run, store, launch.threads) as pool:
         try:
             pool.drive(schedule, display, width)
         except KeyboardInterrupt:
@@ -209,20 +207,6 @@ class _LocalPool:
         worker.channel.close()
         worker.process.wait()
         self.workers.pop(worker.number, None)
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[None]:
-    """SIGTERM is treated as Ctrl-C: both leave a resumable run."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _ending(code: int) -> str:
