@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mach.errors import ConfigError
+from mach.places import Place, place, read_bytes
 
 Format = Literal["auto", "repository", "svmlight", "npz", "npy", "csv", "jsonl", "parquet", "builtin"]
 Aggregate = Literal["auto", "mean", "unbiased-mean", "log-mean", "logit-mean", "min", "median"]
@@ -150,7 +150,7 @@ class Config(Section):
         return self
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+def load_config(path: str | Place, overrides: list[str] | None = None) -> Config:
     """Read a TOML file and apply ``section.key=value`` overrides (values in TOML syntax; bare words are strings).
 
     Raises
@@ -159,7 +159,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         One line naming the file or override, the key, the value and what is allowed.
     """
     try:
-        tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        tree = tomllib.loads(read_bytes(place(path)).decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.errors import ConfigError
-from mach.storage import atomic_file
+from mach.places import atomic_file, place
 
 Part = tuple[NDArray[np.int64], NDArray[np.float32]]  # ids and scores, (n, k) each
 Names = Callable[[NDArray[np.int64]], list[Any]] | None
@@ -37,7 +37,7 @@ def write_predictions(destination: str, parts: Iterable[Part], names: Names) -> 
     writer = writers.get(Path(destination).suffix)
     if writer is None:
         raise ConfigError(f"--output {destination}: the ending must be one of {', '.join(writers)}, or - for JSONL")
-    with atomic_file(Path(destination)) as file:
+    with atomic_file(place(destination)) as file:
         writer(file, parts, names)
 
 

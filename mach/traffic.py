@@ -1,8 +1,9 @@
 """The proof that repetitions never talk: counts what a worker's process exchanges over sockets while it trains.
 
 Python reports every socket it creates to audit hooks (PEP 578). Between `PeerTraffic.start` and `stop`, sockets
-of any family are noted; the bytes of those that live on are asked from the kernel (``TCP_INFO``). The channel to
-the driver exists before and carries commands and progress alone, so what is counted here is peers.
+of any family are noted, except while it is paused; the bytes of those that live on are asked from the kernel
+(``TCP_INFO``). The channel to the driver exists before and carries commands and progress alone, so what is counted
+here is peers.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import socket
 import struct
 import sys
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 _TCP_INFO_BYTES_ACKED, _TCP_INFO_BYTES_RECEIVED = 120, 128  # offsets in Linux's struct tcp_info
@@ -30,6 +33,7 @@ class PeerTraffic:
     def __init__(self) -> None:
         self.n_sockets = 0
         self._depth = 0  # a worker's counter spans its life, and each repetition enters it again
+        self._n_pauses = 0
         self._alive: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
     def __enter__(self) -> PeerTraffic:
@@ -47,6 +51,15 @@ class PeerTraffic:
         if self._depth == 0:
             _listeners.remove(self)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Look away: what remote storage opens meanwhile is no talk between repetitions."""
+        self._n_pauses += 1
+        try:
+            yield
+        finally:
+            self._n_pauses -= 1
+
     @property
     def n_bytes(self) -> int:
         """Bytes sent and received so far over the noted sockets that are still open."""
@@ -56,8 +69,9 @@ class PeerTraffic:
 def _notice(event: str, arguments: tuple[Any, ...]) -> None:
     if event == "socket.__new__":
         for listener in _listeners:
-            listener.n_sockets += 1
-            listener._alive.add(arguments[0])
+            if not listener._n_pauses:
+                listener.n_sockets += 1
+                listener._alive.add(arguments[0])
 
 
 def _tcp_bytes(peer: socket.socket) -> int:

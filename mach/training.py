@@ -11,7 +11,6 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -22,32 +21,49 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mach.config import Config, TrainingConfig
+from mach.config import Config
 from mach.data.store import Store, split_rows
+from mach.data.transfer import fetch_store
 from mach.errors import MachError, StorageError
 from mach.kernels.memory import to_bfloat16
-from mach.kernels.sparse import gather_rows
-from mach.networks.batch import Batch, DenseBatch, SparseBatch
+from mach.networks.batch import read_batch, read_classes
 from mach.networks.network import Network, StepFigures, step_figures
-from mach.storage import RepetitionFiles, Run, Summary, atomic_file
+from mach.networks.rates import rate_at
+from mach.places import HOST
+from mach.repetition import RepetitionFiles, SignOfLife, Summary
+from mach.storage import Run
 from mach.tensors import map_tensors
 from mach.traffic import PeerTraffic
 
 MEASURE_EVERY = 8  # steps: the loss costs a tenth of a step
 REPORT_SECONDS = 0.5
+SIGN_SECONDS, REMOTE_SIGN_SECONDS = 15.0, 30.0  # between signs of life, but for those at the ends of epochs
 LOCK_SECONDS = 0.2
 MAX_CHECKPOINT_SHARE = 0.05  # of the time: on a slow disk, checkpoints are rarer than asked
 VALIDATION_BATCH = 1024
+BEST = "best."  # prefix of the best epoch's weights in a state
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What a worker needs to know: where the run and the data are, which repetitions, how many threads."""
+    """What a worker needs to know.
+
+    Parameters
+    ----------
+    run, store : str
+        Paths or URLs of the run and of its data; a store behind a URL is fetched once a machine.
+    repetitions : tuple of int
+    threads : int
+    exclusive : bool
+        Whether to wait for another process of this machine that trains a repetition. Without it both train, the first
+        to finish counts, and nothing else is different: they write the same bits.
+    """
 
     run: str
     store: str
     repetitions: tuple[int, ...]
     threads: int = 1
+    exclusive: bool = True
 
 
 @dataclass(frozen=True)
@@ -104,40 +120,31 @@ def train_shard(
         When the loss is no longer finite, or a socket was opened.
     """
     torch.set_num_threads(job.threads)
-    run, store = Run.open(job.run), Store.open(job.store)
+    run = Run.open(job.run)
+    missing = [files for r in job.repetitions if not (files := run.repetition(r)).is_done]
+    if not missing:
+        return
+    store = fetch_store(job.store)
     torch.set_flush_denormal(True)  # denormal Adam moments cost a hundredfold
     try:
-        for repetition in job.repetitions:
-            with _held(run.repetition(repetition), should_stop) as files, traffic or PeerTraffic() as counter:
-                if not files.is_done:
-                    files.sweep()
-                    _Trainer(run, store, files, counter, report, should_stop).train()
+        for files in missing:
+            with _held(files, should_stop, job.exclusive), traffic or PeerTraffic() as counter:
+                _Trainer(run, store, files, counter, report, should_stop).train()
     finally:
         torch.set_flush_denormal(False)  # the state of the whole thread, and the caller's to use
 
 
 @contextlib.contextmanager
-def _held(files: RepetitionFiles, should_stop: Callable[[], bool]) -> Iterator[RepetitionFiles]:
+def _held(files: RepetitionFiles, should_stop: Callable[[], bool], exclusive: bool) -> Iterator[None]:
     """Hold a repetition; while another process does, wait: it may finish it, or be about to die."""
     while True:
         with files.locked() as is_ours:
-            if is_ours:
-                yield files
+            if is_ours or not exclusive:
+                yield
                 return
         if should_stop():
             raise TrainingStoppedError(f"stopped while another process trained repetition {files.repetition}")
         time.sleep(LOCK_SECONDS)
-
-
-def rate_at(step: int, n_steps: int, config: TrainingConfig) -> float:
-    """Learning rate of a step in ``0..n_steps-1``: linear warm-up, then constant, linear or cosine decay to 0."""
-    n_warmup = int(config.warmup * n_steps)
-    if step < n_warmup:
-        return config.rate * (step + 1) / n_warmup
-    if config.schedule == "constant":
-        return config.rate
-    left = 1.0 - (step - n_warmup) / max(1, n_steps - n_warmup)
-    return config.rate * (left if config.schedule == "linear" else 0.5 * (1.0 - math.cos(math.pi * left)))
 
 
 class _Trainer:
@@ -177,11 +184,14 @@ class _Trainer:
         self.figures: list[StepFigures] = []
         self.worker_seconds = 0.0
         self.saved_step = 0
-        self.best_precision, self.best_epoch, self.best_digest = -1.0, 0, ""
+        self.best_precision, self.best_epoch = -1.0, 0
+        self.best: dict[str, NDArray[Any]] = {}  # weights of the best epoch, where training may go on beyond it
+        self.sign_seconds = REMOTE_SIGN_SECONDS if files.is_remote else SIGN_SECONDS
 
     def train(self) -> None:
+        """Train to the end, or to where another trainer of this repetition is found to have finished it."""
         self._resume()
-        started = saved = told = time.monotonic()
+        started = saved = told = signed = time.monotonic()
         pause = 0.0
         epoch_started, epoch_first_step = started, self.network.n_steps
         first_step, worker_seconds = self.network.n_steps, self.worker_seconds
@@ -202,19 +212,27 @@ class _Trainer:
             now = time.monotonic()
             self.worker_seconds = worker_seconds + now - started
             speed = (step + 1 - epoch_first_step) * self.training.batch / max(now - epoch_started, 1e-9)
-            if now - told >= REPORT_SECONDS or offset + 1 == self.steps_per_epoch:
+            ends_epoch = offset + 1 == self.steps_per_epoch
+            if now - told >= REPORT_SECONDS or ends_epoch:
                 self.report(self._progress(epoch, speed))
                 told = now
-            if offset + 1 == self.steps_per_epoch:
+            stops, saves = self.should_stop(), now - saved >= max(self.training.checkpoint_seconds, pause)
+            if (ends_epoch or stops or saves) and self._is_over():
+                return
+            if ends_epoch or now - signed >= self.sign_seconds:
+                self._sign(self._progress(epoch, speed))
+                signed = now
+            if ends_epoch:
                 self._end_epoch(epoch, speed)
-            if self.should_stop():
+            if stops:
                 self._checkpoint()
                 raise TrainingStoppedError(f"repetition {self.repetition} stopped at step {step + 1} of {self.n_steps}")
-            if now - saved >= max(self.training.checkpoint_seconds, pause):
+            if saves:
                 self._try(self._checkpoint)
                 saved = time.monotonic()
                 pause = (saved - now) / MAX_CHECKPOINT_SHARE
-        self._finish()
+        if not self._is_over():
+            self._finish()
 
     def _initial_bias(self) -> NDArray[np.float32]:
         """Log odds of every bucket, taking its classes as exclusive: the loss starts near that of the prior."""
@@ -260,10 +278,30 @@ class _Trainer:
             if validation.bucket_precision > self.best_precision:
                 self.best_precision, self.best_epoch = validation.bucket_precision, epoch + 1
                 if self.training.patience is not None:
-                    self.best_digest = self._save_weights(self.files.best)
+                    self.best = {name: array.copy() for name, array in self._stored_weights().items()}
         self.metrics.append(row)
         self.figures = []
         self._try(lambda: self.files.write_metrics(self.metrics))
+
+    def _sign(self, progress: Progress) -> None:
+        told = asdict(progress) | {"pid": os.getpid(), "unix_seconds": time.time()}
+        del told["repetition"]
+        if math.isfinite(progress.loss):
+            self._try(lambda: self.files.write_progress(SignOfLife(**told)))
+
+    def _is_over(self) -> bool:
+        """Whether another trainer has finished this repetition; as long as storage does not answer, it has not."""
+        with contextlib.suppress(StorageError), self._storing():
+            if self.files.is_done:
+                self.files.tidy()  # should the other one have died before it could
+                return True
+        return False
+
+    @contextlib.contextmanager
+    def _storing(self) -> Iterator[None]:
+        """What remote storage opens is no talk between repetitions; local files open nothing and get no licence."""
+        with self.traffic.paused() if self.files.is_remote else contextlib.nullcontext():
+            yield
 
     def _refuse_trouble(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -292,15 +330,23 @@ class _Trainer:
         return patience is not None and bool(len(self.validation_rows)) and epoch - self.best_epoch >= patience
 
     def _resume(self) -> None:
-        if not self.files.state.exists():
-            return
-        arrays, metadata = map_tensors(self.files.state)
-        self.network.load_state(arrays)
+        with self._storing():
+            self.files.sweep()
+            if not self.files.is_begun:
+                return
+            try:
+                with self.files.local_state() as file:
+                    arrays, metadata = map_tensors(file)
+                    self.network.load_state(arrays)
+                    self.best = {name[len(BEST) :]: a.copy() for name, a in arrays.items() if name.startswith(BEST)}
+            except StorageError:
+                if self._is_over():  # and its state has just been removed
+                    return
+                raise
         notes = json.loads(metadata["notes"])
         self.metrics, self.worker_seconds = notes["metrics"], notes["worker_seconds"]
         self.figures = [StepFigures(**figures) for figures in notes["figures"]]
         self.best_precision, self.best_epoch = notes["best_precision"], notes["best_epoch"]
-        self.best_digest = notes["best_digest"]
         self.saved_step = self.network.n_steps
 
     def _checkpoint(self) -> None:
@@ -310,75 +356,52 @@ class _Trainer:
             "figures": [asdict(figures) for figures in self.figures],
             "best_precision": self.best_precision,
             "best_epoch": self.best_epoch,
-            "best_digest": self.best_digest,
         }
-        self.files.save(self.files.state, self.network.state(), {"notes": json.dumps(notes)})
+        best = {BEST + name: array for name, array in self.best.items()}
+        with self._storing():
+            self.files.save_state(self.network.state() | best, {"notes": json.dumps(notes)})
         self.saved_step = self.network.n_steps
 
     def _try(self, write: Callable[[], None]) -> None:
-        """A checkpoint that fails loses nothing yet: say so and train on, there may be room for the end."""
+        """A write that fails loses nothing yet: say so and train on, there may be room for the end."""
         try:
-            write()
+            with self._storing():
+                write()
         except StorageError as error:
-            with contextlib.suppress(OSError), self.files.log.open("a") as log:
+            with contextlib.suppress(OSError), self.files.local_log.open("a") as log:
                 log.write(f"skipped at step {self.network.n_steps}: {error}\n")
 
-    def _save_weights(self, path: Path) -> str:
+    def _stored_weights(self) -> dict[str, NDArray[Any]]:
         half = self.config.network.weights == "bfloat16"
-        arrays = {
+        return {
             name: to_bfloat16(array) if half and array.ndim == 2 and array.dtype == np.float32 else array
             for name, array in self.network.weights().items()
         }
-        return self.files.save(path, arrays, {"repetition": str(self.repetition)})
 
     def _finish(self) -> None:
-        if self.training.patience is None or not self.files.best.exists():
-            digest = self._save_weights(self.files.weights)
-        else:  # copied, not moved: should DONE fail, the next attempt finds it again
-            digest = self.best_digest
-            with atomic_file(self.files.weights) as file, self.files.best.open("rb") as best:
-                shutil.copyfileobj(best, file)
-        self.files.finish(
-            Summary(
-                repetition=self.repetition,
-                steps=self.network.n_steps,
-                epochs=len(self.metrics),
-                best_epoch=self.best_epoch or None,
-                worker_seconds=round(self.worker_seconds, 2),
-                threads=torch.get_num_threads(),
-                peak_memory_bytes=peak_memory_bytes(),
-                peer_bytes=self.traffic.n_bytes,
-                peer_sockets=self.traffic.n_sockets,
-                host=os.uname().nodename,
-                weights_digest=digest,
+        with self._storing():
+            digest = self.files.save_weights(self.best or self._stored_weights())
+            self.files.finish(
+                Summary(
+                    repetition=self.repetition,
+                    steps=self.network.n_steps,
+                    epochs=len(self.metrics),
+                    best_epoch=self.best_epoch or None,
+                    worker_seconds=round(self.worker_seconds, 2),
+                    threads=torch.get_num_threads(),
+                    peak_memory_bytes=peak_memory_bytes(),
+                    peer_bytes=self.traffic.n_bytes,
+                    peer_sockets=self.traffic.n_sockets,
+                    host=HOST,
+                    weights_digest=digest,
+                )
             )
-        )
-
-
-def read_batch(store: Store, rows: NDArray[np.int64]) -> Batch:
-    """Rows of the store, in the given order, copied out of the memory map."""
-    if store.is_dense:
-        return DenseBatch(store.dense_ND[rows])
-    return SparseBatch(*gather_rows(store.feature_indptr, store.feature_indices, store.feature_values, rows))
-
-
-def read_classes(store: Store, rows: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Classes of the rows, concatenated, and how many each row has."""
-    begins = store.class_indptr[rows]
-    counts = store.class_indptr[rows + 1] - begins
-    return store.class_ids[_ranges(begins, counts)], counts
 
 
 def peak_memory_bytes() -> int:
     """Largest resident memory of this process so far; ``ru_maxrss`` would start at the parent's size."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-
-
-def _ranges(begins: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Concatenation of ``arange(begin, begin + count)``."""
-    starts = np.cumsum(counts) - counts
-    return np.arange(counts.sum()) - np.repeat(starts - begins, counts)
 
 
 def _mean(figures: list[StepFigures]) -> tuple[float, float]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,7 +16,11 @@ from mach.config import Config, TrainingConfig
 from mach.data.store import Store
 from mach.errors import ConfigError, StorageError
 from mach.launch.setup import set_up
-from mach.storage import RepetitionFiles, Run
+from mach.networks.batch import read_batch, read_classes
+from mach.networks.rates import rate_at
+from mach.places import HOST
+from mach.repetition import RepetitionFiles
+from mach.storage import Run
 from mach.tensors import digest_of, map_tensors
 from mach.traffic import PeerTraffic
 from mach.training import (
@@ -22,9 +28,6 @@ from mach.training import (
     ShardJob,
     TrainingError,
     TrainingStoppedError,
-    rate_at,
-    read_batch,
-    read_classes,
     train_shard,
 )
 
@@ -124,7 +127,6 @@ def test_early_stopping_keeps_the_best_epoch(config: Config, tmp_path: Path, mon
     figures = [row["validation_bucket_precision"] for row in metrics]
     assert len(figures) == done.epochs < 30
     assert done.best_epoch == int(np.argmax(figures)) + 1 == done.epochs - 2
-    assert not run.repetition(0).best.exists()
     assert done.weights_digest == digest_of(map_tensors(run.repetition(0).weights)[0])
     again, job = job_of(config, tmp_path / "again", 0, **EARLY)
     finish = RepetitionFiles.finish
@@ -180,10 +182,20 @@ def test_every_epoch_has_figures_however_few_its_steps(config: Config, tmp_path:
 def test_what_killed_writers_left_is_swept(config: Config, tmp_path: Path):
     run, job = job_of(config, tmp_path / "run", 0, training={"epochs": 1})
     run.repetition(0).folder.mkdir(parents=True)
-    leftover = run.repetition(0).folder / ".state.safetensors.123.tmp"
-    leftover.write_bytes(b"half")
+    process = subprocess.Popen(["true"])
+    process.wait()
+    written_by = {
+        "dead": f"{HOST}-{process.pid}",
+        "alive": f"{HOST}-{os.getppid()}",
+        "elsewhere": "other-1",
+        "old": "-1",
+    }
+    leftovers = {name: run.repetition(0).folder / f".state.{who}.tmp" for name, who in written_by.items()}
+    for leftover in leftovers.values():
+        leftover.write_bytes(b"half")
+    os.utime(leftovers["old"], (1, 1))
     train_shard(job)
-    assert not leftover.exists()
+    assert [name for name, leftover in leftovers.items() if leftover.exists()] == ["alive", "elsewhere"]
 
 
 def test_nothing_is_exchanged_while_training(trained: Path):

@@ -9,6 +9,7 @@ A store is a directory. ``meta.json`` says what the other files hold: ``feature_
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.errors import StorageError
+from mach.places import Place
 
 if TYPE_CHECKING:
     from mach.data.text import TextFeatures
@@ -201,6 +203,16 @@ class Store:
             counts_K += np.bincount(self.class_ids[begin : begin + _BLOCK], minlength=self.n_classes)
         return counts_K
 
+    def compute_fingerprint(self) -> str:
+        """The fingerprint of what is on disk, which is `fingerprint` unless it is damaged; reads all arrays."""
+        digest = hashlib.blake2b(repr((self.n_rows, self.n_features, self.n_classes)).encode(), digest_size=16)
+        for name in self.meta["bytes"]:
+            found = hashlib.blake2b(self._map(name).data, digest_size=16).hexdigest()
+            digest.update(f"{name} {found}".encode())
+        if self.text_features is not None:
+            digest.update(self.text_features.fingerprint().encode())
+        return digest.hexdigest()
+
     def features(self, begin: int, end: int) -> Any:
         """Features of rows ``begin..end-1``: a CSR array of shape (n, D), or a view of the dense rows."""
         if self.is_dense:
@@ -238,7 +250,7 @@ class Reference:
     The attributes are those of `Store`, which serves in its place; ``fingerprint`` is that of the training store.
     """
 
-    path: Path
+    path: Place
     fingerprint: str
     n_features: int
     n_classes: int

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from mach.data.store import DTYPES, FORMAT, Chunk
 from mach.errors import DataError, StorageError
+from mach.places import flush_to_disk, is_alive
 
 if TYPE_CHECKING:
     from mach.data.text import TextFeatures
@@ -167,7 +168,7 @@ class StoreWriter:
         """Remove what writers of this store on this host left behind whose processes are gone."""
         for folder in self.path.parent.glob(f"{glob.escape(self._prefix)}*.partial"):
             process = folder.name.removeprefix(self._prefix).partition("-")[0]
-            if process.isdigit() and not _is_alive(int(process)):
+            if process.isdigit() and not is_alive(int(process)):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _open(self, name: str) -> _ArrayFile:
@@ -255,29 +256,10 @@ def _check_limit(what: str, largest: int, limit: int) -> None:
         raise DataError(f"{what} {largest} is outside 0..{limit - 1}: raise the limit or correct the row")
 
 
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):  # another user's, or no number of a process
-        return True
-    return True
-
-
 def _blocks_of(names: Iterable[str]) -> Iterator[list[str]]:
     iterator = iter(names)
     while block := list(islice(iterator, 2**16)):
         yield block
-
-
-def flush_to_disk(path: Path) -> None:
-    """Make a file's bytes, or a folder's names, survive a power loss."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from mach.data.store import Store
+from mach.kernels.sparse import gather_rows
+
 
 @dataclass(frozen=True, eq=False)
 class SparseBatch:
@@ -31,3 +34,23 @@ class DenseBatch:
 
 
 Batch = SparseBatch | DenseBatch
+
+
+def read_batch(store: Store, rows: NDArray[np.int64]) -> Batch:
+    """Rows of the store, in the given order, copied out of the memory map."""
+    if store.is_dense:
+        return DenseBatch(store.dense_ND[rows])
+    return SparseBatch(*gather_rows(store.feature_indptr, store.feature_indices, store.feature_values, rows))
+
+
+def read_classes(store: Store, rows: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Classes of the rows, concatenated, and how many each row has."""
+    begins = store.class_indptr[rows]
+    counts = store.class_indptr[rows + 1] - begins
+    return store.class_ids[_ranges(begins, counts)], counts
+
+
+def _ranges(begins: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Concatenation of ``arange(begin, begin + count)``."""
+    starts = np.cumsum(counts) - counts
+    return np.arange(counts.sum()) - np.repeat(starts - begins, counts)

@@ -1,0 +1,102 @@
+"""Stores and source files between this machine and a URL: fetched once a machine, into the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mach.data.store import Store
+from mach.errors import StorageError
+from mach.places import (
+    Place,
+    cache_folder,
+    exists,
+    fetch,
+    fetch_folder,
+    kept,
+    place,
+    read_bytes,
+    state_of,
+    upload_folder,
+)
+
+META = "meta.json"  # a store's, written last
+
+
+def is_store(where: Place) -> bool:
+    """Whether a store is there; raises OSError."""
+    return exists(where / META)
+
+
+def fetch_store(where: str | Place, cache: str | None = None) -> Store:
+    """Open a store; one behind a URL is fetched into the cache, once a machine, and verified.
+
+    Parameters
+    ----------
+    where : str or Place
+        The directory, or its URL.
+    cache : str, optional
+        Folder of the cache, as ``data.cache``.
+
+    Raises
+    ------
+    StorageError
+        When it is no store, cannot be fetched, or is damaged.
+    """
+    where = place(where)
+    if isinstance(where, Path):
+        return Store.open(where)
+    fingerprint = _meta(where).get("fingerprint")
+
+    def fetched(folder: Path) -> None:
+        fetch_folder(where, folder)
+        if Store.open(folder).compute_fingerprint() != fingerprint:
+            raise StorageError(f"store {where} is damaged: its content has another fingerprint than its meta.json says")
+
+    return Store.open(kept(cache_folder(cache) / f"store-{fingerprint}", fetched))
+
+
+def upload_store(store: Store, where: Place) -> None:
+    """Copy a store to a URL, where it exists once its meta.json does; an equal one there is left alone.
+
+    Raises
+    ------
+    StorageError
+        When it cannot be written, or there is another store.
+    """
+    with _errors(where):
+        if is_store(where):
+            if _meta(where).get("fingerprint") != store.fingerprint:
+                raise StorageError(f"{where} is a store of other data: choose another destination, or remove it")
+            return
+        upload_folder(store.path, where, last=META)
+
+
+def fetch_source(where: str | Place, cache: str | None = None) -> Path:
+    """A source as a file of this machine; one behind a URL is fetched when the cache has none of its state."""
+    where = place(where)
+    if isinstance(where, Path):
+        return where
+    key = hashlib.blake2b(f"{where} {state_of(where)}".encode(), digest_size=16).hexdigest()
+    return kept(cache_folder(cache) / "sources" / key / where.name, lambda file: fetch(where, file))
+
+
+@contextmanager
+def _errors(where: Place) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot write store {where}: {error.strerror or error}") from error
+
+
+def _meta(where: Place) -> dict[str, object]:
+    try:
+        meta = json.loads(read_bytes(where / META))
+    except OSError as error:
+        raise StorageError(f"{where} is not a complete store: {META}: {error.strerror}") from error
+    except ValueError as error:
+        raise StorageError(f"store {where}: {META} is damaged ({error}): rebuild the store") from error
+    return meta if isinstance(meta, dict) else {}

@@ -1,0 +1,374 @@
+"""Places: where files lie, a path of this machine or a URL of any file system that fsspec knows.
+
+Paths and ``file://`` URLs are `pathlib.Path`: mapped, locked and renamed. Every other URL is a ``UPath``, whose files
+are put whole and fetched whole; nothing of it is mapped, locked or appended to. Whatever a backend raises arrives here
+as an `OSError` with one line, after some attempts, so that callers know one kind of failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
+
+from mach.errors import ConfigError, MachError, StorageError
+
+if TYPE_CHECKING:
+    from upath import UPath
+
+Place: TypeAlias = "Path | UPath"
+Result = TypeVar("Result")
+AnyPlace = TypeVar("AnyPlace", "Path", "UPath")
+
+PAUSES_SECONDS = (0.5, 2.0, 5.0)  # between attempts at a remote operation
+LEFTOVER_SECONDS = 24 * 3600.0  # an unfinished file of another machine that is as old has no writer any more
+HOST = os.uname().nodename
+# Their PUT shows the new object whole or not at all; elsewhere a file is put under another name and moved.
+ATOMIC_PUT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "memory"})
+_URL = re.compile(r"[A-Za-z][\w.+-]*(::[\w.+:-]+)?://")
+
+
+def place(text: str | Place) -> Place:
+    """The place that a text names.
+
+    Raises
+    ------
+    ConfigError
+        When the URL's file system is unknown, or its package is not installed.
+
+    Examples
+    --------
+    >>> place("runs/characters"), place("file:///runs/characters")
+    (PosixPath('runs/characters'), PosixPath('/runs/characters'))
+    >>> str(place("memory://runs/characters/"))
+    'memory://runs/characters'
+    """
+    if not isinstance(text, str):
+        return text
+    if text.startswith("file://"):
+        return Path(text.removeprefix("file://"))
+    if not _URL.match(text):
+        return Path(text)
+    from upath import UPath
+
+    try:
+        found = UPath(text.rstrip("/"))
+        found.fs  # noqa: B018 - it is made here, where what it lacks can be told
+    except Exception as error:
+        raise ConfigError(f"{text} cannot be used: {_one_line(error)}") from error
+    return found
+
+
+def exists(where: Place) -> bool:
+    """Whether a file or folder is there; unlike pathlib's and fsspec's own, it never takes a failure for an absence."""
+    try:
+        if isinstance(where, Path):
+            where.stat()
+        else:
+            _insist(where, lambda: where.fs.info(where.path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def read_bytes(where: Place) -> bytes:
+    """The content of a small file."""
+    if isinstance(where, Path):
+        return where.read_bytes()
+    content: bytes = _insist(where, lambda: where.fs.cat_file(where.path))
+    return content
+
+
+def state_of(where: UPath) -> str:
+    """What tells one state of a remote file from the next: a digest of its size, time, etag and such."""
+    state: str = _insist(where, lambda: where.fs.ukey(where.path))
+    return state
+
+
+def names_in(folder: Place) -> list[str]:
+    """Names in a folder, none if it is not there."""
+    try:
+        if isinstance(folder, Path):
+            return os.listdir(folder)
+        found = _insist(folder, lambda: folder.fs.ls(folder.path, detail=False))
+    except FileNotFoundError:
+        return []
+    return [PurePosixPath(name).name for name in found]
+
+
+def remove(where: Place) -> None:
+    """Remove a file, if it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        if isinstance(where, Path):
+            where.unlink()
+        else:
+            _insist(where, lambda: where.fs.rm_file(where.path))
+
+
+@contextlib.contextmanager
+def atomic_file(where: Place) -> Iterator[BinaryIO]:
+    """Open a file that takes its name only when the block ends well.
+
+    Raises
+    ------
+    StorageError
+        When it cannot be written, for example on a full disk; then nothing is left of it.
+    """
+    try:
+        if isinstance(where, Path):
+            with _renamed(where) as file:
+                yield file
+        else:
+            with tempfile.NamedTemporaryFile(prefix="mach-") as file:
+                yield file  # type: ignore[misc]
+                file.flush()
+                upload(Path(file.name), where)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {where}: {error.strerror}; what was there before is untouched: make room or give access, "
+            "then run the same command again"
+        ) from error
+
+
+def upload(file: Path, where: UPath) -> None:
+    """Put a file; it appears whole or not at all, and its size is asked back."""
+    fs = where.fs
+
+    def put(path: str) -> None:
+        fs.put_file(str(file), path)
+        fs.invalidate_cache()
+        try:
+            n_bytes = fs.info(path)["size"]
+        except FileNotFoundError:
+            n_bytes = 0
+        if n_bytes != file.stat().st_size:
+            raise OSError(errno.EIO, f"{n_bytes} of {file.stat().st_size} bytes arrived")
+
+    def put_and_move() -> None:
+        fs.makedirs(where.parent.path, exist_ok=True)
+        temporary = temporary_name(where).path
+        try:
+            put(temporary)
+            _move(fs, temporary, where.path)
+        finally:
+            with contextlib.suppress(Exception):  # it has mostly moved away
+                fs.rm_file(temporary)
+
+    _insist(where, (lambda: put(where.path)) if where.protocol in ATOMIC_PUT else put_and_move)
+
+
+def fetch(where: UPath, file: Path, check: Callable[[Path], None] = lambda file: None) -> None:
+    """Copy a remote file here, on disk when it returns; ``check`` raises a MachError where its content is wrong."""
+    fs = where.fs
+
+    def get() -> None:
+        size = fs.info(where.path)["size"]
+        fs.get_file(where.path, str(file))
+        if size not in (None, file.stat().st_size):
+            raise OSError(errno.EIO, f"{file.stat().st_size} of {size} bytes arrived")
+        check(file)
+
+    _insist(where, get)
+    flush_to_disk(file)
+
+
+@contextlib.contextmanager
+def local_copy(where: Place) -> Iterator[Path]:
+    """A file of this machine with the content: itself, or a copy that is there for the length of the block."""
+    if isinstance(where, Path):
+        yield where
+        return
+    with tempfile.TemporaryDirectory(prefix="mach-") as folder:
+        file = Path(folder) / where.name
+        fetch(where, file)
+        yield file
+
+
+def upload_folder(folder: Path, where: Place, last: str = "") -> None:
+    """Copy the files of a folder; the one named ``last``, which says that all are there, comes at the end."""
+    files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.name == last)
+    for file in files:
+        target = where / file.relative_to(folder).as_posix()
+        if isinstance(target, Path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+            flush_to_disk(target)
+        else:
+            upload(file, target)
+
+
+def fetch_folder(where: UPath, folder: Path) -> None:
+    """Copy all files below a remote folder into a new one here."""
+    folder.mkdir()
+    for name in _names_below(where):
+        if ".." in PurePosixPath(name).parts:
+            raise OSError(errno.EINVAL, f"it holds a file {name}, which would lie outside")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        fetch(where / name, folder / name)
+
+
+def remove_folder(where: UPath, first: str = "") -> None:
+    """Remove all files below a remote folder, beginning with the one named ``first``."""
+    for name in sorted(_names_below(where), key=lambda name: name != first):
+        remove(where / name)
+    with contextlib.suppress(Exception):  # object stores have no empty folders to remove
+        where.fs.rm(where.path, recursive=True)
+
+
+def cache_folder(configured: str | None = None) -> Path:
+    """The folder of this machine for what can be made or fetched again."""
+    folder = configured or os.environ.get("MACH_CACHE") or "~/.cache/mach"
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"no home folder is known for the cache {folder}: set data.cache or MACH_CACHE") from error
+
+
+def kept(path: Path, make: Callable[[Path], None]) -> Path:
+    """A file or folder of the cache; where it is missing one process of the machine makes it, and the others wait.
+
+    Parameters
+    ----------
+    path : Path
+        Where it is kept: a name that tells its content.
+    make : callable
+        Makes it under the name that it is given; what it leaves there when it fails is removed.
+
+    Raises
+    ------
+    StorageError
+        When it cannot be fetched or written.
+    """
+    try:
+        if path.exists():
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(f".{path.name}.lock")
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not path.exists():
+                sweep(path.parent)
+                temporary = temporary_name(path)
+                try:
+                    make(temporary)
+                    temporary.rename(path)
+                    flush_to_disk(path.parent)
+                finally:
+                    _discard(temporary)
+            lock.unlink(missing_ok=True)  # whoever waits for it will see that the path exists
+    except OSError as error:
+        raise StorageError(f"cannot keep {error.filename} in {path.parent}: {error.strerror or error}") from error
+    return path
+
+
+def sweep(folder: Place) -> None:
+    """Remove what writers left unfinished who died on this machine, or whoever they were a day ago."""
+    with contextlib.suppress(OSError):
+        for name in names_in(folder):
+            if name.startswith(".") and name.endswith(".tmp"):
+                with contextlib.suppress(OSError):
+                    if _is_left_over(folder / name):
+                        _discard(folder / name)
+
+
+def temporary_name(where: AnyPlace) -> AnyPlace:
+    """The name of a file while this process writes it."""
+    return where.with_name(f".{where.name}.{HOST}-{os.getpid()}.tmp")
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine lives, as far as we may know."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's, or no number of a process
+        return True
+    return True
+
+
+def flush_to_disk(path: Path) -> None:
+    """Make a file's bytes, or a folder's names, survive a power loss."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _renamed(path: Path) -> Iterator[BinaryIO]:
+    temporary = temporary_name(path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        flush_to_disk(path.parent)  # names appear in the order in which they were given
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _is_left_over(where: Place) -> bool:
+    host, _, process = where.name.removesuffix(".tmp").rpartition("-")
+    if host.endswith(f".{HOST}") and process.isdigit():
+        return not is_alive(int(process))
+    if isinstance(where, Path):
+        modified = where.stat().st_mtime
+    else:
+        modified = _insist(where, lambda: where.fs.modified(where.path)).timestamp()
+    return time.time() - modified > LEFTOVER_SECONDS
+
+
+def _discard(where: Place) -> None:
+    if isinstance(where, Path) and where.is_dir():
+        shutil.rmtree(where, ignore_errors=True)
+    else:
+        remove(where)
+
+
+def _move(fs: Any, temporary: str, path: str) -> None:
+    try:
+        fs.mv(temporary, path)
+    except Exception:
+        fs.rm_file(path)  # hdfs does not rename over a file
+        fs.mv(temporary, path)
+
+
+def _names_below(folder: UPath) -> list[str]:
+    root = str(folder.fs._strip_protocol(folder.path)).rstrip("/")
+    found = _insist(folder, lambda: folder.fs.find(folder.path))
+    return [name.removeprefix(root).lstrip("/") for name in found]
+
+
+def _insist(where: UPath, operation: Callable[[], Result]) -> Result:
+    """Try a remote operation some times; what is missing stays missing, other failures end as an `OSError`."""
+    for pause in (*PAUSES_SECONDS, None):
+        try:
+            where.fs.invalidate_cache()  # other machines write there too
+            return operation()
+        except FileNotFoundError as error:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(where)) from error
+        except Exception as error:  # every backend has its own kinds
+            if pause is not None:
+                time.sleep(pause)
+            elif isinstance(error, MachError):
+                raise
+            else:
+                raise OSError(errno.EIO, _one_line(error), str(where)) from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _one_line(error: BaseException) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return (text.splitlines() or [""])[0] or type(error).__name__
