@@ -19,6 +19,7 @@ import click
 
 from mach import __version__
 from mach.errors import ConfigError, DataError, IncompleteRunError, MachError
+from mach.places import Place, place
 
 if TYPE_CHECKING:
     from mach.config import Config
@@ -51,6 +52,17 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
 
 
+class _PlaceType(click.ParamType[Any]):
+    """A path or URL; click's own type takes ``s3://bucket`` for a path of three parts."""
+
+    name = "path or url"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Place:
+        return place(value)
+
+
+PLACE = _PlaceType()
+
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 _set = click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override the configuration."
@@ -58,20 +70,20 @@ _set = click.option(
 _workers = click.option("--workers", type=click.IntRange(1), help="Worker processes; by default one a core.")
 _k = click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Classes a query.")
 _some = click.option("--repetitions", metavar="0-3,5", help="Use these only; all by default.")
-_run = click.argument("run", type=click.Path(path_type=Path))
+_run = click.argument("run", type=PLACE)
 
 
 @main.command()
 @click.argument("source")
-@click.argument("store", type=click.Path(path_type=Path))
-@click.option("--config", type=click.Path(path_type=Path), help="Take [data] and [text] options from this file.")
-@click.option("--like", type=click.Path(path_type=Path), help="Run or training store whose features and classes apply.")
+@click.argument("store", type=PLACE)
+@click.option("--config", type=PLACE, help="Take [data] and [text] options from this file.")
+@click.option("--like", type=PLACE, help="Run or training store whose features and classes apply.")
 @_set
 @_json
 def prepare(
-    source: str, store: Path, config: Path | None, like: Path | None, overrides: tuple[str, ...], as_json: bool
+    source: str, store: Place, config: Place | None, like: Place | None, overrides: tuple[str, ...], as_json: bool
 ) -> None:
-    """Turn SOURCE (a file, or builtin:characters) into a memory-mapped STORE."""
+    """Turn SOURCE (a file, its URL, or builtin:characters) into a memory-mapped STORE, a folder or URL."""
     from mach.config import load_config, parse_config
     from mach.data.prepare import prepare as prepare_data
 
@@ -80,7 +92,7 @@ def prepare(
     with _reporter() as report:
         reference = _reference(like) if like else None
         prepared = prepare_data(options.data, options.text, source, store, like=reference, report=report)
-    _print(prepared.describe(), as_json)
+    _print(prepared.describe() | {"path": str(store)}, as_json)
 
 
 @main.command()
@@ -123,50 +135,61 @@ def plan(
 
 
 @main.command()
-@click.argument("config", type=click.Path(path_type=Path))
-@click.argument("run", type=click.Path(path_type=Path), required=False)
+@click.argument("config", type=PLACE)
+@click.argument("run", type=PLACE, required=False)
 @_set
 @_workers
 @click.option("--repetitions", metavar="0-3,5", help="Train these only; others may be trained elsewhere.")
 @click.option("--dry-run", is_flag=True, help="Read the data and print the ledger; train nothing.")
 def train(
-    config: Path,
-    run: Path | None,
+    config: Place,
+    run: Place | None,
     overrides: tuple[str, ...],
     workers: int | None,
     repetitions: str | None,
     dry_run: bool,
 ) -> None:
-    """Train the repetitions of CONFIG into the folder RUN (runs/NAME by default), or go on where it stopped."""
+    """Train the repetitions of CONFIG into RUN, a folder or URL (runs/NAME by default), or go on where it stopped.
+
+    A run in place of CONFIG, and no RUN, goes on with that run and its own configuration.
+    """
     from mach.config import load_config
+    from mach.storage import Run
 
     if workers is not None:
         overrides = (*overrides, f"launch.workers={workers}")
+    if run is None:
+        if Run.is_at(config):
+            config, run = config / "config.toml", config
+        else:
+            run = Path("runs") / config.stem
     options = load_config(config, list(overrides))
     if dry_run:
         _print_ledger(options)
         return
     from mach.launch.local import train_locally
-    from mach.launch.setup import set_up
+    from mach.launch.setup import drop_store, set_up
 
     chosen = _numbers(repetitions, options.hashing.repetitions) if repetitions else None
-    path = run or Path("runs") / config.stem
     with _reporter() as report:
-        opened, store = set_up(options, path, report=report)
+        opened, store = set_up(options, run, report=report)
     train_locally(opened, store, options.launch, repetitions=chosen)
-    click.echo(f"{path}: {len(opened.finished())} of {options.hashing.repetitions} repetitions finished", err=True)
+    drop_store(opened)
+    click.echo(f"{run}: {len(opened.finished())} of {options.hashing.repetitions} repetitions finished", err=True)
 
 
 @main.command()
 @_run
 @_json
-def status(run: Path, as_json: bool) -> None:
+def status(run: Place, as_json: bool) -> None:
     """Show how far every repetition of RUN is, from its files alone."""
     from mach.storage import Run
 
     opened = Run.open(run)
     rows = [opened.status(r) for r in range(opened.config.hashing.repetitions)]
     _print_table(rows, as_json)
+    if not as_json:
+        click.echo(opened.outlook(rows))
 
 
 @main.command()
@@ -176,7 +199,7 @@ def status(run: Path, as_json: bool) -> None:
 @click.option("--curve/--no-curve", default=True, help="Also for the first 1, 2, ... repetitions.")
 @_some
 @_json
-def evaluate(run: Path, data: str | None, ks: str, curve: bool, repetitions: str | None, as_json: bool) -> None:
+def evaluate(run: Place, data: str | None, ks: str, curve: bool, repetitions: str | None, as_json: bool) -> None:
     """Measure RUN on DATA (the configuration's data.test by default), in percent."""
     from mach.evaluation import evaluate as evaluate_model
 
@@ -202,7 +225,7 @@ def evaluate(run: Path, data: str | None, ks: str, curve: bool, repetitions: str
 @click.option("-o", "--output", default="-", show_default=True, help=".jsonl, .csv, .parquet or .npz; - is JSONL.")
 @_k
 @_some
-def predict(run: Path, data: str, output: str, k: int, repetitions: str | None) -> None:
+def predict(run: Place, data: str, output: str, k: int, repetitions: str | None) -> None:
     """Write the top k classes of every row of DATA."""
     from mach.predictions import write_predictions
 
@@ -219,7 +242,7 @@ def predict(run: Path, data: str, output: str, k: int, repetitions: str | None) 
 @_k
 @_some
 @_json
-def query(run: Path, queries: tuple[str, ...], k: int, repetitions: str | None, as_json: bool) -> None:
+def query(run: Place, queries: tuple[str, ...], k: int, repetitions: str | None, as_json: bool) -> None:
     """Answer QUERIES: texts, or rows as `index:value ...` where the model takes numbers; - reads lines from stdin."""
     model = _model(run, repetitions)
     for line in _lines(queries):
@@ -239,7 +262,7 @@ def query(run: Path, queries: tuple[str, ...], k: int, repetitions: str | None, 
 @_run
 @click.option("--verify", is_flag=True, help="Also compare all weights with the digests that training recorded.")
 @_json
-def info(run: Path, verify: bool, as_json: bool) -> None:
+def info(run: Place, verify: bool, as_json: bool) -> None:
     """Show what the model in RUN is: counts, bytes, training cost, and bytes exchanged between repetitions (0)."""
     model = _model(run, None)
     if verify:
@@ -247,7 +270,7 @@ def info(run: Path, verify: bool, as_json: bool) -> None:
     _print(model.info(), as_json)
 
 
-def _model(run: Path, repetitions: str | None) -> MachModel:
+def _model(run: Place, repetitions: str | None) -> MachModel:
     from mach.model import load
 
     return load(run, repetitions=_numbers(repetitions, None) if repetitions else None)
@@ -261,11 +284,11 @@ def _reported(parts: Iterable[TopK], n_rows: int, report: Callable[[str, float],
         report("predicting", n_done / n_rows)
 
 
-def _reference(path: Path) -> Any:
-    from mach.data.store import Store
+def _reference(path: Place) -> Any:
+    from mach.data.transfer import fetch_store
     from mach.storage import Run
 
-    return Run.open(path).reference() if (path / "manifest.json").exists() else Store.open(path)
+    return Run.open(path).reference() if Run.is_at(path) else fetch_store(path)
 
 
 def _prepared(model: MachModel, source: str) -> Store:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from mach.decoding import Decoder, TopK
 from mach.errors import DataError, IncompleteRunError, StorageError
 from mach.networks.inference import bucket_logits, bucket_probabilities, weight_shapes
+from mach.places import Place
 from mach.queries import QueryReader, is_single
 from mach.storage import Run
 from mach.tensors import digest_of
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 CHUNK_SCORES = 2**23  # bucket scores held at once: 32 MB
 
 
-def load(path: str | Path, *, repetitions: Sequence[int] | None = None) -> MachModel:
+def load(path: str | Place, *, repetitions: Sequence[int] | None = None) -> MachModel:
     """Open a trained run as a model; weights are mapped, so it takes milliseconds and no memory of its own.
 
     Parameters
     ----------
-    path : str or Path
-        Run directory made by ``mach train``; unfinished repetitions are left out.
+    path : str, Path or UPath
+        Run directory made by ``mach train``; unfinished repetitions are left out. Weights behind a URL are fetched into
+        the cache, once a machine.
     repetitions : sequence of int, optional
         Use these only.
 
@@ -204,7 +205,7 @@ class MachModel:
         """What the model is: counts, aggregate, bytes on disk, and what its training reported."""
         manifest = self.run.manifest
         done = [self.run.repetition(r).summary() for r in self.repetitions]
-        files = [self.run.repetition(r).weights for r in self.repetitions]
+        files = [self.run.repetition(r).weights_file() for r in self.repetitions]
         return {
             "path": str(self.run.path),
             "n_classes": self.n_classes,

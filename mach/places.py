@@ -79,6 +79,14 @@ def exists(where: Place) -> bool:
     return True
 
 
+def is_there(where: Place) -> bool:
+    """As `exists`, where the failure to look is a StorageError."""
+    try:
+        return exists(where)
+    except OSError as error:
+        raise StorageError(f"cannot look for {where}: {error.strerror}") from error
+
+
 def read_bytes(where: Place) -> bytes:
     """The content of a small file."""
     if isinstance(where, Path):

@@ -24,8 +24,8 @@ from mach.places import (
     Place,
     atomic_file,
     cache_folder,
-    exists,
     fetch,
+    is_there,
     kept,
     local_copy,
     read_bytes,
@@ -114,12 +114,12 @@ class RepetitionFiles:
 
     @property
     def is_done(self) -> bool:
-        return self._is_there(self.done)
+        return is_there(self.done)
 
     @property
     def is_begun(self) -> bool:
         """Whether a checkpoint is there to go on from."""
-        return self._is_there(self.state)
+        return is_there(self.state)
 
     @property
     def is_trained_now(self) -> bool:
@@ -279,9 +279,3 @@ class RepetitionFiles:
     def _tidy_if_done(self) -> None:
         if self.is_done:
             self.tidy()
-
-    def _is_there(self, where: Place) -> bool:
-        try:
-            return exists(where)
-        except OSError as error:
-            raise StorageError(f"cannot look for {where}: {error.strerror}") from error

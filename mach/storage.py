@@ -22,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,9 +39,9 @@ from mach.places import (
     Place,
     atomic_file,
     cache_folder,
-    exists,
     fetch,
     fetch_folder,
+    is_there,
     kept,
     local_copy,
     place,
@@ -101,6 +101,11 @@ class Run:
                 f"{path} has format {int(found[1])}, this version reads format {FORMAT}: use the version that made it"
             )
         return run
+
+    @staticmethod
+    def is_at(path: str | Place) -> bool:
+        """Whether a run is there."""
+        return is_there(place(path) / "manifest.json")
 
     @classmethod
     def create(cls, path: str | Place, config: Config, manifest: Manifest, store: Store, assignment: Assignment) -> Run:
@@ -193,11 +198,8 @@ class Run:
 
     def _here(self, where: Place, fetched: Callable[[Any, Path], None]) -> Path | None:
         """A file or folder of the data on this machine, fetched once if it is remote; None where the run has none."""
-        try:
-            if not exists(where):
-                return None
-        except OSError as error:
-            raise StorageError(f"cannot look for {where}: {error.strerror}") from error
+        if not is_there(where):
+            return None
         if isinstance(where, Path):
             return where
         path = cache_folder() / "runs" / self.manifest.data_fingerprint / where.name
@@ -234,6 +236,27 @@ class Run:
             status |= {"heard_seconds_ago": sign and sign.age_seconds, "epoch": last.get("epoch", 0)}
         status["n_epochs"] = self.config.training.epochs
         return status | {name: last.get(name) for name in ("loss", "bucket_precision", "rows_per_second")}
+
+    def outlook(self, rows: Sequence[dict[str, Any]]) -> str:
+        """One line about the whole run: how many repetitions are finished, and how long the rest may take.
+
+        Parameters
+        ----------
+        rows : sequence of dict
+            From `status`, of all repetitions.
+        """
+        n_finished = sum(row["state"] == "finished" for row in rows)
+        training = [row for row in rows if row["state"] == "training" and row["seconds_left"] is not None]
+        line = f"{n_finished} of {len(rows)} repetitions finished"
+        if n_finished == len(rows):
+            return line
+        if not training:
+            return f"{line}, nobody trains the others: run the same `mach train` again to go on"
+        speed = sum((row["n_steps"] - row["step"]) / max(row["seconds_left"], 1e-3) for row in training)
+        n_steps = max(row["n_steps"] or 0 for row in rows)
+        n_left = sum(n_steps - (row["step"] or 0) for row in rows if row["state"] != "finished")
+        seconds = max(n_left / max(speed, 1e-9), *(row["seconds_left"] for row in training))
+        return f"{line}, {len(training)} trained now: about {spell_seconds(seconds)} left"
 
     def repetition(self, repetition: int) -> RepetitionFiles:
         return RepetitionFiles(self.path / "repetitions" / f"r{repetition:03d}", repetition)
@@ -276,3 +299,16 @@ def _laid_out(final: Place) -> Iterator[Place]:
         folder.replace(final)  # fails where another process was faster
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def spell_seconds(seconds: float) -> str:
+    """A duration as people say it.
+
+    Examples
+    --------
+    >>> spell_seconds(48.2), spell_seconds(600), spell_seconds(9000)
+    ('48 s', '10 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -30,8 +30,10 @@ from mach.data.matrices import class_file
 from mach.data.readers import COMPRESSED, STDIN, Shape, SourceFile, read_chunks, read_shape, source_errors
 from mach.data.store import FORMAT, Chunk, Reference, Store
 from mach.data.tables import TextChunk, chunks_of, read_texts
+from mach.data.transfer import fetch_source, fetch_store, is_store, upload_store
 from mach.data.writer import StoreWriter, storage_errors
 from mach.errors import ConfigError, DataError, StorageError
+from mach.places import Place, cache_folder, place, state_of
 
 if TYPE_CHECKING:
     from mach.data.text import TextFeatures
@@ -59,7 +61,7 @@ def prepare(
     config: DataConfig,
     text: TextConfig,
     source: str,
-    destination: Path | None = None,
+    destination: Place | None = None,
     *,
     like: Store | Reference | None = None,
     report: Report | None = None,
@@ -77,11 +79,12 @@ def prepare(
     config, text : DataConfig, TextConfig
         How to read; ``config.train`` and ``config.test`` are not looked at.
     source : str
-        A file, the directory of a store (opened as it is), ``builtin:characters``, ``builtin:characters-test``, or
-        with ``like`` ``-``: standard input, one row a line, which is a text or else ``k1,k2 f:v f:v`` (classes may
-        be missing). Its key is made of its content.
-    destination : Path, optional
-        Directory of the store; by default one in ``config.cache``, else ``$MACH_CACHE``, else ``~/.cache/mach``.
+        A file, the directory of a store (opened as it is), the URL of either (fetched into the cache once),
+        ``builtin:characters``, ``builtin:characters-test``, or with ``like`` ``-``: standard input, one row a line,
+        which is a text or else ``k1,k2 f:v f:v`` (classes may be missing). Its key is made of its content.
+    destination : Path or URL, optional
+        Directory of the store; by default one in ``config.cache``, else ``$MACH_CACHE``, else ``~/.cache/mach``. To a
+        URL the store is copied, and opened here.
     like : Store or Reference, optional
         The training store, or what a model remembers of it, for test rows: its text features, class names, D and
         K hold for them as well.
@@ -105,8 +108,8 @@ def prepare(
         When the store cannot be written, or ``destination`` holds something else.
     """
     with source_errors(source):
-        is_store = Path(source, "meta.json").exists()
-    if is_store:
+        needs_nothing = is_store(place(source))
+    if needs_nothing:
         if destination is not None:
             raise ConfigError(f"{source} is a store already and used as it is: leave out the destination {destination}")
         if config.class_names is not None and like is None:
@@ -114,13 +117,13 @@ def prepare(
                 f"{source} is a store already and used as it is: prepare its source with class_names = "
                 f"{config.class_names}, or leave them out"
             )
-        return _fitting(Store.open(source), like)
+        return _fitting(fetch_store(source, config.cache), like)
     kind = _format(config, source, like)
-    with _file(source) as file:
+    with _file(config, source) as file:
         name = STDIN if source == "-" else source
         task = _Task(config, text, name, file, kind, like, report or (lambda stage, fraction: None))
         key = task.key()
-        path = destination or _cache(config) / f"{_stem(name)}-{key}"
+        path = destination if isinstance(destination, Path) else cache_folder(config.cache) / f"{_stem(name)}-{key}"
         with storage_errors(path):
             is_there = path.exists()
         if not is_there:
@@ -136,6 +139,8 @@ def prepare(
     store = Store.open(path)
     if store.meta["key"] != key:
         raise StorageError(f"{path} was not prepared from {name} with these options: choose another destination")
+    if destination is not None and not isinstance(destination, Path):
+        upload_store(store, destination)
     return store
 
 
@@ -163,9 +168,10 @@ class _Task:
                 on["source"] = hashlib.file_digest(file, "blake2b").hexdigest()
         else:
             classes = class_file(self.path, self.kind, self.is_query) if self.kind == "npy" else None
-            on["source"] = [_stamp(path) for path in (self.path, classes) if path]
+            source = place(self.source)
+            on["source"] = [_stamp(source.with_name(path.name)) for path in (self.path, classes) if path]
         if self.config.class_names is not None and self.like is None:
-            on["class_names"] = _stamp(Path(self.config.class_names))
+            on["class_names"] = _stamp(place(self.config.class_names))
         if self.kind in _TEXT:
             on["columns"] = self.config.text_columns, self.config.class_column, self.config.class_separator
             on["text"] = self.text.model_dump()
@@ -216,7 +222,9 @@ class _Task:
         if self.like is not None:
             return self.like.class_names
         if self.config.class_names is not None:
-            with SourceFile(Path(self.config.class_names)) as names:
+            with source_errors(self.config.class_names):
+                file = fetch_source(self.config.class_names, self.config.cache)
+            with SourceFile(file, self.config.class_names) as names:
                 return [line.rstrip("\r\n") for line in names.lines()]
         if self.kind == "builtin":
             from mach.data import characters
@@ -346,7 +354,7 @@ def _format(config: DataConfig, source: str, like: Store | Reference | None) -> 
         if source not in _BUILTIN or config.format not in ("auto", "builtin"):
             raise ConfigError(f"no embedded set {source!r} of format {config.format}: there are {', '.join(_BUILTIN)}")
         return "builtin"
-    if Path(source).is_dir():
+    if place(source).is_dir():
         raise DataError(f"{source} is a directory but no store (no meta.json in it): name a file")
     if config.format != "auto":
         return config.format
@@ -362,10 +370,12 @@ def _format(config: DataConfig, source: str, like: Store | Reference | None) -> 
 
 
 @contextmanager
-def _file(source: str) -> Iterator[Path]:
+def _file(config: DataConfig, source: str) -> Iterator[Path]:
     """The source's file; for standard input a temporary copy, since its key is made of all its content."""
     if source != "-":
-        yield Path(source)
+        with source_errors(source):
+            file = fetch_source(source, config.cache)
+        yield file
         return
     with source_errors(STDIN):
         copy = tempfile.NamedTemporaryFile(prefix="mach-")  # noqa: SIM115  # errors of the block are not its own
@@ -377,18 +387,12 @@ def _file(source: str) -> Iterator[Path]:
         yield Path(copy.name)
 
 
-def _stamp(path: Path) -> tuple[str, int, int]:
-    with source_errors(path):
-        status = path.stat()
-        return str(path.resolve()), status.st_size, status.st_mtime_ns
-
-
-def _cache(config: DataConfig) -> Path:
-    folder = config.cache or os.environ.get("MACH_CACHE") or "~/.cache/mach"
-    try:
-        return Path(folder).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(f"no home folder is known for the cache {folder}: set data.cache or MACH_CACHE") from error
+def _stamp(where: Place) -> tuple[str, int, int] | tuple[str, str]:
+    with source_errors(where):
+        if not isinstance(where, Path):
+            return str(where), state_of(where)
+        status = where.stat()
+        return str(where.resolve()), status.st_size, status.st_mtime_ns
 
 
 def _stem(name: str) -> str:

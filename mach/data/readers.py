@@ -108,7 +108,7 @@ class SourceFile:
 
 
 @contextmanager
-def source_errors(name: str | Path) -> Iterator[None]:
+def source_errors(name: object) -> Iterator[None]:
     """Turn what reading a file can raise into a `DataError` of one line, which calls it ``name``."""
     try:
         yield

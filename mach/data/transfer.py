@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from mach.data.store import Store
+from mach.data.writer import storage_errors
 from mach.errors import StorageError
 from mach.places import (
     Place,
@@ -67,7 +66,7 @@ def upload_store(store: Store, where: Place) -> None:
     StorageError
         When it cannot be written, or there is another store.
     """
-    with _errors(where):
+    with storage_errors(where):
         if is_store(where):
             if _meta(where).get("fingerprint") != store.fingerprint:
                 raise StorageError(f"{where} is a store of other data: choose another destination, or remove it")
@@ -76,20 +75,23 @@ def upload_store(store: Store, where: Place) -> None:
 
 
 def fetch_source(where: str | Place, cache: str | None = None) -> Path:
-    """A source as a file of this machine; one behind a URL is fetched when the cache has none of its state."""
+    """A source as a file of this machine; one behind a URL is fetched, with the classes that lie beside an .npy file.
+
+    The cache keeps one copy of every state that the URL was found in. Raises OSError when it is missing.
+    """
     where = place(where)
     if isinstance(where, Path):
         return where
-    key = hashlib.blake2b(f"{where} {state_of(where)}".encode(), digest_size=16).hexdigest()
-    return kept(cache_folder(cache) / "sources" / key / where.name, lambda file: fetch(where, file))
+    beside = [where.with_suffix(f".classes{ending}") for ending in (".npy", ".npz") if where.suffix == ".npy"]
+    files = [where, *(file for file in beside if exists(file))]
+    key = hashlib.blake2b(repr([(str(file), state_of(file)) for file in files]).encode(), digest_size=16).hexdigest()
 
+    def fetched(folder: Path) -> None:
+        folder.mkdir()
+        for file in files:
+            fetch(file, folder / file.name)
 
-@contextmanager
-def _errors(where: Place) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"cannot write store {where}: {error.strerror or error}") from error
+    return kept(cache_folder(cache) / "sources" / key, fetched) / where.name
 
 
 def _meta(where: Place) -> dict[str, object]:

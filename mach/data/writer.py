@@ -263,7 +263,7 @@ def _blocks_of(names: Iterable[str]) -> Iterator[list[str]]:
 
 
 @contextmanager
-def storage_errors(store: Path) -> Iterator[None]:
+def storage_errors(store: object) -> Iterator[None]:
     """Turn an `OSError` on the way to a store into a `StorageError` of one line."""
     try:
         yield

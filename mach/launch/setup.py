@@ -11,10 +11,15 @@ from mach import __version__, theory
 from mach.config import Config, HashingConfig, differing_keys, fingerprint
 from mach.data.prepare import prepare
 from mach.data.store import Store
-from mach.errors import ConfigError, StorageError
+from mach.data.transfer import META, fetch_source, fetch_store, upload_store
+from mach.data.writer import storage_errors
+from mach.errors import ConfigError, DataError, StorageError
 from mach.hashing import Assignment, TableAssignment, UniversalAssignment, extends
+from mach.places import Place, is_there, names_in, place, remove_folder
 from mach.storage import Manifest, Run
 
+STORE = "store"  # folder of the training data in a remote run
+LAYOUT = ("config.toml", "class_counts.npy", "class_names.safetensors", "assignment.npy", "text", "repetitions", STORE)
 # Sections and keys that do not change what is learned, or that a run may change on the way.
 FREE_KEYS = (
     "launch.",
@@ -28,9 +33,12 @@ FREE_KEYS = (
 
 
 def set_up(
-    config: Config, path: str | Path, report: Callable[[str, float], None] = lambda stage, fraction: None
+    config: Config, path: str | Place, report: Callable[[str, float], None] = lambda stage, fraction: None
 ) -> tuple[Run, Store]:
     """Prepare the training data and open the run, creating it if it does not exist.
+
+    A remote run takes the prepared data along, unless they are a store behind a URL themselves: then its URL is all
+    that nodes, and a driver that goes on with it elsewhere, need (`shared_store`).
 
     Raises
     ------
@@ -39,27 +47,72 @@ def set_up(
     DataError, StorageError
         From reading the data and writing the run.
     """
-    store = prepare(config.data, config.text, config.data.train, report=report)
+    path = place(path)
+    is_run = Run.is_at(path)
+    store = _training_data(config, path if is_run else None, report)
     if store.n_rows == 0 or len(store.class_ids) == 0:
         raise ConfigError(
             f"{config.data.train} has {store.n_rows} rows and no class in them: there is nothing to learn"
         )
-    path = Path(path)
-    if (path / "manifest.json").exists():
+    if is_run:
         return _reopen(config, store, path), store
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if _holds_something_else(path):
         raise ConfigError(f"{path} exists and is no run: give an empty or new folder, or remove it")
     config, manifest, assignment = resolve(config, store)
     try:
+        _share(config, store, path)
         return Run.create(path, config, manifest, store, assignment), store
     except StorageError:
-        if not (path / "manifest.json").exists():
+        if not Run.is_at(path):
             raise
         return _reopen(config, store, path), store  # another process was faster
 
 
-def resolve(config: Config, store: Store) -> tuple[Config, Manifest, Assignment]:
-    """Fill in all that is left to choose, and describe the run to be; a trunk that cannot be built fails here."""
+def shared_store(run: Run, store: Store) -> str:
+    """Where every node of a run finds its training data: a path if the run is of this machine, else a URL."""
+    if isinstance(run.path, Path):
+        return str(store.path)
+    return str(run.path / STORE) if is_there(run.path / STORE / META) else run.config.data.train
+
+
+def drop_store(run: Run) -> None:
+    """Remove the training data from a remote run that needs them no more: all its repetitions are finished."""
+    if not isinstance(run.path, Path) and len(run.finished()) == run.config.hashing.repetitions:
+        with storage_errors(run.path / STORE):
+            remove_folder(run.path / STORE, first=META)
+
+
+def _training_data(config: Config, run: Place | None, report: Callable[[str, float], None]) -> Store:
+    """The data that the configuration names; where they are out of reach, those that the remote run took along."""
+    try:
+        return prepare(config.data, config.text, config.data.train, report=report)
+    except (DataError, StorageError):
+        if run is None or isinstance(run, Path) or not is_there(run / STORE / META):
+            raise
+        return fetch_store(run / STORE, config.data.cache)
+
+
+def _share(config: Config, store: Store, path: Place) -> None:
+    train = place(config.data.train)
+    if isinstance(path, Path) or (not isinstance(train, Path) and is_there(train / META)):
+        return
+    upload_store(store, path / STORE)
+
+
+def _holds_something_else(path: Place) -> bool:
+    """Whether files are there that no creation of a run, interrupted before its manifest, could have left."""
+    try:
+        names = names_in(path)
+    except OSError as error:  # among others, it is a file
+        raise ConfigError(f"{path} exists and is no run ({error.strerror}): give an empty or new folder") from error
+    return any(isinstance(path, Path) or not name.startswith((".", *LAYOUT)) for name in names)
+
+
+def resolve(config: Config, store: Store, known: Assignment | None = None) -> tuple[Config, Manifest, Assignment]:
+    """Fill in all that is left to choose, and describe the run to be; a trunk that cannot be built fails here.
+
+    With ``known`` the assignment is that, and not drawn or read anew.
+    """
     from mach.networks.network import native_precision
     from mach.networks.trunks import build_dense_part
 
@@ -82,7 +135,7 @@ def resolve(config: Config, store: Store) -> tuple[Config, Manifest, Assignment]
     )
     if config.network.trunk is not None:
         build_dense_part(config.network, n_features=store.n_features, n_buckets=n_buckets, dense_input=store.is_dense)
-    assignment = _assignment(config.hashing, n_buckets, store.n_classes)
+    assignment = known or _assignment(config.hashing, n_buckets, store.n_classes)
     manifest = Manifest(
         n_classes=store.n_classes,
         n_features=store.n_features,
@@ -108,7 +161,7 @@ def _assignment(hashing: HashingConfig, n_buckets: int, n_classes: int) -> Assig
             capacity=hashing.capacity,
         )
     try:
-        table_RK = np.load(hashing.table, mmap_mode="r", allow_pickle=False)
+        table_RK = np.load(fetch_source(hashing.table), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ConfigError(f"hashing.table = {hashing.table!r} cannot be read: {error}") from error
     if table_RK.ndim != 2 or table_RK.dtype.kind not in "iu" or table_RK.shape[1] != n_classes:
@@ -126,7 +179,7 @@ def _default_buckets(config: Config, store: Store) -> int:
     return theory.plan(store.n_classes, store.n_features, n_repetitions=repetitions).ledger.n_buckets
 
 
-def _reopen(config: Config, store: Store, path: Path) -> Run:
+def _reopen(config: Config, store: Store, path: Place) -> Run:
     run = Run.open(path)
     if run.manifest.data_fingerprint != store.fingerprint:
         raise ConfigError(
@@ -136,11 +189,14 @@ def _reopen(config: Config, store: Store, path: Path) -> Run:
     if config.training.precision == "auto":  # what it meant on the machine that began the run
         training = config.training.model_copy(update={"precision": run.manifest.precision})
         config = config.model_copy(update={"training": training})
-    config, manifest, assignment = resolve(config, store)
+    mine, theirs = config.hashing, run.config.hashing
+    is_same_table = mine.table is not None and (mine.table, mine.repetitions) == (theirs.table, theirs.repetitions)
+    config, manifest, assignment = resolve(config, store, run.assignment() if is_same_table else None)
     differences = differing_keys(config, run.config, ignore=FREE_KEYS)
-    mine, theirs = config.hashing.repetitions, run.config.hashing.repetitions
-    if mine < theirs:
-        differences.append(f"hashing.repetitions: {mine} here, {theirs} there (it can only be raised)")
+    if mine.repetitions < theirs.repetitions:
+        differences.append(
+            f"hashing.repetitions: {mine.repetitions} here, {theirs.repetitions} there (it can only be raised)"
+        )
     if differences:
         raise ConfigError(f"{path} was made with another configuration: {'; '.join(differences)}")
     if not extends(assignment, run.assignment()):
@@ -148,6 +204,8 @@ def _reopen(config: Config, store: Store, path: Path) -> Run:
             f"this version of mach would place classes in other buckets than {path} does: go on with version "
             f"{run.manifest.mach_version}, or begin a new run"
         )
-    if mine > theirs or config != run.config:
+    if config != run.config:
         run.update(config, manifest, assignment)
+    if len(run.finished()) < mine.repetitions:
+        _share(config, store, path)
     return run
