@@ -67,7 +67,11 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for mac
 _set = click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override the configuration."
 )
-_workers = click.option("--workers", type=click.IntRange(1), help="Worker processes; by default one a core.")
+_workers = click.option(
+    "--workers", type=click.IntRange(1), help="Most workers at a time; by default one a core, or one a shard."
+)
+_launcher = click.option("--launcher", type=click.Choice(["local", "ray"]), help="This machine, or a Ray cluster.")
+_address = click.option("--address", metavar="HOST:PORT", help="Head of the Ray cluster; by default as Ray finds it.")
 _k = click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Classes a query.")
 _some = click.option("--repetitions", metavar="0-3,5", help="Use these only; all by default.")
 _run = click.argument("run", type=PLACE)
@@ -139,6 +143,8 @@ def plan(
 @click.argument("run", type=PLACE, required=False)
 @_set
 @_workers
+@_launcher
+@_address
 @click.option("--repetitions", metavar="0-3,5", help="Train these only; others may be trained elsewhere.")
 @click.option("--dry-run", is_flag=True, help="Read the data and print the ledger; train nothing.")
 def train(
@@ -146,6 +152,8 @@ def train(
     run: Place | None,
     overrides: tuple[str, ...],
     workers: int | None,
+    launcher: str | None,
+    address: str | None,
     repetitions: str | None,
     dry_run: bool,
 ) -> None:
@@ -156,8 +164,9 @@ def train(
     from mach.config import load_config
     from mach.storage import Run
 
-    if workers is not None:
-        overrides = (*overrides, f"launch.workers={workers}")
+    for key, value in {"workers": workers, "launcher": launcher, "address": address}.items():
+        if value is not None:
+            overrides = (*overrides, f"launch.{key}={json.dumps(value)}")
     if run is None:
         if Run.is_at(config):
             config, run = config / "config.toml", config
@@ -167,13 +176,13 @@ def train(
     if dry_run:
         _print_ledger(options)
         return
-    from mach.launch.local import train_locally
+    from mach.launch.launchers import train as train_run
     from mach.launch.setup import drop_store, set_up
 
     chosen = _numbers(repetitions, options.hashing.repetitions) if repetitions else None
     with _reporter() as report:
         opened, store = set_up(options, run, report=report)
-    train_locally(opened, store, options.launch, repetitions=chosen)
+    train_run(opened, store, options.launch, repetitions=chosen)
     drop_store(opened)
     click.echo(f"{run}: {len(opened.finished())} of {options.hashing.repetitions} repetitions finished", err=True)
 
@@ -301,26 +310,14 @@ def _prepared(model: MachModel, source: str) -> Store:
 
 def _print_ledger(config: Config) -> None:
     """What `train` would build, from the prepared data."""
-    from mach import theory
     from mach.data.prepare import prepare as prepare_data
-    from mach.launch.local import n_workers
-    from mach.launch.setup import resolve
+    from mach.launch.launchers import n_workers
+    from mach.launch.setup import plan_of, resolve
 
     with _reporter() as report:
         store = prepare_data(config.data, config.text, config.data.train, report=report)
-    resolved, manifest, _ = resolve(config, store)
-    chosen = theory.plan(
-        manifest.n_classes,
-        manifest.n_features,
-        n_workers=n_workers(config.launch, config.hashing.repetitions),
-        hidden=tuple(config.network.hidden),
-        n_repetitions=config.hashing.repetitions,
-        n_buckets=resolved.hashing.buckets,
-        dense_input=manifest.dense_input,
-        weight_bytes=2 if config.network.weights == "bfloat16" else 4,
-        nonzeros_per_row=store.n_features if store.is_dense else store.n_nonzeros / store.n_rows,
-        table_assignment=config.hashing.table is not None,
-    )
+    resolved, _, _ = resolve(config, store)
+    chosen = plan_of(resolved, store, n_workers=n_workers(config.launch, config.hashing.repetitions))
     _print_rows(chosen.rows(), as_json=False)
 
 

@@ -127,8 +127,20 @@ class DecodingConfig(Section):
 class LaunchConfig(Section):
     """Where repetitions are trained (`mach.launch`); changing it never changes the weights, except ``threads``."""
 
-    workers: int | None = Field(default=None, ge=1, description="processes; none: one a core, at most R")
-    threads: int = Field(default=1, ge=1, description="threads of a worker")
+    launcher: Literal["local", "ray"] = Field(
+        default="local", description="processes of this machine, or a Ray cluster"
+    )
+    address: str | None = Field(default=None, description="head of the Ray cluster, host:port; none: found by Ray")
+    workers: int | None = Field(
+        default=None, ge=1, description="none: here one for every `threads` cores, on a cluster one a shard"
+    )
+    threads: int = Field(default=1, ge=1, description="threads of a worker, and processors that Ray reserves for it")
+    memory_bytes: int | None = Field(
+        default=None, ge=1, description="memory that Ray reserves for a worker; none: what the ledger says"
+    )
+    gpus: float = Field(default=0.0, ge=0.0, le=1.0, description="GPU of a worker; a fraction shares one")
+    resources: dict[str, float] = Field(default={}, description="custom Ray resources of a worker")
+    shard: int = Field(default=1, ge=1, le=1024, description="repetitions that a worker takes at a time")
     attempts: int = Field(default=3, ge=1, description="failures without progress after which a repetition is given up")
 
 

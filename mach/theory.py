@@ -18,6 +18,7 @@ from mach.errors import ConfigError
 from mach.hashing import MAX_CAPACITY
 
 TRAINING_BYTES = 12  # a parameter while training: a float32 weight and Adam's two float32 moments
+PROCESS_BYTES = 400_000_000  # Python, torch, compiled kernels and a batch, as measured
 BIAS_BYTES = 4  # stored biases stay float32
 STEPS_BYTES = 4 * 256  # a precomputed progression of the decoder's index (`mach.kernels.decode.Index`)
 N_PEERS = 4  # repetitions that the index of a table keeps beside each list of members
@@ -77,10 +78,10 @@ class Ledger:
         One repetition's arrays on disk, biases in float32; a file's header adds a kilobyte.
     table_bytes, index_bytes : int
         The assignment's array on disk (0 for the universal family); the decoder's index in memory.
-    disk_bytes, model_bytes, training_bytes : int
+    disk_bytes, model_bytes, training_bytes, worker_bytes : int
         All repetitions and the assignment on disk; the same and the decoder's index, as in memory once every
         mapped page was touched; weights and Adam moments of the one repetition that a worker trains at a
-        time (activations and data come on top).
+        time; the same and its process, which is what a cluster reserves (mapped data come on top).
     query_flops, one_vs_all_query_flops, example_flops, one_vs_all_example_flops : int
         Forward pass of one row through all repetitions; forward and backward pass in training.
     """
@@ -125,6 +126,10 @@ class Ledger:
     def training_bytes(self) -> int:
         return TRAINING_BYTES * self.n_repetition_parameters
 
+    @property
+    def worker_bytes(self) -> int:
+        return self.training_bytes + PROCESS_BYTES
+
     def rows(self) -> list[tuple[str, float, str]]:
         """Lines to print: (name, value, unit)."""
         per_repetition = self.n_repetition_parameters
@@ -145,7 +150,8 @@ class Ledger:
             ("a repetition on disk", self.repetition_bytes, "bytes"),
             ("model on disk", self.disk_bytes, "bytes"),
             ("model in memory, all touched", self.model_bytes, "bytes"),
-            ("training memory a worker", self.training_bytes, "bytes"),
+            ("training, weights and moments", self.training_bytes, "bytes a worker"),
+            ("training, its process with them", self.worker_bytes, "bytes a worker"),
             ("training", self.example_flops, "FLOPs a row"),
             ("training, one-vs-all", self.one_vs_all_example_flops, "FLOPs a row"),
             ("query", self.query_flops, "FLOPs"),

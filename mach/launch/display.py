@@ -25,15 +25,13 @@ class Display:
         All repetitions of the run.
     finished : list of int
         Those that need no training.
-    n_workers : int
-        For the time left.
     """
 
-    def __init__(self, console: Console, repetitions: list[int], finished: list[int], n_workers: int) -> None:
-        self._console, self._n_workers = console, n_workers
+    def __init__(self, console: Console, repetitions: list[int], finished: list[int]) -> None:
+        self._console = console
         self._status = {r: "finished before" if r in finished else "waiting" for r in repetitions}
         self._progress: dict[int, Progress] = {}
-        self._pace: dict[int, float] = {}  # seconds a step
+        self._seconds_left: float | None = None
         self._started = time.monotonic()
         self._live = Live(console=console, auto_refresh=False, transient=False) if console.is_terminal else None
 
@@ -49,11 +47,13 @@ class Display:
             self._live.update(self._table(), refresh=True)
             self._live.stop()
 
-    def started(self, repetition: int, worker: int) -> None:
-        self._set(repetition, f"worker {worker}")
+    def set(self, repetition: int, status: str) -> None:
+        """Where a repetition is, or that it waits or is finished."""
+        self._set(repetition, status)
 
-    def finished(self, repetition: int) -> None:
-        self._set(repetition, "finished")
+    def seconds_left(self, seconds: float | None) -> None:
+        """How long the whole run will take from now; None: not known yet."""
+        self._seconds_left = seconds
 
     def event(self, repetition: int, text: str) -> None:
         """Something out of the ordinary, such as a lost worker."""
@@ -61,8 +61,6 @@ class Display:
 
     def progressed(self, progress: Progress) -> None:
         self._progress[progress.repetition] = progress
-        if progress.step < progress.n_steps:
-            self._pace[progress.repetition] = progress.seconds_left / (progress.n_steps - progress.step)
         if self._live:
             self._live.update(self._table(), refresh=True)
         elif progress.step * progress.n_epochs == progress.epoch * progress.n_steps:  # the end of an epoch
@@ -92,14 +90,9 @@ class Display:
         return table
 
     def _left(self) -> str:
-        """Time left for the whole run: work left over the workers, at the speed seen so far."""
-        if not self._pace:
-            return "estimating"
-        steps_left = sum(p.n_steps - p.step for p in self._progress.values())
-        n_waiting = sum(status == "waiting" for status in self._status.values())
-        steps_left += n_waiting * next(iter(self._progress.values())).n_steps
-        left = steps_left * sum(self._pace.values()) / len(self._pace)
-        return f"about {_duration(left / self._n_workers)} left"
+        running = [p for r, p in self._progress.items() if self._status[r] not in ("waiting", "finished")]
+        speed = f"{sum(p.rows_per_second for p in running):,.0f} rows/s, " if running else ""
+        return speed + ("estimating" if self._seconds_left is None else f"about {_duration(self._seconds_left)} left")
 
 
 def _cells(progress: Progress | None) -> list[str]:

@@ -1,91 +1,285 @@
-"""The scheduler of repetitions: a queue that hands the next item to whichever worker is free.
+"""The scheduler of shards: a queue that hands the next one to whichever worker is free.
 
-It holds no clock, process or socket, only what was asked and what happened, so every launcher (and a simulation)
-drives the same object. There is no fixed plan: unequal workers, losses and an R that the workers do not divide
-cost nothing but the tail.
+It holds no clock, process or socket, only what was asked and what happened, so every launcher and the simulation
+drive the same object. There is no fixed plan, so unequal workers, losses and an R that the workers do not divide
+cost nothing but the tail; there, with fewer shards waiting than workers, three rules keep all of them busy:
+
+- the shard with the most steps left goes first, and a slow worker leaves it to others when it would end last;
+- a worker gives its shard back (its state is saved, nothing is lost) when one that waits lags far behind it, or
+  when it is so slow that it would hold up the run. This is the level algorithm, optimal for shards that may move
+  between workers of unequal speed (Horvath, Lam and Sethi 1977), in steps of an eighth of a shard;
+- an idle worker begins a second copy of a straggler's shard from its last checkpoint; the first to finish counts.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import median
+
+Shard = tuple[int, ...]  # the repetitions that a worker trains together
 
 FAILURE_WEIGHT = 5  # deaths that weigh as much as one failure
+SLOW = 0.8  # of the median speed: below it a worker counts as slow, and a copy must promise to end so much earlier
+LAG = 1 / 8  # of a shard: what a waiting one must lag behind before a running one makes room for it
+CHUNK = 1 / 16  # of a shard: how often a worker is asked whether it should make room
+
+
+def shards_of(repetitions: list[int], size: int) -> list[Shard]:
+    """Consecutive repetitions in shards of at most ``size``."""
+    return [tuple(repetitions[begin : begin + size]) for begin in range(0, len(repetitions), size)]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a worker is to do.
+
+    Parameters
+    ----------
+    shard : tuple of int
+    exclusive : bool
+        False for a second copy of a shard that another worker still trains.
+    """
+
+    shard: Shard
+    exclusive: bool = True
 
 
 @dataclass
 class _Item:
-    repetition: int
-    furthest: tuple[int, int] = (0, 0)  # step and checkpointed step, the largest of each ever reported
-    furthest_at_loss: tuple[int, int] | None = None
+    shard: Shard
+    step: int = 0  # the largest ever reported
+    saved_step: int = 0  # the same of checkpoints: where the next worker would begin
+    steps_at_loss: tuple[int, int] | None = None
     fruitless: int = 0  # weight of failures and deaths in a row without getting further than before
+    holders: set[int] = field(default_factory=set)
+    failed_on: set[int] = field(default_factory=set)
+
+
+@dataclass
+class _Worker:
+    item: _Item | None = None
+    since: float = 0.0
+    first_step: int | None = None
+    step: int = 0
+    checked_step: float = 0.0
+    speed: float | None = None  # steps a second, of the shard at hand or the last one
+    n_failures: int = 0  # in a row
+
+    def speed_now(self, now: float) -> float | None:
+        """Steps a second since it took its shard; who has gone silent gets slower by the moment."""
+        if self.item is None or self.first_step is None or now <= self.since:
+            return self.speed
+        return (self.step - self.first_step) / (now - self.since) or None
 
 
 class Schedule:
-    """Which repetition goes where next, and when to give one up.
+    """Which shard goes where next, and when to give one up.
 
     Parameters
     ----------
-    repetitions : iterable of int
+    shards : iterable of tuple of int
         Those to train, in the order in which they are handed out.
     attempts : int
-        A repetition that fails so many times in a row without getting further is given up. Losses that follow
-        progress are free: a run survives any number of kills as long as it moves between them.
+        A shard that fails so many times in a row without getting further is given up. Losses that follow progress
+        are free: a run survives any number of kills as long as it moves between them.
+
+    Notes
+    -----
+    ``now`` is any clock in seconds. Cost of a call: O(workers + waiting shards) at most.
     """
 
-    def __init__(self, repetitions: Iterable[int], attempts: int) -> None:
-        self._items = {r: _Item(r) for r in repetitions}
-        self._waiting = deque(self._items)
-        self._running: dict[int, int] = {}
+    def __init__(self, shards: Iterable[Shard], attempts: int) -> None:
+        self._items = {shard: _Item(shard) for shard in shards}
+        self._waiting = deque(self._items.values())
+        self._workers: dict[int, _Worker] = {}
+        self._n_steps = 0  # of a shard; 0: nobody has said yet
         self.attempts = attempts
-        self.finished: list[int] = []
-        self.given_up: dict[int, str] = {}
+        self.finished: list[Shard] = []
+        self.given_up: dict[Shard, str] = {}
 
     @property
     def is_over(self) -> bool:
-        return not self._waiting and not self._running
+        return self.n_unfinished == 0
+
+    @property
+    def n_unfinished(self) -> int:
+        return len(self._items) - len(self.finished) - len(self.given_up)
 
     @property
     def n_waiting(self) -> int:
         return len(self._waiting)
 
-    def next_for(self, worker: int) -> int | None:
-        """The next repetition for a free worker, or None when nothing waits."""
-        if worker in self._running:
-            raise ValueError(f"worker {worker} still holds repetition {self._running[worker]}")
-        if not self._waiting:
+    def idle(self) -> list[int]:
+        """Workers without a shard, the fastest first."""
+        free = [number for number, worker in self._workers.items() if worker.item is None]
+        return sorted(free, key=lambda number: -(self._workers[number].speed or 0.0))
+
+    def joined(self, worker: int) -> None:
+        """A worker lives and is free."""
+        self._workers[worker] = _Worker()
+
+    def next_for(self, worker: int, now: float) -> Assignment | None:
+        """What a free worker does next, or None when nothing it could do is of use now."""
+        free = self._workers[worker]
+        if free.item is not None:
+            raise ValueError(f"worker {worker} still holds {free.item.shard}")
+        if self._is_suspect(free):
             return None
-        repetition = self._waiting.popleft()
-        self._running[worker] = repetition
-        return repetition
+        item = self._first_waiting(worker)
+        is_waiting = item is not None
+        if item is not None and self._would_end_last(item.saved_step, free, now):
+            return None
+        item = item or self._straggler_for(worker, now)
+        if item is None:
+            return None
+        if is_waiting:
+            self._waiting.remove(item)
+        item.holders.add(worker)
+        free.item, free.since, free.first_step, free.checked_step = item, now, None, item.saved_step
+        return Assignment(item.shard, exclusive=is_waiting)
 
-    def progressed(self, repetition: int, step: int, saved_step: int) -> None:
-        """A repetition reported its step and that of its last checkpoint: further in either is progress."""
-        item = self._items[repetition]
-        item.furthest = (max(item.furthest[0], step), max(item.furthest[1], saved_step))
+    def progressed(self, worker: int, now: float, step: int, n_steps: int, saved_step: int) -> None:
+        """A worker reported its step and that of its last checkpoint: further in either is progress."""
+        at = self._workers[worker]
+        if at.item is None:
+            return
+        if at.first_step is None:
+            at.first_step = min(step, at.item.saved_step)
+        at.step, at.item.step = step, max(step, at.item.step)
+        at.item.saved_step = max(saved_step, at.item.saved_step)
+        at.speed = at.speed_now(now)
+        self._n_steps = n_steps
 
-    def done(self, worker: int) -> int:
-        """A worker finished its repetition; returns it."""
-        repetition = self._running.pop(worker)
-        self.finished.append(repetition)
-        return repetition
+    def should_yield(self, worker: int, now: float) -> bool:
+        """Whether a worker should save its shard and take another one, see the rules above."""
+        at = self._workers[worker]
+        if at.item is None or len(at.item.holders) > 1 or at.step - at.checked_step < CHUNK * self._n_steps:
+            return False
+        at.checked_step = at.step
+        if self._is_slow(at):
+            return self._would_end_last(at.step, at, now) and self._somebody_is_ahead(at)
+        if not 0 < len(self._waiting) < len(self._workers):
+            return False
+        laggard = self._first_waiting(worker)
+        return laggard is not None and at.step - laggard.saved_step > LAG * self._n_steps
 
-    def lost(self, worker: int, cause: str, *, hopeless: bool = False, died: bool = False) -> int | None:
-        """A worker died or its repetition failed: put it back, or give it up; returns the repetition, if any.
+    def finished_by(self, worker: int) -> list[int]:
+        """A worker finished its shard; returns the other workers that still train it, in vain."""
+        at = self._workers[worker]
+        item, at.n_failures = self._take_from(at, worker), 0
+        if item is None or item.shard in self.finished:
+            return []
+        self.finished.append(item.shard)
+        self.given_up.pop(item.shard, None)
+        if item in self._waiting:
+            self._waiting.remove(item)
+        return sorted(item.holders)
 
-        A ``hopeless`` failure would come again, so it is not tried again. A worker that ``died`` was mostly killed from
-        outside, perhaps before it could begin, so a death weighs a fifth of a failure.
+    def yielded_by(self, worker: int) -> None:
+        """A worker saved its shard on request and is free; unless another has finished it, it waits."""
+        item = self._take_from(self._workers[worker], worker)
+        if item is not None and not self._is_settled(item):
+            item.saved_step = item.step
+            self._waiting.append(item)
+
+    def failed_on(self, worker: int, cause: str, *, hopeless: bool = False) -> None:
+        """A worker's shard failed: put it back, or give it up. A ``hopeless`` failure would come again."""
+        at = self._workers[worker]
+        item, at.n_failures = self._take_from(at, worker), at.n_failures + 1
+        if item is not None:
+            item.failed_on.add(worker)
+            self._put_back(item, cause, FAILURE_WEIGHT, hopeless=hopeless)
+
+    def died(self, worker: int, cause: str) -> None:
+        """A worker is gone: put its shard back, if it had one.
+
+        It was mostly killed from outside, perhaps before it could begin, so a death weighs a fifth of a failure.
         """
-        repetition = self._running.pop(worker, None)
-        if repetition is None:
+        at = self._workers.pop(worker, None)
+        item = self._take_from(at, worker) if at else None
+        if item is not None:
+            self._put_back(item, cause, 1)
+
+    def seconds_left(self, now: float) -> float | None:
+        """Time that all steps left would take the busy workers together; None while their speed is unknown."""
+        speeds = [speed for at in self._workers.values() if at.item and (speed := at.speed_now(now))]
+        if not speeds or not self._n_steps:
             return None
-        item = self._items[repetition]
-        got_further = item.furthest_at_loss is not None and item.furthest != item.furthest_at_loss
-        item.fruitless = (0 if got_further else item.fruitless) + (1 if died else FAILURE_WEIGHT)
-        item.furthest_at_loss = item.furthest
-        if hopeless or item.fruitless >= FAILURE_WEIGHT * self.attempts:
-            self.given_up[repetition] = cause
-        else:
-            self._waiting.appendleft(repetition)  # it has a head start: finish it first
-        return repetition
+        over = {*self.finished, *self.given_up}
+        n_done = sum(min(item.step, self._n_steps) for item in self._items.values() if item.shard not in over)
+        return (self.n_unfinished * self._n_steps - n_done) / sum(speeds)
+
+    def _first_waiting(self, worker: int) -> _Item | None:
+        """In the queue's order, but the one with the most steps left in the tail.
+
+        A worker does not get what failed on it before, as long as there is somebody who has not tried.
+        """
+        fit = [item for item in self._waiting if worker not in item.failed_on or item.failed_on >= self._workers.keys()]
+        if len(self._waiting) < len(self._workers):
+            return min(fit, key=lambda item: item.saved_step, default=None)
+        return fit[0] if fit else None
+
+    def _is_suspect(self, at: _Worker) -> bool:
+        """A worker that fails whatever it is given, while others do not: its machine may be at fault."""
+        return at.n_failures >= self.attempts and any(other.n_failures == 0 for other in self._workers.values())
+
+    def _median_speed(self) -> float:
+        return median([at.speed for at in self._workers.values() if at.speed] or [0.0])
+
+    def _is_slow(self, at: _Worker) -> bool:
+        return at.speed is not None and at.speed < SLOW * self._median_speed()
+
+    def _would_end_last(self, step: int, at: _Worker, now: float) -> bool:
+        """Whether a slow worker would end a shard later than others could who do everything else first."""
+        everything = self.seconds_left(now)
+        if everything is None or not at.speed or not self._is_slow(at):
+            return False
+        n_left = self._n_steps - step
+        return n_left / at.speed > everything + LAG * n_left / self._median_speed()
+
+    def _somebody_is_ahead(self, slow: _Worker) -> bool:
+        """A faster worker that could swap shards, or is idle."""
+        return any(
+            not self._is_slow(at) and (at.item is None or at.step - slow.step > LAG * self._n_steps)
+            for at in self._workers.values()
+        )
+
+    def _straggler_for(self, worker: int, now: float) -> _Item | None:
+        """The shard that will take its worker longest, if a copy here would end clearly earlier."""
+        speed = self._workers[worker].speed or self._median_speed()
+        if not speed:
+            return None
+        slowest, longest = None, 0.0
+        for at in self._workers.values():
+            item = at.item
+            if item is None or len(item.holders) > 1 or worker in item.failed_on:
+                continue
+            here = (self._n_steps - item.saved_step) / speed
+            there = (self._n_steps - at.step) / (at.speed_now(now) or 1e-9)
+            if at.first_step is not None and here < SLOW * there and there > longest:
+                slowest, longest = item, there
+        return slowest
+
+    def _put_back(self, item: _Item, cause: str, weight: int, *, hopeless: bool = False) -> None:
+        steps = (item.step, item.saved_step)
+        got_further = item.steps_at_loss is not None and steps != item.steps_at_loss
+        item.fruitless = (0 if got_further else item.fruitless) + weight
+        item.steps_at_loss = steps
+        if not self._is_settled(item):
+            if hopeless or item.fruitless >= FAILURE_WEIGHT * self.attempts:
+                self.given_up[item.shard] = cause
+            else:
+                self._waiting.appendleft(item)  # it has a head start: finish it first
+
+    def _is_settled(self, item: _Item) -> bool:
+        """Whether it needs no worker: finished, or trained by another one."""
+        return item.shard in self.finished or bool(item.holders)
+
+    @staticmethod
+    def _take_from(at: _Worker, number: int) -> _Item | None:
+        item, at.item = at.item, None
+        if item is not None:
+            item.holders.discard(number)
+        return item

@@ -151,6 +151,22 @@ def resolve(config: Config, store: Store, known: Assignment | None = None) -> tu
     return config, manifest, assignment
 
 
+def plan_of(config: Config, store: Store, n_workers: int = 1) -> theory.Plan:
+    """The ledger of a resolved configuration, as it will be trained on these rows."""
+    return theory.plan(
+        store.n_classes,
+        store.n_features,
+        n_workers=n_workers,
+        hidden=tuple(config.network.hidden),
+        n_repetitions=config.hashing.repetitions,
+        n_buckets=config.hashing.buckets,
+        dense_input=store.is_dense,
+        weight_bytes=2 if config.network.weights == "bfloat16" else 4,
+        nonzeros_per_row=store.n_features if store.is_dense else store.n_nonzeros / store.n_rows,
+        table_assignment=config.hashing.table is not None,
+    )
+
+
 def _assignment(hashing: HashingConfig, n_buckets: int, n_classes: int) -> Assignment:
     if hashing.table is None:
         return UniversalAssignment.draw(

@@ -1,8 +1,9 @@
-"""A worker process: trains what the driver hands it, one repetition after another.
+"""A worker process: trains what the driver hands it, one shard after another.
 
-Started as ``python -m mach.launch.worker FD`` with one end of a socket pair. Messages are JSON lines: the driver
-sends ``{"train": r}``, ``{"stop": true}``; the worker answers with ``progress``, ``finished`` or ``failed``. When the
-driver dies, the socket ends, and the worker saves its state and goes.
+Started as ``python -m mach.launch.worker FD`` with one end of a socket pair. Messages are JSON lines: first the
+job, then orders, ``{"train": [r, ...], "exclusive": true}``, ``{"pause": true}``, ``{"stop": true}``; the worker
+says ``ready`` and answers with ``progress``, ``finished``, ``paused`` or ``failed``. When the other end dies, the
+worker saves its state and goes.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from dataclasses import asdict
-from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mach.errors import ConfigError, MachError
 from mach.launch.channel import Channel
+
+if TYPE_CHECKING:
+    from mach.training import Progress
 
 
 def main(descriptor: int) -> None:
@@ -27,32 +32,37 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: told_to_stop.set())  # a whole group may be told at once
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver hears it and asks us
     channel = Channel(socket.socket(fileno=descriptor))
-    order = channel.receive()
-    if order is None:
+    job = channel.receive()
+    if job is None:
         return
-    run, store, threads = order["run"], order["store"], order["threads"]
     from mach.traffic import PeerTraffic
     from mach.training import ShardJob, TrainingError, TrainingStoppedError, train_shard
 
     traffic = PeerTraffic()  # one for the process's life: what a failed attempt exchanged still counts
-    channel.send({"kind": "ready"})
+    report = _Reporter(channel, job.get("report_seconds", 0.0))
+    channel.send({"kind": "ready", "where": job["where"]})
     while True:
         order = channel.receive()
         if order is None or "stop" in order:
             return
-        repetition = order["train"]
-        _log_to(run, repetition)
+        if "pause" in order:  # it crossed our last message
+            continue
+        repetitions = tuple(order["train"])
+        _log_to(job["run"], repetitions[0])
         try:
             train_shard(
-                ShardJob(run, store, (repetition,), threads),
-                report=lambda progress: channel.send({"kind": "progress", **asdict(progress)}),
-                # an order to stop, or the end of a dead driver's socket
+                ShardJob(job["run"], job["store"], repetitions, job["threads"], exclusive=order["exclusive"]),
+                report=report,
+                # an order to stop or pause, or the end of a dead driver's socket
                 should_stop=lambda: told_to_stop.is_set() or channel.has_message(),
                 traffic=traffic,
             )
             channel.send({"kind": "finished"})
         except TrainingStoppedError:
-            return
+            order = None if told_to_stop.is_set() else channel.receive()
+            if order is None or "pause" not in order:
+                return
+            channel.send({"kind": "paused"})
         except Exception as error:
             with contextlib.suppress(OSError):  # the log's disk may be full
                 traceback.print_exc()
@@ -62,11 +72,24 @@ def main(descriptor: int) -> None:
             channel.send({"kind": "failed", "cause": (cause.splitlines() or [""])[0], "hopeless": hopeless})
 
 
+class _Reporter:
+    """Sends progress, at most once in so many seconds beside the ends of epochs."""
+
+    def __init__(self, channel: Channel, seconds: float) -> None:
+        self._channel, self._seconds, self._told = channel, seconds, 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        ends_epoch = progress.step * progress.n_epochs == progress.epoch * progress.n_steps
+        if ends_epoch or time.monotonic() - self._told >= self._seconds:
+            self._told = time.monotonic()
+            self._channel.send({"kind": "progress", **asdict(progress)})
+
+
 def _log_to(run: str, repetition: int) -> None:
     """Send standard error, and what compiled code prints there, to the repetition's log."""
     from mach.storage import Run
 
-    log = Run(Path(run)).repetition(repetition).log
+    log: Any = Run.open(run).repetition(repetition).log
     with contextlib.suppress(OSError):
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as file:

@@ -1,0 +1,204 @@
+"""The driver of a run: takes whichever message comes first and hands the next shard to whoever is free.
+
+It is the same for processes of this machine, actors of a cluster and simulated workers: a `Pool` carries the
+messages. Weights never pass through it; a worker reads and writes the run directory itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, Protocol
+
+from rich.console import Console
+
+from mach.config import LaunchConfig
+from mach.errors import IncompleteRunError
+from mach.launch.display import Display
+from mach.launch.schedule import Schedule, Shard, shards_of
+from mach.storage import Run
+from mach.training import Progress
+
+MAX_EARLY_DEATHS = 5  # workers that die before they can take work mean a broken installation, not bad luck
+TICK_SECONDS = 0.5  # how often idle workers are offered a straggler's shard
+
+Message = dict[str, Any]
+
+
+class Pool(Protocol):
+    """Workers, numbered from 0, and the messages between them and the driver.
+
+    A worker says ``ready`` with ``where`` it is once it lives. Orders to it are ``{"train": [r, ...], "exclusive":
+    bool}`` and ``{"pause": true}``: save the shard and be free. It answers with ``progress``, ``finished``, ``paused``
+    or ``failed``; when it is gone, the pool itself says ``lost`` with the ``cause``.
+    """
+
+    def start(self, worker: int) -> None:
+        """Ask for a worker of this number; nobody waits for it."""
+
+    def send(self, worker: int, order: Message) -> None:
+        """Give an order; one that is gone is found out by `receive`."""
+
+    def receive(self, timeout_seconds: float) -> list[tuple[int, Message]]:
+        """Messages in the order in which they came: as soon as there is one, or none after the timeout."""
+
+    def now(self) -> float:
+        """Seconds on the pool's clock."""
+
+    def stop(self) -> None:
+        """Let all workers save their state and leave; returns when they have."""
+
+
+def train(
+    run: Run,
+    pool: Pool,
+    launch: LaunchConfig,
+    n_workers: int,
+    *,
+    repetitions: list[int] | None = None,
+    console: Console | None = None,
+) -> None:
+    """Train what lacks DONE on the workers of a pool; return when all wanted repetitions are finished.
+
+    Parameters
+    ----------
+    run : Run
+    pool : Pool
+        Stopped in the end, however it comes.
+    launch : LaunchConfig
+        Repetitions a shard, and how often a shard may fail.
+    n_workers : int
+        How many to ask for; fewer may come, or come later.
+    repetitions : list of int, optional
+        Some of them only; all by default.
+    console : Console, optional
+        Where progress goes; standard error by default.
+
+    Raises
+    ------
+    IncompleteRunError
+        When a repetition was given up, or on KeyboardInterrupt (the command line makes one of SIGTERM too);
+        everything finished or checkpointed is kept.
+    """
+    wanted = list(range(run.config.hashing.repetitions)) if repetitions is None else repetitions
+    finished = [r for r in wanted if run.repetition(r).is_done]
+    missing = [r for r in wanted if r not in finished]
+    schedule = Schedule(shards_of(missing, launch.shard), launch.attempts)
+    display = Display(console or Console(stderr=True), wanted, finished)
+    with display:
+        try:
+            Driver(schedule, pool, display, min(n_workers, schedule.n_unfinished)).drive()
+        except KeyboardInterrupt:
+            pool.stop()
+            done = [r for r in wanted if run.repetition(r).is_done]
+            saved = [r for r in wanted if r not in done and run.repetition(r).state.exists()]
+            raise IncompleteRunError(
+                f"stopped with {len(done)} of {len(wanted)} repetitions finished and {len(saved)} begun and saved in "
+                f"{run.path}: run the same command again to go on"
+            ) from None
+        finally:
+            pool.stop()
+    if schedule.given_up:
+        shard, cause = next(iter(schedule.given_up.items()))
+        n_failed = sum(map(len, schedule.given_up))
+        raise IncompleteRunError(
+            f"{n_failed} of {len(wanted)} repetitions failed, {len(wanted) - n_failed} are finished; repetition "
+            f"{_named(shard)}: {cause} (log: {run.repetition(shard[0]).log}); run the same command again to retry"
+        )
+
+
+class Driver:
+    """Brings a schedule to its end on the workers of a pool, through their deaths.
+
+    Parameters
+    ----------
+    schedule : Schedule
+    pool : Pool
+    display : Display
+    n_workers : int
+        How many to ask for.
+    """
+
+    def __init__(self, schedule: Schedule, pool: Pool, display: Display, n_workers: int) -> None:
+        self.schedule, self.pool, self.display = schedule, pool, display
+        self.n_workers = n_workers
+        self.n_early_deaths = 0
+        self._where: dict[int, str] = {}  # live workers
+        self._shard: dict[int, Shard] = {}  # what each was told to train
+
+    def drive(self) -> None:
+        """Hand out shards and take messages, whichever comes first, until nothing is left."""
+        for worker in range(self.n_workers):
+            self.pool.start(worker)
+        offered = self.pool.now()
+        while not self.schedule.is_over:
+            for worker, message in self.pool.receive(TICK_SECONDS):
+                self._handle(worker, message)
+            now = self.pool.now()
+            if self.schedule.n_waiting or now - offered >= TICK_SECONDS:
+                offered = now
+                for worker in self.schedule.idle():
+                    self._offer(worker)
+                self.display.seconds_left(self.schedule.seconds_left(now))
+
+    def _handle(self, worker: int, message: Message) -> None:
+        kind, now = message["kind"], self.pool.now()
+        if kind == "lost":
+            self._bury(worker, message["cause"])
+            return
+        self.n_early_deaths = 0  # somebody lives
+        if kind == "progress":
+            progress = Progress(**{field.name: message[field.name] for field in fields(Progress)})
+            self.schedule.progressed(worker, now, progress.step, progress.n_steps, progress.saved_step)
+            self.display.progressed(progress)
+            if self.schedule.should_yield(worker, now):
+                self.pool.send(worker, {"pause": True})
+            return
+        shard = self._shard.pop(worker, ())
+        if kind == "ready":
+            self.schedule.joined(worker)
+            self._where[worker] = message["where"]
+        elif kind == "finished":
+            for rival in self.schedule.finished_by(worker):
+                self.pool.send(rival, {"pause": True})
+            self._show(shard, "finished")
+        elif kind == "paused":
+            self.schedule.yielded_by(worker)
+            self._show(shard, "waiting")
+        elif kind == "failed":
+            self.schedule.failed_on(worker, message["cause"], hopeless=message["hopeless"])
+            self._show_loss(shard, message["cause"])
+        self._offer(worker)
+
+    def _offer(self, worker: int) -> None:
+        """Give a free worker something to do, if there is anything."""
+        assignment = self.schedule.next_for(worker, self.pool.now())
+        if assignment is None:
+            return
+        self._shard[worker] = assignment.shard
+        self.pool.send(worker, {"train": list(assignment.shard), "exclusive": assignment.exclusive})
+        self._show(assignment.shard, self._where[worker] + ("" if assignment.exclusive else ", a second copy"))
+
+    def _bury(self, worker: int, cause: str) -> None:
+        """A worker is gone: its shard goes back to the queue, and a new worker takes its place."""
+        self.schedule.died(worker, cause)
+        self._show_loss(self._shard.pop(worker, ()), cause)
+        if self._where.pop(worker, None) is None:
+            self.n_early_deaths += 1
+            if self.n_early_deaths >= max(MAX_EARLY_DEATHS, self.n_workers + 1):
+                raise IncompleteRunError(f"{cause} before it could take work, as {self.n_early_deaths - 1} before it")
+        if self.schedule.n_waiting:
+            self.pool.start(worker)
+
+    def _show_loss(self, shard: Shard, cause: str) -> None:
+        for repetition in shard:
+            is_over = shard in self.schedule.given_up
+            self.display.event(repetition, f"{'given up' if is_over else 'again'}: {cause}")
+
+    def _show(self, shard: Shard, status: str) -> None:
+        if status == "finished" or shard not in self.schedule.finished:  # a second copy may end after the first
+            for repetition in shard:
+                self.display.set(repetition, status)
+
+
+def _named(shard: Shard) -> str:
+    return str(shard[0]) if len(shard) == 1 else f"{shard[0]}-{shard[-1]}"
