@@ -365,7 +365,7 @@ def _insist(where: UPath, operation: Callable[[], Result]) -> Result:
         try:
             where.fs.invalidate_cache()  # other machines write there too
             return operation()
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(where)) from error
         except Exception as error:  # every backend has its own kinds
             if pause is not None:

@@ -271,7 +271,7 @@ class RepetitionFiles:
 
     def keep_log(self) -> None:
         """Put what was logged here beside the other files of a remote run; a log that fails is no failure."""
-        if not isinstance(self.log, Path) and self.local_log.exists():
+        if not isinstance(self.log, Path) and self.local_log.exists() and self.local_log.stat().st_size:
             with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(prefix="mach-") as file:
                 shutil.copyfile(self.local_log, file.name)  # the log may grow meanwhile
                 upload(Path(file.name), self.log)

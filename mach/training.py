@@ -128,8 +128,11 @@ def train_shard(
     torch.set_flush_denormal(True)  # denormal Adam moments cost a hundredfold
     try:
         for files in missing:
-            with _held(files, should_stop, job.exclusive), traffic or PeerTraffic() as counter:
-                _Trainer(run, store, files, counter, report, should_stop).train()
+            try:
+                with _held(files, should_stop, job.exclusive), traffic or PeerTraffic() as counter:
+                    _Trainer(run, store, files, counter, report, should_stop).train()
+            finally:
+                files.keep_log()
     finally:
         torch.set_flush_denormal(False)  # the state of the whole thread, and the caller's to use
 
@@ -159,12 +162,14 @@ class _Trainer:
         report: Callable[[Progress], None],
         should_stop: Callable[[], bool],
     ) -> None:
-        self.run, self.store, self.files = run, store, files
+        self.store, self.files = store, files
         self.traffic, self.report, self.should_stop = traffic, report, should_stop
-        self.config: Config = run.config
-        self.training = self.config.training
         self.repetition = files.repetition
-        self.assignment = run.assignment().select([self.repetition])
+        with self._storing():
+            self.config: Config = run.config
+            manifest, counts_K = run.manifest, run.class_counts_K()
+            self.assignment = run.assignment().select([self.repetition])
+        self.training = self.config.training
         self.rows, self.validation_rows = split_rows(
             store.n_rows, self.config.data.validation_fraction, self.training.seed
         )
@@ -175,9 +180,9 @@ class _Trainer:
             n_features=store.n_features,
             n_buckets=self.assignment.n_buckets,
             dense_input=store.is_dense,
-            loss=run.manifest.loss,
-            precision=run.manifest.precision,
-            bias_B=self._initial_bias(),
+            loss=manifest.loss,
+            precision=manifest.precision,
+            bias_B=self._initial_bias(counts_K),
             seed=int(np.random.SeedSequence([self.training.seed, self.repetition]).generate_state(1)[0]),
         )
         self.metrics: list[dict[str, Any]] = []
@@ -234,11 +239,11 @@ class _Trainer:
         if not self._is_over():
             self._finish()
 
-    def _initial_bias(self) -> NDArray[np.float32]:
+    def _initial_bias(self, counts_K: NDArray[np.int64]) -> NDArray[np.float32]:
         """Log odds of every bucket, taking its classes as exclusive: the loss starts near that of the prior."""
         buckets_K = self.assignment.buckets(np.arange(self.store.n_classes))[0]
         n_rows = max(1, self.store.n_rows)
-        counts_B = np.bincount(buckets_K, self.run.class_counts_K(), self.assignment.n_buckets)
+        counts_B = np.bincount(buckets_K, counts_K, self.assignment.n_buckets)
         share_B = np.clip(counts_B / n_rows, 0.1 / n_rows, 0.5)
         return np.log(share_B / (1.0 - share_B)).astype(np.float32)
 

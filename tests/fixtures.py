@@ -41,13 +41,14 @@ def main() -> None:
             "network": {"hidden": [16], "dropout": 0.0},
             "training": {"epochs": 60, "batch": 32, "rate": 0.02, "precision": "float32"},
         }
-        run, store = set_up(parse_config(tree, "fixture"), Path(folder, "run"))
-        train_shard(ShardJob(str(run.path), str(store.path), (0, 1)))
-        for scratch in run.path.rglob("lock"):
+        made = Path(folder, "run")
+        _, store = set_up(parse_config(tree, "fixture"), made)
+        train_shard(ShardJob(str(made), str(store.path), (0, 1)))
+        for scratch in made.rglob("lock"):
             scratch.unlink()
-        for file in [run.path / "config.toml", *run.path.rglob("DONE")]:
+        for file in [made / "config.toml", *made.rglob("DONE")]:
             file.write_text(file.read_text().replace(folder, "/elsewhere").replace(os.uname().nodename, "elsewhere"))
-        shutil.copytree(run.path, target)
+        shutil.copytree(made, target)
     ids, scores = load(target).topk(QUERIES, k=3)
     expected = {"queries": QUERIES, "ids": ids.tolist(), "scores": scores.tolist()}
     (target / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")

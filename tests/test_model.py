@@ -113,10 +113,10 @@ def test_unfinished_repetitions_are_left_out_or_refused(trained: Path, tmp_path:
 def test_weights_of_another_repetition_or_shape_are_refused(trained: Path, tmp_path: Path):
     shutil.copytree(trained, tmp_path / "run")
     files = [Run.open(tmp_path / "run").repetition(r) for r in range(3)]
-    shutil.copy(files[1].weights, files[0].weights)
+    shutil.copy(files[1].weights_file(), files[0].weights_file())
     with pytest.raises(StorageError, match="r000/weights.safetensors holds repetition 1"):
         load(tmp_path / "run")
-    good = map_tensors(files[1].weights)[0]
+    good = map_tensors(files[1].weights_file())[0]
     for name, array in good.items():
         files[0].save(files[0].weights, {**good, name: array[:-1]}, {"repetition": "0"})
         with pytest.raises(StorageError, match=f"{name} is "):
@@ -171,7 +171,7 @@ def test_info_tells_the_cost_and_the_silence(model: MachModel):
     assert 0 < info["weight_bytes"] - 3 * (2 * (N_FEATURES * 32 + 32 * 32) + 4 * 64) < 3 * 600
 
 
-def train_text_model(config: Config, folder: Path) -> Path:
+def train_text_model(config: Config, folder: Path, path: str | Path) -> None:
     words = ["red", "green", "blue", "round", "square", "heavy", "light", "old", "new", "wooden"]
     generator = np.random.default_rng(0)
     rows = ["text,classes"]
@@ -185,15 +185,14 @@ def train_text_model(config: Config, folder: Path) -> Path:
         ),
         "hashing": config.hashing.model_copy(update={"repetitions": 2, "buckets": 6}),
     }
-    run, store = set_up(config.model_copy(update=changed), folder / "run")
+    run, store = set_up(config.model_copy(update=changed), path)
     train_shard(ShardJob(str(run.path), str(store.path), (0, 1)))
-    return run.path
 
 
 def test_text_in_names_out_from_the_run_folder_alone(config: Config, tmp_path: Path):
-    run = train_text_model(config, tmp_path)
+    train_text_model(config, tmp_path, tmp_path / "run")
     (tmp_path / "train.csv").unlink()
-    model = load(run.rename(tmp_path / "moved"))
+    model = load((tmp_path / "run").rename(tmp_path / "moved"))
     ids, _ = model.topk("something old, and BLUE", k=2)
     assert sorted(model.names(ids)) == ["blue", "old"]
     many, _ = model.topk(["old blue", "round heavy"], k=2)

@@ -127,7 +127,7 @@ def test_early_stopping_keeps_the_best_epoch(config: Config, tmp_path: Path, mon
     figures = [row["validation_bucket_precision"] for row in metrics]
     assert len(figures) == done.epochs < 30
     assert done.best_epoch == int(np.argmax(figures)) + 1 == done.epochs - 2
-    assert done.weights_digest == digest_of(map_tensors(run.repetition(0).weights)[0])
+    assert done.weights_digest == digest_of(map_tensors(run.repetition(0).weights_file())[0])
     again, job = job_of(config, tmp_path / "again", 0, **EARLY)
     finish = RepetitionFiles.finish
     monkeypatch.setattr(RepetitionFiles, "finish", lambda *arguments: (_ for _ in ()).throw(StorageError("full")))
@@ -193,7 +193,7 @@ def test_what_killed_writers_left_is_swept(config: Config, tmp_path: Path):
     leftovers = {name: run.repetition(0).folder / f".state.{who}.tmp" for name, who in written_by.items()}
     for leftover in leftovers.values():
         leftover.write_bytes(b"half")
-    os.utime(leftovers["old"], (1, 1))
+    os.utime(str(leftovers["old"]), (1, 1))
     train_shard(job)
     assert [name for name, leftover in leftovers.items() if leftover.exists()] == ["alive", "elsewhere"]
 
