@@ -6,9 +6,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,7 +28,6 @@ from mach.places import (
     read_bytes,
     remove,
     sweep,
-    upload,
 )
 from mach.tensors import digest_of, map_tensors, write_tensors
 
@@ -267,14 +263,22 @@ class RepetitionFiles:
         if isinstance(self.log, Path):
             return self.log
         name = hashlib.blake2b(str(self.log).encode(), digest_size=8).hexdigest()
-        return Path(tempfile.gettempdir()) / f"mach-{os.getuid()}-{name}.log"
+        return cache_folder() / "logs" / f"{name}.txt"
+
+    def note(self, line: str) -> None:
+        """Append a line to the log."""
+        with contextlib.suppress(OSError):
+            self.local_log.parent.mkdir(parents=True, exist_ok=True)
+            with self.local_log.open("a") as log:
+                log.write(line + "\n")
 
     def keep_log(self) -> None:
         """Put what was logged here beside the other files of a remote run; a log that fails is no failure."""
-        if not isinstance(self.log, Path) and self.local_log.exists() and self.local_log.stat().st_size:
-            with contextlib.suppress(OSError), tempfile.NamedTemporaryFile(prefix="mach-") as file:
-                shutil.copyfile(self.local_log, file.name)  # the log may grow meanwhile
-                upload(Path(file.name), self.log)
+        if self.is_remote:
+            with contextlib.suppress(OSError, StorageError):
+                if content := self.local_log.read_bytes():
+                    with atomic_file(self.log) as file:
+                        file.write(content)
 
     def _tidy_if_done(self) -> None:
         if self.is_done:

@@ -26,8 +26,8 @@ from mach.data.store import Store, split_rows
 from mach.data.transfer import fetch_store
 from mach.errors import MachError, StorageError
 from mach.kernels.memory import to_bfloat16
-from mach.networks.batch import read_batch, read_classes
-from mach.networks.network import Network, StepFigures, step_figures
+from mach.networks.batch import read_batch, read_targets
+from mach.networks.network import Network, StepFigures, mean_figures, step_figures
 from mach.networks.rates import rate_at
 from mach.places import HOST
 from mach.repetition import RepetitionFiles, SignOfLife, Summary
@@ -209,7 +209,7 @@ class _Trainer:
             rows = order[offset * self.training.batch : (offset + 1) * self.training.batch]
             figures = self.network.step(
                 read_batch(self.store, rows),
-                *self._targets(rows),
+                *read_targets(self.store, rows, self.assignment),
                 rate_at(step, self.n_steps, self.training),
                 measured=offset % MEASURE_EVERY == 0,
             )
@@ -231,6 +231,8 @@ class _Trainer:
                 self._end_epoch(epoch, speed)
             if stops:
                 self._checkpoint()
+                if self._is_over():  # since just now
+                    return
                 raise TrainingStoppedError(f"repetition {self.repetition} stopped at step {step + 1} of {self.n_steps}")
             if saves:
                 self._try(self._checkpoint)
@@ -247,36 +249,26 @@ class _Trainer:
         share_B = np.clip(counts_B / n_rows, 0.1 / n_rows, 0.5)
         return np.log(share_B / (1.0 - share_B)).astype(np.float32)
 
-    def _targets(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(row in batch, bucket) of the union of every row's classes' buckets."""
-        classes, counts = read_classes(self.store, rows)
-        n_buckets = self.assignment.n_buckets
-        keys = np.repeat(np.arange(len(rows)), counts) * n_buckets + self.assignment.buckets(classes)[0]
-        keys = np.unique(keys)
-        return keys // n_buckets, keys % n_buckets
-
     def _progress(self, epoch: int, speed: float) -> Progress:
-        loss, precision = _mean(self.figures)
-        left = (self.n_steps - self.network.n_steps) * self.training.batch / speed
-        n_epochs = self.training.epochs
+        mean = mean_figures(self.figures)
         return Progress(
-            self.repetition,
-            self.network.n_steps,
-            self.n_steps,
-            epoch + 1,
-            n_epochs,
-            loss,
-            precision,
-            speed,
-            left,
-            self.saved_step,
+            repetition=self.repetition,
+            step=self.network.n_steps,
+            n_steps=self.n_steps,
+            epoch=epoch + 1,
+            n_epochs=self.training.epochs,
+            loss=mean.loss,
+            bucket_precision=mean.bucket_precision,
+            rows_per_second=speed,
+            seconds_left=(self.n_steps - self.network.n_steps) * self.training.batch / speed,
+            saved_step=self.saved_step,
         )
 
     def _end_epoch(self, epoch: int, speed: float) -> None:
-        loss, precision = _mean(self.figures)
-        self._refuse_trouble(loss)
-        row: dict[str, Any] = {"epoch": epoch + 1, "step": self.network.n_steps, "loss": loss}
-        row |= {"bucket_precision": precision, "rows_per_second": round(speed, 1)}
+        mean = mean_figures(self.figures)
+        self._refuse_trouble(mean.loss)
+        row: dict[str, Any] = {"epoch": epoch + 1, "step": self.network.n_steps}
+        row |= asdict(mean) | {"rows_per_second": round(speed, 1)}
         if len(self.validation_rows):
             validation = self._validate()
             row |= {"validation_loss": validation.loss, "validation_bucket_precision": validation.bucket_precision}
@@ -325,7 +317,7 @@ class _Trainer:
         for begin in range(0, len(self.validation_rows), VALIDATION_BATCH):
             rows = self.validation_rows[begin : begin + VALIDATION_BATCH]
             logits = self.network.logits(read_batch(self.store, rows))
-            figures = step_figures(logits, *self._targets(rows), self.network.loss)
+            figures = step_figures(logits, *read_targets(self.store, rows, self.assignment), self.network.loss)
             total += np.array([figures.loss, figures.bucket_precision]) * len(rows)
         loss, precision = total / len(self.validation_rows)
         return StepFigures(float(loss), float(precision))
@@ -373,8 +365,7 @@ class _Trainer:
             with self._storing():
                 write()
         except StorageError as error:
-            with contextlib.suppress(OSError), self.files.local_log.open("a") as log:
-                log.write(f"skipped at step {self.network.n_steps}: {error}\n")
+            self.files.note(f"skipped at step {self.network.n_steps}: {error}")
 
     def _stored_weights(self) -> dict[str, NDArray[Any]]:
         half = self.config.network.weights == "bfloat16"
@@ -407,7 +398,3 @@ def peak_memory_bytes() -> int:
     """Largest resident memory of this process so far; ``ru_maxrss`` would start at the parent's size."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-
-
-def _mean(figures: list[StepFigures]) -> tuple[float, float]:
-    return float(np.mean([f.loss for f in figures])), float(np.mean([f.bucket_precision for f in figures]))

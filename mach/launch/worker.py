@@ -17,12 +17,13 @@ import threading
 import time
 import traceback
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mach.errors import ConfigError, MachError
 from mach.launch.channel import Channel
 
 if TYPE_CHECKING:
+    from mach.repetition import RepetitionFiles
     from mach.training import Progress
 
 
@@ -48,7 +49,7 @@ def main(descriptor: int) -> None:
         if "pause" in order:  # it crossed our last message
             continue
         repetitions = tuple(order["train"])
-        _log_to(job["run"], repetitions[0])
+        files = _log_of(job["run"], repetitions[0])
         try:
             train_shard(
                 ShardJob(job["run"], job["store"], repetitions, job["threads"], exclusive=order["exclusive"]),
@@ -67,6 +68,7 @@ def main(descriptor: int) -> None:
             with contextlib.suppress(OSError):  # the log's disk may be full
                 traceback.print_exc()
                 sys.stderr.flush()
+            files.keep_log()
             cause = str(error) if isinstance(error, MachError) else f"{type(error).__name__}: {error}"
             hopeless = isinstance(error, TrainingError | ConfigError)
             channel.send({"kind": "failed", "cause": (cause.splitlines() or [""])[0], "hopeless": hopeless})
@@ -85,15 +87,17 @@ class _Reporter:
             self._channel.send({"kind": "progress", **asdict(progress)})
 
 
-def _log_to(run: str, repetition: int) -> None:
+def _log_of(run: str, repetition: int) -> RepetitionFiles:
     """Send standard error, and what compiled code prints there, to the repetition's log."""
+    from mach.places import place
     from mach.storage import Run
 
-    log: Any = Run.open(run).repetition(repetition).log
+    files = Run(place(run)).repetition(repetition)
     with contextlib.suppress(OSError):
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a") as file:
+        files.local_log.parent.mkdir(parents=True, exist_ok=True)
+        with files.local_log.open("a") as file:
             os.dup2(file.fileno(), sys.stderr.fileno())
+    return files
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.data.store import Store
+from mach.hashing import Assignment
 from mach.kernels.sparse import gather_rows
 
 
@@ -48,6 +49,17 @@ def read_classes(store: Store, rows: NDArray[np.int64]) -> tuple[NDArray[np.int3
     begins = store.class_indptr[rows]
     counts = store.class_indptr[rows + 1] - begins
     return store.class_ids[_ranges(begins, counts)], counts
+
+
+def read_targets(
+    store: Store, rows: NDArray[np.int64], assignment: Assignment
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(row in batch, bucket) of the union of every row's classes' buckets, by the assignment's first repetition."""
+    classes, counts = read_classes(store, rows)
+    n_buckets = assignment.n_buckets
+    keys = np.repeat(np.arange(len(rows)), counts) * n_buckets + assignment.buckets(classes)[0]
+    keys = np.unique(keys)
+    return keys // n_buckets, keys % n_buckets
 
 
 def _ranges(begins: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -235,6 +236,14 @@ def step_figures(
     is_target[torch.from_numpy(target_rows), torch.from_numpy(targets)] = True
     hits = is_target.gather(1, logits_NB.argmax(1, keepdim=True)).sum().item()
     return StepFigures(mean_loss(logits_NB, target_rows, targets, loss), hits / max(1, len(logits_NB)))
+
+
+def mean_figures(figures: Sequence[StepFigures]) -> StepFigures:
+    """Means over steps of as many rows each."""
+    return StepFigures(
+        float(np.mean([figure.loss for figure in figures])),
+        float(np.mean([figure.bucket_precision for figure in figures])),
+    )
 
 
 def _drop_inputs(batch: Batch, rate: float, generator: np.random.Generator) -> Batch:
