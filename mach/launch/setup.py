@@ -89,7 +89,7 @@ def _training_data(config: Config, run: Place | None, report: Callable[[str, flo
     except (DataError, StorageError):
         if run is None or isinstance(run, Path) or not is_there(run / STORE / META):
             raise
-        return fetch_store(run / STORE, config.data.cache)
+        return fetch_store(run / STORE)
 
 
 def _share(config: Config, store: Store, path: Place) -> None:

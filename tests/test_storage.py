@@ -17,7 +17,6 @@ from click.testing import CliRunner, Result
 from mach import places
 from mach.cli import main
 from mach.config import Config, to_toml
-from mach.data.prepare import prepare
 from mach.errors import ConfigError, DataError, IncompleteRunError, StorageError
 from mach.launch.setup import drop_store, set_up, shared_store
 from mach.model import load
@@ -25,7 +24,6 @@ from mach.places import exists, names_in, place, read_bytes
 from mach.repetition import SILENCE_SECONDS, SignOfLife
 from mach.storage import Run
 from mach.training import ShardJob, TrainingError, TrainingStoppedError, train_shard
-from tests.conftest import planted_rows, write_repository
 from tests.flaky import FlakyFileSystem
 from tests.test_model import train_text_model
 from tests.test_training import EARLY, stop_after
@@ -336,52 +334,6 @@ def test_two_creators_write_the_same_and_another_is_refused(config: Config, plan
         set_up(config, f"memory://{tmp_path.name}/thesis")
     with pytest.raises(IncompleteRunError, match="no repetition is finished yet"):
         load(url)
-
-
-# --- data behind URLs
-
-
-def test_a_source_is_fetched_once_for_every_state(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    source = write_repository(tmp_path / "train.txt", planted_rows(50, seed=1))
-    url = f"flaky://{source}"
-    monkeypatch.setattr(FlakyFileSystem, "n_operations", {})
-    data = config.data.model_copy(update={"cache": None, "class_names": None})
-    first = prepare(data, config.text, url)
-    assert prepare(data, config.text, url).path == first.path
-    assert FlakyFileSystem.n_operations["get"] == 1
-    assert first.fingerprint == prepare(data, config.text, str(source)).fingerprint
-    write_repository(source, planted_rows(60, seed=1))
-    assert prepare(data, config.text, url).n_rows == 60
-    with pytest.raises(DataError, match="cannot read flaky://.*none.txt: No such file"):
-        prepare(data, config.text, f"flaky://{tmp_path}/none.txt")
-    with pytest.raises(DataError, match="is a directory but no store"):
-        prepare(data, config.text, f"flaky://{tmp_path}")
-
-
-def test_a_destination_with_other_data_is_left_alone(config: Config, planted: Path, tmp_path: Path):
-    url = place(f"memory://{tmp_path.name}/store")
-    data = config.data.model_copy(update={"class_names": None})
-    for _ in range(2):
-        prepare(data, config.text, str(planted / "train.txt"), url)
-    with pytest.raises(StorageError, match="is a store of other data"):
-        prepare(data, config.text, str(planted / "test.txt"), url)
-
-
-def test_an_array_behind_a_url_brings_its_classes(config: Config, tmp_path: Path):
-    np.save(tmp_path / "rows.npy", np.eye(6, dtype=np.float32))
-    np.save(tmp_path / "rows.classes.npy", np.arange(6))
-    data = config.data.model_copy(update={"class_names": None})
-    store = prepare(data, config.text, f"local://{tmp_path}/rows.npy")
-    np.testing.assert_array_equal(store.class_ids, np.arange(6))
-
-
-def test_a_damaged_store_is_found_out(config: Config, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
-    _, job = began(config, f"flaky://{tmp_path}/run", 0)
-    spoilt = staticmethod(lambda operation, path: "spoil" if operation == "get" and path.endswith("_ids") else "")
-    monkeypatch.setattr(FlakyFileSystem, "trouble", spoilt)
-    with pytest.raises(StorageError, match="store flaky://.*/store is damaged"):
-        train_shard(job)
-    assert not list(cache.glob("store-*"))
 
 
 def mach(*arguments: object) -> Result:
