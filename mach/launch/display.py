@@ -51,6 +51,10 @@ class Display:
         """Where a repetition is, or that it waits or is finished."""
         self._set(repetition, status)
 
+    def note(self, text: str) -> None:
+        """Something about the whole run."""
+        self._console.print(text, highlight=False, soft_wrap=True)
+
     def seconds_left(self, seconds: float | None) -> None:
         """How long the whole run will take from now; None: not known yet."""
         self._seconds_left = seconds

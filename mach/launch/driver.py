@@ -6,7 +6,6 @@ messages. Weights never pass through it; a worker reads and writes the run direc
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -97,6 +96,8 @@ def train(
             ) from None
         finally:
             pool.stop()
+    if schedule.n_deaths:
+        display.note(f"{schedule.n_deaths} workers were lost, {schedule.n_lost_steps} steps had to be trained again")
     if schedule.given_up:
         shard, cause = next(iter(schedule.given_up.items()))
         n_failed = sum(map(len, schedule.given_up))
@@ -134,20 +135,20 @@ class Driver:
             for worker, message in self.pool.receive(TICK_SECONDS):
                 self._handle(worker, message)
             now = self.pool.now()
-            if self.schedule.n_waiting or now - offered >= TICK_SECONDS:
+            if now - offered >= TICK_SECONDS:
                 offered = now
                 for worker in self.schedule.idle():
                     self._offer(worker)
                 self.display.seconds_left(self.schedule.seconds_left(now))
 
     def _handle(self, worker: int, message: Message) -> None:
-        kind, now = message["kind"], self.pool.now()
+        kind, now = message.pop("kind"), self.pool.now()
         if kind == "lost":
             self._bury(worker, message["cause"])
             return
         self.n_early_deaths = 0  # somebody lives
         if kind == "progress":
-            progress = Progress(**{field.name: message[field.name] for field in fields(Progress)})
+            progress = Progress(**message)
             self.schedule.progressed(worker, now, progress.step, progress.n_steps, progress.saved_step)
             self.display.progressed(progress)
             if self.schedule.should_yield(worker, now):

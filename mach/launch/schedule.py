@@ -23,6 +23,7 @@ Shard = tuple[int, ...]  # the repetitions that a worker trains together
 FAILURE_WEIGHT = 5  # deaths that weigh as much as one failure
 SLOW = 0.8  # of the median speed: below it a worker counts as slow, and a copy must promise to end so much earlier
 LAG = 1 / 8  # of a shard: what a waiting one must lag behind before a running one makes room for it
+MOVE_SECONDS = 5.0  # what must be gained at least: to move a shard costs some
 CHUNK = 1 / 16  # of a shard: how often a worker is asked whether it should make room
 
 
@@ -98,6 +99,8 @@ class Schedule:
         self.attempts = attempts
         self.finished: list[Shard] = []
         self.given_up: dict[Shard, str] = {}
+        self.n_deaths = 0
+        self.n_lost_steps = 0  # that were trained and must be trained again
 
     @property
     def is_over(self) -> bool:
@@ -163,7 +166,8 @@ class Schedule:
         if not 0 < len(self._waiting) < len(self._workers):
             return False
         laggard = self._first_waiting(worker)
-        return laggard is not None and at.step - laggard.saved_step > LAG * self._n_steps
+        lead = 0 if laggard is None else at.step - laggard.saved_step
+        return lead > LAG * self._n_steps and lead > MOVE_SECONDS * (at.speed or 0.0)
 
     def finished_by(self, worker: int) -> list[int]:
         """A worker finished its shard; returns the other workers that still train it, in vain."""
@@ -199,7 +203,9 @@ class Schedule:
         """
         at = self._workers.pop(worker, None)
         item = self._take_from(at, worker) if at else None
-        if item is not None:
+        self.n_deaths += 1
+        if at is not None and item is not None:
+            self.n_lost_steps += max(0, at.step - item.saved_step)
             self._put_back(item, cause, 1)
 
     def seconds_left(self, now: float) -> float | None:
@@ -237,7 +243,7 @@ class Schedule:
         if everything is None or not at.speed or not self._is_slow(at):
             return False
         n_left = self._n_steps - step
-        return n_left / at.speed > everything + LAG * n_left / self._median_speed()
+        return n_left / at.speed > everything + LAG * n_left / self._median_speed() + MOVE_SECONDS
 
     def _somebody_is_ahead(self, slow: _Worker) -> bool:
         """A faster worker that could swap shards, or is idle."""
@@ -258,7 +264,7 @@ class Schedule:
                 continue
             here = (self._n_steps - item.saved_step) / speed
             there = (self._n_steps - at.step) / (at.speed_now(now) or 1e-9)
-            if at.first_step is not None and here < SLOW * there and there > longest:
+            if at.first_step is not None and here < min(SLOW * there, there - MOVE_SECONDS) and there > longest:
                 slowest, longest = item, there
         return slowest
 

@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from mach.errors import ConfigError, MachError
@@ -84,7 +83,7 @@ class _Reporter:
         ends_epoch = progress.step * progress.n_epochs == progress.epoch * progress.n_steps
         if ends_epoch or time.monotonic() - self._told >= self._seconds:
             self._told = time.monotonic()
-            self._channel.send({"kind": "progress", **asdict(progress)})
+            self._channel.send({"kind": "progress", **vars(progress)})
 
 
 def _log_of(run: str, repetition: int) -> RepetitionFiles:
