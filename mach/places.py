@@ -147,7 +147,11 @@ def atomic_file(where: Place) -> Iterator[BinaryIO]:
 
 
 def upload(file: Path, where: UPath) -> None:
-    """Put a file; it appears whole or not at all, and its size is asked back."""
+    """Put a file; it appears whole or not at all.
+
+    Its size is asked back, for stores that lose a write and say nothing. What that misses, an object that stays as it
+    was and has the same size, is an older checkpoint, which is as good a place to go on from.
+    """
     fs = where.fs
 
     def put(path: str) -> None:
@@ -356,7 +360,8 @@ def _move(fs: Any, temporary: str, path: str) -> None:
 def _names_below(folder: UPath) -> list[str]:
     root = str(folder.fs._strip_protocol(folder.path)).rstrip("/")
     found = _insist(folder, lambda: folder.fs.find(folder.path))
-    return [name.removeprefix(root).lstrip("/") for name in found]
+    names = [name.removeprefix(root).lstrip("/") for name in found]
+    return [name for name in names if name]  # some stores list a mark for the folder itself
 
 
 def _insist(where: UPath, operation: Callable[[], Result]) -> Result:

@@ -133,9 +133,8 @@ def prepare(
                 else:
                     task.write_numbers(path, key)
             except StorageError:
-                if not path.exists():
+                if not path.exists():  # otherwise another process was faster
                     raise
-                # otherwise another process was faster
     store = Store.open(path)
     if store.meta["key"] != key:
         raise StorageError(f"{path} was not prepared from {name} with these options: choose another destination")
