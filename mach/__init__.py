@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME_OF = {
-    "MachModel": "mach.model",
-    "load": "mach.model",
+    "DegradedWarning": "mach.errors",
     "MachError": "mach.errors",
+    "MachModel": "mach.model",
+    "load": "mach.loading",
 }
-__all__ = ["MachError", "MachModel", "__version__", "load"]
+__all__ = ["DegradedWarning", "MachError", "MachModel", "__version__", "load"]
 
 if TYPE_CHECKING:
-    from mach.errors import MachError
-    from mach.model import MachModel, load
+    from mach.errors import DegradedWarning, MachError
+    from mach.loading import load
+    from mach.model import MachModel
 
 
 def __getattr__(name: str) -> Any:  # public names resolve on first use: `import mach` stays light

@@ -280,7 +280,7 @@ def info(run: Place, verify: bool, as_json: bool) -> None:
 
 
 def _model(run: Place, repetitions: str | None) -> MachModel:
-    from mach.model import load
+    from mach.loading import load
 
     return load(run, repetitions=_numbers(repetitions, None) if repetitions else None)
 

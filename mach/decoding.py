@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -62,7 +62,7 @@ class TopK:
     bound_N: NDArray[np.float32]
 
     @classmethod
-    def concatenate(cls, parts: Sequence[TopK]) -> TopK:
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
         """One answer from the answers to consecutive parts of a batch."""
         return cls(*(np.concatenate(columns) for columns in zip(*(vars(part).values() for part in parts), strict=True)))
 

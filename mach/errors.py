@@ -27,3 +27,7 @@ class IncompleteRunError(MachError):
     """A run that stopped before every repetition was trained; the same command resumes it."""
 
     exit_code = 3
+
+
+class DegradedWarning(UserWarning):
+    """An answer by fewer repetitions than the model has: some are kept by actors that are lost or late."""

@@ -33,29 +33,40 @@ def evaluate(
     ks : tuple of int
         Cut-offs of P@k, nDCG@k, PSP@k, recall@k.
     curve : bool
-        Also for the first 1, 2, ... repetitions, from the same bucket scores.
+        Also for the first 1, 2, ... repetitions (of those that answer), from the same bucket scores.
     report : callable
         Called with a stage and the fraction done, once a chunk of rows.
 
     Returns
     -------
     list of dict
-        One a number of repetitions, ascending; the last holds all. Metrics are shares in 0..1.
+        One a number of repetitions, ascending; the last holds all. Metrics are shares in 0..1, and so is ``degraded``:
+        of rows that were answered by fewer repetitions than the model has.
     """
     n_repetitions = model.n_repetitions
     sizes = range(1, n_repetitions + 1) if curve else [n_repetitions]
-    decoders = [Decoder(model.assignment.select(list(range(size))), model.aggregate) for size in sizes]
-    found: list[list[Any]] = [[] for _ in decoders]
-    for probs_NRB in model.probabilities(store):
-        for decoder, size, ids in zip(decoders, sizes, found, strict=True):
-            ids.append(decoder.topk(np.ascontiguousarray(probs_NRB[:, :size]), max(ks)).ids_Nk)
+    decoders: dict[tuple[int, ...], Decoder] = {}
+    found: list[list[Any]] = [[] for _ in sizes]
+    n_degraded = 0
+    for probs_NRB, columns in model.probabilities(store):
+        n_degraded += len(probs_NRB) * (len(columns) < n_repetitions)
+        for size, ids in zip(sizes, found, strict=True):
+            first = columns[:size]
+            if first not in decoders:
+                decoders[first] = Decoder(model.assignment.select(list(first)), model.aggregate)
+            ids.append(decoders[first].topk(np.ascontiguousarray(probs_NRB[:, :size]), max(ks)).ids_Nk)
         report("evaluating", sum(map(len, found[-1])) / store.n_rows)
     truth = csr_array(
         (np.ones(len(store.class_ids), np.int8), store.class_ids, store.class_indptr),
         shape=(store.n_rows, model.n_classes),
     )
     weights_K = propensities(model.run.class_counts_K(), model.run.manifest.n_rows)
+    degraded = n_degraded / store.n_rows
     return [
-        {"n_repetitions": size, **evaluate_ids(np.concatenate(ids), truth, ks=ks, propensities=weights_K)}
+        {
+            "n_repetitions": size,
+            **evaluate_ids(np.concatenate(ids), truth, ks=ks, propensities=weights_K),
+            "degraded": degraded,
+        }
         for size, ids in zip(sizes, found, strict=True)
     ]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mach.decoding import Decoder, TopK
-from mach.errors import DataError, IncompleteRunError, StorageError
-from mach.networks.inference import bucket_logits, bucket_probabilities, weight_shapes
-from mach.places import Place
+from mach.errors import DataError
 from mach.queries import QueryReader, is_single
+from mach.scoring import Scorer, shapes_of
 from mach.storage import Run
-from mach.tensors import digest_of
 
 if TYPE_CHECKING:
     from mach.queries import Queries
@@ -23,53 +22,34 @@ if TYPE_CHECKING:
 CHUNK_SCORES = 2**23  # bucket scores held at once: 32 MB
 
 
-def load(path: str | Place, *, repetitions: Sequence[int] | None = None) -> MachModel:
-    """Open a trained run as a model; weights are mapped, so it takes milliseconds and no memory of its own.
+@dataclass(frozen=True)
+class Answer(TopK):
+    """The best k classes of every query, as `TopK`, and which repetitions they come from.
 
-    Parameters
+    Attributes
     ----------
-    path : str, Path or UPath
-        Run directory made by ``mach train``; unfinished repetitions are left out. Weights behind a URL are fetched into
-        the cache, once a machine.
-    repetitions : sequence of int, optional
-        Use these only.
-
-    Raises
-    ------
-    StorageError
-        When the folder is no run or is damaged.
-    IncompleteRunError
-        When one of the wanted repetitions, or any at all, is not finished.
-
-    Examples
-    --------
-    >>> import mach
-    >>> model = mach.load("runs/characters")  # doctest: +SKIP
-    >>> ids, scores = model.topk("black chess queen", k=5)  # doctest: +SKIP
-    >>> model.names(ids)[0]  # doctest: +SKIP
-    'BLACK CHESS QUEEN'
+    answered_NR : bool array of shape (N, R)
+        Whether a repetition's scores went into the answer; only one kept in another process can be missing.
     """
-    run = Run.open(path)
-    finished = run.finished()
-    chosen = finished if repetitions is None else list(dict.fromkeys(repetitions))
-    missing = sorted(set(chosen) - set(finished))
-    if missing:
-        raise IncompleteRunError(
-            f"{path}: repetitions {missing} are not finished, {finished} are: train on, or name those"
-        )
-    if not chosen:
-        raise IncompleteRunError(f"{path}: no repetition is finished yet: train on with the same command")
-    return MachModel(run, chosen)
+
+    answered_NR: NDArray[np.bool_]
+
+    @property
+    def is_degraded(self) -> bool:
+        """Whether a repetition was missing for some query; its answer is exact for those that were there."""
+        return not self.answered_NR.all()
 
 
 class MachModel:
-    """Exact top-k classes by R independent networks over hashed buckets.
+    """Exact top-k classes by R independent networks over hashed buckets; a context manager that closes it.
 
     Parameters
     ----------
     run : Run
     repetitions : list of int
         Finished repetitions to use. Build it with `mach.load`.
+    scorer : Scorer
+        Keeps their weights.
 
     Attributes
     ----------
@@ -77,7 +57,7 @@ class MachModel:
         K, D, B, and R as far as used.
     """
 
-    def __init__(self, run: Run, repetitions: list[int]) -> None:
+    def __init__(self, run: Run, repetitions: list[int], scorer: Scorer) -> None:
         self.run = run
         self.repetitions = repetitions
         manifest = run.manifest
@@ -85,14 +65,19 @@ class MachModel:
         self.assignment = run.assignment().select(repetitions)
         self.n_buckets, self.n_repetitions = self.assignment.n_buckets, len(repetitions)
         self.aggregate = "log-mean" if run.config.decoding.aggregate == "auto" else run.config.decoding.aggregate
-        shapes = weight_shapes(
-            run.config.network,
-            n_features=self.n_features,
-            n_buckets=self.n_buckets,
-            dense_input=manifest.dense_input,
-        )
-        self._widest = max(max(shape) for name, shape in shapes.items() if name != "input.weight")
-        self._weights = [run.load_weights(r, shapes) for r in repetitions]
+        self._widest = max(max(shape) for name, shape in shapes_of(run).items() if name != "input.weight")
+        self._scorer = scorer
+        self._decoder = lru_cache(maxsize=8)(self._make_decoder)  # one for every set of repetitions that answered
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the actors that keep the weights; nothing to do for a model of this process."""
+        self._scorer.close()
 
     def topk(
         self,
@@ -136,12 +121,12 @@ class MachModel:
         *,
         allowed: NDArray[np.bool_] | None = None,
         budget: int | None = None,
-    ) -> TopK:
+    ) -> Answer:
         """As `topk`, with the certificate: whether each answer is exact, and the bound on everything left out."""
         parts = list(self.search_in_parts(queries, k, allowed=allowed, budget=budget))
         if not parts:
             raise DataError("there are no queries: give at least one")
-        return TopK.concatenate(parts)
+        return Answer.concatenate(parts)
 
     def search_in_parts(
         self,
@@ -150,10 +135,13 @@ class MachModel:
         *,
         allowed: NDArray[np.bool_] | None = None,
         budget: int | None = None,
-    ) -> Iterator[TopK]:
+    ) -> Iterator[Answer]:
         """As `search`, a few queries at a time: any number of them in bounded memory."""
-        for probs_NRB in self.probabilities(queries):
-            yield self._decoder.topk(probs_NRB, k, allowed_K=allowed, budget=budget)
+        for probs_NRB, columns in self.probabilities(queries):
+            top = self._decoder(columns).topk(probs_NRB, k, allowed_K=allowed, budget=budget)
+            answered_NR = np.zeros((len(probs_NRB), self.n_repetitions), np.bool_)
+            answered_NR[:, list(columns)] = True
+            yield Answer(**vars(top), answered_NR=answered_NR)
 
     def score(self, queries: Queries, ids: ArrayLike) -> NDArray[np.float32]:
         """Scores of given classes: ids of shape (C,) for all queries or (N, C); returns (N, C), or (C,) for one.
@@ -165,10 +153,10 @@ class MachModel:
         """
         candidates = np.asarray(ids)
         scores, begin = [], 0
-        for probs_NRB in self.probabilities(queries):
+        for probs_NRB, columns in self.probabilities(queries):
             n = len(probs_NRB)
             rows = candidates[begin : begin + n] if candidates.ndim == 2 else np.tile(candidates, (n, 1))
-            scores.append(self._decoder.score(probs_NRB, rows))
+            scores.append(self._decoder(columns).score(probs_NRB, rows))
             begin += n
         if candidates.ndim == 2 and len(candidates) != begin:
             raise DataError(f"ids of shape {candidates.shape} for {begin} queries: give a row a query, or one for all")
@@ -176,9 +164,15 @@ class MachModel:
         return scores_NC[0] if is_single(queries) and candidates.ndim == 1 else scores_NC
 
     def bucket_scores(self, queries: Queries) -> NDArray[np.float32]:
-        """Bucket probabilities of shape (N, R, B), float32: what the aggregate turns into class scores."""
-        parts = list(self.probabilities(queries))
-        return np.concatenate(parts) if parts else np.empty((0, self.n_repetitions, self.n_buckets), np.float32)
+        """Bucket probabilities of shape (N, R, B), float32: what the aggregate turns into class scores.
+
+        Those of repetitions that do not answer are NaN.
+        """
+        parts = [np.empty((0, self.n_repetitions, self.n_buckets), np.float32)]
+        for probs_NRB, columns in self.probabilities(queries):
+            parts.append(np.full((len(probs_NRB), *parts[0].shape[1:]), np.nan, np.float32))
+            parts[-1][:, list(columns)] = probs_NRB
+        return np.concatenate(parts)
 
     def names(self, ids: ArrayLike) -> list[Any]:
         """Names of classes, in the shape of ``ids`` as nested lists; padding (-1) gives None.
@@ -205,7 +199,6 @@ class MachModel:
         """What the model is: counts, aggregate, bytes on disk, and what its training reported."""
         manifest = self.run.manifest
         done = [self.run.repetition(r).summary() for r in self.repetitions]
-        files = [self.run.repetition(r).weights_file() for r in self.repetitions]
         return {
             "path": str(self.run.path),
             "n_classes": self.n_classes,
@@ -219,8 +212,7 @@ class MachModel:
             "aggregate": self.aggregate,
             "has_class_names": self.run.class_names is not None,
             "takes_text": self.run.text_features is not None,
-            "weight_bytes": sum(file.stat().st_size for file in files),
-            "n_parameters": sum(array.size for weights in self._weights for array in weights.values()),
+            **self._scorer.sizes(),
             "worker_seconds": round(sum(summary.worker_seconds for summary in done), 1),
             "peak_worker_bytes": max(summary.peak_memory_bytes for summary in done),
             "peer_bytes": sum(summary.peer_bytes for summary in done),
@@ -236,11 +228,7 @@ class MachModel:
         StorageError
             When a file has changed since.
         """
-        for repetition, weights in zip(self.repetitions, self._weights, strict=True):
-            files = self.run.repetition(repetition)
-            found, recorded = digest_of(weights), files.summary().weights_digest
-            if found != recorded:
-                raise StorageError(f"{files.weights} has digest {found}, training recorded {recorded}: copy it anew")
+        self._scorer.verify()
 
     def parse(self, line: str) -> Any:
         """A query as typed in a shell: a text, or numbers where the model takes them."""
@@ -250,37 +238,19 @@ class MachModel:
     def _reader(self) -> QueryReader:
         return QueryReader(self.n_features, self.run.manifest.dense_input, self.run.text_features)
 
-    @cached_property
-    def _decoder(self) -> Decoder:
-        return Decoder(self.assignment, self.aggregate)
+    def _make_decoder(self, columns: tuple[int, ...]) -> Decoder:
+        is_all = len(columns) == self.n_repetitions
+        return Decoder(self.assignment if is_all else self.assignment.select(list(columns)), self.aggregate)
 
-    @cached_property
-    def _dense_parts(self) -> list[Any]:
-        network, manifest = self.run.config.network, self.run.manifest
-        if network.trunk is None:
-            return [None] * self.n_repetitions
-        from mach.networks.trunks import load_dense_part
+    def probabilities(self, queries: Queries) -> Iterator[tuple[NDArray[np.float32], tuple[int, ...]]]:
+        """Bucket probabilities (n, R', B) of consecutive chunks of queries, so that memory stays bounded.
 
-        return [
-            load_dense_part(
-                network,
-                weights,
-                n_features=self.n_features,
-                n_buckets=self.n_buckets,
-                dense_input=manifest.dense_input,
-            )
-            for weights in self._weights
-        ]
-
-    def probabilities(self, queries: Queries) -> Iterator[NDArray[np.float32]]:
-        """Bucket probabilities (n, R, B) of consecutive chunks of queries, so that memory stays bounded."""
+        With each chunk the positions (in `repetitions`) of those that answered it: all R, unless some are kept in
+        another process and have been lost.
+        """
         n_rows = max(1, CHUNK_SCORES // max(self.n_repetitions * self.n_buckets, self._widest))
         for batch in self._reader.batches(queries, n_rows):
-            probs_NRB = np.empty((len(batch), self.n_repetitions, self.n_buckets), np.float32)
-            for r, (weights, dense) in enumerate(zip(self._weights, self._dense_parts, strict=True)):
-                logits_NB = bucket_logits(weights, batch, dense)
-                probs_NRB[:, r] = bucket_probabilities(logits_NB, self.run.manifest.loss)
-            yield probs_NRB
+            yield self._scorer.probabilities(batch)
 
 
 def _nested(ids: NDArray[Any], name: Any) -> Any:

@@ -9,7 +9,8 @@ import pytest
 
 from mach.config import Config, parse_config
 from mach.launch.setup import set_up
-from mach.model import MachModel, load
+from mach.loading import load
+from mach.model import MachModel
 from mach.training import ShardJob, train_shard
 
 N_CLASSES, N_FEATURES = 120, 400

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mach.config import parse_config
 from mach.launch.setup import set_up
-from mach.model import load
+from mach.loading import load
 from mach.storage import FORMAT
 from mach.training import ShardJob, train_shard
 

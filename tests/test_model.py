@@ -16,7 +16,8 @@ from mach.decoding import topk_oracle
 from mach.errors import ConfigError, DataError, IncompleteRunError, StorageError
 from mach.evaluation import evaluate
 from mach.launch.setup import set_up
-from mach.model import MachModel, load
+from mach.loading import load
+from mach.model import MachModel
 from mach.storage import Run
 from mach.tensors import map_tensors
 from mach.training import ShardJob, train_shard

@@ -19,7 +19,7 @@ from mach.cli import main
 from mach.config import Config, to_toml
 from mach.errors import ConfigError, DataError, IncompleteRunError, StorageError
 from mach.launch.setup import drop_store, set_up, shared_store
-from mach.model import load
+from mach.loading import load
 from mach.places import exists, names_in, place, read_bytes
 from mach.repetition import SILENCE_SECONDS, SignOfLife
 from mach.storage import Run

@@ -19,7 +19,7 @@ from mach.config import Config, LaunchConfig, to_toml
 from mach.errors import ConfigError, IncompleteRunError
 from mach.launch.local import train_locally
 from mach.launch.setup import set_up
-from mach.model import load
+from mach.loading import load
 from mach.storage import Run
 from mach.tensors import map_tensors
 

@@ -1,0 +1,115 @@
+"""Bucket probabilities of a batch: what the repetitions of a model say, wherever their weights are kept."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mach.errors import StorageError
+from mach.networks.batch import Batch
+from mach.networks.inference import bucket_logits, bucket_probabilities, weight_shapes
+from mach.storage import Run
+from mach.tensors import digest_of
+
+
+class Scorer(Protocol):
+    """Keeps the weights of a model's repetitions, in this process (`LocalScorer`) or elsewhere (`mach.launch.serving`).
+
+    It is safe to share between threads.
+    """
+
+    def probabilities(self, batch: Batch) -> tuple[NDArray[np.float32], tuple[int, ...]]:
+        """Bucket probabilities of shape (N, R', B), and which of the repetitions they are of, as ascending positions.
+
+        Fewer than all answer only where some are kept in another process, and with a `DegradedWarning`.
+        """
+        ...
+
+    def sizes(self) -> dict[str, int]:
+        """``n_parameters`` and ``weight_bytes``."""
+        ...
+
+    def verify(self) -> None:
+        """Compare all weights with the digests that training recorded; StorageError where one differs."""
+        ...
+
+    def close(self) -> None:
+        """Give back what is kept elsewhere."""
+        ...
+
+
+class LocalScorer:
+    """Weights mapped into this process; see `Scorer`.
+
+    Parameters
+    ----------
+    run : Run
+    repetitions : list of int
+        Finished ones.
+
+    Raises
+    ------
+    StorageError
+        When a file is damaged or of another run.
+    """
+
+    def __init__(self, run: Run, repetitions: list[int]) -> None:
+        self._run, self._repetitions = run, repetitions
+        shapes = shapes_of(run)
+        self._weights = [run.load_weights(r, shapes) for r in repetitions]
+        self._columns = tuple(range(len(repetitions)))
+        self._n_buckets = run.assignment().n_buckets
+
+    def probabilities(self, batch: Batch) -> tuple[NDArray[np.float32], tuple[int, ...]]:
+        probs_NRB = np.empty((len(batch), len(self._weights), self._n_buckets), np.float32)
+        for r, (weights, dense) in enumerate(zip(self._weights, self._dense_parts, strict=True)):
+            probs_NRB[:, r] = bucket_probabilities(bucket_logits(weights, batch, dense), self._run.manifest.loss)
+        return probs_NRB, self._columns
+
+    def sizes(self) -> dict[str, int]:
+        return {
+            "n_parameters": sum(array.size for weights in self._weights for array in weights.values()),
+            "weight_bytes": sum(self._run.repetition(r).weights_file().stat().st_size for r in self._repetitions),
+        }
+
+    def verify(self) -> None:
+        for repetition, weights in zip(self._repetitions, self._weights, strict=True):
+            files = self._run.repetition(repetition)
+            found, recorded = digest_of(weights), files.summary().weights_digest
+            if found != recorded:
+                raise StorageError(f"{files.weights} has digest {found}, training recorded {recorded}: copy it anew")
+
+    def close(self) -> None:
+        pass
+
+    @cached_property
+    def _dense_parts(self) -> list[Any]:
+        network, manifest = self._run.config.network, self._run.manifest
+        if network.trunk is None:
+            return [None] * len(self._weights)
+        from mach.networks.trunks import load_dense_part
+
+        return [
+            load_dense_part(
+                network,
+                weights,
+                n_features=manifest.n_features,
+                n_buckets=self._n_buckets,
+                dense_input=manifest.dense_input,
+            )
+            for weights in self._weights
+        ]
+
+
+def shapes_of(run: Run) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights of each of a run's repetitions, as far as they are not a user's trunk."""
+    manifest = run.manifest
+    return weight_shapes(
+        run.config.network,
+        n_features=manifest.n_features,
+        n_buckets=int(manifest.assignment["n_buckets"]),
+        dense_input=manifest.dense_input,
+    )
