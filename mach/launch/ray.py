@@ -17,6 +17,9 @@ from mach.errors import ConfigError, IncompleteRunError, MachError
 CALLS_AT_ONCE = 4  # threads of an actor: one waits for messages while others take orders
 
 
+_sharing: set[Cluster] = set()  # those that use the one connection of this process, if the first of them made it
+
+
 class ActorLostError(MachError):
     """The process or the node of an actor is gone, or was never there."""
 
@@ -64,8 +67,7 @@ class Cluster:
         except ImportError as error:
             raise ConfigError(f"the launcher ray needs Ray ({error}): pip install 'mach[ray]'") from error
         self._ray = ray
-        self._owns_connection = not ray.is_initialized()
-        if self._owns_connection:
+        if not ray.is_initialized():
             try:
                 ray.init(
                     address=address,
@@ -79,15 +81,27 @@ class Cluster:
                     f"cannot connect to the Ray cluster at {address or 'this machine'}: {_line(error)}: see that it "
                     "runs (ray status) and that both sides use the same token and version"
                 ) from error
+            _sharing.clear()
+            _sharing.add(self)
+        elif _sharing:
+            _sharing.add(self)
 
     def __enter__(self) -> Cluster:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._owns_connection:
-            self._ray.shutdown()
+        self.close()
 
-    def start(self, kind: type, *arguments: Any, resources: Resources, here: bool = False) -> Actor:
+    def close(self) -> None:
+        """End the connection, unless it was there before; of several that share it, the last does."""
+        if self in _sharing:
+            _sharing.remove(self)
+            if not _sharing:
+                self._ray.shutdown()
+
+    def start(
+        self, kind: type, *arguments: Any, resources: Resources, here: bool = False, spread: bool = False
+    ) -> Actor:
         """Ask for an actor of a class; it comes to life when and where its resources are free.
 
         Parameters
@@ -99,6 +113,8 @@ class Cluster:
         resources : Resources
         here : bool
             On the node of this process.
+        spread : bool
+            Over as many nodes as there are, where Ray fills one after the other by default.
         """
         options: dict[str, Any] = {
             "num_cpus": resources.cpus,
@@ -109,6 +125,8 @@ class Cluster:
         }
         if resources.memory_bytes:
             options["memory"] = resources.memory_bytes
+        if spread:
+            options["scheduling_strategy"] = "SPREAD"
         if here:
             from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
