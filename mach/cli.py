@@ -6,10 +6,12 @@ verbs that need them, so that help answers at once.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mach import __version__
-from mach.errors import ConfigError, DataError, IncompleteRunError, MachError
+from mach.errors import ConfigError, DataError, DegradedWarning, IncompleteRunError, MachError
 from mach.places import Place, place
 
 if TYPE_CHECKING:
@@ -75,6 +77,36 @@ _address = click.option("--address", metavar="HOST:PORT", help="Head of the Ray 
 _k = click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Classes a query.")
 _some = click.option("--repetitions", metavar="0-3,5", help="Use these only; all by default.")
 _run = click.argument("run", type=PLACE)
+_actors = click.option("--workers", type=click.IntRange(1), help="Actors on the cluster; by default one a repetition.")
+
+
+def _asks(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb that asks a model: says which repetitions answer and who keeps them, and gets the opened model."""
+
+    @_run
+    @_some
+    @_launcher
+    @_address
+    @_actors
+    @functools.wraps(verb)
+    def opened(
+        run: Place,
+        repetitions: str | None,
+        launcher: str | None,
+        address: str | None,
+        workers: int | None,
+        **options: Any,
+    ) -> None:
+        from mach.loading import load
+
+        chosen = _numbers(repetitions, None) if repetitions else None
+        with (
+            _warnings(),
+            load(run, repetitions=chosen, launcher=launcher or "local", address=address, workers=workers) as model,
+        ):
+            verb(model, **options)
+
+    return opened
 
 
 @main.command()
@@ -202,20 +234,18 @@ def status(run: Place, as_json: bool) -> None:
 
 
 @main.command()
-@_run
+@_asks
 @click.argument("data", required=False)
 @click.option("--at", "ks", default="1,3,5", show_default=True, help="Cut-offs k.")
 @click.option("--curve/--no-curve", default=True, help="Also for the first 1, 2, ... repetitions.")
-@_some
 @_json
-def evaluate(run: Place, data: str | None, ks: str, curve: bool, repetitions: str | None, as_json: bool) -> None:
+def evaluate(model: MachModel, data: str | None, ks: str, curve: bool, as_json: bool) -> None:
     """Measure RUN on DATA (the configuration's data.test by default), in percent."""
     from mach.evaluation import evaluate as evaluate_model
 
-    model = _model(run, repetitions)
     source = data or model.run.config.data.test
     if source is None:
-        raise ConfigError(f"{run} names no data.test: give DATA")
+        raise ConfigError(f"{model.run.path} names no data.test: give DATA")
     store = _prepared(model, source)
     cuts = tuple(sorted({_integer(k, "--at") for k in ks.split(",")}))
     with _reporter() as report:
@@ -229,16 +259,14 @@ def evaluate(run: Place, data: str | None, ks: str, curve: bool, repetitions: st
 
 
 @main.command()
-@_run
+@_asks
 @click.argument("data")
 @click.option("-o", "--output", default="-", show_default=True, help=".jsonl, .csv, .parquet or .npz; - is JSONL.")
 @_k
-@_some
-def predict(run: Place, data: str, output: str, k: int, repetitions: str | None) -> None:
+def predict(model: MachModel, data: str, output: str, k: int) -> None:
     """Write the top k classes of every row of DATA."""
     from mach.predictions import write_predictions
 
-    model = _model(run, repetitions)
     store = _prepared(model, data)
     with _reporter() as report:
         parts = _reported(model.search_in_parts(store, k), store.n_rows, report)
@@ -246,14 +274,12 @@ def predict(run: Place, data: str, output: str, k: int, repetitions: str | None)
 
 
 @main.command()
-@_run
+@_asks
 @click.argument("queries", nargs=-1)
 @_k
-@_some
 @_json
-def query(run: Place, queries: tuple[str, ...], k: int, repetitions: str | None, as_json: bool) -> None:
+def query(model: MachModel, queries: tuple[str, ...], k: int, as_json: bool) -> None:
     """Answer QUERIES: texts, or rows as `index:value ...` where the model takes numbers; - reads lines from stdin."""
-    model = _model(run, repetitions)
     for line in _lines(queries):
         ids, scores = model.topk(model.parse(line), k)
         found = ids[ids >= 0].tolist()
@@ -273,16 +299,27 @@ def query(run: Place, queries: tuple[str, ...], k: int, repetitions: str | None,
 @_json
 def info(run: Place, verify: bool, as_json: bool) -> None:
     """Show what the model in RUN is: counts, bytes, training cost, and bytes exchanged between repetitions (0)."""
-    model = _model(run, None)
+    from mach.loading import load
+
+    model = load(run)
     if verify:
         model.verify()
     _print(model.info(), as_json)
 
 
-def _model(run: Place, repetitions: str | None) -> MachModel:
-    from mach.loading import load
+@contextmanager
+def _warnings() -> Iterator[None]:
+    """What the model warns of, as lines like all other talk."""
 
-    return load(run, repetitions=_numbers(repetitions, None) if repetitions else None)
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, DegradedWarning):
+            click.echo(f"mach: {message}", err=True)
+        else:
+            show_others(message, category, *where, **more)
+
+    with warnings.catch_warnings():
+        show_others, warnings.showwarning = warnings.showwarning, show  # type: ignore[assignment]
+        yield
 
 
 def _reported(parts: Iterable[TopK], n_rows: int, report: Callable[[str, float], None]) -> Iterator[TopK]:

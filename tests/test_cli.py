@@ -40,11 +40,17 @@ def test_the_surface_is_frozen():
             "--buckets", "--classes", "--features", "--hidden", "--json", "--memory", "--parameters",
             "--repetitions", "--workers", "-B", "-R",
         ],
-        "train": ["--dry-run", "--repetitions", "--set", "--workers", "config", "run"],
+        "train": ["--address", "--dry-run", "--launcher", "--repetitions", "--set", "--workers", "config", "run"],
         "status": ["--json", "run"],
-        "evaluate": ["--at", "--curve", "--json", "--repetitions", "data", "run"],
-        "predict": ["--output", "--repetitions", "-k", "-o", "data", "run"],
-        "query": ["--json", "--repetitions", "-k", "queries", "run"],
+        "evaluate": [
+            "--address", "--at", "--curve", "--json", "--launcher", "--repetitions", "--workers", "data", "run",
+        ],
+        "predict": [
+            "--address", "--launcher", "--output", "--repetitions", "--workers", "-k", "-o", "data", "run",
+        ],
+        "query": [
+            "--address", "--json", "--launcher", "--repetitions", "--workers", "-k", "queries", "run",
+        ],
         "info": ["--json", "--verify", "run"],
     }  # fmt: skip
 
