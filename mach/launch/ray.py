@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -214,6 +215,24 @@ def node_name() -> str:
 
     context = ray.get_runtime_context()
     return f"{os.uname().nodename}/{context.get_node_id()[:4]}"
+
+
+def _refuse_unreachable(address: str | None) -> None:
+    """Ray itself tries for minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if not colon:
+        return
+    if "://" in host or not port.isdecimal():
+        raise ConfigError(
+            f"the address {address!r} is none of a cluster's head: give host:port, and run on a node of it"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise IncompleteRunError(
+            f"cannot connect to the Ray cluster at {address}: {error.strerror or error}: see that it runs (ray status) "
+            "and that this machine is one of its nodes"
+        ) from error
 
 
 def _fitting(total: dict[str, float], wanted: Resources) -> int:
