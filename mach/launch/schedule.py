@@ -23,6 +23,7 @@ Shard = tuple[int, ...]  # the repetitions that a worker trains together
 FAILURE_WEIGHT = 5  # deaths that weigh as much as one failure
 SLOW = 0.8  # of the median speed: below it a worker counts as slow, and a copy must promise to end so much earlier
 LAG = 1 / 8  # of a shard: what a waiting one must lag behind before a running one makes room for it
+HOPELESS = 4  # times what a further copy would take: both holders of a shard must have got so slow
 MOVE_SECONDS = 5.0  # what must be gained at least: to move a shard costs some
 CHUNK = 1 / 16  # of a shard: how often a worker is asked whether it should make room
 
@@ -47,7 +48,7 @@ class Assignment:
     exclusive: bool = True
 
 
-@dataclass
+@dataclass(eq=False)
 class _Item:
     shard: Shard
     step: int = 0  # the largest ever reported
@@ -64,7 +65,7 @@ class _Worker:
     since: float = 0.0
     first_step: int | None = None
     step: int = 0
-    checked_step: float = 0.0
+    checked_step: int = 0
     speed: float | None = None  # steps a second, of the shard at hand or the last one
     n_failures: int = 0  # in a row
 
@@ -140,7 +141,8 @@ class Schedule:
         if is_waiting:
             self._waiting.remove(item)
         item.holders.add(worker)
-        free.item, free.since, free.first_step, free.checked_step = item, now, None, item.saved_step
+        free.item, free.since, free.first_step = item, now, None
+        free.step = free.checked_step = item.saved_step
         return Assignment(item.shard, exclusive=is_waiting)
 
     def progressed(self, worker: int, now: float, step: int, n_steps: int, saved_step: int) -> None:
@@ -183,9 +185,10 @@ class Schedule:
 
     def yielded_by(self, worker: int) -> None:
         """A worker saved its shard on request and is free; unless another has finished it, it waits."""
-        item = self._take_from(self._workers[worker], worker)
+        at = self._workers[worker]
+        item = self._take_from(at, worker)
         if item is not None and not self._is_settled(item):
-            item.saved_step = item.step
+            item.saved_step = max(at.step, item.saved_step)
             self._waiting.append(item)
 
     def failed_on(self, worker: int, cause: str, *, hopeless: bool = False) -> None:
@@ -214,8 +217,12 @@ class Schedule:
         if not speeds or not self._n_steps:
             return None
         over = {*self.finished, *self.given_up}
-        n_done = sum(min(item.step, self._n_steps) for item in self._items.values() if item.shard not in over)
+        n_done = sum(self._step_of(item) for item in self._items.values() if item.shard not in over)
         return (self.n_unfinished * self._n_steps - n_done) / sum(speeds)
+
+    def _step_of(self, item: _Item) -> int:
+        """Where its training is now, which after a loss is less far than it has been."""
+        return max((self._workers[number].step for number in item.holders), default=item.saved_step)
 
     def _first_waiting(self, worker: int) -> _Item | None:
         """In the queue's order, but the one with the most steps left in the tail.
@@ -258,15 +265,22 @@ class Schedule:
         if not speed:
             return None
         slowest, longest = None, 0.0
-        for at in self._workers.values():
-            item = at.item
-            if item is None or len(item.holders) > 1 or worker in item.failed_on:
+        for item in dict.fromkeys(at.item for at in self._workers.values() if at.item):
+            if worker in item.failed_on:
                 continue
             here = (self._n_steps - item.saved_step) / speed
-            there = (self._n_steps - at.step) / (at.speed_now(now) or 1e-9)
-            if at.first_step is not None and here < min(SLOW * there, there - MOVE_SECONDS) and there > longest:
+            there = min(self._seconds_for(self._workers[holder], now, here) for holder in item.holders)
+            if len(item.holders) > 1 and there < HOPELESS * here:
+                continue
+            if here < min(SLOW * there, there - MOVE_SECONDS) and there > longest:
                 slowest, longest = item, there
         return slowest
+
+    def _seconds_for(self, at: _Worker, now: float, here: float) -> float:
+        """Until a worker ends its shard; one that has told nothing of it yet has as long as it would take here."""
+        if at.first_step is None:
+            return 0.0 if now - at.since < here + MOVE_SECONDS else float("inf")
+        return (self._n_steps - at.step) / (at.speed_now(now) or 1e-9)
 
     def _put_back(self, item: _Item, cause: str, weight: int, *, hopeless: bool = False) -> None:
         steps = (item.step, item.saved_step)

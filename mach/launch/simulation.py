@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -32,6 +32,7 @@ class _Life:
     since: float = 0.0
     done_at_begin: float = 0.0  # share of the shard
     saved_at: float = 0.0
+    is_hung: bool = False
 
 
 @dataclass
@@ -51,6 +52,10 @@ class SimulatedPool:
     seconds_between_deaths : float
         Mean life of a worker, exponentially distributed.
     seed : int
+    failing : frozenset of int
+        Workers that fail whatever they are given, after ``report_seconds``.
+    hang_at : dict
+        Seconds on the clock after which a worker lives and says nothing more.
     """
 
     speeds: Sequence[float]
@@ -61,8 +66,10 @@ class SimulatedPool:
     report_seconds: float = 5.0
     seconds_between_deaths: float = math.inf
     seed: int = 0
+    failing: frozenset[int] = frozenset()
+    hang_at: Mapping[int, float] = field(default_factory=dict)
     n_deaths: int = 0
-    trained_seconds: float = 0.0  # work done, what was lost or done twice included
+    trained_seconds: float = 0.0  # work done, in seconds at speed 1; what was lost or done twice included
     _now: float = 0.0
     _saved: dict[int, float] = field(default_factory=dict)  # shares of the shards
     _events: list[tuple[float, int, str, int, int]] = field(default_factory=list)
@@ -77,9 +84,13 @@ class SimulatedPool:
         self._plan(self.start_seconds, "ready", worker)
         if math.isfinite(self.seconds_between_deaths):
             self._plan(self.start_seconds + self._random.exponential(self.seconds_between_deaths), "die", worker)
+        if worker in self.hang_at:
+            self._plan(max(0.0, self.hang_at[worker] - self._now), "hang", worker)
 
     def send(self, worker: int, order: Message) -> None:
         life = self._lives[worker]
+        if life.is_hung:
+            return
         if "train" in order:
             (life.repetition,) = order["train"]
             life.done_at_begin = self._saved.get(life.repetition, 0.0)
@@ -87,8 +98,7 @@ class SimulatedPool:
             self._plan(min(self.report_seconds, self._seconds_left(worker)), "report", worker)
         elif life.repetition is not None:  # pause: the state is saved
             self._save(worker)
-            self.trained_seconds += self._now - life.since
-            life.repetition = None
+            self._put_down(worker)
             self._plan(self.save_seconds, "paused", worker)
 
     def receive(self, timeout_seconds: float) -> list[tuple[int, Message]]:
@@ -110,22 +120,28 @@ class SimulatedPool:
 
     def _happen(self, kind: str, worker: int) -> Message | None:
         life = self._lives[worker]
+        if life.is_hung and kind != "die":
+            return None
         if kind == "ready":
             return {"kind": "ready", "where": f"worker {worker}"}
         if kind == "paused":
             return {"kind": "paused"}
         if kind == "die":
             self.n_deaths += 1
-            if life.repetition is not None:
-                self.trained_seconds += self._now - life.since
-            life.repetition = None
+            self._put_down(worker)
             life.n_lives += 1
+            life.is_hung = False
             return {"kind": "lost", "cause": f"worker {worker} died"}
+        if kind == "hang":
+            self._put_down(worker)
+            life.is_hung = True
         if life.repetition is None:
             return None
+        if worker in self.failing:
+            self._put_down(worker)
+            return {"kind": "failed", "cause": f"worker {worker} fails", "hopeless": False}
         if self._seconds_left(worker) <= 1e-6:
-            self.trained_seconds += self._now - life.since
-            life.repetition = None
+            self._put_down(worker)
             return {"kind": "finished"}
         if self._now - life.saved_at >= self.checkpoint_seconds:
             self._save(worker)
@@ -137,6 +153,12 @@ class SimulatedPool:
         saved_step = int(N_STEPS * self._saved.get(repetition, 0.0))
         progress = Progress(repetition, step, N_STEPS, 1, 1, 0.0, 0.0, 0.0, self._seconds_left(worker), saved_step)
         return {"kind": "progress", **vars(progress)}
+
+    def _put_down(self, worker: int) -> None:
+        life = self._lives[worker]
+        if life.repetition is not None:
+            self.trained_seconds += (self._now - life.since) * self.speeds[worker]
+        life.repetition = None
 
     def _done(self, worker: int) -> float:
         life = self._lives[worker]
