@@ -54,9 +54,9 @@ def set_up(
         raise ConfigError(
             f"{config.data.train} has {store.n_rows} rows and no class in them: there is nothing to learn"
         )
-    if is_run:
+    if is_run or Run.is_at(path):  # others may have created it while the data were read
         return _reopen(config, store, path), store
-    if _holds_something_else(path):
+    if _holds_something_else(path) and not Run.is_at(path):
         raise ConfigError(f"{path} exists and is no run: give an empty or new folder, or remove it")
     config, manifest, assignment = resolve(config, store)
     try:
