@@ -142,6 +142,7 @@ def prepare(
 @click.option("-B", "--buckets", type=click.IntRange(2), help="Fix B.")
 @click.option("-R", "--repetitions", "n_repetitions", type=click.IntRange(1), help="Fix R.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Parallel workers.")
+@click.option("--device-memory", help="Memory of a GPU, such as 80GB: how many repetitions train together in it.")
 @_json
 def plan(
     n_classes: int,
@@ -152,6 +153,7 @@ def plan(
     buckets: int | None,
     n_repetitions: int | None,
     workers: int,
+    device_memory: str | None,
     as_json: bool,
 ) -> None:
     """Choose B and R for K classes within a budget, and print the ledger."""
@@ -160,14 +162,23 @@ def plan(
     chosen = theory.plan(
         n_classes,
         n_features,
-        memory_bytes=_bytes(memory) if memory else None,
+        memory_bytes=_bytes(memory, "--memory") if memory else None,
         n_parameters=parameters,
         n_workers=workers,
         hidden=tuple(width for width in hidden if width),
         n_repetitions=n_repetitions,
         n_buckets=buckets,
     )
-    _print_rows(chosen.rows(), as_json)
+    rows = chosen.rows()
+    if device_memory:
+        rows.append(
+            (
+                "repetitions a device",
+                chosen.ledger.repetitions_within(_bytes(device_memory, "--device-memory")),
+                "at a time",
+            )
+        )
+    _print_rows(rows, as_json)
 
 
 @main.command()
@@ -414,13 +425,13 @@ def _integer(text: str, where: str) -> int:
     return int(text)
 
 
-def _bytes(text: str) -> int:
+def _bytes(text: str, option: str) -> int:
     units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
     number = text.rstrip("BKMGTbkmgt ")
     try:
         return int(float(number) * units[text[len(number) :].strip().upper()])
     except (ValueError, KeyError, OverflowError):
-        raise ConfigError(f"--memory {text}: write a number and B, KB, MB, GB or TB, such as 200MB") from None
+        raise ConfigError(f"{option} {text}: write a number and B, KB, MB, GB or TB, such as 200MB") from None
 
 
 def _print(values: dict[str, Any], as_json: bool) -> None:

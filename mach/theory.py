@@ -130,6 +130,10 @@ class Ledger:
     def worker_bytes(self) -> int:
         return self.training_bytes + PROCESS_BYTES
 
+    def repetitions_within(self, n_bytes: int) -> int:
+        """How many repetitions can be trained together in so much memory of a device, at most R."""
+        return min(self.n_repetitions, n_bytes // self.training_bytes)
+
     def rows(self) -> list[tuple[str, float, str]]:
         """Lines to print: (name, value, unit)."""
         per_repetition = self.n_repetition_parameters

@@ -27,7 +27,7 @@ from mach.data.transfer import fetch_store
 from mach.errors import MachError, StorageError
 from mach.kernels.memory import to_bfloat16
 from mach.networks.batch import read_batch, read_targets
-from mach.networks.network import Network, StepFigures, mean_figures, step_figures
+from mach.networks.network import Network, StepFigures, mean_figures, refuse_missing, step_figures
 from mach.networks.rates import rate_at
 from mach.places import HOST
 from mach.repetition import RepetitionFiles, SignOfLife, Summary
@@ -57,6 +57,8 @@ class ShardJob:
     exclusive : bool
         Whether to wait for another process of this machine that trains a repetition. Without it both train, the first
         to finish counts, and nothing else is different: they write the same bits.
+    device : str
+        Of the networks' dense parts: "cpu" or "cuda:N".
     """
 
     run: str
@@ -64,6 +66,7 @@ class ShardJob:
     repetitions: tuple[int, ...]
     threads: int = 1
     exclusive: bool = True
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -116,9 +119,12 @@ def train_shard(
         On request.
     StorageError
         When finished weights cannot be written.
+    ConfigError
+        When the device is not there.
     TrainingError
         When the loss is no longer finite, or a socket was opened.
     """
+    refuse_missing(job.device)
     torch.set_num_threads(job.threads)
     run = Run.open(job.run)
     missing = [files for r in job.repetitions if not (files := run.repetition(r)).is_done]
@@ -130,7 +136,7 @@ def train_shard(
         for files in missing:
             try:
                 with _held(files, should_stop, job.exclusive), traffic or PeerTraffic() as counter:
-                    _Trainer(run, store, files, counter, report, should_stop).train()
+                    _Trainer(run, store, files, counter, report, should_stop, job.device).train()
             finally:
                 files.keep_log()
     finally:
@@ -161,6 +167,7 @@ class _Trainer:
         traffic: PeerTraffic,
         report: Callable[[Progress], None],
         should_stop: Callable[[], bool],
+        device: str,
     ) -> None:
         self.store, self.files = store, files
         self.traffic, self.report, self.should_stop = traffic, report, should_stop
@@ -184,6 +191,7 @@ class _Trainer:
             precision=manifest.precision,
             bias_B=self._initial_bias(counts_K),
             seed=int(np.random.SeedSequence([self.training.seed, self.repetition]).generate_state(1)[0]),
+            device=device,
         )
         self.metrics: list[dict[str, Any]] = []
         self.figures: list[StepFigures] = []
@@ -281,7 +289,7 @@ class _Trainer:
         self._try(lambda: self.files.write_metrics(self.metrics))
 
     def _sign(self, progress: Progress) -> None:
-        told = asdict(progress) | {"pid": os.getpid(), "unix_seconds": time.time()}
+        told = asdict(progress) | {"pid": os.getpid(), "unix_seconds": time.time(), "device": str(self.network.device)}
         del told["repetition"]
         if math.isfinite(progress.loss):
             self._try(lambda: self.files.write_progress(SignOfLife(**told)))

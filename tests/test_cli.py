@@ -37,8 +37,8 @@ def test_the_surface_is_frozen():
     assert surface == {
         "prepare": ["--config", "--json", "--like", "--set", "source", "store"],
         "plan": [
-            "--buckets", "--classes", "--features", "--hidden", "--json", "--memory", "--parameters",
-            "--repetitions", "--workers", "-B", "-R",
+            "--buckets", "--classes", "--device-memory", "--features", "--hidden", "--json", "--memory",
+            "--parameters", "--repetitions", "--workers", "-B", "-R",
         ],
         "train": ["--address", "--dry-run", "--launcher", "--repetitions", "--set", "--workers", "config", "run"],
         "status": ["--json", "run"],

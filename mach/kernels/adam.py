@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
@@ -31,3 +36,13 @@ def adam_step(
         mean[i] = m
         square[i] = v
         weight[i] -= scale * m / (np.sqrt(v) * unbias + epsilon)
+
+
+def adam_step_of_tensors(
+    weight: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, rate: float, step: int
+) -> None:
+    """`adam_step` in tensor operations, for tensors that are not in main memory."""
+    mean.mul_(BETA1).add_(gradient, alpha=1.0 - BETA1)
+    square.mul_(BETA2).addcmul_(gradient, gradient, value=1.0 - BETA2)
+    unbiased = square.sqrt().div_((1.0 - BETA2**step) ** 0.5).add_(EPSILON)
+    weight.addcdiv_(mean, unbiased, value=-rate / (1.0 - BETA1**step))

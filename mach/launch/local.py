@@ -38,11 +38,13 @@ class LocalPool:
 
     def __init__(self, run: Run, store: Store, launch: LaunchConfig) -> None:
         self._job = {"run": str(run.path), "store": str(store.path), "threads": launch.threads}
+        self._gpus = launch.gpus
         self._workers: dict[int, WorkerProcess] = {}
         self._selector = selectors.DefaultSelector()
 
     def start(self, worker: int) -> None:
-        process = WorkerProcess(self._job | {"where": f"worker {worker}"})
+        device = f"cuda:{int(worker * self._gpus)}" if self._gpus else "cpu"  # halves: workers 0 and 1 share the first
+        process = WorkerProcess(self._job | {"where": f"worker {worker} {device}", "device": device})
         self._workers[worker] = process
         self._selector.register(process.channel, selectors.EVENT_READ, worker)
 

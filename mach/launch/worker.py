@@ -51,7 +51,7 @@ def main(descriptor: int) -> None:
         files = _log_of(job["run"], repetitions[0])
         try:
             train_shard(
-                ShardJob(job["run"], job["store"], repetitions, job["threads"], exclusive=order["exclusive"]),
+                ShardJob(job["run"], job["store"], repetitions, job["threads"], order["exclusive"], job["device"]),
                 report=report,
                 # an order to stop or pause, or the end of a dead driver's socket
                 should_stop=lambda: told_to_stop.is_set() or channel.has_message(),

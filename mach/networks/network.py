@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mach.config import NetworkConfig
-from mach.kernels.adam import adam_step
+from mach.errors import ConfigError
+from mach.kernels.adam import adam_step, adam_step_of_tensors
 from mach.kernels.sparse import sparse_backward_adam, sparse_forward, transpose_batch
 from mach.networks.batch import Batch, DenseBatch, SparseBatch
-from mach.networks.trunks import ReluDropout, build_dense_part
+from mach.networks.trunks import ReluDropout, build_dense_part, is_in_main_memory
 
 INPUT_WEIGHT_SCALE = 0.05
 
@@ -45,10 +46,13 @@ class Network:
         Initial bias of the output, such as the log odds of each bucket.
     seed : int
         Of the initial weights and of dropout.
+    device : str
+        Of the dense part, such as "cuda:0". A sparse input layer stays in main memory: a batch touches few of its
+        rows, and only its activations and their gradient, (N, H) each, travel.
 
     Notes
     -----
-    Deterministic for a given seed and number of torch threads. Dropout depends on (seed, step) alone, so a
+    Deterministic on a CPU for a given seed and number of torch threads. Dropout depends on (seed, step) alone, so a
     network restored by `load_state` goes on as if never interrupted.
     """
 
@@ -63,14 +67,17 @@ class Network:
         precision: Literal["float32", "bfloat16"],
         bias_B: NDArray[np.float32],
         seed: int,
+        device: str = "cpu",
     ) -> None:
         torch.manual_seed(seed)
+        self.device = torch.device(device)
         self.loss = loss
         self.precision = precision
         self.seed = seed
         self.n_steps = 0
         self.input_dropout = config.input_dropout
-        self.dense = build_dense_part(config, n_features=n_features, n_buckets=n_buckets, dense_input=dense_input)
+        dense = build_dense_part(config, n_features=n_features, n_buckets=n_buckets, dense_input=dense_input)
+        self.dense = dense.to(self.device)
         self.input: SparseInput | None = None
         if not dense_input:
             width = config.hidden[0] if config.hidden else n_buckets
@@ -105,7 +112,7 @@ class Network:
             batch = _drop_inputs(batch, self.input_dropout, np.random.default_rng([self.seed, self.n_steps]))
         x = self._input(batch).requires_grad_()
         logits = self._dense(x)
-        figures = step_figures(logits.detach().float(), target_rows, targets, self.loss) if measured else None
+        figures = step_figures(logits.detach().float().cpu(), target_rows, targets, self.loss) if measured else None
         logits.backward(  # type: ignore[no-untyped-call]
             loss_gradient(logits.detach(), target_rows, targets, self.loss)
         )
@@ -119,40 +126,53 @@ class Network:
     def logits(self, batch: Batch) -> Tensor:
         """Float32 bucket logits of shape (N, B), without dropout."""
         self.dense.eval()
-        logits = self._dense(self._input(batch)).float()
+        logits = self._dense(self._input(batch)).float().cpu()
         self.dense.train()
         return logits
 
     def weights(self) -> dict[str, NDArray[Any]]:
-        """Arrays under the names that `mach.networks.inference` reads; views, not copies."""
-        arrays = {name: tensor.numpy() for name, tensor in self.dense.state_dict().items()}
-        if self.input is not None:
-            arrays |= {"input.weight": self.input.weight_DH, "input.bias": self.input.bias.detach().numpy()}
-        return arrays
+        """Arrays under the names that `mach.networks.inference` reads; views, but copies from another device."""
+        return {name: tensor.cpu().numpy() for name, tensor in self._weights().items()}
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Everything that a resumed training needs; views, not copies."""
-        arrays = {f"weights.{name}": array for name, array in self.weights().items()}
-        arrays["n_steps"] = np.array([self.n_steps], np.int64)
-        if self.input is not None:
-            arrays |= {"mean.input.weight": self.input.mean_DH, "square.input.weight": self.input.square_DH}
-        for name, (mean, square) in self.moments.items():
-            arrays |= {f"mean.{name}": mean.numpy(), f"square.{name}": square.numpy()}
-        return arrays
+        """Everything that a resumed training needs; views, but copies from another device."""
+        arrays = {name: tensor.cpu().numpy() for name, tensor in self._state().items()}
+        return arrays | {"n_steps": np.array([self.n_steps], np.int64)}
 
     def load_state(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Continue from `state`."""
         self.n_steps = int(arrays["n_steps"][0])
-        for name, array in self.state().items():
-            array[...] = arrays[name]
+        for name, tensor in self._state().items():
+            if is_in_main_memory(tensor):
+                tensor.numpy()[...] = arrays[name]
+            else:
+                tensor.copy_(torch.tensor(arrays[name]))
+
+    def _weights(self) -> dict[str, Tensor]:
+        tensors = {name: tensor.detach() for name, tensor in self.dense.state_dict().items()}
+        if self.input is not None:
+            tensors |= {"input.weight": torch.from_numpy(self.input.weight_DH), "input.bias": self.input.bias.detach()}
+        return tensors
+
+    def _state(self) -> dict[str, Tensor]:
+        tensors = {f"weights.{name}": tensor for name, tensor in self._weights().items()}
+        if self.input is not None:
+            moments = {"mean.input.weight": self.input.mean_DH, "square.input.weight": self.input.square_DH}
+            tensors |= {name: torch.from_numpy(array) for name, array in moments.items()}
+        for name, (mean, square) in self.moments.items():
+            tensors |= {f"mean.{name}": mean, f"square.{name}": square}
+        return tensors
 
     def _move_parameters(self, rate: float) -> None:
         """Adam on the dense parameters; torch's own would import its compiler, seconds a worker."""
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
-                mean, square = self.moments[name]
-                flat = [t.numpy().reshape(-1) for t in (parameter.detach(), parameter.grad, mean, square)]
-                adam_step(flat[0], flat[1], flat[2], flat[3], rate, self.n_steps)
+                tensors = (parameter.detach(), parameter.grad, *self.moments[name])
+                if is_in_main_memory(parameter):
+                    flat = [tensor.numpy().reshape(-1) for tensor in tensors]
+                    adam_step(flat[0], flat[1], flat[2], flat[3], rate, self.n_steps)
+                else:
+                    adam_step_of_tensors(*tensors, rate, self.n_steps)
                 parameter.grad = None
 
     def _input(self, batch: Batch) -> Tensor:
@@ -162,8 +182,8 @@ class Network:
         return self.input.forward(batch)
 
     def _dense(self, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return self.dense(x)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            return self.dense(x.to(self.device))
 
     def _seed_dropout(self) -> None:
         """Make all randomness of a step a function of (seed, step)."""
@@ -204,7 +224,7 @@ def loss_gradient(logits_NB: Tensor, target_rows: NDArray[np.int64], targets: ND
 
     For softmax a row's target mass is shared equally by its buckets, and a row without one pulls nothing.
     """
-    rows, buckets = torch.from_numpy(target_rows), torch.from_numpy(targets)
+    rows, buckets = (torch.from_numpy(ids).to(logits_NB.device) for ids in (target_rows, targets))
     if loss == "binary":
         gradient = torch.sigmoid(logits_NB)
         gradient[rows, buckets] -= 1
@@ -260,3 +280,14 @@ def native_precision() -> Literal["float32", "bfloat16"]:
 
     features = get_host_cpu_features()
     return "bfloat16" if features.get("avx512bf16") or features.get("amx-bf16") else "float32"
+
+
+def refuse_missing(device: str) -> None:
+    """Raise a ConfigError unless tensors can live on a device, such as "cuda:0"."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise ConfigError(
+            f"device {device} cannot be used ({reason}): set launch.gpus = 0 to train on the CPU"
+        ) from error

@@ -21,6 +21,11 @@ from mach.kernels.memory import from_bfloat16
 from mach.networks.inference import Weights
 
 
+def is_in_main_memory(tensor: Tensor) -> bool:
+    """Whether kernels for the processor can reach it; elsewhere torch's own operations do the work."""
+    return tensor.device.type == "cpu"
+
+
 class ReluDropout(nn.Module):
     """``dropout(relu(x))`` whose mask is a function of ``seed`` and position, so that a resumed run draws the same.
 
@@ -36,6 +41,8 @@ class ReluDropout(nn.Module):
         self.seed = 0
 
     def forward(self, x: Tensor) -> Tensor:
+        if not is_in_main_memory(x):
+            return nn.functional.dropout(torch.relu(x.float()), self.rate, self.training)
         return _ReluDropout.apply(
             x,  # type: ignore[no-untyped-call]
             self.rate if self.training else 0.0,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from mach.config import NetworkConfig
 from mach.errors import ConfigError
 from mach.networks.batch import Batch, DenseBatch, SparseBatch
 from mach.networks.inference import bucket_logits, bucket_probabilities
-from mach.networks.network import Network, loss_gradient, mean_loss, step_figures
+from mach.networks.network import Network, loss_gradient, mean_loss, refuse_missing, step_figures
 from mach.networks.trunks import load_dense_part
 
 D, B, N = 30, 8, 6
@@ -43,12 +45,13 @@ def batch_of(seed: int, dense: bool) -> Batch:
     return SparseBatch(np.arange(0, 5 * N + 1, 5), indices, values.reshape(-1)[: 5 * N])
 
 
-def network_of(dense: bool, hidden: list[int], *, loss="binary", seed=3, precision="float32", **options) -> Network:
+def network_of(
+    dense: bool, hidden: list[int], *, loss="binary", seed=3, precision="float32", device="cpu", **options
+) -> Network:
     config = NetworkConfig(hidden=hidden, dropout=options.pop("dropout", 0.0), **options)
     bias = np.linspace(-4, -2, B).astype(np.float32)
-    return Network(
-        config, n_features=D, n_buckets=B, dense_input=dense, loss=loss, precision=precision, bias_B=bias, seed=seed
-    )
+    shape: dict[str, Any] = {"n_features": D, "n_buckets": B, "dense_input": dense}
+    return Network(config, loss=loss, precision=precision, bias_B=bias, seed=seed, device=device, **shape)
 
 
 TARGETS = np.array([0, 0, 1, 3, 4, 5]), np.array([1, 7, 2, 2, 0, 5])
@@ -173,3 +176,45 @@ def test_probabilities_keep_their_precision_in_both_tails():
     np.testing.assert_allclose(probs, expected, rtol=1e-6)
     assert bucket_probabilities(logits, "softmax").sum() == pytest.approx(1.0)
     assert np.isfinite(bucket_probabilities(logits * 1e30, "binary")).all()
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_a_device_is_given_what_the_processor_computes(dense: bool, monkeypatch: pytest.MonkeyPatch):
+    """The way of other devices, through torch's own operations, gives the same weights; here it runs on the CPU."""
+    networks = [network_of(dense, [16, 8]), network_of(dense, [16, 8])]
+    for step in range(4):
+        networks[0].step(batch_of(step, dense), *TARGETS, 0.01)
+    monkeypatch.setattr("mach.networks.network.adam_step", _never)
+    monkeypatch.setattr("mach.networks.network.is_in_main_memory", lambda tensor: False)
+    monkeypatch.setattr("mach.networks.trunks.is_in_main_memory", lambda tensor: False)
+    for step in range(4):
+        networks[1].step(batch_of(step, dense), *TARGETS, 0.01)
+    weights = networks[0].weights()
+    for name, array in networks[1].weights().items():
+        np.testing.assert_allclose(array, weights[name], atol=2e-6, err_msg=name)
+    state = {name: array.copy() for name, array in networks[1].state().items()}
+    restored = network_of(dense, [16, 8], seed=9)
+    restored.load_state(state)
+    for name, array in restored.state().items():
+        np.testing.assert_array_equal(array, state[name], err_msg=name)
+
+
+def _never(*arguments: object) -> None:
+    raise AssertionError("the kernel of main memory was called")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_a_gpu_learns_what_the_processor_learns():
+    networks = [network_of(False, [16, 8]), network_of(False, [16, 8], device="cuda:0")]
+    for network in networks:
+        for step in range(4):
+            network.step(batch_of(step, False), *TARGETS, 0.01)
+    weights = networks[0].weights()
+    for name, array in networks[1].weights().items():
+        np.testing.assert_allclose(array, weights[name], atol=1e-4, err_msg=name)
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match=r"device cuda:99 cannot be used .* set launch.gpus = 0"):
+        refuse_missing("cuda:99")
