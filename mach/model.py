@@ -126,7 +126,7 @@ class MachModel:
         parts = list(self.search_in_parts(queries, k, allowed=allowed, budget=budget))
         if not parts:
             raise DataError("there are no queries: give at least one")
-        return Answer.concatenate(parts)
+        return parts[0] if len(parts) == 1 else Answer.concatenate(parts)
 
     def search_in_parts(
         self,
