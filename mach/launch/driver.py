@@ -149,7 +149,7 @@ class Driver:
         self.n_early_deaths = 0  # somebody lives
         if kind == "progress":
             progress = Progress(**message)
-            self.schedule.progressed(worker, now, progress.step, progress.n_steps, progress.saved_step)
+            self._progressed(worker, now, progress)
             self.display.progressed(progress)
             if self.schedule.should_yield(worker, now):
                 self.pool.send(worker, {"pause": True})
@@ -169,6 +169,13 @@ class Driver:
             self.schedule.failed_on(worker, message["cause"], hopeless=message["hopeless"])
             self._show_loss(shard, message["cause"])
         self._offer(worker)
+
+    def _progressed(self, worker: int, now: float, progress: Progress) -> None:
+        """Count the steps of a shard through all its repetitions, which are trained one after the other."""
+        shard = self._shard[worker]
+        before = shard.index(progress.repetition) * progress.n_steps
+        steps = (before + progress.step, len(shard) * progress.n_steps, before + progress.saved_step)
+        self.schedule.progressed(worker, now, *steps)
 
     def _offer(self, worker: int) -> None:
         """Give a free worker something to do, if there is anything."""

@@ -55,6 +55,7 @@ class _Item:
     saved_step: int = 0  # the same of checkpoints: where the next worker would begin
     steps_at_loss: tuple[int, int] | None = None
     fruitless: int = 0  # weight of failures and deaths in a row without getting further than before
+    is_finished: bool = False
     holders: set[int] = field(default_factory=set)
     failed_on: set[int] = field(default_factory=set)
 
@@ -175,8 +176,9 @@ class Schedule:
         """A worker finished its shard; returns the other workers that still train it, in vain."""
         at = self._workers[worker]
         item, at.n_failures = self._take_from(at, worker), 0
-        if item is None or item.shard in self.finished:
+        if item is None or item.is_finished:
             return []
+        item.is_finished = True
         self.finished.append(item.shard)
         self.given_up.pop(item.shard, None)
         if item in self._waiting:
@@ -216,8 +218,8 @@ class Schedule:
         speeds = [speed for at in self._workers.values() if at.item and (speed := at.speed_now(now))]
         if not speeds or not self._n_steps:
             return None
-        over = {*self.finished, *self.given_up}
-        n_done = sum(self._step_of(item) for item in self._items.values() if item.shard not in over)
+        held = dict.fromkeys(at.item for at in self._workers.values() if at.item and not at.item.is_finished)
+        n_done = sum(item.saved_step for item in self._waiting) + sum(map(self._step_of, held))
         return (self.n_unfinished * self._n_steps - n_done) / sum(speeds)
 
     def _step_of(self, item: _Item) -> int:
@@ -229,7 +231,8 @@ class Schedule:
 
         A worker does not get what failed on it before, as long as there is somebody who has not tried.
         """
-        fit = [item for item in self._waiting if worker not in item.failed_on or item.failed_on >= self._workers.keys()]
+        able = {n for n, at in self._workers.items() if at.item is None or at.item.shard not in self.finished}
+        fit = [item for item in self._waiting if worker not in item.failed_on or item.failed_on >= able]
         if len(self._waiting) < len(self._workers):
             return min(fit, key=lambda item: item.saved_step, default=None)
         return fit[0] if fit else None
@@ -295,7 +298,7 @@ class Schedule:
 
     def _is_settled(self, item: _Item) -> bool:
         """Whether it needs no worker: finished, or trained by another one."""
-        return item.shard in self.finished or bool(item.holders)
+        return item.is_finished or bool(item.holders)
 
     @staticmethod
     def _take_from(at: _Worker, number: int) -> _Item | None:

@@ -103,6 +103,8 @@ class SimulatedPool:
 
     def receive(self, timeout_seconds: float) -> list[tuple[int, Message]]:
         deadline = self._now + timeout_seconds
+        if self._events:  # nothing happens before: turns in which nobody says anything are left out
+            deadline = max(deadline, self._events[0][0])
         while self._events and self._events[0][0] <= deadline:
             self._now, _, kind, worker, n_lives = heapq.heappop(self._events)
             if n_lives == self._lives[worker].n_lives:  # it was not told by one who has died since

@@ -256,3 +256,9 @@ def test_a_full_disk_stops_with_one_line_and_loses_nothing(config: Config, train
     again.communicate()
     assert again.returncode == 0
     assert weights(tmp_path / "run") == weights(trained)
+
+
+def test_shards_of_several_repetitions(config: Config, trained: Path, tmp_path: Path):
+    run, store = set_up(config, tmp_path / "run")
+    train_locally(run, store, LaunchConfig(workers=2, shard=2), console=quiet())
+    assert weights(tmp_path / "run") == weights(trained)
