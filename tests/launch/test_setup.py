@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mach.config import Config
+from mach.data.prepare import prepare as prepare_data
 from mach.launch import setup
 from mach.launch.setup import set_up
 
@@ -14,7 +15,7 @@ from mach.launch.setup import set_up
 def test_a_run_that_appears_while_the_data_are_read_is_joined(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    prepare = setup.prepare
+    prepare = prepare_data
 
     def prepare_while_another_is_faster(*arguments, **options):
         monkeypatch.setattr(setup, "prepare", prepare)
