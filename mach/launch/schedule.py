@@ -231,7 +231,7 @@ class Schedule:
 
         A worker does not get what failed on it before, as long as there is somebody who has not tried.
         """
-        able = {n for n, at in self._workers.items() if at.item is None or at.item.shard not in self.finished}
+        able = {n for n, at in self._workers.items() if at.item is None or not at.item.is_finished}
         fit = [item for item in self._waiting if worker not in item.failed_on or item.failed_on >= able]
         if len(self._waiting) < len(self._workers):
             return min(fit, key=lambda item: item.saved_step, default=None)
