@@ -144,7 +144,7 @@ def plot_efficiency(outcomes: list[Outcome], cases: list[Case]) -> Figure:
     labels = {16: ("R = 16 W", (5, 6)), 4: ("R = 4 W", (7, -4)), 1: ("R = W", (7, -3))}
     for axes, case in zip(panels, cases, strict=True):
         axes.axhline(BAR, color=GREY, linewidth=0.8, linestyle=":")
-        axes.annotate(f"{BAR}", (1400, BAR), (0, -11), textcoords="offset points", color=GREY)
+        axes.annotate(f"{BAR}", (1750, BAR), (0, 3), textcoords="offset points", color=GREY)
         for (ratio, (text, offset)), colour in zip(labels.items(), SERIES, strict=False):
             points = [o for o in outcomes if o.case is case and o.n_repetitions == ratio * o.n_workers]
             axes.plot([o.n_workers for o in points], [o.mean for o in points], "o-", color=colour, markersize=4)
