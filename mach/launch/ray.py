@@ -69,6 +69,7 @@ class Cluster:
             raise ConfigError(f"the launcher ray needs Ray ({error}): pip install 'mach[ray]'") from error
         self._ray = ray
         if not ray.is_initialized():
+            _refuse_unreachable(address)
             try:
                 ray.init(
                     address=address,
