@@ -168,8 +168,15 @@ train_shard(ShardJob(run, store, (0, 1), exclusive=False))
 """
 
 
-@pytest.mark.parametrize("early", [False, True], ids=["whole", "early stopping"])
-@pytest.mark.parametrize("scheme", ["", "local://"])
+@pytest.mark.parametrize(
+    ("scheme", "early"),
+    [
+        ("", False),
+        ("local://", True),
+        pytest.param("", True, marks=pytest.mark.slow),
+        pytest.param("local://", False, marks=pytest.mark.slow),
+    ],
+)
 def test_two_trainers_of_one_repetition_end_in_the_same_bits(config: Config, tmp_path: Path, scheme: str, early: bool):
     sections = EARLY if early else {"training": {"epochs": 20}}
     sections = sections | {"training": {**sections["training"], "checkpoint_seconds": 0.0}}

@@ -29,7 +29,9 @@ def train_locally(
 
 
 def n_workers(launch: LaunchConfig) -> int:
-    """Worker processes: by default one for every ``threads`` cores that we may use."""
+    """Worker processes: by default one for every ``threads`` cores that we may use, or as many as share one GPU."""
+    if launch.gpus and not launch.workers:
+        return int(1 / launch.gpus)
     return launch.workers or len(os.sched_getaffinity(0)) // launch.threads or 1
 
 

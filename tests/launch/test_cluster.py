@@ -133,7 +133,7 @@ def test_ray_gives_the_bits_of_local_processes_without_a_byte_between_them(
     assert len({line.split("/")[1] for line in told.splitlines() if line.endswith(" cpu")}) == 2, "one on each node"
 
 
-@pytest.mark.parametrize("victim", ["process", "actor"])
+@pytest.mark.parametrize("victim", ["process", pytest.param("actor", marks=pytest.mark.slow)])
 def test_a_killed_worker_changes_no_bit(nodes: Any, longer: tuple[Config, list[bytes]], tmp_path: Path, victim: str):
     config, bits = longer
     training = Training(config, tmp_path / "run")
@@ -213,6 +213,7 @@ class Throttle(threading.Thread):
                 time.sleep(0.04)
 
 
+@pytest.mark.slow
 def test_a_worker_three_times_slower_is_given_less(nodes: Any, longer: tuple[Config, list[bytes]], tmp_path: Path):
     config, bits = longer
     training = Training(run_with(config, hashing={"repetitions": 5}), tmp_path / "run")
@@ -259,6 +260,7 @@ def test_ten_random_kills_of_workers_and_nodes(nodes: Any, longer: tuple[Config,
     assert int(n_steps) <= int(n_deaths) * longest * steps_per_second, told
 
 
+@pytest.mark.slow
 def test_two_repetitions_that_always_fail(nodes: Any, config: Config, trained: Path, tmp_path: Path):
     run, store = set_up(config, tmp_path / "run")
     for repetition in (0, 2):

@@ -173,6 +173,7 @@ def test_a_killed_actor_degrades_the_answers_until_it_is_back(remote: MachModel,
 
 
 @ignore_warnings
+@pytest.mark.slow
 def test_a_removed_node_degrades_the_answers_until_its_actors_live_elsewhere(
     nodes: Any, remote: MachModel, test_rows: Store
 ):
