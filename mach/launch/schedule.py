@@ -269,7 +269,7 @@ class Schedule:
             return None
         slowest, longest = None, 0.0
         for item in dict.fromkeys(at.item for at in self._workers.values() if at.item):
-            if worker in item.failed_on:
+            if item.is_finished or worker in item.failed_on:
                 continue
             here = (self._n_steps - item.saved_step) / speed
             there = min(self._seconds_for(self._workers[holder], now, here) for holder in item.holders)

@@ -331,3 +331,21 @@ def test_seconds_left_count_only_what_is_not_lost():
     assert schedule.seconds_left(100.0) == pytest.approx(60.0)
     schedule.died(0, "killed")  # nothing was saved
     assert schedule.seconds_left(100.0) == pytest.approx(60.0 + 160.0)
+
+
+def test_nobody_copies_a_finished_shard_whose_other_holder_hangs():
+    schedule = Schedule([(0,), (1,)], attempts=1)
+    for worker in range(3):
+        schedule.joined(worker)
+    for worker in range(2):
+        schedule.next_for(worker, 0.0)
+        schedule.progressed(worker, 10.0, 100, 1000, 100)
+    assert schedule.next_for(2, 300.0) is not None  # both hang: a copy of one of them
+    (copied,) = (shard for shard in [(0,), (1,)] if 2 in schedule._items[shard].holders)
+    schedule.finished_by(2)
+    again = schedule.next_for(2, 301.0)
+    assert again is not None
+    assert again.shard != copied
+    schedule.finished_by(2)
+    assert schedule.is_over
+    assert schedule.next_for(2, 302.0) is None
