@@ -42,7 +42,7 @@ def train_on_ray(
     Raises
     ------
     ConfigError
-        When ray is not installed, or a path of this machine is given that others cannot see.
+        When ray is not installed.
     IncompleteRunError
         When the cluster cannot be reached or is gone.
     """

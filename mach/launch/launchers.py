@@ -24,6 +24,9 @@ def train(
     if launch.launcher == "local":
         local.train_locally(run, store, launch, repetitions=repetitions, console=console)
         return
+    wanted = range(run.config.hashing.repetitions) if repetitions is None else repetitions
+    if all(run.repetition(r).is_done for r in wanted):
+        return  # no cluster is needed to find that out
     from mach.launch.cluster import train_on_ray
 
     n_bytes = launch.memory_bytes or plan_of(run.config, store).ledger.worker_bytes
