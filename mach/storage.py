@@ -250,6 +250,8 @@ class Run:
         line = f"{n_finished} of {len(rows)} repetitions finished"
         if n_finished == len(rows):
             return line
+        if not training and any(row["state"] == "training" for row in rows):
+            return f"{line}, others have just begun"
         if not training:
             return f"{line}, nobody trains the others: run the same `mach train` again to go on"
         speed = sum((row["n_steps"] - row["step"]) / max(row["seconds_left"], 1e-3) for row in training)

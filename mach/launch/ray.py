@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mach.errors import ConfigError, IncompleteRunError, MachError
@@ -63,6 +64,7 @@ class Cluster:
     """
 
     def __init__(self, address: str | None = None) -> None:
+        _use_token()
         try:
             import ray
         except ImportError as error:
@@ -216,6 +218,16 @@ def node_name() -> str:
 
     context = ray.get_runtime_context()
     return f"{os.uname().nodename}/{context.get_node_id()[:4]}"
+
+
+def _use_token() -> None:
+    """Send the token, if there is one: given an address Ray does not by itself, and ``ray start`` asks for it."""
+    is_there = (
+        os.environ.get("RAY_AUTH_TOKEN")
+        or Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser().exists()
+    )
+    if is_there:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _refuse_unreachable(address: str | None) -> None:
