@@ -11,7 +11,6 @@ import os
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from mach.errors import ConfigError, IncompleteRunError, MachError
@@ -64,7 +63,6 @@ class Cluster:
     """
 
     def __init__(self, address: str | None = None) -> None:
-        _use_token()
         try:
             import ray
         except ImportError as error:
@@ -83,7 +81,7 @@ class Cluster:
             except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
                 raise IncompleteRunError(
                     f"cannot connect to the Ray cluster at {address or 'this machine'}: {_line(error)}: see that it "
-                    "runs (ray status) and that both sides use the same token and version"
+                    "runs (ray status) in the same version; where it asks for a token, set RAY_AUTH_MODE=token"
                 ) from error
             _sharing.clear()
             _sharing.add(self)
@@ -218,16 +216,6 @@ def node_name() -> str:
 
     context = ray.get_runtime_context()
     return f"{os.uname().nodename}/{context.get_node_id()[:4]}"
-
-
-def _use_token() -> None:
-    """Send the token, if there is one: given an address Ray does not by itself, and ``ray start`` asks for it."""
-    is_there = (
-        os.environ.get("RAY_AUTH_TOKEN")
-        or Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser().exists()
-    )
-    if is_there:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _refuse_unreachable(address: str | None) -> None:
