@@ -21,7 +21,7 @@ import click
 
 from mach import __version__
 from mach.errors import ConfigError, DataError, DegradedWarning, IncompleteRunError, MachError
-from mach.places import Place, place
+from mach.places import Place, is_there, place
 
 if TYPE_CHECKING:
     from mach.config import Config
@@ -74,6 +74,7 @@ _workers = click.option(
 )
 _launcher = click.option("--launcher", type=click.Choice(["local", "ray"]), help="This machine, or a Ray cluster.")
 _address = click.option("--address", metavar="HOST:PORT", help="Head of the Ray cluster; by default as Ray finds it.")
+_rerank = click.option("--rerank/--no-rerank", default=True, help="Order the best classes anew, where RUN can.")
 _k = click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Classes a query.")
 _some = click.option("--repetitions", metavar="0-3,5", help="Use these only; all by default.")
 _run = click.argument("run", type=PLACE)
@@ -220,12 +221,14 @@ def train(
         _print_ledger(options)
         return
     from mach.launch.launchers import train as train_run
+    from mach.launch.parts import train_reranker
     from mach.launch.setup import drop_store, set_up
 
     chosen = _numbers(repetitions, options.hashing.repetitions) if repetitions else None
     with _reporter() as report:
         opened, store = set_up(options, run, report=report)
     train_run(opened, store, options.launch, repetitions=chosen)
+    train_reranker(opened, store, options.launch)
     drop_store(opened)
     click.echo(f"{run}: {len(opened.finished())} of {options.hashing.repetitions} repetitions finished", err=True)
 
@@ -242,6 +245,8 @@ def status(run: Place, as_json: bool) -> None:
     _print_table(rows, as_json)
     if not as_json:
         click.echo(opened.outlook(rows))
+        if opened.config.reranking.candidates:
+            click.echo(f"re-ranker {'finished' if is_there(opened.reranked) else 'not trained yet'}")
 
 
 @main.command()
@@ -249,9 +254,10 @@ def status(run: Place, as_json: bool) -> None:
 @click.argument("data", required=False)
 @click.option("--at", "ks", default="1,3,5", show_default=True, help="Cut-offs k.")
 @click.option("--curve/--no-curve", default=True, help="Also for the first 1, 2, ... repetitions.")
+@_rerank
 @_json
-def evaluate(model: MachModel, data: str | None, ks: str, curve: bool, as_json: bool) -> None:
-    """Measure RUN on DATA (the configuration's data.test by default), in percent."""
+def evaluate(model: MachModel, data: str | None, ks: str, curve: bool, rerank: bool, as_json: bool) -> None:
+    """Measure RUN on DATA (the configuration's data.test by default), in percent; re-ranked in the last row."""
     from mach.evaluation import evaluate as evaluate_model
 
     source = data or model.run.config.data.test
@@ -260,12 +266,16 @@ def evaluate(model: MachModel, data: str | None, ks: str, curve: bool, as_json: 
     store = _prepared(model, source)
     cuts = tuple(sorted({_integer(k, "--at") for k in ks.split(",")}))
     with _reporter() as report:
-        measured = evaluate_model(model, store, ks=cuts, curve=curve, report=report)
+        measured = evaluate_model(model, store, ks=cuts, curve=curve, rerank=rerank, report=report)
     rows = [
         {name: 100 * value if isinstance(value, float) else value for name, value in row.items()} for row in measured
     ]
     names = [f"{name}@{k}" for name in ("P", "nDCG", "PSP", "recall", "hit") for k in cuts]
-    shown = ["n_repetitions", *(name for name in names if name not in ("nDCG@1", "hit@1"))]  # those equal P@1
+    shown = [
+        "n_repetitions",
+        *(["reranked"] if rows[-1]["reranked"] else []),
+        *(name for name in names if name not in ("nDCG@1", "hit@1")),
+    ]  # those equal P@1
     _print_table(rows if as_json else [{name: row[name] for name in shown} for row in rows], as_json)
 
 
@@ -274,13 +284,14 @@ def evaluate(model: MachModel, data: str | None, ks: str, curve: bool, as_json: 
 @click.argument("data")
 @click.option("-o", "--output", default="-", show_default=True, help=".jsonl, .csv, .parquet or .npz; - is JSONL.")
 @_k
-def predict(model: MachModel, data: str, output: str, k: int) -> None:
+@_rerank
+def predict(model: MachModel, data: str, output: str, k: int, rerank: bool) -> None:
     """Write the top k classes of every row of DATA."""
     from mach.predictions import write_predictions
 
     store = _prepared(model, data)
     with _reporter() as report:
-        parts = _reported(model.search_in_parts(store, k), store.n_rows, report)
+        parts = _reported(model.search_in_parts(store, k, rerank=rerank), store.n_rows, report)
         write_predictions(output, ((part.ids_Nk, part.scores_Nk) for part in parts), model.name_function())
 
 
@@ -288,11 +299,12 @@ def predict(model: MachModel, data: str, output: str, k: int) -> None:
 @_asks
 @click.argument("queries", nargs=-1)
 @_k
+@_rerank
 @_json
-def query(model: MachModel, queries: tuple[str, ...], k: int, as_json: bool) -> None:
+def query(model: MachModel, queries: tuple[str, ...], k: int, rerank: bool, as_json: bool) -> None:
     """Answer QUERIES: texts, or rows as `index:value ...` where the model takes numbers; - reads lines from stdin."""
     for line in _lines(queries):
-        ids, scores = model.topk(model.parse(line), k)
+        ids, scores = model.topk(model.parse(line), k, rerank=rerank)
         found = ids[ids >= 0].tolist()
         names = model.names(found) if model.run.class_names else None
         if as_json:

@@ -124,6 +124,21 @@ class DecodingConfig(Section):
     aggregate: Aggregate = Field(default="auto", description="auto: log-mean")
 
 
+class RerankingConfig(Section):
+    """Linear classifiers that put the best classes of the repetitions in a better order (`mach.reranking`)."""
+
+    candidates: int = Field(default=0, ge=0, le=10_000, description="C: classes of a query to order anew; 0: none")
+    cost: float = Field(default=2.0, gt=0.0, description="of a row that is not at its side of a class's margin")
+    negatives: int = Field(default=100_000, ge=1, description="most rows that a class is told apart from")
+    iterations: int = Field(default=10, ge=1, description="most passes over the rows of a class")
+    tolerance: float = Field(default=0.1, gt=0.0, description="violation of optimality at which a class is done")
+    threshold: float = Field(default=0.05, ge=0.0, description="smaller weights are dropped")
+    bytes: int | None = Field(default=None, ge=1, description="most of the stored file; the smallest weights go first")
+    weight: float | None = Field(
+        default=None, ge=0.0, description="of the classifiers beside the aggregate; none: by validation rows, else 3"
+    )
+
+
 class LaunchConfig(Section):
     """Where repetitions are trained (`mach.launch`); changing it never changes the weights, except ``threads``."""
 
@@ -153,6 +168,7 @@ class Config(Section):
     network: NetworkConfig = NetworkConfig()
     training: TrainingConfig = TrainingConfig()
     decoding: DecodingConfig = DecodingConfig()
+    reranking: RerankingConfig = RerankingConfig()
     launch: LaunchConfig = LaunchConfig()
 
     @model_validator(mode="after")

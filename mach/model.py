@@ -12,7 +12,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from mach.decoding import Decoder, TopK
 from mach.errors import DataError
+from mach.networks.batch import Batch, SparseBatch
 from mach.queries import QueryReader, is_single
+from mach.repetition import read_json
+from mach.reranker import Reranked, Reranker, verify
 from mach.scoring import Scorer, shapes_of
 from mach.storage import Run
 
@@ -55,6 +58,8 @@ class MachModel:
     ----------
     n_classes, n_features, n_buckets, n_repetitions : int
         K, D, B, and R as far as used.
+    reranker : Reranker or None
+        Linear classifiers that order the best classes anew, where the run has them.
     """
 
     def __init__(self, run: Run, repetitions: list[int], scorer: Scorer) -> None:
@@ -67,6 +72,7 @@ class MachModel:
         self.aggregate = "log-mean" if run.config.decoding.aggregate == "auto" else run.config.decoding.aggregate
         self._widest = max(max(shape) for name, shape in shapes_of(run).items() if name != "input.weight")
         self._scorer = scorer
+        self.reranker = Reranker.load(run)
         self._decoder = lru_cache(maxsize=8)(self._make_decoder)  # one for every set of repetitions that answered
 
     def __enter__(self) -> Self:
@@ -86,6 +92,7 @@ class MachModel:
         *,
         allowed: NDArray[np.bool_] | None = None,
         budget: int | None = None,
+        rerank: bool = True,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The k best classes of every query, best first; equal scores break to the smaller id.
 
@@ -99,6 +106,8 @@ class MachModel:
             Classes that may be returned.
         budget : int, optional
             Most classes to score a query; then the answer may be approximate, see `search`.
+        rerank : bool
+            Whether the model's linear classifiers, if it has any, put the C best classes in their order (see `search`).
 
         Returns
         -------
@@ -109,7 +118,7 @@ class MachModel:
         DataError
             When queries do not fit the model.
         """
-        found = self.search(queries, k, allowed=allowed, budget=budget)
+        found = self.search(queries, k, allowed=allowed, budget=budget, rerank=rerank)
         if is_single(queries):
             return found.ids_Nk[0], found.scores_Nk[0]
         return found.ids_Nk, found.scores_Nk
@@ -121,9 +130,15 @@ class MachModel:
         *,
         allowed: NDArray[np.bool_] | None = None,
         budget: int | None = None,
+        rerank: bool = True,
     ) -> Answer:
-        """As `topk`, with the certificate: whether each answer is exact, and the bound on everything left out."""
-        parts = list(self.search_in_parts(queries, k, allowed=allowed, budget=budget))
+        """As `topk`, with the certificate: whether each answer is exact, and the bound on everything left out.
+
+        Re-ranked, ``exact_N`` says that the candidates are the C (at least k) best classes of the repetitions, and the
+        k returned are the best *of these* by aggregate and classifier together. They are certainly the best of all
+        classes by both where no score exceeds theirs elsewhere: ``scores_Nk[:, -1] >= bound_N``.
+        """
+        parts = list(self.search_in_parts(queries, k, allowed=allowed, budget=budget, rerank=rerank))
         if not parts:
             raise DataError("there are no queries: give at least one")
         return parts[0] if len(parts) == 1 else Answer.concatenate(parts)
@@ -135,16 +150,38 @@ class MachModel:
         *,
         allowed: NDArray[np.bool_] | None = None,
         budget: int | None = None,
+        rerank: bool = True,
     ) -> Iterator[Answer]:
         """As `search`, a few queries at a time: any number of them in bounded memory."""
-        for probs_NRB, columns in self.probabilities(queries):
-            top = self._decoder(columns).topk(probs_NRB, k, allowed_K=allowed, budget=budget)
+        for batch, probs_NRB, columns in self.answered(queries):
+            top = self.decode(batch, probs_NRB, columns, k, allowed=allowed, budget=budget, rerank=rerank)
             answered_NR = np.zeros((len(probs_NRB), self.n_repetitions), np.bool_)
             answered_NR[:, list(columns)] = True
             yield Answer(**vars(top), answered_NR=answered_NR)
 
-    def score(self, queries: Queries, ids: ArrayLike) -> NDArray[np.float32]:
+    def decode(
+        self,
+        batch: Batch,
+        probs_NRB: NDArray[np.float32],
+        columns: tuple[int, ...],
+        k: int,
+        *,
+        allowed: NDArray[np.bool_] | None = None,
+        budget: int | None = None,
+        rerank: bool = True,
+    ) -> TopK:
+        """Best k classes by bucket probabilities (n, R', B) of a batch, from `answered`."""
+        decoder = self._decoder(columns)
+        if self.reranker is None or not rerank:
+            return decoder.topk(probs_NRB, k, allowed_K=allowed, budget=budget)
+        n_candidates = max(k, min(self.reranker.candidates, self.n_classes))
+        top = decoder.topk(probs_NRB, n_candidates, allowed_K=allowed, budget=budget)
+        return self.reranker.rerank(_sparse(batch), top, k)
+
+    def score(self, queries: Queries, ids: ArrayLike, *, rerank: bool = True) -> NDArray[np.float32]:
         """Scores of given classes: ids of shape (C,) for all queries or (N, C); returns (N, C), or (C,) for one.
+
+        They are those that `topk` would give them; ``rerank`` as there.
 
         Raises
         ------
@@ -153,10 +190,12 @@ class MachModel:
         """
         candidates = np.asarray(ids)
         scores, begin = [], 0
-        for probs_NRB, columns in self.probabilities(queries):
+        for batch, probs_NRB, columns in self.answered(queries):
             n = len(probs_NRB)
             rows = candidates[begin : begin + n] if candidates.ndim == 2 else np.tile(candidates, (n, 1))
             scores.append(self._decoder(columns).score(probs_NRB, rows))
+            if self.reranker is not None and rerank:
+                scores[-1] = self.reranker.rescore(_sparse(batch), rows.astype(np.int64), scores[-1])
             begin += n
         if candidates.ndim == 2 and len(candidates) != begin:
             raise DataError(f"ids of shape {candidates.shape} for {begin} queries: give a row a query, or one for all")
@@ -169,7 +208,7 @@ class MachModel:
         Those of repetitions that do not answer are NaN.
         """
         parts = [np.empty((0, self.n_repetitions, self.n_buckets), np.float32)]
-        for probs_NRB, columns in self.probabilities(queries):
+        for _, probs_NRB, columns in self.answered(queries):
             parts.append(np.full((len(probs_NRB), *parts[0].shape[1:]), np.nan, np.float32))
             parts[-1][:, list(columns)] = probs_NRB
         return np.concatenate(parts)
@@ -217,7 +256,22 @@ class MachModel:
             "peak_worker_bytes": max(summary.peak_memory_bytes for summary in done),
             "peer_bytes": sum(summary.peer_bytes for summary in done),
             "peer_sockets": sum(summary.peer_sockets for summary in done),
+            **self._reranking(),
             "mach_version": manifest.mach_version,
+        }
+
+    def _reranking(self) -> dict[str, Any]:
+        """What the re-ranker is; its bytes grow with K, unlike all others."""
+        if self.reranker is None:
+            return {"reranker_bytes": 0}
+        done = read_json(self.run.reranked, Reranked)
+        return {
+            "reranker_bytes": self.reranker.n_bytes,
+            "reranker_weights": done.n_weights,
+            "reranker_candidates": self.reranker.candidates,
+            "reranker_weight": self.reranker.weight,
+            "reranker_cpu_seconds": done.cpu_seconds,
+            "reranker_repetitions": done.repetitions,
         }
 
     def verify(self) -> None:
@@ -229,6 +283,7 @@ class MachModel:
             When a file has changed since.
         """
         self._scorer.verify()
+        verify(self.run)
 
     def parse(self, line: str) -> Any:
         """A query as typed in a shell: a text, or numbers where the model takes them."""
@@ -242,15 +297,20 @@ class MachModel:
         is_all = len(columns) == self.n_repetitions
         return Decoder(self.assignment if is_all else self.assignment.select(list(columns)), self.aggregate)
 
-    def probabilities(self, queries: Queries) -> Iterator[tuple[NDArray[np.float32], tuple[int, ...]]]:
-        """Bucket probabilities (n, R', B) of consecutive chunks of queries, so that memory stays bounded.
+    def answered(self, queries: Queries) -> Iterator[tuple[Batch, NDArray[np.float32], tuple[int, ...]]]:
+        """Consecutive chunks of queries and their bucket probabilities (n, R', B), so that memory stays bounded.
 
         With each chunk the positions (in `repetitions`) of those that answered it: all R, unless some are kept in
         another process and have been lost.
         """
         n_rows = max(1, CHUNK_SCORES // max(self.n_repetitions * self.n_buckets, self._widest))
         for batch in self._reader.batches(queries, n_rows):
-            yield self._scorer.probabilities(batch)
+            yield batch, *self._scorer.probabilities(batch)
+
+
+def _sparse(batch: Batch) -> SparseBatch:
+    assert isinstance(batch, SparseBatch), "runs with dense input are refused a re-ranker"
+    return batch
 
 
 def _nested(ids: NDArray[Any], name: Any) -> Any:

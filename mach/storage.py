@@ -10,6 +10,10 @@
     text/               text features (where the data is text)
     repetitions/r000/   weights.safetensors, metrics.jsonl, log.txt, DONE, and while it is trained
                         state.safetensors and progress.json
+    reranker.safetensors   linear classifiers of all classes (where [reranking] asks for them), see `mach.reranker`
+    RERANKED            what they were trained from and with, written after them
+    reranking/          log.txt, and while they are trained plan.json, finished parts of rows (rows000.safetensors:
+                        candidates, int32 (n, C)) and of classes (c000.safetensors: offsets, features, weights, biases)
     store/              the training data (only in remote runs, and only until all repetitions are finished)
 
 It is a folder of this machine or below any URL that fsspec knows. Every file appears whole or not at all
@@ -266,6 +270,19 @@ class Run:
     def finished(self) -> list[int]:
         """Numbers of the finished repetitions, ascending."""
         return [r for r in range(self.config.hashing.repetitions) if self.repetition(r).is_done]
+
+    @property
+    def reranker_file(self) -> Place:
+        return self.path / "reranker.safetensors"
+
+    @property
+    def reranked(self) -> Place:
+        """The mark of a finished re-ranker."""
+        return self.path / "RERANKED"
+
+    @property
+    def reranking_folder(self) -> Place:
+        return self.path / "reranking"
 
     def load_weights(self, repetition: int, expected: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[Any]]:
         """Map the weights of a finished repetition; those in ``expected`` must be there in that shape.

@@ -22,6 +22,8 @@ PROCESS_BYTES = 400_000_000  # Python, torch, compiled kernels and a batch, as m
 BIAS_BYTES = 4  # stored biases stay float32
 STEPS_BYTES = 4 * 256  # a precomputed progression of the decoder's index (`mach.kernels.decode.Index`)
 N_PEERS = 4  # repetitions that the index of a table keeps beside each list of members
+RERANKING_CLASS_BYTES, RERANKING_WEIGHT_BYTES = 16, 3  # as stored (`mach.reranker`)
+RERANKING_WEIGHTS = 0.8  # a feature of a row and class of it, measured on gnd-core with the default threshold
 MIN_BUCKETS, MAX_BUCKETS = 64, 16384
 
 
@@ -82,6 +84,8 @@ class Ledger:
         All repetitions and the assignment on disk; the same and the decoder's index, as in memory once every
         mapped page was touched; weights and Adam moments of the one repetition that a worker trains at a
         time; the same and its process, which is what a cluster reserves (mapped data come on top).
+    reranking_bytes : int
+        The optional re-ranker on disk: apart from all others, for it grows with K and the data.
     query_flops, one_vs_all_query_flops, example_flops, one_vs_all_example_flops : int
         Forward pass of one row through all repetitions; forward and backward pass in training.
     """
@@ -105,6 +109,7 @@ class Ledger:
     one_vs_all_query_flops: int
     example_flops: int
     one_vs_all_example_flops: int
+    reranking_bytes: int = 0
 
     @property
     def n_repetition_parameters(self) -> int:
@@ -160,6 +165,7 @@ class Ledger:
             ("training, one-vs-all", self.one_vs_all_example_flops, "FLOPs a row"),
             ("query", self.query_flops, "FLOPs"),
             ("query, one-vs-all", self.one_vs_all_query_flops, "FLOPs"),
+            *([("re-ranker on disk, grows with K", self.reranking_bytes, "bytes")] if self.reranking_bytes else []),
         ]
 
 
@@ -174,6 +180,7 @@ def ledger(
     weight_bytes: int = 2,
     nonzeros_per_row: float = 100,
     table_assignment: bool = False,
+    reranking_bytes: int = 0,
 ) -> Ledger:
     """Count one configuration.
 
@@ -191,6 +198,8 @@ def ledger(
         Mean number of features of a sparse row; rounded.
     table_assignment : bool
         Whether buckets come from a table of shape (R, K) rather than from the universal family.
+    reranking_bytes : int
+        Of the re-ranker, from its budget or `reranking_estimate`; 0: there is none.
 
     Raises
     ------
@@ -232,7 +241,25 @@ def ledger(
         one_vs_all_query_flops=_forward_flops(n_active, hidden, K),
         example_flops=R * _training_flops(n_active, hidden, B),
         one_vs_all_example_flops=_training_flops(n_active, hidden, K),
+        reranking_bytes=reranking_bytes,
     )
+
+
+def reranking_estimate(n_classes: int, n_positives: int, nonzeros_per_row: float, budget: int | None = None) -> int:
+    """Bytes of a re-ranker, at most its budget: a class's features are mostly those of its own rows.
+
+    Parameters
+    ----------
+    n_classes, n_positives : int
+        K, and the pairs of a training row and a class of it.
+    nonzeros_per_row : float
+        Mean number of features of a row.
+    budget : int, optional
+        As ``reranking.bytes``.
+    """
+    n_weights = round(RERANKING_WEIGHTS * n_positives * nonzeros_per_row)
+    estimate = n_classes * RERANKING_CLASS_BYTES + 8 + n_weights * RERANKING_WEIGHT_BYTES
+    return estimate if budget is None else min(budget, estimate)
 
 
 @dataclass(frozen=True)

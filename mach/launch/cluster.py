@@ -56,7 +56,9 @@ def train_on_ray(
 class RayPool:
     """Actors of a cluster; a `mach.launch.driver.Pool`."""
 
-    def __init__(self, cluster: Cluster, run: Run, store: Store, launch: LaunchConfig, n_workers: int) -> None:
+    def __init__(
+        self, cluster: Cluster, run: Run, store: Store, launch: LaunchConfig, n_workers: int, **job: str
+    ) -> None:
         self._cluster = cluster
         self._resources = Resources(
             cpus=launch.threads,
@@ -72,6 +74,7 @@ class RayPool:
             "threads": launch.threads,
             "device": "cuda:0" if launch.gpus else "cpu",
             "report_seconds": n_workers / MESSAGES_A_SECOND,
+            **job,
         }
         self._server = cluster.start(StoreServer, str(store.path), resources=Resources(cpus=0), here=True)
         self._actors: dict[int, Actor] = {}

@@ -38,8 +38,8 @@ def n_workers(launch: LaunchConfig) -> int:
 class LocalPool:
     """Processes of this machine, each at the end of a socket pair; a `mach.launch.driver.Pool`."""
 
-    def __init__(self, run: Run, store: Store, launch: LaunchConfig) -> None:
-        self._job = {"run": str(run.path), "store": str(store.path), "threads": launch.threads}
+    def __init__(self, run: Run, store: Store, launch: LaunchConfig, **job: str) -> None:
+        self._job = {"run": str(run.path), "store": str(store.path), "threads": launch.threads} | job
         self._gpus = launch.gpus
         self._workers: dict[int, WorkerProcess] = {}
         self._selector = selectors.DefaultSelector()

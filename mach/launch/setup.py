@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mach import __version__, theory
-from mach.config import Config, HashingConfig, differing_keys, fingerprint
+from mach.config import Config, HashingConfig, RerankingConfig, differing_keys, fingerprint
 from mach.data.prepare import prepare
 from mach.data.store import Store
 from mach.data.transfer import META, fetch_source, fetch_store, upload_store
@@ -16,14 +16,25 @@ from mach.data.writer import storage_errors
 from mach.errors import ConfigError, DataError, StorageError
 from mach.hashing import Assignment, TableAssignment, UniversalAssignment, extends
 from mach.places import Place, is_there, names_in, place, remove_folder
+from mach.reranker import CLASS_BYTES, is_due
 from mach.storage import Manifest, Run
 
 STORE = "store"  # folder of the training data in a remote run
-LAYOUT = ("config.toml", "class_counts.npy", "class_names.safetensors", "assignment.npy", "text", "repetitions", STORE)
+LAYOUT = (
+    "config.toml",
+    "class_counts.npy",
+    "class_names.safetensors",
+    "assignment.npy",
+    "text",
+    "repetitions",
+    "reranking",
+    STORE,
+)
 # Sections and keys that do not change what is learned, or that a run may change on the way.
 FREE_KEYS = (
     "launch.",
     "decoding.",
+    "reranking.",
     "data.train",
     "data.test",
     "data.cache",
@@ -76,8 +87,10 @@ def shared_store(run: Run, store: Store) -> str:
 
 
 def drop_store(run: Run) -> None:
-    """Remove the training data from a remote run that needs them no more: all its repetitions are finished."""
-    if not isinstance(run.path, Path) and len(run.finished()) == run.config.hashing.repetitions:
+    """Remove the training data from a remote run that needs them no more: it is finished, its re-ranker as well."""
+    if isinstance(run.path, Path) or len(run.finished()) < run.config.hashing.repetitions:
+        return
+    if not is_due(run):
         with storage_errors(run.path / STORE):
             remove_folder(run.path / STORE, first=META)
 
@@ -121,6 +134,7 @@ def resolve(config: Config, store: Store, known: Assignment | None = None) -> tu
         raise ConfigError(
             f"hashing.buckets = {n_buckets} exceeds the {store.n_classes} classes: take fewer, or leave it out"
         )
+    _refuse_reranking(config.reranking, store)
     loss = config.training.loss
     if loss == "auto":
         loss = "softmax" if np.all(np.diff(store.class_indptr) == 1) else "binary"
@@ -153,6 +167,9 @@ def resolve(config: Config, store: Store, known: Assignment | None = None) -> tu
 
 def plan_of(config: Config, store: Store, n_workers: int = 1) -> theory.Plan:
     """The ledger of a resolved configuration, as it will be trained on these rows."""
+    nonzeros_per_row = store.n_features if store.is_dense else store.n_nonzeros / store.n_rows
+    reranking, n_positives = config.reranking, len(store.class_ids)
+    estimate = theory.reranking_estimate(store.n_classes, n_positives, nonzeros_per_row, reranking.bytes)
     return theory.plan(
         store.n_classes,
         store.n_features,
@@ -162,9 +179,23 @@ def plan_of(config: Config, store: Store, n_workers: int = 1) -> theory.Plan:
         n_buckets=config.hashing.buckets,
         dense_input=store.is_dense,
         weight_bytes=2 if config.network.weights == "bfloat16" else 4,
-        nonzeros_per_row=store.n_features if store.is_dense else store.n_nonzeros / store.n_rows,
+        nonzeros_per_row=nonzeros_per_row,
+        reranking_bytes=estimate if reranking.candidates else 0,
         table_assignment=config.hashing.table is not None,
     )
+
+
+def _refuse_reranking(reranking: RerankingConfig, store: Store) -> None:
+    if reranking.candidates and store.is_dense:
+        raise ConfigError(
+            f"reranking.candidates = {reranking.candidates}: the rows are dense, re-ranking takes sparse rows only: "
+            "set it to 0"
+        )
+    least = CLASS_BYTES * store.n_classes + 8
+    if reranking.candidates and reranking.bytes is not None and reranking.bytes < least:
+        raise ConfigError(
+            f"reranking.bytes = {reranking.bytes}: {store.n_classes} classes take {least} before any weight: give more"
+        )
 
 
 def _assignment(hashing: HashingConfig, n_buckets: int, n_classes: int) -> Assignment:
@@ -222,6 +253,6 @@ def _reopen(config: Config, store: Store, path: Place) -> Run:
         )
     if config != run.config:
         run.update(config, manifest, assignment)
-    if len(run.finished()) < mine.repetitions:
+    if len(run.finished()) < mine.repetitions or is_due(run):
         _share(config, store, path)
     return run

@@ -1,0 +1,207 @@
+"""The re-ranker of a run: one sparse linear classifier a class, mapped, that puts candidates in a better order.
+
+``reranker.safetensors`` holds, for K classes, ``offsets`` (int64, K + 1), ``scales`` and ``biases`` (float32, K), and
+for every stored weight its feature as a step from the class's feature before (``gaps``, int16; the first from 0) and
+its value (``codes``, int8, times the class's scale): 3 bytes a weight and 16 a class. Steps above 32,767 are cut by
+codes of 0. The metadata hold the fingerprint, C and the weight beside the aggregate: the file is whole by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mach.config import RerankingConfig, Section
+from mach.decoding import TopK
+from mach.errors import StorageError
+from mach.kernels import rerank as kernels
+from mach.places import cache_folder, fetch, is_there, kept
+from mach.repetition import read_json
+from mach.tensors import digest_of, map_tensors
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+    from mach.networks.batch import SparseBatch
+    from mach.storage import Run
+
+FORMAT: Literal[1] = 1
+WEIGHT_BYTES, CLASS_BYTES = 3, 16
+LOWEST_MARGIN = np.float32(-1e6)  # keeps every score finite
+_DTYPES = {"offsets": np.int64, "gaps": np.int16, "codes": np.int8, "scales": np.float32, "biases": np.float32}
+
+
+class Reranked(Section):
+    """What a finished re-ranker tells about itself: the content of RERANKED.
+
+    ``fingerprint`` is that of what it was trained from and with, ``least`` the smallest magnitude that was kept,
+    ``n_pairs`` the pairs of row and class that it was fitted to, ``validated`` whether held-out rows chose the weight.
+    """
+
+    format: Literal[1] = FORMAT
+    fingerprint: str
+    repetitions: list[int]
+    settings: RerankingConfig
+    weight: float
+    validated: bool
+    least: float
+    n_weights: int
+    n_bytes: int
+    n_pairs: int
+    cpu_seconds: float
+    digest: str
+
+
+def fingerprint(run: Run) -> str:
+    """Digest of all that decides the classifiers: settings, data, and the weights of all repetitions."""
+    config = run.config
+    digests = [run.repetition(r).summary().weights_digest for r in range(config.hashing.repetitions)]
+    parts = (FORMAT, config.reranking.model_dump(), config.decoding.aggregate, run.manifest.data_fingerprint, digests)
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+
+def is_due(run: Run) -> bool:
+    """Whether a re-ranker is wanted, all repetitions are finished, and none is there of these settings and weights."""
+    if run.config.reranking.candidates == 0 or len(run.finished()) < run.config.hashing.repetitions:
+        return False
+    return not is_there(run.reranked) or read_json(run.reranked, Reranked).fingerprint != fingerprint(run)
+
+
+def combine(scores_NC: NDArray[np.float32], margins_NC: NDArray[np.float32], weight: float) -> NDArray[np.float32]:
+    """Aggregate minus ``weight`` times the classifier's own loss as a positive, ``max(0, 1 - margin)^2``; float32.
+
+    A class that is certain keeps its aggregate, all others lose: no score exceeds its aggregate.
+
+    Examples
+    --------
+    >>> combine(np.float32([[-1, -1]]), np.float32([[2, 0]]), weight=3.0).tolist()
+    [[-1.0, -4.0]]
+    """
+    shortfalls_NC = 1 - np.fmin(np.fmax(margins_NC, LOWEST_MARGIN), np.float32(1))
+    return scores_NC - np.float32(weight) * np.square(shortfalls_NC)
+
+
+class Reranker:
+    """Linear classifiers of K classes over D features; safe to share between threads.
+
+    Parameters
+    ----------
+    arrays : mapping
+        As in the file.
+    n_features : int
+    candidates : int
+        C, the classes of a query that are ordered anew.
+    weight : float
+        As in `combine`.
+    """
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]], *, n_features: int, candidates: int, weight: float) -> None:
+        self.arrays = {name: np.asarray(array) for name, array in arrays.items()}  # not memmap: calls cost less
+        self.n_features = n_features
+        self.candidates, self.weight = candidates, weight
+        self._scratch = threading.local()
+
+    @classmethod
+    def load(cls, run: Run) -> Reranker | None:
+        """The re-ranker of a run, mapped; None where it has none, or its configuration says that it wants none.
+
+        Raises
+        ------
+        StorageError
+            When the file is damaged or of another run.
+        """
+        if run.config.reranking.candidates == 0 or not is_there(run.reranked):
+            return None
+        path, K = _file(run), run.manifest.n_classes
+        arrays, metadata = map_tensors(path)
+        n = len(arrays.get("codes", ()))
+        shapes = {"offsets": (K + 1,), "gaps": (n,), "codes": (n,), "scales": (K,), "biases": (K,)}
+        for name, shape in shapes.items():
+            if name not in arrays or arrays[name].shape != shape or arrays[name].dtype != _DTYPES[name]:
+                raise StorageError(f"{run.reranker_file}: {name} is missing or not of shape {shape}: train it again")
+        try:
+            candidates, weight = int(metadata["candidates"]), float(metadata["weight"])
+        except (KeyError, ValueError) as error:
+            raise StorageError(f"{run.reranker_file}: its metadata are damaged ({error}): train it again") from error
+        return cls(arrays, n_features=run.manifest.n_features, candidates=candidates, weight=weight)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the arrays, on disk and in memory once every page was touched."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    def margins(self, batch: SparseBatch, ids_NC: NDArray[np.int64]) -> NDArray[np.float32]:
+        """``w_k x_n + b_k`` of given classes, shape (N, C); reads 3 bytes for each of their weights."""
+        margins_NC = np.empty(ids_NC.shape, np.float32)
+        x_D = getattr(self._scratch, "x_D", None)
+        if x_D is None:
+            x_D = self._scratch.x_D = np.zeros(self.n_features + 1, np.float32)
+        offsets, gaps, codes, scales, biases = (self.arrays[name] for name in _DTYPES)
+        rows = (batch.indptr, batch.indices, batch.values)
+        kernels.margins(rows, ids_NC, offsets, gaps, codes, scales, biases, x_D, margins_NC)
+        return margins_NC
+
+    def rescore(
+        self, batch: SparseBatch, ids_NC: NDArray[np.int64], scores_NC: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Scores of given classes with the classifiers' part, shape (N, C)."""
+        return combine(scores_NC, self.margins(batch, ids_NC), self.weight)
+
+    def rerank(self, batch: SparseBatch, top: TopK, k: int) -> TopK:
+        """The best k of the candidates by both; equal scores break to the smaller id.
+
+        ``bound_N`` stays what it says, of the new scores: as none exceeds its aggregate, no class outside the
+        candidates scores above the candidates' own bound.
+        """
+        scores_NC = self.rescore(batch, top.ids_Nk, top.scores_Nk)
+        order_Nk = np.lexsort((top.ids_Nk, -scores_NC), axis=1)[:, :k]
+        scores_Nk = np.take_along_axis(scores_NC, order_Nk, axis=1)
+        return replace(
+            top,
+            ids_Nk=np.take_along_axis(top.ids_Nk, order_Nk, axis=1),
+            scores_Nk=scores_Nk,
+            bound_N=np.maximum(top.bound_N, scores_Nk[:, -1]),
+        )
+
+    def matrix(self) -> csr_array:
+        """All weights, without the biases, as a matrix (K, D) in plain numpy: the oracle of the compiled margins."""
+        from scipy.sparse import csr_array
+
+        offsets, gaps, codes, scales = (
+            np.asarray(self.arrays[name]) for name in ("offsets", "gaps", "codes", "scales")
+        )
+        totals = np.concatenate([[0], np.cumsum(gaps, dtype=np.int64)])
+        counts_K = np.diff(offsets)
+        features = totals[1:] - np.repeat(totals[offsets[:-1]], counts_K)
+        weights = codes * np.repeat(scales, counts_K)
+        return csr_array((weights, features, offsets), shape=(len(counts_K), self.n_features))
+
+
+def _file(run: Run) -> Path:
+    """The file on this machine; a remote one is fetched once a machine and compared with what RERANKED says."""
+    where = run.reranker_file
+    if isinstance(where, Path):
+        return where
+    digest = read_json(run.reranked, Reranked).digest
+
+    def check(file: Path) -> None:
+        found = digest_of(map_tensors(file)[0])
+        if found != digest:
+            raise StorageError(f"{where} has digest {found}, RERANKED says {digest}: run the same `mach train` again")
+
+    return kept(cache_folder() / "weights" / f"{digest}.safetensors", lambda file: fetch(where, file, check))
+
+
+def verify(run: Run) -> None:
+    """Compare the classifiers, if there are any, with the digest of their training; a StorageError if they differ."""
+    if is_there(run.reranked):
+        found, recorded = digest_of(map_tensors(_file(run))[0]), read_json(run.reranked, Reranked).digest
+        if found != recorded:
+            raise StorageError(f"{run.reranker_file} has digest {found}, training recorded {recorded}: train it again")

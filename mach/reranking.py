@@ -1,0 +1,337 @@
+"""Train a run's re-ranker in parts: candidates of training rows first, classifiers of classes next, then one file.
+
+Hard negatives of a class are the rows in whose candidates it stands though it is not theirs; the candidates come from
+the finished repetitions. A part is a file of the folder ``reranking``, whole or absent, so whoever makes it may die at
+any moment and parts that are there are not made again. Every class is fitted alone (`mach.kernels.rerank`): how the
+parts are cut never changes a bit.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy.sparse import csr_array
+
+from mach.config import RerankingConfig, Section
+from mach.data.store import Store, split_rows
+from mach.errors import StorageError
+from mach.kernels import rerank as kernels
+from mach.metrics import evaluate
+from mach.model import MachModel
+from mach.networks.batch import SparseBatch, read_batch, read_classes
+from mach.places import Place, atomic_file, cache_folder, fetch, is_there, kept, names_in, remove, remove_folder
+from mach.repetition import RepetitionFiles, read_json, write_json
+from mach.reranker import CLASS_BYTES, WEIGHT_BYTES, Reranked, Reranker, fingerprint
+from mach.scoring import LocalScorer
+from mach.storage import Run
+from mach.tensors import map_tensors, write_tensors
+
+Lists = tuple[Any, Any, Any, Any]  # begins, ends, lists and rows, as `mach.kernels.rerank.invert` takes them
+STAGES = ("candidates", "classifiers")
+ROWS_A_PART, PAIRS_A_PART, MAX_PARTS = (
+    2**16,
+    2**18,
+    128,
+)  # some seconds each; every part of classes reads all candidates
+MIN_ROW_PARTS = 8  # so that a few workers share a small set
+CHUNK_ROWS = 4096
+DEFAULT_WEIGHT, WEIGHTS = 3.0, (0.0, 0.3, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
+MAX_VALIDATION_ROWS = 20_000
+
+
+class Plan(Section):
+    """How the work is cut: bounds of the parts, among the training rows and among the classes (none at first)."""
+
+    fingerprint: str
+    rows: list[int]
+    classes: list[int] = Field(default=[])
+
+
+class RerankerTraining:
+    """The making of a re-ranker for a run whose repetitions are finished.
+
+    Parameters
+    ----------
+    run : Run
+    store : Store
+        The training data, sparse.
+    """
+
+    def __init__(self, run: Run, store: Store) -> None:
+        self.run, self.store = run, store
+        self.folder = run.reranking_folder
+        self.settings: RerankingConfig = run.config.reranking
+        self.fingerprint = fingerprint(run)
+        self.rows, self.validation_rows = split_rows(
+            store.n_rows, run.config.data.validation_fraction, run.config.training.seed
+        )
+
+    @property
+    def files(self) -> RepetitionFiles:
+        """Lock and log."""
+        return RepetitionFiles(self.folder, -1)
+
+    @cached_property
+    def model(self) -> MachModel:
+        finished = self.run.finished()
+        return MachModel(self.run, finished, LocalScorer(self.run, finished))
+
+    def begin(self) -> None:
+        """Cut the rows; what is there of other settings or weights is removed first."""
+        if self._plan_there() is None:
+            for name in names_in(self.folder):
+                if name.endswith((".safetensors", ".json")):
+                    remove(self.folder / name)
+            n_rows = len(self.rows)
+            n_parts = max(MIN_ROW_PARTS, -(-n_rows // ROWS_A_PART))
+            bounds = np.unique(np.linspace(0, n_rows, n_parts + 1).astype(int))
+            self._write_plan(Plan(fingerprint=self.fingerprint, rows=bounds.tolist()))
+        self.files.sweep()
+
+    def parts(self, stage: str) -> tuple[int, list[int]]:
+        """How many parts a stage has, and which of them are missing; the classes are cut once it is their turn."""
+        if stage == "classifiers" and not self.plan.classes:
+            self._cut_classes()
+        n_parts = len(self._bounds(stage)) - 1
+        there = set(names_in(self.folder))
+        return n_parts, [part for part in range(n_parts) if self._name(stage, part) not in there]
+
+    def make(self, stage: str, part: int, should_stop: Callable[[], bool] = lambda: False) -> bool:
+        """Make one part; False if it was told to stop before it was whole."""
+        started = time.process_time()
+        begin, end = self._bounds(stage)[part : part + 2]
+        made = (self._candidates if stage == "candidates" else self._classifiers)(begin, end, should_stop)
+        if made is None:
+            return False
+        arrays, notes = made
+        notes |= {"fingerprint": self.fingerprint, "seconds": str(time.process_time() - started)}
+        with atomic_file(self.folder / self._name(stage, part)) as file:
+            write_tensors(file, arrays, notes)
+        return True
+
+    def finish(self) -> Reranked:
+        """Drop the smallest weights until the file fits, choose the weight, write file and RERANKED, tidy up."""
+        started = time.process_time()
+        notes = [self._map(stage, part)[1] for stage in STAGES for part in range(len(self._bounds(stage)) - 1)]
+        with tempfile.TemporaryDirectory(prefix="mach-", dir=self._scratch_folder) as scratch:
+            arrays, least = self._merged(Path(scratch))
+            weight = self.settings.weight
+            is_validated = weight is None and len(self.validation_rows) > 0
+            if weight is None:
+                weight = self._best_weight(arrays) if is_validated else DEFAULT_WEIGHT
+            metadata = {"fingerprint": self.fingerprint, "candidates": str(self.settings.candidates)}
+            with atomic_file(self.run.reranker_file) as file:
+                digest = write_tensors(file, arrays, metadata | {"weight": repr(weight)})
+        summary = Reranked(
+            fingerprint=self.fingerprint,
+            repetitions=self.run.finished(),
+            settings=self.settings,
+            weight=weight,
+            validated=is_validated,
+            least=least,
+            n_weights=len(arrays["codes"]),
+            n_bytes=sum(array.nbytes for array in arrays.values()),
+            n_pairs=sum(int(note.get("n_pairs", 0)) for note in notes),
+            cpu_seconds=round(sum(float(note["seconds"]) for note in notes) + time.process_time() - started, 2),
+            digest=digest,
+        )
+        write_json(self.run.reranked, summary.model_dump())
+        self._tidy()
+        return summary
+
+    @property
+    def plan(self) -> Plan:
+        plan = self._plan_there()
+        if plan is None:
+            raise StorageError(f"{self.folder} holds no plan for these settings: run the same `mach train` again")
+        return plan
+
+    def _plan_there(self) -> Plan | None:
+        where = self.folder / "plan.json"
+        plan = read_json(where, Plan) if is_there(where) else None
+        return plan if plan and plan.fingerprint == self.fingerprint else None
+
+    def _write_plan(self, plan: Plan) -> None:
+        if isinstance(self.folder, Path):
+            self.folder.mkdir(exist_ok=True)
+        write_json(self.folder / "plan.json", plan.model_dump())
+
+    def _bounds(self, stage: str) -> list[int]:
+        return self.plan.rows if stage == "candidates" else self.plan.classes
+
+    def _candidates(self, begin: int, end: int, should_stop: Callable[[], bool]) -> Any:
+        """Best C classes of some training rows by the repetitions alone."""
+        found = []
+        for first in range(begin, end, CHUNK_ROWS):
+            if should_stop():
+                return None
+            queries = self._features(self.rows[first : min(first + CHUNK_ROWS, end)])
+            parts = self.model.search_in_parts(queries, self.settings.candidates, rerank=False)
+            found += [part.ids_Nk.astype(np.int32) for part in parts]
+        return {"ids": np.concatenate(found)}, {}
+
+    def _classifiers(self, begin: int, end: int, should_stop: Callable[[], bool]) -> Any:
+        if should_stop():
+            return None
+        settings, store = self.settings, self.store
+        offsets, features, weights, biases, n_pairs = kernels.fit_classes(
+            store.feature_indptr,
+            store.feature_indices,
+            store.feature_values,
+            *self._rows_by_class(lambda: self._lists(of_classes=True), begin, end),
+            *self._rows_by_class(lambda: self._lists(of_classes=False), begin, end),
+            store.n_features,
+            settings.cost,
+            settings.negatives,
+            settings.iterations,
+            settings.tolerance,
+            settings.threshold,
+            begin,
+        )
+        arrays = {"offsets": offsets, "features": features, "weights": weights, "biases": biases}
+        return arrays, {"n_pairs": str(n_pairs)}
+
+    def _lists(self, *, of_classes: bool) -> Iterator[Lists]:
+        """Of consecutive training rows: where each one's list begins and ends, the lists, and the rows' numbers."""
+        bounds = self._bounds("candidates")
+        for part, (begin, end) in enumerate(pairwise(bounds)):
+            rows = self.rows[begin:end]
+            if of_classes:
+                indptr = self.store.class_indptr
+                yield indptr[rows], indptr[rows + 1], self.store.class_ids, rows
+            else:
+                ids_NC = self._map("candidates", part)[0]["ids"]
+                begins = np.arange(len(ids_NC)) * ids_NC.shape[1]
+                yield begins, begins + ids_NC.shape[1], ids_NC.reshape(-1), rows
+
+    @staticmethod
+    def _rows_by_class(lists: Callable[[], Iterator[Lists]], begin: int, end: int) -> tuple[Any, Any]:
+        """CSR of the rows in whose list each of the classes stands, ascending within a class."""
+        indptr, rows = np.zeros(end - begin + 1, np.int64), np.empty(0, np.int32)
+        for part in lists():
+            kernels.invert(part, begin, indptr[1:], rows)
+        np.cumsum(indptr, out=indptr)
+        rows, places = np.empty(indptr[-1], np.int32), indptr[:-1].copy()
+        for part in lists():
+            kernels.invert(part, begin, places, rows)
+        return indptr, rows
+
+    def _cut_classes(self) -> None:
+        """Cut the classes into parts of about as many pairs of row and class."""
+        K = self.store.n_classes
+        pairs_K = np.zeros(K, np.int64)
+        for part in range(len(self._bounds("candidates")) - 1):
+            pairs_K += np.bincount(self._map("candidates", part)[0]["ids"].ravel() + 1, minlength=K + 1)[1:]
+        np.minimum(pairs_K, self.settings.negatives, out=pairs_K)
+        totals_K = np.cumsum(pairs_K + self.run.class_counts_K() + 1)
+        n_parts = min(max(1, -(-int(totals_K[-1]) // PAIRS_A_PART)), MAX_PARTS, K)
+        cuts = np.searchsorted(totals_K, totals_K[-1] * np.arange(1, n_parts) / n_parts)
+        self._write_plan(self.plan.model_copy(update={"classes": np.unique([0, *cuts.tolist(), K]).tolist()}))
+
+    def _merged(self, scratch: Path) -> tuple[dict[str, NDArray[Any]], float]:
+        """All parts as the arrays of the file, mapped, and the smallest magnitude that the budget left."""
+        parts = [self._map("classifiers", part)[0] for part in range(len(self._bounds("classifiers")) - 1)]
+        K = self.store.n_classes
+        budget = self.settings.bytes
+        most = None if budget is None else max(0, (budget - CLASS_BYTES * K - 8) // WEIGHT_BYTES)
+        n_kept, least = most, self.settings.threshold
+        while True:
+            if most is not None:
+                least = max(least, _magnitude(parts, n_kept or 0))
+            offsets, begin = np.zeros(K + 1, np.int64), 0
+            scales, biases = [], [part["biases"] for part in parts]
+            with (scratch / "gaps").open("wb") as gap_file, (scratch / "codes").open("wb") as code_file:
+                for part in parts:
+                    ends, gaps, codes, scales_K = kernels.encode(
+                        part["offsets"], part["features"], part["weights"], least
+                    )
+                    offsets[begin + 1 : begin + len(ends)] = offsets[begin] + ends[1:]
+                    begin += len(ends) - 1
+                    scales.append(scales_K)
+                    gap_file.write(gaps.tobytes())
+                    code_file.write(codes.tobytes())
+            n = int(offsets[-1])
+            if most is None or n <= most:
+                break
+            n_kept = (n_kept or 0) - (n - most)  # steps that had to be cut count as well
+        mapped = {
+            name: np.memmap(scratch / name, dtype, "r") if n else np.empty(0, dtype)
+            for name, dtype in (("gaps", np.int16), ("codes", np.int8))
+        }
+        whole = {"offsets": offsets} | mapped
+        return whole | {"scales": np.concatenate(scales), "biases": np.concatenate(biases)}, float(least)
+
+    def _best_weight(self, arrays: dict[str, NDArray[Any]]) -> float:
+        """The weight with the best nDCG@5 on rows that neither the networks nor the classifiers have learned from."""
+        rows, C = self.validation_rows[:MAX_VALIDATION_ROWS], self.settings.candidates
+        ids, counts = read_classes(self.store, rows)
+        truth = (np.concatenate([[0], np.cumsum(counts)]), ids)
+        reranker = Reranker(arrays, n_features=self.store.n_features, candidates=C, weight=0.0)
+        found: dict[float, list[Any]] = {weight: [] for weight in WEIGHTS}
+        k = min(5, C)
+        for batch, probs_NRB, columns in self.model.answered(self._features(rows)):
+            top = self.model.decode(batch, probs_NRB, columns, C, rerank=False)
+            assert isinstance(batch, SparseBatch)
+            for weight, best in found.items():
+                reranker.weight = weight
+                best.append(reranker.rerank(batch, top, k).ids_Nk)
+        quality = {w: evaluate(np.concatenate(best), truth, ks=(k,))[f"nDCG@{k}"] for w, best in found.items()}
+        return max(quality, key=lambda weight: quality[weight])
+
+    def _features(self, rows: NDArray[np.int64]) -> csr_array:
+        batch = read_batch(self.store, rows)
+        assert isinstance(batch, SparseBatch)
+        return csr_array((batch.values, batch.indices, batch.indptr), shape=(len(rows), self.store.n_features))
+
+    @staticmethod
+    def _name(stage: str, part: int) -> str:
+        return f"{'rows' if stage == 'candidates' else 'c'}{part:03d}.safetensors"
+
+    def _map(self, stage: str, part: int) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+        name = self._name(stage, part)
+        where: Place = self.folder / name
+        if isinstance(where, Path):
+            path = where
+        else:
+            remote = where
+            path = kept(self._cache / name, lambda file: fetch(remote, file))
+        arrays, notes = map_tensors(path)
+        if notes.get("fingerprint") != self.fingerprint:
+            raise StorageError(f"{where} was made with other settings: remove it and run the same `mach train` again")
+        return arrays, notes
+
+    @property
+    def _cache(self) -> Path:
+        return cache_folder() / "reranking" / self.fingerprint
+
+    @property
+    def _scratch_folder(self) -> Path | None:
+        return self.folder if isinstance(self.folder, Path) else None
+
+    def _tidy(self) -> None:
+        if isinstance(self.folder, Path):
+            for name in names_in(self.folder):
+                if name.endswith((".safetensors", ".json")):
+                    remove(self.folder / name)
+        else:
+            remove_folder(self.folder, first="plan.json")
+
+
+def _magnitude(parts: list[dict[str, NDArray[Any]]], n_kept: int) -> float:
+    """A magnitude that at most so many weights reach: exact to the upper 16 bits of a float32, by counting them."""
+    counts = np.zeros(2**15 + 1, np.int64)
+    for part in parts:
+        bits = np.abs(np.asarray(part["weights"])).view(np.uint32) >> 16  # ascend as the magnitudes do
+        counts[:-1] += np.bincount(bits, minlength=2**15)
+    n_above = np.cumsum(counts[::-1])[::-1]
+    bits = min(int(np.flatnonzero(n_above <= max(n_kept, 0))[0]), 0x7F7F)  # those of the largest finite number
+    return float(np.array(bits << 16, np.uint32).view(np.float32))
