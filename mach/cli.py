@@ -221,7 +221,7 @@ def train(
         _print_ledger(options)
         return
     from mach.launch.launchers import train as train_run
-    from mach.launch.parts import train_reranker
+    from mach.launch.reranker import train_reranker
     from mach.launch.setup import drop_store, set_up
 
     chosen = _numbers(repetitions, options.hashing.repetitions) if repetitions else None

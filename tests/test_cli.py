@@ -43,13 +43,14 @@ def test_the_surface_is_frozen():
         "train": ["--address", "--dry-run", "--launcher", "--repetitions", "--set", "--workers", "config", "run"],
         "status": ["--json", "run"],
         "evaluate": [
-            "--address", "--at", "--curve", "--json", "--launcher", "--repetitions", "--workers", "data", "run",
+            "--address", "--at", "--curve", "--json", "--launcher", "--repetitions", "--rerank", "--workers",
+            "data", "run",
         ],
         "predict": [
-            "--address", "--launcher", "--output", "--repetitions", "--workers", "-k", "-o", "data", "run",
+            "--address", "--launcher", "--output", "--repetitions", "--rerank", "--workers", "-k", "-o", "data", "run",
         ],
         "query": [
-            "--address", "--json", "--launcher", "--repetitions", "--workers", "-k", "queries", "run",
+            "--address", "--json", "--launcher", "--repetitions", "--rerank", "--workers", "-k", "queries", "run",
         ],
         "info": ["--json", "--verify", "run"],
     }  # fmt: skip

@@ -1,7 +1,6 @@
-"""Train a run's re-ranker on the workers of a launcher: orders are as for repetitions, their numbers are parts.
+"""What a worker process does for a re-ranker: orders are as for repetitions, their numbers are parts of a stage.
 
-The two stages of `mach.reranking` follow each other; in each, the schedule hands parts to whichever worker is free, and
-the part of a lost worker goes to another. Parts are files, so a driver that begins again makes only what is missing.
+Torch is not imported, so a worker starts in half a second.
 """
 
 from __future__ import annotations
@@ -9,66 +8,19 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from rich.console import Console
-
-from mach.config import LaunchConfig
-from mach.data.store import Store
 from mach.data.transfer import fetch_store
-from mach.errors import ConfigError, IncompleteRunError, MachError
-from mach.launch import local
+from mach.errors import ConfigError, MachError
 from mach.launch.channel import Channel
-from mach.launch.display import Display
-from mach.launch.driver import Driver, Pool
-from mach.launch.schedule import Schedule, shards_of
-from mach.launch.setup import plan_of
-from mach.repetition import RepetitionFiles
-from mach.reranker import is_due
-from mach.reranking import STAGES, RerankerTraining
+from mach.reranking import RerankerTraining
 from mach.storage import Run
-
-LOCK_SECONDS = 0.2
-
-
-def train_reranker(run: Run, store: Store, launch: LaunchConfig, *, console: Console | None = None) -> None:
-    """Train the re-ranker if one is due (`mach.reranker.is_due`); another driver of this machine is waited for.
-
-    Raises
-    ------
-    IncompleteRunError
-        When parts were given up, or on KeyboardInterrupt; what is finished is kept.
-    """
-    if not is_due(run):
-        return
-    console = console or Console(stderr=True)
-    training = RerankerTraining(run, store)
-    try:
-        with _held(training.files):
-            if not is_due(run):  # another driver made it meanwhile
-                return
-            training.begin()
-            for stage in STAGES:
-                _make(training, stage, launch, console)
-            summary = training.finish()
-    except KeyboardInterrupt:
-        raise IncompleteRunError(
-            f"stopped while the re-ranker was trained; all repetitions and its finished parts are in {run.path}: run "
-            "the same command again to go on"
-        ) from None
-    console.print(
-        f"re-ranker: {summary.n_weights:,} weights, {summary.n_bytes:,} bytes, weight {summary.weight} beside the "
-        f"aggregate, {summary.cpu_seconds:.0f} s of processors",
-        highlight=False,
-        soft_wrap=True,
-    )
 
 
 def serve(channel: Channel, job: dict[str, Any], is_told_to_stop: Callable[[], bool]) -> None:
-    """What a worker process does in place of training repetitions: make parts of the job's stage until it may go."""
+    """Make parts of the job's stage, as `mach.launch.worker.main` trains repetitions, until the driver lets it go."""
     training = RerankerTraining(Run.open(job["run"]), fetch_store(job["store"]))
     files = training.files
     with contextlib.suppress(OSError):
@@ -93,69 +45,3 @@ def serve(channel: Channel, job: dict[str, Any], is_told_to_stop: Callable[[], b
             cause = str(error) if isinstance(error, MachError) else f"{type(error).__name__}: {error}"
             hopeless = isinstance(error, ConfigError)
             channel.send({"kind": "failed", "cause": (cause.splitlines() or [""])[0], "hopeless": hopeless})
-
-
-class _StageDisplay(Display):
-    """One line a stage, and one for whatever goes wrong in it."""
-
-    def __init__(self, console: Console, stage: str, n_parts: int) -> None:
-        super().__init__(console, [], [])
-        self._live, self._stage, self._n_parts = None, stage, n_parts
-        self.note(f"re-ranker: {stage}, {n_parts} parts to make")
-
-    def set(self, repetition: int, status: str) -> None:
-        pass
-
-    def event(self, repetition: int, text: str) -> None:
-        self.note(f"re-ranker: {self._stage}, part {repetition}: {text}")
-
-
-def _make(training: RerankerTraining, stage: str, launch: LaunchConfig, console: Console) -> None:
-    """Make the missing parts of a stage."""
-    n_parts, missing = training.parts(stage)
-    if not missing:
-        return
-    schedule = Schedule(shards_of(missing, 1), launch.attempts)
-    with _pool(training, launch, stage, len(missing)) as (pool, n_workers):
-        Driver(schedule, pool, _StageDisplay(console, stage, len(missing)), min(n_workers, len(missing))).drive()
-    if schedule.given_up:
-        (part, *_), cause = next(iter(schedule.given_up.items()))
-        raise IncompleteRunError(
-            f"the re-ranker failed: {stage}, part {part} of {n_parts}: {cause} (log: {training.files.log}); the "
-            "repetitions are finished and answer without it; run the same command again to retry"
-        )
-
-
-@contextlib.contextmanager
-def _pool(training: RerankerTraining, launch: LaunchConfig, stage: str, n_parts: int) -> Iterator[tuple[Pool, int]]:
-    """Workers of the launcher that make parts of a stage, and how many to ask for; stopped in the end."""
-    run, store = training.run, training.store
-    with contextlib.ExitStack() as stack:
-        pool: Pool
-        if launch.launcher == "local":
-            n_workers = local.n_workers(launch)
-            pool = local.LocalPool(run, store, launch, stage=stage)
-        else:
-            from mach.launch.cluster import RayPool
-            from mach.launch.ray import Cluster
-
-            n_workers = min(launch.workers or n_parts, n_parts)
-            n_bytes = launch.memory_bytes or plan_of(run.config, store).ledger.worker_bytes
-            launch = launch.model_copy(update={"memory_bytes": n_bytes, "gpus": 0.0})
-            cluster = stack.enter_context(Cluster(launch.address))
-            pool = RayPool(cluster, run, store, launch, n_workers, stage=stage)
-        try:
-            yield pool, n_workers
-        finally:
-            pool.stop()
-
-
-@contextlib.contextmanager
-def _held(files: RepetitionFiles) -> Iterator[None]:
-    """Hold the re-ranker's lock; while another process does, wait for it."""
-    while True:
-        with files.locked() as is_ours:
-            if is_ours:
-                yield
-                return
-        time.sleep(LOCK_SECONDS)

@@ -1,0 +1,227 @@
+"""Re-ranking as a whole: what it tells apart, its file, and how its training goes on."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from mach.cli import main
+from mach.config import Config, LaunchConfig, to_toml
+from mach.errors import ConfigError, StorageError
+from mach.evaluation import evaluate
+from mach.launch.reranker import train_reranker
+from mach.launch.setup import drop_store, plan_of, set_up
+from mach.loading import load
+from mach.model import MachModel
+from mach.repetition import read_json
+from mach.reranker import Reranked, Reranker, combine, is_due
+from mach.reranking import STAGES, RerankerTraining
+from mach.storage import Run
+from mach.tensors import map_tensors, write_tensors
+from mach.training import ShardJob, train_shard
+from tests.conftest import N_CLASSES
+
+SETTINGS = {"candidates": 20, "threshold": 0.01}
+
+
+def changed(config: Config, **settings) -> Config:
+    return config.model_copy(update={"reranking": config.reranking.model_copy(update=settings)})
+
+
+@pytest.fixture(scope="module")
+def paired(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Classes 2j and 2j + 1 share their buckets in both repetitions: the networks cannot tell them apart."""
+    folder = tmp_path_factory.mktemp("paired")
+    generator = np.random.default_rng(0)
+    pairs_RJ = np.stack([generator.permutation(N_CLASSES // 2) % 32 for _ in range(2)])
+    np.save(folder / "table.npy", np.repeat(pairs_RJ, 2, axis=1))
+    hashing = {"repetitions": 2, "buckets": 32, "table": str(folder / "table.npy")}
+    return changed(
+        config.model_copy(
+            update={
+                "hashing": config.hashing.model_copy(update=hashing),
+                "data": config.data.model_copy(update={"validation_fraction": 0.1}),
+            }
+        ),
+        **SETTINGS,
+    )
+
+
+def train_here(config: Config, path: Path) -> Run:
+    """Repetitions and re-ranker in this process."""
+    run, store = set_up(config, path)
+    train_shard(ShardJob(str(run.path), str(store.path), (0, 1)))
+    training = RerankerTraining(run, store)
+    training.begin()
+    for stage in STAGES:
+        for part in training.parts(stage)[1]:
+            assert training.make(stage, part)
+    training.finish()
+    return run
+
+
+@pytest.fixture(scope="module")
+def reranked(paired: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_here(paired, tmp_path_factory.mktemp("runs") / "reranked").path
+
+
+@pytest.fixture
+def copied(reranked: Path, tmp_path: Path) -> Path:
+    shutil.copytree(reranked, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def rows_of(model: MachModel):
+    from mach.data.prepare import prepare
+
+    config = model.run.config
+    return prepare(config.data, config.text, config.data.test, like=model.run.reference())
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+def test_it_tells_apart_what_the_buckets_cannot(reranked: Path):
+    model = load(reranked)
+    *curve, last = evaluate(model, rows_of(model))
+    assert [row["reranked"] for row in [*curve, last]] == [False, False, True]
+    assert curve[-1]["P@1"] < 0.7
+    assert last["P@1"] > 0.95
+    assert len(evaluate(model, rows_of(model), curve=False, rerank=False)) == 1
+    done = read_json(model.run.reranked, Reranked)
+    assert done.validated
+    assert done.weight > 0
+    assert model.info()["reranker_bytes"] == done.n_bytes == 3 * done.n_weights + 16 * N_CLASSES + 8
+    model.verify()
+
+
+def test_answers_are_the_candidates_in_the_order_of_the_formula(reranked: Path):
+    model = load(reranked)
+    queries = rows_of(model).features(0, 50)
+    plain, found = model.search(queries, 20, rerank=False), model.search(queries, 5)
+    assert model.reranker is not None
+    margins_NK = (queries @ model.reranker.matrix().T).toarray() + model.reranker.arrays["biases"]
+    margins_NC = np.take_along_axis(margins_NK, plain.ids_Nk, axis=1).astype(np.float32)
+    scores_NC = combine(plain.scores_Nk, margins_NC, model.reranker.weight)
+    np.testing.assert_allclose(found.scores_Nk, -np.sort(-scores_NC, axis=1)[:, :5], atol=1e-4)
+    np.testing.assert_array_equal(model.score(queries, found.ids_Nk), found.scores_Nk)
+    assert found.exact_N.all()
+    everything = model.search(queries, N_CLASSES)
+    certain_N = found.scores_Nk[:, -1] >= found.bound_N
+    np.testing.assert_array_equal(found.ids_Nk[certain_N], everything.ids_Nk[certain_N, :5])
+    one, _ = model.topk(queries[[3]].toarray()[0], 5)
+    np.testing.assert_array_equal(one, found.ids_Nk[3])
+    allowed = np.zeros(N_CLASSES, bool)
+    allowed[[4, 7]] = True
+    assert set(np.unique(model.topk(queries, 3, allowed=allowed)[0])) == {-1, 4, 7}
+    assert load(reranked, repetitions=[1]).topk(queries, 5)[0].shape == (50, 5)
+
+
+def test_extreme_margins_keep_scores_finite():
+    scores_NC = combine(np.zeros((1, 4), np.float32), np.float32([[np.nan, np.inf, -np.inf, -1e38]]), 3.0)
+    assert np.isfinite(scores_NC).all()
+    assert scores_NC[0, 1] == 0
+
+
+def test_workers_make_the_bits_of_this_process_after_a_kill_and_again_for_other_settings(
+    paired: Config, reranked: Path, copied: Path
+):
+    bits = (reranked / "reranker.safetensors").read_bytes()
+    (copied / "RERANKED").unlink()
+    run, store = set_up(paired, copied)
+    training = RerankerTraining(run, store)
+    training.begin()
+    training.make("candidates", 0)  # and then it was killed
+    first = (copied / "reranking" / "rows000.safetensors").stat().st_mtime_ns
+    assert not training.make("candidates", 1, should_stop=lambda: True)
+    assert training.parts("candidates")[1] == list(range(1, 8))
+    begun = RerankerTraining(run, store)
+    begun.begin()
+    assert (copied / "reranking" / "rows000.safetensors").stat().st_mtime_ns == first
+    train_reranker(run, store, LaunchConfig(workers=2), console=quiet())
+    assert (copied / "reranker.safetensors").read_bytes() == bits
+    assert not list((copied / "reranking").glob("*.safetensors"))
+    assert not is_due(run)
+    run, store = set_up(changed(paired, cost=0.1), copied)
+    assert is_due(run)
+    assert load(copied).reranker is not None  # the old one answers until the new one is whole
+    train_reranker(run, store, LaunchConfig(workers=1), console=quiet())
+    assert (copied / "reranker.safetensors").read_bytes() != bits
+    run, _ = set_up(changed(paired, candidates=0), copied)
+    assert load(copied).reranker is None
+
+
+def test_the_smallest_weights_go_until_the_file_fits(paired: Config, copied: Path):
+    full = Reranker.load(Run.open(copied))
+    assert full is not None
+    budget = 16 * N_CLASSES + 8 + 3 * 500
+    config = changed(paired, bytes=budget, weight=2.0)
+    with pytest.raises(ConfigError, match="reranking.bytes = 100: 120 classes take 1928"):
+        set_up(changed(paired, bytes=100), copied)
+    run, store = set_up(config, copied)
+    train_reranker(run, store, LaunchConfig(workers=2), console=quiet())
+    small = Reranker.load(run)
+    assert small is not None
+    assert budget - 100 < small.n_bytes <= budget
+    assert small.weight == 2.0
+    full_KD, small_KD = abs(full.matrix()).toarray(), abs(small.matrix()).toarray()
+    assert full_KD[(small_KD == 0) & (full_KD > 0)].max() <= full_KD[small_KD > 0].min() + full_KD.max() / 127
+    assert plan_of(run.config, store).ledger.reranking_bytes == budget
+    drop_store(run)
+
+
+def test_the_command_line_trains_it_once_all_repetitions_are_finished(paired: Config, tmp_path: Path):
+    def mach(*arguments: object):
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, result.stderr
+        return result
+
+    (tmp_path / "config.toml").write_text(to_toml(paired))
+    assert "re-ranker" in mach("train", tmp_path / "config.toml", "--dry-run").stdout
+    mach("train", tmp_path / "config.toml", tmp_path / "run", "--repetitions", "1")
+    assert not (tmp_path / "run/RERANKED").exists()
+    assert "not trained yet" in mach("status", tmp_path / "run").stdout
+    mach("train", tmp_path / "config.toml", tmp_path / "run", "--repetitions", "0")
+    assert "re-ranker finished" in mach("status", tmp_path / "run").stdout
+    rows = json.loads(mach("evaluate", tmp_path / "run", "--json").stdout)
+    assert [row["reranked"] for row in rows] == [False, False, True]
+    assert "yes" in mach("evaluate", tmp_path / "run").stdout.splitlines()[-1]
+    query = " ".join(f"{j}:0.5" for j in (21, 22))
+    with_it, without = (json.loads(mach("query", tmp_path / "run", query, "--json", *more).stdout)
+                        for more in ((), ("--no-rerank",)))  # fmt: skip
+    assert with_it["ids"][0] == 7
+    assert with_it["scores"] != without["scores"]
+
+
+def test_damaged_files_and_dense_rows_get_one_line(paired: Config, copied: Path, tmp_path: Path):
+    file = copied / "reranker.safetensors"
+    arrays, metadata = map_tensors(file)
+    whole = {name: array.copy() for name, array in arrays.items()}
+    for spoiled, notes in [
+        (whole | {"codes": whole["codes"][1:]}, metadata),
+        ({name: array for name, array in whole.items() if name != "gaps"}, metadata),
+        (whole | {"biases": whole["biases"].astype(np.float64)}, metadata),
+        (whole, {}),
+    ]:
+        with file.open("wb") as opened:
+            write_tensors(opened, spoiled, notes)
+        with pytest.raises(StorageError, match="train it again"):
+            load(copied)
+    with file.open("wb") as opened:
+        write_tensors(opened, whole | {"biases": whole["biases"] + 1}, metadata)
+    with pytest.raises(StorageError, match="digest"):
+        load(copied).verify()
+    np.save(tmp_path / "dense.npy", np.eye(8, dtype=np.float32))
+    np.save(tmp_path / "dense.classes.npy", np.arange(8))
+    data = paired.data.model_copy(update={"train": str(tmp_path / "dense.npy"), "class_names": None})
+    hashing = paired.hashing.model_copy(update={"table": None, "buckets": 4})
+    with pytest.raises(ConfigError, match="the rows are dense"):
+        set_up(paired.model_copy(update={"data": data, "hashing": hashing}), tmp_path / "dense")
