@@ -28,6 +28,37 @@ def mach(*arguments: str) -> str:
     return subprocess.run([MACH, *arguments], stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
+def reranking_lines(run: str, info: dict) -> list[str]:
+    """What the re-ranker cost, and what it adds to a query: processor time of a batch, median time of single ones."""
+    import numpy as np
+
+    import mach as package
+    from mach.data.prepare import prepare
+
+    model = package.load(run)
+    config = model.run.config
+    store = prepare(config.data, config.text, config.data.test, like=model.run.reference())
+    batch, milliseconds = store.features(0, min(2000, store.n_rows)), {}
+    for rerank in (False, True):
+        model.search(batch, 5, rerank=rerank)  # compiled and mapped
+        started = time.process_time()
+        model.search(batch, 5, rerank=rerank)
+        milliseconds["batch", rerank] = 1e3 * (time.process_time() - started) / batch.shape[0]
+        seconds = []
+        for n in range(300):
+            row, started = batch[n : n + 1], time.perf_counter()
+            model.search(row, 5, rerank=rerank)
+            seconds.append(time.perf_counter() - started)
+        milliseconds["single", rerank] = 1e3 * float(np.median(seconds))
+    return [
+        f"Re-ranker: {info['reranker_cpu_seconds']:.0f} s CPU, {info['reranker_weights'] / 1e6:.1f} M weights in "
+        f"{info['reranker_bytes'] / 1e6:.0f} MB, C = {info['reranker_candidates']},",
+        f"weight {info['reranker_weight']}. A query takes {milliseconds['single', True]:.2f} ms with it and "
+        f"{milliseconds['single', False]:.2f} without, in a batch {milliseconds['batch', True]:.2f} and "
+        f"{milliseconds['batch', False]:.2f} ms.",
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("config", type=Path)
@@ -43,6 +74,7 @@ def main() -> None:
         seconds = time.perf_counter() - started
         cpu_seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
         curve, info = json.loads(mach("evaluate", run, "--json")), json.loads(mach("info", run, "--json"))
+        reranking = reranking_lines(run, info) if info["reranker_bytes"] else []
     lines = [
         f"# Accuracy of {options.config} {' '.join(options.overrides)}".rstrip(),
         "",
@@ -54,11 +86,17 @@ def main() -> None:
         f"Reading and training: {seconds:.0f} s wall, {cpu_seconds:.0f} s CPU, {info['worker_seconds']:.0f} s summed",
         f"over repetitions. Peak memory of a worker: {info['peak_worker_bytes'] / 1e9:.2f} GB. Weights on disk:",
         f"{info['weight_bytes'] / 1e6:.0f} MB. Exchanged between repetitions: {info['peer_bytes']} bytes.",
+        *reranking,
         "",
         "| R | " + " | ".join(SHOWN) + " |",
         "|---|" + "---|" * len(SHOWN),
     ]
-    lines += [f"| {row['n_repetitions']} | " + " | ".join(f"{row[name]:.1f}" for name in SHOWN) + " |" for row in curve]
+    lines += [
+        f"| {row['n_repetitions']}{' re-ranked' if row['reranked'] else ''} | "
+        + " | ".join(f"{row[name]:.1f}" for name in SHOWN)
+        + " |"
+        for row in curve
+    ]
     text = "\n".join(lines) + "\n"
     print(text)
     if options.write:

@@ -54,7 +54,7 @@ def paired(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
     )
 
 
-def train_here(config: Config, path: Path) -> Run:
+def train_here(config: Config, path: Path) -> None:
     """Repetitions and re-ranker in this process."""
     run, store = set_up(config, path)
     train_shard(ShardJob(str(run.path), str(store.path), (0, 1)))
@@ -64,12 +64,13 @@ def train_here(config: Config, path: Path) -> Run:
         for part in training.parts(stage)[1]:
             assert training.make(stage, part)
     training.finish()
-    return run
 
 
 @pytest.fixture(scope="module")
 def reranked(paired: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_here(paired, tmp_path_factory.mktemp("runs") / "reranked").path
+    path = tmp_path_factory.mktemp("runs") / "reranked"
+    train_here(paired, path)
+    return path
 
 
 @pytest.fixture
@@ -82,6 +83,7 @@ def rows_of(model: MachModel):
     from mach.data.prepare import prepare
 
     config = model.run.config
+    assert config.data.test is not None
     return prepare(config.data, config.text, config.data.test, like=model.run.reference())
 
 
@@ -126,7 +128,8 @@ def test_answers_are_the_candidates_in_the_order_of_the_formula(reranked: Path):
 
 
 def test_extreme_margins_keep_scores_finite():
-    scores_NC = combine(np.zeros((1, 4), np.float32), np.float32([[np.nan, np.inf, -np.inf, -1e38]]), 3.0)
+    margins_NC = np.array([[np.nan, np.inf, -np.inf, -1e38]], np.float32)
+    scores_NC = combine(np.zeros((1, 4), np.float32), margins_NC, 3.0)
     assert np.isfinite(scores_NC).all()
     assert scores_NC[0, 1] == 0
 
