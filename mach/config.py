@@ -65,6 +65,9 @@ class HashingConfig(Section):
     """How classes fall into buckets (`mach.hashing`)."""
 
     repetitions: int = Field(default=4, ge=1, le=1024, description="R")
+    heads: int = Field(
+        default=1, ge=1, le=64, description="J: hash functions of a repetition, each a head of its network"
+    )
     buckets: int | None = Field(default=None, ge=2, le=2**20, description="B; none: chosen by `mach.theory.plan`")
     capacity: int | None = Field(default=None, ge=1, le=2**31 - 1, description="most classes ever; none: K of the data")
     seed: int = Field(default=0, ge=0, description="of the hash functions")
@@ -79,8 +82,9 @@ class NetworkConfig(Section):
     hidden: list[int] = Field(default=[512], description="widths of hidden layers; empty: a linear network")
     dropout: float = Field(default=0.3, ge=0.0, lt=1.0, description="on hidden activations")
     input_dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="on input features")
-    weights: Literal["bfloat16", "float32"] = Field(
-        default="bfloat16", description="type of stored weight matrices; training itself is in float32"
+    weights: Literal["int8", "bfloat16", "float32"] = Field(
+        default="bfloat16",
+        description="type of stored matrices (int8: of the sparse input layer, others bfloat16); trained in float32",
     )
     trunk: str | None = Field(
         default=None, description="package.module:Class of a torch module used instead of the hidden layers"

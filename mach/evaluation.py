@@ -57,8 +57,8 @@ def evaluate(
         for size, ids in zip(sizes, found, strict=True):
             first = columns[:size]
             if first not in decoders:
-                decoders[first] = Decoder(model.assignment.select(list(first)), model.aggregate)
-            ids.append(decoders[first].topk(np.ascontiguousarray(probs_NRB[:, :size]), max(ks)).ids_Nk)
+                decoders[first] = Decoder(model.assignment_of(first), model.aggregate)
+            ids.append(decoders[first].topk(np.ascontiguousarray(probs_NRB[:, : size * model.n_heads]), max(ks)).ids_Nk)
         if model.reranker is not None and rerank:
             reranked.append(model.decode(batch, probs_NRB, columns, max(ks)).ids_Nk)
         report("evaluating", sum(map(len, found[-1])) / store.n_rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Self
@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mach.decoding import Decoder, TopK
 from mach.errors import DataError
+from mach.hashing import Assignment
 from mach.networks.batch import Batch, SparseBatch
 from mach.queries import QueryReader, is_single
 from mach.repetition import read_json
@@ -56,8 +57,8 @@ class MachModel:
 
     Attributes
     ----------
-    n_classes, n_features, n_buckets, n_repetitions : int
-        K, D, B, and R as far as used.
+    n_classes, n_features, n_buckets, n_repetitions, n_heads : int
+        K, D, B, R as far as used, and J: the hash functions of a repetition.
     reranker : Reranker or None
         Linear classifiers that order the best classes anew, where the run has them.
     """
@@ -67,10 +68,11 @@ class MachModel:
         self.repetitions = repetitions
         manifest = run.manifest
         self.n_classes, self.n_features = manifest.n_classes, manifest.n_features
-        self.assignment = run.assignment().select(repetitions)
+        self.n_heads = run.config.hashing.heads
+        self.assignment = run.assignment().select(run.functions(repetitions))
         self.n_buckets, self.n_repetitions = self.assignment.n_buckets, len(repetitions)
         self.aggregate = "log-mean" if run.config.decoding.aggregate == "auto" else run.config.decoding.aggregate
-        self._widest = max(max(shape) for name, shape in shapes_of(run).items() if name != "input.weight")
+        self._widest = max(max(shape) for name, shape in shapes_of(run).items() if not name.startswith("input."))
         self._scorer = scorer
         self.reranker = Reranker.load(run)
         self._decoder = lru_cache(maxsize=8)(self._make_decoder)  # one for every set of repetitions that answered
@@ -170,7 +172,7 @@ class MachModel:
         budget: int | None = None,
         rerank: bool = True,
     ) -> TopK:
-        """Best k classes by bucket probabilities (n, R', B) of a batch, from `answered`."""
+        """Best k classes by bucket probabilities (n, R' J, B) of a batch, from `answered`."""
         decoder = self._decoder(columns)
         if self.reranker is None or not rerank:
             return decoder.topk(probs_NRB, k, allowed_K=allowed, budget=budget)
@@ -203,14 +205,14 @@ class MachModel:
         return scores_NC[0] if is_single(queries) and candidates.ndim == 1 else scores_NC
 
     def bucket_scores(self, queries: Queries) -> NDArray[np.float32]:
-        """Bucket probabilities of shape (N, R, B), float32: what the aggregate turns into class scores.
+        """Bucket probabilities of shape (N, R J, B), float32: what the aggregate turns into class scores.
 
         Those of repetitions that do not answer are NaN.
         """
-        parts = [np.empty((0, self.n_repetitions, self.n_buckets), np.float32)]
+        parts = [np.empty((0, self.assignment.n_repetitions, self.n_buckets), np.float32)]
         for _, probs_NRB, columns in self.answered(queries):
             parts.append(np.full((len(probs_NRB), *parts[0].shape[1:]), np.nan, np.float32))
-            parts[-1][:, list(columns)] = probs_NRB
+            parts[-1][:, self.run.functions(columns)] = probs_NRB
         return np.concatenate(parts)
 
     def names(self, ids: ArrayLike) -> list[Any]:
@@ -244,6 +246,7 @@ class MachModel:
             "n_features": self.n_features,
             "n_buckets": self.n_buckets,
             "n_repetitions": self.n_repetitions,
+            "n_heads": self.n_heads,
             "repetitions": self.repetitions,
             "n_rows": manifest.n_rows,
             "loss": manifest.loss,
@@ -295,15 +298,19 @@ class MachModel:
 
     def _make_decoder(self, columns: tuple[int, ...]) -> Decoder:
         is_all = len(columns) == self.n_repetitions
-        return Decoder(self.assignment if is_all else self.assignment.select(list(columns)), self.aggregate)
+        return Decoder(self.assignment if is_all else self.assignment_of(columns), self.aggregate)
+
+    def assignment_of(self, columns: Sequence[int]) -> Assignment:
+        """Assignment by the hash functions of the repetitions at these positions."""
+        return self.assignment.select(self.run.functions(columns))
 
     def answered(self, queries: Queries) -> Iterator[tuple[Batch, NDArray[np.float32], tuple[int, ...]]]:
-        """Consecutive chunks of queries and their bucket probabilities (n, R', B), so that memory stays bounded.
+        """Consecutive chunks of queries and their bucket probabilities (n, R' J, B), so that memory stays bounded.
 
         With each chunk the positions (in `repetitions`) of those that answered it: all R, unless some are kept in
         another process and have been lost.
         """
-        n_rows = max(1, CHUNK_SCORES // max(self.n_repetitions * self.n_buckets, self._widest))
+        n_rows = max(1, CHUNK_SCORES // max(self.assignment.n_repetitions * self.n_buckets, self._widest))
         for batch in self._reader.batches(queries, n_rows):
             yield batch, *self._scorer.probabilities(batch)
 

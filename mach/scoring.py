@@ -22,9 +22,10 @@ class Scorer(Protocol):
     """
 
     def probabilities(self, batch: Batch) -> tuple[NDArray[np.float32], tuple[int, ...]]:
-        """Bucket probabilities of shape (N, R', B), and which of the repetitions they are of, as ascending positions.
+        """Bucket probabilities of shape (N, R' J, B), and the ascending positions of the repetitions they are of.
 
-        Fewer than all answer only where some are kept in another process, and with a `DegradedWarning`.
+        A repetition's J hash functions stand one after another. Fewer than all answer only where some are kept in
+        another process, and with a `DegradedWarning`.
         """
         ...
 
@@ -61,13 +62,15 @@ class LocalScorer:
         shapes = shapes_of(run)
         self._weights = [run.load_weights(r, shapes) for r in repetitions]
         self._columns = tuple(range(len(repetitions)))
-        self._n_buckets = run.assignment().n_buckets
+        self._shape = run.config.hashing.heads, int(run.manifest.assignment["n_buckets"])
 
     def probabilities(self, batch: Batch) -> tuple[NDArray[np.float32], tuple[int, ...]]:
-        probs_NRB = np.empty((len(batch), len(self._weights), self._n_buckets), np.float32)
-        for r, (weights, dense) in enumerate(zip(self._weights, self._dense_parts, strict=True)):
-            probs_NRB[:, r] = bucket_probabilities(bucket_logits(weights, batch, dense), self._run.manifest.loss)
-        return probs_NRB, self._columns
+        n_heads, n_buckets = self._shape
+        probs_NRJB = np.empty((len(batch), len(self._weights), n_heads, n_buckets), np.float32)
+        for r, (weights, trunk) in enumerate(zip(self._weights, self._trunks, strict=True)):
+            logits_NJB = bucket_logits(weights, batch, trunk).reshape(-1, n_heads, n_buckets)
+            probs_NRJB[:, r] = bucket_probabilities(logits_NJB, self._run.manifest.loss)
+        return probs_NRJB.reshape(len(batch), -1, n_buckets), self._columns
 
     def sizes(self) -> dict[str, int]:
         return {
@@ -86,22 +89,14 @@ class LocalScorer:
         pass
 
     @cached_property
-    def _dense_parts(self) -> list[Any]:
+    def _trunks(self) -> list[Any]:
         network, manifest = self._run.config.network, self._run.manifest
         if network.trunk is None:
             return [None] * len(self._weights)
-        from mach.networks.trunks import load_dense_part
+        from mach.networks.trunks import load_trunk
 
-        return [
-            load_dense_part(
-                network,
-                weights,
-                n_features=manifest.n_features,
-                n_buckets=self._n_buckets,
-                dense_input=manifest.dense_input,
-            )
-            for weights in self._weights
-        ]
+        D, is_dense = manifest.n_features, manifest.dense_input
+        return [load_trunk(network, weights, n_features=D, dense_input=is_dense) for weights in self._weights]
 
 
 def shapes_of(run: Run) -> dict[str, tuple[int, ...]]:
@@ -110,6 +105,6 @@ def shapes_of(run: Run) -> dict[str, tuple[int, ...]]:
     return weight_shapes(
         run.config.network,
         n_features=manifest.n_features,
-        n_buckets=int(manifest.assignment["n_buckets"]),
+        n_outputs=run.config.hashing.heads * int(manifest.assignment["n_buckets"]),
         dense_input=manifest.dense_input,
     )

@@ -150,11 +150,16 @@ class Run:
         return read_json(self.path / "manifest.json", Manifest)
 
     def assignment(self) -> Assignment:
-        """Assignment of all R repetitions, its checksum verified."""
+        """Assignment by all hash functions of all R repetitions, its checksum verified."""
         table_RK = None
         if self.manifest.assignment.get("family") == "table":
             table_RK = self._array("assignment.npy")
         return from_description(self.manifest.assignment, table_RK)
+
+    def functions(self, repetitions: Sequence[int]) -> list[int]:
+        """Numbers of the hash functions of given repetitions, among those of `assignment`."""
+        n_heads = self.config.hashing.heads
+        return [r * n_heads + j for r in repetitions for j in range(n_heads)]
 
     def class_counts_K(self) -> NDArray[np.int64]:
         """Training rows of every class."""

@@ -17,7 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from mach.errors import ConfigError
 from mach.hashing import MAX_CAPACITY
 
-TRAINING_BYTES = 12  # a parameter while training: a float32 weight and Adam's two float32 moments
+# A parameter while training: of the sparse input layer a float32 weight (its moments are one a row); of others a
+# float32 weight, Adam's two float32 moments and a bfloat16 copy.
+INPUT_TRAINING_BYTES, TRAINING_BYTES = 4, 14
 PROCESS_BYTES = 400_000_000  # Python, torch, compiled kernels and a batch, as measured
 BIAS_BYTES = 4  # stored biases stay float32
 STEPS_BYTES = 4 * 256  # a precomputed progression of the decoder's index (`mach.kernels.decode.Index`)
@@ -67,10 +69,11 @@ class Ledger:
 
     Attributes
     ----------
-    n_classes, n_features, n_buckets, n_repetitions, hidden : int and tuple of int
-        K, D, B, R and the widths of the hidden layers.
-    weight_bytes, dense_input, n_active : int, bool, int
-        Assumed: bytes of a stored weight, and the features of one row (all D, or the non-zero ones).
+    n_classes, n_features, n_buckets, n_repetitions, n_heads, hidden : int and tuple of int
+        K, D, B, R, the hash functions of a repetition and the widths of the hidden layers.
+    weight_bytes, input_bytes, dense_input, n_active : int, int, bool, int
+        Assumed: bytes of a stored weight, of one of a sparse input layer, and the features of one row (all D, or the
+        non-zero ones).
     n_input, n_hidden, n_output : int
         Parameters (weights and biases) of one repetition's first, middle and last layers; the linear
         network has no other layer than its first, counted as input.
@@ -94,8 +97,10 @@ class Ledger:
     n_features: int
     n_buckets: int
     n_repetitions: int
+    n_heads: int
     hidden: tuple[int, ...]
     weight_bytes: int
+    input_bytes: int
     dense_input: bool
     n_active: int
     n_input: int
@@ -129,7 +134,8 @@ class Ledger:
 
     @property
     def training_bytes(self) -> int:
-        return TRAINING_BYTES * self.n_repetition_parameters
+        input_bytes = TRAINING_BYTES if self.dense_input else INPUT_TRAINING_BYTES
+        return input_bytes * self.n_input + TRAINING_BYTES * (self.n_hidden + self.n_output)
 
     @property
     def worker_bytes(self) -> int:
@@ -147,8 +153,10 @@ class Ledger:
             ("features", self.n_features, ""),
             ("buckets", self.n_buckets, ""),
             ("repetitions", self.n_repetitions, ""),
+            *([("heads of a repetition", self.n_heads, "")] if self.n_heads > 1 else []),
             *((f"width of hidden layer {i}", width, "") for i, width in enumerate(self.hidden, 1)),
             ("assumed: a stored weight", self.weight_bytes, "bytes"),
+            *([("assumed: one of the input layer", self.input_bytes, "bytes")] if self.input_bytes < 2 else []),
             ("assumed: features in a row", self.n_active, "dense" if self.dense_input else "sparse"),
             ("parameters a repetition", per_repetition, ""),
             ("input layer", 100 * self.n_input / per_repetition, "%"),
@@ -176,8 +184,10 @@ def ledger(
     n_repetitions: int,
     hidden: tuple[int, ...] = (512,),
     *,
+    n_heads: int = 1,
     dense_input: bool = False,
     weight_bytes: int = 2,
+    input_bytes: int | None = None,
     nonzeros_per_row: float = 100,
     table_assignment: bool = False,
     reranking_bytes: int = 0,
@@ -189,11 +199,15 @@ def ledger(
     n_classes, n_features, n_buckets, n_repetitions : int
         K, D, B and R, each 1 to `MAX_CAPACITY`.
     hidden : tuple of int
-        Widths of the hidden layers; ``()`` is the linear network, sparse input straight into B outputs.
+        Widths of the hidden layers; ``()`` is the linear network, sparse input straight into its outputs.
+    n_heads : int
+        Hash functions of a repetition, each with B outputs of its network.
     dense_input : bool
         Whether a row has all D features rather than `nonzeros_per_row`; changes FLOPs only.
     weight_bytes : int
         Of one weight on disk: 2 is bfloat16; biases take 4 always.
+    input_bytes : int, optional
+        Of one weight of a sparse input layer on disk; by default as all others. 1 is int8, with 4 bytes a row.
     nonzeros_per_row : float
         Mean number of features of a sparse row; rounded.
     table_assignment : bool
@@ -211,6 +225,7 @@ def ledger(
         "n_features": n_features,
         "n_buckets": n_buckets,
         "n_repetitions": n_repetitions,
+        "n_heads": n_heads,
         "weight_bytes": weight_bytes,
         "nonzeros_per_row": nonzeros_per_row,
         **{f"hidden layer {i}": width for i, width in enumerate(hidden, 1)},
@@ -218,28 +233,38 @@ def ledger(
     for name, count in counts.items():
         _check_count(name, count, least=0 if name == "nonzeros_per_row" else 1)
     K, B, R = n_classes, n_buckets, n_repetitions
+    n_outputs, n_functions = n_heads * B, n_heads * R
     n_active = n_features if dense_input else min(round(nonzeros_per_row), n_features)
-    layers = _layers(n_features, hidden, B)
-    n_biases = sum(hidden) + B
+    layers = _layers(n_features, hidden, n_outputs)
+    n_biases = sum(hidden) + n_outputs
+    if dense_input or input_bytes is None:
+        input_bytes = weight_bytes
+    n_input_weights = n_features * (hidden[0] if hidden else n_outputs)
+    scale_bytes = BIAS_BYTES * n_features if input_bytes == 1 else 0
     return Ledger(
         n_classes=K,
         n_features=n_features,
         n_buckets=B,
         n_repetitions=R,
+        n_heads=n_heads,
         hidden=hidden,
         weight_bytes=weight_bytes,
+        input_bytes=input_bytes,
         dense_input=dense_input,
         n_active=n_active,
         n_input=layers[0],
         n_hidden=sum(layers[1:-1]),
         n_output=layers[-1] if hidden else 0,
         n_one_vs_all_parameters=sum(_layers(n_features, hidden, K)),
-        repetition_bytes=(sum(layers) - n_biases) * weight_bytes + n_biases * BIAS_BYTES,
-        table_bytes=R * K * np.min_scalar_type(B - 1).itemsize if table_assignment else 0,
-        index_bytes=_table_index_bytes(K, B, R) if table_assignment else _universal_index_bytes(R),
-        query_flops=R * _forward_flops(n_active, hidden, B),
+        repetition_bytes=(sum(layers) - n_biases - n_input_weights) * weight_bytes
+        + n_input_weights * input_bytes
+        + scale_bytes
+        + n_biases * BIAS_BYTES,
+        table_bytes=n_functions * K * np.min_scalar_type(B - 1).itemsize if table_assignment else 0,
+        index_bytes=_table_index_bytes(K, B, n_functions) if table_assignment else _universal_index_bytes(n_functions),
+        query_flops=R * _forward_flops(n_active, hidden, n_outputs),
         one_vs_all_query_flops=_forward_flops(n_active, hidden, K),
-        example_flops=R * _training_flops(n_active, hidden, B),
+        example_flops=R * _training_flops(n_active, hidden, n_outputs),
         one_vs_all_example_flops=_training_flops(n_active, hidden, K),
         reranking_bytes=reranking_bytes,
     )
@@ -285,6 +310,7 @@ def plan(
     hidden: tuple[int, ...] = (512,),
     n_repetitions: int | None = None,
     n_buckets: int | None = None,
+    n_heads: int = 1,
     **costs: Any,
 ) -> Plan:
     """Choose B and R within a budget of bytes on disk, of parameters, or of both.
@@ -309,6 +335,8 @@ def plan(
         Widths of the hidden layers.
     n_repetitions, n_buckets : int, optional
         Fixed by the caller.
+    n_heads : int
+        Hash functions of a repetition; R and the bounds on it count functions, and are divided by it.
     **costs
         Passed on to `ledger`.
 
@@ -325,10 +353,10 @@ def plan(
     limited = memory_bytes is not None or n_parameters is not None
     candidates = []
     for B in _bucket_choices(n_classes) if n_buckets is None else [n_buckets]:
-        least = max(2, repetitions_needed(n_classes, B, delta))
-        choices = range(least, max(least, 8) + 1) if limited else [max(least, 4)]
+        least = -(-max(2, repetitions_needed(n_classes, B, delta)) // n_heads)
+        choices = range(least, max(least, -(-8 // n_heads)) + 1) if limited else [max(least, -(-4 // n_heads))]
         for R in choices if n_repetitions is None else [n_repetitions]:
-            candidates.append(ledger(n_classes, n_features, B, R, hidden, **costs))
+            candidates.append(ledger(n_classes, n_features, B, R, hidden, n_heads=n_heads, **costs))
     bytes_limit = math.inf if memory_bytes is None else memory_bytes
     parameters_limit = math.inf if n_parameters is None else n_parameters
     fitting = [c for c in candidates if c.disk_bytes <= bytes_limit and c.n_parameters <= parameters_limit]

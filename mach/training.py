@@ -25,9 +25,10 @@ from mach.config import Config
 from mach.data.store import Store, split_rows
 from mach.data.transfer import fetch_store
 from mach.errors import MachError, StorageError
-from mach.kernels.memory import to_bfloat16
 from mach.networks.batch import read_batch, read_targets
-from mach.networks.network import Network, StepFigures, mean_figures, refuse_missing, step_figures
+from mach.networks.inference import stored_weights
+from mach.networks.network import Network, refuse_missing
+from mach.networks.output import StepFigures, mean_figures, step_figures
 from mach.networks.rates import rate_at
 from mach.places import HOST
 from mach.repetition import RepetitionFiles, SignOfLife, Summary
@@ -175,7 +176,7 @@ class _Trainer:
         with self._storing():
             self.config: Config = run.config
             manifest, counts_K = run.manifest, run.class_counts_K()
-            self.assignment = run.assignment().select([self.repetition])
+            self.assignment = run.assignment().select(run.functions([self.repetition]))
         self.training = self.config.training
         self.rows, self.validation_rows = split_rows(
             store.n_rows, self.config.data.validation_fraction, self.training.seed
@@ -185,11 +186,11 @@ class _Trainer:
         self.network = Network(
             self.config.network,
             n_features=store.n_features,
-            n_buckets=self.assignment.n_buckets,
+            n_outputs=self.assignment.n_repetitions * self.assignment.n_buckets,
             dense_input=store.is_dense,
             loss=manifest.loss,
             precision=manifest.precision,
-            bias_B=self._initial_bias(counts_K),
+            bias=self._initial_bias(counts_K),
             seed=int(np.random.SeedSequence([self.training.seed, self.repetition]).generate_state(1)[0]),
             device=device,
         )
@@ -217,7 +218,7 @@ class _Trainer:
             rows = order[offset * self.training.batch : (offset + 1) * self.training.batch]
             figures = self.network.step(
                 read_batch(self.store, rows),
-                *read_targets(self.store, rows, self.assignment),
+                read_targets(self.store, rows, self.assignment),
                 rate_at(step, self.n_steps, self.training),
                 measured=offset % MEASURE_EVERY == 0,
             )
@@ -251,11 +252,11 @@ class _Trainer:
 
     def _initial_bias(self, counts_K: NDArray[np.int64]) -> NDArray[np.float32]:
         """Log odds of every bucket, taking its classes as exclusive: the loss starts near that of the prior."""
-        buckets_K = self.assignment.buckets(np.arange(self.store.n_classes))[0]
+        buckets_JK = self.assignment.buckets(np.arange(self.store.n_classes))
         n_rows = max(1, self.store.n_rows)
-        counts_B = np.bincount(buckets_K, counts_K, self.assignment.n_buckets)
-        share_B = np.clip(counts_B / n_rows, 0.1 / n_rows, 0.5)
-        return np.log(share_B / (1.0 - share_B)).astype(np.float32)
+        counts = np.concatenate([np.bincount(K, counts_K, self.assignment.n_buckets) for K in buckets_JK])
+        share = np.clip(counts / n_rows, 0.1 / n_rows, 0.5)
+        return np.log(share / (1.0 - share)).astype(np.float32)
 
     def _progress(self, epoch: int, speed: float) -> Progress:
         mean = mean_figures(self.figures)
@@ -325,7 +326,7 @@ class _Trainer:
         for begin in range(0, len(self.validation_rows), VALIDATION_BATCH):
             rows = self.validation_rows[begin : begin + VALIDATION_BATCH]
             logits = self.network.logits(read_batch(self.store, rows))
-            figures = step_figures(logits, *read_targets(self.store, rows, self.assignment), self.network.loss)
+            figures = step_figures(logits, read_targets(self.store, rows, self.assignment), self.network.loss)
             total += np.array([figures.loss, figures.bucket_precision]) * len(rows)
         loss, precision = total / len(self.validation_rows)
         return StepFigures(float(loss), float(precision))
@@ -376,11 +377,7 @@ class _Trainer:
             self.files.note(f"skipped at step {self.network.n_steps}: {error}")
 
     def _stored_weights(self) -> dict[str, NDArray[Any]]:
-        half = self.config.network.weights == "bfloat16"
-        return {
-            name: to_bfloat16(array) if half and array.ndim == 2 and array.dtype == np.float32 else array
-            for name, array in self.network.weights().items()
-        }
+        return stored_weights(self.network.weights(), self.config.network.weights)
 
     def _finish(self) -> None:
         with self._storing():

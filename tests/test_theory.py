@@ -47,11 +47,20 @@ def test_ledger_by_hand():
     assert book.repetition_bytes == 2 * (50 * 8 + 8 * 4 + 4 * 16) + 4 * (8 + 4 + 16)
     assert book.disk_bytes == 3 * book.repetition_bytes
     assert ledger(1000, 50, 16, 3, (8, 4), weight_bytes=4).disk_bytes == 4 * book.n_parameters
-    assert book.training_bytes == 12 * (408 + 36 + 80)
+    assert book.training_bytes == 4 * 408 + 14 * (36 + 80)
     assert book.query_flops == 3 * 2 * (10 * 8 + 8 * 4 + 4 * 16)
     assert book.example_flops == 3 * 2 * (2 * 10 * 8 + 3 * (8 * 4 + 4 * 16))
     assert book.one_vs_all_query_flops == 2 * (10 * 8 + 8 * 4 + 4 * 1000)
     assert ledger(1000, 50, 16, 3, hidden=(8, 4), dense_input=True).query_flops == 3 * 2 * (50 * 8 + 8 * 4 + 4 * 16)
+
+
+def test_ledger_of_heads_and_int8():
+    book = ledger(1000, 50, 16, 3, hidden=(8,), n_heads=2, input_bytes=1)
+    assert book.n_output == 8 * 32 + 32
+    assert book.repetition_bytes == 50 * 8 + 4 * 50 + 2 * 8 * 32 + 4 * (8 + 32)
+    assert book.index_bytes == ledger(1000, 50, 16, 6, hidden=(8,)).index_bytes
+    assert plan(26_000, 100, n_heads=4).ledger.n_repetitions == 1
+    assert ledger(1000, 50, 16, 3, hidden=(8,), input_bytes=1, dense_input=True).input_bytes == 2
 
 
 def test_ledger_of_the_linear_network():

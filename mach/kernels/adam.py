@@ -1,4 +1,4 @@
-"""Adam (Kingma & Ba, "Adam: a method for stochastic optimization", ICLR 2015), once for dense and sparse layers."""
+"""Adam (Kingma & Ba, "Adam: a method for stochastic optimization", ICLR 2015) of dense layers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+from mach.kernels.memory import narrow, widen
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +38,35 @@ def adam_step(
         mean[i] = m
         square[i] = v
         weight[i] -= scale * m / (np.sqrt(v) * unbias + epsilon)
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def adam_step_half(
+    weight: NDArray[np.float32],
+    half: NDArray[np.uint16],
+    gradient: NDArray[np.uint16],
+    scale: float,
+    mean: NDArray[np.float32],
+    square: NDArray[np.float32],
+    rate: float,
+    step: int,
+) -> None:
+    """`adam_step` by a bfloat16 gradient times ``scale``, which also renews the bfloat16 copy of the weights."""
+    beta1, beta2 = np.float32(BETA1), np.float32(BETA2)
+    gain1, gain2 = np.float32(1.0 - BETA1), np.float32(1.0 - BETA2)
+    pace = np.float32(rate / (1.0 - BETA1**step))
+    unbias = np.float32(1.0 / np.sqrt(1.0 - BETA2**step))
+    epsilon = np.float32(EPSILON)
+    by = np.float32(scale)
+    for i in range(len(weight)):
+        g = widen(gradient[i]) * by
+        m = beta1 * mean[i] + gain1 * g
+        v = beta2 * square[i] + gain2 * g * g
+        mean[i] = m
+        square[i] = v
+        w = weight[i] - pace * m / (np.sqrt(v) * unbias + epsilon)
+        weight[i] = w
+        half[i] = narrow(w)
 
 
 def adam_step_of_tensors(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 LENGTH = 256  # members handled at once: their partial scores stay in the first cache level
 FEW = 64  # one survivor in so many members is cheaper to follow alone than by blocks
 HEAD_START = 16  # buckets of repetition 0 opened before the others
+SAMPLED = 8  # of so many blocks of classes one is looked at for an estimate of the k-th best score
 BLOCK = 64  # buckets under one node of the tournament that yields the largest unopened bucket
 UNKNOWN = np.float32(-np.inf)
 NO_CLASS = np.iinfo(np.int64).max  # the id of an empty heap entry: worse than every class
@@ -323,35 +324,68 @@ def _members(index: Index, r: int, bucket: int) -> Any:
 
 
 @njit(cache=True, nogil=True)
+def _sum_block(sums_L: Array, values_RB: Array, index: Index, begin: int) -> int:
+    """Sums over all repetitions of the block of classes from ``begin`` on; returns their number."""
+    n = min(LENGTH, index.n_classes - begin)
+    if index.is_table:
+        _sum_rows(sums_L, n, values_RB, index.table_KR[begin : begin + n])
+        return n
+    sums_L[:n] = 0
+    for r in range(len(values_RB)):
+        start = (index.multipliers_R[r] * begin + index.offsets_R[r]) % index.prime
+        _add_progression(sums_L, n, values_RB[r], start, index.scan_steps_RL[r], index.prime)
+    return n
+
+
+@njit(cache=True, nogil=True)
 def _next_block(sums_L: Array, values_RB: Array, index: Index, k0: int, floor: float) -> int:
     """First block of classes, from class k0 on, with a sum of at least ``floor``; its sums are left in ``sums_L``."""
     for begin in range(k0, index.n_classes, LENGTH):
-        n = min(LENGTH, index.n_classes - begin)
-        if index.is_table:
-            _sum_rows(sums_L, n, values_RB, index.table_KR[begin : begin + n])
-        else:
-            sums_L[:n] = 0
-            for r in range(len(values_RB)):
-                start = (index.multipliers_R[r] * begin + index.offsets_R[r]) % index.prime
-                _add_progression(sums_L, n, values_RB[r], start, index.scan_steps_RL[r], index.prime)
+        n = _sum_block(sums_L, values_RB, index, begin)
         if _max(sums_L[:n]) >= floor:
             return begin
     return index.n_classes
 
 
 @njit(cache=True, nogil=True)
-def _scan(query: Query, index: Index, rule: Rule) -> None:
-    """Offer every class: the gather over all K."""
+def _likely_floor(query: Query, index: Index, k: int) -> Any:
+    """A sum that about twice k classes reach, from every `SAMPLED`-th block of classes; -inf where k is too large."""
+    n_blocks = (index.n_classes + SAMPLED * LENGTH - 1) // (SAMPLED * LENGTH)
+    n_above = 2 * k // SAMPLED + 4
+    if n_blocks * LENGTH < 8 * n_above or len(query.allowed_K) > 0:
+        return UNKNOWN
+    sums = np.empty(n_blocks * LENGTH, dtype=np.float32)
+    n = 0
+    for i in range(n_blocks):
+        n_block = _sum_block(query.sums_L, query.values_RB, index, i * SAMPLED * LENGTH)
+        sums[n : n + n_block] = query.sums_L[:n_block]
+        n += n_block
+    return np.partition(sums[:n], n - n_above)[n - n_above] if n >= n_above else UNKNOWN
+
+
+@njit(cache=True, nogil=True)
+def _scan(query: Query, index: Index, rule: Rule, least: Any) -> None:
+    """Offer every class whose sum reaches ``least``: the gather over all K."""
     bound = np.float64(query.frontier_R.sum())
     k0, floor = 0, np.float64(UNKNOWN)
     while k0 < index.n_classes:
         if rule.n_needed == 0:
-            floor = _cutoff(query.scores[0], rule, len(query.row_R), query.slack)
+            floor = max(least, _cutoff(query.scores[0], rule, len(query.row_R), query.slack))
             k0 = _next_block(query.sums_L, query.values_RB, index, k0, floor)
         n = min(LENGTH, index.n_classes - k0)
         for h in range(_survivors(query.sums_L, n, floor, query.hits_L)):
             _consider(query, index, rule, bound, 0, k0 + query.hits_L[h])
         k0 += LENGTH
+
+
+@njit(cache=True, nogil=True)
+def _scan_all(query: Query, index: Index, rule: Rule) -> None:
+    """Offer every class; an estimate of the k-th best score keeps most of them from the heap at once."""
+    k = len(query.ids)
+    least = _likely_floor(query, index, k) if rule.n_needed == 0 and query.scores[0] == UNKNOWN else UNKNOWN
+    _scan(query, index, rule, least)
+    if least > UNKNOWN and _cutoff(query.scores[0], rule, len(query.row_R), query.slack) < least:  # it was too high
+        _scan(query, index, rule, UNKNOWN)
 
 
 @njit(cache=True, nogil=True)
@@ -392,7 +426,7 @@ def search(
             frontier_R[r] = _max(tops_RM[r])
             exact = frontier_R[r] == UNKNOWN or _aggregate(frontier_R, rule) < scores[0]
         if not exact and n_scored + index.n_classes <= budget:
-            _scan(query, index, rule)
+            _scan_all(query, index, rule)
             n_scored, exact = n_scored + index.n_classes, True
         exact_N[q], n_scored_N[q], n_opened_N[q] = exact, n_scored, opened_R.sum()
         bound_N[q] = scores[0] if exact else max(scores[0], _aggregate(frontier_R, rule))

@@ -8,7 +8,15 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mach.kernels.memory import widen
+from mach.kernels.memory import narrow, widen
+
+
+@njit(cache=True, nogil=True)
+def _is_kept(i: int, key: np.uint32, threshold: np.uint32) -> Any:
+    bits = np.uint32(i * 0x9E3779B9 + key)  # numba widens products to 64 bits: cut back each time
+    bits = np.uint32((bits ^ (bits >> np.uint32(16))) * np.uint32(0x7FEB352D))
+    bits = np.uint32((bits ^ (bits >> np.uint32(15))) * np.uint32(0x846CA68B))
+    return np.uint32(bits ^ (bits >> np.uint32(16))) >= threshold
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -18,15 +26,28 @@ def relu_dropout(x: NDArray[np.float32], rate: float, seed: int, out: NDArray[np
     An entry's fate is a hash of its position and ``seed`` (the 32-bit mixer "lowbias32" of C. Wellons), so it
     needs no state and does not depend on threads. x and out: contiguous and 1-D.
     """
-    threshold = np.uint32(rate * 4294967295.0)
+    threshold, key = np.uint32(rate * 4294967295.0), np.uint32(seed & 0xFFFFFFFF)
     scale = np.float32(1.0 / (1.0 - rate))
-    key = np.uint32(seed & 0xFFFFFFFF)
     for i in range(len(x)):
-        bits = np.uint32(i * 0x9E3779B9 + key)  # numba widens products to 64 bits: cut back each time
-        bits = np.uint32((bits ^ (bits >> np.uint32(16))) * np.uint32(0x7FEB352D))
-        bits = np.uint32((bits ^ (bits >> np.uint32(15))) * np.uint32(0x846CA68B))
-        bits = np.uint32(bits ^ (bits >> np.uint32(16)))
-        out[i] = x[i] * scale if x[i] > np.float32(0.0) and bits >= threshold else np.float32(0.0)
+        out[i] = x[i] * scale if x[i] > np.float32(0.0) and _is_kept(i, key, threshold) else np.float32(0.0)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def relu_dropout_half(x: NDArray[np.float32], rate: float, seed: int, out: NDArray[np.uint16]) -> None:
+    """`relu_dropout` to bfloat16."""
+    threshold, key = np.uint32(rate * 4294967295.0), np.uint32(seed & 0xFFFFFFFF)
+    scale = np.float32(1.0 / (1.0 - rate))
+    for i in range(len(x)):
+        y = x[i] * scale if x[i] > np.float32(0.0) and _is_kept(i, key, threshold) else np.float32(0.0)
+        out[i] = narrow(y)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def relu_dropout_backward(gradient: NDArray[Any], out: NDArray[Any], rate: float, into: NDArray[np.float32]) -> None:
+    """Gradient by x of `relu_dropout`, from that by ``out``; both float32 or bfloat16."""
+    scale = np.float32(1.0 / (1.0 - rate))
+    for i in range(len(into)):
+        into[i] = widen(gradient[i]) * scale if widen(out[i]) > np.float32(0.0) else np.float32(0.0)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})

@@ -1,4 +1,4 @@
-"""Two things numba lacks: asking for a cache line ahead of time, and reading bfloat16.
+"""What numba lacks: asking for a cache line ahead of time, reading and writing bfloat16.
 
 bfloat16 is the upper half of a float32. Arrays of it are held as uint16, as numpy has no such type.
 """
@@ -36,7 +36,7 @@ def prefetch(context: Any, array: Any, row: Any, column: Any) -> Any:
 
 @intrinsic
 def widen(context: Any, number: Any) -> Any:
-    """float32 of a float32, or of a bfloat16 held as uint16."""
+    """float32 of a float32, of a bfloat16 held as uint16, or of an int8."""
 
     def identity(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return arguments[0]
@@ -45,7 +45,22 @@ def widen(context: Any, number: Any) -> Any:
         wide = builder.shl(builder.zext(arguments[0], ir.IntType(32)), ir.IntType(32)(16))
         return builder.bitcast(wide, ir.FloatType())
 
-    return types.float32(number), shift if number == types.uint16 else identity
+    def convert(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.sitofp(arguments[0], ir.FloatType())
+
+    return types.float32(number), {types.uint16: shift, types.int8: convert}.get(number, identity)
+
+
+@intrinsic
+def narrow(context: Any, number: Any) -> Any:
+    """The bits of the bfloat16 nearest to a finite float32; halves are rounded away from zero."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits = builder.bitcast(arguments[0], ir.IntType(32))
+        rounded = builder.lshr(builder.add(bits, ir.IntType(32)(0x8000)), ir.IntType(32)(16))
+        return builder.trunc(rounded, ir.IntType(16))
+
+    return types.uint16(types.float32), codegen
 
 
 def to_bfloat16(array: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -61,3 +76,19 @@ def to_bfloat16(array: NDArray[np.float32]) -> NDArray[np.uint16]:
 def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     """The exact float32 values of bfloat16 bits."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def to_int8(array_DH: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Round to 255 steps a row: integers of shape (D, H) and the step of every row (D,), its largest magnitude / 127.
+
+    Temporaries stay below 64 MB.
+    """
+    steps_D = np.empty(len(array_DH), np.float32)
+    codes_DH = np.empty(array_DH.shape, np.int8)
+    n_rows = max(1, 2**22 // max(1, array_DH.shape[1]))
+    for begin in range(0, len(array_DH), n_rows):
+        block = array_DH[begin : begin + n_rows]
+        steps = np.abs(block).max(axis=1, initial=0) / np.float32(127)
+        steps_D[begin : begin + n_rows] = steps
+        codes_DH[begin : begin + n_rows] = np.rint(block / np.where(steps > 0, steps, 1)[:, None])
+    return codes_DH, steps_D

@@ -127,7 +127,7 @@ def resolve(config: Config, store: Store, known: Assignment | None = None) -> tu
     With ``known`` the assignment is that, and not drawn or read anew.
     """
     from mach.networks.network import native_precision
-    from mach.networks.trunks import build_dense_part
+    from mach.networks.trunks import build_trunk
 
     n_buckets = config.hashing.buckets or _default_buckets(config, store)
     if n_buckets > store.n_classes:
@@ -148,7 +148,7 @@ def resolve(config: Config, store: Store, known: Assignment | None = None) -> tu
         }
     )
     if config.network.trunk is not None:
-        build_dense_part(config.network, n_features=store.n_features, n_buckets=n_buckets, dense_input=store.is_dense)
+        build_trunk(config.network, n_features=store.n_features, dense_input=store.is_dense)
     assignment = known or _assignment(config.hashing, n_buckets, store.n_classes)
     manifest = Manifest(
         n_classes=store.n_classes,
@@ -177,8 +177,10 @@ def plan_of(config: Config, store: Store, n_workers: int = 1) -> theory.Plan:
         hidden=tuple(config.network.hidden),
         n_repetitions=config.hashing.repetitions,
         n_buckets=config.hashing.buckets,
+        n_heads=config.hashing.heads,
         dense_input=store.is_dense,
-        weight_bytes=2 if config.network.weights == "bfloat16" else 4,
+        weight_bytes=4 if config.network.weights == "float32" else 2,
+        input_bytes=1 if config.network.weights == "int8" else None,
         nonzeros_per_row=nonzeros_per_row,
         reranking_bytes=estimate if reranking.candidates else 0,
         table_assignment=config.hashing.table is not None,
@@ -203,7 +205,7 @@ def _assignment(hashing: HashingConfig, n_buckets: int, n_classes: int) -> Assig
         return UniversalAssignment.draw(
             n_classes=n_classes,
             n_buckets=n_buckets,
-            n_repetitions=hashing.repetitions,
+            n_repetitions=hashing.repetitions * hashing.heads,
             seed=hashing.seed,
             capacity=hashing.capacity,
         )
@@ -216,14 +218,19 @@ def _assignment(hashing: HashingConfig, n_buckets: int, n_classes: int) -> Assig
             f"hashing.table = {hashing.table!r} is {table_RK.dtype} of shape {table_RK.shape}: it needs integers of "
             f"shape (R, {n_classes})"
         )
-    if len(table_RK) < hashing.repetitions:
-        raise ConfigError(f"hashing.table = {hashing.table!r} has {len(table_RK)} rows: R is {hashing.repetitions}")
-    return TableAssignment.from_table(table_RK[: hashing.repetitions], n_buckets)
+    n_functions = hashing.repetitions * hashing.heads
+    if len(table_RK) < n_functions:
+        raise ConfigError(
+            f"hashing.table = {hashing.table!r} has {len(table_RK)} rows: {hashing.repetitions} repetitions of "
+            f"{hashing.heads} heads take {n_functions}"
+        )
+    return TableAssignment.from_table(table_RK[:n_functions], n_buckets)
 
 
 def _default_buckets(config: Config, store: Store) -> int:
-    repetitions = config.hashing.repetitions
-    return theory.plan(store.n_classes, store.n_features, n_repetitions=repetitions).ledger.n_buckets
+    hashing = config.hashing
+    plan = theory.plan(store.n_classes, store.n_features, n_repetitions=hashing.repetitions, n_heads=hashing.heads)
+    return plan.ledger.n_buckets
 
 
 def _reopen(config: Config, store: Store, path: Place) -> Run:

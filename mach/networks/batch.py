@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mach.data.store import Store
 from mach.hashing import Assignment
-from mach.kernels.sparse import gather_rows
+from mach.kernels.sparse import batch_targets, gather_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,18 @@ class DenseBatch:
 Batch = SparseBatch | DenseBatch
 
 
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Which outputs of a batch's rows are on: output ``outputs[i]`` of row ``rows[i]``, no pair twice.
+
+    Output j B + b is bucket b of the network's hash function j, of ``n_heads``.
+    """
+
+    rows: NDArray[np.int64]
+    outputs: NDArray[np.int64]
+    n_heads: int = 1
+
+
 def read_batch(store: Store, rows: NDArray[np.int64]) -> Batch:
     """Rows of the store, in the given order, copied out of the memory map."""
     if store.is_dense:
@@ -51,15 +63,11 @@ def read_classes(store: Store, rows: NDArray[np.int64]) -> tuple[NDArray[np.int3
     return store.class_ids[_ranges(begins, counts)], counts
 
 
-def read_targets(
-    store: Store, rows: NDArray[np.int64], assignment: Assignment
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(row in batch, bucket) of the union of every row's classes' buckets, by the assignment's first repetition."""
+def read_targets(store: Store, rows: NDArray[np.int64], assignment: Assignment) -> Targets:
+    """The union of every row's classes' buckets, by each of the assignment's hash functions."""
     classes, counts = read_classes(store, rows)
-    n_buckets = assignment.n_buckets
-    keys = np.repeat(np.arange(len(rows)), counts) * n_buckets + assignment.buckets(classes)[0]
-    keys = np.unique(keys)
-    return keys // n_buckets, keys % n_buckets
+    found = batch_targets(counts, assignment.buckets(classes), assignment.n_buckets)
+    return Targets(*found, n_heads=assignment.n_repetitions)
 
 
 def _ranges(begins: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:

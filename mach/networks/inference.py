@@ -2,8 +2,9 @@
 
 The weights are a mapping of names to arrays, float32 or bfloat16 bits (uint16), usually memory-mapped:
 ``input.weight`` (D, H) and ``input.bias`` (H,) of the sparse input layer; ``trunk.layers.i.weight`` (out, in) and
-``.bias`` of hidden layers; ``output.weight`` (B, H) and ``output.bias`` (B,). A linear network over sparse
-features is its input layer alone, with H = B.
+``.bias`` of hidden layers; ``output.weight`` (J B, H) and ``output.bias`` (J B,) for J hash functions. A linear network
+over sparse features is its input layer alone, with H = J B. An ``input.weight`` of int8 stands beside ``input.scale``
+(D,), by which its rows are multiplied.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.config import NetworkConfig
-from mach.kernels.memory import from_bfloat16
+from mach.kernels.memory import from_bfloat16, to_bfloat16, to_int8
 from mach.networks.batch import Batch, DenseBatch
 
 Weights = Mapping[str, NDArray[Any]]
-DensePart = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Trunk = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+NO_SCALE = np.empty(0, np.float32)
 FEW_ROWS = 8  # below, a compiled product that reads bfloat16 in place beats widening for BLAS
 
 
-def bucket_logits(weights: Weights, batch: Batch, dense: DensePart | None = None) -> NDArray[np.float32]:
-    """Logits of shape (N, B); reads the input rows of the batch's features and every dense weight once.
+def bucket_logits(weights: Weights, batch: Batch, trunk: Trunk | None = None) -> NDArray[np.float32]:
+    """Logits of shape (N, J B); reads the input rows of the batch's features and every dense weight once.
 
-    ``dense`` replaces the dense layers above, where a user's own trunk stands (`mach.networks.trunks`).
+    ``trunk`` takes the place of the hidden layers, where it is the user's own (`mach.networks.trunks`).
     """
     if isinstance(batch, DenseBatch):
         x_NH, activated = batch.values_ND, True
@@ -34,9 +36,10 @@ def bucket_logits(weights: Weights, batch: Batch, dense: DensePart | None = None
         from mach.kernels.sparse import sparse_forward
 
         x_NH, activated = np.empty((len(batch), weights["input.weight"].shape[1]), np.float32), False
-        sparse_forward(batch.indptr, batch.indices, batch.values, weights["input.weight"], weights["input.bias"], x_NH)
-    if dense is not None:
-        return dense(x_NH)
+        layer = (weights["input.weight"], weights.get("input.scale", NO_SCALE), weights["input.bias"])
+        sparse_forward(batch.indptr, batch.indices, batch.values, *layer, x_NH)
+    if trunk is not None:
+        return _affine(trunk(x_NH), weights["output.weight"], weights["output.bias"])
     for name in _dense_layers(weights):
         if not activated:
             np.maximum(x_NH, 0.0, out=x_NH)
@@ -45,32 +48,49 @@ def bucket_logits(weights: Weights, batch: Batch, dense: DensePart | None = None
 
 
 def bucket_probabilities(logits_NB: NDArray[np.float32], loss: Literal["binary", "softmax"]) -> NDArray[np.float32]:
-    """Logistic function of every logit, or the softmax over buckets; accurate to float32 in both tails."""
+    """Logistic function of every logit, or the softmax over the last axis; accurate to float32 in both tails."""
     if loss == "softmax":
-        exponentials_NB = np.exp(logits_NB - logits_NB.max(axis=1, keepdims=True))
-        return exponentials_NB / exponentials_NB.sum(axis=1, keepdims=True)
+        exponentials_NB = np.exp(logits_NB - logits_NB.max(axis=-1, keepdims=True))
+        return exponentials_NB / exponentials_NB.sum(axis=-1, keepdims=True)
     decay_NB = np.exp(-np.abs(logits_NB))  # at most 1: no overflow
     probs_NB: NDArray[np.float32] = np.where(logits_NB >= 0, np.float32(1.0), decay_NB) / (1 + decay_NB)
     return probs_NB
 
 
 def weight_shapes(
-    config: NetworkConfig, *, n_features: int, n_buckets: int, dense_input: bool
+    config: NetworkConfig, *, n_features: int, n_outputs: int, dense_input: bool
 ) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a network's weights; of one with a trunk, those outside it."""
-    widths = [*config.hidden, n_buckets]
+    widths = [*config.hidden, n_outputs]
     shapes: dict[str, tuple[int, ...]] = {}
     below = n_features
     if not dense_input:
         shapes |= {"input.weight": (n_features, widths[0]), "input.bias": (widths[0],)}
+        shapes |= {"input.scale": (n_features,)} if config.weights == "int8" else {}
         below = widths.pop(0)
     if config.trunk is not None:
-        return shapes | {"output.bias": (n_buckets,)}
+        return shapes | {"output.bias": (n_outputs,)}
     for i, width in enumerate(widths):
         name = "output" if i == len(widths) - 1 else f"trunk.layers.{i}"
         shapes |= {f"{name}.weight": (width, below), f"{name}.bias": (width,)}
         below = width
     return shapes
+
+
+def stored_weights(weights: Weights, kind: Literal["int8", "bfloat16", "float32"]) -> dict[str, NDArray[Any]]:
+    """Float32 weights as they are stored: matrices in bfloat16, or the input layer's in 8 bits with a scale a row.
+
+    Biases, and with ``float32`` all weights, are views of those given.
+    """
+    stored: dict[str, NDArray[Any]] = {}
+    for name, array in weights.items():
+        if kind == "float32" or array.ndim != 2 or array.dtype != np.float32:
+            stored[name] = array
+        elif kind == "int8" and name == "input.weight":
+            stored[name], stored["input.scale"] = to_int8(array)
+        else:
+            stored[name] = to_bfloat16(array)
+    return stored
 
 
 def _dense_layers(weights: Weights) -> list[str]:

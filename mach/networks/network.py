@@ -1,9 +1,7 @@
-"""The trainable network of one repetition on a CPU: a sparse input layer in numba under a dense part in torch."""
+"""The trainable network of one repetition: sparse input layer in numba, trunk in torch, output layer of some heads."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -12,21 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mach.config import NetworkConfig
-from mach.errors import ConfigError
+from mach.errors import ConfigError, StorageError
 from mach.kernels.adam import adam_step, adam_step_of_tensors
-from mach.kernels.sparse import sparse_backward_adam, sparse_forward, transpose_batch
-from mach.networks.batch import Batch, DenseBatch, SparseBatch
-from mach.networks.trunks import ReluDropout, build_dense_part, is_in_main_memory
+from mach.kernels.sparse import sparse_backward, sparse_forward, transpose_batch
+from mach.networks.batch import Batch, DenseBatch, SparseBatch, Targets
+from mach.networks.inference import NO_SCALE
+from mach.networks.output import Loss, OutputLayer, StepFigures, loss_gradient, step_figures
+from mach.networks.trunks import TRUNK, ReluDropout, build_trunk, flat_array, is_in_main_memory
 
 INPUT_WEIGHT_SCALE = 0.05
-
-
-@dataclass(frozen=True)
-class StepFigures:
-    """What a step tells about itself: mean loss a row, and the share of rows whose top bucket is a target."""
-
-    loss: float
-    bucket_precision: float
 
 
 class Network:
@@ -35,20 +27,20 @@ class Network:
     Parameters
     ----------
     config : NetworkConfig
-    n_features, n_buckets : int
-        D and B.
+    n_features, n_outputs : int
+        D, and B times the number of the repetition's hash functions.
     dense_input : bool
         Whether batches are dense.
     loss : {"binary", "softmax"}
     precision : {"float32", "bfloat16"}
         Of dense matrix products; master weights are float32 throughout.
-    bias_B : float32 array of shape (B,)
+    bias : float32 array of shape (n_outputs,)
         Initial bias of the output, such as the log odds of each bucket.
     seed : int
         Of the initial weights and of dropout.
     device : str
-        Of the dense part, such as "cuda:0". A sparse input layer stays in main memory: a batch touches few of its
-        rows, and only its activations and their gradient, (N, H) each, travel.
+        Of trunk and output layer, such as "cuda:0". A sparse input layer stays in main memory: a batch touches few of
+        its rows, and only its activations and their gradient, (N, H) each, travel.
 
     Notes
     -----
@@ -61,11 +53,11 @@ class Network:
         config: NetworkConfig,
         *,
         n_features: int,
-        n_buckets: int,
+        n_outputs: int,
         dense_input: bool,
-        loss: Literal["binary", "softmax"],
+        loss: Loss,
         precision: Literal["float32", "bfloat16"],
-        bias_B: NDArray[np.float32],
+        bias: NDArray[np.float32],
         seed: int,
         device: str = "cpu",
     ) -> None:
@@ -76,33 +68,24 @@ class Network:
         self.seed = seed
         self.n_steps = 0
         self.input_dropout = config.input_dropout
-        dense = build_dense_part(config, n_features=n_features, n_buckets=n_buckets, dense_input=dense_input)
-        self.dense = dense.to(self.device)
+        is_half = precision == "bfloat16"
+        built = build_trunk(config, n_features=n_features, dense_input=dense_input, half=is_half)
         self.input: SparseInput | None = None
         if not dense_input:
-            width = config.hidden[0] if config.hidden else n_buckets
-            self.input = SparseInput(n_features, width, seed)
-        bias = torch.from_numpy(bias_B)
-        with torch.no_grad():
-            if isinstance(self.dense, nn.Identity):
-                assert self.input is not None
-                self.input.bias.copy_(bias)
-            else:
-                self.dense.output.bias.copy_(bias)  # type: ignore[operator, union-attr]
-        named = [*self.dense.named_parameters(), *([("input.bias", self.input.bias)] if self.input else [])]
+            self.input = SparseInput(n_features, config.hidden[0] if config.hidden else n_outputs, seed)
+        self.trunk: nn.Module = nn.Identity()
+        self.output: OutputLayer | None = None
+        if built is not None:
+            self.trunk = built[0].to(self.device)
+            self.output = OutputLayer(built[1], n_outputs, half=is_half, bias=bias, device=self.device)
+        elif self.input is not None:
+            self.input.bias.copy_(torch.from_numpy(bias))
+        named = [(TRUNK + name, parameter) for name, parameter in self.trunk.named_parameters()]
         self.parameters = dict(named)
         self.moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in named}
 
-    def step(
-        self,
-        batch: Batch,
-        target_rows: NDArray[np.int64],
-        targets: NDArray[np.int64],
-        rate: float,
-        *,
-        measured: bool = False,
-    ) -> StepFigures | None:
-        """One Adam step on a batch whose row ``target_rows[i]`` belongs to bucket ``targets[i]``.
+    def step(self, batch: Batch, targets: Targets, rate: float, *, measured: bool = False) -> StepFigures | None:
+        """One step of the optimisers on a batch.
 
         Figures are those of the batch before the step, under dropout; their cost is that of the loss alone.
         """
@@ -110,12 +93,17 @@ class Network:
         self._seed_dropout()
         if self.input_dropout:
             batch = _drop_inputs(batch, self.input_dropout, np.random.default_rng([self.seed, self.n_steps]))
-        x = self._input(batch).requires_grad_()
-        logits = self._dense(x)
-        figures = step_figures(logits.detach().float().cpu(), target_rows, targets, self.loss) if measured else None
-        logits.backward(  # type: ignore[no-untyped-call]
-            loss_gradient(logits.detach(), target_rows, targets, self.loss)
-        )
+        x = self._input(batch)
+        hidden = self._trunk(x.requires_grad_(self.input is not None))
+        logits = self._output(hidden.detach())
+        figures = step_figures(logits.float().cpu(), targets, self.loss) if measured else None
+        back = loss_gradient(logits, targets, self.loss)
+        if self.output is not None:
+            back = self.output.step(hidden.detach(), back, rate, self.n_steps)
+        else:
+            back = back.div_(len(batch))
+        if hidden.requires_grad:
+            hidden.backward(back.to(hidden.dtype))  # type: ignore[no-untyped-call]
         if self.input is not None and isinstance(batch, SparseBatch):
             assert x.grad is not None
             self.input.step(batch, x.grad, rate, self.n_steps)
@@ -124,10 +112,10 @@ class Network:
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:
-        """Float32 bucket logits of shape (N, B), without dropout."""
-        self.dense.eval()
-        logits = self._dense(self._input(batch)).float().cpu()
-        self.dense.train()
+        """Float32 logits of shape (N, n_outputs), without dropout."""
+        self.trunk.eval()
+        logits = self._output(self._trunk(self._input(batch))).float().cpu()
+        self.trunk.train()
         return logits
 
     def weights(self) -> dict[str, NDArray[Any]]:
@@ -140,36 +128,49 @@ class Network:
         return arrays | {"n_steps": np.array([self.n_steps], np.int64)}
 
     def load_state(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Continue from `state`."""
+        """Continue from `state`.
+
+        Raises
+        ------
+        StorageError
+            When they are of another network, such as one of an earlier version of mach.
+        """
+        state = self._state()
+        for name, tensor in state.items():
+            if name not in arrays or arrays[name].shape != tuple(tensor.shape):
+                raise StorageError(
+                    f"the checkpoint has no {name} of shape {tuple(tensor.shape)}: it is of another version"
+                )
         self.n_steps = int(arrays["n_steps"][0])
-        for name, tensor in self._state().items():
+        for name, tensor in state.items():
             if is_in_main_memory(tensor):
                 tensor.numpy()[...] = arrays[name]
             else:
                 tensor.copy_(torch.tensor(arrays[name]))
+        if self.output is not None:
+            self.output.renew()
 
     def _weights(self) -> dict[str, Tensor]:
-        tensors = {name: tensor.detach() for name, tensor in self.dense.state_dict().items()}
+        tensors = {TRUNK + name: tensor.detach() for name, tensor in self.trunk.state_dict().items()}
         if self.input is not None:
-            tensors |= {"input.weight": torch.from_numpy(self.input.weight_DH), "input.bias": self.input.bias.detach()}
-        return tensors
+            tensors |= {"input.weight": torch.from_numpy(self.input.weight_DH), "input.bias": self.input.bias}
+        return tensors | (self.output.weights() if self.output is not None else {})
 
     def _state(self) -> dict[str, Tensor]:
         tensors = {f"weights.{name}": tensor for name, tensor in self._weights().items()}
         if self.input is not None:
-            moments = {"mean.input.weight": self.input.mean_DH, "square.input.weight": self.input.square_DH}
-            tensors |= {name: torch.from_numpy(array) for name, array in moments.items()}
+            tensors |= self.input.state()
         for name, (mean, square) in self.moments.items():
             tensors |= {f"mean.{name}": mean, f"square.{name}": square}
-        return tensors
+        return tensors | (self.output.state() if self.output is not None else {})
 
     def _move_parameters(self, rate: float) -> None:
-        """Adam on the dense parameters; torch's own would import its compiler, seconds a worker."""
+        """Adam on the trunk's parameters; torch's own would import its compiler, seconds a worker."""
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
                 tensors = (parameter.detach(), parameter.grad, *self.moments[name])
                 if is_in_main_memory(parameter):
-                    flat = [tensor.numpy().reshape(-1) for tensor in tensors]
+                    flat = [flat_array(tensor.contiguous()) for tensor in tensors]
                     adam_step(flat[0], flat[1], flat[2], flat[3], rate, self.n_steps)
                 else:
                     adam_step_of_tensors(*tensors, rate, self.n_steps)
@@ -181,89 +182,53 @@ class Network:
         assert self.input is not None
         return self.input.forward(batch)
 
-    def _dense(self, x: Tensor) -> Tensor:
+    def _trunk(self, x: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return self.dense(x.to(self.device))
+            hidden: Tensor = self.trunk(x.to(self.device))
+        return hidden if self.output is None or self.output.half is not None else hidden.float()
+
+    def _output(self, hidden: Tensor) -> Tensor:
+        return hidden.clone() if self.output is None else self.output.logits(hidden)
 
     def _seed_dropout(self) -> None:
         """Make all randomness of a step a function of (seed, step)."""
         key = int(np.random.SeedSequence([self.seed, self.n_steps]).generate_state(1)[0])
         torch.manual_seed(key)  # for modules of a user's trunk
-        for i, module in enumerate(self.dense.modules()):
+        for i, module in enumerate(self.trunk.modules()):
             if isinstance(module, ReluDropout):
                 module.seed = key + i
 
 
 class SparseInput:
-    """Input layer over sparse features: weight (D, H) with row-lazy Adam moments, bias (H,) for torch's Adam."""
+    """Input layer over sparse features: weight (D, H) with row-wise RMSprop, bias (H,) with Adam."""
 
     def __init__(self, n_features: int, width: int, seed: int) -> None:
         generator = np.random.default_rng(seed)
         self.weight_DH = generator.standard_normal((n_features, width), dtype=np.float32)
         self.weight_DH *= np.float32(INPUT_WEIGHT_SCALE)
-        self.mean_DH = np.zeros_like(self.weight_DH)
-        self.square_DH = np.zeros_like(self.weight_DH)
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.square_D = np.zeros(n_features, np.float32)
+        self.bias, self.bias_mean, self.bias_square = (torch.zeros(width) for _ in range(3))
         self.slot_D = np.zeros(n_features, np.int32)
 
     def forward(self, batch: SparseBatch) -> Tensor:
         out_NH = np.empty((len(batch), self.weight_DH.shape[1]), np.float32)
-        bias_H = self.bias.detach().numpy()
-        sparse_forward(batch.indptr, batch.indices, batch.values, self.weight_DH, bias_H, out_NH)
+        arrays = (batch.indptr, batch.indices, batch.values, self.weight_DH, NO_SCALE, self.bias.numpy())
+        sparse_forward(*arrays, out_NH)
         return torch.from_numpy(out_NH)
 
     def step(self, batch: SparseBatch, gradient: Tensor, rate: float, n_steps: int) -> None:
-        self.bias.grad = gradient.sum(0)
+        flat_bias = [flat_array(t) for t in (self.bias, gradient.sum(0), self.bias_mean, self.bias_square)]
+        adam_step(flat_bias[0], flat_bias[1], flat_bias[2], flat_bias[3], rate, n_steps)
         columns = transpose_batch(batch.indptr, batch.indices, batch.values, self.slot_D)
-        layer = (self.weight_DH, self.mean_DH, self.square_DH)
-        sparse_backward_adam(*columns, gradient.numpy(), *layer, rate, n_steps)
+        sparse_backward(*columns, gradient.numpy(), self.weight_DH, self.square_D, rate)
 
-
-def loss_gradient(logits_NB: Tensor, target_rows: NDArray[np.int64], targets: NDArray[np.int64], loss: str) -> Tensor:
-    """Gradient of the mean loss a row by the logits: (p - y) / N, without a dense target matrix.
-
-    For softmax a row's target mass is shared equally by its buckets, and a row without one pulls nothing.
-    """
-    rows, buckets = (torch.from_numpy(ids).to(logits_NB.device) for ids in (target_rows, targets))
-    if loss == "binary":
-        gradient = torch.sigmoid(logits_NB)
-        gradient[rows, buckets] -= 1
-    else:
-        counts_N = torch.bincount(rows, minlength=len(logits_NB))
-        gradient = torch.softmax(logits_NB, 1) * (counts_N > 0)[:, None]
-        gradient[rows, buckets] -= (1.0 / counts_N[rows]).to(gradient.dtype)
-    return gradient.div_(len(logits_NB))
-
-
-def mean_loss(logits_NB: Tensor, target_rows: NDArray[np.int64], targets: NDArray[np.int64], loss: str) -> float:
-    """Mean over rows of the binary (summed over buckets) or softmax cross-entropy."""
-    rows, buckets = torch.from_numpy(target_rows), torch.from_numpy(targets)
-    at_targets = logits_NB[rows, buckets]
-    if loss == "binary":
-        total = nn.functional.softplus(logits_NB).sum() - at_targets.sum()
-    else:
-        counts_N = torch.bincount(rows, minlength=len(logits_NB))
-        normalizers_N = torch.logsumexp(logits_NB, 1)
-        total = ((normalizers_N[rows] - at_targets) / counts_N[rows]).sum()
-    return float(total) / max(1, len(logits_NB))
-
-
-def step_figures(
-    logits_NB: Tensor, target_rows: NDArray[np.int64], targets: NDArray[np.int64], loss: str
-) -> StepFigures:
-    """Mean loss and bucket precision of a batch."""
-    is_target = torch.zeros_like(logits_NB, dtype=torch.bool)
-    is_target[torch.from_numpy(target_rows), torch.from_numpy(targets)] = True
-    hits = is_target.gather(1, logits_NB.argmax(1, keepdim=True)).sum().item()
-    return StepFigures(mean_loss(logits_NB, target_rows, targets, loss), hits / max(1, len(logits_NB)))
-
-
-def mean_figures(figures: Sequence[StepFigures]) -> StepFigures:
-    """Means over steps of as many rows each."""
-    return StepFigures(
-        float(np.mean([figure.loss for figure in figures])),
-        float(np.mean([figure.bucket_precision for figure in figures])),
-    )
+    def state(self) -> dict[str, Tensor]:
+        """Moments by name."""
+        return {
+            "square.input.weight": torch.from_numpy(self.square_D),
+            "mean.input.bias": self.bias_mean,
+            "square.input.bias": self.bias_square,
+        }
 
 
 def _drop_inputs(batch: Batch, rate: float, generator: np.random.Generator) -> Batch:

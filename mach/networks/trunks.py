@@ -1,4 +1,4 @@
-"""The dense part of a network as torch modules: hidden layers, or a trunk of the user's own."""
+"""What lies between input and output layer, as torch modules: hidden layers, or a trunk of the user's own."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from mach.config import NetworkConfig
 from mach.errors import ConfigError
-from mach.kernels.dense import relu_dropout
+from mach.kernels.dense import relu_dropout, relu_dropout_backward, relu_dropout_half
 from mach.kernels.memory import from_bfloat16
 from mach.networks.inference import Weights
+
+TRUNK = "trunk."  # prefix of the names of its weights
 
 
 def is_in_main_memory(tensor: Tensor) -> bool:
@@ -26,8 +28,23 @@ def is_in_main_memory(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
+def flat_array(tensor: Tensor) -> NDArray[Any]:
+    """A contiguous tensor's elements as a 1-D array for kernels, bfloat16 as uint16; a view."""
+    if tensor.dtype == torch.bfloat16:
+        bits: NDArray[Any] = tensor.view(torch.int16).numpy().reshape(-1).view(np.uint16)
+        return bits
+    array: NDArray[Any] = tensor.numpy().reshape(-1)
+    return array
+
+
 class ReluDropout(nn.Module):
     """``dropout(relu(x))`` whose mask is a function of ``seed`` and position, so that a resumed run draws the same.
+
+    Parameters
+    ----------
+    rate : float
+    is_half : bool
+        Whether the result is bfloat16 rather than float32.
 
     Attributes
     ----------
@@ -35,35 +52,35 @@ class ReluDropout(nn.Module):
         Set anew before every training step.
     """
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self, rate: float, *, is_half: bool) -> None:
         super().__init__()
-        self.rate = rate
+        self.rate, self.is_half = rate, is_half
         self.seed = 0
 
     def forward(self, x: Tensor) -> Tensor:
         if not is_in_main_memory(x):
-            return nn.functional.dropout(torch.relu(x.float()), self.rate, self.training)
-        return _ReluDropout.apply(
-            x,  # type: ignore[no-untyped-call]
-            self.rate if self.training else 0.0,
-            self.seed,
-        )
+            out = nn.functional.dropout(torch.relu(x.float()), self.rate, self.training)
+            return out.bfloat16() if self.is_half else out
+        rate = self.rate if self.training else 0.0
+        return _ReluDropout.apply(x, rate, self.seed, self.is_half)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class _ReluDropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rate: float, seed: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rate: float, seed: int, is_half: bool) -> Tensor:
         x = x.float().contiguous()
-        out = torch.empty_like(x)
-        relu_dropout(x.detach().numpy().reshape(-1), rate, seed, out.numpy().reshape(-1))
+        out = torch.empty_like(x, dtype=torch.bfloat16 if is_half else torch.float32)
+        (relu_dropout_half if is_half else relu_dropout)(flat_array(x.detach()), rate, seed, flat_array(out))
         ctx.save_for_backward(out)
-        ctx.scale = 1.0 / (1.0 - rate)
+        ctx.rate = rate
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
         (out,) = ctx.saved_tensors
-        return torch.where(out > 0, gradient * ctx.scale, 0.0), None, None
+        into = torch.empty_like(out, dtype=torch.float32)
+        relu_dropout_backward(flat_array(gradient.contiguous()), flat_array(out), ctx.rate, flat_array(into))
+        return into, None, None, None
 
 
 class HiddenLayers(nn.Module):
@@ -79,13 +96,19 @@ class HiddenLayers(nn.Module):
         Rate on every activation.
     activate_input : bool
         Whether what comes in are pre-activations (from the sparse input layer).
+    half : bool
+        Whether activations are bfloat16.
     """
 
-    def __init__(self, in_features: int, widths: list[int], dropout: float, *, activate_input: bool) -> None:
+    def __init__(
+        self, in_features: int, widths: list[int], dropout: float, *, activate_input: bool, half: bool
+    ) -> None:
         super().__init__()
         sizes = [in_features, *widths]
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
-        self.activations = nn.ModuleList(ReluDropout(dropout) for _ in range(len(widths) + activate_input))
+        self.activations = nn.ModuleList(
+            ReluDropout(dropout, is_half=half) for _ in range(len(widths) + activate_input)
+        )
         self.out_features = sizes[-1]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,20 +120,10 @@ class HiddenLayers(nn.Module):
         return x
 
 
-class DensePart(nn.Module):
-    """A trunk and the output layer over it: (N, in_features) to bucket logits (N, B)."""
-
-    def __init__(self, trunk: nn.Module, out_features: int, n_buckets: int) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.output = nn.Linear(out_features, n_buckets)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.output(self.trunk(x))
-
-
-def build_dense_part(config: NetworkConfig, *, n_features: int, n_buckets: int, dense_input: bool) -> nn.Module:
-    """The torch side of a network; the identity for a linear network over sparse features.
+def build_trunk(
+    config: NetworkConfig, *, n_features: int, dense_input: bool, half: bool = False
+) -> tuple[nn.Module, int] | None:
+    """What lies between the input and the output layer, and its width; None for a linear network over sparse features.
 
     A user's trunk is called as ``Class(in_features, **trunk_options)`` and has an attribute ``out_features``. It
     receives dense features, or the pre-activations of a sparse input layer of width ``hidden[0]``.
@@ -122,31 +135,34 @@ def build_dense_part(config: NetworkConfig, *, n_features: int, n_buckets: int, 
                 "input layer in front of the trunk"
             )
         trunk = _user_trunk(config, n_features if dense_input else config.hidden[0])
-        return DensePart(trunk, int(trunk.out_features), n_buckets)  # type: ignore[arg-type]
+        return trunk, int(trunk.out_features)  # type: ignore[arg-type]
     if dense_input:
-        hidden = HiddenLayers(n_features, config.hidden, config.dropout, activate_input=False)
+        hidden = HiddenLayers(n_features, config.hidden, config.dropout, activate_input=False, half=half)
     elif config.hidden:
-        hidden = HiddenLayers(config.hidden[0], config.hidden[1:], config.dropout, activate_input=True)
+        hidden = HiddenLayers(config.hidden[0], config.hidden[1:], config.dropout, activate_input=True, half=half)
     else:
-        return nn.Identity()
-    return DensePart(hidden, hidden.out_features, n_buckets)
+        return None
+    return hidden, hidden.out_features
 
 
-def load_dense_part(
-    config: NetworkConfig, weights: Weights, *, n_features: int, n_buckets: int, dense_input: bool
+def load_trunk(
+    config: NetworkConfig, weights: Weights, *, n_features: int, dense_input: bool
 ) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """The dense part with trained weights, as a function from arrays to arrays for `mach.networks.inference`."""
-    module = build_dense_part(config, n_features=n_features, n_buckets=n_buckets, dense_input=dense_input)
+    """A user's trunk with trained weights, as a function from arrays to arrays for `mach.networks.inference`."""
+    built = build_trunk(config, n_features=n_features, dense_input=dense_input)
+    assert built is not None
+    module = built[0]
     wide = {n: from_bfloat16(a) if a.dtype == np.uint16 else np.array(a) for n, a in weights.items()}
-    module.load_state_dict({n: torch.from_numpy(a) for n, a in wide.items() if not n.startswith("input.")})
+    of_trunk = {n.removeprefix(TRUNK): torch.from_numpy(a) for n, a in wide.items() if n.startswith(TRUNK)}
+    module.load_state_dict(of_trunk)
     module.eval()
 
     @torch.no_grad()
-    def logits(x_NH: NDArray[np.float32]) -> NDArray[np.float32]:
-        out_NB: NDArray[np.float32] = module(torch.from_numpy(np.ascontiguousarray(x_NH))).float().numpy()
-        return out_NB
+    def activations(x_NH: NDArray[np.float32]) -> NDArray[np.float32]:
+        out_NH: NDArray[np.float32] = module(torch.from_numpy(np.ascontiguousarray(x_NH))).float().numpy()
+        return out_NH
 
-    return logits
+    return activations
 
 
 def _user_trunk(config: NetworkConfig, in_features: int) -> nn.Module:

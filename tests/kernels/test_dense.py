@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mach.kernels.dense import matmul_few_rows, relu_dropout
+from mach.kernels.dense import matmul_few_rows, relu_dropout, relu_dropout_backward, relu_dropout_half
 from mach.kernels.memory import from_bfloat16, to_bfloat16
 
 
@@ -36,6 +36,18 @@ def test_masks_of_different_seeds_and_neighbours_are_independent():
     assert np.array_equal(again > 0, masks[0])
     for a, b in [(masks[0], masks[1]), (masks[0], masks[2]), (masks[0][1:], masks[0][:-1])]:
         assert abs((a == b).mean() - 0.5) < 0.01
+
+
+def test_dropout_to_bfloat16_is_dropout_rounded():
+    x = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
+    out, half = np.empty_like(x), np.empty(len(x), np.uint16)
+    relu_dropout(x, 0.3, 7, out)
+    relu_dropout_half(x, 0.3, 7, half)
+    np.testing.assert_allclose(from_bfloat16(half), out, rtol=1 / 256)
+    gradient, into = np.ones_like(x), np.empty_like(x)
+    for kept in (out, half):
+        relu_dropout_backward(gradient, kept, 0.3, into)
+        np.testing.assert_allclose(into, np.where(out > 0, 1 / 0.7, 0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("half", [False, True])

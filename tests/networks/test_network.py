@@ -11,10 +11,12 @@ from torch import nn
 
 from mach.config import NetworkConfig
 from mach.errors import ConfigError
-from mach.networks.batch import Batch, DenseBatch, SparseBatch
-from mach.networks.inference import bucket_logits, bucket_probabilities
-from mach.networks.network import Network, loss_gradient, mean_loss, refuse_missing, step_figures
-from mach.networks.trunks import load_dense_part
+from mach.kernels.memory import to_int8
+from mach.networks.batch import Batch, DenseBatch, SparseBatch, Targets
+from mach.networks.inference import bucket_logits, bucket_probabilities, stored_weights
+from mach.networks.network import Network, refuse_missing
+from mach.networks.output import loss_gradient, mean_loss, step_figures
+from mach.networks.trunks import load_trunk
 
 D, B, N = 30, 8, 6
 
@@ -50,46 +52,72 @@ def network_of(
 ) -> Network:
     config = NetworkConfig(hidden=hidden, dropout=options.pop("dropout", 0.0), **options)
     bias = np.linspace(-4, -2, B).astype(np.float32)
-    shape: dict[str, Any] = {"n_features": D, "n_buckets": B, "dense_input": dense}
-    return Network(config, loss=loss, precision=precision, bias_B=bias, seed=seed, device=device, **shape)
+    shape: dict[str, Any] = {"n_features": D, "n_outputs": B, "dense_input": dense}
+    return Network(config, loss=loss, precision=precision, bias=bias, seed=seed, device=device, **shape)
 
 
-TARGETS = np.array([0, 0, 1, 3, 4, 5]), np.array([1, 7, 2, 2, 0, 5])
+TARGETS = Targets(np.array([0, 0, 1, 3, 4, 5]), np.array([1, 7, 2, 2, 0, 5]))
 
 
+@pytest.mark.parametrize("n_heads", [1, 2])
 @pytest.mark.parametrize("loss", ["binary", "softmax"])
-def test_loss_gradient_is_that_of_autograd(loss: str):
+def test_loss_gradient_is_that_of_autograd(loss: Any, n_heads: int):
+    targets = Targets(TARGETS.rows, TARGETS.outputs, n_heads)
     logits = torch.randn(N, B, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     dense_targets = torch.zeros(N, B, dtype=torch.float64)
-    dense_targets[TARGETS] = 1
+    dense_targets[targets.rows, targets.outputs] = 1
     if loss == "binary":
-        expected = nn.functional.binary_cross_entropy_with_logits(logits, dense_targets, reduction="sum") / N
+        expected = nn.functional.binary_cross_entropy_with_logits(logits, dense_targets, reduction="sum")
     else:
-        shares = dense_targets / dense_targets.sum(1, keepdim=True).clamp(min=1)
-        expected = -(shares * torch.log_softmax(logits, 1)).sum() / N
+        by_head = dense_targets.view(N, n_heads, -1)
+        shares = by_head / by_head.sum(2, keepdim=True).clamp(min=1)
+        expected = -(shares * torch.log_softmax(logits.view(N, n_heads, -1), 2)).sum()
     expected.backward()
     assert logits.grad is not None
     detached = logits.detach()
-    torch.testing.assert_close(loss_gradient(detached, *TARGETS, loss), logits.grad)
-    assert mean_loss(detached, *TARGETS, loss) == pytest.approx(expected.item(), rel=1e-6)
+    assert mean_loss(detached, targets, loss) == pytest.approx(expected.item() / (N * n_heads), rel=1e-6)
+    torch.testing.assert_close(loss_gradient(detached.clone(), targets, loss), logits.grad)
 
 
 def test_bucket_precision_counts_rows_whose_top_bucket_is_a_target():
     logits = torch.zeros(4, 3)
     logits[0, 1] = logits[1, 2] = logits[2, 0] = logits[3, 0] = 1
-    figures = step_figures(logits, np.array([0, 0, 1, 2]), np.array([1, 2, 0, 0]), "binary")
+    figures = step_figures(logits, Targets(np.array([0, 0, 1, 2]), np.array([1, 2, 0, 0])), "binary")
     assert figures.bucket_precision == 0.5  # rows 0 and 2; row 1's target is another, row 3 has none
+    two_heads = Targets(np.array([0, 0, 1]), np.array([1, 2, 3]), n_heads=2)
+    logits = torch.tensor([[0.0, 1, 0, 1], [0, 1, 1, 0]])
+    assert step_figures(logits, two_heads, "binary").bucket_precision == 0.25  # the first row's first head
 
 
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("hidden", [[], [16], [16, 12]])
 def test_inference_without_torch_equals_the_network(dense: bool, hidden: list[int]):
     network = network_of(dense, hidden)
-    network.step(batch_of(1, dense), *TARGETS, 0.01)
+    network.step(batch_of(1, dense), TARGETS, 0.01)
     batch = batch_of(2, dense)
     np.testing.assert_allclose(
         bucket_logits(network.weights(), batch), network.logits(batch).numpy(), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("kind", ["int8", "bfloat16", "float32"])
+def test_stored_weights_answer_as_the_trained_ones_do(kind: Any):
+    network = network_of(False, [16])
+    for step in range(30):
+        network.step(batch_of(step, False), TARGETS, 0.01)
+    stored, batch = stored_weights(network.weights(), kind), batch_of(99, False)
+    assert stored["input.weight"].dtype == {"int8": np.int8, "bfloat16": np.uint16, "float32": np.float32}[kind]
+    exact = bucket_logits(network.weights(), batch)
+    error = np.abs(bucket_logits(stored, batch) - exact).max() / np.abs(exact).max()
+    assert error <= {"int8": 0.01, "bfloat16": 0.01, "float32": 0.0}[kind]
+
+
+def test_int8_weights_are_within_half_a_step_a_row():
+    weights = np.random.default_rng(0).standard_normal((7, 33)).astype(np.float32)
+    weights[3] = 0
+    codes, steps = to_int8(weights)
+    assert (np.abs(codes * steps[:, None] - weights) <= 0.501 * steps[:, None]).all()
+    assert (np.abs(codes).max(axis=1) == [127, 127, 127, 0, 127, 127, 127]).all()
 
 
 @pytest.mark.parametrize("dense", [False, True])
@@ -99,9 +127,9 @@ def test_inference_without_torch_equals_the_network(dense: bool, hidden: list[in
 def test_steps_reduce_the_loss(dense: bool, hidden: list[int], loss: str, precision: str):
     network = network_of(dense, hidden, loss=loss, precision=precision)
     batch = batch_of(1, dense)
-    first = network.step(batch, *TARGETS, 0.02, measured=True)
+    first = network.step(batch, TARGETS, 0.02, measured=True)
     for _ in range(60):
-        last = network.step(batch, *TARGETS, 0.02, measured=True)
+        last = network.step(batch, TARGETS, 0.02, measured=True)
     assert first is not None
     assert last is not None
     assert last.loss < 0.35 * first.loss
@@ -120,13 +148,13 @@ def test_steps_reduce_the_loss(dense: bool, hidden: list[int], loss: str, precis
 def test_a_restored_network_goes_on_bit_for_bit(dense: bool, options: dict):
     whole, first, second = (network_of(dense, **options) for _ in range(3))
     for step in range(6):
-        whole.step(batch_of(step, dense), *TARGETS, 0.01)
+        whole.step(batch_of(step, dense), TARGETS, 0.01)
         if step < 3:
-            first.step(batch_of(step, dense), *TARGETS, 0.01)
+            first.step(batch_of(step, dense), TARGETS, 0.01)
     torch.manual_seed(999)  # whatever happened to the global generator in between
     second.load_state({name: np.array(array) for name, array in first.state().items()})
     for step in range(3, 6):
-        second.step(batch_of(step, dense), *TARGETS, 0.01)
+        second.step(batch_of(step, dense), TARGETS, 0.01)
     for name, array in whole.state().items():
         np.testing.assert_array_equal(array, second.state()[name], err_msg=name)
 
@@ -143,12 +171,12 @@ def test_a_users_trunk_trains_and_answers(dense: bool):
     network = network_of(dense, [12], trunk=trunk)
     batch = batch_of(1, dense)
     for _ in range(60):
-        figures = network.step(batch, *TARGETS, 0.02, measured=True)
+        figures = network.step(batch, TARGETS, 0.02, measured=True)
     assert figures is not None
     assert figures.bucket_precision >= 4 / 6
     config = NetworkConfig(hidden=[12], dropout=0.0, trunk=trunk)
     weights = network.weights()
-    answer = load_dense_part(config, weights, n_features=D, n_buckets=B, dense_input=dense)
+    answer = load_trunk(config, weights, n_features=D, dense_input=dense)
     np.testing.assert_allclose(
         bucket_logits(weights, batch, answer), network.logits(batch).numpy(), rtol=1e-4, atol=1e-5
     )
@@ -183,12 +211,13 @@ def test_a_device_is_given_what_the_processor_computes(dense: bool, monkeypatch:
     """The way of other devices, through torch's own operations, gives the same weights; here it runs on the CPU."""
     networks = [network_of(dense, [16, 8]), network_of(dense, [16, 8])]
     for step in range(4):
-        networks[0].step(batch_of(step, dense), *TARGETS, 0.01)
-    monkeypatch.setattr("mach.networks.network.adam_step", _never)
+        networks[0].step(batch_of(step, dense), TARGETS, 0.01)
+    monkeypatch.setattr("mach.networks.output.adam_step", _never)
     monkeypatch.setattr("mach.networks.network.is_in_main_memory", lambda tensor: False)
+    monkeypatch.setattr("mach.networks.output.is_in_main_memory", lambda tensor: False)
     monkeypatch.setattr("mach.networks.trunks.is_in_main_memory", lambda tensor: False)
     for step in range(4):
-        networks[1].step(batch_of(step, dense), *TARGETS, 0.01)
+        networks[1].step(batch_of(step, dense), TARGETS, 0.01)
     weights = networks[0].weights()
     for name, array in networks[1].weights().items():
         np.testing.assert_allclose(array, weights[name], atol=2e-6, err_msg=name)
@@ -209,7 +238,7 @@ def test_a_gpu_learns_what_the_processor_learns():
     networks = [network_of(False, [16, 8]), network_of(False, [16, 8], device="cuda:0")]
     for network in networks:
         for step in range(4):
-            network.step(batch_of(step, False), *TARGETS, 0.01)
+            network.step(batch_of(step, False), TARGETS, 0.01)
     weights = networks[0].weights()
     for name, array in networks[1].weights().items():
         np.testing.assert_allclose(array, weights[name], atol=1e-4, err_msg=name)

@@ -1,0 +1,159 @@
+"""The output layer of a network while it is trained: logits, loss, and the step of its weights, without autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mach.kernels.adam import adam_step, adam_step_half, adam_step_of_tensors
+from mach.networks.batch import Targets
+from mach.networks.trunks import flat_array, is_in_main_memory
+
+Loss = Literal["binary", "softmax"]
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """Of a batch: mean loss a row, and the share of rows whose top bucket is a target; means over the heads."""
+
+    loss: float
+    bucket_precision: float
+
+
+class OutputLayer:
+    """``h @ weight.T + bias`` with Adam; master weights in float32, products in the precision of ``h``.
+
+    Parameters
+    ----------
+    width, n_outputs : int
+        H, and B times the number of hash functions.
+    half : bool
+        Whether products are of bfloat16, accumulated in float32.
+    bias : float32 array of shape (n_outputs,)
+    device : torch.device
+
+    Notes
+    -----
+    A step multiplies three times, 6 N H n_outputs FLOPs, and passes once over 18 bytes a weight (22 in float32).
+    """
+
+    def __init__(
+        self, width: int, n_outputs: int, *, half: bool, bias: NDArray[np.float32], device: torch.device
+    ) -> None:
+        bound = width**-0.5
+        self.weight = (torch.rand(n_outputs, width) * (2 * bound) - bound).to(device)
+        self.bias = torch.from_numpy(bias.copy()).to(device)
+        self.half = self.weight.bfloat16() if half else None
+        self.moments = [torch.zeros_like(t) for t in (self.weight, self.weight, self.bias, self.bias)]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Of shape (N, n_outputs), in bfloat16 or float32."""
+        if self.half is not None:
+            return torch.addmm(self.bias.bfloat16(), hidden.bfloat16(), self.half.T)
+        return torch.addmm(self.bias, hidden, self.weight.T)
+
+    def step(self, hidden: Tensor, gradient: Tensor, rate: float, n_steps: int) -> Tensor:
+        """Move the weights by the gradient of the *summed* loss by the logits; return that of the mean by ``hidden``.
+
+        ``n_steps`` counts from 1.
+        """
+        scale = 1.0 / len(hidden)
+        back = (gradient @ (self.weight if self.half is None else self.half)).mul_(scale)
+        by_weight = gradient.T @ (hidden if self.half is None else hidden.bfloat16())
+        by_bias = gradient.sum(0, dtype=torch.float32).mul_(scale)
+        mean, square, bias_mean, bias_square = self.moments
+        if not is_in_main_memory(self.weight):
+            adam_step_of_tensors(self.weight, by_weight.float().mul_(scale), mean, square, rate, n_steps)
+            adam_step_of_tensors(self.bias, by_bias, bias_mean, bias_square, rate, n_steps)
+            if self.half is not None:
+                self.half.copy_(self.weight)
+            return back
+        moments = flat_array(mean), flat_array(square)
+        if self.half is not None:
+            flat = flat_array(self.weight), flat_array(self.half), flat_array(by_weight.contiguous())
+            adam_step_half(*flat, scale, *moments, rate, n_steps)
+        else:
+            by_weight = by_weight.mul_(scale).contiguous()
+            adam_step(flat_array(self.weight), flat_array(by_weight), *moments, rate, n_steps)
+        flat_bias = flat_array(self.bias), flat_array(by_bias), flat_array(bias_mean), flat_array(bias_square)
+        adam_step(*flat_bias, rate, n_steps)
+        return back
+
+    def weights(self) -> dict[str, Tensor]:
+        return {"output.weight": self.weight, "output.bias": self.bias}
+
+    def state(self) -> dict[str, Tensor]:
+        """Moments by name; with `weights` everything that a resumed training needs."""
+        names = ("mean.output.weight", "square.output.weight", "mean.output.bias", "square.output.bias")
+        return dict(zip(names, self.moments, strict=True))
+
+    def renew(self) -> None:
+        """Make the bfloat16 copy anew after the weights were loaded."""
+        if self.half is not None:
+            self.half.copy_(self.weight)
+
+
+def loss_gradient(logits: Tensor, targets: Targets, loss: Loss) -> Tensor:
+    """Gradient by the logits of the loss summed over rows and heads, p - y, without a dense target matrix.
+
+    Overwrites the logits. For softmax a row's target mass is shared equally by a head's buckets, and a row without
+    one pulls nothing.
+    """
+    rows, outputs = (torch.from_numpy(ids).to(logits.device) for ids in (targets.rows, targets.outputs))
+    if loss == "binary":
+        gradient = logits.sigmoid_()
+        gradient[rows, outputs] -= 1
+        return gradient
+    counts_NJ = _counts(logits, rows, outputs, targets.n_heads)
+    probs_NJB = torch.softmax(_by_head(logits, targets.n_heads), 2).mul_((counts_NJ > 0)[:, :, None])
+    gradient = probs_NJB.view(logits.shape)
+    heads = outputs // probs_NJB.shape[2]
+    gradient[rows, outputs] -= (1.0 / counts_NJ[rows, heads]).to(gradient.dtype)
+    return gradient
+
+
+def mean_loss(logits: Tensor, targets: Targets, loss: Loss) -> float:
+    """Mean over rows and heads of the binary (summed over buckets) or softmax cross-entropy."""
+    rows, outputs = torch.from_numpy(targets.rows), torch.from_numpy(targets.outputs)
+    at_targets = logits[rows, outputs]
+    if loss == "binary":
+        total = nn.functional.softplus(logits).sum() - at_targets.sum()
+    else:
+        counts_NJ = _counts(logits, rows, outputs, targets.n_heads)
+        normalizers_NJ = torch.logsumexp(_by_head(logits, targets.n_heads), 2)
+        heads = outputs // (logits.shape[1] // targets.n_heads)
+        total = ((normalizers_NJ[rows, heads] - at_targets) / counts_NJ[rows, heads]).sum()
+    return float(total) / max(1, len(logits) * targets.n_heads)
+
+
+def step_figures(logits: Tensor, targets: Targets, loss: Loss) -> StepFigures:
+    """Mean loss and bucket precision of a batch."""
+    is_target = torch.zeros_like(logits, dtype=torch.bool)
+    is_target[torch.from_numpy(targets.rows), torch.from_numpy(targets.outputs)] = True
+    best_NJ = _by_head(logits, targets.n_heads).argmax(2, keepdim=True)
+    hits = _by_head(is_target, targets.n_heads).gather(2, best_NJ).sum().item()
+    return StepFigures(mean_loss(logits, targets, loss), hits / max(1, best_NJ.numel()))
+
+
+def mean_figures(figures: Sequence[StepFigures]) -> StepFigures:
+    """Means over steps of as many rows each."""
+    return StepFigures(
+        float(np.mean([figure.loss for figure in figures])),
+        float(np.mean([figure.bucket_precision for figure in figures])),
+    )
+
+
+def _by_head(outputs: Tensor, n_heads: int) -> Tensor:
+    return outputs.view(len(outputs), n_heads, -1)
+
+
+def _counts(logits: Tensor, rows: Tensor, outputs: Tensor, n_heads: int) -> Tensor:
+    """Targets of every row and head, shape (N, n_heads)."""
+    heads = outputs // (logits.shape[1] // n_heads)
+    return torch.bincount(rows * n_heads + heads, minlength=len(logits) * n_heads).view(len(logits), n_heads)
