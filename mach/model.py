@@ -272,7 +272,7 @@ class MachModel:
             "reranker_bytes": self.reranker.n_bytes,
             "reranker_weights": done.n_weights,
             "reranker_candidates": self.reranker.candidates,
-            "reranker_weight": self.reranker.weight,
+            **{f"reranker_{name}": value for name, value in self.reranker.blend.model_dump().items()},
             "reranker_cpu_seconds": done.cpu_seconds,
             "reranker_repetitions": done.repetitions,
         }

@@ -1,9 +1,10 @@
 """The re-ranker of a run: one sparse linear classifier a class, mapped, that puts candidates in a better order.
 
-``reranker.safetensors`` holds, for K classes, ``offsets`` (int64, K + 1), ``scales`` and ``biases`` (float32, K), and
-for every stored weight its feature as a step from the class's feature before (``gaps``, int16; the first from 0) and
-its value (``codes``, int8, times the class's scale): 3 bytes a weight and 16 a class. Steps above 32,767 are cut by
-codes of 0. The metadata hold the fingerprint, C and the weight beside the aggregate: the file is whole by itself.
+``reranker.safetensors`` holds, for K classes, ``offsets`` (int64, K + 1), ``scales``, ``biases`` and ``priors``
+(float32, K), and for every stored weight its feature as a step from the class's feature before (``gaps``, int16; the
+first from 0) and its value (``codes``, int8, times the class's scale): 3 bytes a weight and 20 a class. Steps above
+32,767 are cut by codes of 0. The metadata hold the fingerprint, C and the blend: the file is whole by itself. Files
+without priors, of the first version, have 0 for all of them.
 """
 
 from __future__ import annotations
@@ -33,16 +34,23 @@ if TYPE_CHECKING:
     from mach.storage import Run
 
 FORMAT: Literal[1] = 1
-WEIGHT_BYTES, CLASS_BYTES = 3, 16
+WEIGHT_BYTES, CLASS_BYTES = 3, 20
 LOWEST_MARGIN = np.float32(-1e6)  # keeps every score finite
 _DTYPES = {"offsets": np.int64, "gaps": np.int16, "codes": np.int8, "scales": np.float32, "biases": np.float32}
+
+
+class Blend(Section):
+    """How aggregate, margin and frequency of a class become one score, see `combine` and `prior_terms`."""
+
+    weight: float = 1.0
+    prior: float = 0.0
 
 
 class Reranked(Section):
     """What a finished re-ranker tells about itself: the content of RERANKED.
 
     ``fingerprint`` is that of what it was trained from and with, ``least`` the smallest magnitude that was kept,
-    ``n_pairs`` the pairs of row and class that it was fitted to, ``validated`` whether held-out rows chose the weight.
+    ``n_pairs`` the pairs of row and class that it was fitted to, ``validated`` whether held-out rows chose the blend.
     """
 
     format: Literal[1] = FORMAT
@@ -50,6 +58,7 @@ class Reranked(Section):
     repetitions: list[int]
     settings: RerankingConfig
     weight: float
+    prior: float = 0.0
     validated: bool
     least: float
     n_weights: int
@@ -74,18 +83,38 @@ def is_due(run: Run) -> bool:
     return not is_there(run.reranked) or read_json(run.reranked, Reranked).fingerprint != fingerprint(run)
 
 
-def combine(scores_NC: NDArray[np.float32], margins_NC: NDArray[np.float32], weight: float) -> NDArray[np.float32]:
-    """Aggregate minus ``weight`` times the classifier's own loss as a positive, ``max(0, 1 - margin)^2``; float32.
+def combine(
+    scores_NC: NDArray[np.float32],
+    margins_NC: NDArray[np.float32],
+    priors_NC: NDArray[np.float32],
+    weight: float,
+) -> NDArray[np.float32]:
+    """Aggregate minus ``weight * max(0, 1 - margin)^2`` plus the class's prior term; float32.
 
-    A class that is certain keeps its aggregate, all others lose: no score exceeds its aggregate.
+    The second is the classifier's own loss as a positive: a class that is certain keeps its aggregate, all others lose.
+    Prior terms are at most 0, so no score exceeds its aggregate.
 
     Examples
     --------
-    >>> combine(np.float32([[-1, -1]]), np.float32([[2, 0]]), weight=3.0).tolist()
-    [[-1.0, -4.0]]
+    >>> combine(np.float32([[-1, -1]]), np.float32([[2, 0]]), np.float32([[-0.5, 0]]), weight=3.0).tolist()
+    [[-1.5, -4.0]]
     """
     shortfalls_NC = 1 - np.fmin(np.fmax(margins_NC, LOWEST_MARGIN), np.float32(1))
-    return scores_NC - np.float32(weight) * np.square(shortfalls_NC)
+    return scores_NC - np.float32(weight) * np.square(shortfalls_NC) + priors_NC
+
+
+def prior_terms(counts_K: NDArray[np.int64], prior: float) -> NDArray[np.float32]:
+    """``prior * log(1 + n_k)`` by the training rows of each class, less its largest value; float32 of shape (K,).
+
+    Positive strengths favour frequent classes, negative ones rare classes.
+
+    Examples
+    --------
+    >>> prior_terms(np.array([0, 1, 3]), -1.0).round(2).tolist()
+    [0.0, -0.69, -1.39]
+    """
+    terms_K = prior * np.log1p(counts_K)
+    return (terms_K - terms_K.max(initial=-np.inf)).astype(np.float32)
 
 
 class Reranker:
@@ -98,14 +127,14 @@ class Reranker:
     n_features : int
     candidates : int
         C, the classes of a query that are ordered anew.
-    weight : float
-        As in `combine`.
+    blend : Blend
+        Its prior is that of the file's ``priors``.
     """
 
-    def __init__(self, arrays: Mapping[str, NDArray[Any]], *, n_features: int, candidates: int, weight: float) -> None:
+    def __init__(self, arrays: Mapping[str, NDArray[Any]], *, n_features: int, candidates: int, blend: Blend) -> None:
         self.arrays = {name: np.asarray(array) for name, array in arrays.items()}  # not memmap: calls cost less
         self.n_features = n_features
-        self.candidates, self.weight = candidates, weight
+        self.candidates, self.blend = candidates, blend
         self._scratch = threading.local()
 
     @classmethod
@@ -123,14 +152,17 @@ class Reranker:
         arrays, metadata = map_tensors(path)
         n = len(arrays.get("codes", ()))
         shapes = {"offsets": (K + 1,), "gaps": (n,), "codes": (n,), "scales": (K,), "biases": (K,)}
+        if "priors" in arrays:
+            shapes |= {"priors": (K,)}
         for name, shape in shapes.items():
-            if name not in arrays or arrays[name].shape != shape or arrays[name].dtype != _DTYPES[name]:
+            if name not in arrays or arrays[name].shape != shape or arrays[name].dtype != _DTYPES.get(name, np.float32):
                 raise StorageError(f"{run.reranker_file}: {name} is missing or not of shape {shape}: train it again")
         try:
-            candidates, weight = int(metadata["candidates"]), float(metadata["weight"])
+            candidates = int(metadata["candidates"])
+            blend = Blend(weight=float(metadata["weight"]), prior=float(metadata.get("prior", 0)))
         except (KeyError, ValueError) as error:
             raise StorageError(f"{run.reranker_file}: its metadata are damaged ({error}): train it again") from error
-        return cls(arrays, n_features=run.manifest.n_features, candidates=candidates, weight=weight)
+        return cls(arrays, n_features=run.manifest.n_features, candidates=candidates, blend=blend)
 
     @property
     def n_bytes(self) -> int:
@@ -151,8 +183,11 @@ class Reranker:
     def rescore(
         self, batch: SparseBatch, ids_NC: NDArray[np.int64], scores_NC: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """Scores of given classes with the classifiers' part, shape (N, C)."""
-        return combine(scores_NC, self.margins(batch, ids_NC), self.weight)
+        """Scores of given classes with the classifiers' part and the prior terms, shape (N, C)."""
+        margins_NC, blend = self.margins(batch, ids_NC), self.blend
+        priors_K = self.arrays.get("priors")
+        priors_NC = np.zeros_like(margins_NC) if priors_K is None else priors_K[np.maximum(ids_NC, 0)]
+        return combine(scores_NC, margins_NC, priors_NC, blend.weight)
 
     def rerank(self, batch: SparseBatch, top: TopK, k: int) -> TopK:
         """The best k of the candidates by both; equal scores break to the smaller id.

@@ -25,12 +25,20 @@ from mach.config import RerankingConfig, Section
 from mach.data.store import Store, split_rows
 from mach.errors import StorageError
 from mach.kernels import rerank as kernels
-from mach.metrics import evaluate
 from mach.model import MachModel
 from mach.networks.batch import SparseBatch, read_batch, read_classes
 from mach.places import Place, atomic_file, cache_folder, fetch, is_there, kept, names_in, remove, remove_folder
 from mach.repetition import RepetitionFiles, read_json, write_json
-from mach.reranker import CLASS_BYTES, WEIGHT_BYTES, Reranked, Reranker, fingerprint
+from mach.reranker import (
+    CLASS_BYTES,
+    WEIGHT_BYTES,
+    Blend,
+    Reranked,
+    Reranker,
+    combine,
+    fingerprint,
+    prior_terms,
+)
 from mach.scoring import LocalScorer
 from mach.storage import Run
 from mach.tensors import map_tensors, write_tensors
@@ -44,8 +52,11 @@ ROWS_A_PART, PAIRS_A_PART, MAX_PARTS = (
 )  # some seconds each; every part of classes reads all candidates
 MIN_ROW_PARTS = 8  # so that a few workers share a small set
 CHUNK_ROWS = 4096
-DEFAULT_WEIGHT, WEIGHTS = 3.0, (0.0, 0.3, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
+# Blends that held-out rows choose from.
+WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
+PRIORS = (0.1, 0.05, 0.0, -0.05, -0.1, -0.2, -0.3, -0.45, -0.6)
 MAX_VALIDATION_ROWS = 20_000
+DISCOUNTS = 1 / np.log2(np.arange(2, 7))
 
 
 class Plan(Section):
@@ -124,19 +135,18 @@ class RerankerTraining:
         notes = [self._map(stage, part)[1] for stage in STAGES for part in range(len(self._bounds(stage)) - 1)]
         with tempfile.TemporaryDirectory(prefix="mach-", dir=self._scratch_folder) as scratch:
             arrays, least = self._merged(Path(scratch))
-            weight = self.settings.weight
-            is_validated = weight is None and len(self.validation_rows) > 0
-            if weight is None:
-                weight = self._best_weight(arrays) if is_validated else DEFAULT_WEIGHT
+            blend = self._best_blend(arrays) if self.is_validated else self.given_blend()
+            arrays["priors"] = prior_terms(self.run.class_counts_K(), blend.prior)
             metadata = {"fingerprint": self.fingerprint, "candidates": str(self.settings.candidates)}
+            metadata |= {name: repr(value) for name, value in blend.model_dump().items()}
             with atomic_file(self.run.reranker_file) as file:
-                digest = write_tensors(file, arrays, metadata | {"weight": repr(weight)})
+                digest = write_tensors(file, arrays, metadata)
         summary = Reranked(
             fingerprint=self.fingerprint,
             repetitions=self.run.finished(),
             settings=self.settings,
-            weight=weight,
-            validated=is_validated,
+            **blend.model_dump(),
+            validated=self.is_validated,
             least=least,
             n_weights=len(arrays["codes"]),
             n_bytes=sum(array.nbytes for array in arrays.values()),
@@ -270,22 +280,47 @@ class RerankerTraining:
         whole = {"offsets": offsets} | mapped
         return whole | {"scales": np.concatenate(scales), "biases": np.concatenate(biases)}, float(least)
 
-    def _best_weight(self, arrays: dict[str, NDArray[Any]]) -> float:
-        """The weight with the best nDCG@5 on rows that neither the networks nor the classifiers have learned from."""
-        rows, C = self.validation_rows[:MAX_VALIDATION_ROWS], self.settings.candidates
-        ids, counts = read_classes(self.store, rows)
-        truth = (np.concatenate([[0], np.cumsum(counts)]), ids)
-        reranker = Reranker(arrays, n_features=self.store.n_features, candidates=C, weight=0.0)
-        found: dict[float, list[Any]] = {weight: [] for weight in WEIGHTS}
-        k = min(5, C)
-        for batch, probs_NRB, columns in self.model.answered(self._features(rows)):
-            top = self.model.decode(batch, probs_NRB, columns, C, rerank=False)
+    @property
+    def is_validated(self) -> bool:
+        """Whether held-out rows choose what the settings leave open of the blend."""
+        return None in (self.settings.weight, self.settings.prior) and len(self.validation_rows) > 0
+
+    def given_blend(self) -> Blend:
+        given = {"weight": self.settings.weight, "prior": self.settings.prior}
+        return Blend(**{name: value for name, value in given.items() if value is not None})
+
+    def _best_blend(self, arrays: dict[str, NDArray[Any]]) -> Blend:
+        """The blend of best nDCG@5 on rows that neither the networks nor the classifiers have learned from."""
+        settings, rows = self.settings, self.validation_rows[:MAX_VALIDATION_ROWS]
+        reranker = Reranker(
+            arrays, n_features=self.store.n_features, candidates=settings.candidates, blend=self.given_blend()
+        )
+        found = []
+        for batch, probs_NJB, columns in self.model.answered(self._features(rows)):
+            top = self.model.decode(batch, probs_NJB, columns, settings.candidates, rerank=False)
             assert isinstance(batch, SparseBatch)
-            for weight, best in found.items():
-                reranker.weight = weight
-                best.append(reranker.rerank(batch, top, k).ids_Nk)
-        quality = {w: evaluate(np.concatenate(best), truth, ks=(k,))[f"nDCG@{k}"] for w, best in found.items()}
-        return max(quality, key=lambda weight: quality[weight])
+            found.append((top.ids_Nk, top.scores_Nk, reranker.margins(batch, top.ids_Nk)))
+        ids_NC, scores_NC, margins_NC = (np.concatenate(column) for column in zip(*found, strict=True))
+        gains_NC = self.gains(rows, ids_NC)
+        counts_K = self.run.class_counts_K()
+        best, best_gain = self.given_blend(), -1.0
+        weights = WEIGHTS if settings.weight is None else (settings.weight,)
+        for prior in PRIORS if settings.prior is None else (settings.prior,):
+            priors_NC = prior_terms(counts_K, prior)[np.maximum(ids_NC, 0)]
+            for weight in weights:
+                gain = mean_gain(combine(scores_NC, margins_NC, priors_NC, weight), gains_NC)
+                if gain > best_gain:
+                    best, best_gain = Blend(weight=weight, prior=prior), gain
+        return best
+
+    def gains(self, rows: NDArray[np.int64], ids_NC: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Of each row's candidates: 1 over the row's ideal DCG@5 where the class is one of its own, else 0."""
+        classes, counts = read_classes(self.store, rows)
+        ideal_n = np.concatenate([[np.inf], np.cumsum(DISCOUNTS)])[np.minimum(counts, len(DISCOUNTS))]
+        right_NC = np.zeros(ids_NC.shape)
+        for n, own in enumerate(np.split(classes, np.cumsum(counts)[:-1])):
+            right_NC[n] = np.isin(ids_NC[n], own) / ideal_n[n]
+        return right_NC
 
     def _features(self, rows: NDArray[np.int64]) -> csr_array:
         batch = read_batch(self.store, rows)
@@ -324,6 +359,15 @@ class RerankerTraining:
                     remove(self.folder / name)
         else:
             remove_folder(self.folder, first="plan.json")
+
+
+def mean_gain(scores_NC: NDArray[np.float32], gains_NC: NDArray[np.float64]) -> float:
+    """Mean over rows of the gains of the five best scores, discounted as in nDCG@5."""
+    k = min(len(DISCOUNTS), scores_NC.shape[1])
+    best_Nk = np.argpartition(scores_NC, -k, axis=1)[:, -k:]
+    order_Nk = np.argsort(-np.take_along_axis(scores_NC, best_Nk, axis=1), axis=1, kind="stable")
+    gains_Nk = np.take_along_axis(gains_NC, np.take_along_axis(best_Nk, order_Nk, axis=1), axis=1)
+    return float((gains_Nk * DISCOUNTS[:k]).sum() / len(scores_NC))
 
 
 def _magnitude(parts: list[dict[str, NDArray[Any]]], n_kept: int) -> float:

@@ -24,7 +24,7 @@ PROCESS_BYTES = 400_000_000  # Python, torch, compiled kernels and a batch, as m
 BIAS_BYTES = 4  # stored biases stay float32
 STEPS_BYTES = 4 * 256  # a precomputed progression of the decoder's index (`mach.kernels.decode.Index`)
 N_PEERS = 4  # repetitions that the index of a table keeps beside each list of members
-RERANKING_CLASS_BYTES, RERANKING_WEIGHT_BYTES = 16, 3  # as stored (`mach.reranker`)
+RERANKING_CLASS_BYTES, RERANKING_WEIGHT_BYTES = 20, 3  # as stored (`mach.reranker`)
 RERANKING_WEIGHTS = 0.8  # a feature of a row and class of it, measured on gnd-core with the default threshold
 MIN_BUCKETS, MAX_BUCKETS = 64, 16384
 

@@ -19,10 +19,12 @@ from mach.evaluation import evaluate
 from mach.launch.reranker import train_reranker
 from mach.launch.setup import drop_store, plan_of, set_up
 from mach.loading import load
+from mach.metrics import evaluate as metrics
 from mach.model import MachModel
+from mach.networks.batch import read_classes
 from mach.repetition import read_json
-from mach.reranker import Reranked, Reranker, combine, is_due
-from mach.reranking import STAGES, RerankerTraining
+from mach.reranker import Blend, Reranked, Reranker, combine, is_due, prior_terms
+from mach.reranking import STAGES, RerankerTraining, mean_gain
 from mach.storage import Run
 from mach.tensors import map_tensors, write_tensors
 from mach.training import ShardJob, train_shard
@@ -101,7 +103,7 @@ def test_it_tells_apart_what_the_buckets_cannot(reranked: Path):
     done = read_json(model.run.reranked, Reranked)
     assert done.validated
     assert done.weight > 0
-    assert model.info()["reranker_bytes"] == done.n_bytes == 3 * done.n_weights + 16 * N_CLASSES + 8
+    assert model.info()["reranker_bytes"] == done.n_bytes == 3 * done.n_weights + 20 * N_CLASSES + 8
     model.verify()
 
 
@@ -112,7 +114,10 @@ def test_answers_are_the_candidates_in_the_order_of_the_formula(reranked: Path):
     assert model.reranker is not None
     margins_NK = (queries @ model.reranker.matrix().T).toarray() + model.reranker.arrays["biases"]
     margins_NC = np.take_along_axis(margins_NK, plain.ids_Nk, axis=1).astype(np.float32)
-    scores_NC = combine(plain.scores_Nk, margins_NC, model.reranker.weight)
+    blend = model.reranker.blend
+    priors_K = blend.prior * np.log(1 + model.run.class_counts_K())
+    priors_NC = (priors_K - priors_K.max())[plain.ids_Nk].astype(np.float32)
+    scores_NC = combine(plain.scores_Nk, margins_NC, priors_NC, blend.weight)
     np.testing.assert_allclose(found.scores_Nk, -np.sort(-scores_NC, axis=1)[:, :5], atol=1e-4)
     np.testing.assert_array_equal(model.score(queries, found.ids_Nk), found.scores_Nk)
     assert found.exact_N.all()
@@ -129,9 +134,47 @@ def test_answers_are_the_candidates_in_the_order_of_the_formula(reranked: Path):
 
 def test_extreme_margins_keep_scores_finite():
     margins_NC = np.array([[np.nan, np.inf, -np.inf, -1e38]], np.float32)
-    scores_NC = combine(np.zeros((1, 4), np.float32), margins_NC, 3.0)
+    scores_NC = combine(np.zeros((1, 4), np.float32), margins_NC, np.zeros((1, 4), np.float32), 3.0)
     assert np.isfinite(scores_NC).all()
     assert scores_NC[0, 1] == 0
+
+
+def test_prior_terms_order_equal_classes_by_their_rows():
+    counts_K = np.array([0, 5, 1])
+    for prior, order in [(-0.5, [0, 2, 1]), (0.5, [1, 2, 0])]:
+        terms_K = prior_terms(counts_K, prior)
+        assert terms_K.max() == 0
+        assert np.argsort(-terms_K).tolist() == order
+
+
+def test_held_out_rows_choose_the_blend_of_best_ndcg(paired: Config, reranked: Path):
+    run, store = set_up(paired, reranked)
+    training = RerankerTraining(run, store)
+    rows = training.validation_rows
+    ids_NC = np.random.default_rng(0).permuted(np.tile(np.arange(N_CLASSES), (len(rows), 1)), axis=1)[:, :30]
+    scores_NC = np.random.default_rng(1).random(ids_NC.shape, np.float32)
+    classes, counts = read_classes(store, rows)
+    best_Nk = np.take_along_axis(ids_NC, np.argsort(-scores_NC, axis=1), axis=1)[:, :5]
+    expected = metrics(best_Nk, (np.concatenate([[0], np.cumsum(counts)]), classes), ks=(5,))["nDCG@5"]
+    assert mean_gain(scores_NC, training.gains(rows, ids_NC)) == pytest.approx(expected, rel=1e-6)
+    done = read_json(run.reranked, Reranked)
+    assert (done.weight, done.prior) != (1.0, 0.0)
+    fixed = RerankerTraining(Run.open(reranked), store)
+    fixed.settings = fixed.settings.model_copy(update={"weight": 2.5, "prior": -0.25})
+    assert not fixed.is_validated
+    assert fixed.given_blend() == Blend(weight=2.5, prior=-0.25)
+
+
+def test_a_file_of_the_first_version_is_read(copied: Path):
+    file = copied / "reranker.safetensors"
+    arrays, _ = map_tensors(file)
+    old = {name: array.copy() for name, array in arrays.items() if name != "priors"}
+    with file.open("wb") as opened:
+        write_tensors(opened, old, {"fingerprint": "x", "candidates": "20", "weight": "3.0"})
+    model = load(copied)
+    assert model.reranker is not None
+    assert model.reranker.blend == Blend(weight=3.0, prior=0.0)
+    assert model.topk(rows_of(model).features(0, 3), 5)[0].shape == (3, 5)
 
 
 def test_workers_make_the_bits_of_this_process_after_a_kill_and_again_for_other_settings(
@@ -165,16 +208,16 @@ def test_workers_make_the_bits_of_this_process_after_a_kill_and_again_for_other_
 def test_the_smallest_weights_go_until_the_file_fits(paired: Config, copied: Path):
     full = Reranker.load(Run.open(copied))
     assert full is not None
-    budget = 16 * N_CLASSES + 8 + 3 * 500
+    budget = 20 * N_CLASSES + 8 + 3 * 500
     config = changed(paired, bytes=budget, weight=2.0)
-    with pytest.raises(ConfigError, match="reranking.bytes = 100: 120 classes take 1928"):
+    with pytest.raises(ConfigError, match="reranking.bytes = 100: 120 classes take 2408"):
         set_up(changed(paired, bytes=100), copied)
     run, store = set_up(config, copied)
     train_reranker(run, store, LaunchConfig(workers=2), console=quiet())
     small = Reranker.load(run)
     assert small is not None
     assert budget - 100 < small.n_bytes <= budget
-    assert small.weight == 2.0
+    assert small.blend.weight == 2.0
     full_KD, small_KD = abs(full.matrix()).toarray(), abs(small.matrix()).toarray()
     assert full_KD[(small_KD == 0) & (full_KD > 0)].max() <= full_KD[small_KD > 0].min() + full_KD.max() / 127
     assert plan_of(run.config, store).ledger.reranking_bytes == budget

@@ -54,8 +54,9 @@ def train_reranker(run: Run, store: Store, launch: LaunchConfig, *, console: Con
             "the same command again to go on"
         ) from None
     console.print(
-        f"re-ranker: {summary.n_weights:,} weights, {summary.n_bytes:,} bytes, weight {summary.weight} beside the "
-        f"aggregate, {summary.cpu_seconds:.0f} s of processors",
+        f"re-ranker: {summary.n_weights:,} weights, {summary.n_bytes:,} bytes, {summary.cpu_seconds:.0f} s of "
+        f"processors; score = aggregate - {summary.weight:g} max(0, 1 - margin)^2 "
+        f"{summary.prior:+g} log(1 + rows)" + (", chosen by held-out rows" if summary.validated else ""),
         highlight=False,
         soft_wrap=True,
     )
