@@ -52,6 +52,7 @@ ROWS_A_PART, PAIRS_A_PART, MAX_PARTS = (
 )  # some seconds each; every part of classes reads all candidates
 MIN_ROW_PARTS = 8  # so that a few workers share a small set
 CHUNK_ROWS = 4096
+LEAST_FUNCTIONS = 4  # that tell candidates of training rows
 # Blends that held-out rows choose from.
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
 PRIORS = (0.1, 0.05, 0.0, -0.05, -0.1, -0.2, -0.3, -0.45, -0.6)
@@ -179,13 +180,22 @@ class RerankerTraining:
         return self.plan.rows if stage == "candidates" else self.plan.classes
 
     def _candidates(self, begin: int, end: int, should_stop: Callable[[], bool]) -> Any:
-        """Best C classes of some training rows by the repetitions alone."""
+        """Best C classes of some training rows by some of the repetitions.
+
+        Those of `LEAST_FUNCTIONS` hash functions do: on the rows they have learned from all agree about the best, and
+        parts that ask different repetitions give a class more kinds of negatives, for less.
+        """
+        finished = self.run.finished()
+        n = min(len(finished), -(-LEAST_FUNCTIONS // self.run.config.hashing.heads))
+        first = self.plan.rows.index(begin) * n
+        asked = sorted(finished[(first + i) % len(finished)] for i in range(n))
+        model = MachModel(self.run, asked, LocalScorer(self.run, asked))
         found = []
         for first in range(begin, end, CHUNK_ROWS):
             if should_stop():
                 return None
             queries = self._features(self.rows[first : min(first + CHUNK_ROWS, end)])
-            parts = self.model.search_in_parts(queries, self.settings.candidates, rerank=False)
+            parts = model.search_in_parts(queries, self.settings.candidates, rerank=False)
             found += [part.ids_Nk.astype(np.int32) for part in parts]
         return {"ids": np.concatenate(found)}, {}
 

@@ -272,18 +272,19 @@ def _consider(query: Query, index: Index, rule: Rule, bound: float, r: int, k: i
     """
     if k >= index.n_classes or (len(query.allowed_K) > 0 and not query.allowed_K[k]):
         return
-    R = len(query.row_R)
+    values_RB, frontier_R, row_R = query.values_RB, query.frontier_R, query.row_R  # a count a mention, in the loop too
+    R = len(row_R)
     cut = _cutoff(query.scores[0], rule, R, query.slack)
     misses = 0
     for i in range(R):
         s = r + i if r + i < R else r + i - R
-        value = query.values_RB[s, _bucket(index, s, k)]
-        query.row_R[s] = value
-        bound += value - query.frontier_R[s]
+        value = values_RB[s, _bucket(index, s, k)]
+        row_R[s] = value
+        bound += value - frontier_R[s]
         misses += value < cut
         if bound < cut if rule.n_needed == 0 else misses > R - rule.n_needed:
             return
-    _offer(query.ids, query.scores, k, _aggregate(query.row_R, rule))
+    _offer(query.ids, query.scores, k, _aggregate(row_R, rule))
 
 
 @njit(cache=True, nogil=True)
@@ -352,7 +353,7 @@ def _likely_floor(query: Query, index: Index, k: int) -> Any:
     """A sum that about twice k classes reach, from every `SAMPLED`-th block of classes; -inf where k is too large."""
     n_blocks = (index.n_classes + SAMPLED * LENGTH - 1) // (SAMPLED * LENGTH)
     n_above = 2 * k // SAMPLED + 4
-    if n_blocks * LENGTH < 8 * n_above or len(query.allowed_K) > 0:
+    if n_blocks * LENGTH < 8 * n_above:
         return UNKNOWN
     sums = np.empty(n_blocks * LENGTH, dtype=np.float32)
     n = 0
@@ -364,13 +365,20 @@ def _likely_floor(query: Query, index: Index, k: int) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _scan(query: Query, index: Index, rule: Rule, least: Any) -> None:
-    """Offer every class whose sum reaches ``least``: the gather over all K."""
+def _scan(query: Query, index: Index, rule: Rule) -> None:
+    """Offer every class: the gather over all K."""
+    if (
+        rule.n_needed == 0
+        and query.scores[0] == UNKNOWN
+        and len(query.allowed_K) == 0
+        and _scan_once(query, index, rule)
+    ):
+        return
     bound = np.float64(query.frontier_R.sum())
     k0, floor = 0, np.float64(UNKNOWN)
     while k0 < index.n_classes:
         if rule.n_needed == 0:
-            floor = max(least, _cutoff(query.scores[0], rule, len(query.row_R), query.slack))
+            floor = _cutoff(query.scores[0], rule, len(query.row_R), query.slack)
             k0 = _next_block(query.sums_L, query.values_RB, index, k0, floor)
         n = min(LENGTH, index.n_classes - k0)
         for h in range(_survivors(query.sums_L, n, floor, query.hits_L)):
@@ -379,13 +387,33 @@ def _scan(query: Query, index: Index, rule: Rule, least: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _scan_all(query: Query, index: Index, rule: Rule) -> None:
-    """Offer every class; an estimate of the k-th best score keeps most of them from the heap at once."""
-    k = len(query.ids)
-    least = _likely_floor(query, index, k) if rule.n_needed == 0 and query.scores[0] == UNKNOWN else UNKNOWN
-    _scan(query, index, rule, least)
-    if least > UNKNOWN and _cutoff(query.scores[0], rule, len(query.row_R), query.slack) < least:  # it was too high
-        _scan(query, index, rule, UNKNOWN)
+def _scan_once(query: Query, index: Index, rule: Rule) -> bool:
+    """List the classes whose sums exceed an estimate and offer the best of them; False if the estimate was none."""
+    k, sums_L = len(query.ids), query.sums_L
+    least = _likely_floor(query, index, k)
+    if least == UNKNOWN:
+        return False
+    ids, sums = np.empty(8 * k + 4 * LENGTH, dtype=np.int64), np.empty(8 * k + 4 * LENGTH, dtype=np.float32)
+    n_listed = 0
+    for begin in range(0, index.n_classes, LENGTH):
+        n = _sum_block(sums_L, query.values_RB, index, begin)
+        if _max(sums_L[:n]) < least:
+            continue
+        if n_listed + n > len(ids):
+            return False
+        for h in range(_survivors(sums_L, n, np.float64(least), query.hits_L)):
+            ids[n_listed], sums[n_listed] = begin + query.hits_L[h], sums_L[query.hits_L[h]]
+            n_listed += 1
+    if n_listed < k:
+        return False
+    cut = np.float64(np.partition(sums[:n_listed], n_listed - k)[n_listed - k]) - 2 * query.slack
+    if cut < least:  # a class that was not listed may be one of the best
+        return False
+    bound = np.float64(query.frontier_R.sum())
+    for i in range(n_listed):
+        if sums[i] >= cut:
+            _consider(query, index, rule, bound, 0, ids[i])
+    return True
 
 
 @njit(cache=True, nogil=True)
@@ -426,7 +454,7 @@ def search(
             frontier_R[r] = _max(tops_RM[r])
             exact = frontier_R[r] == UNKNOWN or _aggregate(frontier_R, rule) < scores[0]
         if not exact and n_scored + index.n_classes <= budget:
-            _scan_all(query, index, rule)
+            _scan(query, index, rule)
             n_scored, exact = n_scored + index.n_classes, True
         exact_N[q], n_scored_N[q], n_opened_N[q] = exact, n_scored, opened_R.sum()
         bound_N[q] = scores[0] if exact else max(scores[0], _aggregate(frontier_R, rule))
