@@ -82,9 +82,12 @@ class NetworkConfig(Section):
     hidden: list[int] = Field(default=[512], description="widths of hidden layers; empty: a linear network")
     dropout: float = Field(default=0.3, ge=0.0, lt=1.0, description="on hidden activations")
     input_dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="on input features")
-    weights: Literal["int8", "bfloat16", "float32"] = Field(
+    weights: Literal["int4", "int8", "bfloat16", "float32"] = Field(
         default="bfloat16",
-        description="type of stored matrices (int8: of the sparse input layer, others bfloat16); trained in float32",
+        description="type of stored matrices; int4 and int8 of the sparse input layer, the others are bfloat16 then",
+    )
+    row_features: int | None = Field(
+        default=None, ge=1, description="features of a sparse row that are read, those of largest magnitude; none: all"
     )
     trunk: str | None = Field(
         default=None, description="package.module:Class of a torch module used instead of the hidden layers"

@@ -71,7 +71,7 @@ class Ledger:
     ----------
     n_classes, n_features, n_buckets, n_repetitions, n_heads, hidden : int and tuple of int
         K, D, B, R, the hash functions of a repetition and the widths of the hidden layers.
-    weight_bytes, input_bytes, dense_input, n_active : int, int, bool, int
+    weight_bytes, input_bytes, dense_input, n_active : int, float, bool, int
         Assumed: bytes of a stored weight, of one of a sparse input layer, and the features of one row (all D, or the
         non-zero ones).
     n_input, n_hidden, n_output : int
@@ -100,7 +100,7 @@ class Ledger:
     n_heads: int
     hidden: tuple[int, ...]
     weight_bytes: int
-    input_bytes: int
+    input_bytes: float
     dense_input: bool
     n_active: int
     n_input: int
@@ -187,7 +187,7 @@ def ledger(
     n_heads: int = 1,
     dense_input: bool = False,
     weight_bytes: int = 2,
-    input_bytes: int | None = None,
+    input_bytes: float | None = None,
     nonzeros_per_row: float = 100,
     table_assignment: bool = False,
     reranking_bytes: int = 0,
@@ -206,8 +206,9 @@ def ledger(
         Whether a row has all D features rather than `nonzeros_per_row`; changes FLOPs only.
     weight_bytes : int
         Of one weight on disk: 2 is bfloat16; biases take 4 always.
-    input_bytes : int, optional
-        Of one weight of a sparse input layer on disk; by default as all others. 1 is int8, with 4 bytes a row.
+    input_bytes : float, optional
+        Of one weight of a sparse input layer on disk; by default as all others. 1 is int8, 0.5 int4, with 4 bytes a
+        feature more.
     nonzeros_per_row : float
         Mean number of features of a sparse row; rounded.
     table_assignment : bool
@@ -239,8 +240,10 @@ def ledger(
     n_biases = sum(hidden) + n_outputs
     if dense_input or input_bytes is None:
         input_bytes = weight_bytes
-    n_input_weights = n_features * (hidden[0] if hidden else n_outputs)
-    scale_bytes = BIAS_BYTES * n_features if input_bytes == 1 else 0
+    width = hidden[0] if hidden else n_outputs
+    stored_input = n_features * (-(-width // 2) if input_bytes == 0.5 else width * int(input_bytes))
+    if input_bytes <= 1:
+        stored_input += BIAS_BYTES * n_features
     return Ledger(
         n_classes=K,
         n_features=n_features,
@@ -256,9 +259,8 @@ def ledger(
         n_hidden=sum(layers[1:-1]),
         n_output=layers[-1] if hidden else 0,
         n_one_vs_all_parameters=sum(_layers(n_features, hidden, K)),
-        repetition_bytes=(sum(layers) - n_biases - n_input_weights) * weight_bytes
-        + n_input_weights * input_bytes
-        + scale_bytes
+        repetition_bytes=stored_input
+        + (sum(layers) - n_biases - n_features * width) * weight_bytes
         + n_biases * BIAS_BYTES,
         table_bytes=n_functions * K * np.min_scalar_type(B - 1).itemsize if table_assignment else 0,
         index_bytes=_table_index_bytes(K, B, n_functions) if table_assignment else _universal_index_bytes(n_functions),

@@ -5,6 +5,7 @@ bfloat16 is the upper half of a float32. Arrays of it are held as uint16, as num
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -79,16 +80,43 @@ def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
 
 
 def to_int8(array_DH: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Round to 255 steps a row: integers of shape (D, H) and the step of every row (D,), its largest magnitude / 127.
-
-    Temporaries stay below 64 MB.
-    """
-    steps_D = np.empty(len(array_DH), np.float32)
+    """Round to 255 steps a row: integers of shape (D, H) and the step of every row, its largest magnitude / 127."""
     codes_DH = np.empty(array_DH.shape, np.int8)
+    return codes_DH, _quantize(array_DH, 127, codes_DH.__setitem__)
+
+
+def to_int4(array_DH: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Round to 15 steps a row: bytes of shape (D, P), P = ceil(H / 2), and the step of every row, its largest / 7.
+
+    Byte p holds the weights p, in its lower half, and P + p; both 8 more than the integer.
+    """
+    half = -(-array_DH.shape[1] // 2)
+    packed_DP = np.empty((len(array_DH), half), np.uint8)
+
+    def pack(rows: slice, codes: NDArray[np.float32]) -> None:
+        shifted = (codes + 8).astype(np.uint8)
+        packed_DP[rows] = shifted[:, :half]
+        packed_DP[rows, : shifted.shape[1] - half] |= shifted[:, half:] << 4
+
+    return packed_DP, _quantize(array_DH, 7, pack)
+
+
+def from_int4(packed_DP: NDArray[np.uint8], steps_D: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+    """Weights of shape (D, H) from `to_int4`."""
+    codes = np.concatenate([packed_DP & 15, packed_DP >> 4], axis=1)[:, :width].astype(np.float32)
+    return (codes - 8) * steps_D[:, None]
+
+
+def _quantize(
+    array_DH: NDArray[np.float32], largest: int, write: Callable[[slice, NDArray[np.float32]], None]
+) -> NDArray[np.float32]:
+    """Steps of the rows; ``write`` receives stretches of rows as integers in float32. Temporaries stay below 64 MB."""
+    steps_D = np.empty(len(array_DH), np.float32)
     n_rows = max(1, 2**22 // max(1, array_DH.shape[1]))
     for begin in range(0, len(array_DH), n_rows):
-        block = array_DH[begin : begin + n_rows]
-        steps = np.abs(block).max(axis=1, initial=0) / np.float32(127)
-        steps_D[begin : begin + n_rows] = steps
-        codes_DH[begin : begin + n_rows] = np.rint(block / np.where(steps > 0, steps, 1)[:, None])
-    return codes_DH, steps_D
+        rows = slice(begin, begin + n_rows)
+        block = array_DH[rows]
+        steps = np.abs(block).max(axis=1, initial=0) / np.float32(largest)
+        steps_D[rows] = steps
+        write(rows, np.rint(block / np.where(steps > 0, steps, 1)[:, None]))
+    return steps_D

@@ -40,6 +40,31 @@ def gather_rows(
     return out_indptr, out_indices, out_values
 
 
+@njit(cache=True, nogil=True)
+def keep_largest(
+    indptr: NDArray[np.int64], indices: NDArray[np.int32], values: NDArray[np.float32], most: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+    """The entries of largest magnitude of every CSR row, at most so many; of equal ones the first."""
+    out_indptr = np.zeros(len(indptr), np.int64)
+    for n in range(len(indptr) - 1):
+        out_indptr[n + 1] = out_indptr[n] + min(indptr[n + 1] - indptr[n], most)
+    out_indices, out_values = np.empty(out_indptr[-1], np.int32), np.empty(out_indptr[-1], np.float32)
+    for n in range(len(indptr) - 1):
+        begin, end, out = indptr[n], indptr[n + 1], out_indptr[n]
+        n_equal, least = end - begin, np.float32(-1.0)
+        if end - begin > most:
+            sizes = np.sort(np.abs(values[begin:end]))
+            least = sizes[end - begin - most]
+            n_equal = most - (len(sizes) - np.searchsorted(sizes, least, side="right"))
+        for j in range(begin, end):
+            size = abs(values[j])
+            if size > least or (size == least and n_equal > 0):
+                n_equal -= size == least
+                out_indices[out], out_values[out] = indices[j], values[j]
+                out += 1
+    return out_indptr, out_indices, out_values
+
+
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def sparse_forward(
     indptr: NDArray[np.int64],
@@ -69,6 +94,36 @@ def sparse_forward(
                 value *= scale_D[indices[j]]
             for h in range(width):
                 row[h] += value * widen(source[h])
+
+
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def sparse_forward_int4(
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.int32],
+    values: NDArray[np.float32],
+    weight_DP: NDArray[np.uint8],
+    scale_D: NDArray[np.float32],
+    bias_H: NDArray[np.float32],
+    out_NH: NDArray[np.float32],
+) -> None:
+    """`sparse_forward` for weights of `mach.kernels.memory.to_int4`; reads half a byte a weight."""
+    half = weight_DP.shape[1]
+    last = len(indices) - 1
+    for n in range(len(indptr) - 1):
+        row = out_NH[n]
+        row[:] = bias_H
+        low, high = row[:half], row[half:]
+        for j in range(indptr[n], indptr[n + 1]):
+            ahead = indices[min(j + 2, last)]
+            for h in range(0, half, 64):
+                prefetch(weight_DP, ahead, h)
+            value, source = values[j] * scale_D[indices[j]], weight_DP[indices[j]]
+            for h in range(len(high)):
+                low[h] += value * np.float32(np.int32(source[h] & np.uint8(15)) - np.int32(8))
+            for h in range(len(high)):
+                high[h] += value * np.float32(np.int32(source[h] >> np.uint8(4)) - np.int32(8))
+            if len(high) < half:  # an odd width
+                low[half - 1] += value * np.float32(np.int32(source[half - 1] & np.uint8(15)) - np.int32(8))
 
 
 @njit(cache=True, nogil=True)

@@ -180,7 +180,7 @@ def plan_of(config: Config, store: Store, n_workers: int = 1) -> theory.Plan:
         n_heads=config.hashing.heads,
         dense_input=store.is_dense,
         weight_bytes=4 if config.network.weights == "float32" else 2,
-        input_bytes=1 if config.network.weights == "int8" else None,
+        input_bytes={"int4": 0.5, "int8": 1}.get(config.network.weights),
         nonzeros_per_row=nonzeros_per_row,
         reranking_bytes=estimate if reranking.candidates else 0,
         table_assignment=config.hashing.table is not None,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from mach.data.store import Store
 from mach.hashing import Assignment
-from mach.kernels.sparse import batch_targets, gather_rows
+from mach.kernels.sparse import batch_targets, gather_rows, keep_largest
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +54,13 @@ def read_batch(store: Store, rows: NDArray[np.int64]) -> Batch:
     if store.is_dense:
         return DenseBatch(store.dense_ND[rows])
     return SparseBatch(*gather_rows(store.feature_indptr, store.feature_indices, store.feature_values, rows))
+
+
+def largest_features(batch: Batch, most: int | None) -> Batch:
+    """A sparse batch's features of largest magnitude, at most so many a row; any other batch as it is."""
+    if most is None or isinstance(batch, DenseBatch):
+        return batch
+    return SparseBatch(*keep_largest(batch.indptr, batch.indices, batch.values, most))
 
 
 def read_classes(store: Store, rows: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

@@ -3,8 +3,8 @@
 The weights are a mapping of names to arrays, float32 or bfloat16 bits (uint16), usually memory-mapped:
 ``input.weight`` (D, H) and ``input.bias`` (H,) of the sparse input layer; ``trunk.layers.i.weight`` (out, in) and
 ``.bias`` of hidden layers; ``output.weight`` (J B, H) and ``output.bias`` (J B,) for J hash functions. A linear network
-over sparse features is its input layer alone, with H = J B. An ``input.weight`` of int8 stands beside ``input.scale``
-(D,), by which its rows are multiplied.
+over sparse features is its input layer alone, with H = J B. An ``input.weight`` of int8, or of packed int4 (uint8,
+(D, ceil(H / 2))), stands beside ``input.scale`` (D,), by which its rows are multiplied.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.config import NetworkConfig
-from mach.kernels.memory import from_bfloat16, to_bfloat16, to_int8
+from mach.kernels.memory import from_bfloat16, to_bfloat16, to_int4, to_int8
 from mach.networks.batch import Batch, DenseBatch
 
 Weights = Mapping[str, NDArray[Any]]
+Kind = Literal["int4", "int8", "bfloat16", "float32"]
 Trunk = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 NO_SCALE = np.empty(0, np.float32)
 FEW_ROWS = 8  # below, a compiled product that reads bfloat16 in place beats widening for BLAS
@@ -33,11 +34,12 @@ def bucket_logits(weights: Weights, batch: Batch, trunk: Trunk | None = None) ->
     if isinstance(batch, DenseBatch):
         x_NH, activated = batch.values_ND, True
     else:
-        from mach.kernels.sparse import sparse_forward
+        from mach.kernels.sparse import sparse_forward, sparse_forward_int4
 
-        x_NH, activated = np.empty((len(batch), weights["input.weight"].shape[1]), np.float32), False
+        x_NH, activated = np.empty((len(batch), len(weights["input.bias"])), np.float32), False
         layer = (weights["input.weight"], weights.get("input.scale", NO_SCALE), weights["input.bias"])
-        sparse_forward(batch.indptr, batch.indices, batch.values, *layer, x_NH)
+        forward = sparse_forward_int4 if layer[0].dtype == np.uint8 else sparse_forward
+        forward(batch.indptr, batch.indices, batch.values, *layer, x_NH)
     if trunk is not None:
         return _affine(trunk(x_NH), weights["output.weight"], weights["output.bias"])
     for name in _dense_layers(weights):
@@ -65,8 +67,9 @@ def weight_shapes(
     shapes: dict[str, tuple[int, ...]] = {}
     below = n_features
     if not dense_input:
-        shapes |= {"input.weight": (n_features, widths[0]), "input.bias": (widths[0],)}
-        shapes |= {"input.scale": (n_features,)} if config.weights == "int8" else {}
+        stored = -(-widths[0] // 2) if config.weights == "int4" else widths[0]
+        shapes |= {"input.weight": (n_features, stored), "input.bias": (widths[0],)}
+        shapes |= {"input.scale": (n_features,)} if config.weights in {"int4", "int8"} else {}
         below = widths.pop(0)
     if config.trunk is not None:
         return shapes | {"output.bias": (n_outputs,)}
@@ -77,8 +80,8 @@ def weight_shapes(
     return shapes
 
 
-def stored_weights(weights: Weights, kind: Literal["int8", "bfloat16", "float32"]) -> dict[str, NDArray[Any]]:
-    """Float32 weights as they are stored: matrices in bfloat16, or the input layer's in 8 bits with a scale a row.
+def stored_weights(weights: Weights, kind: Kind) -> dict[str, NDArray[Any]]:
+    """Float32 weights as they are stored: matrices in bfloat16, or the input layer's in 4 or 8 bits with a scale a row.
 
     Biases, and with ``float32`` all weights, are views of those given.
     """
@@ -86,8 +89,8 @@ def stored_weights(weights: Weights, kind: Literal["int8", "bfloat16", "float32"
     for name, array in weights.items():
         if kind == "float32" or array.ndim != 2 or array.dtype != np.float32:
             stored[name] = array
-        elif kind == "int8" and name == "input.weight":
-            stored[name], stored["input.scale"] = to_int8(array)
+        elif kind != "bfloat16" and name == "input.weight":
+            stored[name], stored["input.scale"] = (to_int4 if kind == "int4" else to_int8)(array)
         else:
             stored[name] = to_bfloat16(array)
     return stored

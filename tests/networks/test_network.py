@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 from torch import nn
 
 from mach.config import NetworkConfig
 from mach.errors import ConfigError
-from mach.kernels.memory import to_int8
-from mach.networks.batch import Batch, DenseBatch, SparseBatch, Targets
+from mach.kernels.memory import from_int4, to_int4, to_int8
+from mach.kernels.sparse import sparse_forward_int4
+from mach.networks.batch import Batch, DenseBatch, SparseBatch, Targets, largest_features
 from mach.networks.inference import bucket_logits, bucket_probabilities, stored_weights
 from mach.networks.network import Network, refuse_missing
 from mach.networks.output import loss_gradient, mean_loss, step_figures
@@ -100,24 +102,52 @@ def test_inference_without_torch_equals_the_network(dense: bool, hidden: list[in
     )
 
 
-@pytest.mark.parametrize("kind", ["int8", "bfloat16", "float32"])
-def test_stored_weights_answer_as_the_trained_ones_do(kind: Any):
-    network = network_of(False, [16])
+@pytest.mark.parametrize("width", [16, 7])
+@pytest.mark.parametrize("kind", ["int4", "int8", "bfloat16", "float32"])
+def test_stored_weights_answer_as_the_trained_ones_do(kind: Any, width: int):
+    network = network_of(False, [width])
     for step in range(30):
         network.step(batch_of(step, False), TARGETS, 0.01)
     stored, batch = stored_weights(network.weights(), kind), batch_of(99, False)
-    assert stored["input.weight"].dtype == {"int8": np.int8, "bfloat16": np.uint16, "float32": np.float32}[kind]
+    types = {"int4": np.uint8, "int8": np.int8, "bfloat16": np.uint16, "float32": np.float32}
+    assert stored["input.weight"].dtype == types[kind]
     exact = bucket_logits(network.weights(), batch)
     error = np.abs(bucket_logits(stored, batch) - exact).max() / np.abs(exact).max()
-    assert error <= {"int8": 0.01, "bfloat16": 0.01, "float32": 0.0}[kind]
+    assert error <= {"int4": 0.1, "int8": 0.01, "bfloat16": 0.01, "float32": 0.0}[kind]
 
 
-def test_int8_weights_are_within_half_a_step_a_row():
-    weights = np.random.default_rng(0).standard_normal((7, 33)).astype(np.float32)
+@pytest.mark.parametrize("width", [1, 2, 33])
+def test_integers_are_within_half_a_step_of_the_weights(width: int):
+    weights = np.random.default_rng(0).standard_normal((7, width)).astype(np.float32)
     weights[3] = 0
     codes, steps = to_int8(weights)
     assert (np.abs(codes * steps[:, None] - weights) <= 0.501 * steps[:, None]).all()
     assert (np.abs(codes).max(axis=1) == [127, 127, 127, 0, 127, 127, 127]).all()
+    packed, steps = to_int4(weights)
+    assert packed.shape == (7, (width + 1) // 2)
+    assert (np.abs(from_int4(packed, steps, width) - weights) <= 0.501 * steps[:, None]).all()
+    matrix = csr_array(np.eye(7, dtype=np.float32) * 2)
+    out = np.empty((7, width), np.float32)
+    rows = matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data
+    sparse_forward_int4(*rows, packed, steps, np.ones(width, np.float32), out)
+    np.testing.assert_allclose(out, 1 + 2 * from_int4(packed, steps, width), rtol=1e-5)
+
+
+def test_a_network_reads_the_largest_features_of_a_row():
+    batch = SparseBatch(
+        np.array([0, 4, 6, 6]), np.array([1, 2, 3, 4, 0, 5], np.int32), np.array([1, -3, 2, 2, 1, 1], np.float32)
+    )
+    kept = largest_features(batch, 2)
+    assert isinstance(kept, SparseBatch)
+    assert kept.indptr.tolist() == [0, 2, 4, 4]
+    assert kept.indices.tolist() == [2, 3, 0, 5]
+    assert kept.values.tolist() == [-3, 2, 1, 1]
+    assert largest_features(batch, None) is batch
+    network = network_of(False, [16], row_features=2)
+    targets = Targets(np.array([0]), np.array([1]))
+    network.step(batch, targets, 0.01)
+    assert torch.equal(network.logits(batch), network.logits(kept))
+    assert not torch.equal(network.logits(batch), network_of(False, [16]).logits(batch))
 
 
 @pytest.mark.parametrize("dense", [False, True])
