@@ -142,11 +142,11 @@ class RerankingConfig(Section):
     threshold: float = Field(default=0.05, ge=0.0, description="smaller weights are dropped")
     bytes: int | None = Field(default=None, ge=1, description="most of the stored file; the smallest weights go first")
     weight: float | None = Field(
-        default=None, ge=0.0, description="of the classifiers beside the aggregate; none: by validation rows, else 1"
+        default=None, ge=0.0, description="of the classifiers beside the aggregate; none: by validation rows, else 0.5"
     )
     prior: float | None = Field(
         default=None,
-        description="strength of log(1 + rows of a class); below 0 for rare classes; none: as weight, else 0",
+        description="strength of log(1 + rows of a class), below 0 for rare ones; none: by validation rows, else -0.1",
     )
 
 

@@ -42,8 +42,8 @@ _DTYPES = {"offsets": np.int64, "gaps": np.int16, "codes": np.int8, "scales": np
 class Blend(Section):
     """How aggregate, margin and frequency of a class become one score, see `combine` and `prior_terms`."""
 
-    weight: float = 1.0
-    prior: float = 0.0
+    weight: float
+    prior: float
 
 
 class Reranked(Section):

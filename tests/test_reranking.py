@@ -158,7 +158,7 @@ def test_held_out_rows_choose_the_blend_of_best_ndcg(paired: Config, reranked: P
     expected = metrics(best_Nk, (np.concatenate([[0], np.cumsum(counts)]), classes), ks=(5,))["nDCG@5"]
     assert mean_gain(scores_NC, training.gains(rows, ids_NC)) == pytest.approx(expected, rel=1e-6)
     done = read_json(run.reranked, Reranked)
-    assert (done.weight, done.prior) != (1.0, 0.0)
+    assert done.weight >= 0.5
     fixed = RerankerTraining(Run.open(reranked), store)
     fixed.settings = fixed.settings.model_copy(update={"weight": 2.5, "prior": -0.25})
     assert not fixed.is_validated

@@ -64,6 +64,18 @@ def narrow(context: Any, number: Any) -> Any:
     return types.uint16(types.float32), codegen
 
 
+@intrinsic
+def narrow_at_random(context: Any, number: Any, random: Any) -> Any:
+    """The bits of a bfloat16 next to a finite float32, on average it; of ``random`` the lower 16 bits count."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits = builder.bitcast(arguments[0], ir.IntType(32))
+        carried = builder.add(bits, builder.and_(arguments[1], ir.IntType(32)(0xFFFF)))
+        return builder.trunc(builder.lshr(carried, ir.IntType(32)(16)), ir.IntType(16))
+
+    return types.uint16(types.float32, types.uint32), codegen
+
+
 def to_bfloat16(array: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Round to the nearest bfloat16, ties to even; the bits as uint16. Temporaries stay below 64 MB."""
     bits = np.ascontiguousarray(array, dtype=np.float32).reshape(-1).view(np.uint32)
@@ -79,13 +91,13 @@ def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def to_int8(array_DH: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def to_int8(array_DH: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Round to 255 steps a row: integers of shape (D, H) and the step of every row, its largest magnitude / 127."""
     codes_DH = np.empty(array_DH.shape, np.int8)
     return codes_DH, _quantize(array_DH, 127, codes_DH.__setitem__)
 
 
-def to_int4(array_DH: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def to_int4(array_DH: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Round to 15 steps a row: bytes of shape (D, P), P = ceil(H / 2), and the step of every row, its largest / 7.
 
     Byte p holds the weights p, in its lower half, and P + p; both 8 more than the integer.
@@ -108,14 +120,14 @@ def from_int4(packed_DP: NDArray[np.uint8], steps_D: NDArray[np.float32], width:
 
 
 def _quantize(
-    array_DH: NDArray[np.float32], largest: int, write: Callable[[slice, NDArray[np.float32]], None]
+    array_DH: NDArray[Any], largest: int, write: Callable[[slice, NDArray[np.float32]], None]
 ) -> NDArray[np.float32]:
     """Steps of the rows; ``write`` receives stretches of rows as integers in float32. Temporaries stay below 64 MB."""
     steps_D = np.empty(len(array_DH), np.float32)
     n_rows = max(1, 2**22 // max(1, array_DH.shape[1]))
     for begin in range(0, len(array_DH), n_rows):
         rows = slice(begin, begin + n_rows)
-        block = array_DH[rows]
+        block = from_bfloat16(array_DH[rows]) if array_DH.dtype == np.uint16 else array_DH[rows]
         steps = np.abs(block).max(axis=1, initial=0) / np.float32(largest)
         steps_D[rows] = steps
         write(rows, np.rint(block / np.where(steps > 0, steps, 1)[:, None]))

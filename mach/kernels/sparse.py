@@ -11,10 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import overload
 from numpy.typing import NDArray
 
-from mach.kernels.memory import prefetch, widen
+from mach.kernels.memory import narrow_at_random, prefetch, widen
 
 DECAY, EPSILON = 0.999, 1e-9
 
@@ -180,23 +181,27 @@ def sparse_backward(
     rows: NDArray[np.int32],
     column_values: NDArray[np.float32],
     grad_NH: NDArray[np.float32],
-    weight_DH: NDArray[np.float32],
+    weight_DH: NDArray[Any],
     square_D: NDArray[np.float32],
     rate: float,
+    seed: int,
 ) -> None:
     """Gradient of ``X @ weight`` and one step of row-wise RMSprop on the rows that the batch touches.
 
     ``square_D`` is the running mean of a row's mean squared gradient over the batches that touch it, started at 0 and
     not corrected for that: a feature's first steps are up to 30 times longer than its later ones and shrink as in
-    Adagrad, so that features of a few rows get somewhere at all. Reads and writes 4 bytes a weight.
+    Adagrad, so that features of a few rows get somewhere at all. Reads and writes 4 bytes a weight, or 2: bfloat16
+    weights are rounded up or down at random, by a hash of position and ``seed``, so that steps too small to show add up
+    on average.
     """
     width = weight_DH.shape[1]
     gradient_H = np.empty(width, np.float32)
     decay, gain, epsilon = np.float32(DECAY), np.float32(1.0 - DECAY), np.float32(EPSILON)
+    line = 64 // weight_DH.itemsize
     last = len(features_U) - 1
     for u in range(len(features_U)):
         ahead = features_U[min(u + 1, last)]
-        for h in range(0, width, 16):
+        for h in range(0, width, line):
             prefetch(weight_DH, ahead, h)
         gradient_H[:] = np.float32(0.0)
         for j in range(offsets[u], offsets[u + 1]):
@@ -206,10 +211,28 @@ def sparse_backward(
         feature = features_U[u]
         square = decay * square_D[feature] + gain * _mean_square(gradient_H)
         square_D[feature] = square
-        pace = np.float32(rate / (np.sqrt(square) + epsilon))
-        weight_H = weight_DH[feature]
-        for h in range(width):
+        _move(weight_DH[feature], gradient_H, np.float32(rate / (np.sqrt(square) + epsilon)), seed + feature * 40503)
+
+
+def _move(weight_H: NDArray[Any], gradient_H: NDArray[np.float32], pace: np.float32, key: int) -> None:
+    """``weight -= pace * gradient``."""
+
+
+@overload(_move)
+def _move_as_typed(weight_H: Any, gradient_H: Any, pace: Any, key: Any) -> Any:
+    def move(weight_H: Any, gradient_H: Any, pace: Any, key: Any) -> None:
+        for h in range(len(weight_H)):
             weight_H[h] -= pace * gradient_H[h]
+
+    def move_half(weight_H: Any, gradient_H: Any, pace: Any, key: Any) -> None:
+        start = np.uint32(key & 0xFFFFFFFF)
+        for h in range(len(weight_H)):
+            bits = np.uint32(np.uint32(h) * np.uint32(0x9E3779B9) + start)
+            bits = np.uint32((bits ^ (bits >> np.uint32(16))) * np.uint32(0x7FEB352D))
+            bits = np.uint32(bits ^ (bits >> np.uint32(15)))
+            weight_H[h] = narrow_at_random(widen(weight_H[h]) - pace * gradient_H[h], bits)
+
+    return move_half if weight_H.dtype == types.uint16 else move
 
 
 @njit(cache=True, nogil=True)

@@ -81,18 +81,20 @@ def weight_shapes(
 
 
 def stored_weights(weights: Weights, kind: Kind) -> dict[str, NDArray[Any]]:
-    """Float32 weights as they are stored: matrices in bfloat16, or the input layer's in 4 or 8 bits with a scale a row.
+    """Trained weights (float32 or bfloat16) as they are stored: matrices as ``kind`` says, biases in float32.
 
-    Biases, and with ``float32`` all weights, are views of those given.
+    With int4 and int8 only the sparse input layer's matrix is of integers, the others are bfloat16.
     """
     stored: dict[str, NDArray[Any]] = {}
     for name, array in weights.items():
-        if kind == "float32" or array.ndim != 2 or array.dtype != np.float32:
+        if array.ndim != 2 or array.dtype not in (np.float32, np.uint16):
             stored[name] = array
-        elif kind != "bfloat16" and name == "input.weight":
+        elif kind in {"int4", "int8"} and name == "input.weight":
             stored[name], stored["input.scale"] = (to_int4 if kind == "int4" else to_int8)(array)
+        elif array.dtype == np.uint16:
+            stored[name] = from_bfloat16(array) if kind == "float32" else array
         else:
-            stored[name] = to_bfloat16(array)
+            stored[name] = array if kind == "float32" else to_bfloat16(array)
     return stored
 
 

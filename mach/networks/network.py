@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mach.config import NetworkConfig
 from mach.errors import ConfigError, StorageError
 from mach.kernels.adam import adam_step, adam_step_of_tensors
+from mach.kernels.memory import to_bfloat16
 from mach.kernels.sparse import sparse_backward, sparse_forward, transpose_batch
 from mach.networks.batch import Batch, DenseBatch, SparseBatch, Targets, largest_features
 from mach.networks.inference import NO_SCALE
@@ -33,7 +34,7 @@ class Network:
         Whether batches are dense.
     loss : {"binary", "softmax"}
     precision : {"float32", "bfloat16"}
-        Of dense matrix products; master weights are float32 throughout.
+        Of matrix products; master weights are float32, but those of a sparse input layer are of this precision too.
     bias : float32 array of shape (n_outputs,)
         Initial bias of the output, such as the log odds of each bucket.
     seed : int
@@ -72,7 +73,8 @@ class Network:
         built = build_trunk(config, n_features=n_features, dense_input=dense_input, half=is_half)
         self.input: SparseInput | None = None
         if not dense_input:
-            self.input = SparseInput(n_features, config.hidden[0] if config.hidden else n_outputs, seed)
+            width = config.hidden[0] if config.hidden else n_outputs
+            self.input = SparseInput(n_features, width, seed, half=is_half)
         self.trunk: nn.Module = nn.Identity()
         self.output: OutputLayer | None = None
         if built is not None:
@@ -201,12 +203,26 @@ class Network:
 
 
 class SparseInput:
-    """Input layer over sparse features: weight (D, H) with row-wise RMSprop, bias (H,) with Adam."""
+    """Input layer over sparse features: weight (D, H) with row-wise RMSprop, bias (H,) with Adam.
 
-    def __init__(self, n_features: int, width: int, seed: int) -> None:
+    Parameters
+    ----------
+    n_features, width : int
+        D and H.
+    seed : int
+    half : bool
+        Whether the weights are bfloat16 (as uint16), rounded at random after each step, rather than float32.
+    """
+
+    def __init__(self, n_features: int, width: int, seed: int, *, half: bool) -> None:
         generator = np.random.default_rng(seed)
-        self.weight_DH = generator.standard_normal((n_features, width), dtype=np.float32)
-        self.weight_DH *= np.float32(INPUT_WEIGHT_SCALE)
+        self.seed = seed
+        self.weight_DH: NDArray[Any] = np.empty((n_features, width), np.uint16 if half else np.float32)
+        n_rows = max(1, 2**22 // max(1, width))
+        for begin in range(0, n_features, n_rows):
+            rows = self.weight_DH[begin : begin + n_rows]
+            drawn = generator.standard_normal(rows.shape, dtype=np.float32) * np.float32(INPUT_WEIGHT_SCALE)
+            rows[...] = to_bfloat16(drawn) if half else drawn
         self.square_D = np.zeros(n_features, np.float32)
         self.bias, self.bias_mean, self.bias_square = (torch.zeros(width) for _ in range(3))
         self.slot_D = np.zeros(n_features, np.int32)
@@ -221,7 +237,7 @@ class SparseInput:
         flat_bias = [flat_array(t) for t in (self.bias, gradient.sum(0), self.bias_mean, self.bias_square)]
         adam_step(flat_bias[0], flat_bias[1], flat_bias[2], flat_bias[3], rate, n_steps)
         columns = transpose_batch(batch.indptr, batch.indices, batch.values, self.slot_D)
-        sparse_backward(*columns, gradient.numpy(), self.weight_DH, self.square_D, rate)
+        sparse_backward(*columns, gradient.numpy(), self.weight_DH, self.square_D, rate, self.seed + n_steps * 40_014)
 
     def state(self) -> dict[str, Tensor]:
         """Moments by name."""
