@@ -35,6 +35,11 @@ class DataConfig(Section):
     text_columns: list[str] = Field(default=["text"], min_length=1, description="columns of text, joined by a blank")
     class_column: str = Field(default="classes", description="column of class names: a list, or a string to separate")
     class_separator: str | None = Field(default=None, description="separator of names in a string; none: one name")
+    row_features: int | None = Field(
+        default=None,
+        ge=0,
+        description="features of a sparse row that count, those of largest magnitude; 0: all; none: by `mach.recipe`",
+    )
     validation_fraction: float = Field(default=0.0, ge=0.0, lt=1.0, description="share of training rows held out")
     cache: str | None = Field(default=None, description="folder of prepared stores; none: the user's cache folder")
 
@@ -85,9 +90,6 @@ class NetworkConfig(Section):
     weights: Literal["int4", "int8", "bfloat16", "float32"] = Field(
         default="bfloat16",
         description="type of stored matrices; int4 and int8 of the sparse input layer, the others are bfloat16 then",
-    )
-    row_features: int | None = Field(
-        default=None, ge=1, description="features of a sparse row that are read, those of largest magnitude; none: all"
     )
     trunk: str | None = Field(
         default=None, description="package.module:Class of a torch module used instead of the hidden layers"

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from mach.decoding import Decoder, TopK
 from mach.errors import DataError
 from mach.hashing import Assignment
-from mach.networks.batch import Batch, SparseBatch
+from mach.networks.batch import Batch, SparseBatch, largest_features
 from mach.queries import QueryReader, is_single
 from mach.repetition import read_json
 from mach.reranker import Reranked, Reranker, verify
@@ -311,7 +311,8 @@ class MachModel:
         another process and have been lost.
         """
         n_rows = max(1, CHUNK_SCORES // max(self.assignment.n_repetitions * self.n_buckets, self._widest))
-        for batch in self._reader.batches(queries, n_rows):
+        for read in self._reader.batches(queries, n_rows):
+            batch = largest_features(read, self.run.manifest.row_features)
             yield batch, *self._scorer.probabilities(batch)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.errors import StorageError
-from mach.networks.batch import Batch, largest_features
+from mach.networks.batch import Batch
 from mach.networks.inference import bucket_logits, bucket_probabilities, weight_shapes
 from mach.storage import Run
 from mach.tensors import digest_of
@@ -66,7 +66,6 @@ class LocalScorer:
 
     def probabilities(self, batch: Batch) -> tuple[NDArray[np.float32], tuple[int, ...]]:
         n_heads, n_buckets = self._shape
-        batch = largest_features(batch, self._run.config.network.row_features)
         probs_NRJB = np.empty((len(batch), len(self._weights), n_heads, n_buckets), np.float32)
         for r, (weights, trunk) in enumerate(zip(self._weights, self._trunks, strict=True)):
             logits_NJB = bucket_logits(weights, batch, trunk).reshape(-1, n_heads, n_buckets)

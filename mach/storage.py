@@ -71,6 +71,7 @@ class Manifest(Section):
     n_features: int = Field(ge=1)
     n_rows: int = Field(ge=1)
     dense_input: bool
+    row_features: int = 0
     loss: Literal["binary", "softmax"]
     precision: Literal["float32", "bfloat16"]
     data_fingerprint: str
@@ -225,6 +226,7 @@ class Run:
             is_dense=manifest.dense_input,
             class_names=self.class_names,
             text_features=self.text_features,
+            row_features=manifest.row_features,
         )
 
     def status(self, repetition: int) -> dict[str, Any]:

@@ -174,7 +174,14 @@ class _Task:
         if self.kind in _TEXT:
             on["columns"] = self.config.text_columns, self.config.class_column, self.config.class_separator
             on["text"] = self.text.model_dump()
+        if self.row_features:
+            on["row_features"] = self.row_features
         return hashlib.blake2b(json.dumps(on, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    @property
+    def row_features(self) -> int:
+        """Most features to keep of a row; queries are read as the training rows were."""
+        return (self.config.row_features or 0) if self.like is None else self.like.row_features
 
     @property
     def is_query(self) -> bool:
@@ -187,7 +194,13 @@ class _Task:
         shape = _limited(self.source, stated, self.kind, self.like, names)
         dense, (_, n_features, n_classes) = self.kind == "npy", shape
         with StoreWriter(
-            path, source=self.source, key=key, dense=dense, n_features=n_features, n_classes=n_classes
+            path,
+            source=self.source,
+            key=key,
+            dense=dense,
+            n_features=n_features,
+            n_classes=n_classes,
+            row_features=self.row_features,
         ) as writer:
             writer.class_names = names
             chunks = read_chunks(self.path, self.kind, shape, classes_optional=self.is_query)
@@ -207,7 +220,12 @@ class _Task:
         features = (self.like and self.like.text_features) or self.fitted(chunks())
         n_classes = None if names is None else len(names)
         with StoreWriter(
-            path, source=self.source, key=key, n_features=features.n_features, n_classes=n_classes
+            path,
+            source=self.source,
+            key=key,
+            n_features=features.n_features,
+            n_classes=n_classes,
+            row_features=self.row_features,
         ) as writer:
             for chunk in self.reported("reading", chunks()):
                 indptr, ids, n_unknown = _class_ids(chunk.class_names, known, grow=names is None)

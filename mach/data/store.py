@@ -110,6 +110,7 @@ class Store:
         self.n_classes: int = meta["n_classes"]
         self.fingerprint: str = meta["fingerprint"]
         self.is_dense: bool = meta["kind"] == "dense"
+        self.row_features: int = meta.get("row_features", 0)  # most that were kept of a row; 0: all
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -257,6 +258,7 @@ class Reference:
     is_dense: bool
     class_names: ClassNames | None
     text_features: TextFeatures | None
+    row_features: int = 0
 
 
 def split_rows(n_rows: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

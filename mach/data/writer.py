@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from mach.data.store import DTYPES, FORMAT, Chunk
 from mach.errors import DataError, StorageError
+from mach.kernels.sparse import keep_largest
 from mach.places import flush_to_disk, is_alive
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class StoreWriter:
         Whether chunks hold dense features.
     n_features, n_classes : int, optional
         D and K; taken from the largest index and id (or the width of dense rows) where they are not given.
+    row_features : int
+        Most features of a sparse row to keep, those of largest magnitude, rescaled to the row's norm; 0: all.
     key : str
         What the store was made of (`mach.data.prepare` recognises its own by it).
 
@@ -88,13 +91,22 @@ class StoreWriter:
         dense: bool = False,
         n_features: int | None = None,
         n_classes: int | None = None,
+        row_features: int = 0,
         key: str = "",
     ) -> None:
         self.path = Path(path)
         self.class_names: Iterable[str] | None = None
         self.text_features: TextFeatures | None = None
         self.n_unknown_classes = 0
-        self._meta = {"format": FORMAT, "kind": "dense" if dense else "sparse", "source": source, "key": key}
+        self._meta: dict[str, Any] = {
+            "format": FORMAT,
+            "kind": "dense" if dense else "sparse",
+            "source": source,
+            "key": key,
+        }
+        if row_features and not dense:
+            self._meta["row_features"] = row_features
+        self._row_features = row_features
         self._n_features, self._n_classes, self._dense = n_features, n_classes, dense
         self.n_rows = self._n_empty = self._n_unlabelled = 0
         self._largest_feature = self._largest_class = -1
@@ -141,10 +153,13 @@ class StoreWriter:
             raise DataError(f"a chunk has classes of {n_rows} rows and features of {n_rows_of_features}: give the same")
         if isinstance(chunk.features, tuple):
             indptr, indices, values = chunk.features
+            self._largest_feature = max(self._largest_feature, int(indices.max(initial=-1)))
+            if self._row_features:
+                rows = indptr.astype(np.int64), indices.astype(np.int32), values.astype(np.float32)
+                indptr, indices, values = keep_largest(*rows, self._row_features)
             self._arrays["feature_indptr"].append(indptr[1:] + self._arrays["feature_indices"].n_entries)
             self._arrays["feature_indices"].append(indices)
             self._arrays["feature_values"].append(values)
-            self._largest_feature = max(self._largest_feature, int(indices.max(initial=-1)))
             self._n_empty += int(np.count_nonzero(np.diff(indptr) == 0))
         else:
             self._arrays["features"].append(chunk.features)

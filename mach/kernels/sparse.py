@@ -45,23 +45,29 @@ def gather_rows(
 def keep_largest(
     indptr: NDArray[np.int64], indices: NDArray[np.int32], values: NDArray[np.float32], most: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
-    """The entries of largest magnitude of every CSR row, at most so many; of equal ones the first."""
+    """The entries of largest magnitude of every CSR row, at most so many, rescaled to the norm of the whole row.
+
+    Of equal magnitudes the first are kept.
+    """
     out_indptr = np.zeros(len(indptr), np.int64)
     for n in range(len(indptr) - 1):
         out_indptr[n + 1] = out_indptr[n] + min(indptr[n + 1] - indptr[n], most)
     out_indices, out_values = np.empty(out_indptr[-1], np.int32), np.empty(out_indptr[-1], np.float32)
     for n in range(len(indptr) - 1):
         begin, end, out = indptr[n], indptr[n + 1], out_indptr[n]
-        n_equal, least = end - begin, np.float32(-1.0)
+        n_equal, least, scale = end - begin, np.float32(-1.0), np.float32(1.0)
         if end - begin > most:
             sizes = np.sort(np.abs(values[begin:end]))
             least = sizes[end - begin - most]
             n_equal = most - (len(sizes) - np.searchsorted(sizes, least, side="right"))
+            kept = sizes[len(sizes) - most :]
+            if least > 0:
+                scale = np.sqrt((sizes * sizes).sum() / (kept * kept).sum())
         for j in range(begin, end):
             size = abs(values[j])
             if size > least or (size == least and n_equal > 0):
                 n_equal -= size == least
-                out_indices[out], out_values[out] = indices[j], values[j]
+                out_indices[out], out_values[out] = indices[j], values[j] * scale
                 out += 1
     return out_indptr, out_indices, out_values
 

@@ -155,6 +155,7 @@ def resolve(config: Config, store: Store, known: Assignment | None = None) -> tu
         n_features=store.n_features,
         n_rows=store.n_rows,
         dense_input=store.is_dense,
+        row_features=store.row_features,
         loss=loss,
         precision=precision,
         data_fingerprint=store.fingerprint,

@@ -56,9 +56,9 @@ def read_batch(store: Store, rows: NDArray[np.int64]) -> Batch:
     return SparseBatch(*gather_rows(store.feature_indptr, store.feature_indices, store.feature_values, rows))
 
 
-def largest_features(batch: Batch, most: int | None) -> Batch:
-    """A sparse batch's features of largest magnitude, at most so many a row; any other batch as it is."""
-    if most is None or isinstance(batch, DenseBatch):
+def largest_features(batch: Batch, most: int) -> Batch:
+    """A sparse batch after `mach.kernels.sparse.keep_largest`; any other batch, and with 0, as it is."""
+    if most == 0 or isinstance(batch, DenseBatch):
         return batch
     return SparseBatch(*keep_largest(batch.indptr, batch.indices, batch.values, most))
 

@@ -14,7 +14,7 @@ from mach.errors import ConfigError, StorageError
 from mach.kernels.adam import adam_step, adam_step_of_tensors
 from mach.kernels.memory import to_bfloat16
 from mach.kernels.sparse import sparse_backward, sparse_forward, transpose_batch
-from mach.networks.batch import Batch, DenseBatch, SparseBatch, Targets, largest_features
+from mach.networks.batch import Batch, DenseBatch, SparseBatch, Targets
 from mach.networks.inference import NO_SCALE
 from mach.networks.output import Loss, OutputLayer, StepFigures, loss_gradient, step_figures
 from mach.networks.trunks import TRUNK, ReluDropout, build_trunk, flat_array, is_in_main_memory
@@ -68,7 +68,7 @@ class Network:
         self.precision = precision
         self.seed = seed
         self.n_steps = 0
-        self.input_dropout, self.row_features = config.input_dropout, config.row_features
+        self.input_dropout = config.input_dropout
         is_half = precision == "bfloat16"
         built = build_trunk(config, n_features=n_features, dense_input=dense_input, half=is_half)
         self.input: SparseInput | None = None
@@ -93,7 +93,6 @@ class Network:
         """
         self.n_steps += 1
         self._seed_dropout()
-        batch = largest_features(batch, self.row_features)
         if self.input_dropout:
             batch = _drop_inputs(batch, self.input_dropout, np.random.default_rng([self.seed, self.n_steps]))
         x = self._input(batch)
@@ -117,7 +116,7 @@ class Network:
     def logits(self, batch: Batch) -> Tensor:
         """Float32 logits of shape (N, n_outputs), without dropout."""
         self.trunk.eval()
-        logits = self._output(self._trunk(self._input(largest_features(batch, self.row_features)))).float().cpu()
+        logits = self._output(self._trunk(self._input(batch))).float().cpu()
         self.trunk.train()
         return logits
 

@@ -133,7 +133,7 @@ def test_integers_are_within_half_a_step_of_the_weights(width: int):
     np.testing.assert_allclose(out, 1 + 2 * from_int4(packed, steps, width), rtol=1e-5)
 
 
-def test_a_network_reads_the_largest_features_of_a_row():
+def test_rows_keep_their_largest_features_and_their_norm():
     batch = SparseBatch(
         np.array([0, 4, 6, 6]), np.array([1, 2, 3, 4, 0, 5], np.int32), np.array([1, -3, 2, 2, 1, 1], np.float32)
     )
@@ -141,13 +141,11 @@ def test_a_network_reads_the_largest_features_of_a_row():
     assert isinstance(kept, SparseBatch)
     assert kept.indptr.tolist() == [0, 2, 4, 4]
     assert kept.indices.tolist() == [2, 3, 0, 5]
-    assert kept.values.tolist() == [-3, 2, 1, 1]
-    assert largest_features(batch, None) is batch
-    network = network_of(False, [16], row_features=2)
-    targets = Targets(np.array([0]), np.array([1]))
-    network.step(batch, targets, 0.01)
-    assert torch.equal(network.logits(batch), network.logits(kept))
-    assert not torch.equal(network.logits(batch), network_of(False, [16]).logits(batch))
+    assert kept.values.tolist() == pytest.approx([-3 * (18 / 13) ** 0.5, 2 * (18 / 13) ** 0.5, 1, 1])
+    assert largest_features(batch, 0) is batch
+    again = largest_features(kept, 2)
+    assert isinstance(again, SparseBatch)
+    assert again.values.tolist() == kept.values.tolist()
 
 
 @pytest.mark.parametrize("dense", [False, True])
