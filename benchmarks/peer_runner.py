@@ -425,7 +425,7 @@ def top_of_dense(scores: NDArray[np.floating[Any]]) -> Ids:
 def refuse_dense(n_features: int, n_classes: int, memory: int) -> None:
     needed = 8 * n_features * n_classes
     if needed > memory:
-        raise RefusedError(f"keeps dense weights, {needed / 1e9:.0f} GB here; the limit is {memory / 1e9:.0f} GB")
+        raise RefusedError(f"keeps dense weights, {needed / 1e9:.0f} GB here; the limit is {memory / 1e9:.3g} GB")
 
 
 def peak_bytes() -> int:

@@ -52,6 +52,7 @@ COSTS = {
     "model MB": ("model_bytes", 1e6, ".0f"),
     "batch, ms": ("batch_ms", 1, ".2f"),
     "single, ms": ("single_ms", 1, ".2f"),
+    "others": ("others_cores", 1, ".1f"),
 }
 # Versions that work together on Python 3.11. PECOS imports torch; its text models do not know transformers 5.
 TORCH = "torch==2.13.0"
@@ -156,6 +157,18 @@ def memory_bytes(pids: Sequence[int]) -> int:
     return total
 
 
+def children_seconds() -> float:
+    """Processor time of all that we started and that has ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def busy_seconds() -> float:
+    """Processor time of everything on this machine since it started."""
+    user, nice, system, _idle, _iowait, irq, softirq = Path("/proc/stat").read_text().split()[1:8]
+    return sum(map(int, (user, nice, system, irq, softirq))) / os.sysconf("SC_CLK_TCK")
+
+
 def watched(command: list[str], log: Path, options: argparse.Namespace, environment: dict[str, str]) -> int:
     """Run a command within the limits of time and memory; the peak memory of all its processes, as seen in steps."""
     peak, started = 0, time.perf_counter()
@@ -168,9 +181,9 @@ def watched(command: list[str], log: Path, options: argparse.Namespace, environm
                 pids = family(process.pid)
                 peak = max(peak, memory_bytes(pids))
                 if peak > options.memory:
-                    raise EntrantError(f"needs more than {options.memory / 1e9:.0f} GB")
+                    raise EntrantError(f"needs more than {options.memory / 1e9:.3g} GB")
                 if time.perf_counter() - started > options.timeout:
-                    raise EntrantError(f"needs more than {options.timeout:.0f} s")
+                    raise EntrantError(f"needs more than {options.timeout:.3g} s")
                 time.sleep(POLL_SECONDS)
         finally:
             if process.poll() is None:
@@ -240,12 +253,12 @@ class Benchmark:
 
     def measured(self, name: str) -> dict[str, Any]:
         """One round of one entrant: trained, then asked by two more processes, with all threads and with one."""
-        figures: dict[str, Any] = {}
-        if name in self.configs:
-            figures |= self.trained_here(name)
-        for stage in STAGES:
-            if stage != "train" or name not in self.configs:
-                figures |= self.stage(stage, name)
+        busy, own, started = busy_seconds(), children_seconds(), time.perf_counter()
+        figures = self.trained_here(name) if name in self.configs else self.stage(STAGES[0], name)
+        seconds, own = time.perf_counter() - started, children_seconds() - own
+        figures["others_cores"] = max(0.0, (busy_seconds() - busy - own) / seconds)
+        for stage in STAGES[1:]:
+            figures |= self.stage(stage, name)
         ids = np.load(self.work / f"{name}.npy")
         figures |= evaluate(ids, self.truth, ks=(1, 3, TOP), propensities=self.propensities_K)
         remove(self.work / f"{name}.model")
@@ -271,10 +284,9 @@ class Benchmark:
             remove(folder)
         command = [str(Path(sys.executable).with_name("mach")), "train", str(self.configs[name]), str(model)]
         command += ["--workers", str(self.options.threads)]
-        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        before, started = children_seconds(), time.perf_counter()
         peak = watched(command, self.work / f"{name}.train.log", self.options, {"MACH_CACHE": str(cache)})
-        seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-        used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        seconds, used = time.perf_counter() - started, children_seconds() - before
         remove(cache)
         return {
             "train_seconds": seconds,
@@ -299,6 +311,11 @@ def median(row: dict[str, Any], figure: str) -> float:
     return statistics.median(float(figures[figure]) for figures in row["rounds"])
 
 
+def cost(row: dict[str, Any], figure: str, unit: float, style: str) -> str:
+    """A figure in its unit; the older of the rows that --only keeps may lack it."""
+    return format(median(row, figure) / unit, style) if figure in row["rounds"][0] else "?"
+
+
 def table(name: str, sizes: dict[str, int], entrants: dict[str, Any], options: argparse.Namespace) -> str:
     measured = [entrant for entrant, row in entrants.items() if row["rounds"]]
     measured.sort(key=lambda entrant: -median(entrants[entrant], "P@1"))
@@ -318,14 +335,15 @@ def table(name: str, sizes: dict[str, int], entrants: dict[str, Any], options: a
     for entrant in measured:
         row = entrants[entrant]
         cells = [f"{100 * median(row, measure):.1f}" for measure in MEASURES]
-        cells += [format(median(row, figure) / unit, style) for figure, unit, style in COSTS.values()]
+        cells += [cost(row, *how) for how in COSTS.values()]
         lines.append(f"| {entrant} | " + " | ".join(cells) + f" | {len(row['rounds'])}, {row['date']} |")
     lines += [
         "",
         "Training is the fit alone, without reading and saving, where the entrant's calls allow it (see below). Peak:",
         "resident memory of the training process, rows included; ours: of all its processes together. Batch: all rows",
         "at once, ms a query, all threads; single: one row a call through the Python API, one thread, median. Every",
-        "entrant answers from what it saved.",
+        "entrant answers from what it saved. Others: cores that other work kept busy during the training; where",
+        "it is not near 0, compare processor seconds and not wall time.",
         "",
         *(f"- {entrant}: {described(entrants[entrant], options)}" for entrant in measured),
     ]
