@@ -123,9 +123,10 @@ def prepare(
     """Turn SOURCE (a file, its URL, or builtin:characters) into a memory-mapped STORE, a folder or URL."""
     from mach.config import load_config, parse_config
     from mach.data.prepare import prepare as prepare_data
+    from mach.recipe import before_reading
 
     defaults = [*overrides, f"data.train={json.dumps(source)}"]
-    options = load_config(config, defaults) if config else parse_config({}, "--set", defaults)
+    options = before_reading(load_config(config, defaults) if config else parse_config({}, "--set", defaults))
     with _reporter() as report:
         reference = _reference(like) if like else None
         prepared = prepare_data(options.data, options.text, source, store, like=reference, report=report)
@@ -224,13 +225,17 @@ def train(
     from mach.launch.reranker import train_reranker
     from mach.launch.setup import drop_store, set_up
 
-    chosen = _numbers(repetitions, options.hashing.repetitions) if repetitions else None
+    is_stated = "repetitions" in options.hashing.model_fields_set
+    if repetitions:  # before a run is made, as far as can be
+        _numbers(repetitions, options.hashing.repetitions if is_stated else None)
     with _reporter() as report:
         opened, store = set_up(options, run, report=report)
+    n_repetitions = opened.config.hashing.repetitions
+    chosen = _numbers(repetitions, n_repetitions) if repetitions else None
     train_run(opened, store, options.launch, repetitions=chosen)
     train_reranker(opened, store, options.launch)
     drop_store(opened)
-    click.echo(f"{run}: {len(opened.finished())} of {options.hashing.repetitions} repetitions finished", err=True)
+    click.echo(f"{run}: {len(opened.finished())} of {n_repetitions} repetitions finished", err=True)
 
 
 @main.command()
@@ -373,11 +378,13 @@ def _print_ledger(config: Config) -> None:
     from mach.data.prepare import prepare as prepare_data
     from mach.launch.launchers import n_workers
     from mach.launch.setup import plan_of, resolve
+    from mach.recipe import before_reading
 
+    config = before_reading(config)
     with _reporter() as report:
         store = prepare_data(config.data, config.text, config.data.train, report=report)
     resolved, _, _ = resolve(config, store)
-    chosen = plan_of(resolved, store, n_workers=n_workers(config.launch, config.hashing.repetitions))
+    chosen = plan_of(resolved, store, n_workers=n_workers(config.launch, resolved.hashing.repetitions))
     _print_rows(chosen.rows(), as_json=False)
 
 

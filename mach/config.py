@@ -1,7 +1,8 @@
 """The configuration of a run: strict sections read from TOML, overridden by ``--set a.b=value``.
 
-Every key has a default except ``data.train``; an unknown key or a value of the wrong type is refused with one
-line that names it. The resolved configuration is written into the run directory.
+Every key but ``data.train`` may be left out: in a new run `mach.recipe` then chooses some by the data, all others have
+the defaults given here. An unknown key or a value of the wrong type is refused with one line that names it. The
+resolved configuration is written into the run directory.
 """
 
 from __future__ import annotations
@@ -35,10 +36,8 @@ class DataConfig(Section):
     text_columns: list[str] = Field(default=["text"], min_length=1, description="columns of text, joined by a blank")
     class_column: str = Field(default="classes", description="column of class names: a list, or a string to separate")
     class_separator: str | None = Field(default=None, description="separator of names in a string; none: one name")
-    row_features: int | None = Field(
-        default=None,
-        ge=0,
-        description="features of a sparse row that count, those of largest magnitude; 0: all; none: by `mach.recipe`",
+    row_features: int = Field(
+        default=0, ge=0, description="features of a sparse row that count, those of largest magnitude; 0: all"
     )
     validation_fraction: float = Field(default=0.0, ge=0.0, lt=1.0, description="share of training rows held out")
     cache: str | None = Field(default=None, description="folder of prepared stores; none: the user's cache folder")
@@ -137,9 +136,9 @@ class RerankingConfig(Section):
     """Linear classifiers that put the best classes of the repetitions in a better order (`mach.reranking`)."""
 
     candidates: int = Field(default=0, ge=0, le=10_000, description="C: classes of a query to order anew; 0: none")
-    cost: float = Field(default=2.0, gt=0.0, description="of a row that is not at its side of a class's margin")
+    cost: float = Field(default=1.0, gt=0.0, description="of a row that is not at its side of a class's margin")
     negatives: int = Field(default=100_000, ge=1, description="most rows that a class is told apart from")
-    iterations: int = Field(default=10, ge=1, description="most passes over the rows of a class")
+    iterations: int = Field(default=6, ge=1, description="most passes over the rows of a class")
     tolerance: float = Field(default=0.1, gt=0.0, description="violation of optimality at which a class is done")
     threshold: float = Field(default=0.05, ge=0.0, description="smaller weights are dropped")
     bytes: int | None = Field(default=None, ge=1, description="most of the stored file; the smallest weights go first")
@@ -227,6 +226,14 @@ def differing_keys(mine: Config, theirs: Config, ignore: tuple[str, ...] = ()) -
         for key in keys
         if not key.startswith(ignore) and flat_mine.get(key) != flat_theirs.get(key)
     ]
+
+
+def completed(config: Config, like: Config) -> Config:
+    """A configuration with the values of another one for all keys that it leaves out."""
+    tree = like.model_dump()
+    for section in Config.model_fields:
+        tree[section] |= getattr(config, section).model_dump(exclude_unset=True)
+    return Config.model_validate(tree)
 
 
 def fingerprint(config: Config, ignore: tuple[str, ...] = ()) -> str:

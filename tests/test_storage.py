@@ -350,7 +350,7 @@ def mach(*arguments: object) -> Result:
 def test_the_command_line_from_source_to_answer(config: Config, planted: Path, trained: Path, tmp_path: Path):
     """Everything behind URLs that worker processes see too; the run's own URL is enough to go on."""
     url = f"local://{tmp_path}/far"
-    names = ["--set", f"data.class_names={planted / 'names.txt'}"]
+    names = ["--set", f"data.class_names={planted / 'names.txt'}", "--set", "data.row_features=0"]
     result = mach("prepare", f"local://{planted}/train.txt", f"{url}/train", "--json", *names)
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["path"] == f"{url}/train"

@@ -181,7 +181,7 @@ class _Task:
     @property
     def row_features(self) -> int:
         """Most features to keep of a row; queries are read as the training rows were."""
-        return (self.config.row_features or 0) if self.like is None else self.like.row_features
+        return self.config.row_features if self.like is None else self.like.row_features
 
     @property
     def is_query(self) -> bool:

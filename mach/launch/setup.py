@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mach import __version__, theory
-from mach.config import Config, HashingConfig, RerankingConfig, differing_keys, fingerprint
+from mach import __version__, recipe, theory
+from mach.config import Config, HashingConfig, RerankingConfig, completed, differing_keys, fingerprint
 from mach.data.prepare import prepare
 from mach.data.store import Store
 from mach.data.transfer import META, fetch_source, fetch_store, upload_store
@@ -60,7 +60,16 @@ def set_up(
     """
     path = place(path)
     is_run = Run.is_at(path)
+    given = completed(config, Run.open(path).config) if is_run else config
+    config = given if is_run else recipe.before_reading(given)
     store = _training_data(config, path if is_run else None, report)
+    if not store.is_dense and store.row_features != config.data.row_features:  # it was prepared apart
+        if "row_features" in given.data.model_fields_set:
+            raise ConfigError(
+                f"data.row_features = {given.data.row_features}: the store {store.path} was prepared with "
+                f"{store.row_features}: leave the key out, or prepare the data anew"
+            )
+        config = config.model_copy(update={"data": config.data.model_copy(update={"row_features": store.row_features})})
     if store.n_rows == 0 or len(store.class_ids) == 0:
         raise ConfigError(
             f"{config.data.train} has {store.n_rows} rows and no class in them: there is nothing to learn"
@@ -122,13 +131,15 @@ def _holds_something_else(path: Place) -> bool:
 
 
 def resolve(config: Config, store: Store, known: Assignment | None = None) -> tuple[Config, Manifest, Assignment]:
-    """Fill in all that is left to choose, and describe the run to be; a trunk that cannot be built fails here.
+    """Fill in all that is left to choose (`mach.recipe`), and describe the run to be; a bad trunk fails here.
 
     With ``known`` the assignment is that, and not drawn or read anew.
     """
     from mach.networks.network import native_precision
     from mach.networks.trunks import build_trunk
 
+    shape = recipe.Shape(store.n_rows, store.n_features, store.n_classes, store.is_dense)
+    config = recipe.fill(config, shape)
     n_buckets = config.hashing.buckets or _default_buckets(config, store)
     if n_buckets > store.n_classes:
         raise ConfigError(
@@ -241,6 +252,7 @@ def _reopen(config: Config, store: Store, path: Place) -> Run:
             f"data.train: {path} was trained on data with fingerprint {run.manifest.data_fingerprint}, "
             f"{config.data.train} has {store.fingerprint}: give that data, or another run folder"
         )
+    config = completed(config, run.config)
     if config.training.precision == "auto":  # what it meant on the machine that began the run
         training = config.training.model_copy(update={"precision": run.manifest.precision})
         config = config.model_copy(update={"training": training})

@@ -1,0 +1,97 @@
+"""The recipe fills what is left open, touches nothing that is given, and learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mach.config import completed, load_config, parse_config
+from mach.errors import ConfigError
+from mach.evaluation import evaluate
+from mach.launch.setup import set_up
+from mach.loading import load
+from mach.recipe import ROW_FEATURES, Shape, before_reading, fill
+from mach.training import ShardJob, train_shard
+
+
+def open_config(**sections):
+    return parse_config({"data": {"train": "x"}} | sections, "test")
+
+
+@given(st.integers(1, 10**9), st.integers(1, 10**8), st.integers(1, 10**8))
+def test_every_shape_gets_a_sane_configuration(n_rows, n_features, n_classes):
+    filled = fill(open_config(), Shape(n_rows, n_features, n_classes))
+    assert 2 <= (filled.hashing.buckets or 0) <= max(n_classes, 2)
+    assert 256 <= filled.network.hidden[0] <= 1024
+    assert 3 <= filled.training.epochs <= 15
+    n_held_out = filled.data.validation_fraction * n_rows
+    assert n_held_out == 0 if n_rows < 5000 else 499 <= n_held_out <= 2001
+    assert fill(filled, Shape(7, 7, 7)) == filled  # nothing is open any more
+
+
+def test_what_is_given_stays():
+    given_keys = {
+        "hashing": {"repetitions": 1, "heads": 3, "buckets": 10},
+        "network": {"hidden": [9], "dropout": 0.9, "weights": "float32"},
+        "training": {"epochs": 1, "batch": 3, "rate": 1.0},
+        "reranking": {"candidates": 0},
+    }
+    config = open_config(**given_keys)
+    filled = fill(config, Shape(50_000, 1000, 1000))
+    for section, keys in given_keys.items():
+        assert {key: getattr(getattr(filled, section), key) for key in keys} == keys
+    assert filled.data.validation_fraction == 0.0  # there is nothing to choose with them
+    assert before_reading(config).data.row_features == ROW_FEATURES
+    zero = open_config(data={"train": "x", "row_features": 0})
+    assert before_reading(zero) == zero
+
+
+@pytest.mark.parametrize("sections", [{"network": {"hidden": []}}, {"network": {"trunk": "a:B"}}])
+def test_networks_of_another_kind_keep_the_defaults(sections):
+    config = open_config(**sections)
+    filled = fill(config, Shape(50_000, 1000, 1000))
+    assert (filled.network, filled.training, filled.hashing) == (config.network, config.training, config.hashing)
+    dense = fill(open_config(), Shape(50_000, 1000, 1000, is_dense=True))
+    assert (dense.reranking.candidates, dense.hashing.heads, dense.training.batch) == (0, 1, 256)
+
+
+def test_keys_left_out_are_those_of_another_configuration():
+    mine, theirs = open_config(training={"epochs": 2}), open_config(training={"epochs": 3, "rate": 0.5})
+    both = completed(mine, theirs)
+    assert (both.training.epochs, both.training.rate) == (2, 0.5)
+
+
+def test_four_lines_are_a_run_that_learns_and_goes_on_as_it_began(planted: Path, tmp_path: Path):
+    lines = f'[data]\ntrain = "{planted / "train.txt"}"\ntest = "{planted / "test.txt"}"\n'
+    (tmp_path / "config.toml").write_text(lines)
+    config = load_config(tmp_path / "config.toml", [f"data.cache={tmp_path / 'cache'}", "reranking.candidates=0"])
+    run, store = set_up(config, tmp_path / "run")
+    assert run.config.training.batch == 512
+    assert store.row_features == ROW_FEATURES
+    train_shard(ShardJob(str(run.path), str(store.path), (0, 1, 2, 3)))
+    model = load(run.path)
+    from mach.data.prepare import prepare
+
+    test = prepare(run.config.data, run.config.text, str(planted / "test.txt"), like=run.reference())
+    assert evaluate(model, test, curve=False)[-1]["P@1"] > 0.9
+    again, _ = set_up(config, tmp_path / "run")
+    assert again.config == run.config
+    other = load_config(tmp_path / "config.toml", [f"data.cache={tmp_path / 'cache'}", "training.epochs=7"])
+    with pytest.raises(ConfigError, match="training.epochs"):
+        set_up(other, tmp_path / "run")
+
+
+def test_a_store_keeps_the_features_that_it_was_prepared_with(planted: Path, tmp_path: Path):
+    from mach.data.prepare import prepare
+
+    config = open_config(data={"train": str(planted / "train.txt"), "row_features": 2})
+    store = prepare(config.data, config.text, config.data.train, tmp_path / "store")
+    assert int((store.feature_indptr[1:] - store.feature_indptr[:-1]).max()) == 2
+    run, _ = set_up(open_config(data={"train": str(tmp_path / "store")}), tmp_path / "run")
+    assert run.config.data.row_features == run.manifest.row_features == 2
+    stated = open_config(data={"train": str(tmp_path / "store"), "row_features": 3})
+    with pytest.raises(ConfigError, match="was prepared with 2: leave the key out"):
+        set_up(stated, tmp_path / "other")
