@@ -47,7 +47,7 @@ def tail_terms(counts_K: NDArray[np.int64], n_rows: int, tail: float) -> NDArray
     Examples
     --------
     >>> tail_terms(np.array([0, 1, 100]), 1000, 1.0).astype(float).round(2).tolist()
-    [0.0, -0.25, -1.81]
+    [0.0, -0.24, -1.61]
     """
     if not 0 <= tail < np.inf:
         raise ConfigError(f"tail {tail} must be at least 0 and finite: 1 ranks by propensity-scored precision")
