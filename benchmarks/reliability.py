@@ -1,5 +1,6 @@
 """How far probabilities can be trusted: reliability of a run's answers on its test rows, before and after calibration.
 
+    mach train configs/calibrated.toml runs/gnd-core    # the file says how for tate-leaf
     .venv/bin/python benchmarks/reliability.py runs/gnd-core runs/tate-leaf --write
 
 Every run needs a calibration (`mach train` with held-out rows, or `mach calibrate`). With --write, tables go to
@@ -101,9 +102,10 @@ def main() -> None:
     lines = [
         "# Reliability of probabilities",
         "",
-        f"{datetime.date.today()}, {processor()}, commit {commit()}. All test rows of each run; curves fitted to held-out",
-        "training rows. Expected calibration error (ECE) in percent, 15 bins of equal mass over pairs of query and class",
-        "of the top k; before: the exponential of the score. Command: `benchmarks/reliability.py RUN ...`.",
+        f"{datetime.date.today()}, {processor()}, commit {commit()}. All test rows of each run; curves fitted to rows",
+        "held out of training. Expected calibration error (ECE) in percent, 15 bins of equal mass over pairs of query",
+        "and class of the top k; before: the exponential of the score. Runs of configs/calibrated.toml; command:",
+        "`.venv/bin/python benchmarks/reliability.py RUN ...`.",
         "",
         "| run | curve | pairs fitted to | ECE there, cross-validated | "
         + " | ".join(f"ECE@{k} before | after" for k in TOPS)
@@ -114,6 +116,11 @@ def main() -> None:
         cells = " | ".join(f"{case.error('before', k):.1f} | {case.error('after', k):.1f}" for k in TOPS)
         curve = case.curve
         lines.append(f"| {case.name} | {curve.method} | {curve.n_pairs:,} | {100 * curve.ece_after:.1f} | {cells} |")
+    lines += ["", "Of the first class of every query: mean probability after, and share that is right:", ""]
+    for case in cases:
+        is_first = case.ranks == 0
+        mean, share = case.probabilities["after"][is_first].mean(), case.right[is_first].mean()
+        lines.append(f"- {case.name}: {mean:.3f}, {share:.3f}")
     lines += [
         "",
         "Prior (chosen by the same held-out rows; a re-ranker has its own) and tail, accuracy in percent:",

@@ -5,6 +5,9 @@ and the prior of plain scores that held-out rows chose. A curve is isotonic regr
 classifier scores into accurate multiclass probability estimates", KDD 2002) or beta calibration (Kull, Silva Filho &
 Flach, "Beta calibration", AISTATS 2017; on scores that are log-probabilities it includes Platt's logistic curve),
 whichever has the smaller expected calibration error under cross-validation.
+
+A curve knows the score alone, not the rank: it holds on average over the best `TOP` classes of a query, and the first
+of them may be right more often than it says (docs/log.md).
 """
 
 from __future__ import annotations

@@ -77,7 +77,11 @@ _launcher = click.option("--launcher", type=click.Choice(["local", "ray"]), help
 _address = click.option("--address", metavar="HOST:PORT", help="Head of the Ray cluster; by default as Ray finds it.")
 _rerank = click.option("--rerank/--no-rerank", default=True, help="Order the best classes anew, where RUN can.")
 _tail = click.option(
-    "--tail", type=float, default=0.0, show_default=True, help="Favour rare classes; 1 for the best PSP@k."
+    "--tail",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Favour rare classes by this times -log(propensity); 0.5 to 1 suit PSP@k.",
 )
 _probabilities = click.option(
     "--probabilities", is_flag=True, help="Calibrated probabilities that classes are right in place of scores."

@@ -82,8 +82,8 @@ class MachModel:
         self._scorer = scorer
         self.reranker = Reranker.load(run)
         self.calibration = Calibration.load(run)
-        prior = self.calibration.prior if run.config.decoding.prior is None and self.calibration else None
-        self.prior = prior or run.config.decoding.prior or 0.0
+        chosen = self.calibration.prior if self.calibration else 0.0
+        self.prior = chosen if run.config.decoding.prior is None else run.config.decoding.prior
         self._decoder = lru_cache(maxsize=64)(self._make_decoder)  # one for every set of repetitions that answered
         self._terms = lru_cache(maxsize=4)(self._make_terms)
 
@@ -123,7 +123,7 @@ class MachModel:
         rerank : bool
             Whether the model's linear classifiers, if it has any, put the C best classes in their order (see `search`).
         tail : float
-            Favours rare classes by ``-tail * log(propensity)``: 1 for the best PSP@k (see `mach.ordering.tail_terms`).
+            Favours rare classes by ``-tail * log(propensity)``: 0.5 to 1 suit PSP@k (see `mach.ordering.tail_terms`).
         probabilities : bool
             Return calibrated probabilities that each class is right in place of scores, see `probabilities`.
 
@@ -151,8 +151,7 @@ class MachModel:
     ) -> NDArray[np.float32]:
         """Calibrated probabilities that classes are right, by their scores from `topk`, `search` or `score`.
 
-        They never order classes otherwise than scores without a tail do. They hold for the best 10 classes of queries
-        like those that the run was calibrated on, whatever ``allowed`` is.
+        They never order classes otherwise than scores without a tail do, and hold for the best 10 of all classes.
 
         Raises
         ------
@@ -168,8 +167,9 @@ class MachModel:
         repair = f"make one by `mach calibrate {path} DATA`, rows that the run was not trained on"
         if found is None:
             raise ConfigError(f"{path} has no calibration, which probabilities need: {repair}")
-        curve = found.reranked if rerank and self.reranker is not None else found.plain
-        if curve is None or found.fingerprint != self._fingerprint:
+        is_plain = not rerank or self.reranker is None
+        curve = found.plain if is_plain else found.reranked
+        if curve is None or found.fingerprint != self._fingerprint or (is_plain and found.prior != self.prior):
             raise ConfigError(f"the calibration of {path} is for other repetitions, weights or settings: {repair}")
         return curve
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from mach.hashing import UniversalAssignment
 from mach.launch.setup import set_up
 from mach.loading import load
 from mach.metrics import propensities
+from mach.networks.batch import right_of
 from mach.ordering import prior_terms, tail_terms, topk_with_terms
 from mach.storage import Run
 from mach.training import ShardJob, train_shard
@@ -177,6 +179,9 @@ def test_probabilities_keep_the_order_and_need_a_calibration_of_these_weights(co
     assert last["ECE"] <= last["ECE uncalibrated"]
     with pytest.raises(ConfigError, match="is for other repetitions"):
         load(copied, repetitions=[0, 1]).topk(test_rows, probabilities=True)
+    model.prior = -0.5
+    with pytest.raises(ConfigError, match="or settings"):
+        model.topk(test_rows, probabilities=True)
     with pytest.raises(ConfigError, match="at least 50"):
         calibrate(model, test_rows, np.arange(49))
 
@@ -185,12 +190,13 @@ def test_damaged_files_are_one_line(copied: Path, test_rows: Store):
     calibrate(load(copied), test_rows)
     file = copied / "calibration.json"
     whole = json.loads(file.read_text())
-    for spoiled in (
+    spoils: list[dict[str, Any]] = [
         {"probabilities": whole["plain"]["probabilities"][::-1]},
         {"probabilities": [2.0] * len(whole["plain"]["scores"])},
         {"scores": whole["plain"]["scores"][1:]},
         {"scores": [], "probabilities": []},
-    ):
+    ]
+    for spoiled in spoils:
         file.write_text(json.dumps(whole | {"plain": whole["plain"] | spoiled}))
         with pytest.raises(StorageError, match="calibration.json is damaged: plain"):
             load(copied)
@@ -254,14 +260,10 @@ def test_the_prior_of_best_ndcg_is_chosen(config: Config, tmp_path: Path, monkey
     run, store = set_up(held, tmp_path / "run")
     train_shard(ShardJob(str(run.path), str(store.path), (0, 1, 2)))
     rows = held_out(run, store)
-    figures = {}
+    figures, model = {}, load(run.path)
     for prior in (-9.0, 0.0, 9.0):
-        model = load(run.path)
         model.prior = prior
-        model.topk(store.features(0, 3))
         ids = model.topk(store.features(0, store.n_rows), 5)[0][rows]
-        from mach.networks.batch import right_of
-
         figures[prior] = right_of(store, rows, ids)[:, 0].mean()
     monkeypatch.setattr("mach.calibrating.PRIORS", (-9.0, 0.0, 9.0))
     made = calibrate_when_due(run, store)

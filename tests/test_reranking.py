@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from mach.calibrating import calibrate
 from mach.cli import main
 from mach.config import Config, LaunchConfig, to_toml
 from mach.errors import ConfigError, StorageError
@@ -164,6 +165,25 @@ def test_held_out_rows_choose_the_blend_of_best_ndcg(paired: Config, reranked: P
     fixed.settings = fixed.settings.model_copy(update={"weight": 2.5, "prior": -0.25})
     assert not fixed.is_validated
     assert fixed.given_blend() == Blend(weight=2.5, prior=-0.25)
+
+
+def test_reranked_scores_have_a_tail_and_probabilities_of_their_own(copied: Path):
+    model = load(copied)
+    rows = rows_of(model)
+    found = model.search(rows, 5, tail=2.0)
+    np.testing.assert_array_equal(model.score(rows, found.ids_Nk, tail=2.0), found.scores_Nk)
+    assert np.any(found.ids_Nk != model.topk(rows, 5)[0])
+    made = calibrate(model, rows)
+    assert made.reranked is not None
+    assert made.reranked != made.plain
+    for rerank, curve in ((True, made.reranked), (False, made.plain)):
+        ids, probabilities = model.topk(rows, 5, rerank=rerank, probabilities=True)
+        np.testing.assert_array_equal(probabilities, curve(model.score(rows, ids, rerank=rerank)))
+    for row in evaluate(load(copied), rows, curve=False, reliability=True):
+        assert row["ECE"] <= row["ECE uncalibrated"]
+    (copied / "RERANKED").unlink()
+    with pytest.raises(ConfigError, match="for other repetitions, weights or settings"):
+        load(copied).topk(rows, probabilities=True)
 
 
 def test_a_file_of_the_first_version_is_read(copied: Path):
