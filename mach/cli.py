@@ -24,6 +24,7 @@ from mach.errors import ConfigError, DataError, DegradedWarning, IncompleteRunEr
 from mach.places import Place, is_there, place
 
 if TYPE_CHECKING:
+    from mach.calibration import Calibration
     from mach.config import Config
     from mach.data.store import Store
     from mach.decoding import TopK
@@ -75,6 +76,16 @@ _workers = click.option(
 _launcher = click.option("--launcher", type=click.Choice(["local", "ray"]), help="This machine, or a Ray cluster.")
 _address = click.option("--address", metavar="HOST:PORT", help="Head of the Ray cluster; by default as Ray finds it.")
 _rerank = click.option("--rerank/--no-rerank", default=True, help="Order the best classes anew, where RUN can.")
+_tail = click.option(
+    "--tail",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Favour rare classes by this times -log(propensity); 0.5 to 1 suit PSP@k.",
+)
+_probabilities = click.option(
+    "--probabilities", is_flag=True, help="Calibrated probabilities that classes are right in place of scores."
+)
 _k = click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Classes a query.")
 _some = click.option("--repetitions", metavar="0-3,5", help="Use these only; all by default.")
 _run = click.argument("run", type=PLACE)
@@ -221,6 +232,7 @@ def train(
     if dry_run:
         _print_ledger(options)
         return
+    from mach.calibrating import calibrate_when_due
     from mach.launch.launchers import train as train_run
     from mach.launch.reranker import train_reranker
     from mach.launch.setup import drop_store, set_up
@@ -234,7 +246,10 @@ def train(
     chosen = _numbers(repetitions, n_repetitions) if repetitions else None
     train_run(opened, store, options.launch, repetitions=chosen)
     train_reranker(opened, store, options.launch)
+    calibrated = calibrate_when_due(opened, store)
     drop_store(opened)
+    if calibrated is not None:
+        click.echo(_calibrated(calibrated), err=True)
     click.echo(f"{run}: {len(opened.finished())} of {n_repetitions} repetitions finished", err=True)
 
 
@@ -260,8 +275,21 @@ def status(run: Place, as_json: bool) -> None:
 @click.option("--at", "ks", default="1,3,5", show_default=True, help="Cut-offs k.")
 @click.option("--curve/--no-curve", default=True, help="Also for the first 1, 2, ... repetitions.")
 @_rerank
+@_tail
+@click.option(
+    "--reliability", is_flag=True, help="Also expected calibration errors of probabilities, before and after."
+)
 @_json
-def evaluate(model: MachModel, data: str | None, ks: str, curve: bool, rerank: bool, as_json: bool) -> None:
+def evaluate(
+    model: MachModel,
+    data: str | None,
+    ks: str,
+    curve: bool,
+    rerank: bool,
+    tail: float,
+    reliability: bool,
+    as_json: bool,
+) -> None:
     """Measure RUN on DATA (the configuration's data.test by default), in percent; re-ranked in the last row."""
     from mach.evaluation import evaluate as evaluate_model
 
@@ -271,7 +299,9 @@ def evaluate(model: MachModel, data: str | None, ks: str, curve: bool, rerank: b
     store = _prepared(model, source)
     cuts = tuple(sorted({_integer(k, "--at") for k in ks.split(",")}))
     with _reporter() as report:
-        measured = evaluate_model(model, store, ks=cuts, curve=curve, rerank=rerank, report=report)
+        measured = evaluate_model(
+            model, store, ks=cuts, curve=curve, rerank=rerank, tail=tail, reliability=reliability, report=report
+        )
     rows = [
         {name: 100 * value if isinstance(value, float) else value for name, value in row.items()} for row in measured
     ]
@@ -279,9 +309,31 @@ def evaluate(model: MachModel, data: str | None, ks: str, curve: bool, rerank: b
     shown = [
         "n_repetitions",
         *(["reranked"] if rows[-1]["reranked"] else []),
-        *(name for name in names if name not in ("nDCG@1", "hit@1")),
-    ]  # those equal P@1
-    _print_table(rows if as_json else [{name: row[name] for name in shown} for row in rows], as_json)
+        *(name for name in names if name not in ("nDCG@1", "hit@1")),  # those equal P@1
+        *(["ECE uncalibrated", "ECE"] if reliability else []),
+    ]
+    _print_table(rows if as_json else [{name: row.get(name) for name in shown} for row in rows], as_json)
+
+
+@main.command()
+@_asks
+@click.argument("data", required=False)
+@_json
+def calibrate(model: MachModel, data: str | None, as_json: bool) -> None:
+    """Fit probabilities to rows that RUN was not trained on: DATA, or the training rows it held out."""
+    from mach.calibrating import calibrate as calibrate_model
+    from mach.calibrating import held_out
+
+    if data is not None:
+        found = calibrate_model(model, _prepared(model, data))
+    else:
+        store = _training_rows(model.run.config)
+        found = calibrate_model(model, store, held_out(model.run, store))
+    if as_json:
+        knots = {"scores", "probabilities"}
+        click.echo(found.model_dump_json(exclude={"plain": knots, "reranked": knots}))
+    else:
+        click.echo(_calibrated(found))
 
 
 @main.command()
@@ -290,14 +342,24 @@ def evaluate(model: MachModel, data: str | None, ks: str, curve: bool, rerank: b
 @click.option("-o", "--output", default="-", show_default=True, help=".jsonl, .csv, .parquet or .npz; - is JSONL.")
 @_k
 @_rerank
-def predict(model: MachModel, data: str, output: str, k: int, rerank: bool) -> None:
+@_tail
+@_probabilities
+def predict(model: MachModel, data: str, output: str, k: int, rerank: bool, tail: float, probabilities: bool) -> None:
     """Write the top k classes of every row of DATA."""
     from mach.predictions import write_predictions
 
+    def values(part: TopK) -> Any:
+        if not probabilities:
+            return part.scores_Nk
+        return model.probabilities(part.ids_Nk, part.scores_Nk, rerank=rerank, tail=tail)
+
+    if probabilities:
+        model.curve(rerank=rerank)  # missing, it is missed before the work
     store = _prepared(model, data)
+    kind = ("probability", "probabilities") if probabilities else ("score", "scores")
     with _reporter() as report:
-        parts = _reported(model.search_in_parts(store, k, rerank=rerank), store.n_rows, report)
-        write_predictions(output, ((part.ids_Nk, part.scores_Nk) for part in parts), model.name_function())
+        parts = _reported(model.search_in_parts(store, k, rerank=rerank, tail=tail), store.n_rows, report)
+        write_predictions(output, ((part.ids_Nk, values(part)) for part in parts), model.name_function(), kind)
 
 
 @main.command()
@@ -305,15 +367,26 @@ def predict(model: MachModel, data: str, output: str, k: int, rerank: bool) -> N
 @click.argument("queries", nargs=-1)
 @_k
 @_rerank
+@_tail
+@_probabilities
 @_json
-def query(model: MachModel, queries: tuple[str, ...], k: int, rerank: bool, as_json: bool) -> None:
+def query(
+    model: MachModel,
+    queries: tuple[str, ...],
+    k: int,
+    rerank: bool,
+    tail: float,
+    probabilities: bool,
+    as_json: bool,
+) -> None:
     """Answer QUERIES: texts, or rows as `index:value ...` where the model takes numbers; - reads lines from stdin."""
     for line in _lines(queries):
-        ids, scores = model.topk(model.parse(line), k, rerank=rerank)
+        ids, scores = model.topk(model.parse(line), k, rerank=rerank, tail=tail, probabilities=probabilities)
         found = ids[ids >= 0].tolist()
         names = model.names(found) if model.run.class_names else None
         if as_json:
-            answer = {"query": line, "ids": found, "scores": [round(float(s), 6) for s in scores[: len(found)]]}
+            kind = "probabilities" if probabilities else "scores"
+            answer = {"query": line, "ids": found, kind: [round(float(s), 6) for s in scores[: len(found)]]}
             click.echo(json.dumps(answer | ({"names": names} if names else {}), ensure_ascii=False))
         else:
             click.echo(line)
@@ -350,6 +423,17 @@ def _warnings() -> Iterator[None]:
         yield
 
 
+def _calibrated(found: Calibration) -> str:
+    curves = {"plain": found.plain, "re-ranked": found.reranked}
+    parts = [
+        f"{name} scores {curve.method}, expected calibration error {100 * curve.ece_before:.1f} % before and "
+        f"{100 * curve.ece_after:.1f} % after"
+        for name, curve in curves.items()
+        if curve is not None
+    ]
+    return f"calibration by {found.n_rows:,} rows, prior {found.prior:g}: {'; '.join(parts)}"
+
+
 def _reported(parts: Iterable[TopK], n_rows: int, report: Callable[[str, float], None]) -> Iterator[TopK]:
     n_done = 0
     for part in parts:
@@ -373,16 +457,21 @@ def _prepared(model: MachModel, source: str) -> Store:
         return prepare_data(config.data, config.text, source, like=model.run.reference(), report=report)
 
 
+def _training_rows(config: Config) -> Store:
+    from mach.data.prepare import prepare as prepare_data
+
+    with _reporter() as report:
+        return prepare_data(config.data, config.text, config.data.train, report=report)
+
+
 def _print_ledger(config: Config) -> None:
     """What `train` would build, from the prepared data."""
-    from mach.data.prepare import prepare as prepare_data
     from mach.launch.launchers import n_workers
     from mach.launch.setup import plan_of, resolve
     from mach.recipe import before_reading
 
     config = before_reading(config)
-    with _reporter() as report:
-        store = prepare_data(config.data, config.text, config.data.train, report=report)
+    store = _training_rows(config)
     resolved, _, _ = resolve(config, store)
     chosen = plan_of(resolved, store, n_workers=n_workers(config.launch, resolved.hashing.repetitions))
     _print_rows(chosen.rows(), as_json=False)

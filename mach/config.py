@@ -130,6 +130,17 @@ class DecodingConfig(Section):
     """How R bucket scores become class scores (`mach.decoding`)."""
 
     aggregate: Aggregate = Field(default="auto", description="auto: log-mean")
+    prior: float | None = Field(
+        default=None,
+        description="strength of log(1 + rows of a class) without re-ranker, below 0 for rare ones; none: by "
+        "validation rows when training ends, else 0",
+    )
+    candidates: int = Field(
+        default=100,
+        ge=1,
+        le=10_000,
+        description="C: classes of a query to begin with where a prior or tail orders them",
+    )
 
 
 class RerankingConfig(Section):

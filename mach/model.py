@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mach.calibration import Calibration, Curve, fingerprint
 from mach.decoding import Decoder, TopK
-from mach.errors import DataError
+from mach.errors import ConfigError, DataError
 from mach.hashing import Assignment
 from mach.networks.batch import Batch, SparseBatch, largest_features
+from mach.ordering import prior_terms, tail_terms, topk_with_terms
 from mach.queries import QueryReader, is_single
 from mach.repetition import read_json
 from mach.reranker import Reranked, Reranker, verify
@@ -61,6 +63,10 @@ class MachModel:
         K, D, B, R as far as used, and J: the hash functions of a repetition.
     reranker : Reranker or None
         Linear classifiers that order the best classes anew, where the run has them.
+    prior : float
+        Strength of ``log(1 + training rows)`` of a class in scores without re-ranking, see `mach.ordering.prior_terms`.
+    calibration : Calibration or None
+        What turns scores into probabilities, where the run has it.
     """
 
     def __init__(self, run: Run, repetitions: list[int], scorer: Scorer) -> None:
@@ -75,7 +81,11 @@ class MachModel:
         self._widest = max(max(shape) for name, shape in shapes_of(run).items() if not name.startswith("input."))
         self._scorer = scorer
         self.reranker = Reranker.load(run)
-        self._decoder = lru_cache(maxsize=8)(self._make_decoder)  # one for every set of repetitions that answered
+        self.calibration = Calibration.load(run)
+        chosen = self.calibration.prior if self.calibration else 0.0
+        self.prior = chosen if run.config.decoding.prior is None else run.config.decoding.prior
+        self._decoder = lru_cache(maxsize=64)(self._make_decoder)  # one for every set of repetitions that answered
+        self._terms = lru_cache(maxsize=4)(self._make_terms)
 
     def __enter__(self) -> Self:
         return self
@@ -95,6 +105,8 @@ class MachModel:
         allowed: NDArray[np.bool_] | None = None,
         budget: int | None = None,
         rerank: bool = True,
+        tail: float = 0.0,
+        probabilities: bool = False,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The k best classes of every query, best first; equal scores break to the smaller id.
 
@@ -110,6 +122,10 @@ class MachModel:
             Most classes to score a query; then the answer may be approximate, see `search`.
         rerank : bool
             Whether the model's linear classifiers, if it has any, put the C best classes in their order (see `search`).
+        tail : float
+            Favours rare classes by ``-tail * log(propensity)``: 0.5 to 1 suit PSP@k (see `mach.ordering.tail_terms`).
+        probabilities : bool
+            Return calibrated probabilities that each class is right in place of scores, see `probabilities`.
 
         Returns
         -------
@@ -117,13 +133,45 @@ class MachModel:
 
         Raises
         ------
+        ConfigError
+            When probabilities are wanted and the run has no calibration for them.
         DataError
             When queries do not fit the model.
         """
-        found = self.search(queries, k, allowed=allowed, budget=budget, rerank=rerank)
-        if is_single(queries):
-            return found.ids_Nk[0], found.scores_Nk[0]
-        return found.ids_Nk, found.scores_Nk
+        if probabilities:
+            self.curve(rerank=rerank)  # missing, it is missed before the work
+        found = self.search(queries, k, allowed=allowed, budget=budget, rerank=rerank, tail=tail)
+        values_Nk = found.scores_Nk
+        if probabilities:
+            values_Nk = self.probabilities(found.ids_Nk, values_Nk, rerank=rerank, tail=tail)
+        return (found.ids_Nk[0], values_Nk[0]) if is_single(queries) else (found.ids_Nk, values_Nk)
+
+    def probabilities(
+        self, ids: NDArray[np.int64], scores: NDArray[np.float32], *, rerank: bool = True, tail: float = 0.0
+    ) -> NDArray[np.float32]:
+        """Calibrated probabilities that classes are right, by their scores from `topk`, `search` or `score`.
+
+        They never order classes otherwise than scores without a tail do, and hold for the best 10 of all classes.
+
+        Raises
+        ------
+        ConfigError
+            When the run has no calibration, or one for other weights or settings.
+        """
+        terms_K = self._terms(0.0, tail)
+        return self.curve(rerank=rerank)(scores if terms_K is None else scores - terms_K[ids])
+
+    def curve(self, *, rerank: bool = True) -> Curve:
+        """The curve of probabilities, of re-ranked scores where the model has them; errors as `probabilities`."""
+        path, found = self.run.path, self.calibration
+        repair = f"make one by `mach calibrate {path} DATA`, rows that the run was not trained on"
+        if found is None:
+            raise ConfigError(f"{path} has no calibration, which probabilities need: {repair}")
+        is_plain = not rerank or self.reranker is None
+        curve = found.plain if is_plain else found.reranked
+        if curve is None or found.fingerprint != self._fingerprint or (is_plain and found.prior != self.prior):
+            raise ConfigError(f"the calibration of {path} is for other repetitions, weights or settings: {repair}")
+        return curve
 
     def search(
         self,
@@ -133,14 +181,17 @@ class MachModel:
         allowed: NDArray[np.bool_] | None = None,
         budget: int | None = None,
         rerank: bool = True,
+        tail: float = 0.0,
     ) -> Answer:
         """As `topk`, with the certificate: whether each answer is exact, and the bound on everything left out.
+
+        With a prior or tail, ``exact_N`` says that no class is better by aggregate and these together.
 
         Re-ranked, ``exact_N`` says that the candidates are the C (at least k) best classes of the repetitions, and the
         k returned are the best *of these* by aggregate and classifier together. They are certainly the best of all
         classes by both where no score exceeds theirs elsewhere: ``scores_Nk[:, -1] >= bound_N``.
         """
-        parts = list(self.search_in_parts(queries, k, allowed=allowed, budget=budget, rerank=rerank))
+        parts = list(self.search_in_parts(queries, k, allowed=allowed, budget=budget, rerank=rerank, tail=tail))
         if not parts:
             raise DataError("there are no queries: give at least one")
         return parts[0] if len(parts) == 1 else Answer.concatenate(parts)
@@ -153,10 +204,11 @@ class MachModel:
         allowed: NDArray[np.bool_] | None = None,
         budget: int | None = None,
         rerank: bool = True,
+        tail: float = 0.0,
     ) -> Iterator[Answer]:
         """As `search`, a few queries at a time: any number of them in bounded memory."""
         for batch, probs_NRB, columns in self.answered(queries):
-            top = self.decode(batch, probs_NRB, columns, k, allowed=allowed, budget=budget, rerank=rerank)
+            top = self.decode(batch, probs_NRB, columns, k, allowed=allowed, budget=budget, rerank=rerank, tail=tail)
             answered_NR = np.zeros((len(probs_NRB), self.n_repetitions), np.bool_)
             answered_NR[:, list(columns)] = True
             yield Answer(**vars(top), answered_NR=answered_NR)
@@ -171,19 +223,24 @@ class MachModel:
         allowed: NDArray[np.bool_] | None = None,
         budget: int | None = None,
         rerank: bool = True,
+        tail: float = 0.0,
     ) -> TopK:
         """Best k classes by bucket probabilities (n, R' J, B) of a batch, from `answered`."""
-        decoder = self._decoder(columns)
-        if self.reranker is None or not rerank:
-            return decoder.topk(probs_NRB, k, allowed_K=allowed, budget=budget)
-        n_candidates = max(k, min(self.reranker.candidates, self.n_classes))
-        top = decoder.topk(probs_NRB, n_candidates, allowed_K=allowed, budget=budget)
-        return self.reranker.rerank(_sparse(batch), top, k)
+        search = partial(self._decoder(columns).topk, allowed_K=allowed, budget=budget)
+        reranker = self.reranker if rerank else None
+        terms_K = self._terms(0.0 if reranker else self.prior, tail)
+        if k < 1 or (reranker is None and terms_K is None):  # the decoder refuses a k below 1
+            return search(probs_NRB, k)
+        if reranker is not None:
+            top = search(probs_NRB, max(k, min(reranker.candidates, self.n_classes)))
+            return reranker.rerank(_sparse(batch), top, k, terms_K)
+        assert terms_K is not None
+        return topk_with_terms(search, probs_NRB, k, terms_K, self.run.config.decoding.candidates)
 
-    def score(self, queries: Queries, ids: ArrayLike, *, rerank: bool = True) -> NDArray[np.float32]:
+    def score(self, queries: Queries, ids: ArrayLike, *, rerank: bool = True, tail: float = 0.0) -> NDArray[np.float32]:
         """Scores of given classes: ids of shape (C,) for all queries or (N, C); returns (N, C), or (C,) for one.
 
-        They are those that `topk` would give them; ``rerank`` as there.
+        They are those that `topk` would give them; ``rerank`` and ``tail`` as there.
 
         Raises
         ------
@@ -191,6 +248,7 @@ class MachModel:
             When an id is not a class.
         """
         candidates = np.asarray(ids)
+        terms_K = self._terms(0.0 if rerank and self.reranker else self.prior, tail)
         scores, begin = [], 0
         for batch, probs_NRB, columns in self.answered(queries):
             n = len(probs_NRB)
@@ -198,6 +256,8 @@ class MachModel:
             scores.append(self._decoder(columns).score(probs_NRB, rows))
             if self.reranker is not None and rerank:
                 scores[-1] = self.reranker.rescore(_sparse(batch), rows.astype(np.int64), scores[-1])
+            if terms_K is not None:
+                scores[-1] += terms_K[rows]
             begin += n
         if candidates.ndim == 2 and len(candidates) != begin:
             raise DataError(f"ids of shape {candidates.shape} for {begin} queries: give a row a query, or one for all")
@@ -252,6 +312,8 @@ class MachModel:
             "loss": manifest.loss,
             "precision": manifest.precision,
             "aggregate": self.aggregate,
+            "prior": self.prior,
+            "calibrated_rows": self.calibration.n_rows if self.calibration else 0,
             "has_class_names": self.run.class_names is not None,
             "takes_text": self.run.text_features is not None,
             **self._scorer.sizes(),
@@ -295,6 +357,18 @@ class MachModel:
     @cached_property
     def _reader(self) -> QueryReader:
         return QueryReader(self.n_features, self.run.manifest.dense_input, self.run.text_features)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self.run, self.repetitions)
+
+    def _make_terms(self, prior: float, tail: float) -> NDArray[np.float32] | None:
+        """What is added to the aggregate of every class; None where that is nothing."""
+        if not (prior or tail):
+            return None
+        counts_K = self.run.class_counts_K()
+        terms_K = prior_terms(counts_K, prior)
+        return terms_K + tail_terms(counts_K, self.run.manifest.n_rows, tail) if tail else terms_K
 
     def _make_decoder(self, columns: tuple[int, ...]) -> Decoder:
         is_all = len(columns) == self.n_repetitions

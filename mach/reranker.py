@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +22,7 @@ from mach.config import RerankingConfig, Section
 from mach.decoding import TopK
 from mach.errors import StorageError
 from mach.kernels import rerank as kernels
+from mach.ordering import reorder
 from mach.places import cache_folder, fetch, is_there, kept
 from mach.repetition import read_json
 from mach.tensors import digest_of, map_tensors
@@ -40,7 +40,7 @@ _DTYPES = {"offsets": np.int64, "gaps": np.int16, "codes": np.int8, "scales": np
 
 
 class Blend(Section):
-    """How aggregate, margin and frequency of a class become one score, see `combine` and `prior_terms`."""
+    """How aggregate, margin and frequency of a class become one score, see `combine` and `mach.ordering`."""
 
     weight: float
     prior: float
@@ -101,20 +101,6 @@ def combine(
     """
     shortfalls_NC = 1 - np.fmin(np.fmax(margins_NC, LOWEST_MARGIN), np.float32(1))
     return scores_NC - np.float32(weight) * np.square(shortfalls_NC) + priors_NC
-
-
-def prior_terms(counts_K: NDArray[np.int64], prior: float) -> NDArray[np.float32]:
-    """``prior * log(1 + n_k)`` by the training rows of each class, less its largest value; float32 of shape (K,).
-
-    Positive strengths favour frequent classes, negative ones rare classes.
-
-    Examples
-    --------
-    >>> prior_terms(np.array([0, 1, 3]), -1.0).round(2).tolist()
-    [0.0, -0.69, -1.39]
-    """
-    terms_K = prior * np.log1p(counts_K)
-    return (terms_K - terms_K.max(initial=-np.inf)).astype(np.float32)
 
 
 class Reranker:
@@ -189,21 +175,10 @@ class Reranker:
         priors_NC = np.zeros_like(margins_NC) if priors_K is None else priors_K[np.maximum(ids_NC, 0)]
         return combine(scores_NC, margins_NC, priors_NC, blend.weight)
 
-    def rerank(self, batch: SparseBatch, top: TopK, k: int) -> TopK:
-        """The best k of the candidates by both; equal scores break to the smaller id.
-
-        ``bound_N`` stays what it says, of the new scores: as none exceeds its aggregate, no class outside the
-        candidates scores above the candidates' own bound.
-        """
+    def rerank(self, batch: SparseBatch, top: TopK, k: int, terms_K: NDArray[np.float32] | None = None) -> TopK:
+        """The best k of the candidates by both, and by further terms of their classes, see `mach.ordering.reorder`."""
         scores_NC = self.rescore(batch, top.ids_Nk, top.scores_Nk)
-        order_Nk = np.lexsort((top.ids_Nk, -scores_NC), axis=1)[:, :k]
-        scores_Nk = np.take_along_axis(scores_NC, order_Nk, axis=1)
-        return replace(
-            top,
-            ids_Nk=np.take_along_axis(top.ids_Nk, order_Nk, axis=1),
-            scores_Nk=scores_Nk,
-            bound_N=np.maximum(top.bound_N, scores_Nk[:, -1]),
-        )
+        return reorder(top, scores_NC if terms_K is None else scores_NC + terms_K[top.ids_Nk], k)
 
     def matrix(self) -> csr_array:
         """All weights, without the biases, as a matrix (K, D) in plain numpy: the oracle of the compiled margins."""

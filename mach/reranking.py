@@ -26,7 +26,8 @@ from mach.data.store import Store, split_rows
 from mach.errors import StorageError
 from mach.kernels import rerank as kernels
 from mach.model import MachModel
-from mach.networks.batch import SparseBatch, read_batch, read_classes
+from mach.networks.batch import SparseBatch, read_batch, right_of
+from mach.ordering import prior_terms
 from mach.places import Place, atomic_file, cache_folder, fetch, is_there, kept, names_in, remove, remove_folder
 from mach.repetition import RepetitionFiles, read_json, write_json
 from mach.reranker import (
@@ -37,7 +38,6 @@ from mach.reranker import (
     Reranker,
     combine,
     fingerprint,
-    prior_terms,
 )
 from mach.scoring import LocalScorer
 from mach.storage import Run
@@ -105,8 +105,12 @@ class RerankerTraining:
 
     @cached_property
     def model(self) -> MachModel:
-        finished = self.run.finished()
-        return MachModel(self.run, finished, LocalScorer(self.run, finished))
+        return self._model_of(self.run.finished())
+
+    def _model_of(self, repetitions: list[int]) -> MachModel:
+        model = MachModel(self.run, repetitions, LocalScorer(self.run, repetitions))
+        model.prior = 0.0  # the blend has its own
+        return model
 
     def begin(self) -> None:
         """Cut the rows; what is there of other settings or weights is removed first."""
@@ -200,7 +204,7 @@ class RerankerTraining:
         n = min(len(finished), -(-LEAST_FUNCTIONS // self.run.config.hashing.heads))
         first = self.plan.rows.index(begin) * n
         asked = sorted(finished[(first + i) % len(finished)] for i in range(n))
-        model = MachModel(self.run, asked, LocalScorer(self.run, asked))
+        model = self._model_of(asked)
         found = []
         for first in range(begin, end, CHUNK_ROWS):
             if should_stop():
@@ -325,7 +329,7 @@ class RerankerTraining:
             assert isinstance(batch, SparseBatch)
             found.append((top.ids_Nk, top.scores_Nk, reranker.margins(batch, top.ids_Nk)))
         ids_NC, scores_NC, margins_NC = (np.concatenate(column) for column in zip(*found, strict=True))
-        gains_NC = self.gains(rows, ids_NC)
+        gains_NC = gains_of(self.store, rows, ids_NC)
         counts_K = self.run.class_counts_K()
         best, best_gain = self.given_blend(), -1.0
         for weight, prior in BLENDS:
@@ -336,19 +340,10 @@ class RerankerTraining:
                 best, best_gain = blend, gain
         return best
 
-    def gains(self, rows: NDArray[np.int64], ids_NC: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Of each row's candidates: 1 over the row's ideal DCG@5 where the class is one of its own, else 0."""
-        classes, counts = read_classes(self.store, rows)
-        ideal_n = np.concatenate([[np.inf], np.cumsum(DISCOUNTS)])[np.minimum(counts, len(DISCOUNTS))]
-        right_NC = np.zeros(ids_NC.shape)
-        for n, own in enumerate(np.split(classes, np.cumsum(counts)[:-1])):
-            right_NC[n] = np.isin(ids_NC[n], own) / ideal_n[n]
-        return right_NC
-
     def _features(self, rows: NDArray[np.int64]) -> csr_array:
         batch = read_batch(self.store, rows)
         assert isinstance(batch, SparseBatch)
-        return csr_array((batch.values, batch.indices, batch.indptr), shape=(len(rows), self.store.n_features))
+        return batch.matrix(self.store.n_features)
 
     @staticmethod
     def _name(stage: str, part: int) -> str:
@@ -382,6 +377,13 @@ class RerankerTraining:
                     remove(self.folder / name)
         else:
             remove_folder(self.folder, first="plan.json")
+
+
+def gains_of(store: Store, rows: NDArray[np.int64], ids_NC: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Of each row's candidates: 1 over the row's ideal DCG@5 where the class is one of its own, else 0."""
+    counts = np.diff(store.class_indptr)[rows]
+    ideal_N = np.concatenate([[np.inf], np.cumsum(DISCOUNTS)])[np.minimum(counts, len(DISCOUNTS))]
+    return right_of(store, rows, ids_NC) / ideal_N[:, None]
 
 
 def mean_gain(scores_NC: NDArray[np.float32], gains_NC: NDArray[np.float64]) -> float:

@@ -12,6 +12,7 @@
                         state.safetensors and progress.json
     reranker.safetensors   linear classifiers of all classes (where [reranking] asks for them), see `mach.reranker`
     RERANKED            what they were trained from and with, written after them
+    calibration.json    probabilities of scores, by rows held out or given (`mach.calibration`)
     reranking/          log.txt, and while they are trained plan.json, finished parts of rows (rows000.safetensors:
                         candidates, int32 (n, C)) and of classes (c000.safetensors: offsets, features, weights, biases)
     store/              the training data (only in remote runs, and only until all repetitions are finished)
@@ -286,6 +287,10 @@ class Run:
     def reranked(self) -> Place:
         """The mark of a finished re-ranker."""
         return self.path / "RERANKED"
+
+    @property
+    def calibration_file(self) -> Place:
+        return self.path / "calibration.json"
 
     @property
     def reranking_folder(self) -> Place:

@@ -43,15 +43,18 @@ def test_the_surface_is_frozen():
         "train": ["--address", "--dry-run", "--launcher", "--repetitions", "--set", "--workers", "config", "run"],
         "status": ["--json", "run"],
         "evaluate": [
-            "--address", "--at", "--curve", "--json", "--launcher", "--repetitions", "--rerank", "--workers",
-            "data", "run",
+            "--address", "--at", "--curve", "--json", "--launcher", "--reliability", "--repetitions", "--rerank",
+            "--tail", "--workers", "data", "run",
         ],
         "predict": [
-            "--address", "--launcher", "--output", "--repetitions", "--rerank", "--workers", "-k", "-o", "data", "run",
+            "--address", "--launcher", "--output", "--probabilities", "--repetitions", "--rerank", "--tail",
+            "--workers", "-k", "-o", "data", "run",
         ],
         "query": [
-            "--address", "--json", "--launcher", "--repetitions", "--rerank", "--workers", "-k", "queries", "run",
+            "--address", "--json", "--launcher", "--probabilities", "--repetitions", "--rerank", "--tail",
+            "--workers", "-k", "queries", "run",
         ],
+        "calibrate": ["--address", "--json", "--launcher", "--repetitions", "--workers", "data", "run"],
         "info": ["--json", "--verify", "run"],
     }  # fmt: skip
 

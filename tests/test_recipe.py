@@ -33,7 +33,7 @@ def test_every_shape_gets_a_sane_configuration(n_rows, n_features, n_classes):
 
 
 def test_what_is_given_stays():
-    given_keys = {
+    given_keys: dict[str, dict] = {
         "hashing": {"repetitions": 1, "heads": 3, "buckets": 10},
         "network": {"hidden": [9], "dropout": 0.9, "weights": "float32"},
         "training": {"epochs": 1, "batch": 3, "rate": 1.0},

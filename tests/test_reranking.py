@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from mach.calibrating import calibrate
 from mach.cli import main
 from mach.config import Config, LaunchConfig, to_toml
 from mach.errors import ConfigError, StorageError
@@ -22,9 +23,10 @@ from mach.loading import load
 from mach.metrics import evaluate as metrics
 from mach.model import MachModel
 from mach.networks.batch import read_classes
+from mach.ordering import prior_terms
 from mach.repetition import read_json
-from mach.reranker import Blend, Reranked, Reranker, combine, is_due, prior_terms
-from mach.reranking import STAGES, RerankerTraining, mean_gain
+from mach.reranker import Blend, Reranked, Reranker, combine, is_due
+from mach.reranking import STAGES, RerankerTraining, gains_of, mean_gain
 from mach.storage import Run
 from mach.tensors import map_tensors, write_tensors
 from mach.training import ShardJob, train_shard
@@ -156,13 +158,32 @@ def test_held_out_rows_choose_the_blend_of_best_ndcg(paired: Config, reranked: P
     classes, counts = read_classes(store, rows)
     best_Nk = np.take_along_axis(ids_NC, np.argsort(-scores_NC, axis=1), axis=1)[:, :5]
     expected = metrics(best_Nk, (np.concatenate([[0], np.cumsum(counts)]), classes), ks=(5,))["nDCG@5"]
-    assert mean_gain(scores_NC, training.gains(rows, ids_NC)) == pytest.approx(expected, rel=1e-6)
+    assert mean_gain(scores_NC, gains_of(store, rows, ids_NC)) == pytest.approx(expected, rel=1e-6)
     done = read_json(run.reranked, Reranked)
     assert done.weight >= 0.5
     fixed = RerankerTraining(Run.open(reranked), store)
     fixed.settings = fixed.settings.model_copy(update={"weight": 2.5, "prior": -0.25})
     assert not fixed.is_validated
     assert fixed.given_blend() == Blend(weight=2.5, prior=-0.25)
+
+
+def test_reranked_scores_have_a_tail_and_probabilities_of_their_own(copied: Path):
+    model = load(copied)
+    rows = rows_of(model)
+    found = model.search(rows, 5, tail=2.0)
+    np.testing.assert_array_equal(model.score(rows, found.ids_Nk, tail=2.0), found.scores_Nk)
+    assert np.any(found.ids_Nk != model.topk(rows, 5)[0])
+    made = calibrate(model, rows)
+    assert made.reranked is not None
+    assert made.reranked != made.plain
+    for rerank, curve in ((True, made.reranked), (False, made.plain)):
+        ids, probabilities = model.topk(rows, 5, rerank=rerank, probabilities=True)
+        np.testing.assert_array_equal(probabilities, curve(model.score(rows, ids, rerank=rerank)))
+    for row in evaluate(load(copied), rows, curve=False, reliability=True):
+        assert row["ECE"] <= row["ECE uncalibrated"]
+    (copied / "RERANKED").unlink()
+    with pytest.raises(ConfigError, match="for other repetitions, weights or settings"):
+        load(copied).topk(rows, probabilities=True)
 
 
 def test_a_file_of_the_first_version_is_read(copied: Path):

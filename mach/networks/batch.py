@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 from mach.data.store import Store
 from mach.hashing import Assignment
 from mach.kernels.sparse import batch_targets, gather_rows, keep_largest
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +26,12 @@ class SparseBatch:
 
     def __len__(self) -> int:
         return len(self.indptr) - 1
+
+    def matrix(self, n_features: int) -> csr_array:
+        """The same rows as a matrix (N, D); nothing is copied."""
+        from scipy.sparse import csr_array
+
+        return csr_array((self.values, self.indices, self.indptr), shape=(len(self), n_features))
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +78,14 @@ def read_classes(store: Store, rows: NDArray[np.int64]) -> tuple[NDArray[np.int3
     begins = store.class_indptr[rows]
     counts = store.class_indptr[rows + 1] - begins
     return store.class_ids[_ranges(begins, counts)], counts
+
+
+def right_of(store: Store, rows: NDArray[np.int64], ids_NC: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether each of the given classes, ids of shape (N, C), is one of its row's own."""
+    classes, counts = read_classes(store, rows)
+    own = np.repeat(np.arange(len(rows)), counts) * store.n_classes + classes
+    right_NC: NDArray[np.bool_] = np.isin(np.arange(len(rows))[:, None] * store.n_classes + ids_NC, own)
+    return right_NC & (ids_NC >= 0)
 
 
 def read_targets(store: Store, rows: NDArray[np.int64], assignment: Assignment) -> Targets:
