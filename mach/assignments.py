@@ -30,7 +30,7 @@ from mach.kernels.balance import add_probabilities, place_least_loaded
 from mach.networks.batch import read_classes
 from mach.theory import AFFINITY_BYTES
 
-CHOICES = {"balanced": 2, "clustered": 10, "learned": 10}
+CHOICES = {"balanced": 2, "clustered": 10, "learned": 50}
 DRAWN = ("random", "balanced", "clustered")  # at set-up
 SKETCH = 128  # dimensions of a class's mean features: errors of similarities are about its square root's inverse
 CHUNK_ROWS = 1024

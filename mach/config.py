@@ -98,7 +98,7 @@ class HashingConfig(Section):
         description="kappa: buckets of which a class takes the least loaded; none: by `mach.assignments.CHOICES`",
     )
     relearn_epochs: list[int] | None = Field(
-        default=None, min_length=1, description="epochs after which classes move; none: a third and two thirds of all"
+        default=None, min_length=1, description="epochs after which classes move; none: a third of all"
     )
 
     @model_validator(mode="after")

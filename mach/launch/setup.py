@@ -211,7 +211,7 @@ def _resolve_hashing(config: Config, n_buckets: int) -> HashingConfig:
         chosen["choices"] = hashing.choices or CHOICES[hashing.assignment]
     if hashing.assignment == "learned":
         refuse_large(hashing.heads, n_buckets)
-        chosen["relearn_epochs"] = hashing.relearn_epochs or sorted({-(-epochs // 3), epochs * 2 // 3} - {epochs})
+        chosen["relearn_epochs"] = hashing.relearn_epochs or [-(-epochs // 3)]
     return hashing.model_copy(update=chosen)
 
 
