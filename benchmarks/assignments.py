@@ -163,12 +163,12 @@ def main() -> None:
         "",
         f"{datetime.date.today()}, {processor()}, commit {commit()}; command: `.venv/bin/python "
         "benchmarks/assignments.py --write`.",
-        "R = 2 repetitions of 4 heads, hidden [256], 6 epochs of batch 512 at rate 5e-3, dropout 0.1, int8, 64 features",
-        "a row. Trained on nine tenths of the training rows; validation rows are the other tenth. Mean ± standard",
-        "deviation over seeds (of split, hashing and training at once). CPU s: set-up and training, one thread, without",
-        "the re-ranker; MB: networks and table. Re-ranked: the best 100 classes, weight and prior by validation rows.",
-        "Together: how often two neighbouring classes of a row share the bucket of a function (by chance 1 / B). Twins:",
-        "classes that some other class shares the buckets of all functions with, so that nothing tells them apart.",
+        "R = 2 repetitions of 4 heads, hidden [256], 6 epochs of batch 512, rate 5e-3, dropout 0.1, int8, 64 features a",
+        "row. Trained on nine tenths of the training rows; validation rows are the other tenth. Mean ± standard",
+        "deviation over seeds (of split, hashing and training). CPU s: set-up and training, one thread, without the",
+        "re-ranker; MB: networks and table. Re-ranked: the best 100 classes, weight and prior by validation rows.",
+        "Together: how often two neighbouring classes of a row share the bucket of a function (chance: 1 / B). Twins:",
+        "classes that share the buckets of all functions with one before them: nothing tells the two apart.",
     ]
     for data in dict.fromkeys(one["data"] for one in found):
         for rows in ("validation", "test"):

@@ -1,7 +1,8 @@
 """How classes come into the buckets of explicit tables: at random, balanced, by similarity, or as networks learn.
 
-All but the first are one rule: every class, frequent ones first, goes to the least loaded of a few buckets, its
-*choices* (kappa). A class weighs as many training rows as it has, at least one. The choices are
+``random`` draws every bucket by itself, as hashing is meant to. The others are one rule: every class, frequent ones
+first, goes to the least loaded of a few buckets, its *choices* (kappa). A class weighs as many training rows as it has,
+at least one. The choices are
 
 - ``balanced``: drawn at random ("the power of two choices", Mitzenmacher, IEEE TPDS 12, 2001);
 - ``clustered``: every bucket of a hash function has a class drawn as its centre, frequent ones more often, and a
@@ -11,7 +12,8 @@ All but the first are one rule: every class, frequent ones first, goes to the le
   repetition's own network gives (BLISS, Gupta et al., KDD 2022; IRLI, Gupta et al., 2021). It begins from the universal
   family.
 
-A table drawn at set-up depends on the seed and its number alone, so raising R appends.
+The buckets of a hash function drawn at set-up depend on the seed, on its number and on the training rows, not on R, so
+raising R appends.
 """
 
 from __future__ import annotations

@@ -294,7 +294,8 @@ class _Trainer:
                     self.best = {name: array.copy() for name, array in self._stored_weights().items()}
         if self.learns and epoch + 1 in (self.config.hashing.relearn_epochs or []):
             row |= {"moved": self._relearn()}
-            self.best_precision, self.best_epoch, self.best = -1.0, epoch + 1, {}  # figures of other buckets
+            if len(self.validation_rows):  # figures of other buckets do not compare
+                self.best_precision, self.best_epoch, self.best = -1.0, epoch + 1, {}
         self.metrics.append(row)
         self.figures = []
         self._try(lambda: self.files.write_metrics(self.metrics))

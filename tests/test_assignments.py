@@ -201,6 +201,18 @@ def test_the_best_epoch_keeps_its_own_table(config: Config, tmp_path: Path):
     load(tmp_path / "run").verify()
 
 
+@pytest.mark.parametrize("network", [{"hidden": []}, {"hidden": [16, 16], "weights": "int4"}])
+def test_every_network_can_learn_its_assignment(config: Config, tmp_path: Path, network: dict):
+    hashing = LEARNED | {"relearn_epochs": None, "choices": None}
+    run, job = job_of(config, tmp_path / "run", 0, hashing=hashing, network=network, training={"epochs": 2})
+    assert (run.config.hashing.choices, run.config.hashing.relearn_epochs) == (CHOICES["learned"], [1])
+    train_shard(job)
+    assert run.repetition(0).summary().best_epoch is None
+    model = load(tmp_path / "run")
+    assert model.topk(np.eye(1, 400), k=3)[0].shape == (1, 3)
+    set_up(run.config, tmp_path / "run")  # opens again, as nothing has changed
+
+
 def test_drawn_tables_are_extended_when_repetitions_are_raised(config: Config, tmp_path: Path):
     def at(**hashing: object) -> Run:
         changed = config.hashing.model_copy(update={"assignment": "balanced", **hashing})
