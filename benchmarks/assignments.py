@@ -35,7 +35,7 @@ RECIPE: dict[str, dict[str, Any]] = {
 }
 
 
-def measure(folder: Path, data: str, n_buckets: int, kind: str, seed: int) -> dict[str, Any]:
+def measure(folder: Path, data: str, n_buckets: int, kind: str, seed: int, *, rerank: bool) -> dict[str, Any]:
     """Train one run in this process and judge it on both sets of rows."""
     import torch
     from scipy.sparse import csr_array
@@ -63,12 +63,13 @@ def measure(folder: Path, data: str, n_buckets: int, kind: str, seed: int) -> di
         set_up_seconds = time.process_time() - started
         train_shard(ShardJob(str(run.path), str(store.path), (0, 1)))
         found["cpu_seconds"], found["set_up_seconds"] = time.process_time() - started, set_up_seconds
-        reranker = RerankerTraining(run, store)
-        reranker.begin()
-        for stage in STAGES:
-            for part in reranker.parts(stage)[1]:
-                reranker.make(stage, part)
-        reranker.finish()
+        if rerank:
+            reranker = RerankerTraining(run, store)
+            reranker.begin()
+            for stage in STAGES:
+                for part in reranker.parts(stage)[1]:
+                    reranker.make(stage, part)
+            reranker.finish()
         ledger = plan_of(run.config, store).ledger
         found |= {"bytes": ledger.disk_bytes, "table_bytes": ledger.table_bytes}
         model = load(f"{runs}/run")
@@ -83,7 +84,7 @@ def measure(folder: Path, data: str, n_buckets: int, kind: str, seed: int) -> di
             ones = np.ones(len(store.class_ids), np.int8)
             truth = csr_array((ones, store.class_ids, store.class_indptr), shape=(store.n_rows, model.n_classes))[rows]
             queries = store.features(0, store.n_rows)[rows]
-            ids: dict[str, list[Any]] = {"plain": [], "reranked": []}
+            ids: dict[str, list[Any]] = {"plain": [], **({"reranked": []} if rerank else {})}
             for batch, probs_NRB, columns in model.answered(queries):
                 for name, found_ids in ids.items():
                     top = model.decode(batch, probs_NRB, columns, 5, rerank=name == "reranked")
@@ -101,6 +102,10 @@ def measure(folder: Path, data: str, n_buckets: int, kind: str, seed: int) -> di
     return found
 
 
+def key_of(one: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(one[name] for name in ("data", "buckets", "assignment", "seed"))
+
+
 def table(found: list[dict[str, Any]], data: str, rows: str) -> list[str]:
     """One line a B, strategy and re-ranking: mean and standard deviation over the seeds, in percent."""
     groups = defaultdict(list)
@@ -114,9 +119,9 @@ def table(found: list[dict[str, Any]], data: str, rows: str) -> list[str]:
         cells = [str(-minus_buckets), KINDS[kind], str(len(group))]
         for name in ("plain", "reranked"):
             for metric in SHOWN:
-                values = [100 * one[rows][name][metric] for one in group]
+                values = [100 * one[rows][name][metric] for one in group if name in one[rows]]
                 spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-                cells.append(f"{np.mean(values):.1f}{spread}")
+                cells.append(f"{np.mean(values):.1f}{spread}" if values else "–")
         cells.append(f"{100 * np.mean([one['together'] for one in group]):.1f} %")
         cells.append(f"{np.mean([one['twins'] for one in group]):.0f}")
         cells.append(f"{np.mean([one['cpu_seconds'] for one in group]):.0f}")
@@ -134,14 +139,15 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--record", type=Path, default=HERE / "results" / f"assignments-{datetime.date.today()}.json")
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--plain", action="store_true", help="without re-ranking, a third of the time")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)  # DATA B ASSIGNMENT SEED: this process measures it
     options = parser.parse_args()
     if options.one:
         data, n_buckets, kind, seed = options.one
-        print(json.dumps(measure(options.folder, data, int(n_buckets), kind, int(seed))))
+        print(json.dumps(measure(options.folder, data, int(n_buckets), kind, int(seed), rerank=not options.plain)))
         return
     found = json.loads(options.record.read_text()) if options.record.exists() else []
-    done = {(one["data"], one["buckets"], one["assignment"], one["seed"]) for one in found}
+    done = {key_of(one) for one in found if options.plain or "reranked" in one["test"]}
     wanted = [
         (data, n_buckets, kind, seed)
         for seed in options.seeds
@@ -153,18 +159,19 @@ def main() -> None:
         if key in done:
             continue
         command = [sys.executable, __file__, "--folder", str(options.folder), "--one", *map(str, key)]
+        command += ["--plain"] * options.plain
         found.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
+        found = [one for one in found[:-1] if key_of(one) != key] + found[-1:]
         options.record.write_text("[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n")
-        plain, reranked = (100 * found[-1]["validation"][name]["P@1"] for name in ("plain", "reranked"))
-        seconds = found[-1]["cpu_seconds"]
-        print(*key, f"validation P@1 {plain:.1f}, re-ranked {reranked:.1f}, {seconds:.0f} s", file=sys.stderr)
+        precisions = {name: round(100 * figures["P@1"], 1) for name, figures in found[-1]["validation"].items()}
+        print(*key, f"validation P@1 {precisions}, {found[-1]['cpu_seconds']:.0f} s", file=sys.stderr)
     lines = [
         "# Assignments of classes to buckets",
         "",
         f"{datetime.date.today()}, {processor()}, commit {commit()}; command: `.venv/bin/python "
         "benchmarks/assignments.py --write`.",
-        "R = 2 repetitions of 4 heads, hidden [256], 6 epochs of batch 512, rate 5e-3, dropout 0.1, int8, 64 features a",
-        "row. Trained on nine tenths of the training rows; validation rows are the other tenth. Mean ± standard",
+        "R = 2 repetitions of 4 heads, hidden [256], 6 epochs of batch 512, rate 5e-3, dropout 0.1, int8, 64 features",
+        "a row. Trained on nine tenths of the training rows; validation rows are the other tenth. Mean ± standard",
         "deviation over seeds (of split, hashing and training). CPU s: set-up and training, one thread, without the",
         "re-ranker; MB: networks and table. Re-ranked: the best 100 classes, weight and prior by validation rows.",
         "Together: how often two neighbouring classes of a row share the bucket of a function (chance: 1 / B). Twins:",

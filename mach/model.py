@@ -72,7 +72,8 @@ class MachModel:
         self.assignment = run.trained_assignment(repetitions)
         self.n_buckets, self.n_repetitions = self.assignment.n_buckets, len(repetitions)
         self.aggregate = "log-mean" if run.config.decoding.aggregate == "auto" else run.config.decoding.aggregate
-        self._widest = max(max(shape) for name, shape in shapes_of(run).items() if not name.startswith("input."))
+        layers = [max(shape) for name, shape in shapes_of(run).items() if not name.startswith("input.")]
+        self._widest = max(layers, default=0)  # a linear network over sparse rows has none
         self._scorer = scorer
         self.reranker = Reranker.load(run)
         self._decoder = lru_cache(maxsize=8)(self._make_decoder)  # one for every set of repetitions that answered
