@@ -305,6 +305,7 @@ class _Trainer:
 
         The weights of a bucket stay: a class comes where its rows score high already. The bias follows the prior of
         the new classes, and Adam's moments stay, for its correction of young moments counts steps from the first.
+        An output layer drawn anew was worse (docs/log.md).
         """
         hashing, n_buckets = self.config.hashing, self.assignment.n_buckets
 
