@@ -17,6 +17,7 @@ from mach.errors import ConfigError
 from mach.places import Place, place, read_bytes
 
 Format = Literal["auto", "repository", "svmlight", "npz", "npy", "csv", "jsonl", "parquet", "builtin"]
+AssignmentKind = Literal["universal", "random", "balanced", "clustered", "learned"]
 Aggregate = Literal["auto", "mean", "unbiased-mean", "log-mean", "logit-mean", "min", "median"]
 
 
@@ -65,6 +66,14 @@ class TextConfig(Section):
         return self
 
 
+_USERS = {  # keys of [hashing] and the assignments that use them
+    "table": ("universal",),  # the default, which a table replaces
+    "capacity": ("universal", "learned"),
+    "choices": ("balanced", "clustered", "learned"),
+    "relearn_epochs": ("learned",),
+}
+
+
 class HashingConfig(Section):
     """How classes fall into buckets (`mach.hashing`)."""
 
@@ -78,6 +87,27 @@ class HashingConfig(Section):
     table: str | None = Field(
         default=None, description=".npy file of buckets, integers of shape (R or more, K), used instead of hashing"
     )
+    assignment: AssignmentKind = Field(
+        default="universal", description="how classes come into buckets; all but universal keep a table"
+    )
+    choices: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="kappa: buckets of which a class takes the least loaded; none: by `mach.assignments.CHOICES`",
+    )
+    relearn_epochs: list[int] | None = Field(
+        default=None, min_length=1, description="epochs after which classes move; none: a third of all"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        kind = self.assignment
+        for name, kinds in _USERS.items():
+            value = getattr(self, name)
+            if value is not None and kind not in kinds:
+                raise ValueError(f"{name} = {value!r} with assignment = {kind!r}: only {', '.join(kinds)} can use it")
+        return self
 
 
 class NetworkConfig(Section):
@@ -198,6 +228,12 @@ class Config(Section):
     def _check(self) -> Self:
         if self.training.patience is not None and self.data.validation_fraction == 0.0:
             raise ValueError("training.patience needs rows to watch: set data.validation_fraction, such as 0.05")
+        hashing, epochs = self.hashing, self.training.epochs
+        if hashing.assignment == "learned" and epochs < 2:
+            raise ValueError(f"hashing.assignment = 'learned' with training.epochs = {epochs}: give at least 2")
+        learned = hashing.relearn_epochs or []
+        if learned != sorted({epoch for epoch in learned if 1 <= epoch < epochs}):
+            raise ValueError(f"hashing.relearn_epochs = {learned}: give ascending epochs of 1 to {epochs - 1}")
         return self
 
 

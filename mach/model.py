@@ -75,10 +75,11 @@ class MachModel:
         manifest = run.manifest
         self.n_classes, self.n_features = manifest.n_classes, manifest.n_features
         self.n_heads = run.config.hashing.heads
-        self.assignment = run.assignment().select(run.functions(repetitions))
+        self.assignment = run.trained_assignment(repetitions)
         self.n_buckets, self.n_repetitions = self.assignment.n_buckets, len(repetitions)
         self.aggregate = "log-mean" if run.config.decoding.aggregate == "auto" else run.config.decoding.aggregate
-        self._widest = max(max(shape) for name, shape in shapes_of(run).items() if not name.startswith("input."))
+        layers = [max(shape) for name, shape in shapes_of(run).items() if not name.startswith("input.")]
+        self._widest = max(layers, default=0)  # a linear network over sparse rows has none
         self._scorer = scorer
         self.reranker = Reranker.load(run)
         self.calibration = Calibration.load(run)
@@ -307,6 +308,7 @@ class MachModel:
             "n_buckets": self.n_buckets,
             "n_repetitions": self.n_repetitions,
             "n_heads": self.n_heads,
+            "assignment": "table" if self.run.config.hashing.table else self.run.config.hashing.assignment,
             "repetitions": self.repetitions,
             "n_rows": manifest.n_rows,
             "loss": manifest.loss,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mach.errors import StorageError
 from mach.networks.batch import Batch
 from mach.networks.inference import bucket_logits, bucket_probabilities, weight_shapes
-from mach.storage import Run
+from mach.storage import TABLE, Run
 from mach.tensors import digest_of
 
 
@@ -59,7 +59,7 @@ class LocalScorer:
 
     def __init__(self, run: Run, repetitions: list[int]) -> None:
         self._run, self._repetitions = run, repetitions
-        shapes = shapes_of(run)
+        shapes = shapes_of(run) | run.table_shapes
         self._weights = [run.load_weights(r, shapes) for r in repetitions]
         self._columns = tuple(range(len(repetitions)))
         self._shape = run.config.hashing.heads, int(run.manifest.assignment["n_buckets"])
@@ -74,7 +74,7 @@ class LocalScorer:
 
     def sizes(self) -> dict[str, int]:
         return {
-            "n_parameters": sum(array.size for weights in self._weights for array in weights.values()),
+            "n_parameters": sum(a.size for weights in self._weights for name, a in weights.items() if name != TABLE),
             "weight_bytes": sum(self._run.repetition(r).weights_file().stat().st_size for r in self._repetitions),
         }
 

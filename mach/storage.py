@@ -4,7 +4,7 @@
 
     config.toml         the resolved configuration
     manifest.json       format number, hash functions, K, D, fingerprints of data and configuration
-    assignment.npy      buckets of all classes (where they come from a table)
+    assignment.npy      buckets of all classes (where they come from a table; learned ones stand beside the weights)
     class_counts.npy    training rows a class
     class_names.safetensors   UTF-8 and offsets (where the data has names)
     text/               text features (where the data is text)
@@ -38,7 +38,7 @@ from pydantic import Field
 
 from mach.config import Config, Section, load_config, to_toml
 from mach.data.store import ClassNames, Reference, Store
-from mach.errors import StorageError
+from mach.errors import ConfigError, StorageError
 from mach.hashing import Assignment, TableAssignment, from_description
 from mach.places import (
     Place,
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from mach.data.text import TextFeatures
 
 FORMAT: Literal[1] = 1
+TABLE = "assignment"  # name of a learned table, (J, K), among a repetition's weights
 
 
 class Manifest(Section):
@@ -162,6 +163,27 @@ class Run:
         """Numbers of the hash functions of given repetitions, among those of `assignment`."""
         n_heads = self.config.hashing.heads
         return [r * n_heads + j for r in repetitions for j in range(n_heads)]
+
+    def trained_assignment(self, repetitions: Sequence[int]) -> Assignment:
+        """Assignment by which finished repetitions answer: where it is learned, the tables beside their weights.
+
+        Those of a remote run are fetched with the weights, once a machine.
+        """
+        if self.config.hashing.assignment != "learned":
+            return self.assignment().select(self.functions(repetitions))
+        tables = [self.load_weights(r, self.table_shapes)[TABLE] for r in repetitions]
+        try:
+            if any(table_JK.dtype.kind != "u" for table_JK in tables):
+                raise ConfigError("buckets are no unsigned integers")
+            return TableAssignment.from_table(np.concatenate(tables), int(self.manifest.assignment["n_buckets"]))
+        except ConfigError as error:
+            raise StorageError(f"{self.path}: assignment of repetitions {list(repetitions)}: {error}") from None
+
+    @property
+    def table_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of the table beside each repetition's weights; empty where there is none."""
+        hashing = self.config.hashing
+        return {TABLE: (hashing.heads, self.manifest.n_classes)} if hashing.assignment == "learned" else {}
 
     def class_counts_K(self) -> NDArray[np.int64]:
         """Training rows of every class."""

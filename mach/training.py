@@ -2,7 +2,8 @@
 
 `train_shard` reads the run directory and the store, and writes the repetitions' own files; it knows nothing of
 other shards. Where and when it runs, and how often it is interrupted, never changes a bit of the weights: row
-order and dropout are functions of (seed, repetition, epoch, step), and a checkpoint holds everything else.
+order and dropout are functions of (seed, repetition, epoch, step), and a checkpoint holds everything else, a learned
+assignment with it.
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mach.assignments import relearned
 from mach.config import Config
 from mach.data.store import Store, split_rows
 from mach.data.transfer import fetch_store
 from mach.errors import MachError, StorageError
+from mach.hashing import Assignment, TableAssignment
 from mach.networks.batch import read_batch, read_targets
-from mach.networks.inference import stored_weights
+from mach.networks.inference import bucket_probabilities, stored_weights
 from mach.networks.network import Network, refuse_missing
 from mach.networks.output import StepFigures, mean_figures, step_figures
 from mach.networks.rates import rate_at
 from mach.places import HOST
 from mach.repetition import RepetitionFiles, SignOfLife, Summary
-from mach.storage import Run
+from mach.storage import TABLE, Run
 from mach.tensors import map_tensors
 from mach.traffic import PeerTraffic
 
@@ -176,7 +179,11 @@ class _Trainer:
         with self._storing():
             self.config: Config = run.config
             manifest, counts_K = run.manifest, run.class_counts_K()
-            self.assignment = run.assignment().select(run.functions([self.repetition]))
+            self.assignment: Assignment = run.assignment().select(run.functions([self.repetition]))
+        self.counts_K = counts_K
+        self.learns = self.config.hashing.assignment == "learned"
+        if self.learns:
+            self._assign(self.assignment.buckets(np.arange(store.n_classes)))
         self.training = self.config.training
         self.rows, self.validation_rows = split_rows(
             store.n_rows, self.config.data.validation_fraction, self.training.seed
@@ -190,7 +197,7 @@ class _Trainer:
             dense_input=store.is_dense,
             loss=manifest.loss,
             precision=manifest.precision,
-            bias=self._initial_bias(counts_K),
+            bias=self._log_odds(),
             seed=int(np.random.SeedSequence([self.training.seed, self.repetition]).generate_state(1)[0]),
             device=device,
         )
@@ -250,11 +257,11 @@ class _Trainer:
         if not self._is_over():
             self._finish()
 
-    def _initial_bias(self, counts_K: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _log_odds(self) -> NDArray[np.float32]:
         """Log odds of every bucket, taking its classes as exclusive: the loss starts near that of the prior."""
         buckets_JK = self.assignment.buckets(np.arange(self.store.n_classes))
         n_rows = max(1, self.store.n_rows)
-        counts = np.concatenate([np.bincount(K, counts_K, self.assignment.n_buckets) for K in buckets_JK])
+        counts = np.concatenate([np.bincount(K, self.counts_K, self.assignment.n_buckets) for K in buckets_JK])
         share = np.clip(counts / n_rows, 0.1 / n_rows, 0.5)
         return np.log(share / (1.0 - share)).astype(np.float32)
 
@@ -285,9 +292,36 @@ class _Trainer:
                 self.best_precision, self.best_epoch = validation.bucket_precision, epoch + 1
                 if self.training.patience is not None:
                     self.best = {name: array.copy() for name, array in self._stored_weights().items()}
+        if self.learns and epoch + 1 in (self.config.hashing.relearn_epochs or []):
+            row |= {"moved": self._relearn()}
+            if len(self.validation_rows):  # figures of other buckets do not compare
+                self.best_precision, self.best_epoch, self.best = -1.0, epoch + 1, {}
         self.metrics.append(row)
         self.figures = []
         self._try(lambda: self.files.write_metrics(self.metrics))
+
+    def _relearn(self) -> float:
+        """Let every class move to a bucket that it has affinity for; return the share of moves.
+
+        The weights of a bucket stay: a class comes where its rows score high already. The bias follows the prior of
+        the new classes, and Adam's moments stay, for its correction of young moments counts steps from the first.
+        An output layer drawn anew was worse (docs/log.md).
+        """
+        hashing, n_buckets = self.config.hashing, self.assignment.n_buckets
+
+        def probabilities(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+            logits_NJB = self.network.logits(read_batch(self.store, rows)).numpy().reshape(len(rows), -1, n_buckets)
+            return bucket_probabilities(logits_NJB, self.network.loss).reshape(len(rows), -1)
+
+        before_JK, odds = self.table_JK, self._log_odds()
+        assert hashing.choices is not None, "the configuration is resolved"
+        self._assign(relearned(self.store, self.rows, before_JK, n_buckets, hashing.choices, probabilities))
+        self.network.move_bias(self._log_odds() - odds)
+        return float(np.mean(self.table_JK != before_JK))
+
+    def _assign(self, table_JK: NDArray[Any]) -> None:
+        assignment = TableAssignment.from_table(table_JK, self.assignment.n_buckets)
+        self.assignment, self.table_JK = assignment, assignment.table_RK
 
     def _sign(self, progress: Progress) -> None:
         told = asdict(progress) | {"pid": os.getpid(), "unix_seconds": time.time(), "device": str(self.network.device)}
@@ -344,6 +378,8 @@ class _Trainer:
                 with self.files.local_state() as file:
                     arrays, metadata = map_tensors(file)
                     self.network.load_state(arrays)
+                    if self.learns:
+                        self._assign(np.array(arrays[TABLE]))
                     self.best = {name[len(BEST) :]: a.copy() for name, a in arrays.items() if name.startswith(BEST)}
             except StorageError:
                 if self._is_over():  # and its state has just been removed
@@ -365,7 +401,7 @@ class _Trainer:
         }
         best = {BEST + name: array for name, array in self.best.items()}
         with self._storing():
-            self.files.save_state(self.network.state() | best, {"notes": json.dumps(notes)})
+            self.files.save_state(self.network.state() | self._tables() | best, {"notes": json.dumps(notes)})
         self.saved_step = self.network.n_steps
 
     def _try(self, write: Callable[[], None]) -> None:
@@ -377,7 +413,10 @@ class _Trainer:
             self.files.note(f"skipped at step {self.network.n_steps}: {error}")
 
     def _stored_weights(self) -> dict[str, NDArray[Any]]:
-        return stored_weights(self.network.weights(), self.config.network.weights)
+        return stored_weights(self.network.weights(), self.config.network.weights) | self._tables()
+
+    def _tables(self) -> dict[str, NDArray[Any]]:
+        return {TABLE: self.table_JK} if self.learns else {}
 
     def _finish(self) -> None:
         with self._storing():

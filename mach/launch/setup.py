@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mach import __version__, recipe, theory
+from mach.assignments import CHOICES, DRAWN, draw_table, refuse_large
 from mach.config import Config, HashingConfig, RerankingConfig, completed, differing_keys, fingerprint
 from mach.data.prepare import prepare
-from mach.data.store import Store
+from mach.data.store import Store, split_rows
 from mach.data.transfer import META, fetch_source, fetch_store, upload_store
 from mach.data.writer import storage_errors
 from mach.errors import ConfigError, DataError, StorageError
@@ -133,7 +135,7 @@ def _holds_something_else(path: Place) -> bool:
 def resolve(config: Config, store: Store, known: Assignment | None = None) -> tuple[Config, Manifest, Assignment]:
     """Fill in all that is left to choose (`mach.recipe`), and describe the run to be; a bad trunk fails here.
 
-    With ``known`` the assignment is that, and not drawn or read anew.
+    With ``known`` the assignment is that as far as it goes, and not drawn or read anew.
     """
     from mach.networks.network import native_precision
     from mach.networks.trunks import build_trunk
@@ -154,13 +156,13 @@ def resolve(config: Config, store: Store, known: Assignment | None = None) -> tu
         precision = native_precision()
     config = config.model_copy(
         update={
-            "hashing": config.hashing.model_copy(update={"buckets": n_buckets}),
+            "hashing": _resolve_hashing(config, n_buckets),
             "training": config.training.model_copy(update={"loss": loss, "precision": precision}),
         }
     )
     if config.network.trunk is not None:
         build_trunk(config.network, n_features=store.n_features, dense_input=store.is_dense)
-    assignment = known or _assignment(config.hashing, n_buckets, store.n_classes)
+    assignment = _assignment(config, n_buckets, store, known)
     manifest = Manifest(
         n_classes=store.n_classes,
         n_features=store.n_features,
@@ -195,7 +197,8 @@ def plan_of(config: Config, store: Store, n_workers: int = 1) -> theory.Plan:
         input_bytes={"int4": 0.5, "int8": 1}.get(config.network.weights),
         nonzeros_per_row=nonzeros_per_row,
         reranking_bytes=estimate if reranking.candidates else 0,
-        table_assignment=config.hashing.table is not None,
+        table_assignment=config.hashing.table is not None or config.hashing.assignment != "universal",
+        n_choices=(config.hashing.choices or 0) if config.hashing.assignment == "learned" else 0,
     )
 
 
@@ -212,12 +215,37 @@ def _refuse_reranking(reranking: RerankingConfig, store: Store) -> None:
         )
 
 
-def _assignment(hashing: HashingConfig, n_buckets: int, n_classes: int) -> Assignment:
+def _resolve_hashing(config: Config, n_buckets: int) -> HashingConfig:
+    hashing, epochs = config.hashing, config.training.epochs
+    chosen: dict[str, Any] = {"buckets": n_buckets}
+    if hashing.assignment in CHOICES:
+        chosen["choices"] = hashing.choices or CHOICES[hashing.assignment]
+    if hashing.assignment == "learned":
+        refuse_large(hashing.heads, n_buckets)
+        chosen["relearn_epochs"] = hashing.relearn_epochs or [-(-epochs // 3)]
+    return hashing.model_copy(update=chosen)
+
+
+def _assignment(config: Config, n_buckets: int, store: Store, known: Assignment | None = None) -> Assignment:
+    hashing, n_classes = config.hashing, store.n_classes
+    n_functions = hashing.repetitions * hashing.heads
+    if hashing.table is not None and known is not None:
+        return known
+    if hashing.assignment in DRAWN:
+        if known is not None and known.n_buckets != n_buckets:
+            known = None  # another configuration, which is refused
+        rows, _ = split_rows(store.n_rows, config.data.validation_fraction, config.training.seed)
+        first = 0 if known is None else known.n_repetitions
+        if known is not None and first >= n_functions:
+            return known
+        table_RK = draw_table(hashing, store, rows, n_buckets, range(first, n_functions))
+        before = [] if known is None else [known.buckets(np.arange(n_classes))]
+        return TableAssignment.from_table(np.concatenate([*before, table_RK]), n_buckets)
     if hashing.table is None:
         return UniversalAssignment.draw(
             n_classes=n_classes,
             n_buckets=n_buckets,
-            n_repetitions=hashing.repetitions * hashing.heads,
+            n_repetitions=n_functions,
             seed=hashing.seed,
             capacity=hashing.capacity,
         )
@@ -230,7 +258,6 @@ def _assignment(hashing: HashingConfig, n_buckets: int, n_classes: int) -> Assig
             f"hashing.table = {hashing.table!r} is {table_RK.dtype} of shape {table_RK.shape}: it needs integers of "
             f"shape (R, {n_classes})"
         )
-    n_functions = hashing.repetitions * hashing.heads
     if len(table_RK) < n_functions:
         raise ConfigError(
             f"hashing.table = {hashing.table!r} has {len(table_RK)} rows: {hashing.repetitions} repetitions of "
@@ -257,8 +284,9 @@ def _reopen(config: Config, store: Store, path: Place) -> Run:
         training = config.training.model_copy(update={"precision": run.manifest.precision})
         config = config.model_copy(update={"training": training})
     mine, theirs = config.hashing, run.config.hashing
+    is_drawn = mine.assignment == theirs.assignment and mine.assignment in DRAWN
     is_same_table = mine.table is not None and (mine.table, mine.repetitions) == (theirs.table, theirs.repetitions)
-    config, manifest, assignment = resolve(config, store, run.assignment() if is_same_table else None)
+    config, manifest, assignment = resolve(config, store, run.assignment() if is_same_table or is_drawn else None)
     differences = differing_keys(config, run.config, ignore=FREE_KEYS)
     if mine.repetitions < theirs.repetitions:
         differences.append(
