@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/accuracy.py configs/gnd-core.toml --write
 
 Training runs through the command line as a user's would. With --write, the table goes to
-benchmarks/results/accuracy-NAME-DATE.md.
+benchmarks/results/accuracy-NAME-DATE.md, the figures to a .json beside it.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ def main() -> None:
     if options.write:
         folder = Path(__file__).parent / "results"
         folder.mkdir(exist_ok=True)
-        (folder / f"accuracy-{options.config.stem}-{datetime.date.today()}.md").write_text(text)
+        name = f"accuracy-{options.config.stem}-{datetime.date.today()}"
+        (folder / f"{name}.md").write_text(text)
+        (folder / f"{name}.json").write_text(json.dumps({"rows": curve, "info": info}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from mach.networks.batch import SparseBatch, read_batch, right_of
 from mach.ordering import prior_terms
 from mach.repetition import write_json
 from mach.reranker import is_due as reranker_is_due
-from mach.reranking import gains_of, mean_gain
+from mach.reranking import discounted_gains, gains_of
 from mach.scoring import LocalScorer
 from mach.storage import Run
 
@@ -117,6 +117,6 @@ def _best_prior(model: MachModel, store: Store, rows: NDArray[np.int64], queries
 
     def gain(prior: float) -> float:
         terms_NC = prior_terms(counts_K, prior)[np.maximum(found.ids_Nk, 0)]
-        return mean_gain(found.scores_Nk + terms_NC, gains_NC)
+        return float(discounted_gains(found.scores_Nk + terms_NC, gains_NC).mean())
 
     return max(PRIORS, key=gain)

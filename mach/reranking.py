@@ -318,7 +318,11 @@ class RerankerTraining:
         )
 
     def _best_blend(self, arrays: dict[str, NDArray[Any]]) -> Blend:
-        """The blend of best nDCG@5 on rows that neither the networks nor the classifiers have learned from."""
+        """The first blend that is about the best on rows that neither networks nor classifiers have learned from.
+
+        That is, in nDCG@5 within half a standard error of the best, paired by rows: among blends that so few rows can
+        hardly tell apart, the one that departs least from the networks.
+        """
         settings, rows = self.settings, self.validation_rows[:MAX_VALIDATION_ROWS]
         reranker = Reranker(
             arrays, n_features=self.store.n_features, candidates=settings.candidates, blend=self.given_blend()
@@ -331,14 +335,12 @@ class RerankerTraining:
         ids_NC, scores_NC, margins_NC = (np.concatenate(column) for column in zip(*found, strict=True))
         gains_NC = gains_of(self.store, rows, ids_NC)
         counts_K = self.run.class_counts_K()
-        best, best_gain = self.given_blend(), -1.0
-        for weight, prior in BLENDS:
-            blend = self.given_blend(weight, prior)
+        blends = [self.given_blend(weight, prior) for weight, prior in BLENDS]
+        found_PN = np.empty((len(blends), len(rows)))
+        for p, blend in enumerate(blends):
             priors_NC = prior_terms(counts_K, blend.prior)[np.maximum(ids_NC, 0)]
-            gain = mean_gain(combine(scores_NC, margins_NC, priors_NC, blend.weight), gains_NC)
-            if gain > best_gain:
-                best, best_gain = blend, gain
-        return best
+            found_PN[p] = discounted_gains(combine(scores_NC, margins_NC, priors_NC, blend.weight), gains_NC)
+        return blends[first_about_best(found_PN)]
 
     def _features(self, rows: NDArray[np.int64]) -> csr_array:
         batch = read_batch(self.store, rows)
@@ -386,13 +388,27 @@ def gains_of(store: Store, rows: NDArray[np.int64], ids_NC: NDArray[np.int64]) -
     return right_of(store, rows, ids_NC) / ideal_N[:, None]
 
 
-def mean_gain(scores_NC: NDArray[np.float32], gains_NC: NDArray[np.float64]) -> float:
-    """Mean over rows of the gains of the five best scores, discounted as in nDCG@5."""
+def first_about_best(gains_PN: NDArray[np.float64]) -> int:
+    """The first of P choices whose mean gain is within half a standard error of the largest, paired by rows.
+
+    Examples
+    --------
+    >>> first_about_best(np.array([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.9], [1.0, 0.9, 0.2, 0.9]]))
+    1
+    """
+    losses_PN = gains_PN[gains_PN.mean(axis=1).argmax()] - gains_PN
+    errors_P = losses_PN.std(axis=1) / np.sqrt(losses_PN.shape[1])
+    return int(np.flatnonzero(losses_PN.mean(axis=1) <= errors_P / 2)[0])
+
+
+def discounted_gains(scores_NC: NDArray[np.float32], gains_NC: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of every row, the sum of the gains of its five best scores, discounted as in nDCG@5."""
     k = min(len(DISCOUNTS), scores_NC.shape[1])
     best_Nk = np.argpartition(scores_NC, -k, axis=1)[:, -k:]
     order_Nk = np.argsort(-np.take_along_axis(scores_NC, best_Nk, axis=1), axis=1, kind="stable")
     gains_Nk = np.take_along_axis(gains_NC, np.take_along_axis(best_Nk, order_Nk, axis=1), axis=1)
-    return float((gains_Nk * DISCOUNTS[:k]).sum() / len(scores_NC))
+    gains_N: NDArray[np.float64] = gains_Nk @ DISCOUNTS[:k]
+    return gains_N
 
 
 def _magnitude(parts: list[dict[str, NDArray[Any]]], n_kept: int) -> float:

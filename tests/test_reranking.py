@@ -26,7 +26,7 @@ from mach.networks.batch import read_classes
 from mach.ordering import prior_terms
 from mach.repetition import read_json
 from mach.reranker import Blend, Reranked, Reranker, combine, is_due
-from mach.reranking import STAGES, RerankerTraining, gains_of, mean_gain
+from mach.reranking import STAGES, RerankerTraining, discounted_gains, gains_of
 from mach.storage import Run
 from mach.tensors import map_tensors, write_tensors
 from mach.training import ShardJob, train_shard
@@ -158,7 +158,7 @@ def test_held_out_rows_choose_the_blend_of_best_ndcg(paired: Config, reranked: P
     classes, counts = read_classes(store, rows)
     best_Nk = np.take_along_axis(ids_NC, np.argsort(-scores_NC, axis=1), axis=1)[:, :5]
     expected = metrics(best_Nk, (np.concatenate([[0], np.cumsum(counts)]), classes), ks=(5,))["nDCG@5"]
-    assert mean_gain(scores_NC, gains_of(store, rows, ids_NC)) == pytest.approx(expected, rel=1e-6)
+    assert discounted_gains(scores_NC, gains_of(store, rows, ids_NC)).mean() == pytest.approx(expected, rel=1e-6)
     done = read_json(run.reranked, Reranked)
     assert done.weight >= 0.5
     fixed = RerankerTraining(Run.open(reranked), store)
