@@ -82,7 +82,7 @@ class Checked:
         expect_bits(answer, self.locals[kept])
         return answer
 
-    def until(self, condition: Callable[[Answer], bool], seconds: float = 60.0) -> Answer:
+    def until(self, condition: Callable[[Answer], bool], seconds: float = 300.0) -> Answer:
         deadline = time.monotonic() + seconds
         while not condition(answer := self()):
             assert time.monotonic() < deadline, [part.cause for part in parts_of(self.model)]
@@ -115,14 +115,14 @@ def nodes() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def remote(nodes: Any, trained: Path) -> Iterator[MachModel]:
     """Three actors; whatever a test does to them, they come back."""
-    with load(trained, launcher="ray", workers=3, timeout_seconds=20) as model:
+    with load(trained, launcher="ray", workers=3, timeout_seconds=60, start_seconds=600) as model:
         yield model
 
 
 def ask_actor(model: MachModel, part: int, question: Callable[[Any], Any]) -> Any:
     import ray
 
-    return ray.get(parts_of(model)[part].actor._handle.__ray_call__.remote(question), timeout=30)
+    return ray.get(parts_of(model)[part].actor._handle.__ray_call__.remote(question), timeout=300)
 
 
 def process_of(model: MachModel, part: int) -> int:
@@ -156,7 +156,7 @@ def test_texts_and_dense_rows(nodes: Any, dense: Path):
     rows = np.random.default_rng(1).standard_normal((30, 12), dtype=np.float32)
     text = Path(__file__).parents[1] / "fixtures/run-format-1"
     for path, queries in ((text, QUERIES), (text, QUERIES[0]), (dense, rows), (dense, rows[0])):
-        with load(path, launcher="ray", workers=1) as remote:
+        with load(path, launcher="ray", workers=1, start_seconds=600) as remote:
             expect_bits(remote.search(queries, 3), load(path).search(queries, 3))
 
 
@@ -196,7 +196,7 @@ def test_when_all_are_lost_it_is_said_and_they_come_back(remote: MachModel, test
         os.kill(process_of(remote, part), signal.SIGKILL)
     with pytest.raises(IncompleteRunError, match=r"no repetition answers now \(.*died.*\): ask again in a while"):
         ask.until(lambda answer: False)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         with contextlib.suppress(IncompleteRunError):
             ask.until(lambda answer: not answer.is_degraded)
@@ -211,7 +211,7 @@ def test_weights_that_cannot_be_read_are_told_and_tried_again(nodes: Any, traine
     whole = weights.read_bytes()
     weights.write_bytes(whole[:100])
     with pytest.warns(DegradedWarning, match=r"without \[1\] \(.*r001.*the file is damaged \(on node .*\)\)"):
-        model = load(run, launcher="ray", workers=3)
+        model = load(run, launcher="ray", workers=3, start_seconds=600)
     with model:
         ask = Checked(model, test_rows.features(0, 3))
         assert ask().answered_NR[0].tolist() == [True, False, True]
@@ -226,13 +226,13 @@ def test_weights_that_cannot_be_read_are_told_and_tried_again(nodes: Any, traine
 
 
 def test_closing_ends_the_actors(nodes: Any, trained: Path, test_rows: Store):
-    model = load(trained, launcher="ray", workers=2)
+    model = load(trained, launcher="ray", workers=2, start_seconds=600)
     pids = [process_of(model, part) for part in range(2)]
     model.close()
     model.close()
     with pytest.raises(ConfigError, match="is closed: load it again"):
         model.topk(test_rows)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.05)
