@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mach import __version__
-from mach.errors import ConfigError, DataError, DegradedWarning, IncompleteRunError, MachError
+from mach.errors import ConfigError, DegradedWarning, IncompleteRunError, MachError
 from mach.places import Place, is_there, place
+from mach.shell import parse_bytes, parse_integer, parse_numbers, print_rows, print_table, print_values, read_lines
 
 if TYPE_CHECKING:
     from mach.calibration import Calibration
@@ -111,7 +112,7 @@ def _asks(verb: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         from mach.loading import load
 
-        chosen = _numbers(repetitions, None) if repetitions else None
+        chosen = parse_numbers(repetitions, None) if repetitions else None
         with (
             _warnings(),
             load(run, repetitions=chosen, launcher=launcher or "local", address=address, workers=workers) as model,
@@ -141,7 +142,7 @@ def prepare(
     with _reporter() as report:
         reference = _reference(like) if like else None
         prepared = prepare_data(options.data, options.text, source, store, like=reference, report=report)
-    _print(prepared.describe() | {"path": str(store)}, as_json)
+    print_values(prepared.describe() | {"path": str(store)}, as_json)
 
 
 @main.command()
@@ -175,7 +176,7 @@ def plan(
     chosen = theory.plan(
         n_classes,
         n_features,
-        memory_bytes=_bytes(memory, "--memory") if memory else None,
+        memory_bytes=parse_bytes(memory, "--memory") if memory else None,
         n_parameters=parameters,
         n_workers=workers,
         hidden=tuple(width for width in hidden if width),
@@ -187,11 +188,11 @@ def plan(
         rows.append(
             (
                 "repetitions a device",
-                chosen.ledger.repetitions_within(_bytes(device_memory, "--device-memory")),
+                chosen.ledger.repetitions_within(parse_bytes(device_memory, "--device-memory")),
                 "at a time",
             )
         )
-    _print_rows(rows, as_json)
+    print_rows(rows, as_json)
 
 
 @main.command()
@@ -239,11 +240,11 @@ def train(
 
     is_stated = "repetitions" in options.hashing.model_fields_set
     if repetitions:  # before a run is made, as far as can be
-        _numbers(repetitions, options.hashing.repetitions if is_stated else None)
+        parse_numbers(repetitions, options.hashing.repetitions if is_stated else None)
     with _reporter() as report:
         opened, store = set_up(options, run, report=report)
     n_repetitions = opened.config.hashing.repetitions
-    chosen = _numbers(repetitions, n_repetitions) if repetitions else None
+    chosen = parse_numbers(repetitions, n_repetitions) if repetitions else None
     train_run(opened, store, options.launch, repetitions=chosen)
     train_reranker(opened, store, options.launch)
     calibrated = calibrate_when_due(opened, store)
@@ -262,7 +263,7 @@ def status(run: Place, as_json: bool) -> None:
 
     opened = Run.open(run)
     rows = [opened.status(r) for r in range(opened.config.hashing.repetitions)]
-    _print_table(rows, as_json)
+    print_table(rows, as_json)
     if not as_json:
         click.echo(opened.outlook(rows))
         if opened.config.reranking.candidates:
@@ -297,7 +298,7 @@ def evaluate(
     if source is None:
         raise ConfigError(f"{model.run.path} names no data.test: give DATA")
     store = _prepared(model, source)
-    cuts = tuple(sorted({_integer(k, "--at") for k in ks.split(",")}))
+    cuts = tuple(sorted({parse_integer(k, "--at") for k in ks.split(",")}))
     with _reporter() as report:
         measured = evaluate_model(
             model, store, ks=cuts, curve=curve, rerank=rerank, tail=tail, reliability=reliability, report=report
@@ -312,7 +313,7 @@ def evaluate(
         *(name for name in names if name not in ("nDCG@1", "hit@1")),  # those equal P@1
         *(["ECE uncalibrated", "ECE"] if reliability else []),
     ]
-    _print_table(rows if as_json else [{name: row.get(name) for name in shown} for row in rows], as_json)
+    print_table(rows if as_json else [{name: row.get(name) for name in shown} for row in rows], as_json)
 
 
 @main.command()
@@ -380,7 +381,7 @@ def query(
     as_json: bool,
 ) -> None:
     """Answer QUERIES: texts, or rows as `index:value ...` where the model takes numbers; - reads lines from stdin."""
-    for line in _lines(queries):
+    for line in read_lines(queries):
         ids, scores = model.topk(model.parse(line), k, rerank=rerank, tail=tail, probabilities=probabilities)
         found = ids[ids >= 0].tolist()
         names = model.names(found) if model.run.class_names else None
@@ -405,7 +406,7 @@ def info(run: Place, verify: bool, as_json: bool) -> None:
     model = load(run)
     if verify:
         model.verify()
-    _print(model.info(), as_json)
+    print_values(model.info(), as_json)
 
 
 @contextmanager
@@ -474,7 +475,7 @@ def _print_ledger(config: Config) -> None:
     store = _training_rows(config)
     resolved, _, _ = resolve(config, store)
     chosen = plan_of(resolved, store, n_workers=n_workers(config.launch, resolved.hashing.repetitions))
-    _print_rows(chosen.rows(), as_json=False)
+    print_rows(chosen.rows(), as_json=False)
 
 
 @contextmanager
@@ -497,86 +498,6 @@ def _reporter() -> Iterator[Callable[[str, float], None]]:
             bars.update(tasks[stage], completed=fraction)
 
         yield report
-
-
-def _lines(queries: tuple[str, ...]) -> Iterator[str]:
-    for text in queries or ("-",):
-        if text != "-":
-            yield text
-            continue
-        for number, line in enumerate(sys.stdin.buffer, 1):
-            try:
-                query = line.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise DataError(f"standard input line {number} is not UTF-8: {error.reason}") from error
-            if query.strip():
-                yield query
-
-
-def _numbers(text: str, limit: int | None) -> list[int]:
-    """Numbers of ``0-3,5``, ascending."""
-    chosen: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        begin = _integer(first, "--repetitions")
-        chosen |= set(range(begin, (_integer(last, "--repetitions") if dash else begin) + 1))
-    if not chosen:
-        raise ConfigError(f"--repetitions {text}: no number in it: write them ascending, such as 0-3,5")
-    if limit is not None and max(chosen) >= limit:
-        raise ConfigError(f"--repetitions {text}: the run has repetitions 0-{limit - 1}")
-    return sorted(chosen)
-
-
-def _integer(text: str, where: str) -> int:
-    if not text.strip().isdecimal():
-        raise ConfigError(f"{where}: {text!r} is no number: write numbers separated by commas")
-    return int(text)
-
-
-def _bytes(text: str, option: str) -> int:
-    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-    number = text.rstrip("BKMGTbkmgt ")
-    try:
-        return int(float(number) * units[text[len(number) :].strip().upper()])
-    except (ValueError, KeyError, OverflowError):
-        raise ConfigError(f"{option} {text}: write a number and B, KB, MB, GB or TB, such as 200MB") from None
-
-
-def _print(values: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(values, ensure_ascii=False))
-        return
-    width = max(map(len, values))
-    for name, value in values.items():
-        click.echo(f"{name:<{width}}  {_shown(value)}")
-
-
-def _print_rows(rows: Iterable[tuple[str, Any, str]], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps({name: value for name, value, _ in rows}))
-        return
-    for name, value, unit in rows:
-        click.echo(f"{name:<44} {_shown(value):>18} {unit}".rstrip())
-
-
-def _print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(rows))
-        return
-    names = list(rows[0])
-    cells = [names] + [[_shown(row[name]) for name in names] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
-        click.echo("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)))
-
-
-def _shown(value: Any) -> str:
-    """A value as people read it: thousands separated, two decimals, nothing for none."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.2f}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 if __name__ == "__main__":

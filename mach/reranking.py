@@ -2,8 +2,8 @@
 
 Hard negatives of a class are the rows in whose candidates it stands though it is not theirs; the candidates come from
 the finished repetitions. A part is a file of the folder ``reranking``, whole or absent, so whoever makes it may die at
-any moment and parts that are there are not made again. Every class is fitted alone (`mach.kernels.rerank`): how the
-parts are cut never changes a bit.
+any moment and parts that are there are not made again. The parts of rows follow from their number, and every class is
+fitted alone (`mach.kernels.rerank`): neither workers nor the cut of the classes change a bit.
 """
 
 from __future__ import annotations

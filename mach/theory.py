@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from mach.errors import ConfigError
 from mach.hashing import MAX_CAPACITY
 
-# A parameter while training: of the sparse input layer a float32 weight (its moments are one a row); of others a
-# float32 weight, Adam's two float32 moments and a bfloat16 copy.
+# A parameter while training, at most: of the sparse input layer a float32 weight, or bfloat16 where products are (its
+# moments are one a row); of others a float32 weight, Adam's two float32 moments and a bfloat16 copy.
 INPUT_TRAINING_BYTES, TRAINING_BYTES = 4, 14
 AFFINITY_BYTES = 2**27  # of classes for buckets, held at once where assignments are learned (`mach.assignments`)
 PROCESS_BYTES = 400_000_000  # Python, torch, compiled kernels and a batch, as measured

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba import njit
@@ -16,7 +16,25 @@ if TYPE_CHECKING:
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+FLAGS: Any = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+
+
+@njit(**FLAGS)
+def _paces(rate: float, step: int) -> Any:
+    """Step length and factor of the root of the second moment, both with Adam's correction of the start at 0."""
+    return np.float32(rate / (1.0 - BETA1**step)), np.float32(1.0 / np.sqrt(1.0 - BETA2**step))
+
+
+@njit(**FLAGS)
+def _moved(w: Any, g: Any, mean: NDArray[np.float32], square: NDArray[np.float32], i: int, paces: Any) -> Any:
+    """Weight i after its step by gradient g, which its moments take in."""
+    m = np.float32(BETA1) * mean[i] + np.float32(1.0 - BETA1) * g
+    v = np.float32(BETA2) * square[i] + np.float32(1.0 - BETA2) * g * g
+    mean[i], square[i] = m, v
+    return w - paces[0] * m / (np.sqrt(v) * paces[1] + np.float32(EPSILON))
+
+
+@njit(**FLAGS)
 def adam_step(
     weight: NDArray[np.float32],
     gradient: NDArray[np.float32],
@@ -26,21 +44,12 @@ def adam_step(
     step: int,
 ) -> None:
     """Move 1-D weights and both moments in place; ``step`` counts from 1. Reads and writes 28 bytes a weight."""
-    beta1, beta2 = np.float32(BETA1), np.float32(BETA2)
-    gain1, gain2 = np.float32(1.0 - BETA1), np.float32(1.0 - BETA2)
-    scale = np.float32(rate / (1.0 - BETA1**step))
-    unbias = np.float32(1.0 / np.sqrt(1.0 - BETA2**step))
-    epsilon = np.float32(EPSILON)
+    paces = _paces(rate, step)
     for i in range(len(weight)):
-        g = gradient[i]
-        m = beta1 * mean[i] + gain1 * g
-        v = beta2 * square[i] + gain2 * g * g
-        mean[i] = m
-        square[i] = v
-        weight[i] -= scale * m / (np.sqrt(v) * unbias + epsilon)
+        weight[i] = _moved(weight[i], gradient[i], mean, square, i, paces)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@njit(**FLAGS)
 def adam_step_half(
     weight: NDArray[np.float32],
     half: NDArray[np.uint16],
@@ -52,21 +61,10 @@ def adam_step_half(
     step: int,
 ) -> None:
     """`adam_step` by a bfloat16 gradient times ``scale``, which also renews the bfloat16 copy of the weights."""
-    beta1, beta2 = np.float32(BETA1), np.float32(BETA2)
-    gain1, gain2 = np.float32(1.0 - BETA1), np.float32(1.0 - BETA2)
-    pace = np.float32(rate / (1.0 - BETA1**step))
-    unbias = np.float32(1.0 / np.sqrt(1.0 - BETA2**step))
-    epsilon = np.float32(EPSILON)
-    by = np.float32(scale)
+    paces, by = _paces(rate, step), np.float32(scale)
     for i in range(len(weight)):
-        g = widen(gradient[i]) * by
-        m = beta1 * mean[i] + gain1 * g
-        v = beta2 * square[i] + gain2 * g * g
-        mean[i] = m
-        square[i] = v
-        w = weight[i] - pace * m / (np.sqrt(v) * unbias + epsilon)
-        weight[i] = w
-        half[i] = narrow(w)
+        weight[i] = _moved(weight[i], widen(gradient[i]) * by, mean, square, i, paces)
+        half[i] = narrow(weight[i])
 
 
 def adam_step_of_tensors(
