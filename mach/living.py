@@ -1,0 +1,711 @@
+"""A model that lives: classes are added, removed, renamed and taught by feedback while weights stay as they are.
+
+Every verb makes a new version of the run's classes (`mach.versions`), by which this model answers as soon as the verb
+returns. Readers of older versions are not affected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mach.decoding import Subset
+from mach.edits import (
+    ASSOCIATE,
+    EXAMPLE,
+    TEXT,
+    UPVOTE,
+    Edits,
+    Exemplars,
+    concatenated,
+    has_features,
+    hashed_buckets,
+    rows_of,
+)
+from mach.errors import ConfigError, DataError
+from mach.hashing import Assignment, TableAssignment
+from mach.networks.batch import Batch, largest_features
+from mach.queries import QueryReader
+from mach.recall import PLAIN, RERANKED, Recall
+from mach.storage import Run
+from mach.versions import Step, Turn, Versions
+
+if TYPE_CHECKING:
+    from mach.decoding import TopK
+    from mach.queries import Queries
+
+MARGIN = 0.05  # of the scale between the tenth and the best class: how far lifts put a class above others
+SAME_COSINE = 0.999  # exemplars of different classes that are the same row cannot both be first
+ROUNDS = 3  # of lifting, as lifts change what others have to exceed
+MAX_ANCHORED = 512  # examples that the scale is measured on
+LOOKED_AT = 10  # best classes
+
+Classes = Any  # ids, names, or one of them
+Allowed = Any  # a mask of all classes, ids, names, the name of a subset, or a prepared Subset
+
+
+@dataclass(frozen=True, eq=False)
+class Live:
+    """One version of the classes, prepared for a model."""
+
+    edits: Edits
+    recall: Recall
+    trained_names: Sequence[str] | None
+    subsets: dict[str, Subset] = field(default_factory=dict)
+    _left: WeakKeyDictionary[Subset, Subset] = field(default_factory=WeakKeyDictionary)
+    _parts: WeakKeyDictionary[Subset, tuple[Subset, NDArray[np.bool_]]] = field(default_factory=WeakKeyDictionary)
+
+    @cached_property
+    def everything(self) -> Subset | None:
+        """All that may be returned; None where that is every class."""
+        is_there_K = self.edits.is_there_K
+        return None if is_there_K is None else Subset(self.edits.n_classes, mask_K=is_there_K)
+
+    def left_of(self, subset: Subset) -> Subset:
+        """What is there of a subset that was prepared before, when other classes may have been."""
+        if self.everything is None or subset is self.everything:
+            return subset
+        if subset not in self._left:
+            is_there_K = self.everything.mask_K
+            is_whole = is_there_K[subset.ids_C].all()
+            self._left[subset] = (
+                subset if is_whole else Subset(len(is_there_K), ids=subset.ids_C[is_there_K[subset.ids_C]])
+            )
+        return self._left[subset]
+
+    def parts(self, subset: Subset | None) -> tuple[Subset | None, NDArray[np.bool_] | None]:
+        """A subset's trained classes, and its mask."""
+        K0 = self.edits.n_trained
+        if subset is None:
+            return None, None
+        if self.recall.is_idle:
+            return subset, None
+        if subset not in self._parts:
+            ids_C = subset.ids_C
+            trained = Subset(K0, ids=ids_C[: np.searchsorted(ids_C, K0)])
+            self._parts[subset] = trained, subset.mask_K
+        return self._parts[subset]
+
+    def name(self, k: int) -> str:
+        """The name of a class; its number where trained classes have none."""
+        edits = self.edits
+        if k >= edits.n_trained:
+            return edits.names[k - edits.n_trained]
+        if k in edits.renamed:
+            return edits.renamed[k]
+        return str(k) if self.trained_names is None else self.trained_names[k]
+
+    @cached_property
+    def ids_by_name(self) -> dict[str, int]:
+        """Ids of all classes that are there, by name; the first of equal names."""
+        gone = set(self.edits.removed.tolist())
+        ids = (k for k in range(self.edits.n_classes - 1, -1, -1) if k not in gone)
+        return {self.name(k): k for k in ids}
+
+
+class Living:
+    """The verbs that change a model's classes; `MachModel` is one.
+
+    Attributes
+    ----------
+    edits : Edits
+        What was changed since the run was trained.
+    version : int
+        Of the classes: 0 as trained.
+    """
+
+    run: Run
+    repetitions: list[int]
+    assignment: Assignment
+    aggregate: str
+    reranker: Any
+    _scorer: Any
+    _live: Live
+
+    @property
+    def edits(self) -> Edits:
+        return self._live.edits
+
+    @property
+    def version(self) -> int:
+        return self._live.edits.version
+
+    @property
+    def n_classes(self) -> int:
+        """K: all ids ever given, those of removed classes among them."""
+        return self._live.edits.n_classes
+
+    def decode(
+        self, batch: Batch, probs_NRB: NDArray[np.float32], columns: tuple[int, ...], k: int, **how: Any
+    ) -> TopK:
+        raise NotImplementedError
+
+    def topk(self, queries: Queries, k: int = 10, **how: Any) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        raise NotImplementedError
+
+    def score(self, queries: Queries, ids: ArrayLike, **how: Any) -> NDArray[np.float32]:
+        raise NotImplementedError
+
+    def add_classes(
+        self,
+        names: str | Sequence[str],
+        examples: Sequence[Any] | None = None,
+        texts: Sequence[str | Sequence[str]] | None = None,
+        *,
+        by: str = "networks",
+        random: float = 0.0,
+    ) -> NDArray[np.int64]:
+        """Add classes without touching weights; they are found at once.
+
+        Parameters
+        ----------
+        names : str or sequence of str
+            A new name a class.
+        examples : sequence, optional
+            Of each class its examples: queries of any kind that `topk` takes.
+        texts : sequence of str, optional
+            Of each class a text that describes it, or several; only where the model takes texts.
+        by : {"networks", "hash"}
+            Who places a class into buckets. The networks put it, for every hash function, where most of its examples
+            and texts have their best bucket, of equal ones where their probability is higher, then where fewer added
+            classes are. ``"hash"`` suits a fine-tuning that follows (``mach train --from``).
+        random : float
+            Share of buckets that are hashed although networks place.
+
+        Returns
+        -------
+        int64 array
+            Their ids: the next that were never given.
+
+        Raises
+        ------
+        ConfigError
+            When the model leaves out finished repetitions of its run.
+        DataError
+            When a name is taken, or a class has nothing to be known by.
+
+        Notes
+        -----
+        Cost: a forward pass of the examples, two decodings of them, and writing all that was changed so far.
+        """
+        names = [names] if isinstance(names, str) else [str(name) for name in names]
+        if by not in ("networks", "hash"):
+            raise ConfigError(f"by {by!r}: choose networks or hash")
+        if not 0 <= random <= 1:
+            raise ConfigError(f"random {random} must be a share between 0 and 1")
+        for kind, given in (("examples", examples), ("texts", texts)):
+            if given is not None and (isinstance(given, str) or len(given) != len(names)):
+                raise DataError(f"{kind}: need one entry for each of the {len(names)} names")
+        self._insist_on_all_repetitions()
+        kinds = [(EXAMPLE, examples), (TEXT, texts)]
+        read = [(kind, *self._read_owned(given)) for kind, given in kinds if given is not None and len(given)]
+        with self._turn() as turn:
+            edits, A = self._live.edits, len(names)
+            self._insist_on_new(names)
+            first = edits.n_classes
+            shown = [Exemplars.of(batch, first + owners, kind) for kind, batch, owners in read]
+            exemplars = shown[0] if shown else None
+            for more in shown[1:]:
+                assert exemplars is not None
+                exemplars = exemplars.and_also(more)
+            counts_A = np.zeros(A, np.int64)
+            if exemplars is not None:
+                counts_A = np.bincount(exemplars.classes_M - first, minlength=A)
+            if by == "networks" and not counts_A.all():
+                name = names[int(np.argmin(counts_A))]
+                raise DataError(
+                    f"class {name!r} has no example or text with known features: give one, or place by='hash'"
+                )
+            functions = list(range(self.run.config.hashing.heads * self.run.config.hashing.repetitions))
+            table_FA = hashed_buckets(A, functions, self.assignment.n_buckets, first=first)
+            if exemplars is None:
+                changed = edits.extended(names, table_FA, counts_A)
+                self._write(turn, changed, "add", _listed(names))
+                return np.arange(first, first + A)
+            read_batch = concatenated([batch for _, batch, _ in read])
+            read_owners = np.concatenate([owners for _, _, owners in read])
+            probs_MRB, columns = self._probabilities(read_batch)
+            if by == "networks":
+                is_random = np.random.default_rng([first, A]).random(table_FA.shape) < random
+                placed_RA = place(probs_MRB, read_owners, A, self._loads())
+                rows = self.run.functions(self.repetitions)
+                table_FA[rows] = np.where(is_random[rows], table_FA[rows], placed_RA)
+            anchors_22, n_anchored = self._anchored(edits, read_batch, probs_MRB, columns)
+            changed = edits.extended(names, table_FA, counts_A, anchors_22=anchors_22, n_anchored=n_anchored)
+            lifted = self._lift(changed, exemplars, 1, (read_batch, probs_MRB, columns))
+            self._write(turn, changed.shown(lifted), "add", _listed(names))
+        return np.arange(first, first + A)
+
+    def remove_classes(self, classes: Classes) -> None:
+        """Remove classes, by ids or names: they are never returned again, and their buckets are free.
+
+        Raises
+        ------
+        DataError
+            When a class is not there.
+        """
+        with self._turn() as turn:
+            ids = np.unique(self.ids_of(classes))
+            self._write(
+                turn, self._live.edits.without(ids), "remove", _listed([self._live.name(k) for k in ids.tolist()])
+            )
+
+    def rename_class(self, k: int | str, name: str) -> None:
+        """Give a class another name.
+
+        Raises
+        ------
+        DataError
+            When the class is not there, or the name is taken.
+        """
+        with self._turn() as turn:
+            found = int(self.ids_of(k)[0])
+            old = self._live.name(found)
+            self._insist_on_new([name])
+            self._write(turn, self._live.edits.called(found, name), "rename", f"{old} to {name}")
+
+    def name_subset(self, name: str, classes: Classes | None) -> None:
+        """Store classes under a name that ``allowed=`` takes from now on; None forgets it.
+
+        Raises
+        ------
+        DataError
+            When a class is not there, or the subset to forget is not.
+        """
+        with self._turn() as turn:
+            subsets = dict(self._live.edits.subsets)
+            if classes is None:
+                if name not in subsets:
+                    raise DataError(f"there is no subset {name!r}: there are {sorted(subsets)}")
+                del subsets[name]
+            else:
+                subsets[name] = np.unique(self.ids_of(classes))
+            self._write(turn, replace(self._live.edits, subsets=subsets), "subset", name)
+
+    def upvote(self, queries: Queries, classes: Classes) -> None:
+        """Teach that a query is of a class: it will be the first of that query, and higher for similar ones.
+
+        Parameters
+        ----------
+        queries : as of `topk`
+        classes : ids or names, one a query
+
+        Raises
+        ------
+        DataError
+            When a class is not there, or their numbers differ.
+
+        Notes
+        -----
+        Cost: two decodings of the queries, and writing all that was changed so far.
+        """
+        self._teach(queries, lambda: self.ids_of(classes), UPVOTE, 1)
+
+    def associate(self, sources: str | Sequence[str], targets: str | Sequence[str], *, k: int = 3) -> None:
+        """Teach that a text means another: the best k classes of the target come among the best of the source.
+
+        Parameters
+        ----------
+        sources, targets : str or sequences of str
+            Pairs.
+        k : int
+            Classes of each target. All of them will be among the best five of the source if k is at most 5.
+        """
+        sources, targets = ([texts] if isinstance(texts, str) else list(texts) for texts in (sources, targets))
+        if len(sources) != len(targets):
+            raise DataError(f"{len(sources)} sources and {len(targets)} targets: give as many")
+
+        def classes() -> NDArray[np.int64]:
+            return self.topk(targets, k)[0].ravel()
+
+        self._teach([source for source in sources for _ in range(k)], classes, ASSOCIATE, max(5, k))
+
+    def undo(self) -> Step:
+        """Go back to the version before this one; returns what was undone. Undoing again goes further back.
+
+        Raises
+        ------
+        ConfigError
+            When the classes are as trained.
+        """
+        with Versions(self.run).turn() as turn:
+            edits, step = turn.undo()
+            self._use(edits)
+        return step
+
+    def history(self) -> list[Step]:
+        """All changes that were made, undone ones among them."""
+        return Versions(self.run).current().steps
+
+    def similar_classes(self, classes: Classes, k: int = 10) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Classes that the networks treat most alike: the cosine of the mean of their buckets' output rows.
+
+        Parameters
+        ----------
+        classes : id or name, or several
+        k : int
+            Classes that share buckets resemble each other for that reason alone, a little.
+
+        Returns
+        -------
+        ids, cosines : int64 and float32 arrays of shape (n, k), or (k,) for one class
+            The class itself is left out.
+
+        Raises
+        ------
+        ConfigError
+            When weights are kept in another process.
+
+        Notes
+        -----
+        Cost: O(R J B H) once a model; O(R J (B + K)) a class.
+        """
+        ids = self.ids_of(classes)
+        rows = self._output_rows
+        everything = np.arange(self.n_classes)
+        buckets_RK = self._buckets(everything)
+        # cosines of all pairs of vectors (sum over functions of unit output rows): one table of B products a function
+        found = []
+        for k_ in ids.tolist():
+            scores_K = np.zeros(self.n_classes, np.float32)
+            for row_BH, buckets_K in zip(rows, buckets_RK, strict=True):
+                scores_K += (row_BH @ row_BH[buckets_K[k_]])[buckets_K]
+            scores_K /= len(rows)
+            is_there_K = self.edits.is_there_K
+            if is_there_K is not None:
+                scores_K[~is_there_K] = -np.inf
+            scores_K[k_] = -np.inf
+            best = np.argsort(-scores_K, kind="stable")[:k]
+            found.append((np.where(np.isneginf(scores_K[best]), -1, best), scores_K[best]))
+        ids_nk, scores_nk = (np.stack(parts) for parts in zip(*found, strict=True))
+        return (ids_nk[0], scores_nk[0]) if np.ndim(classes) == 0 else (ids_nk, scores_nk)
+
+    @property
+    def accuracy_curve(self) -> list[dict[str, Any]] | None:
+        """Accuracy for the first 1, 2, ... repetitions, as ``mach evaluate`` last measured it; None if it never did."""
+        from mach.accuracy import AccuracyCurve
+
+        found = AccuracyCurve.load(self.run)
+        return None if found is None else found.rows
+
+    def subset(self, allowed: Allowed) -> Subset | None:
+        """Prepare classes for ``allowed=``: it costs less to give the result to many calls than what it is made of.
+
+        Removed classes are left out. None allows all.
+
+        Raises
+        ------
+        DataError
+            When a mask does not fit, a class is not there, or there is no such subset.
+        """
+        return self._subset(self._live, allowed)
+
+    def ids_of(self, classes: Classes) -> NDArray[np.int64]:
+        """Ids of classes given by ids or names.
+
+        Raises
+        ------
+        DataError
+            When one is not there.
+        """
+        return self._ids_of(self._live, classes)
+
+    def names(self, ids: ArrayLike) -> list[Any]:
+        """Names of classes, in the shape of ``ids`` as nested lists; padding (-1) gives None.
+
+        Raises
+        ------
+        DataError
+            When the model's data had no class names.
+        """
+        live, K = self._live, self.n_classes
+        if live.trained_names is None and not live.edits.names:
+            raise DataError(f"{self.run.path} has no class names: set data.class_names when training, or use ids")
+        outside = [int(k) for k in np.ravel(ids) if not -1 <= k < K]
+        if outside:
+            raise DataError(f"class {outside[0]} is none of the {K} classes 0..{K - 1}")
+        nested: list[Any] = _nested(np.asarray(ids), lambda k: live.name(k) if k >= 0 else None)
+        return nested
+
+    def name_function(self) -> Callable[[ArrayLike], list[Any]] | None:
+        """`names`, or None where the model has none."""
+        has_names = self._live.trained_names is not None or bool(self._live.edits.names)
+        return self.names if has_names else None
+
+    def class_counts_K(self) -> NDArray[np.int64]:
+        """Training rows of every trained class, and examples of every added one."""
+        return np.concatenate([self.run.class_counts_K(), self._live.edits.counts_A])
+
+    @cached_property
+    def _reader(self) -> QueryReader:
+        manifest = self.run.manifest
+        return QueryReader(manifest.n_features, manifest.dense_input, self.run.text_features)
+
+    def _read(self, queries: Queries, n_rows: int) -> Iterator[Batch]:
+        """Batches as networks read them."""
+        for read in self._reader.batches(queries, n_rows):
+            yield largest_features(read, self.run.manifest.row_features)
+
+    def _read_owned(self, given: Sequence[Any]) -> tuple[Batch, NDArray[np.int64]]:
+        """All rows of several sets of queries, and which set each is of."""
+        if all(isinstance(queries, str) for queries in given):
+            batch = concatenated(list(self._read(list(given), len(given))))
+            return batch, np.arange(len(given))
+        if all(isinstance(queries, Sequence) and all(isinstance(q, str) for q in queries) for queries in given):
+            flat = [text for texts in given for text in ([texts] if isinstance(texts, str) else texts)]
+            counts = [1 if isinstance(texts, str) else len(texts) for texts in given]
+            batch = concatenated(list(self._read(flat, max(len(flat), 1))))
+            return batch, np.repeat(np.arange(len(given)), counts)
+        if all(hasattr(queries, "tocsr") for queries in given):
+            from scipy.sparse import vstack
+
+            stacked = vstack([queries.tocsr() for queries in given], format="csr")
+            counts = [queries.shape[0] for queries in given]
+            batch = concatenated(list(self._read(stacked, max(stacked.shape[0], 1))))
+            return batch, np.repeat(np.arange(len(given)), counts)
+        batches = [concatenated(list(self._read(queries, 2**20))) for queries in given]
+        return concatenated(batches), np.repeat(np.arange(len(given)), [len(batch) for batch in batches])
+
+    def _probabilities(self, batch: Batch) -> tuple[NDArray[np.float32], tuple[int, ...]]:
+        probs_NRB, columns = self._scorer.probabilities(batch)
+        if len(columns) < len(self.repetitions):
+            raise ConfigError("some repetitions do not answer: an edit needs them all: try again")
+        return probs_NRB, columns
+
+    def _loads(self) -> NDArray[np.int64]:
+        """Classes a bucket of every hash function, shape (R J, B); universal hashing has equally many in all."""
+        loads_RB = np.zeros((self.assignment.n_repetitions, self.assignment.n_buckets), np.int64)
+        if isinstance(self.assignment, TableAssignment):
+            loads_RB += np.diff(self.assignment.inverse[0], axis=1)
+        is_kept = ~self.edits.is_removed(np.arange(self.edits.n_trained, self.n_classes))
+        for r, buckets_A in enumerate(self._live.recall.table_RA[:, is_kept]):
+            loads_RB[r] += np.bincount(buckets_A, minlength=loads_RB.shape[1])
+        return loads_RB
+
+    def _buckets(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Buckets of all classes by the model's hash functions."""
+        K0 = self.edits.n_trained
+        trained = self.assignment.buckets(ids[ids < K0]).astype(np.int64)
+        return np.concatenate([trained, self._live.recall.table_RA[:, ids[ids >= K0] - K0].astype(np.int64)], axis=1)
+
+    @cached_property
+    def _output_rows(self) -> list[NDArray[np.float32]]:
+        from mach.kernels.memory import from_bfloat16
+
+        weights_of = getattr(self._scorer, "weights", None)
+        if weights_of is None:
+            raise ConfigError("similar_classes reads the weights: load the model with the launcher local")
+        found: list[NDArray[np.float32]] = []
+        for weights in weights_of:
+            matrix = weights.get("output.weight")
+            if matrix is None:
+                raise ConfigError("similar_classes needs an output layer: this network has none")
+            wide = from_bfloat16(matrix) if matrix.dtype == np.uint16 else np.asarray(matrix, np.float32)
+            for rows_BH in wide.reshape(-1, self.assignment.n_buckets, wide.shape[1]):
+                found.append(rows_BH / np.maximum(np.linalg.norm(rows_BH, axis=1, keepdims=True), 1e-12))
+        return found
+
+    def _anchored(
+        self, edits: Edits, batch: Batch, probs_MRB: NDArray[np.float32], columns: tuple[int, ...]
+    ) -> tuple[NDArray[np.float32], int]:
+        """The scale of scores after some more examples: a running mean."""
+        rows = np.linspace(0, len(batch) - 1, min(len(batch), MAX_ANCHORED)).astype(np.int64)
+        part, probs = rows_of(batch, rows), probs_MRB[rows]
+        anchors_22 = np.zeros((2, 2))
+        for mode in (PLAIN, RERANKED):
+            top = self.decode_trained(part, probs, columns, LOOKED_AT, rerank=mode == RERANKED)
+            finite_Nk = np.where(np.isfinite(top.scores_Nk), top.scores_Nk, np.nan)
+            anchors_22[mode] = np.nanmean(np.nanmin(finite_Nk, axis=1)), np.nanmean(finite_Nk[:, 0])
+        n_before = min(edits.n_anchored, MAX_ANCHORED)
+        share = len(rows) / (n_before + len(rows))
+        mixed = (1 - share) * edits.anchors_22 + share * np.nan_to_num(anchors_22)
+        return mixed.astype(np.float32), edits.n_anchored + len(rows)
+
+    def _teach(self, queries: Queries, classes: Callable[[], NDArray[np.int64]], kind: int, rank: int) -> None:
+        """Lift classes so that each is among the best ``rank`` of its query."""
+        self._insist_on_all_repetitions()
+        batch = concatenated(list(self._read(queries, 2**20)))
+        with self._turn() as turn:
+            ids = classes()
+            if len(ids) != len(batch):
+                raise DataError(f"{len(batch)} queries and {len(ids)} classes: give one class a query")
+            batch, ids = rows_of(batch, np.flatnonzero(ids >= 0)), ids[ids >= 0]
+            probs_NRB, columns = self._probabilities(batch)
+            edits = self._live.edits
+            if not edits.n_anchored:
+                anchors_22, n_anchored = self._anchored(edits, batch, probs_NRB, columns)
+                edits = replace(edits, anchors_22=anchors_22, n_anchored=n_anchored)
+            lifted = self._lift(edits, Exemplars.of(batch, ids, kind), rank, (batch, probs_NRB, columns))
+            verb = "upvote" if kind == UPVOTE else "associate"
+            self._write(turn, edits.shown(lifted), verb, f"{len(ids)} pairs")
+
+    def _lift(
+        self,
+        edits: Edits,
+        exemplars: Exemplars,
+        rank: int,
+        scored: tuple[Batch, NDArray[np.float32], tuple[int, ...]],
+    ) -> Exemplars:
+        """Exemplars with the lifts that bring each one's class among the best ``rank`` of its own row, in both modes.
+
+        Classes that were shown the same row cannot all be first: they do not have to exceed each other.
+        """
+        batch, probs_MRB, columns = scored
+        is_kept = has_features(batch)
+        if not is_kept.all():
+            batch, probs_MRB = rows_of(batch, np.flatnonzero(is_kept)), probs_MRB[is_kept]
+        before, own, K = edits.exemplars, exemplars.classes_M, edits.n_classes
+        known = exemplars if before is None else exemplars.and_also(before)
+        rows, others, _ = known.resembling(batch, SAME_COSINE)
+        same = np.unique(rows * K + known.classes_M[others])
+        lifts_M2 = np.zeros((len(exemplars), 2), np.float32)
+        unlifted = self._prepared(replace(edits, exemplars=replace(known, lifts_M2=np.zeros_like(known.lifts_M2))))
+        for mode in (PLAIN, RERANKED) if self.reranker is not None else (PLAIN,):
+            how: dict[str, Any] = {"rerank": mode == RERANKED}
+            trained = self.decode_trained(batch, probs_MRB, columns, LOOKED_AT + rank, **how, live=unlifted)
+            scores_M = self._score_batch(batch, probs_MRB, columns, own[:, None], **how, live=unlifted)[:, 0]
+            low, high = edits.anchors_22[mode]
+            margin = MARGIN * max(float(high - low), 1e-3)
+            for _ in range(ROUNDS):
+                live = self._prepared(edits.shown(replace(exemplars, lifts_M2=lifts_M2)))
+                top = self.merged(trained, batch, probs_MRB, columns, LOOKED_AT + rank, **how, live=live)
+                is_rival = (top.ids_Nk >= 0) & ~np.isin(np.arange(len(own))[:, None] * K + top.ids_Nk, same)
+                place = np.argmax(np.cumsum(is_rival, axis=1) >= rank, axis=1)
+                rivals_M = np.where(is_rival.sum(axis=1) >= rank, top.scores_Nk[np.arange(len(own)), place], -np.inf)
+                needed_M = np.where(np.isfinite(scores_M), rivals_M + margin - scores_M, 0)
+                if (needed_M <= lifts_M2[:, mode] + margin / 2).all():
+                    break
+                lifts_M2[:, mode] = np.maximum(lifts_M2[:, mode], needed_M)
+        if self.reranker is None:
+            lifts_M2[:, RERANKED] = lifts_M2[:, PLAIN]
+        return replace(exemplars, lifts_M2=lifts_M2)
+
+    def _score_batch(self, batch: Batch, probs_NRB: Any, columns: Any, rows: Any, **how: Any) -> NDArray[np.float32]:
+        raise NotImplementedError
+
+    def _insist_on_all_repetitions(self) -> None:
+        finished = self.run.finished()
+        if sorted(self.repetitions) != finished:
+            raise ConfigError(f"an edit needs all finished repetitions {finished}, the model has {self.repetitions}")
+
+    def _insist_on_new(self, names: Sequence[str]) -> None:
+        known, seen = self._live.ids_by_name, set[str]()
+        for name in names:
+            if not name or "\n" in name:
+                raise DataError(f"class name {name!r}: need a line of text")
+            if name in known or name in seen:
+                where = f"class {known[name]} has it" if name in known else "it is given twice"
+                raise DataError(f"the class name {name!r} is taken ({where}): choose another, or rename that class")
+            seen.add(name)
+
+    @contextmanager
+    def _turn(self) -> Iterator[Turn]:
+        """Be the only editor, on the version that holds: what others did meanwhile is taken over first."""
+        with Versions(self.run).turn() as turn:
+            if turn.current.version != self._live.edits.version:
+                self._use(turn.latest())
+            yield turn
+
+    def _write(self, turn: Turn, edits: Edits, verb: str, what: str) -> None:
+        self._use(turn.write(edits, verb, what))
+
+    def _use(self, edits: Edits) -> None:
+        self._live = self._prepared(edits)
+
+    def _prepared(self, edits: Edits) -> Live:
+        n_buckets = self.assignment.n_buckets
+        table_RA = edits.buckets(self.run.functions(self.repetitions), n_buckets)
+        return Live(edits, Recall(edits, table_RA, n_buckets, self.aggregate), self.run.class_names)
+
+    def _subset(self, live: Live, allowed: Allowed) -> Subset | None:
+        K = live.edits.n_classes
+        if allowed is None:
+            return live.everything
+        if isinstance(allowed, Subset):
+            if allowed.n_classes != K:
+                raise DataError(
+                    f"the subset was prepared for {allowed.n_classes} classes, now there are {K}: prepare it anew"
+                )
+            return live.left_of(allowed)
+        if isinstance(allowed, str):
+            if allowed not in live.subsets:
+                if allowed not in live.edits.subsets:
+                    known = sorted(live.edits.subsets)
+                    raise DataError(f"there is no subset {allowed!r}: there are {known}; a list allows classes by name")
+                live.subsets[allowed] = Subset(K, ids=live.edits.subsets[allowed])
+            return live.subsets[allowed]
+        given = np.asarray(allowed)
+        if given.dtype != bool:
+            return Subset(K, ids=self._ids_of(live, allowed))
+        if given.shape not in ((K,), (live.edits.n_trained,)):
+            raise DataError(f"allowed has shape {given.shape}: need one bool a class, shape ({K},)")
+        mask_K = np.pad(given, (0, K - len(given)))
+        return Subset(K, mask_K=mask_K if live.everything is None else mask_K & live.everything.mask_K)
+
+    def _ids_of(self, live: Live, classes: Classes) -> NDArray[np.int64]:
+        given: Iterable[Any] = [classes] if isinstance(classes, str) or np.ndim(classes) == 0 else classes
+        K = live.edits.n_classes
+        if isinstance(given, np.ndarray) and given.dtype.kind in "iu":
+            ids = given.astype(np.int64).ravel()
+        else:
+            found = []
+            for k in given:
+                if isinstance(k, str):
+                    if k not in live.ids_by_name:
+                        raise DataError(f"there is no class named {k!r}: see `mach classes list {self.run.path}`")
+                    found.append(live.ids_by_name[k])
+                elif isinstance(k, int | np.integer) and not isinstance(k, bool):
+                    found.append(int(k))
+                else:
+                    raise DataError(f"class {k!r}: need ids or names")
+            ids = np.array(found, np.int64)
+        outside = ids[(ids < 0) | (ids >= K)]
+        if len(outside):
+            raise DataError(f"class {outside[0]} is none of the {K} classes 0..{K - 1}")
+        gone = ids[live.edits.is_removed(ids)]
+        if len(gone):
+            raise DataError(f"class {gone[0]} ({live.name(int(gone[0]))}) has been removed: undo brings it back")
+        return ids
+
+
+def place(
+    probs_MRB: NDArray[np.float32], owners_M: NDArray[np.int64], n_classes: int, loads_RB: NDArray[np.int64]
+) -> NDArray[np.uint32]:
+    """Buckets of classes by the bucket scores of their examples, shape (R, A).
+
+    For every hash function a class goes to the bucket that is the best of most of its examples; of those to the one of
+    the largest summed score, and then to the one with the fewest classes.
+
+    Examples
+    --------
+    >>> probs = np.float32([[[0.1, 0.9, 0.2]], [[0.3, 0.8, 0.7]], [[0.1, 0.2, 0.9]]])
+    >>> place(probs, np.array([0, 0, 0]), 1, np.zeros((1, 3), int)).tolist()
+    [[1]]
+    """
+    B = probs_MRB.shape[2]
+    table_RA = np.empty((probs_MRB.shape[1], n_classes), np.uint32)
+    for r, buckets_A in enumerate(table_RA):
+        best_M = probs_MRB[:, r].argmax(axis=1)
+        keys, inverse, counts = np.unique(owners_M * B + best_M, return_inverse=True, return_counts=True)
+        scores = np.bincount(inverse, probs_MRB[np.arange(len(best_M)), r, best_M])
+        owners, buckets = np.divmod(keys, B)
+        order = np.lexsort((loads_RB[r, buckets], -scores, -counts, owners))
+        known, first = np.unique(owners[order], return_index=True)
+        buckets_A[known] = buckets[order][first]
+    return table_RA
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{len(names)} classes: {shown}, ..."
+
+
+def _nested(ids: NDArray[Any], name: Any) -> Any:
+    return name(int(ids)) if ids.ndim == 0 else [_nested(part, name) for part in ids]
