@@ -92,8 +92,8 @@ class Exemplars:
         indptr = np.searchsorted(keys, np.arange(len(classes) + 1) * width).astype(np.int64)
         return classes, Exemplars.of(SparseBatch(indptr, (keys % width).astype(np.int32), values), classes, EXAMPLE)
 
-    def resembling(self, batch: Batch, least: float) -> Pairs:
-        """Pairs of a query and an exemplar with a cosine of at least ``least``, above 0.
+    def resembling(self, batch: Batch, least: float, most: int = 2**30) -> Pairs:
+        """Pairs of a query and an exemplar with a cosine of at least ``least``, above 0: the ``most`` closest a query.
 
         Cost: the exemplars that share a feature with a query, once a shared feature; dense rows: all of them.
         """
@@ -103,13 +103,16 @@ class Exemplars:
         if isinstance(self.batch, DenseBatch):
             assert isinstance(batch, DenseBatch)
             cosines_NM = unit_rows(batch).values_ND @ self.batch.values_ND.T
-            rows, found = np.nonzero(cosines_NM >= least)
+            floors_N = np.full(len(batch), least, np.float32)
+            if most < len(self):
+                floors_N = np.maximum(floors_N, np.partition(cosines_NM, -most, axis=1)[:, -most])
+            rows, found = np.nonzero(cosines_NM >= floors_N[:, None])
             return Pairs(rows, found, cosines_NM[rows, found])
         from mach.kernels.exemplars import resembling
 
         assert isinstance(batch, SparseBatch)
         csr = (batch.indptr, batch.indices, batch.values)
-        indptr, found, cosines = resembling(csr, *self._inverted, least, len(self))
+        indptr, found, cosines = resembling(csr, *self._inverted, least, most, len(self))
         return Pairs(np.repeat(np.arange(len(batch)), np.diff(indptr)), found.astype(np.int64), cosines)
 
     @cached_property

@@ -33,13 +33,14 @@ from mach.errors import ConfigError, DataError
 from mach.hashing import Assignment, TableAssignment
 from mach.networks.batch import Batch, largest_features
 from mach.queries import QueryReader
-from mach.recall import PLAIN, RERANKED, Recall
+from mach.recall import NEAR_FROM, PLAIN, RERANKED, Recall, lifts_of
 from mach.storage import Run
 from mach.versions import Step, Turn, Versions
 
 if TYPE_CHECKING:
     from mach.decoding import TopK
     from mach.queries import Queries
+    from mach.recall import Candidates
 
 MARGIN = 0.05  # of the scale between the tenth and the best class: how far lifts put a class above others
 SAME_COSINE = 0.999  # exemplars of different classes that are the same row cannot both be first
@@ -561,28 +562,35 @@ class Living:
         is_kept = has_features(batch)
         if not is_kept.all():
             batch, probs_MRB = rows_of(batch, np.flatnonzero(is_kept)), probs_MRB[is_kept]
-        before, own, K = edits.exemplars, exemplars.classes_M, edits.n_classes
+        before, own, K, M = edits.exemplars, exemplars.classes_M, edits.n_classes, len(exemplars)
         known = exemplars if before is None else exemplars.and_also(before)
-        rows, others, _ = known.resembling(batch, SAME_COSINE)
-        same = np.unique(rows * K + known.classes_M[others])
-        lifts_M2 = np.zeros((len(exemplars), 2), np.float32)
-        unlifted = self._prepared(replace(edits, exemplars=replace(known, lifts_M2=np.zeros_like(known.lifts_M2))))
+        known = replace(known, lifts_M2=known.lifts_M2.copy())
+        pairs = known.resembling(batch, NEAR_FROM)
+        is_same = pairs.cosines >= SAME_COSINE
+        same = np.unique(pairs.rows[is_same] * K + known.classes_M[pairs.exemplars[is_same]])
+        lifts_M2 = np.zeros((M, 2), np.float32)
+        live = self._prepared(replace(edits, exemplars=replace(known, lifts_M2=np.zeros_like(known.lifts_M2))))
+        recall, k, rows = live.recall, LOOKED_AT + rank, np.arange(M)
+        shown = recall.find(batch, PLAIN)
         for mode in (PLAIN, RERANKED) if self.reranker is not None else (PLAIN,):
-            how: dict[str, Any] = {"rerank": mode == RERANKED}
-            trained = self.decode_trained(batch, probs_MRB, columns, LOOKED_AT + rank, **how, live=unlifted)
-            scores_M = self._score_batch(batch, probs_MRB, columns, own[:, None], **how, live=unlifted)[:, 0]
+            how: dict[str, Any] = {"rerank": mode == RERANKED, "live": live}
+            keys, lifts = lifts_of(known, pairs, K, mode)
+            found = shown._replace(lift_keys=keys, lifts=np.zeros_like(lifts))
+            trained = self.decode_trained(batch, probs_MRB, columns, k, **how)
+            candidates = self.candidates(trained, batch, probs_MRB, columns, k, **how, found=found)
+            scores_M = self._score_batch(batch, probs_MRB, columns, own[:, None], **how, found=found)[:, 0]
             low, high = edits.anchors_22[mode]
             margin = MARGIN * max(float(high - low), 1e-3)
             for _ in range(ROUNDS):
-                live = self._prepared(edits.shown(replace(exemplars, lifts_M2=lifts_M2)))
-                top = self.merged(trained, batch, probs_MRB, columns, LOOKED_AT + rank, **how, live=live)
-                is_rival = (top.ids_Nk >= 0) & ~np.isin(np.arange(len(own))[:, None] * K + top.ids_Nk, same)
+                top = recall.best(candidates, k, lifts_of(known, pairs, K, mode)[1])
+                is_rival = (top.ids_Nk >= 0) & ~np.isin(rows[:, None] * K + top.ids_Nk, same)
                 place = np.argmax(np.cumsum(is_rival, axis=1) >= rank, axis=1)
-                rivals_M = np.where(is_rival.sum(axis=1) >= rank, top.scores_Nk[np.arange(len(own)), place], -np.inf)
+                rivals_M = np.where(is_rival.sum(axis=1) >= rank, top.scores_Nk[rows, place], -np.inf)
                 needed_M = np.where(np.isfinite(scores_M), rivals_M + margin - scores_M, 0)
                 if (needed_M <= lifts_M2[:, mode] + margin / 2).all():
                     break
                 lifts_M2[:, mode] = np.maximum(lifts_M2[:, mode], needed_M)
+                known.lifts_M2[:M, mode] = lifts_M2[:, mode]
         if self.reranker is None:
             lifts_M2[:, RERANKED] = lifts_M2[:, PLAIN]
         return replace(exemplars, lifts_M2=lifts_M2)

@@ -19,7 +19,7 @@ from mach.living import Allowed, Live, Living
 from mach.networks.batch import Batch, SparseBatch
 from mach.ordering import prior_terms, tail_terms, topk_with_terms
 from mach.queries import is_single
-from mach.recall import PLAIN, RERANKED
+from mach.recall import PLAIN, RERANKED, Candidates, Found
 from mach.repetition import read_json
 from mach.reranker import Reranked, Reranker, verify
 from mach.scoring import Scorer, shapes_of
@@ -250,7 +250,9 @@ class MachModel(Living):
         subset = self._subset(live, allowed)
         how: dict[str, Any] = {"allowed": subset, "rerank": rerank, "tail": tail, "live": live}
         top = self.decode_trained(batch, probs_NRB, columns, k, **how, budget=budget)
-        return top if live.recall.is_idle else self.merged(top, batch, probs_NRB, columns, k, **how)
+        if live.recall.is_idle:
+            return top
+        return live.recall.best(self.candidates(top, batch, probs_NRB, columns, k, **how), k)
 
     def decode_trained(
         self,
@@ -278,7 +280,7 @@ class MachModel(Living):
         assert terms_K is not None
         return topk_with_terms(search, probs_NRB, k, terms_K, self.run.config.decoding.candidates)
 
-    def merged(
+    def candidates(
         self,
         trained: TopK,
         batch: Batch,
@@ -290,8 +292,9 @@ class MachModel(Living):
         rerank: bool = True,
         tail: float = 0.0,
         live: Live,
-    ) -> TopK:
-        """Best k of all classes from the best k of the trained ones: with added classes and what was taught."""
+        found: Found | None = None,
+    ) -> Candidates:
+        """The best k trained classes with all others that can be above them: added ones, and those that were taught."""
         terms_K = self._trained_terms(live, rerank, tail)
 
         def score_trained(rows: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -302,7 +305,7 @@ class MachModel(Living):
             scores_NC = self._score_trained(rows_of(batch, used), probs_NRB[used], columns, ids_NC, rerank, terms_K)
             return scores_NC[owners, places]
 
-        return live.recall.merge(
+        return live.recall.candidates(
             trained,
             batch,
             probs_NRB,
@@ -312,6 +315,7 @@ class MachModel(Living):
             score_trained,
             allowed_K=live.parts(allowed)[1],
             terms_K=self._terms(live, 0.0, tail),
+            found=found,
         )
 
     def _trained_terms(self, live: Live, rerank: bool, tail: float) -> NDArray[np.float32] | None:
@@ -344,6 +348,7 @@ class MachModel(Living):
         rerank: bool = True,
         tail: float = 0.0,
         live: Live,
+        found: Found | None = None,
     ) -> NDArray[np.float32]:
         """Scores of given classes, shape (N, C); -inf for removed ones and -1."""
         edits, recall = live.edits, live.recall
@@ -353,7 +358,7 @@ class MachModel(Living):
         if not recall.is_idle:
             mode = RERANKED if rerank and self.reranker is not None else PLAIN
             added_terms_K = self._terms(live, 0.0, tail)
-            found = recall.find(batch, mode)
+            found = recall.find(batch, mode) if found is None else found
             rows, at = np.nonzero(ids_NC >= edits.n_trained)
             ids = ids_NC[rows, at]
             values_NRB = transform(probs_NRB, self.aggregate)

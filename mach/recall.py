@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.decoding import Decoder, TopK, reduce, transform
-from mach.edits import Edits
+from mach.edits import Edits, Exemplars, Pairs
 from mach.hashing import TableAssignment
 from mach.networks.batch import Batch
 
 OFFSET, AGGREGATE, COSINE, RIVALS = 1.0, 0.3, 0.4, 0.1
 TOP, SLOPE = 0.7, 0.05
-LEAST_COSINE = 0.04  # below it a query does not resemble the examples of a class
+LEAST_COSINE, MOST_RIVALS = 0.04, 64  # a query resembles the closest classes, from this cosine on
 NEAR_FROM, NEAR_TO = 0.4, 0.9
 PLAIN, RERANKED = 0, 1  # columns of lifts and rows of anchors
 
@@ -34,18 +34,29 @@ Score = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]  #
 
 
 class Found(NamedTuple):
-    """What a batch of queries resembles, as pairs of query and class, ascending and unique by ``keys``.
+    """What a batch of queries resembles, as pairs of query and class, ascending and unique by ``keys``, row K + class.
 
-    ``keys`` are row K + class; ``shown`` the cosine to the mean of an added class's examples with the number of those
-    that resemble more, ``lifts`` what exemplars add.
+    ``cosines`` are to the mean of an added class's examples, ``n_more`` the number of those that resemble more;
+    ``lifts`` is what exemplars add.
     """
 
-    shown_keys: NDArray[np.int64]
+    keys: NDArray[np.int64]
     cosines: NDArray[np.float32]
     n_more: NDArray[np.int64]
-    n_shown_N: NDArray[np.int64]
+    n_found_N: NDArray[np.int64]
     lift_keys: NDArray[np.int64]
     lifts: NDArray[np.float32]
+
+
+class Candidates(NamedTuple):
+    """Pairs of query and class that can be among the best, with their scores without lifts."""
+
+    rows: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    trained: TopK
+    n_scored_N: NDArray[np.int64]
+    found: Found
 
 
 def near(cosines: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -100,24 +111,24 @@ class Recall:
 
     def find(self, batch: Batch, mode: int) -> Found:
         """What the queries of a batch resemble."""
-        K, none = self.edits.n_classes, np.empty(0, np.int64)
-        keys, cosines, n_more = none, none.astype(np.float32), none
-        n_shown_N = np.zeros(len(batch), np.int64)
-        if self._centroids is not None:
-            rows, owners, cosines = self._centroids.resembling(batch, LEAST_COSINE)
-            n_shown_N = np.bincount(rows, minlength=len(batch))
-            best_first = np.lexsort((-cosines, rows))
-            n_more = np.empty(len(rows), np.int64)
-            n_more[best_first] = np.arange(len(rows)) - np.repeat(np.cumsum(n_shown_N) - n_shown_N, n_shown_N)
-            keys = rows * K + self._centroids.classes_M[owners]
-            order = np.argsort(keys)
-            keys, cosines, n_more = keys[order], cosines[order], n_more[order]
-        lift_keys, lifts = none, cosines[:0]
-        if self._lifting is not None:
-            rows, owners, similar = self._lifting.resembling(batch, NEAR_FROM)
-            lifts = self._lifting.lifts_M2[owners, mode] * near(similar)
-            lift_keys, lifts = _largest(rows * K + self._lifting.classes_M[owners], lifts)
-        return Found(keys, cosines, n_more, n_shown_N, lift_keys, lifts)
+        found = self._shown(batch)
+        if self._lifting is None:
+            return found
+        keys, lifts = lifts_of(self._lifting, self._lifting.resembling(batch, NEAR_FROM), self.edits.n_classes, mode)
+        return found._replace(lift_keys=keys, lifts=lifts)
+
+    def _shown(self, batch: Batch) -> Found:
+        none = np.empty(0, np.int64)
+        if self._centroids is None:
+            return Found(none, none.astype(np.float32), none, np.zeros(len(batch), np.int64), none, none)  # type: ignore[arg-type]
+        rows, owners, cosines = self._centroids.resembling(batch, LEAST_COSINE, MOST_RIVALS)
+        n_found_N = np.bincount(rows, minlength=len(batch))
+        best_first = np.lexsort((owners, -cosines, rows))
+        n_more = np.empty(len(rows), np.int64)
+        n_more[best_first] = np.arange(len(rows)) - np.repeat(np.cumsum(n_found_N) - n_found_N, n_found_N)
+        keys = rows * self.edits.n_classes + self._centroids.classes_M[owners]
+        order = np.argsort(keys)
+        return Found(keys[order], cosines[order], n_more[order], n_found_N, none, none)  # type: ignore[arg-type]
 
     def score_added(
         self,
@@ -132,8 +143,8 @@ class Recall:
         buckets_RP = self.table_RA[functions][:, ids - self.edits.n_trained]
         values_RP = values_NRB[rows, np.arange(len(functions))[:, None], buckets_RP]
         aggregates = reduce(values_RP, self.aggregate, self.n_buckets)
-        cosines, n_more = np.full(len(rows), LEAST_COSINE, np.float32), found.n_shown_N[rows]
-        at, is_shown = _places(found.shown_keys, rows * self.edits.n_classes + ids)
+        cosines, n_more = np.full(len(rows), LEAST_COSINE, np.float32), found.n_found_N[rows]
+        at, is_shown = _places(found.keys, rows * self.edits.n_classes + ids)
         cosines[is_shown], n_more[is_shown] = found.cosines[at[is_shown]], found.n_more[at[is_shown]]
         return self.scale(aggregates, cosines, n_more, mode)
 
@@ -148,7 +159,7 @@ class Recall:
         u = np.minimum(u, TOP + SLOPE * (u - TOP))
         return (low[mode] + width[mode] * u).astype(np.float32)
 
-    def merge(
+    def candidates(
         self,
         trained: TopK,
         batch: Batch,
@@ -160,8 +171,9 @@ class Recall:
         *,
         allowed_K: NDArray[np.bool_] | None = None,
         terms_K: NDArray[np.float32] | None = None,
-    ) -> TopK:
-        """The best k of all classes, from the best k of the trained ones and all that can be above them.
+        found: Found | None = None,
+    ) -> Candidates:
+        """The best k trained classes, and all others that can be above them; without lifts.
 
         Parameters
         ----------
@@ -175,11 +187,14 @@ class Recall:
         allowed_K : bool array of shape (K0 + A,), optional
         terms_K : float32 array of shape (K0 + A,), optional
             Added to the scores of added classes.
+        found : Found, optional
+            What the batch resembles, where it is known.
         """
         edits, K, N = self.edits, self.edits.n_classes, len(batch)
-        found = self.find(batch, mode)
+        found = self.find(batch, mode) if found is None else found
         values_NRB = transform(probs_NRB, self.aggregate)
-        keys = np.union1d(found.shown_keys, found.lift_keys)
+        is_new = ~_places(found.keys, found.lift_keys)[1]
+        keys = np.sort(np.concatenate([found.keys, found.lift_keys[is_new]])) if is_new.any() else found.keys
         rows, ids = np.divmod(keys, K)
         if allowed_K is not None:
             is_in = allowed_K[ids]
@@ -191,7 +206,6 @@ class Recall:
         scores[is_added] = self.score_added(found, values_NRB, functions, rows[is_added], ids[is_added], mode)
         others = [(trained.ids_Nk, trained.scores_Nk)]
         n_scored_N = trained.n_scored_N + np.bincount(rows, minlength=N)
-        bound_N = trained.bound_N
         if edits.n_added:
             decoder = self._decoder(tuple(functions))
             allowed_A = None if allowed_K is None else allowed_K[edits.n_trained :]
@@ -199,7 +213,7 @@ class Recall:
             ids_Nk = np.where(top.ids_Nk < 0, -1, top.ids_Nk + edits.n_trained)
             least = np.full(ids_Nk.shape, LEAST_COSINE, np.float32)
             finite_Nk = np.where(ids_Nk < 0, 0, top.scores_Nk)
-            plain_Nk = self.scale(finite_Nk, least, found.n_shown_N[:, None] + np.zeros_like(ids_Nk), mode)
+            plain_Nk = self.scale(finite_Nk, least, found.n_found_N[:, None] + np.zeros_like(ids_Nk), mode)
             others.append((ids_Nk, np.where(ids_Nk < 0, -np.inf, plain_Nk).astype(np.float32)))
             n_scored_N = n_scored_N + top.n_scored_N
         all_rows, all_ids, all_scores = [rows], [ids], [scores]
@@ -213,14 +227,21 @@ class Recall:
         rows, ids, scores = np.concatenate(all_rows), np.concatenate(all_ids), np.concatenate(all_scores)
         if terms_K is not None:
             scores = np.where(ids >= edits.n_trained, scores + terms_K[ids], scores)
-        scores = self.lifted(found, rows, ids, scores)
+        return Candidates(rows, ids, scores, trained, n_scored_N, found)
+
+    def best(self, candidates: Candidates, k: int, lifts: NDArray[np.float32] | None = None) -> TopK:
+        """The best k of the candidates; with other lifts than were found, where they are given."""
+        rows, ids, scores, trained, n_scored_N, found = candidates
+        if lifts is not None:
+            found = found._replace(lifts=lifts)
+        scores, N = self.lifted(found, rows, ids, scores), len(n_scored_N)
         order = np.lexsort((ids, -scores, rows))
         counts_N = np.bincount(rows, minlength=N)
         places = np.arange(len(rows)) - np.repeat(np.cumsum(counts_N) - counts_N, counts_N)
         order, places = order[places < k], places[places < k]
         ids_Nk, scores_Nk = np.full((N, k), -1, np.int64), np.full((N, k), -np.inf, np.float32)
         ids_Nk[rows[order], places], scores_Nk[rows[order], places] = ids[order], scores[order]
-        bound_N = np.maximum(bound_N, scores_Nk[:, -1])
+        bound_N = np.maximum(trained.bound_N, scores_Nk[:, -1])
         return TopK(ids_Nk, scores_Nk, trained.exact_N, n_scored_N, trained.n_opened_N, bound_N)
 
     def lifted(
@@ -236,16 +257,21 @@ class Recall:
         return Decoder(TableAssignment.from_table(self.table_RA[list(functions)], self.n_buckets), self.aggregate)
 
 
+def lifts_of(
+    exemplars: Exemplars, pairs: Pairs, n_classes: int, mode: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Keys of the pairs of query and class that are lifted, ascending, and by how much."""
+    rows, owners, cosines = pairs
+    keys = rows * n_classes + exemplars.classes_M[owners]
+    lifts = exemplars.lifts_M2[owners, mode] * near(cosines)
+    order = np.lexsort((-lifts, keys))
+    unique, first = np.unique(keys[order], return_index=True)
+    return unique, lifts[order][first]
+
+
 def _places(keys: NDArray[np.int64], wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Where wanted keys stand among ascending ones, and whether they do."""
     if not len(keys):
         return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.bool_)
     at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return at, keys[at] == wanted
-
-
-def _largest(keys: NDArray[np.int64], values: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Each key once, ascending, with its largest value."""
-    order = np.lexsort((-values, keys))
-    unique, first = np.unique(keys[order], return_index=True)
-    return unique, values[order][first]

@@ -19,9 +19,12 @@ def resembling(
     postings: Array,
     values: Array,
     least: float,
+    most: int,
     n_exemplars: int,
 ) -> tuple[Array, Array, Array]:
-    """Pairs of query and exemplar whose cosine is at least ``least``, which is above 0.
+    """Pairs of query and exemplar whose cosine is at least ``least``, which is above 0: the ``most`` closest a query.
+
+    Equal cosines at the edge are all taken.
 
     Parameters
     ----------
@@ -31,6 +34,7 @@ def resembling(
         The features of all exemplars, ascending; ``postings[offsets[i] : offsets[i + 1]]`` are the exemplars that have
         feature ``features[i]``, with their values. Exemplars have length 1.
     least : float
+    most : int
     n_exemplars : int
 
     Returns
@@ -40,11 +44,12 @@ def resembling(
 
     Notes
     -----
-    Cost: the exemplars that share a feature with a query, once a shared feature; 8 bytes of scratch an exemplar.
+    Cost: the exemplars that share a feature with a query, once a shared feature; 12 bytes of scratch an exemplar.
     """
     indptr, indices, data = csr
     N = len(indptr) - 1
     sums_M, touched = np.zeros(n_exemplars, np.float32), np.empty(n_exemplars, np.int32)
+    above_M = np.empty(n_exemplars, np.float32)
     indptr_N1, n_found = np.zeros(N + 1, np.int64), 0
     found, cosines = np.empty(64, np.int32), np.empty(64, np.float32)
     for n in range(N):
@@ -65,6 +70,13 @@ def resembling(
             n_touched = n_exemplars
             for m in range(n_exemplars):
                 touched[m] = m
+        n_above = 0
+        for i in range(n_touched):
+            if sums_M[touched[i]] >= floor and sums_M[touched[i]] > 0:
+                above_M[n_above] = sums_M[touched[i]]
+                n_above += 1
+        if n_above > most:
+            floor = np.partition(above_M[:n_above], n_above - most)[n_above - most]
         for i in range(n_touched):
             m = touched[i]
             if sums_M[m] >= floor and sums_M[m] > 0:
