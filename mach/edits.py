@@ -101,8 +101,9 @@ class Exemplars:
             none = np.empty(0, np.int64)
             return Pairs(none, none, none.astype(np.float32))
         if isinstance(self.batch, DenseBatch):
-            assert isinstance(batch, DenseBatch)
-            cosines_NM = unit_rows(batch).values_ND @ self.batch.values_ND.T
+            unit = unit_rows(batch)
+            assert isinstance(unit, DenseBatch)
+            cosines_NM = unit.values_ND @ self.batch.values_ND.T
             floors_N = np.full(len(batch), least, np.float32)
             if most < len(self):
                 floors_N = np.maximum(floors_N, np.partition(cosines_NM, -most, axis=1)[:, -most])
@@ -370,8 +371,9 @@ def unit_rows(batch: Batch) -> Batch:
 
 def has_features(batch: Batch) -> NDArray[np.bool_]:
     """Whether rows hold anything."""
-    has: NDArray[np.bool_] = batch.values_ND.any(axis=1) if isinstance(batch, DenseBatch) else np.diff(batch.indptr) > 0
-    return has
+    if isinstance(batch, DenseBatch):
+        return np.asarray(batch.values_ND.any(axis=1))
+    return np.asarray(np.diff(batch.indptr) > 0)
 
 
 def rows_of(batch: Batch, rows: NDArray[np.int64]) -> Batch:

@@ -6,16 +6,16 @@ returns. Readers of older versions are not affected.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mach.data.store import ClassNames, Reference
 from mach.decoding import Subset
 from mach.edits import (
     ASSOCIATE,
@@ -30,88 +30,17 @@ from mach.edits import (
     rows_of,
 )
 from mach.errors import ConfigError, DataError
-from mach.hashing import Assignment, TableAssignment
+from mach.live import Allowed, Classes
 from mach.networks.batch import Batch, largest_features
 from mach.queries import QueryReader
-from mach.recall import NEAR_FROM, PLAIN, RERANKED, Recall, lifts_of
-from mach.storage import Run
+from mach.teaching import Teaching, place
 from mach.versions import Step, Turn, Versions
 
 if TYPE_CHECKING:
-    from mach.decoding import TopK
     from mach.queries import Queries
-    from mach.recall import Candidates
-
-MARGIN = 0.05  # of the scale between the tenth and the best class: how far lifts put a class above others
-SAME_COSINE = 0.999  # exemplars of different classes that are the same row cannot both be first
-ROUNDS = 3  # of lifting, as lifts change what others have to exceed
-MAX_ANCHORED = 512  # examples that the scale is measured on
-LOOKED_AT = 10  # best classes
-
-Classes = Any  # ids, names, or one of them
-Allowed = Any  # a mask of all classes, ids, names, the name of a subset, or a prepared Subset
 
 
-@dataclass(frozen=True, eq=False)
-class Live:
-    """One version of the classes, prepared for a model."""
-
-    edits: Edits
-    recall: Recall
-    trained_names: Sequence[str] | None
-    subsets: dict[str, Subset] = field(default_factory=dict)
-    _left: WeakKeyDictionary[Subset, Subset] = field(default_factory=WeakKeyDictionary)
-    _parts: WeakKeyDictionary[Subset, tuple[Subset, NDArray[np.bool_]]] = field(default_factory=WeakKeyDictionary)
-
-    @cached_property
-    def everything(self) -> Subset | None:
-        """All that may be returned; None where that is every class."""
-        is_there_K = self.edits.is_there_K
-        return None if is_there_K is None else Subset(self.edits.n_classes, mask_K=is_there_K)
-
-    def left_of(self, subset: Subset) -> Subset:
-        """What is there of a subset that was prepared before, when other classes may have been."""
-        if self.everything is None or subset is self.everything:
-            return subset
-        if subset not in self._left:
-            is_there_K = self.everything.mask_K
-            is_whole = is_there_K[subset.ids_C].all()
-            self._left[subset] = (
-                subset if is_whole else Subset(len(is_there_K), ids=subset.ids_C[is_there_K[subset.ids_C]])
-            )
-        return self._left[subset]
-
-    def parts(self, subset: Subset | None) -> tuple[Subset | None, NDArray[np.bool_] | None]:
-        """A subset's trained classes, and its mask."""
-        K0 = self.edits.n_trained
-        if subset is None:
-            return None, None
-        if self.recall.is_idle:
-            return subset, None
-        if subset not in self._parts:
-            ids_C = subset.ids_C
-            trained = Subset(K0, ids=ids_C[: np.searchsorted(ids_C, K0)])
-            self._parts[subset] = trained, subset.mask_K
-        return self._parts[subset]
-
-    def name(self, k: int) -> str:
-        """The name of a class; its number where trained classes have none."""
-        edits = self.edits
-        if k >= edits.n_trained:
-            return edits.names[k - edits.n_trained]
-        if k in edits.renamed:
-            return edits.renamed[k]
-        return str(k) if self.trained_names is None else self.trained_names[k]
-
-    @cached_property
-    def ids_by_name(self) -> dict[str, int]:
-        """Ids of all classes that are there, by name; the first of equal names."""
-        gone = set(self.edits.removed.tolist())
-        ids = (k for k in range(self.edits.n_classes - 1, -1, -1) if k not in gone)
-        return {self.name(k): k for k in ids}
-
-
-class Living:
+class Living(Teaching):
     """The verbs that change a model's classes; `MachModel` is one.
 
     Attributes
@@ -122,37 +51,8 @@ class Living:
         Of the classes: 0 as trained.
     """
 
-    run: Run
-    repetitions: list[int]
-    assignment: Assignment
-    aggregate: str
-    reranker: Any
-    _scorer: Any
-    _live: Live
-
-    @property
-    def edits(self) -> Edits:
-        return self._live.edits
-
-    @property
-    def version(self) -> int:
-        return self._live.edits.version
-
-    @property
-    def n_classes(self) -> int:
-        """K: all ids ever given, those of removed classes among them."""
-        return self._live.edits.n_classes
-
-    def decode(
-        self, batch: Batch, probs_NRB: NDArray[np.float32], columns: tuple[int, ...], k: int, **how: Any
-    ) -> TopK:
-        raise NotImplementedError
-
-    def topk(self, queries: Queries, k: int = 10, **how: Any) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        raise NotImplementedError
-
-    def score(self, queries: Queries, ids: ArrayLike, **how: Any) -> NDArray[np.float32]:
-        raise NotImplementedError
+    topk: Callable[..., tuple[NDArray[np.int64], NDArray[np.float32]]]
+    score: Callable[..., NDArray[np.float32]]
 
     def add_classes(
         self,
@@ -406,7 +306,7 @@ class Living:
         DataError
             When a mask does not fit, a class is not there, or there is no such subset.
         """
-        return self._subset(self._live, allowed)
+        return self._live.subset(allowed)
 
     def ids_of(self, classes: Classes) -> NDArray[np.int64]:
         """Ids of classes given by ids or names.
@@ -416,7 +316,7 @@ class Living:
         DataError
             When one is not there.
         """
-        return self._ids_of(self._live, classes)
+        return self._live.ids_of(classes)
 
     def names(self, ids: ArrayLike) -> list[Any]:
         """Names of classes, in the shape of ``ids`` as nested lists; padding (-1) gives None.
@@ -439,6 +339,20 @@ class Living:
         """`names`, or None where the model has none."""
         has_names = self._live.trained_names is not None or bool(self._live.edits.names)
         return self.names if has_names else None
+
+    def reference(self) -> Reference:
+        """What other rows must agree with to be this model's queries, with added and renamed classes."""
+        found, live = self.run.reference(), self._live
+        if not (live.edits.n_added or live.edits.renamed):
+            return found
+        names = None
+        if live.trained_names is not None:
+            parts = [live.name(k).encode("utf-8", "surrogatepass") for k in range(self.n_classes)]
+            offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+            names = ClassNames(offsets, np.frombuffer(b"".join(parts), np.uint8))
+        step = Versions(self.run).current().step(self.version)
+        fingerprint = f"{found.fingerprint}-{step.digest if step else ''}"
+        return replace(found, n_classes=self.n_classes, class_names=names, fingerprint=fingerprint)
 
     def class_counts_K(self) -> NDArray[np.int64]:
         """Training rows of every trained class, and examples of every added one."""
@@ -480,16 +394,6 @@ class Living:
             raise ConfigError("some repetitions do not answer: an edit needs them all: try again")
         return probs_NRB, columns
 
-    def _loads(self) -> NDArray[np.int64]:
-        """Classes a bucket of every hash function, shape (R J, B); universal hashing has equally many in all."""
-        loads_RB = np.zeros((self.assignment.n_repetitions, self.assignment.n_buckets), np.int64)
-        if isinstance(self.assignment, TableAssignment):
-            loads_RB += np.diff(self.assignment.inverse[0], axis=1)
-        is_kept = ~self.edits.is_removed(np.arange(self.edits.n_trained, self.n_classes))
-        for r, buckets_A in enumerate(self._live.recall.table_RA[:, is_kept]):
-            loads_RB[r] += np.bincount(buckets_A, minlength=loads_RB.shape[1])
-        return loads_RB
-
     def _buckets(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Buckets of all classes by the model's hash functions."""
         K0 = self.edits.n_trained
@@ -513,22 +417,6 @@ class Living:
                 found.append(rows_BH / np.maximum(np.linalg.norm(rows_BH, axis=1, keepdims=True), 1e-12))
         return found
 
-    def _anchored(
-        self, edits: Edits, batch: Batch, probs_MRB: NDArray[np.float32], columns: tuple[int, ...]
-    ) -> tuple[NDArray[np.float32], int]:
-        """The scale of scores after some more examples: a running mean."""
-        rows = np.linspace(0, len(batch) - 1, min(len(batch), MAX_ANCHORED)).astype(np.int64)
-        part, probs = rows_of(batch, rows), probs_MRB[rows]
-        anchors_22 = np.zeros((2, 2))
-        for mode in (PLAIN, RERANKED):
-            top = self.decode_trained(part, probs, columns, LOOKED_AT, rerank=mode == RERANKED)
-            finite_Nk = np.where(np.isfinite(top.scores_Nk), top.scores_Nk, np.nan)
-            anchors_22[mode] = np.nanmean(np.nanmin(finite_Nk, axis=1)), np.nanmean(finite_Nk[:, 0])
-        n_before = min(edits.n_anchored, MAX_ANCHORED)
-        share = len(rows) / (n_before + len(rows))
-        mixed = (1 - share) * edits.anchors_22 + share * np.nan_to_num(anchors_22)
-        return mixed.astype(np.float32), edits.n_anchored + len(rows)
-
     def _teach(self, queries: Queries, classes: Callable[[], NDArray[np.int64]], kind: int, rank: int) -> None:
         """Lift classes so that each is among the best ``rank`` of its query."""
         self._insist_on_all_repetitions()
@@ -537,7 +425,10 @@ class Living:
             ids = classes()
             if len(ids) != len(batch):
                 raise DataError(f"{len(batch)} queries and {len(ids)} classes: give one class a query")
-            batch, ids = rows_of(batch, np.flatnonzero(ids >= 0)), ids[ids >= 0]
+            kept = np.flatnonzero((ids >= 0) & has_features(batch))
+            if not len(kept):
+                raise DataError("no query has a known feature: there is nothing to recognise it by")
+            batch, ids = rows_of(batch, kept), ids[kept]
             probs_NRB, columns = self._probabilities(batch)
             edits = self._live.edits
             if not edits.n_anchored:
@@ -547,69 +438,19 @@ class Living:
             verb = "upvote" if kind == UPVOTE else "associate"
             self._write(turn, edits.shown(lifted), verb, f"{len(ids)} pairs")
 
-    def _lift(
-        self,
-        edits: Edits,
-        exemplars: Exemplars,
-        rank: int,
-        scored: tuple[Batch, NDArray[np.float32], tuple[int, ...]],
-    ) -> Exemplars:
-        """Exemplars with the lifts that bring each one's class among the best ``rank`` of its own row, in both modes.
-
-        Classes that were shown the same row cannot all be first: they do not have to exceed each other.
-        """
-        batch, probs_MRB, columns = scored
-        is_kept = has_features(batch)
-        if not is_kept.all():
-            batch, probs_MRB = rows_of(batch, np.flatnonzero(is_kept)), probs_MRB[is_kept]
-        before, own, K, M = edits.exemplars, exemplars.classes_M, edits.n_classes, len(exemplars)
-        known = exemplars if before is None else exemplars.and_also(before)
-        known = replace(known, lifts_M2=known.lifts_M2.copy())
-        pairs = known.resembling(batch, NEAR_FROM)
-        is_same = pairs.cosines >= SAME_COSINE
-        same = np.unique(pairs.rows[is_same] * K + known.classes_M[pairs.exemplars[is_same]])
-        lifts_M2 = np.zeros((M, 2), np.float32)
-        live = self._prepared(replace(edits, exemplars=replace(known, lifts_M2=np.zeros_like(known.lifts_M2))))
-        recall, k, rows = live.recall, LOOKED_AT + rank, np.arange(M)
-        shown = recall.find(batch, PLAIN)
-        for mode in (PLAIN, RERANKED) if self.reranker is not None else (PLAIN,):
-            how: dict[str, Any] = {"rerank": mode == RERANKED, "live": live}
-            keys, lifts = lifts_of(known, pairs, K, mode)
-            found = shown._replace(lift_keys=keys, lifts=np.zeros_like(lifts))
-            trained = self.decode_trained(batch, probs_MRB, columns, k, **how)
-            candidates = self.candidates(trained, batch, probs_MRB, columns, k, **how, found=found)
-            scores_M = self._score_batch(batch, probs_MRB, columns, own[:, None], **how, found=found)[:, 0]
-            low, high = edits.anchors_22[mode]
-            margin = MARGIN * max(float(high - low), 1e-3)
-            for _ in range(ROUNDS):
-                top = recall.best(candidates, k, lifts_of(known, pairs, K, mode)[1])
-                is_rival = (top.ids_Nk >= 0) & ~np.isin(rows[:, None] * K + top.ids_Nk, same)
-                place = np.argmax(np.cumsum(is_rival, axis=1) >= rank, axis=1)
-                rivals_M = np.where(is_rival.sum(axis=1) >= rank, top.scores_Nk[rows, place], -np.inf)
-                needed_M = np.where(np.isfinite(scores_M), rivals_M + margin - scores_M, 0)
-                if (needed_M <= lifts_M2[:, mode] + margin / 2).all():
-                    break
-                lifts_M2[:, mode] = np.maximum(lifts_M2[:, mode], needed_M)
-                known.lifts_M2[:M, mode] = lifts_M2[:, mode]
-        if self.reranker is None:
-            lifts_M2[:, RERANKED] = lifts_M2[:, PLAIN]
-        return replace(exemplars, lifts_M2=lifts_M2)
-
-    def _score_batch(self, batch: Batch, probs_NRB: Any, columns: Any, rows: Any, **how: Any) -> NDArray[np.float32]:
-        raise NotImplementedError
-
     def _insist_on_all_repetitions(self) -> None:
         finished = self.run.finished()
         if sorted(self.repetitions) != finished:
             raise ConfigError(f"an edit needs all finished repetitions {finished}, the model has {self.repetitions}")
 
     def _insist_on_new(self, names: Sequence[str]) -> None:
-        known, seen = self._live.ids_by_name, set[str]()
+        seen = set[str]()
         for name in names:
             if not name or "\n" in name:
                 raise DataError(f"class name {name!r}: need a line of text")
-            if name in known or name in seen:
-                where = f"class {known[name]} has it" if name in known else "it is given twice"
+            taken = self._live.id_of(name)
+            if taken is not None or name in seen:
+                where = "it is given twice" if taken is None else f"class {taken} has it"
                 raise DataError(f"the class name {name!r} is taken ({where}): choose another, or rename that class")
             seen.add(name)
 
@@ -626,88 +467,6 @@ class Living:
 
     def _use(self, edits: Edits) -> None:
         self._live = self._prepared(edits)
-
-    def _prepared(self, edits: Edits) -> Live:
-        n_buckets = self.assignment.n_buckets
-        table_RA = edits.buckets(self.run.functions(self.repetitions), n_buckets)
-        return Live(edits, Recall(edits, table_RA, n_buckets, self.aggregate), self.run.class_names)
-
-    def _subset(self, live: Live, allowed: Allowed) -> Subset | None:
-        K = live.edits.n_classes
-        if allowed is None:
-            return live.everything
-        if isinstance(allowed, Subset):
-            if allowed.n_classes != K:
-                raise DataError(
-                    f"the subset was prepared for {allowed.n_classes} classes, now there are {K}: prepare it anew"
-                )
-            return live.left_of(allowed)
-        if isinstance(allowed, str):
-            if allowed not in live.subsets:
-                if allowed not in live.edits.subsets:
-                    known = sorted(live.edits.subsets)
-                    raise DataError(f"there is no subset {allowed!r}: there are {known}; a list allows classes by name")
-                live.subsets[allowed] = Subset(K, ids=live.edits.subsets[allowed])
-            return live.subsets[allowed]
-        given = np.asarray(allowed)
-        if given.dtype != bool:
-            return Subset(K, ids=self._ids_of(live, allowed))
-        if given.shape not in ((K,), (live.edits.n_trained,)):
-            raise DataError(f"allowed has shape {given.shape}: need one bool a class, shape ({K},)")
-        mask_K = np.pad(given, (0, K - len(given)))
-        return Subset(K, mask_K=mask_K if live.everything is None else mask_K & live.everything.mask_K)
-
-    def _ids_of(self, live: Live, classes: Classes) -> NDArray[np.int64]:
-        given: Iterable[Any] = [classes] if isinstance(classes, str) or np.ndim(classes) == 0 else classes
-        K = live.edits.n_classes
-        if isinstance(given, np.ndarray) and given.dtype.kind in "iu":
-            ids = given.astype(np.int64).ravel()
-        else:
-            found = []
-            for k in given:
-                if isinstance(k, str):
-                    if k not in live.ids_by_name:
-                        raise DataError(f"there is no class named {k!r}: see `mach classes list {self.run.path}`")
-                    found.append(live.ids_by_name[k])
-                elif isinstance(k, int | np.integer) and not isinstance(k, bool):
-                    found.append(int(k))
-                else:
-                    raise DataError(f"class {k!r}: need ids or names")
-            ids = np.array(found, np.int64)
-        outside = ids[(ids < 0) | (ids >= K)]
-        if len(outside):
-            raise DataError(f"class {outside[0]} is none of the {K} classes 0..{K - 1}")
-        gone = ids[live.edits.is_removed(ids)]
-        if len(gone):
-            raise DataError(f"class {gone[0]} ({live.name(int(gone[0]))}) has been removed: undo brings it back")
-        return ids
-
-
-def place(
-    probs_MRB: NDArray[np.float32], owners_M: NDArray[np.int64], n_classes: int, loads_RB: NDArray[np.int64]
-) -> NDArray[np.uint32]:
-    """Buckets of classes by the bucket scores of their examples, shape (R, A).
-
-    For every hash function a class goes to the bucket that is the best of most of its examples; of those to the one of
-    the largest summed score, and then to the one with the fewest classes.
-
-    Examples
-    --------
-    >>> probs = np.float32([[[0.1, 0.9, 0.2]], [[0.3, 0.8, 0.7]], [[0.1, 0.2, 0.9]]])
-    >>> place(probs, np.array([0, 0, 0]), 1, np.zeros((1, 3), int)).tolist()
-    [[1]]
-    """
-    B = probs_MRB.shape[2]
-    table_RA = np.empty((probs_MRB.shape[1], n_classes), np.uint32)
-    for r, buckets_A in enumerate(table_RA):
-        best_M = probs_MRB[:, r].argmax(axis=1)
-        keys, inverse, counts = np.unique(owners_M * B + best_M, return_inverse=True, return_counts=True)
-        scores = np.bincount(inverse, probs_MRB[np.arange(len(best_M)), r, best_M])
-        owners, buckets = np.divmod(keys, B)
-        order = np.lexsort((loads_RB[r, buckets], -scores, -counts, owners))
-        known, first = np.unique(owners[order], return_index=True)
-        buckets_A[known] = buckets[order][first]
-    return table_RA
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -15,7 +15,8 @@ from mach.decoding import Decoder, Subset, TopK, transform
 from mach.edits import Edits, rows_of
 from mach.errors import ConfigError, DataError
 from mach.hashing import Assignment
-from mach.living import Allowed, Live, Living
+from mach.live import Allowed, Live
+from mach.living import Living
 from mach.networks.batch import Batch, SparseBatch
 from mach.ordering import prior_terms, tail_terms, topk_with_terms
 from mach.queries import is_single
@@ -224,7 +225,7 @@ class MachModel(Living):
     ) -> Iterator[Answer]:
         """As `search`, a few queries at a time: any number of them in bounded memory."""
         live = self._live
-        subset = self._subset(live, allowed)
+        subset = live.subset(allowed)
         how: dict[str, Any] = {"allowed": subset, "budget": budget, "rerank": rerank, "tail": tail, "live": live}
         for batch, probs_NRB, columns in self.answered(queries, repetitions):
             top = self.decode(batch, probs_NRB, columns, k, **how)
@@ -247,7 +248,7 @@ class MachModel(Living):
     ) -> TopK:
         """Best k classes by bucket probabilities (n, R' J, B) of a batch, from `answered`."""
         live = live or self._live
-        subset = self._subset(live, allowed)
+        subset = live.subset(allowed)
         how: dict[str, Any] = {"allowed": subset, "rerank": rerank, "tail": tail, "live": live}
         top = self.decode_trained(batch, probs_NRB, columns, k, **how, budget=budget)
         if live.recall.is_idle:

@@ -4,7 +4,7 @@ An added class k is scored by three things: its aggregate, as every class; the c
 class's examples; and how many other added classes resemble the query more, as few of them can be right. On a scale on
 which the tenth and the best trained class of a query score 0 and 1 on average, with v the aggregate on that scale::
 
-    u = OFFSET + AGGREGATE v + COSINE log c - RIVALS log(1 + more),      slower by SLOPE above TOP
+    u = OFFSETS + AGGREGATE v + COSINE log c - RIVALS log(1 + more),      slower by SLOPE above TOP
 
 Beside that every exemplar lifts its class, added or trained, by its own lift times `near` of the cosine, which is 1 for
 the exemplar itself. The constants were chosen on gnd-core with classes held out of its training rows (docs/living.md).
@@ -24,8 +24,9 @@ from mach.edits import Edits, Exemplars, Pairs
 from mach.hashing import TableAssignment
 from mach.networks.batch import Batch
 
-OFFSET, AGGREGATE, COSINE, RIVALS = 1.0, 0.3, 0.4, 0.1
-TOP, SLOPE = 0.7, 0.05
+OFFSETS = (0.93, 1.0)  # of plain and of re-ranked scores
+AGGREGATE, COSINE, RIVALS = 0.3, 0.4, 0.1
+TOP, SLOPE = 0.5, 0.05
 LEAST_COSINE, MOST_RIVALS = 0.04, 64  # a query resembles the closest classes, from this cosine on
 NEAR_FROM, NEAR_TO = 0.4, 0.9
 PLAIN, RERANKED = 0, 1  # columns of lifts and rows of anchors
@@ -106,7 +107,7 @@ class Recall:
         exemplars = self.edits.exemplars
         if exemplars is None:
             return None
-        lifting = exemplars.where((exemplars.lifts_M2 > 0).any(axis=1))
+        lifting = exemplars.where(np.asarray((exemplars.lifts_M2 > 0).any(axis=1)))
         return lifting if len(lifting) else None
 
     def find(self, batch: Batch, mode: int) -> Found:
@@ -155,7 +156,7 @@ class Recall:
         low, high = self.edits.anchors_22.astype(np.float64).T
         width = np.maximum(high - low, 1e-3)
         u = AGGREGATE * (aggregates - low[PLAIN]) / width[PLAIN]
-        u += OFFSET + COSINE * np.log(cosines) - RIVALS * np.log1p(n_more)
+        u += OFFSETS[mode] + COSINE * np.log(cosines) - RIVALS * np.log1p(n_more)
         u = np.minimum(u, TOP + SLOPE * (u - TOP))
         return (low[mode] + width[mode] * u).astype(np.float32)
 
