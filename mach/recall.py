@@ -7,9 +7,9 @@ which the tenth and the best trained class of a query score 0 and 1 on average, 
     u = OFFSETS + AGGREGATE v + COSINE log c - RIVALS log(1 + more),      and + NEAR near(c),
 
 where v below LEAST_AGGREGATE, and the first sum above TOP, count by SLOPE: unless a query is nearly one of its
-examples, an added class stays below what the networks are sure of. Beside that every exemplar lifts its class, added or trained,
-by its own lift times `near` of the cosine, which is 1 for the exemplar itself. The constants were chosen on gnd-core
-with classes held out of its training rows (docs/living.md).
+examples, an added class stays below what the networks are sure of. Beside that every exemplar lifts its class, added
+or trained, by its own lift times `near` of the cosine, which is 1 for the exemplar itself. The constants were chosen
+on gnd-core with classes held out of its training rows (docs/living.md).
 """
 
 from __future__ import annotations
