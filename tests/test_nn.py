@@ -122,7 +122,7 @@ def test_gradients_are_those_of_finite_differences(loss):
 
 @pytest.mark.parametrize("loss", ["softmax", "binary"])
 def test_topk_and_log_prob_equal_all_classes_scored(loss, monkeypatch):
-    monkeypatch.setattr("mach.nn.CHUNK_SCORES", 2 * 32 * 4)  # two rows a part
+    monkeypatch.setattr("mach.nn.head.CHUNK_SCORES", 2 * 32 * 4)  # two rows a part
     head = make(loss, n_classes=700, n_buckets=32, n_repetitions=4)
     input = 3 * hidden(7)
     log_NK = plain_log_probs(head, input)
@@ -159,6 +159,7 @@ def every_hash(n_classes, n_buckets):
     probs_RB.scatter_add_(1, head.buckets(torch.arange(n_classes)), p_K.expand(len(draws), -1))
     nn.init.zeros_(head.weight)
     with torch.no_grad():
+        assert head.bias is not None
         head.bias.copy_(probs_RB.clamp_min(1e-30).log().flatten())
     return head, p_K
 
@@ -187,7 +188,7 @@ def test_the_log_mean_sums_to_more_than_one_and_normalized_to_one():
 def test_the_normalizer_does_not_depend_on_its_parts(monkeypatch):
     head, input = make(), hidden()
     whole = head.log_prob(input, estimate="normalized")
-    monkeypatch.setattr("mach.nn.CHUNK_SCORES", 5 * 7)
+    monkeypatch.setattr("mach.nn.head.CHUNK_SCORES", 5 * 7)
     torch.testing.assert_close(head.log_prob(input, estimate="normalized"), whole)
 
 

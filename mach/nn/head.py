@@ -1,31 +1,9 @@
-"""MACH as the output layer of a PyTorch model of your own: loss, exact top-k and log-probabilities for any K.
-
-`MACHHead` has the shape of `torch.nn.AdaptiveLogSoftmaxWithLoss`. In place of K outputs it has R groups of B; class k
-stands for output ``h_r(k)`` of group r (`mach.hashing`), and each group is a small classifier of its own over hidden
-states that all share. Weights, gradients and moments take O(R B H), whatever K is.
-
-Three estimates of a class's probability come of its R bucket probabilities ``P_r``:
-
-==============  =======================================================================================================
-``log-mean``    ``mean_r log P_r``: what is trained and what ranks. An upper estimate, for a bucket holds other classes
-                too: over all classes the exponentials sum to more than 1
-``unbiased``    ``log((mean_r P_r - c) / (1 - c))``, c the chance that two classes share a bucket: exact on average over
-                the hash functions, but noisy (`mach.theory.estimator_variance`), and -87.3 where noise leaves nothing.
-                With c = 1 / B it is theorem 1 of Medini et al., "Extreme Classification in Log Memory", NeurIPS 2019;
-                with the c of this family the estimates of all classes sum to 1 on average, as they should
-``normalized``  ``sum_r log P_r`` less its log-sum-exp over all classes, the R groups as a product of experts (Hinton,
-                Neural Computation 14, 2002): a distribution over the K classes, whose time grows with K
-==============  =======================================================================================================
-
-Importing this module imports torch; `import mach` does not.
-"""
+"""The output layer itself: loss, log-probabilities, exact top-k."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -36,11 +14,12 @@ from torch.nn import functional
 from mach.decoding import Decoder
 from mach.errors import ConfigError, DataError
 from mach.hashing import UniversalAssignment
+from mach.nn.ledger import HeadLedger
+from mach.nn.targets import Target, in_range, one_a_row, pairs
 from mach.theory import plan
 
 Loss = Literal["softmax", "binary"]
 Estimate = Literal["log-mean", "unbiased", "normalized"]
-Target: TypeAlias = Tensor | Sequence[Any] | tuple[Tensor, Tensor]
 
 CHUNK_SCORES = 2**23  # scores held at once where answers come in parts: 32 MB
 LIMIT_BYTES = 2**30  # of a matrix over all classes
@@ -252,8 +231,8 @@ class MACHHead(nn.Module):
         holds_all = classes is None or (estimate == "normalized" and torch.is_grad_enabled())
         if holds_all and n_bytes > limit_bytes:
             raise DataError(
-                f"{N} rows of all {K} classes take {n_bytes} bytes, the limit is {limit_bytes}: give classes, use topk, "
-                f"take fewer rows{'' if classes is None else ', or torch.no_grad()'}"
+                f"{N} rows of all {K} classes take {n_bytes} bytes, the limit is {limit_bytes}: give classes, use "
+                f"topk, take fewer rows{'' if classes is None else ', or torch.no_grad()'}"
             )
         values_NRB = self._log_probs(hidden_NH)
         wanted = torch.arange(K, device=values_NRB.device) if classes is None else self._checked(classes, N)
@@ -301,7 +280,7 @@ class MACHHead(nn.Module):
         decoder = Decoder(self.assignment)
         n_rows = max(1, CHUNK_SCORES // (self.n_repetitions * self.n_buckets))
         parts = []
-        for hidden in hidden_NH.split(n_rows):
+        for hidden in torch.split(hidden_NH, n_rows):
             probs_NRB = self._log_probs(hidden).float().exp_().cpu().numpy()
             top = decoder.topk(probs_NRB, k, allowed_K=mask_K, budget=budget)
             parts.append((top.ids_Nk, top.scores_Nk, top.exact_N, top.bound_N))
@@ -326,25 +305,18 @@ class MACHHead(nn.Module):
 
     def _softmax(self, hidden_NH: Tensor, target: Target) -> Tensor:
         """``log-mean`` of each row's class, shape (N,)."""
-        if not isinstance(target, Tensor) or target.ndim != 1 or len(target) != len(hidden_NH):
-            raise DataError(
-                f"target has {_shape(target)} for {len(hidden_NH)} rows: loss 'softmax' takes one id a row, shape "
-                f"({len(hidden_NH)},); several classes a row need loss='binary'"
-            )
-        buckets_RN = self.buckets(self._in_range(target, "target"))
+        buckets_RN = self.buckets(one_a_row(target, len(hidden_NH), self.n_classes))
         return self._log_probs(hidden_NH).gather(2, buckets_RN.T[:, :, None]).mean((1, 2))
 
     def _binary(self, hidden_NH: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """``log-mean`` of each row's classes, mean over them, shape (N,); and the loss."""
         N = len(hidden_NH)
-        rows_M, classes_M = self._pairs(target, N, hidden_NH.device)
-        pairs_M = (rows_M * self.n_classes + classes_M).unique()
-        rows_M, classes_M = pairs_M // self.n_classes, pairs_M % self.n_classes
+        rows_M, classes_M = pairs(target, N, self.n_classes, hidden_NH.device)
         scores_NRB = self._scores(hidden_NH)
         starts_R1 = torch.arange(self.n_repetitions, device=rows_M.device)[:, None] * self.n_buckets
         at_RM = rows_M * self.n_repetitions * self.n_buckets + starts_R1 + self.buckets(classes_M)
         scores = scores_NRB.flatten()
-        total = functional.softplus(scores).sum() - scores[at_RM.unique()].sum()
+        total = functional.softplus(scores).sum() - scores[torch.unique(at_RM)].sum()
         log_probs_M = functional.logsigmoid(scores[at_RM]).mean(0)
         sums_N = torch.zeros(N, device=rows_M.device, dtype=log_probs_M.dtype).index_add(0, rows_M, log_probs_M)
         output_N = sums_N / rows_M.bincount(minlength=N).clamp_min(1)
@@ -377,7 +349,7 @@ class MACHHead(nn.Module):
         n_classes = max(1, CHUNK_SCORES // max(1, len(values_NRB)))
         parts = [
             (self.n_repetitions * self._mean(values_NRB, classes)).logsumexp(1)
-            for classes in torch.arange(self.n_classes, device=values_NRB.device).split(n_classes)
+            for classes in torch.split(torch.arange(self.n_classes, device=values_NRB.device), n_classes)
         ]
         return torch.stack(parts, 1).logsumexp(1, keepdim=True)
 
@@ -391,51 +363,7 @@ class MACHHead(nn.Module):
         classes = torch.as_tensor(classes, device=self.weight.device)
         if classes.ndim not in {1, 2} or (classes.ndim == 2 and len(classes) != n_rows):
             raise DataError(f"classes have shape {tuple(classes.shape)} for {n_rows} rows: need (C,) or ({n_rows}, C)")
-        return self._in_range(classes, "classes")
-
-    def _in_range(self, classes: Tensor, name: str, least: int = 0) -> Tensor:
-        """Integer ids, every one a class; asks the device once."""
-        if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
-            raise DataError(f"{name} is {classes.dtype}: need integers, 0..{self.n_classes - 1}")
-        if not torch.compiler.is_compiling():
-            outside = (classes < least) | (classes >= self.n_classes)
-            if outside.any():
-                place = tuple(outside.nonzero()[0].tolist())
-                found = f"{name}[{', '.join(map(str, place))}] is {int(classes[place])}"
-                raise DataError(f"{found}: classes are 0..{self.n_classes - 1}")
-        return classes
-
-    def _pairs(self, target: Target, n_rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Row and class of every target, int64 of shape (M,)."""
-        if isinstance(target, tuple) and len(target) == 2 and all(isinstance(part, Tensor) for part in target):
-            classes_M, offsets = target[0].to(device), target[1].to(device)
-            ends = (
-                torch.cat([offsets[1:], offsets.new_tensor([len(classes_M)])])
-                if len(offsets) == n_rows
-                else offsets[1:]
-            )
-            counts = ends - offsets[: len(ends)]
-            is_whole = len(ends) == n_rows and (
-                n_rows == 0 or (int(offsets[0]) == 0 and int(ends[-1]) == len(classes_M))
-            )
-            if not is_whole or bool((counts < 0).any()):
-                raise DataError(
-                    f"offsets of length {len(offsets)} for {n_rows} rows and {len(classes_M)} ids: "
-                    f"need {n_rows} (or one more) that ascend from 0"
-                )
-            classes_M = self._in_range(classes_M, "target ids")
-            return torch.arange(n_rows, device=device).repeat_interleave(counts), classes_M
-        if not isinstance(target, Tensor):
-            target = _padded(target)
-        target = target.to(device)
-        if target.ndim not in {1, 2} or len(target) != n_rows:
-            raise DataError(
-                f"target has {_shape(target)} for {n_rows} rows: need ({n_rows},) or ({n_rows}, L) padded by -1"
-            )
-        if target.ndim == 1:
-            return torch.arange(n_rows, device=device), self._in_range(target, "target")
-        rows_M, columns_M = (self._in_range(target, "target", least=-1) >= 0).nonzero(as_tuple=True)
-        return rows_M, target[rows_M, columns_M]
+        return in_range(classes, self.n_classes, "classes")
 
     def _load_from_state_dict(
         self,
@@ -458,81 +386,6 @@ class MACHHead(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
 
-@dataclass(frozen=True)
-class HeadLedger:
-    """Bytes of one training step of a `MACHHead` in float32, the encoder apart.
-
-    Gradients are freed before each step (``zero_grad()``, as torch does by default) and the optimiser makes no copies
-    (``fused=True``; otherwise it takes up to two more of the weights while it steps).
-
-    Attributes
-    ----------
-    in_features, n_classes, n_buckets, n_repetitions, n_rows : int
-        H, K, B, R and the rows of a batch, N.
-    has_bias : bool
-    n_moments : int
-        Of the optimiser, a weight: 2 for Adam, 1 for momentum, 0 for plain descent.
-
-    Examples
-    --------
-    >>> ledger = HeadLedger(256, 1_000_000, 16384, 4, n_rows=256)
-    >>> ledger.peak_bytes, ledger.full_peak_bytes
-    (403963904, 6156524288)
-    """
-
-    in_features: int
-    n_classes: int
-    n_buckets: int
-    n_repetitions: int
-    n_rows: int
-    has_bias: bool = True
-    n_moments: int = 2
-
-    @property
-    def n_parameters(self) -> int:
-        return self.n_repetitions * self.n_buckets * (self.in_features + self.has_bias)
-
-    @property
-    def weight_bytes(self) -> int:
-        return 4 * self.n_parameters
-
-    @property
-    def moment_bytes(self) -> int:
-        return self.n_moments * self.weight_bytes
-
-    @property
-    def score_bytes(self) -> int:
-        """Scores of a batch, (N, R B); a backward pass holds them three times, and once when weights get gradients."""
-        return 4 * self.n_rows * self.n_repetitions * self.n_buckets
-
-    @property
-    def peak_bytes(self) -> int:
-        """The most that is held at once: in the backward pass, or when the weights' gradients are made."""
-        return self._peak(self.weight_bytes, self.score_bytes)
-
-    @property
-    def full_peak_bytes(self) -> int:
-        """The same of a softmax over all K classes, ``Linear(H, K)`` and cross-entropy."""
-        return self._peak(4 * self.n_classes * (self.in_features + self.has_bias), 4 * self.n_rows * self.n_classes)
-
-    def rows(self) -> list[tuple[str, float, str]]:
-        """Lines to print: (name, value, unit)."""
-        return [
-            ("parameters", self.n_parameters, ""),
-            ("weights", self.weight_bytes, "bytes"),
-            ("gradients", self.weight_bytes, "bytes"),
-            ("moments", self.moment_bytes, "bytes"),
-            ("scores of a batch", self.score_bytes, "bytes"),
-            ("peak of a step", self.peak_bytes, "bytes"),
-            ("peak of a step, full softmax", self.full_peak_bytes, "bytes"),
-        ]
-
-    def _peak(self, weight_bytes: int, score_bytes: int) -> int:
-        hidden_bytes = 2 * 4 * self.n_rows * self.in_features  # the batch and its gradient
-        resting = (1 + self.n_moments) * weight_bytes + hidden_bytes
-        return resting + max(3 * score_bytes, score_bytes + weight_bytes)
-
-
 def _sizes(in_features: int, n_classes: int, n_buckets: int | None, n_repetitions: int | None) -> tuple[int, int]:
     """B and R, those left open by the planner's rule for a linear network."""
     chosen = plan(n_classes, in_features, hidden=(), n_buckets=n_buckets, n_repetitions=n_repetitions).ledger
@@ -548,22 +401,3 @@ def _meeting_chance(prime: int, n_buckets: int) -> float:
     size, n_larger = divmod(prime, n_buckets)
     pairs = n_larger * (size + 1) * size + (n_buckets - n_larger) * size * (size - 1)
     return pairs / (prime * (prime - 1))
-
-
-def _padded(rows: Sequence[Any]) -> Tensor:
-    """Lists of ids as one matrix, -1 where a list is shorter."""
-    try:
-        ids = [torch.as_tensor(row) for row in rows]
-        if not ids:
-            return torch.empty(0, 0, dtype=torch.int64)
-        if any(row.ndim != 1 or (len(row) and row.is_floating_point()) for row in ids):
-            raise ValueError("a row is no list of integers")
-        if any(len(row) and int(row.min()) < 0 for row in ids):
-            raise ValueError("an id is negative")
-        return nn.utils.rnn.pad_sequence([row.long() for row in ids], batch_first=True, padding_value=-1)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(f"target is a {type(rows).__name__} that holds no rows of ids: {error}") from error
-
-
-def _shape(target: object) -> str:
-    return f"shape {tuple(target.shape)}" if isinstance(target, Tensor) else f"type {type(target).__name__}"
