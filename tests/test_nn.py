@@ -78,6 +78,16 @@ def test_softmax_loss_is_the_mean_cross_entropy_over_repetitions(bias):
 
 
 ROWS = [[3, 14], [], [49], [5, 5, 41], [0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_ids_of_narrow_types_are_taken(dtype):
+    head, target = make(n_classes=1_000_003), torch.tensor([0, 100, 120, 64, 67])
+    torch.testing.assert_close(head(hidden(), target.to(dtype)), head(hidden(), target))
+    narrow, wide = make("binary"), torch.tensor([0, 1, 2, 3, 49])
+    torch.testing.assert_close(narrow(hidden(), wide[:, None].to(dtype)), narrow(hidden(), wide))
+
+
 FORMS = {
     "lists": ROWS,
     "tensors": [torch.tensor(row, dtype=torch.int64) for row in ROWS],

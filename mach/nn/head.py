@@ -161,7 +161,7 @@ class MACHHead(nn.Module):
 
     def buckets(self, classes: Tensor) -> Tensor:
         """``h_r(k)`` of classes of shape (n,), int64 of shape (R, n), on their device; equal to `mach.hashing`."""
-        images_RN = self.multipliers_R[:, None] * classes.long() + self.offsets_R[:, None]  # < 2**62: exact
+        images_RN = self.multipliers_R[:, None] * classes + self.offsets_R[:, None]  # < 2**62: exact
         return images_RN.remainder_(self.prime).remainder_(self.n_buckets)
 
     def forward(self, input: Tensor, target: Target) -> Output:

@@ -14,7 +14,7 @@ Target: TypeAlias = Tensor | Sequence[Any] | tuple[Tensor, Tensor]
 
 
 def in_range(classes: Tensor, n_classes: int, name: str, least: int = 0) -> Tensor:
-    """The classes, every one an integer from ``least`` to K - 1; asks the device once, under `torch.compile` never.
+    """The classes as int64, every one from ``least`` to K - 1; asks the device once, under `torch.compile` never.
 
     Raises
     ------
@@ -23,6 +23,7 @@ def in_range(classes: Tensor, n_classes: int, name: str, least: int = 0) -> Tens
     """
     if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
         raise DataError(f"{name} is {classes.dtype}: need integers, 0..{n_classes - 1}")
+    classes = classes.long()  # a narrower type cannot be compared with K
     if not torch.compiler.is_compiling():
         outside = (classes < least) | (classes >= n_classes)
         if outside.any():
