@@ -1,11 +1,14 @@
-"""The head of `mach.nn`: memory of a step at K = 1 M against its ledger; accuracy beside a full softmax at K = 20,000.
+"""The head of `mach.nn`: memory of a step at K = 1 M against its ledger; accuracy beside a full softmax on real data.
 
-    python benchmarks/head.py memory              # a minute; each row in a process of its own
-    python benchmarks/head.py accuracy            # validation rows, all settings: about an hour
-    python benchmarks/head.py accuracy --test     # the chosen setting and the full softmax, three seeds, test rows
+    python benchmarks/head.py memory                              # a minute; each row in a process of its own
+    python benchmarks/head.py accuracy                            # gnd-core, test rows: six processor minutes
+    python benchmarks/head.py accuracy --data debfiles-name2dir   # 20,000 directories: ten processor minutes
+    python benchmarks/head.py accuracy --validation               # a tenth of the training rows in place of test rows
 
-They write benchmarks/results/head-PART-DATE.md. Accuracy is on debfiles-name2dir (file name to directory, one class a
-row): 20,000 classes drawn at random of those with the most training rows, 7, that have a test row.
+They write benchmarks/results/head-PART-DATE.md. Both heads see the same encoder, rows, epochs and optimisers. gnd-core
+(K = 26,296): each epoch trains on one class a row, drawn anew of its classes, and P@1 asks for any of them.
+debfiles-name2dir has one class a row, of which 20,000 are drawn at random from those with most training rows, 7, and a
+test row.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,8 +33,8 @@ from mach.data.readers import read_chunks, read_shape
 from mach.nn import MACHHead
 
 HERE = Path(__file__).resolve().parent
-DATA = HERE.parent.parent / "shared/data/debfiles-name2dir"
-BATCH = 512
+DATA = HERE.parent.parent / "shared/data"
+BATCH = 128
 
 # ----------------------------------------------------------------------------------------------- memory
 
@@ -81,28 +85,27 @@ def measure_memory(index: int) -> str:
     )
 
 
-def memory() -> list[str]:
-    lines = [
-        "| K | B | R | H | rows a batch | loss | ledger, MB | measured, MB | difference | full softmax by the same "
-        "ledger, MB | s a step |",
-        "|---" * 11 + "|",
-    ]
+def memory() -> Iterator[str]:
+    """Lines of the table as they come."""
+    yield (
+        "Peak resident memory of three steps of Adam (fused) beyond what it held after a small head was trained, "
+        "against `HeadLedger.peak_bytes`. The encoder is left out: hidden states are random and want a gradient."
+    )
+    yield ""
+    yield (
+        "| K | B | R | H | rows a batch | loss | ledger, MB | measured, MB | difference "
+        "| full softmax by the same ledger, MB | s a step |"
+    )
+    yield "|---" * 11 + "|"
     for index, row in enumerate(MEMORY):
         command = [sys.executable, __file__, "memory", "--row", str(index)]
         environment = os.environ | ({"MALLOC_MMAP_THRESHOLD_": "1000000"} if row[-1].endswith("*") else {})
-        lines.append(
-            subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.strip()
-        )
-        print(lines[-1], flush=True)
-    return [
-        "Peak resident memory of three steps of Adam (fused) beyond what it held after a small head was trained, "
-        "against `HeadLedger.peak_bytes`. The encoder is left out: hidden states are random and want a gradient.",
-        "",
-        *lines,
-        "",
+        yield subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.strip()
+    yield ""
+    yield (
         "The C library keeps freed blocks below 32 MB for reuse, which the ledger does not count: the row of 64 rows a "
-        "batch shows it. The row marked * was measured with MALLOC_MMAP_THRESHOLD_=1000000, which gives them back.",
-    ]
+        "batch shows it. The row marked * was measured with MALLOC_MMAP_THRESHOLD_=1000000, which gives them back."
+    )
 
 
 # --------------------------------------------------------------------------------------------- accuracy
@@ -110,18 +113,29 @@ def memory() -> list[str]:
 
 @dataclass(frozen=True)
 class Rows:
-    """Sparse rows with one class each, as EmbeddingBag takes them."""
+    """Sparse rows, as EmbeddingBag takes them, and the classes of each."""
 
     indptr: Tensor
     indices: Tensor
     values: Tensor
-    classes: Tensor
+    class_indptr: Tensor
+    class_ids: Tensor
 
-    def batch(self, ids: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    def inputs(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         begins, counts = self.indptr[ids], self.indptr[ids + 1] - self.indptr[ids]
         offsets = counts.cumsum(0) - counts
         places = torch.arange(int(counts.sum())) + (begins - offsets).repeat_interleave(counts)
-        return (self.indices[places], offsets, self.values[places]), self.classes[ids]
+        return self.indices[places], offsets, self.values[places]
+
+    def one_class(self, ids: Tensor) -> Tensor:
+        """A class of each row, drawn at random."""
+        begins, counts = self.class_indptr[ids], self.class_indptr[ids + 1] - self.class_indptr[ids]
+        return self.class_ids[begins + (torch.rand(len(ids)) * counts).long().minimum(counts - 1)]
+
+    def have(self, ids: Tensor, classes: Tensor) -> Tensor:
+        """Whether each row has that class."""
+        pairs = zip(ids.tolist(), classes.tolist(), strict=True)
+        return torch.tensor([k in self.class_ids[self.class_indptr[n] : self.class_indptr[n + 1]] for n, k in pairs])
 
 
 class Encoder(nn.Module):
@@ -162,7 +176,7 @@ class Setting:
     n_repetitions: int
     width: int = 128
     rate: float = 1e-2
-    epochs: int = 5
+    epochs: int = 6
     seed: int = 0
 
     @property
@@ -170,41 +184,34 @@ class Setting:
         return f"R={self.n_repetitions}, B={self.n_buckets}" if self.n_buckets else "full softmax"
 
 
-def read(part: str) -> tuple[np.ndarray, ...]:
-    path = DATA / f"{part}.txt.xz"
-    shape = read_shape(path, "repository")
-    classes, indptr, indices, values = [], [np.zeros(1, np.int64)], [], []
-    for chunk in read_chunks(path, "repository", shape):
-        assert (np.diff(chunk.class_indptr) == 1).all()
+def load(data: str, part: str) -> Rows:
+    """All rows that have a class."""
+    path = DATA / data / f"{part}.txt.xz"
+    columns: list[list[np.ndarray]] = [[np.zeros(1, np.int64)], [], [], [np.zeros(1, np.int64)], []]
+    for chunk in read_chunks(path, "repository", read_shape(path, "repository")):
         assert isinstance(chunk.features, tuple)
-        classes.append(chunk.class_ids)
-        indptr.append(chunk.features[0][1:] + indptr[-1][-1])
-        indices.append(chunk.features[1])
-        values.append(chunk.features[2])
-    return tuple(np.concatenate(column) for column in (classes, indptr, indices, values))
+        indptr, indices, values = chunk.features
+        columns[0].append(indptr[1:] + columns[0][-1][-1])
+        columns[1].append(indices)
+        columns[2].append(values)
+        columns[3].append(chunk.class_indptr[1:] + columns[3][-1][-1])
+        columns[4].append(chunk.class_ids)
+    joined = [np.concatenate(column) for column in columns]
+    return Rows(*(torch.from_numpy(a.astype(np.float32 if a.dtype.kind == "f" else np.int64)) for a in joined))
 
 
-def load(n_classes: int = 20_000) -> tuple[Rows, Rows, int]:
-    """Training and test rows of the chosen classes, and the features that the training rows have."""
-    from scipy.sparse import csr_matrix
-
-    parts = [read(part) for part in ("train", "test")]
-    counts, held_out = (np.bincount(part[0], minlength=500_000) for part in parts)
-    most = counts[held_out > 0].max()
-    random = np.random.default_rng(0)
-    chosen = np.sort(random.choice(np.flatnonzero((counts == most) & (held_out > 0)), n_classes, replace=False))
-    found: list[Rows] = []
-    used = np.empty(0, np.int64)
-    for classes, indptr, indices, values in parts:
-        places = np.searchsorted(chosen, classes).clip(max=n_classes - 1)
-        keep = chosen[places] == classes
-        matrix = csr_matrix((values, indices, indptr))[keep]
-        used = used if found else np.unique(matrix.indices)
-        matrix = matrix[:, used]
-        arrays = (matrix.indptr, matrix.indices, places[keep])
-        ints = [torch.from_numpy(array.astype(np.int64)) for array in arrays]
-        found.append(Rows(ints[0], ints[1], torch.from_numpy(matrix.data.astype(np.float32)), ints[2]))
-    return found[0], found[1], len(used)
+def chosen_classes(train: Rows, test: Rows, n_classes: int) -> tuple[Rows, Rows]:
+    """Classes drawn of those with most training rows, numbered anew; other rows of both lose theirs."""
+    counts, held_out = (rows.class_ids.bincount(minlength=500_000).numpy() for rows in (train, test))
+    most = np.flatnonzero((counts == counts[held_out > 0].max()) & (held_out > 0))
+    chosen = np.sort(np.random.default_rng(0).choice(most, n_classes, replace=False))
+    found = []
+    for rows in (train, test):
+        places = np.searchsorted(chosen, rows.class_ids).clip(max=n_classes - 1)
+        keep = torch.from_numpy(chosen[places] == rows.class_ids.numpy())
+        indptr = torch.cat([torch.zeros(1, dtype=torch.int64), keep.cumsum(0)])  # these rows have one class each
+        found.append(replace(rows, class_indptr=indptr, class_ids=torch.from_numpy(places)[keep]))
+    return found[0], found[1]
 
 
 def train(setting: Setting, rows: Rows, ids: Tensor, n_features: int, n_classes: int) -> tuple[Encoder, Any]:
@@ -218,8 +225,7 @@ def train(setting: Setting, rows: Rows, ids: Tensor, n_features: int, n_classes:
     n_steps, step = setting.epochs * -(-len(ids) // BATCH), 0
     for _ in range(setting.epochs):
         for part in torch.split(ids[torch.randperm(len(ids))], BATCH):
-            inputs, target = rows.batch(part)
-            loss = head(encoder(*inputs), target)[1]
+            loss = head(encoder(*rows.inputs(part)), rows.one_class(part))[1]
             for optimizer in optimizers:
                 optimizer.zero_grad()
             loss.backward()
@@ -232,13 +238,12 @@ def train(setting: Setting, rows: Rows, ids: Tensor, n_features: int, n_classes:
 
 @torch.no_grad()
 def evaluate(encoder: Encoder, head: Any, rows: Rows, ids: Tensor) -> dict[str, float]:
-    """P@1 in percent; mean log-likelihood of the right class by every estimate of the head."""
+    """P@1 in percent; mean log-likelihood of a right class by every estimate of the head."""
     estimates = ("log-mean", "unbiased", "normalized") if isinstance(head, MACHHead) else (None,)
     sums: dict[str, float] = {}
     for part in torch.split(ids, BATCH):
-        inputs, target = rows.batch(part)
-        hidden = encoder(*inputs)
-        found = {"P@1": 100 * (head.predict(hidden) == target).float()}
+        hidden, target = encoder(*rows.inputs(part)), rows.one_class(part)
+        found = {"P@1": 100 * rows.have(part, head.predict(hidden)).float()}
         for estimate in estimates:
             given = {} if estimate is None else {"estimate": estimate}
             found[f"log-likelihood {estimate or 'softmax'}"] = head.log_prob(hidden, target[:, None], **given)
@@ -247,66 +252,64 @@ def evaluate(encoder: Encoder, head: Any, rows: Rows, ids: Tensor) -> dict[str, 
     return {name: total / len(ids) for name, total in sums.items()}
 
 
-CHOSEN = Setting(1024, 8)
-FULL = Setting(0, 0)
-TRIED = (FULL, Setting(1024, 4), CHOSEN, Setting(512, 8), Setting(2048, 4))
+SETTINGS = {
+    "gnd-core": [Setting(1024, 8), Setting(0, 0), Setting(1024, 4)],
+    "debfiles-name2dir": [Setting(0, 0, epochs=4), Setting(1024, 4, epochs=4), Setting(1024, 8, epochs=4)],
+}
 
 
-def accuracy(settings: list[Setting], on_test: bool) -> list[str]:
-    rows, test, n_features = load()
-    order = torch.from_numpy(np.random.default_rng(1).permutation(len(rows.classes)))
-    n_classes = int(rows.classes.max()) + 1
-    held_out = 0 if on_test else len(order) // 20
-    lines = [
-        f"debfiles-name2dir, K = {n_classes:,}, D = {n_features:,}, {len(order) - held_out:,} training rows, "
-        + (f"{len(test.classes):,} test rows." if on_test else f"{held_out:,} of the training rows held out."),
-        "",
-        "| head | seed | H | rate | epochs | parameters | P@1 | mean log-likelihood of the right class | CPU s |",
-        "|---" * 9 + "|",
-    ]
-    for setting in settings:
+def accuracy(data: str, validation: bool) -> Iterator[str]:
+    """Lines of the table as they come."""
+    train_rows, test = load(data, "train"), load(data, "test")
+    n_features, n_classes = int(train_rows.indices.max()) + 1, int(train_rows.class_ids.max()) + 1
+    if data == "debfiles-name2dir":
+        n_classes = 20_000
+        train_rows, test = chosen_classes(train_rows, test, n_classes)
+    with_class, measured = (rows.class_indptr.diff().nonzero()[:, 0] for rows in (train_rows, test))
+    order = with_class[torch.from_numpy(np.random.default_rng(1).permutation(len(with_class)))]
+    if validation:
+        n_held_out = len(order) // 10
+        test, measured, order = train_rows, order[:n_held_out], order[n_held_out:]
+    yield f"{data}, K = {n_classes:,}, {len(order):,} training rows, {len(measured):,} rows asked for."
+    yield ""
+    yield "| head | H | rate | batch | epochs | seed | parameters | P@1 | mean log-likelihood of a class | CPU s |"
+    yield "|---" * 10 + "|"
+    for setting in SETTINGS[data]:
         started = time.process_time()
-        encoder, head = train(setting, rows, order[held_out:], n_features, n_classes)
+        encoder, head = train(setting, train_rows, order, n_features, n_classes)
         seconds = time.process_time() - started
-        measured = test if on_test else rows
-        found = evaluate(encoder, head, measured, torch.arange(len(test.classes)) if on_test else order[:held_out])
+        found = evaluate(encoder, head, test, measured)
         likelihoods = " · ".join(
             f"{name.removeprefix('log-likelihood ')} {value:.2f}" for name, value in found.items() if name != "P@1"
         )
-        lines.append(
-            f"| {setting.name} | {setting.seed} | {setting.width} | {setting.rate:g} | {setting.epochs} "
+        yield (
+            f"| {setting.name} | {setting.width} | {setting.rate:g} | {BATCH} | {setting.epochs} | {setting.seed} "
             f"| {sum(w.numel() for w in head.parameters()):,} | {found['P@1']:.2f} | {likelihoods} | {seconds:.0f} |"
         )
-        print(lines[-1], flush=True)
-    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("memory", "accuracy"))
     parser.add_argument("--row", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--test", action="store_true")
+    parser.add_argument("--data", choices=tuple(SETTINGS), default="gnd-core")
+    parser.add_argument("--validation", action="store_true")
     arguments = parser.parse_args()
     if arguments.row is not None:
         print(measure_memory(arguments.row))
         return
-    name = arguments.part
-    if name == "memory":
-        lines = memory()
-    elif arguments.test:
-        name = "test"
-        lines = accuracy([replace(setting, seed=seed) for seed in range(3) for setting in (FULL, CHOSEN)], True)
-    else:
-        lines = accuracy(list(TRIED), False)
+    name, lines = "memory", memory()
+    if arguments.part == "accuracy":
+        name = f"accuracy-{arguments.data}{'-validation' if arguments.validation else ''}"
+        lines = accuracy(arguments.data, arguments.validation)
     path = HERE / "results" / f"head-{name}-{datetime.date.today()}.md"
     command = " ".join(["python benchmarks/head.py", *sys.argv[1:]])
-    head = [
-        f"# mach.nn head, {name}, {datetime.date.today()}",
-        "",
-        f"`{command}`, {processor()}, commit {commit()}.",
-        "",
-    ]
-    path.write_text("\n".join([*head, *lines]) + "\n")
+    written = [f"# mach.nn head, {name}, {datetime.date.today()}", ""]
+    written += [f"`{command}`, {processor()}, commit {commit()}.", ""]
+    for line in lines:
+        print(line, flush=True)
+        written.append(line)
+        path.write_text("\n".join(written) + "\n")
 
 
 if __name__ == "__main__":
