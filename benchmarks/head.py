@@ -1,9 +1,9 @@
 """The head of `mach.nn`: memory of a step at K = 1 M against its ledger; accuracy beside a full softmax on real data.
 
-    python benchmarks/head.py memory                              # a minute; each row in a process of its own
-    python benchmarks/head.py accuracy                            # gnd-core, test rows: six processor minutes
-    python benchmarks/head.py accuracy --data debfiles-name2dir   # 20,000 directories: ten processor minutes
-    python benchmarks/head.py accuracy --validation               # a tenth of the training rows in place of test rows
+    python benchmarks/head.py memory                    # a minute; each row in a process of its own
+    python benchmarks/head.py accuracy                  # gnd-core, test rows: six processor minutes
+    python benchmarks/head.py accuracy --data ../shared/data/debfiles-name2dir  # ten processor minutes
+    python benchmarks/head.py accuracy --validation     # a tenth of the training rows in place of test rows
 
 They write benchmarks/results/head-PART-DATE.md. Both heads see the same encoder, rows, epochs and optimisers. gnd-core
 (K = 26,296): each epoch trains on one class a row, drawn anew of its classes, and P@1 asks for any of them.
@@ -33,7 +33,6 @@ from mach.data.readers import read_chunks, read_shape
 from mach.nn import MACHHead
 
 HERE = Path(__file__).resolve().parent
-DATA = HERE.parent.parent / "shared/data"
 BATCH = 128
 
 # ----------------------------------------------------------------------------------------------- memory
@@ -184,9 +183,8 @@ class Setting:
         return f"R={self.n_repetitions}, B={self.n_buckets}" if self.n_buckets else "full softmax"
 
 
-def load(data: str, part: str) -> Rows:
-    """All rows that have a class."""
-    path = DATA / data / f"{part}.txt.xz"
+def load(path: Path) -> Rows:
+    """All rows of a file."""
     columns: list[list[np.ndarray]] = [[np.zeros(1, np.int64)], [], [], [np.zeros(1, np.int64)], []]
     for chunk in read_chunks(path, "repository", read_shape(path, "repository")):
         assert isinstance(chunk.features, tuple)
@@ -258,9 +256,9 @@ SETTINGS = {
 }
 
 
-def accuracy(data: str, validation: bool) -> Iterator[str]:
+def accuracy(folder: Path, validation: bool) -> Iterator[str]:
     """Lines of the table as they come."""
-    train_rows, test = load(data, "train"), load(data, "test")
+    data, train_rows, test = folder.name, load(folder / "train.txt.xz"), load(folder / "test.txt.xz")
     n_features, n_classes = int(train_rows.indices.max()) + 1, int(train_rows.class_ids.max()) + 1
     if data == "debfiles-name2dir":
         n_classes = 20_000
@@ -292,7 +290,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("memory", "accuracy"))
     parser.add_argument("--row", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--data", choices=tuple(SETTINGS), default="gnd-core")
+    parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared/data/gnd-core")
     parser.add_argument("--validation", action="store_true")
     arguments = parser.parse_args()
     if arguments.row is not None:
@@ -300,10 +298,10 @@ def main() -> None:
         return
     name, lines = "memory", memory()
     if arguments.part == "accuracy":
-        name = f"accuracy-{arguments.data}{'-validation' if arguments.validation else ''}"
+        name = f"accuracy-{arguments.data.name}{'-validation' if arguments.validation else ''}"
         lines = accuracy(arguments.data, arguments.validation)
     path = HERE / "results" / f"head-{name}-{datetime.date.today()}.md"
-    command = " ".join(["python benchmarks/head.py", *sys.argv[1:]])
+    command = " ".join(["python benchmarks/head.py", arguments.part, *(["--validation"] * arguments.validation)])
     written = [f"# mach.nn head, {name}, {datetime.date.today()}", ""]
     written += [f"`{command}`, {processor()}, commit {commit()}.", ""]
     for line in lines:

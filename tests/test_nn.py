@@ -187,7 +187,9 @@ def test_the_log_mean_sums_to_more_than_one_and_normalized_to_one():
     assert (head.log_prob(input).exp().sum(1) > 2).all()
     normalized_NK = head.log_prob(input, estimate="normalized")
     torch.testing.assert_close(normalized_NK.exp().sum(1), torch.ones(5))
-    torch.testing.assert_close(normalized_NK, torch.log_softmax(R * plain_log_probs(head, input), 1))
+    torch.testing.assert_close(normalized_NK, torch.log_softmax(2 * plain_log_probs(head, input), 1))
+    product_NK = head.log_prob(input, estimate="normalized", power=R)
+    torch.testing.assert_close(product_NK, torch.log_softmax(R * plain_log_probs(head, input), 1))
     ids_NC = torch.tensor([[4, 8]] * 5)
     with torch.no_grad():
         some_NC = head.log_prob(input, ids_NC, estimate="normalized", limit_bytes=0)
