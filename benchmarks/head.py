@@ -259,7 +259,8 @@ SETTINGS = {
 def accuracy(folder: Path, validation: bool) -> Iterator[str]:
     """Lines of the table as they come."""
     data, train_rows, test = folder.name, load(folder / "train.txt.xz"), load(folder / "test.txt.xz")
-    n_features, n_classes = int(train_rows.indices.max()) + 1, int(train_rows.class_ids.max()) + 1
+    n_features = int(max(rows.indices.max() for rows in (train_rows, test))) + 1
+    n_classes = int(max(rows.class_ids.max() for rows in (train_rows, test))) + 1
     if data == "debfiles-name2dir":
         n_classes = 20_000
         train_rows, test = chosen_classes(train_rows, test, n_classes)
