@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -339,11 +337,6 @@ def test_a_compiled_step_is_one_graph():
     torch._dynamo.reset()
     step = torch.compile(head, backend="eager", fullgraph=True)
     torch.testing.assert_close(step(hidden(), torch.arange(5)), head(hidden(), torch.arange(5)))
-
-
-def test_mach_itself_stays_light():
-    code = "import sys, mach; assert 'torch' not in sys.modules; import mach.nn; assert mach.nn.MACHHead"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.gpu

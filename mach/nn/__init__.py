@@ -13,7 +13,7 @@ Three estimates of a class's probability come of its R bucket probabilities ``P_
                 the hash functions, but noisy (`mach.theory.estimator_variance`), and -87.3 where noise leaves nothing.
                 With c = 1 / B it is theorem 1 of Medini et al., "Extreme Classification in Log Memory", NeurIPS 2019;
                 with the c of this family the estimates of all classes sum to 1 on average, as they should
-``normalized``  ``power * mean_r log P_r`` less its log-sum-exp over all classes: a distribution, in time that grows with K.
+``normalized``  ``power * mean_r log P_r`` less its log-sum-exp over all classes: a distribution, at a cost of O(K).
                 A power of R gives the product of experts (Hinton, Neural Computation 14, 2002), far too sure where
                 these share hidden states; 1 is too flat, and the default lies between
 ==============  =======================================================================================================
