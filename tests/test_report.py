@@ -169,10 +169,10 @@ def test_what_comes_first_instead(model: MachModel, test_rows: Store):
         other, n_times = mistaken_for(test_rows, k, found.top, found.right_Nk)
         assert n_times == max((wrong.count(other_k) for other_k in wrong), default=0)
         assert (other == -1) if not wrong else wrong.count(other) == n_times
-    rows = example_rows(test_rows, found.right_Nk, 4)
-    assert found.right_Nk[rows, 0].tolist() == sorted(found.right_Nk[rows, 0].tolist(), reverse=True)
-    assert found.right_Nk[rows, 0].sum() == 4
-    assert len(set(rows.tolist())) == len(rows)
+    shown_N = example_rows(test_rows, found.right_Nk, 4)
+    assert found.right_Nk[shown_N, 0].tolist() == sorted(found.right_Nk[shown_N, 0].tolist(), reverse=True)
+    assert found.right_Nk[shown_N, 0].sum() == 4
+    assert len(set(shown_N.tolist())) == len(shown_N)
 
 
 def _own(store: Store, n: int) -> list[int]:
