@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from docutils.utils.math import latex2mathml
+from docutils.utils.math import MathError, latex2mathml
+from sphinx.util import logging
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import mach  # noqa: E402
 
-project, author, copyright = "mach", "the authors of mach", "the authors of mach"  # noqa: A001
+project, author, copyright = "mach", "the authors of mach", "the authors of mach"
 version = release = mach.__version__
 extensions = ["myst_parser", "sphinx.ext.apidoc", "sphinx.ext.autodoc", "numpydoc"]
 exclude_patterns = ["api/modules.rst"]
@@ -56,6 +57,7 @@ numpydoc_show_class_members = False
 
 
 def setup(app: Any) -> dict[str, bool]:
+    """Connect what is below."""
     app.add_html_math_renderer("mathml", (_inline, None), (_displayed, None))
     app.connect("missing-reference", _exists)
     app.connect("autodoc-skip-member", _is_foreign)
@@ -69,13 +71,21 @@ def _is_foreign(app: Any, what: str, name: str, member: Any, *others: Any) -> bo
 
 def _inline(writer: Any, node: nodes.math) -> None:
     """Formulas as MathML, which browsers draw themselves: no script, no network."""
-    writer.body.append(latex2mathml.tex2mathml(node.astext(), as_block=False))
+    writer.body.append(_mathml(node, as_block=False))
     raise nodes.SkipNode
 
 
 def _displayed(writer: Any, node: nodes.math_block) -> None:
-    writer.body.append(f'<div class="math">{latex2mathml.tex2mathml(node.astext(), as_block=True)}</div>')
+    writer.body.append(f'<div class="math">{_mathml(node, as_block=True)}</div>')
     raise nodes.SkipNode
+
+
+def _mathml(node: Any, as_block: bool) -> str:
+    try:
+        return latex2mathml.tex2mathml(node.astext(), as_block=as_block)
+    except MathError as error:
+        logging.getLogger(__name__).warning("formula %r: %s", node.astext(), error, location=node)
+        return ""
 
 
 def _exists(app: Any, env: Any, node: Any, contents: Any) -> Any:
