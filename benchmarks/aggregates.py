@@ -1,4 +1,4 @@
-"""Accuracy of all aggregates over the same bucket probabilities: test rows of trained runs, without re-ranking or prior.
+"""Accuracy of all aggregates over the same bucket probabilities of trained runs, without re-ranking or prior.
 
     .venv/bin/python benchmarks/aggregates.py runs/gnd-core runs/tate-leaf --write
 
@@ -36,9 +36,8 @@ def rows_of(path: str) -> list[str]:
     for name, parts in found.items():
         measured = evaluate(np.concatenate(parts), truth, ks=CUTS)
         cells = " | ".join(f"{100 * measured[f'P@{k}']:.1f}" for k in CUTS)
-        lines.append(
-            f"| {Path(path).name}, {model.assignment.n_repetitions} functions, {store.n_rows:,} rows | {name} | {cells} |"
-        )
+        run = f"{Path(path).name}, {model.assignment.n_repetitions} functions, {store.n_rows:,} rows"
+        lines.append(f"| {run} | {name} | {cells} |")
     return lines
 
 
@@ -50,8 +49,9 @@ def main() -> None:
     lines = [
         "# Aggregates",
         "",
-        f"{datetime.date.today()}, {processor()}, commit {commit()}. All test rows, the same networks for every aggregate, no",
-        "re-ranking, no prior; percent. Command: `.venv/bin/python benchmarks/aggregates.py RUN ... --write`.",
+        f"{datetime.date.today()}, {processor()}, commit {commit()}. All test rows, the same networks for every",
+        "aggregate, no re-ranking, no prior; percent. Command:",
+        "`.venv/bin/python benchmarks/aggregates.py RUN ... --write`.",
         "",
         "| run | aggregate | P@1 | P@3 | P@5 |",
         "|---|---|---:|---:|---:|",

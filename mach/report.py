@@ -282,7 +282,7 @@ def _bucket_load(run: Run) -> Section:
 def _classes(run: Run, found: Diagnosis, store: Store, names: Callable[[int], str]) -> Section:
     recall = found.recall
     counts_K = np.zeros(store.n_classes, np.int64)
-    known_K = run.class_counts_K()
+    known_K = run.class_counts_K()[: store.n_classes]
     counts_K[: len(known_K)] = known_K
     groups = recall.by_training_rows(counts_K)
     n_asked = int((recall.n_rows_K > 0).sum())
