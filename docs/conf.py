@@ -65,8 +65,9 @@ def setup(app: Any) -> dict[str, bool]:
 
 
 def _is_foreign(app: Any, what: str, name: str, member: Any, *others: Any) -> bool | None:
-    """Leave out what is not ours to explain: pydantic's own attribute, built-in functions that modules import."""
-    return True if name == "model_config" or inspect.isbuiltin(member) else None
+    """Leave out what is not ours to explain: pydantic's own attribute, functions that other libraries made."""
+    is_made_elsewhere = inspect.isroutine(member) and not (getattr(member, "__module__", "") or "").startswith("mach")
+    return True if name == "model_config" or is_made_elsewhere else None
 
 
 def _inline(writer: Any, node: nodes.math) -> None:
@@ -98,8 +99,9 @@ def _exists(app: Any, env: Any, node: Any, contents: Any) -> Any:
     if node["reftype"] == "class":  # what stands where numpydoc has types: "int64 array of shape (N,)"
         return contents
     module, owner = node.get("py:module") or "mach", node.get("py:class")
-    for scope in [f"{module}.{owner}" if owner else None, module, "mach", ""]:
-        if scope is not None and _found(f"{scope}.{node['reftarget']}".strip(".")):
+    packages = [module.rsplit(".", n)[0] for n in range(1 + module.count("."))]
+    for scope in [*([f"{module}.{owner}"] if owner else []), module, *packages, ""]:
+        if _found(f"{scope}.{node['reftarget']}".strip(".")):
             return contents
     return None
 

@@ -164,8 +164,13 @@ def texts_of(config: DataConfig, source: str, rows: Sequence[int], like: Store |
     found: dict[int, str] = {}
     wanted, begin = set(rows), 0
     with _file(config, source) as file:
-        task = _Task(config, TextConfig(), source, file, kind, like, lambda stage, fraction: None)
-        for chunk in task.text_source()():
+        if kind == "builtin":
+            from mach.data import characters
+
+            chunks = chunks_of(characters.rows(_BUILTIN[source]))
+        else:
+            chunks = read_texts(file, kind, config, classes_optional=True)
+        for chunk in chunks:
             found |= {row: chunk.texts[row - begin] for row in wanted if begin <= row < begin + len(chunk.texts)}
             begin += len(chunk.texts)
             if len(found) == len(wanted):
