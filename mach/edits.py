@@ -85,12 +85,13 @@ class Exemplars:
             sums = np.zeros((len(classes), kept.batch.values_ND.shape[1]), np.float32)
             np.add.at(sums, owners, kept.batch.values_ND)
             return classes, Exemplars.of(DenseBatch(sums), classes, EXAMPLE)
-        counts_M, indices = np.diff(kept.batch.indptr), np.asarray(kept.batch.indices, np.int64)
-        width = int(indices.max(initial=0)) + 1
-        keys, inverse = np.unique(np.repeat(owners, counts_M) * width + indices, return_inverse=True)
-        values = np.bincount(inverse, kept.batch.values, len(keys)).astype(np.float32)
-        indptr = np.searchsorted(keys, np.arange(len(classes) + 1) * width).astype(np.int64)
-        return classes, Exemplars.of(SparseBatch(indptr, (keys % width).astype(np.int32), values), classes, EXAMPLE)
+        from scipy.sparse import csr_array
+
+        M = len(kept)
+        is_of_CM = csr_array((np.ones(M, np.float32), (owners, np.arange(M))), shape=(len(classes), M))
+        sums_CD = is_of_CM @ kept.batch.matrix(int(kept.batch.indices.max(initial=0)) + 1)
+        indptr, indices = sums_CD.indptr.astype(np.int64), sums_CD.indices.astype(np.int32)
+        return classes, Exemplars.of(SparseBatch(indptr, indices, sums_CD.data), classes, EXAMPLE)
 
     def resembling(self, batch: Batch, least: float, most: int = 2**30) -> Pairs:
         """Pairs of a query and an exemplar with a cosine of at least ``least``, above 0: the ``most`` closest a query.
@@ -120,12 +121,10 @@ class Exemplars:
     def _inverted(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Features that exemplars have, and the exemplars and values of each."""
         assert isinstance(self.batch, SparseBatch)
-        features = np.asarray(self.batch.indices)
-        order = np.argsort(features, kind="stable")
-        known, begins = np.unique(features[order], return_index=True)
-        owners = np.repeat(np.arange(len(self), dtype=np.int32), np.diff(self.batch.indptr))
-        offsets = np.append(begins, len(order)).astype(np.int64)
-        return known.astype(np.int32), offsets, owners[order], np.asarray(self.batch.values)[order]
+        by_feature = self.batch.matrix(int(self.batch.indices.max(initial=0)) + 1).tocsc()
+        known = np.flatnonzero(np.diff(by_feature.indptr)).astype(np.int32)
+        offsets = np.append(by_feature.indptr[known], by_feature.nnz).astype(np.int64)
+        return known, offsets, by_feature.indices.astype(np.int32), by_feature.data
 
 
 @dataclass(frozen=True, eq=False)

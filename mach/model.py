@@ -18,7 +18,7 @@ from mach.hashing import Assignment
 from mach.live import Allowed, Live
 from mach.living import Living
 from mach.networks.batch import Batch, SparseBatch
-from mach.ordering import prior_terms, tail_terms, topk_with_terms
+from mach.ordering import prior_terms, reorder, tail_terms, topk_with_terms
 from mach.queries import is_single
 from mach.recall import PLAIN, RERANKED, Candidates, Found
 from mach.repetition import read_json
@@ -280,6 +280,21 @@ class MachModel(Living):
             return reranker.rerank(_sparse(batch), top, k, terms_K)
         assert terms_K is not None
         return topk_with_terms(search, probs_NRB, k, terms_K, self.run.config.decoding.candidates)
+
+    def first_and_reordered(
+        self, batch: Batch, probs_NRB: NDArray[np.float32], columns: tuple[int, ...], k: int, live: Live
+    ) -> Iterator[TopK]:
+        """Best k trained classes by plain and, where there is a re-ranker, by re-ranked scores: from one search.
+
+        Both are the best of the best C by aggregate; plain ones have no certificate for more than that.
+        """
+        reranker, subset = self.reranker, live.parts(live.everything)[0]
+        n_candidates = reranker.candidates if reranker else self.run.config.decoding.candidates
+        best = self._decoder(columns).topk(probs_NRB, max(k, min(n_candidates, live.edits.n_trained)), allowed_K=subset)
+        terms_K = self._trained_terms(live, rerank=False, tail=0.0)
+        yield reorder(best, best.scores_Nk if terms_K is None else best.scores_Nk + terms_K[best.ids_Nk], k)
+        if reranker is not None:
+            yield reranker.rerank(_sparse(batch), best, k)
 
     def candidates(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ class Teaching:
     _live: Live
     decode_trained: Callable[..., TopK]
     candidates: Callable[..., Candidates]
+    first_and_reordered: Callable[..., Iterator[TopK]]
     _score_batch: Callable[..., NDArray[np.float32]]
 
     @property
@@ -120,12 +121,12 @@ class Teaching:
         live = self._prepared(replace(edits, exemplars=replace(known, lifts_M2=np.zeros_like(known.lifts_M2))))
         recall, k, rows = live.recall, LOOKED_AT + rank, np.arange(M)
         shown = recall.find(batch, PLAIN)
-        for mode in (PLAIN, RERANKED) if self.reranker is not None else (PLAIN,):
+        for mode, trained in enumerate(self.first_and_reordered(batch, probs_MRB, columns, k, live)):
             how: dict[str, Any] = {"rerank": mode == RERANKED, "live": live}
             keys, lifts = lifts_of(known, pairs, K, mode)
             found = shown._replace(lift_keys=keys, lifts=np.zeros_like(lifts))
-            trained = self.decode_trained(batch, probs_MRB, columns, k, **how)
-            candidates = self.candidates(trained, batch, probs_MRB, columns, k, **how, found=found)
+            allowed = live.everything
+            candidates = self.candidates(trained, batch, probs_MRB, columns, k, **how, allowed=allowed, found=found)
             scores_M = self._score_batch(batch, probs_MRB, columns, own[:, None], **how, found=found)[:, 0]
             low, high = edits.anchors_22[mode]
             margin = MARGIN * max(float(high - low), 1e-3)
