@@ -142,7 +142,7 @@ def added(report: Report, model: MachModel, full: MachModel, data: dict[str, Any
     assert given.tolist() == list(range(K0, K0 + n_new))
     report(
         f"{n_new} classes added in {seconds:.1f} s, {processor_seconds:.1f} s of a processor: "
-        f"{1000 * processor_seconds / n_new / model.n_repetitions:.2f} ms of it a class and repetition, the new version on disk "
+        f"{1000 * processor_seconds / n_new / model.n_repetitions:.2f} ms of it a class and repetition, writing "
         f"among it. One class alone, where there is no other: {statistics.median(alone):.0f} ms.",
         "",
         "| | re-ranked | plain |",
