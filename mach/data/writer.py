@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from mach.data.store import DTYPES, FORMAT, Chunk
 from mach.errors import DataError, StorageError
 from mach.kernels.sparse import keep_largest
-from mach.places import flush_to_disk, is_alive
+from mach.places import flush, flush_to_disk, is_alive
 
 if TYPE_CHECKING:
     from mach.data.text import TextFeatures
@@ -262,7 +262,7 @@ class _ArrayFile:
     def close(self) -> None:
         with storage_errors(self.store):
             self.file.flush()
-            os.fsync(self.file.fileno())
+            flush(self.file.fileno())
             self.file.close()
 
 

@@ -202,7 +202,9 @@ class Network:
     def _seed_dropout(self) -> None:
         """Make all randomness of a step a function of (seed, step)."""
         key = int(np.random.SeedSequence([self.seed, self.n_steps]).generate_state(1)[0])
-        torch.manual_seed(key)  # for modules of a user's trunk
+        torch.default_generator.manual_seed(key)  # for a user's trunk; torch.manual_seed keeps a traceback of each call
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(key)
         for i, module in enumerate(self.trunk.modules()):
             if isinstance(module, ReluDropout):
                 module.seed = key + i
