@@ -97,7 +97,7 @@ class HashingConfig(Section):
         description="kappa: buckets of which a class takes the least loaded; none: by `mach.assignments.CHOICES`",
     )
     relearn_epochs: list[int] | None = Field(
-        default=None, min_length=1, description="epochs after which classes move; none: a third of all"
+        default=None, description="epochs after which classes move; none: a third of all; empty: never"
     )
 
     @model_validator(mode="after")
@@ -154,6 +154,16 @@ class TrainingConfig(Section):
     )
     checkpoint_seconds: float = Field(default=30.0, ge=0.0, description="least time between checkpoints")
     seed: int = Field(default=0, ge=0, description="initial weights, row order and dropout")
+    start: str | None = Field(default=None, description="finished run whose weights training starts from")
+    replay: float | None = Field(
+        default=None, ge=0.0, description="rows of that run's own data drawn a new row, in every epoch; none: 1"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.replay is not None and self.start is None:
+            raise ValueError(f"replay = {self.replay:g} needs training.start, the run whose rows it means")
+        return self
 
 
 class DecodingConfig(Section):
@@ -229,7 +239,7 @@ class Config(Section):
         if self.training.patience is not None and self.data.validation_fraction == 0.0:
             raise ValueError("training.patience needs rows to watch: set data.validation_fraction, such as 0.05")
         hashing, epochs = self.hashing, self.training.epochs
-        if hashing.assignment == "learned" and epochs < 2:
+        if hashing.assignment == "learned" and epochs < 2 and hashing.relearn_epochs != []:
             raise ValueError(f"hashing.assignment = 'learned' with training.epochs = {epochs}: give at least 2")
         learned = hashing.relearn_epochs or []
         if learned != sorted({epoch for epoch in learned if 1 <= epoch < epochs}):
@@ -280,7 +290,7 @@ def completed(config: Config, like: Config) -> Config:
     tree = like.model_dump()
     for section in Config.model_fields:
         tree[section] |= getattr(config, section).model_dump(exclude_unset=True)
-    return Config.model_validate(tree)
+    return parse_config(tree, "with the keys of the run")
 
 
 def fingerprint(config: Config, ignore: tuple[str, ...] = ()) -> str:
