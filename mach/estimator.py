@@ -7,18 +7,22 @@ back as the class values that it was given (`mach.vocabulary`).
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mach.errors import ConfigError, DataError, StorageError
-from mach.fitted import Fitted, Rows, Tree, fit, refuse_large
+from mach.fitted import Fitted
+from mach.fitting import fit, small_choices
 from mach.frames import FrameKind, frame_of, is_table, texts_of, values_of
+from mach.growing import go_on
+from mach.parameters import given_by, refuse_large, spelled
+from mach.recipe import Shape
+from mach.rows import Features, Rows
 from mach.vocabulary import Form, Targets, Vocabulary
 
 try:
@@ -40,23 +44,10 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mach.fitted import Features
     from mach.model import MachModel
 
 FILE = "classifier.json"
 FORMAT = 1
-PARAMETERS = {  # constructor arguments and the configuration keys that they stand for
-    "repetitions": "hashing.repetitions",
-    "buckets": "hashing.buckets",
-    "heads": "hashing.heads",
-    "hidden": "network.hidden",
-    "dropout": "network.dropout",
-    "epochs": "training.epochs",
-    "batch": "training.batch",
-    "rate": "training.rate",
-    "candidates": "reranking.candidates",
-    "address": "launch.address",
-}
 
 
 @dataclass(frozen=True)
@@ -104,6 +95,9 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         0 is silent; 1 shows progress on standard error.
     max_proba_bytes : int
         `predict_proba` and `decision_function` refuse to make a larger matrix.
+    kept_rows : int
+        Training rows, drawn at random, at most 64 MiB of them, that are kept and pickled with the classifier, for
+        `partial_fit` to learn them again lest it forget. `save` leaves them out.
     config : dict, optional
         Any other key of `mach.config`, such as ``{"text.words": [1, 2], "network.weights": "int8"}``.
 
@@ -139,6 +133,10 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     ['apple', 'banana']
     """
 
+    classes_: NDArray[Any]
+    _form: _Form
+    _fitted: Fitted
+
     def __init__(
         self,
         *,
@@ -158,6 +156,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         random_state: int | np.random.RandomState | None = None,
         verbose: int = 0,
         max_proba_bytes: int = 2**30,
+        kept_rows: int = 10_000,
         config: dict[str, Any] | None = None,
     ) -> None:
         self.repetitions = repetitions
@@ -176,6 +175,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         self.random_state = random_state
         self.verbose = verbose
         self.max_proba_bytes = max_proba_bytes
+        self.kept_rows = kept_rows
         self.config = config
 
     def fit(self, X: Any, y: Any) -> Self:
@@ -202,6 +202,55 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         check_consistent_length(features, targets)
         vocabulary = Vocabulary.of(targets)
         self._learn(features, targets, vocabulary)
+        return self
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
+        """Learn from more rows, beginning with the present weights; classes that were never seen may join.
+
+        The first call, on a classifier that is not fitted, trains as `fit` does, but hashes the terms of texts, so that
+        later words count. Every further call makes a third as many passes as `fit` would over its rows and as many kept
+        ones (at least 512), at a third of the rate; only ``n_jobs``, ``launcher``, ``device`` and ``verbose`` may have
+        changed. Classes keep their ids, new ones follow. Text features and the linear classifiers of ``candidates`` are
+        not trained on: the latter are dropped, and so is the calibration of probabilities.
+
+        Parameters
+        ----------
+        X, y
+            As for `fit`, and of the same kind and form as before.
+        classes : array-like, optional
+            Classes to make room for; those of y need not be among them.
+
+        Returns
+        -------
+        self
+        """
+        if not hasattr(self, "classes_"):
+            features, targets = self._features(X, y, reset=True), self._targets(y)
+            check_consistent_length(features, targets)
+            self._learn(features, targets, Vocabulary.of(targets, classes), partial=True)
+            return self
+        features, targets = self._features(X, y), self._targets(y)
+        check_consistent_length(features, targets)
+        self._refuse_other(targets)
+        vocabulary = Vocabulary(self.classes_).grown(targets, classes)
+        rows = Rows(features, *vocabulary.rows(targets), n_classes=len(vocabulary))
+        given, fitted = given_by(self.get_params(deep=False)), self._fitted
+        manifest = fitted.model.run.manifest
+        shape = Shape(2 * len(rows), manifest.n_features, len(vocabulary), manifest.dense_input)
+        small = small_choices(shape, is_exclusive=fitted.is_exclusive, seed=0)["training"]
+        stated = small | given.get("training", {})
+        self._fitted = go_on(
+            fitted,
+            rows,
+            epochs=max(1, round(stated.get("epochs", 12) / 3)),
+            batch=stated["batch"],
+            seed=self._seed(),
+            most_kept=self.kept_rows,
+            launch=given["launch"],
+            device=self._device,
+            console=self._console(),
+        )
+        self.classes_ = vocabulary.array
         return self
 
     def predict(self, X: Any) -> Any:
@@ -307,8 +356,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         """
         features, targets = self._features(X), self._targets(y)
         check_consistent_length(features, targets, sample_weight)
-        if targets.form != self._form.form:
-            raise DataError(f"y holds {targets.form}, the classifier was fitted to {self._form.form}: give the same form")
+        self._refuse_other(targets)
         vocabulary = Vocabulary(self.classes_)
         ids, indptr = vocabulary.ids(targets), targets.indptr
         if targets.form == "classes":
@@ -321,7 +369,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
                     for n in range(len(targets))
                 ]
             )
-        return float(np.average(right_N, weights=sample_weight))
+        return float(np.average(right_N, weights=None if sample_weight is None else np.asarray(sample_weight)))
 
     def save(self, path: str | Path) -> None:
         """Write the fitted classifier into a new folder, whole or not at all; `load` reads it.
@@ -348,10 +396,11 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             "feature_names_in": getattr(self, "feature_names_in_", np.array([])).tolist(),
         }
         try:
-            content = json.dumps(description, indent=1, default=_plain).encode()
+            content = json.dumps(description, indent=1, default=spelled).encode()
         except TypeError as error:
             raise StorageError(f"a parameter cannot be saved: {error}") from error
-        self._fitted.copy_to(Path(path), {FILE: content})
+        names = [str(value) for value in self.classes_.tolist()]
+        self._fitted.copy_to(Path(path), {FILE: content}, names)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -376,7 +425,9 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             if description["feature_names_in"]:
                 classifier.feature_names_in_ = np.array(description["feature_names_in"], object)
         except OSError as error:
-            raise StorageError(f"{path} is no saved classifier ({FILE}: {error.strerror}): give one made by `save`") from error
+            raise StorageError(
+                f"{path} is no saved classifier ({FILE}: {error.strerror}): give one made by `save`"
+            ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise StorageError(f"{path}: {FILE} is damaged ({error}): save the classifier anew") from error
         classifier._fitted = Fitted(Path(path), len(classifier.classes_), temperature)
@@ -418,7 +469,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         return _canonical(values) if hasattr(values, "tocsr") else np.ascontiguousarray(values)
 
     def _targets(self, y: Any) -> Targets:
-        """y in whatever form, with scikit-learn's own refusals and warnings."""
+        """Read y in whatever form, with scikit-learn's own refusals and warnings."""
         if is_table(y) or (isinstance(y, np.ndarray) and y.ndim == 2):
             y = values_of(y)
             if y.shape[1] == 1:
@@ -433,46 +484,39 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
                 check_classification_targets(targets.values)
         return targets
 
-    def _learn(self, features: Features, targets: Targets, vocabulary: Vocabulary) -> None:
+    def _refuse_other(self, targets: Targets) -> None:
+        if targets.form != self._form.form:
+            raise DataError(
+                f"y holds {targets.form}, the classifier was fitted to {self._form.form}: give the same form"
+            )
+
+    def _learn(self, features: Features, targets: Targets, vocabulary: Vocabulary, *, partial: bool = False) -> None:
         """Train a new run, and remember what its ids stand for."""
         if not len(vocabulary):
             raise DataError(f"y has {len(targets)} rows and no class in them: there is nothing to learn")
         rows = Rows(features, *vocabulary.rows(targets), n_classes=len(vocabulary))
+        given = given_by(self.get_params(deep=False))
+        if partial and isinstance(features, list):
+            given["text"] = {"hashing": True} | given.get("text", {})
         fitted = fit(
             rows,
-            self._given(),
-            seed=int(check_random_state(self.random_state).randint(2**31 - 1)),
+            given,
+            seed=self._seed(),
             is_exclusive=targets.form == "classes",
-            names=[str(value) for value in vocabulary.array.tolist()],
-            device="cuda:0" if self.device == "cuda" else self.device,
+            most_kept=self.kept_rows,
+            device=self._device,
             console=self._console(),
         )
         self.classes_ = vocabulary.array
         self._form = _Form(targets.form, targets.dtype, targets.is_sparse)
         self._fitted = fitted
 
-    def _given(self) -> Tree:
-        """The sections of a configuration that parameters and ``config`` state."""
-        flat: dict[str, Any] = {}
-        for key, value in (self.config or {}).items():
-            section, _, name = key.partition(".")
-            if section == "data" and name not in ("row_features", "validation_fraction"):
-                raise ConfigError(f"config key {key!r}: rows come from X and y, not from a file")
-            flat[key] = _plain_value(value)
-        for name, key in PARAMETERS.items():
-            value = getattr(self, name)
-            if value is not None and key in flat:
-                raise ConfigError(f"{name} = {value!r} and config[{key!r}] = {flat[key]!r} say the same: give one of them")
-            if value is not None:
-                flat[key] = _plain_value([value] if name == "hidden" and np.ndim(value) == 0 else value)
-        flat |= {"launch.launcher": self.launcher, "launch.workers": _n_workers(self.n_jobs, self.launcher)}
-        tree: Tree = {}
-        for key, value in flat.items():
-            section, dot, name = key.partition(".")
-            if not dot:
-                raise ConfigError(f"config key {key!r}: write section.key, such as 'training.epochs'")
-            tree.setdefault(section, {})[name] = value
-        return tree
+    def _seed(self) -> int:
+        return int(check_random_state(self.random_state).randint(2**31 - 1))
+
+    @property
+    def _device(self) -> str:
+        return "cuda:0" if self.device == "cuda" else self.device
 
     def _console(self) -> Any:
         from rich.console import Console
@@ -496,28 +540,3 @@ def _canonical(matrix: Any) -> Any:
 
 def _n_rows(features: Features) -> int:
     return len(features) if isinstance(features, list) else int(features.shape[0])
-
-
-def _n_workers(n_jobs: int | None, launcher: str) -> int | None:
-    """Workers by joblib's convention; a Ray cluster has as many as find a place unless they are stated."""
-    if n_jobs is None:
-        return None if launcher == "ray" else 1
-    if n_jobs == 0:
-        raise ConfigError("n_jobs = 0: give 1 or more, or -1 for all cores")
-    return int(n_jobs) if n_jobs > 0 else max(1, len(os.sched_getaffinity(0)) + 1 + int(n_jobs))
-
-
-def _plain_value(value: Any) -> Any:
-    """A value as TOML would hold it: no tuples, no numbers of numpy."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    return [_plain_value(part) for part in value] if isinstance(value, list | tuple) else value
-
-
-def _plain(value: Any) -> Any:
-    """What JSON itself does not know."""
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    raise TypeError(f"{value!r:.60} is a {type(value).__name__}")

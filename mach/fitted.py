@@ -1,73 +1,41 @@
-"""A classifier trained in this process on rows in memory: a run in a folder of its own, and what it says of all classes.
+"""A classifier fitted to rows in memory: a run in a folder of its own, and what it says of all classes.
 
-The folder is an ordinary run directory (`mach.storage`), so whatever reads runs reads it too. It is temporary, goes when
-its owner goes, and travels as the bytes of its files where the owner is pickled.
+The folder is an ordinary run directory (`mach.storage`), so whatever reads runs reads it too. It is temporary, goes
+when its owner goes, and travels as the bytes of its files where the owner is pickled.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mach import recipe
-from mach.calibrating import LEAST_ROWS, calibrate_when_due, held_out
 from mach.calibration import naive
-from mach.config import Config, LaunchConfig, TextConfig, parse_config
-from mach.data.store import Chunk, Store
-from mach.data.writer import StoreWriter
-from mach.errors import ConfigError, StorageError
-from mach.launch.launchers import train as launch_training
-from mach.launch.reranker import train_reranker
-from mach.launch.setup import set_up
+from mach.errors import StorageError
 from mach.loading import load
-from mach.networks.batch import SparseBatch, read_batch, read_classes
-from mach.places import flush_to_disk, short_lived, temporary_name
-from mach.reranker import is_due
+from mach.places import flush_to_disk, temporary_name
+from mach.rows import Features, Kept
 from mach.storage import Run
+from mach.tensors import write_tensors
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from scipy.sparse import csr_array
-
-    from mach.data.text import TextFeatures
     from mach.model import MachModel
 
-Features: TypeAlias = "list[str] | csr_array | NDArray[np.float32]"
-Tree: TypeAlias = dict[str, dict[str, Any]]  # sections of a configuration
 
 FEW_CLASSES = 1024  # up to here every class has a bucket of its own, and all are scored
 FEW_PARAMETERS = 2**22  # up to here float32 costs nothing worth saving, and rows are answered in blocks of one size
 BLOCK_ROWS = 64
 BLOCK_SCORES = 2**22  # class scores held at once: 16 MB
-LEAST_STEPS, MOST_EPOCHS = 300, 60
 LEAST_PROBABILITY = 0.5  # of the classes that a row is said to have, where it may have any number
-TEMPERATURES = (0.1, 10.0)
-STORE, RUN = "store", "run"
-WHERE = "MACHClassifier"  # what messages about its configuration begin with
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Training rows in memory: features, and class ids as a CSR pair."""
-
-    features: Features
-    class_indptr: NDArray[np.int64]
-    class_ids: NDArray[np.int32]
-    n_classes: int
-
-    def __len__(self) -> int:
-        return len(self.class_indptr) - 1
+RUN = "run"
 
 
 class Folder:
@@ -91,15 +59,25 @@ class Fitted:
         What log-probabilities of exclusive classes are divided by before they are normalised.
     folder : Folder, optional
         What the run lives in.
+    kept : Kept, optional
+        Rows that further training replays.
     """
 
-    def __init__(self, path: Path, n_classes: int, temperature: float = 1.0, folder: Folder | None = None) -> None:
-        self.path, self.n_classes, self.temperature = path, n_classes, temperature
+    def __init__(
+        self,
+        path: Path,
+        n_classes: int,
+        temperature: float = 1.0,
+        folder: Folder | None = None,
+        kept: Kept | None = None,
+    ) -> None:
+        self.path, self.n_classes, self.temperature, self.kept = path, n_classes, temperature, kept
         self._folder = folder
 
     def __getstate__(self) -> dict[str, Any]:
         files = {str(file.relative_to(self.path)): file.read_bytes() for file in _files(self.path)}
-        return {"n_classes": self.n_classes, "temperature": self.temperature, "files": files}
+        state = {"n_classes": self.n_classes, "temperature": self.temperature, "kept": self.kept}
+        return state | {"files": files}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         folder = Folder()
@@ -107,7 +85,8 @@ class Fitted:
             file = folder.path / RUN / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
-        self.__init__(folder.path / RUN, state["n_classes"], state["temperature"], folder)  # type: ignore[misc]
+        rest = {name: value for name, value in state.items() if name != "files"}
+        self.__init__(folder.path / RUN, folder=folder, **rest)  # type: ignore[misc]
 
     @cached_property
     def model(self) -> MachModel:
@@ -125,7 +104,7 @@ class Fitted:
         return self.n_classes <= FEW_CLASSES and self.model.n_buckets >= self.n_classes
 
     def logits(self, features: Features) -> Iterator[NDArray[np.float32]]:
-        """Blocks of shape (n, K): log-probabilities over the temperature, or log-odds where classes do not exclude others.
+        """Blocks of shape (n, K): log-probabilities over the temperature, or log-odds of classes not exclusive.
 
         Exclusive ones are not normalised. They are ordered as `topk` orders classes.
         """
@@ -170,8 +149,8 @@ class Fitted:
         ids_Nk = np.take_along_axis(ids_Nk, order_Nk, axis=1)
         return np.concatenate([[0], np.cumsum(counts)]), ids_Nk[np.arange(k) < counts[:, None]]
 
-    def copy_to(self, path: Path, extra: dict[str, bytes]) -> None:
-        """Copy the run, with further files, to a new place; it is there whole or not at all.
+    def copy_to(self, path: Path, extra: dict[str, bytes], names: list[str]) -> None:
+        """Copy the run, with further files and names of its classes, to a new place; it is there whole or not at all.
 
         Raises
         ------
@@ -186,6 +165,7 @@ class Fitted:
             shutil.copytree(self.path, partial)
             for name, content in extra.items():
                 (partial / name).write_bytes(content)
+            _write_names(Run(partial), names + [""] * (self.model.n_classes - len(names)))
             for file in [*_files(partial), partial]:
                 flush_to_disk(file)
             partial.replace(path)
@@ -253,202 +233,6 @@ class Fitted:
         return naive(scores, model.aggregate).astype(np.float32)
 
 
-def fit(
-    rows: Rows,
-    given: Tree,
-    *,
-    seed: int,
-    is_exclusive: bool,
-    names: list[str] | None = None,
-    device: str = "cpu",
-    console: Console,
-) -> Fitted:
-    """Train a new run on rows in memory.
-
-    Parameters
-    ----------
-    rows : Rows
-    given : dict
-        Sections of a configuration; what they leave open is chosen by `small_choices` and `mach.recipe`.
-    seed : int
-        Of hash functions, weights, row order and dropout.
-    is_exclusive : bool
-        Whether every row has exactly one class, now and in future.
-    names : list of str, optional
-        Of the classes, for people.
-    device : str
-        "cpu" or "cuda:N".
-    console : Console
-        Where progress goes.
-
-    Notes
-    -----
-    Cost: that of ``mach train``; the rows are on disk once more until it is done.
-    """
-    folder = Folder()
-    with short_lived():
-        store = write_store(rows, parse_config({"data": {"train": ""}} | given, WHERE), folder.path / STORE, names)
-        shape = recipe.Shape(store.n_rows, store.n_features, store.n_classes, store.is_dense)
-        tree = small_choices(shape, is_exclusive=is_exclusive, seed=seed)
-        for section, values in given.items():
-            tree[section] = tree.get(section, {}) | values
-        tree["data"]["train"] = str(store.path)
-        _own_buckets(tree["hashing"], shape.n_classes, folder.path / "table.npy")
-        run = train(parse_config(tree, WHERE), folder.path / RUN, device=device, console=console)
-        fitted = Fitted(folder.path / RUN, rows.n_classes, folder=folder)
-        held = held_out(run, store)
-        if is_exclusive and len(held) >= LEAST_ROWS:
-            fitted.temperature = _best_temperature(fitted, store, held)
-        shutil.rmtree(folder.path / STORE)
-    return fitted
-
-
-def _own_buckets(hashing: dict[str, Any], n_classes: int, table: Path) -> None:
-    """Give every class a bucket of its own where there are few, and never ask for more buckets than classes."""
-    n_buckets = hashing.get("buckets") or n_classes
-    if n_classes <= FEW_CLASSES and n_buckets >= n_classes and not {"table", "assignment"} & hashing.keys():
-        n_functions = hashing["repetitions"] * hashing["heads"]
-        np.save(table, np.tile(np.arange(n_classes, dtype=np.int32), (n_functions, 1)))
-        hashing |= {"table": str(table), "buckets": n_classes}
-    elif "buckets" in hashing:
-        hashing["buckets"] = min(n_buckets, n_classes)
-
-
-def small_choices(shape: recipe.Shape, *, is_exclusive: bool, seed: int) -> Tree:
-    """What a configuration leaves open where rows or classes are fewer than `mach.recipe` was made for.
-
-    Shorter batches and more epochs, so that there are some hundred steps; below `FEW_CLASSES` a network of its own
-    bucket for every class; held-out rows for probabilities wherever there are enough.
-    """
-    n_rows = max(shape.n_rows, 1)
-    batch = min(max(2 ** int(np.log2(max(n_rows / 20, 1))), 16), 256 if shape.is_dense else 512)
-    tree: Tree = {
-        "data": {"validation_fraction": recipe.held_out_fraction(n_rows)},
-        "training": {"loss": "softmax" if is_exclusive else "binary", "batch": batch, "seed": seed},
-        "hashing": {"seed": seed},
-    }
-    epochs = min(-(-LEAST_STEPS // -(-n_rows // batch)), MOST_EPOCHS)
-    if epochs > 12:
-        tree["training"]["epochs"] = epochs
-    if n_rows < 5000 and shape.is_dense:
-        tree["training"]["rate"] = 6e-3
-    if shape.n_classes <= FEW_CLASSES:
-        width = 128 if n_rows < 1000 else 512
-        tree["network"] = {"hidden": [width]}
-        tree["hashing"] |= {"repetitions": 1, "heads": 1}
-        tree["reranking"] = {"candidates": 0}
-        if (shape.n_features + shape.n_classes) * width <= FEW_PARAMETERS:
-            tree["network"]["weights"] = tree["training"]["precision"] = "float32"
-    return tree
-
-
-def write_store(rows: Rows, config: Config, path: Path, names: list[str] | None = None) -> Store:
-    """Rows as a store; texts become features that are fitted on them. One class gets a spare one beside it."""
-    text_features: TextFeatures | None = None
-    features: Any = rows.features
-    is_dense = isinstance(features, np.ndarray)
-    if isinstance(features, list):
-        text_features = _fitted_text(config.text, features)
-        n_features, features = text_features.n_features, text_features.transform(features)
-    else:
-        n_features = int(features.shape[1])
-        features = features if is_dense else (features.indptr, features.indices, features.data)
-    row_features = recipe.before_reading(config).data.row_features
-    if not is_dense and text_features is None and "row_features" not in config.data.model_fields_set:
-        values = features[2]  # of values that are all equal none is the largest
-        row_features = 0 if not len(values) or values.min() == values.max() else row_features
-    n_ids = max(rows.n_classes, 2)
-    with StoreWriter(
-        path, source="memory", dense=is_dense, n_features=n_features, n_classes=n_ids, row_features=row_features
-    ) as writer:
-        writer.append(Chunk(rows.class_indptr, rows.class_ids, features))
-        writer.text_features = text_features
-        if names is not None and len(names) == n_ids:
-            writer.class_names = names
-    return Store.open(path)
-
-
-def train(config: Config, path: Path, *, device: str = "cpu", console: Console) -> Run:
-    """Train a run to its end: repetitions, re-ranker, calibration; one worker is this process itself."""
-    run, store = set_up(config, path)
-    launch = config.launch
-    if launch.launcher == "local" and launch.workers == 1:
-        _train_here(run, store, launch, device, console)
-    else:
-        if device != "cpu" and not launch.gpus:
-            share = 1.0 if launch.launcher == "ray" else 1.0 / (launch.workers or 1)
-            launch = launch.model_copy(update={"gpus": share})
-        launch_training(run, store, launch, console=console)
-        train_reranker(run, store, launch, console=console)
-    calibrate_when_due(run, store)
-    return run
-
-
-def _train_here(run: Run, store: Store, launch: LaunchConfig, device: str, console: Console) -> None:
-    from mach.launch.display import Display
-    from mach.traffic import PeerTraffic
-    from mach.training import ShardJob, train_shard
-
-    repetitions = list(range(run.config.hashing.repetitions))
-    display = Display(console, repetitions, [])
-    traffic = PeerTraffic()
-    # other threads of this process may open sockets, and that is no talk between repetitions
-    with _torch_kept(), display, traffic.paused():
-        for r in repetitions:
-            job = ShardJob(str(run.path), str(store.path), (r,), threads=launch.threads, device=device)
-            display.set(r, f"here, {device}")
-            train_shard(job, report=display.progressed, traffic=traffic)
-            display.set(r, "finished")
-        if is_due(run):
-            from mach.reranking import STAGES, RerankerTraining
-
-            training = RerankerTraining(run, store)
-            training.begin()
-            for stage in STAGES:
-                for part in training.parts(stage)[1]:
-                    training.make(stage, part)
-            training.finish()
-
-
-@contextlib.contextmanager
-def _torch_kept() -> Iterator[None]:
-    """Give back what training changes in this process's torch: its threads and its random numbers."""
-    import torch
-
-    n_threads, state = torch.get_num_threads(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
-        torch.set_rng_state(state)
-
-
-def _best_temperature(fitted: Fitted, store: Store, rows: NDArray[np.int64]) -> float:
-    """The temperature under which held-out rows are most likely (Guo et al., "On calibration of modern neural networks")."""
-    from scipy.optimize import minimize_scalar
-
-    rows = rows[: max(LEAST_ROWS, 8 * BLOCK_SCORES // fitted.n_classes)]
-    batch = read_batch(store, rows)
-    features: Any = batch.matrix(store.n_features) if isinstance(batch, SparseBatch) else batch.values_ND
-    logits_NK = np.concatenate(list(fitted.logits(features))).astype(np.float64)
-    classes, _ = read_classes(store, rows)
-    logits_NK -= logits_NK.max(axis=1, keepdims=True)
-    right_N = logits_NK[np.arange(len(rows)), classes]
-
-    def loss(log_temperature: float) -> float:
-        temperature = np.exp(log_temperature)
-        return float(np.mean(np.log(np.exp(logits_NK / temperature).sum(1)) - right_N / temperature))
-
-    return float(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x))
-
-
-def _fitted_text(config: TextConfig, texts: list[str]) -> TextFeatures:
-    from mach.data.text import TextFeatures
-
-    features = TextFeatures(config)
-    return features.fit(texts) if config.tfidf or not config.hashing else features
-
-
 def _filled_up(block: Any, n: int) -> Any:
     """The rows of a block and empty ones, `BLOCK_ROWS` together."""
     missing = BLOCK_ROWS - n
@@ -464,6 +248,13 @@ def _filled_up(block: Any, n: int) -> Any:
     return csr_array((block.data, block.indices, indptr), shape=(BLOCK_ROWS, block.shape[1]))
 
 
+def _write_names(run: Run, names: list[str]) -> None:
+    encoded = [name.encode("utf-8", "surrogatepass") for name in names]
+    offsets = np.concatenate([[0], np.cumsum([len(name) for name in encoded])]).astype(np.int64)
+    with Path(run.class_names_file).open("wb") as file:
+        write_tensors(file, {"offsets": offsets, "utf8": np.frombuffer(b"".join(encoded), np.uint8)}, {})
+
+
 def _files(folder: Path) -> list[Path]:
     """All files that a model reads, of a folder and those below."""
     return [file for file in sorted(folder.rglob("*")) if file.is_file()]
@@ -472,13 +263,3 @@ def _files(folder: Path) -> list[Path]:
 def _remove(path: Path, process: int) -> None:
     if os.getpid() == process:  # a fork has the object too, but not the folder
         shutil.rmtree(path, ignore_errors=True)
-
-
-def refuse_large(n_rows: int, n_classes: int, most_bytes: int, what: str) -> None:
-    """Refuse a matrix of all classes that is larger than stated."""
-    n_bytes = 4 * n_rows * n_classes
-    if n_bytes > most_bytes:
-        raise ConfigError(
-            f"{what} of {n_rows} rows and {n_classes} classes takes {n_bytes} bytes, max_proba_bytes is {most_bytes}: "
-            "ask predict_topk for the best classes, give fewer rows, or raise it"
-        )

@@ -1,8 +1,7 @@
 """Classes as people hold them, any hashable values, and the ids 0, 1, ... that stand for them.
 
-Targets come in three forms: ``classes``, one value a row; ``lists``, any number of values a row; ``indicator``, a matrix
-with a column a class. A `Vocabulary` numbers values, never changes a number it gave, and gives answers back in the form
-in which the targets came.
+Targets come in three forms: ``classes``, one value a row; ``lists``, any number of values a row; ``indicator``, a
+matrix with a column a class. A `Vocabulary` numbers the values and never changes a number that it gave.
 """
 
 from __future__ import annotations
@@ -250,7 +249,9 @@ def _distinct(values: NDArray[Any]) -> NDArray[Any]:
     try:
         seen = list(dict.fromkeys(values.tolist()))
     except TypeError as error:
-        raise DataError(f"a class cannot be told from others ({error}): give hashable values, such as tuples") from error
+        raise DataError(
+            f"a class cannot be told from others ({error}): give hashable values, such as tuples"
+        ) from error
     try:
         return _objects(sorted(seen))
     except TypeError:
@@ -269,7 +270,7 @@ def _spelled(value: Any) -> Any:
         members = [_spelled(member) for member in value]
         return {"tuple": members} if isinstance(value, tuple) else {"frozenset": members}
     raise StorageError(
-        f"class {value!r:.60} is a {type(value).__name__}, which cannot be saved: use strings, numbers, or tuples of these"
+        f"class {value!r:.60} is a {type(value).__name__}, which cannot be saved: give strings, numbers or tuples"
     )
 
 
