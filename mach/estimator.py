@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 FILE = "classifier.json"
 FORMAT = 1
+LATER_SHARE = 1 / 3  # of passes and rate, where training goes on without new classes
 
 
 @dataclass(frozen=True)
@@ -209,9 +210,11 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
 
         The first call, on a classifier that is not fitted, trains as `fit` does, but hashes the terms of texts, so that
         later words count. Every further call makes a third as many passes as `fit` would over its rows and as many kept
-        ones (at least 512), at a third of the rate; only ``n_jobs``, ``launcher``, ``device`` and ``verbose`` may have
-        changed. Classes keep their ids, new ones follow. Text features and the linear classifiers of ``candidates`` are
-        not trained on: the latter are dropped, and so is the calibration of probabilities.
+        ones (at least 512), at a third of the rate; where classes join, as many passes at the full rate. Only
+        ``n_jobs``, ``launcher``, ``device`` and ``verbose`` may have changed.
+
+        Classes keep their ids, new ones follow. The linear classifiers of ``candidates`` are dropped by a further call,
+        and so is what was held out to calibrate probabilities on, but for the temperature.
 
         Parameters
         ----------
@@ -239,11 +242,13 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         shape = Shape(2 * len(rows), manifest.n_features, len(vocabulary), manifest.dense_input)
         small = small_choices(shape, is_exclusive=fitted.is_exclusive, seed=0)["training"]
         stated = small | given.get("training", {})
+        share = 1.0 if len(vocabulary) > len(self.classes_) else LATER_SHARE
         self._fitted = go_on(
             fitted,
             rows,
-            epochs=max(1, round(stated.get("epochs", 12) / 3)),
+            epochs=max(1, round(share * stated.get("epochs", 12))),
             batch=stated["batch"],
+            rate=share * fitted.rate,
             seed=self._seed(),
             most_kept=self.kept_rows,
             launch=given["launch"],
@@ -392,6 +397,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             "classes": Vocabulary(self.classes_).to_json(),
             "form": {"form": self._form.form, "dtype": self._form.dtype.str, "is_sparse": self._form.is_sparse},
             "temperature": self._fitted.temperature,
+            "rate": self._fitted.rate,
             "n_features_in": getattr(self, "n_features_in_", None),
             "feature_names_in": getattr(self, "feature_names_in_", np.array([])).tolist(),
         }
@@ -419,7 +425,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             classifier.classes_ = Vocabulary.from_json(description["classes"]).array
             form = description["form"]
             classifier._form = _Form(form["form"], np.dtype(form["dtype"]), form["is_sparse"])
-            temperature = float(description["temperature"])
+            temperature, rate = float(description["temperature"]), float(description["rate"])
             if description["n_features_in"] is not None:
                 classifier.n_features_in_ = int(description["n_features_in"])
             if description["feature_names_in"]:
@@ -430,7 +436,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise StorageError(f"{path}: {FILE} is damaged ({error}): save the classifier anew") from error
-        classifier._fitted = Fitted(Path(path), len(classifier.classes_), temperature)
+        classifier._fitted = Fitted(Path(path), len(classifier.classes_), temperature, rate=rate)
         return classifier
 
     @property

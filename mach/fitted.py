@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,6 @@ from mach.errors import StorageError
 from mach.loading import load
 from mach.places import flush_to_disk, temporary_name
 from mach.rows import Features, Kept
-from mach.storage import Run
 from mach.tensors import write_tensors
 
 if TYPE_CHECKING:
@@ -61,6 +60,8 @@ class Fitted:
         What the run lives in.
     kept : Kept, optional
         Rows that further training replays.
+    rate : float
+        Learning rate of its first training.
     """
 
     def __init__(
@@ -70,13 +71,15 @@ class Fitted:
         temperature: float = 1.0,
         folder: Folder | None = None,
         kept: Kept | None = None,
+        rate: float = 0.0,
     ) -> None:
         self.path, self.n_classes, self.temperature, self.kept = path, n_classes, temperature, kept
+        self.rate = rate
         self._folder = folder
 
     def __getstate__(self) -> dict[str, Any]:
         files = {str(file.relative_to(self.path)): file.read_bytes() for file in _files(self.path)}
-        state = {"n_classes": self.n_classes, "temperature": self.temperature, "kept": self.kept}
+        state = {name: getattr(self, name) for name in ("n_classes", "temperature", "kept", "rate")}
         return state | {"files": files}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -165,7 +168,8 @@ class Fitted:
             shutil.copytree(self.path, partial)
             for name, content in extra.items():
                 (partial / name).write_bytes(content)
-            _write_names(Run(partial), names + [""] * (self.model.n_classes - len(names)))
+            with (partial / "class_names.safetensors").open("wb") as names_file:
+                _write_names(names_file, names + [""] * (self.model.n_classes - len(names)))
             for file in [*_files(partial), partial]:
                 flush_to_disk(file)
             partial.replace(path)
@@ -248,11 +252,10 @@ def _filled_up(block: Any, n: int) -> Any:
     return csr_array((block.data, block.indices, indptr), shape=(BLOCK_ROWS, block.shape[1]))
 
 
-def _write_names(run: Run, names: list[str]) -> None:
+def _write_names(file: BinaryIO, names: list[str]) -> None:
     encoded = [name.encode("utf-8", "surrogatepass") for name in names]
     offsets = np.concatenate([[0], np.cumsum([len(name) for name in encoded])]).astype(np.int64)
-    with Path(run.class_names_file).open("wb") as file:
-        write_tensors(file, {"offsets": offsets, "utf8": np.frombuffer(b"".join(encoded), np.uint8)}, {})
+    write_tensors(file, {"offsets": offsets, "utf8": np.frombuffer(b"".join(encoded), np.uint8)}, {})
 
 
 def _files(folder: Path) -> list[Path]:

@@ -73,15 +73,13 @@ def fit(
     """
     folder = Folder()
     with short_lived():
-        store = write_store(rows, parse_config({"data": {"train": ""}} | given, WHERE), folder.path / STORE)
+        store = write_store(rows, parse_config(_merged({"data": {"train": ""}}, given), WHERE), folder.path / STORE)
         shape = recipe.Shape(store.n_rows, store.n_features, store.n_classes, store.is_dense)
-        tree = small_choices(shape, is_exclusive=is_exclusive, seed=seed)
-        for section, values in given.items():
-            tree[section] = tree.get(section, {}) | values
+        tree = _merged(small_choices(shape, is_exclusive=is_exclusive, seed=seed), given)
         tree["data"]["train"] = str(store.path)
         _own_buckets(tree["hashing"], shape.n_classes, folder.path / "table.npy")
         run = train(parse_config(tree, WHERE), folder.path / RUN, device=device, console=console)
-        fitted = Fitted(folder.path / RUN, rows.n_classes, folder=folder)
+        fitted = Fitted(folder.path / RUN, rows.n_classes, folder=folder, rate=run.config.training.rate)
         held = held_out(run, store)
         if is_exclusive and len(held) >= LEAST_ROWS:
             fitted.temperature = _best_temperature(fitted, store, held)
@@ -89,6 +87,11 @@ def fit(
         fitted.kept = Kept.of(learned, most_kept, np.random.default_rng(seed))
         shutil.rmtree(folder.path / STORE)
     return fitted
+
+
+def _merged(tree: Tree, more: Tree) -> Tree:
+    """Sections of both; where both have a key, that of the second."""
+    return {name: tree.get(name, {}) | more.get(name, {}) for name in tree | more}
 
 
 def _own_buckets(hashing: dict[str, Any], n_classes: int, table: Path) -> None:

@@ -42,6 +42,7 @@ def go_on(
     *,
     epochs: int,
     batch: int,
+    rate: float,
     seed: int,
     most_kept: int,
     launch: dict[str, Any],
@@ -55,7 +56,7 @@ def go_on(
     fitted : Fitted
     rows : Rows
         Their class ids may go beyond those of the run.
-    epochs, batch : int
+    epochs, batch, rate : int, int and float
     seed : int
         Of row order, dropout and the rows that are replayed.
     most_kept : int
@@ -76,14 +77,15 @@ def go_on(
         store = _stored(seen, run, n_ids, folder.path / STORE)
         tree: Tree = {
             "data": {"train": str(store.path), "cache": str(folder.path / "cache"), "validation_fraction": 0.0},
-            "training": {"start": str(start.path), "replay": 0.0, "epochs": epochs, "batch": batch, "seed": seed},
+            "training": {"start": str(start.path), "replay": 0.0, "epochs": epochs, "batch": batch},
             "launch": launch,
         }
+        tree["training"] |= {"rate": rate, "seed": seed}
         train(parse_config(tree, WHERE), folder.path / RUN, device=device, console=console)
         for name in (START, STORE, "cache"):
             shutil.rmtree(folder.path / name, ignore_errors=True)
     kept = kept.joined(rows, most_kept, generator)
-    return Fitted(folder.path / RUN, rows.n_classes, fitted.temperature, folder, kept)
+    return Fitted(folder.path / RUN, rows.n_classes, fitted.temperature, folder, kept, fitted.rate)
 
 
 def _numbers(features: Any, run: Run) -> Any:

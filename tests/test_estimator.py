@@ -121,7 +121,7 @@ def test_an_indicator_comes_back_as_it_was_given(planted_many):
 def test_lists_of_hashable_classes(planted_many):
     X, y, queries, truth = planted_many
     named = [[("class", k) if k % 2 else f"c{k}" for k in ks] for ks in y]
-    classifier = MACHClassifier(**SMALL).fit(X, named)
+    classifier = MACHClassifier(**SMALL | {"hidden": 64, "epochs": 15, "batch": 64}).fit(X, named)
     predicted = classifier.predict(queries)
     assert isinstance(predicted, list)
     wanted = [{("class", k) if k % 2 else f"c{k}" for k in ks} for ks in truth]
@@ -137,7 +137,7 @@ def test_classes_are_ascending_and_of_their_own_type(blobs):
     for classes in (np.array(["d", "b", "c", "a"]), np.array([7, 3, 5, 1]), [("d",), ("b",), ("c",), ("a",)]):
         values = [classes[k] for k in y]
         classifier = MACHClassifier(**SMALL).fit(X, values)
-        assert classifier.classes_.tolist() == sorted(np.array(values, object).tolist() if False else set(values))
+        assert classifier.classes_.tolist() == sorted(set(values))
         assert classifier.score(X, values) > 0.9
         assert classifier.predict(X[:3]).dtype == classifier.classes_.dtype
 
@@ -173,19 +173,20 @@ def test_reranked_probabilities_order_classes_as_predictions_do(planted_many):
 
 
 def test_held_out_rows_cool_overconfident_probabilities():
-    """A quarter of the classes are drawn at random: no network can be as sure as one that learned them by heart."""
+    """A third of the classes are drawn at random: no network can be as sure as one that learned them by heart."""
     generator = np.random.default_rng(0)
-    X = generator.standard_normal((7000, 8)).astype(np.float32)
+    X = generator.standard_normal((2600, 16)).astype(np.float32)
     y = (X[:, 0] > 0) * 2 + (X[:, 1] > 0)
-    wrong = generator.random(len(y)) < 0.25
+    wrong = generator.random(len(y)) < 0.33
     y[wrong] = generator.integers(0, 4, wrong.sum())
-    classifier = MACHClassifier(hidden=128, epochs=20, batch=64, rate=0.01, dropout=0.0, random_state=0)
-    classifier.fit(X[:5000], y[:5000])
-    assert classifier.model_.run.manifest.n_rows == 5000
+    classifier = MACHClassifier(
+        hidden=64, epochs=30, batch=32, rate=0.01, dropout=0.0, random_state=0, config={"data.validation_fraction": 0.3}
+    )
+    classifier.fit(X[:600], y[:600])
     assert classifier._fitted.temperature > 1.2
 
     def loss() -> float:
-        return float(-np.mean(np.log(classifier.predict_proba(X[5000:])[np.arange(2000), y[5000:]])))
+        return float(-np.mean(np.log(classifier.predict_proba(X[600:])[np.arange(2000), y[600:]])))
 
     cooled = loss()
     classifier._fitted.temperature = 1.0
@@ -299,7 +300,7 @@ def test_a_damaged_save_is_one_line(fitted, tmp_path: Path, content: str):
         MACHClassifier.load(tmp_path / "none")
 
 
-@pytest.mark.parametrize("classes", [[("a", 1), ("b", 2)], [True, False], [1.5, 2.5], [b"x", b"y"], [None, "none"]])
+@pytest.mark.parametrize("classes", [[("a", 1), ("b", 2)], [True, False], [3.0, 5.0], [b"x", b"y"], [None, "none"]])
 def test_class_values_survive_saving(blobs, tmp_path: Path, classes: list[Any]):
     X, y = blobs
     values = [classes[k % 2] for k in y]
@@ -320,13 +321,20 @@ def test_classes_that_json_cannot_hold_are_refused(blobs, tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("options", [{}, {"hidden": ()}, {"heads": 2, "repetitions": 2}])
-@pytest.mark.parametrize("kind", [np.asarray, csr_matrix])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (np.asarray, {}),
+        (np.asarray, {"hidden": ()}),
+        (csr_matrix, {"heads": 2, "repetitions": 2}),
+        (csr_matrix, {"hidden": (), "config": {"network.weights": "int4"}}),  # its outputs are packed
+    ],
+)
 def test_new_classes_join_and_old_ones_stay(blobs, kind, options: dict[str, Any]):
     X, y = blobs
     X = kind(X)
     old = np.flatnonzero(y != 1)
-    classifier = MACHClassifier(**SMALL | {"epochs": 30} | options).partial_fit(X[old[:150]], y[old[:150]])
+    classifier = MACHClassifier(**SMALL | options).partial_fit(X[old[:150]], y[old[:150]])
     assert classifier.classes_.tolist() == [0, 2, 3]
     before = classifier.predict_proba(X[old])
     for _ in range(2):
@@ -334,13 +342,11 @@ def test_new_classes_join_and_old_ones_stay(blobs, kind, options: dict[str, Any]
     assert classifier.classes_.tolist() == [0, 2, 3, 1]
     assert classifier.score(X, y) > 0.9
     assert classifier.predict_proba(X).shape == (300, 4)
-    assert np.array_equal(before.argmax(1), classifier.predict_proba(X[old])[:, :3].argmax(1)) or (
-        np.mean(before.argmax(1) == classifier.predict_proba(X[old])[:, :3].argmax(1)) > 0.95
-    )
+    assert np.mean(before.argmax(1) == classifier.predict_proba(X[old])[:, :3].argmax(1)) > 0.95
 
 
 def test_hashed_classes_join_existing_buckets(planted_many):
-    X, y, queries, truth = planted_many
+    X, y, _, _ = planted_many
     first = np.array([ks[0] for ks in y])
     is_old = first < 100
     classifier = MACHClassifier(**HASHED | {"epochs": 12, "buckets": 64}, candidates=20)
@@ -378,13 +384,18 @@ def test_texts_and_lists_learn_on():
 
 def test_kept_rows_are_bounded_and_none_are_needed(blobs):
     X, y = blobs
+
+    def n_kept(classifier: MACHClassifier) -> int:
+        assert classifier._fitted.kept is not None
+        return len(classifier._fitted.kept.rows)
+
     classifier = MACHClassifier(**SMALL, kept_rows=40).fit(X[:100], y[:100])
-    assert len(classifier._fitted.kept.rows) == 40
+    assert n_kept(classifier) == 40
     classifier.partial_fit(X[100:], y[100:])
-    assert len(classifier._fitted.kept.rows) == 40
+    assert n_kept(classifier) == 40
     assert classifier.score(X, y) > 0.9
     none = clone(classifier).set_params(kept_rows=0).fit(X[:100], y[:100]).partial_fit(X[100:], y[100:])
-    assert len(none._fitted.kept.rows) == 0
+    assert n_kept(none) == 0
     assert none.score(X, y) > 0.9
 
 
@@ -398,9 +409,10 @@ def test_other_kinds_than_before_are_refused(fitted, blobs):
         fitted.partial_fit(np.zeros((300, 3)), y)
 
 
-def test_processes_train_the_same_bits(blobs):
+def test_processes_train_the_same_bits_in_silence(blobs, capfd):
     one = MACHClassifier(**SMALL | {"epochs": 2}, repetitions=2).fit(*blobs)
     two = MACHClassifier(**SMALL | {"epochs": 2}, repetitions=2, n_jobs=2).fit(*blobs)
+    assert capfd.readouterr() == ("", "")
     assert weight_files(one) == weight_files(two)
     assert weight_files(one) != weight_files(clone(one).set_params(random_state=1).fit(*blobs))
 
@@ -414,8 +426,8 @@ def test_torch_is_left_as_it_was(blobs):
 
 
 def test_progress_is_silent_unless_asked_for(blobs, capfd):
-    for verbose, n_jobs in ((0, 1), (0, 2), (1, 1)):
-        MACHClassifier(**SMALL | {"epochs": 1}, verbose=verbose, n_jobs=n_jobs).fit(*blobs)
+    for verbose in (0, 1):
+        MACHClassifier(**SMALL | {"epochs": 1}, verbose=verbose).fit(*blobs)
         captured = capfd.readouterr()
         assert not captured.out
         assert ("epoch 1/1" in captured.err) == bool(verbose)
