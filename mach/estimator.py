@@ -67,7 +67,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     ----------
     repetitions : int, optional
         R, independent networks. Here and below None leaves the choice to the shape of the data: with more than 1,024
-        classes to `mach.recipe`; with fewer, every class has a bucket of its own and one network is trained.
+        classes to `mach.recipe`; with fewer, every class has a bucket of its own in one network for dense rows, or in
+        two for sparse rows and texts.
     buckets : int, optional
         B, at most as many as classes.
     hidden : int or sequence of int, optional

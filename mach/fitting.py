@@ -108,8 +108,8 @@ def _own_buckets(hashing: dict[str, Any], n_classes: int, table: Path) -> None:
 def small_choices(shape: recipe.Shape, *, is_exclusive: bool, seed: int) -> Tree:
     """What a configuration leaves open where rows or classes are fewer than `mach.recipe` was made for.
 
-    Shorter batches and more epochs, so that there are some hundred steps; below `FEW_CLASSES` a network of its own
-    bucket for every class; held-out rows for probabilities wherever there are enough.
+    Shorter batches and more epochs, so that there are some hundred steps; up to `FEW_CLASSES` classes a bucket for
+    each, and one network for dense rows, two for sparse ones; held-out rows for probabilities wherever there are enough.
     """
     n_rows = max(shape.n_rows, 1)
     batch = min(max(2 ** int(np.log2(max(n_rows / 20, 1))), 16), 256 if shape.is_dense else 512)
@@ -121,13 +121,14 @@ def small_choices(shape: recipe.Shape, *, is_exclusive: bool, seed: int) -> Tree
     epochs = min(-(-LEAST_STEPS // -(-n_rows // batch)), MOST_EPOCHS)
     if epochs > 12:
         tree["training"]["epochs"] = epochs
-    if n_rows < 5000 and shape.is_dense:
+    if shape.is_dense and n_rows < 5000:
         tree["training"]["rate"] = 6e-3
     if shape.n_classes <= FEW_CLASSES:
         width = 128 if n_rows < 1000 else 512
         tree["network"] = {"hidden": [width]}
-        tree["hashing"] |= {"repetitions": 1, "heads": 1}
-        tree["reranking"] = {"candidates": 0}
+        if not shape.is_dense and n_rows >= 1000:
+            tree["training"]["rate"] = 3e-3
+        tree["hashing"] |= {"repetitions": 1 if shape.is_dense else 2, "heads": 1}
         if (shape.n_features + shape.n_classes) * width <= FEW_PARAMETERS:
             tree["network"]["weights"] = tree["training"]["precision"] = "float32"
     return tree

@@ -417,6 +417,14 @@ def test_processes_train_the_same_bits_in_silence(blobs, capfd):
     assert weight_files(one) != weight_files(clone(one).set_params(random_state=1).fit(*blobs))
 
 
+@pytest.mark.slow
+def test_a_ray_cluster_trains_the_same_bits(blobs):
+    pytest.importorskip("ray")
+    options = SMALL | {"epochs": 2, "repetitions": 2}
+    here = MACHClassifier(**options).fit(*blobs)
+    assert weight_files(MACHClassifier(**options, launcher="ray", n_jobs=1).fit(*blobs)) == weight_files(here)
+
+
 def test_torch_is_left_as_it_was(blobs):
     torch.manual_seed(5)
     before, n_threads = torch.get_rng_state(), torch.get_num_threads()
