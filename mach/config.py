@@ -45,7 +45,7 @@ class DataConfig(Section):
         default=[], description="columns of a document of whose text passages are asked for"
     )
     phrases: int = Field(default=16, ge=0, le=1000, description="training rows sampled from a document, beside itself")
-    word_dropout: float = Field(default=0.2, ge=0.0, le=0.5, description="share of words that phrases leave out")
+    word_dropout: float = Field(default=0.1, ge=0.0, le=0.5, description="share of words that phrases leave out")
     typos: float = Field(default=0.1, ge=0.0, le=1.0, description="share of longer words mistyped or cut short")
     phrase_seed: int = Field(default=0, ge=0, description="of the phrases")
     row_features: int = Field(

@@ -68,7 +68,7 @@ def phrases(document: Document, config: DataConfig) -> list[str]:
 
     Examples
     --------
-    >>> config = DataConfig(train="x", strong_columns=["title"], phrases=3, typos=0.0)
+    >>> config = DataConfig(train="x", strong_columns=["title"], phrases=3, word_dropout=0.3, typos=0.0)
     >>> phrases(Document("c", ["the black queen of chess"]), config)
     ['the black queen of chess', 'the queen of chess', 'the black queen of chess', 'the black queen of chess']
     """

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.assignments import balanced
-from mach.config import Config, completed, differing_keys
+from mach.config import Config, DataConfig, completed, differing_keys
 from mach.data.joining import find, join
 from mach.data.prepare import prepare
 from mach.data.store import OldPart, Reference, Store
@@ -33,6 +33,8 @@ STORE = "store"  # folder of the training data in a remote run
 RATE_SHARE = 2 / 3  # of the run's own, for the first that starts from it; lower ones learn rare classes less
 NEW_CHOICES = 2  # buckets, drawn at random, of which a new class takes the least loaded
 BOUND = ("text.", "hashing.", "network.hidden", "network.trunk", "data.row_features", "training.loss")
+# What each run says of its own rows, whatever those of the other were.
+OWN = ("class_names", "strong_columns", "weak_columns", "phrases", "word_dropout", "typos", "phrase_seed")
 Report = Callable[[str, float], None]
 
 
@@ -121,7 +123,7 @@ class Start:
             training["rate"] = RATE_SHARE * theirs.training.rate
         learned = theirs.hashing.assignment == "learned"
         updates: dict[str, dict[str, Any]] = {
-            "data": {"class_names": None},
+            "data": {key: DataConfig.model_fields[key].default for key in OWN},
             "hashing": {"relearn_epochs": [] if learned else None},
             "training": training,
             "reranking": {"candidates": theirs.reranking.candidates if self.replay else 0},

@@ -144,3 +144,7 @@ def test_documents_are_found_by_passages_that_training_has_not_seen(tmp_path: Pa
     assert (model.search(test, 1).ids_Nk[:, 0] == test.class_ids).mean() > 0.75
     ids, _ = model.topk(rows[7].strong[0], k=1)
     assert model.names(ids) == ["d7"]
+    # queries with the documents that were right are rows of the ordinary kind
+    started = {"data": {"train": str(tmp_path / "test.csv")}, "training": {"start": str(tmp_path / "run")}}
+    _, store = set_up(parse_config(started, "test"), tmp_path / "second")
+    assert (store.n_rows - store.n_old_rows, store.n_classes) == (100, 100)
