@@ -70,7 +70,7 @@ def phrases(document: Document, config: DataConfig) -> list[str]:
     --------
     >>> config = DataConfig(train="x", strong_columns=["title"], phrases=3, word_dropout=0.3, typos=0.0)
     >>> phrases(Document("c", ["the black queen of chess"]), config)
-    ['the black queen of chess', 'the queen of chess', 'the black queen of chess', 'the black queen of chess']
+    ['the black queen of chess', 'the queen of', 'the black queen of chess', 'the black queen of chess']
     """
     random = Random(f"{config.phrase_seed} {document.name} {document.text}")
     whole = list(dict.fromkeys([*document.strong, document.text]))
