@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 from mach.config import DataConfig
 from mach.errors import DataError
@@ -21,6 +22,9 @@ from mach.errors import DataError
 SHORTEST_PASSAGE, LONGEST_PASSAGE = 2, 32  # words
 SHORTEST_MISTYPED = 4  # letters of a word
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+DEFAULTS: dict[str, Any] = {"phrases": 16, "word_dropout": 0.1, "typos": 0.1, "phrase_seed": 0}
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,12 @@ class Document:
         return " ".join([*self.strong, *self.weak])
 
 
+def filled(config: DataConfig) -> DataConfig:
+    """A configuration with the defaults of all settings of phrases that it leaves open."""
+    left_open = {key: value for key, value in DEFAULTS.items() if getattr(config, key) is None}
+    return config.model_copy(update=left_open) if left_open else config
+
+
 def documents_of(rows: Iterable[tuple[list[str], list[str]]], config: DataConfig, source: str) -> Iterator[Document]:
     """Documents of a table's rows, each the texts of its strong and then its weak columns, and its class names.
 
@@ -51,7 +61,7 @@ def documents_of(rows: Iterable[tuple[list[str], list[str]]], config: DataConfig
     DataError
         When a row has not exactly one name, or no text.
     """
-    n_strong = len(config.strong_columns)
+    n_strong = len(config.strong_columns or []) if config.strong_columns or config.weak_columns else 1
     for number, (texts, names) in enumerate(rows, 1):
         if len(names) != 1:
             raise DataError(
@@ -64,7 +74,13 @@ def documents_of(rows: Iterable[tuple[list[str], list[str]]], config: DataConfig
 
 
 def phrases(document: Document, config: DataConfig) -> list[str]:
-    """Training texts of a document: its strong texts, all of it, and ``config.phrases`` phrases.
+    """Training texts of a document: its strong texts, all of it, and phrases.
+
+    Parameters
+    ----------
+    document : Document
+    config : DataConfig
+        With settings of phrases; see `filled`.
 
     Examples
     --------
@@ -72,6 +88,10 @@ def phrases(document: Document, config: DataConfig) -> list[str]:
     >>> phrases(Document("c", ["the black queen of chess"]), config)
     ['the black queen of chess', 'the queen of', 'the black queen of chess', 'the black queen of chess']
     """
+    config = filled(config)
+    assert config.phrases is not None
+    assert config.word_dropout is not None
+    assert config.typos is not None
     random = Random(f"{config.phrase_seed} {document.name} {document.text}")
     whole = list(dict.fromkeys([*document.strong, document.text]))
     split = {text: text.split() for text in (*document.strong, *document.weak)}

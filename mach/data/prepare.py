@@ -188,7 +188,7 @@ class _Task:
             on["columns"] = self.config.text_columns, self.config.class_column, self.config.class_separator
             on["text"] = self.text.model_dump()
         if self.has_documents:
-            config = self.config
+            config = phrases.filled(self.config)
             on["documents"] = config.strong_columns, config.weak_columns, config.phrases, config.word_dropout
             on["phrases"] = config.typos, config.phrase_seed, _stamp(Path(phrases.__file__))
         if self.row_features:
@@ -284,7 +284,7 @@ class _Task:
 
         Of documents these are phrases, or with ``whole`` the documents as they are.
         """
-        config = self.config
+        config = phrases.filled(self.config) if self.has_documents else self.config
 
         def made(rows: Iterator[Columns]) -> Iterator[Text]:
             for document in phrases.documents_of(rows, config, self.source):
@@ -292,7 +292,7 @@ class _Task:
                     yield text, [document.name]
 
         if self.kind != "builtin" and self.has_documents:
-            columns = [*config.strong_columns, *config.weak_columns]
+            columns = [*(config.strong_columns or []), *(config.weak_columns or [])]
             return lambda: read_texts(self.path, self.kind, config, columns=columns, made=made)
         if self.kind != "builtin":
             return lambda: read_texts(self.path, self.kind, config, classes_optional=self.is_query)

@@ -65,7 +65,7 @@ def set_up(
     start = None if is_run else Start.of(given)
     if start is not None:
         given = start.complete(given)
-    config = given if is_run or start is not None else recipe.before_reading(given)
+    config = given if is_run else recipe.before_reading(given)
     store = training_data(config, path if is_run else None, report)
     if not store.is_dense and store.row_features != config.data.row_features:  # it was prepared apart
         if "row_features" in given.data.model_fields_set:

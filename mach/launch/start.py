@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.assignments import balanced
-from mach.config import Config, DataConfig, completed, differing_keys
+from mach.config import Config, completed, differing_keys
 from mach.data.joining import find, join
 from mach.data.prepare import prepare
 from mach.data.store import OldPart, Reference, Store
@@ -123,7 +123,7 @@ class Start:
             training["rate"] = RATE_SHARE * theirs.training.rate
         learned = theirs.hashing.assignment == "learned"
         updates: dict[str, dict[str, Any]] = {
-            "data": {key: DataConfig.model_fields[key].default for key in OWN},
+            "data": dict.fromkeys(OWN),
             "hashing": {"relearn_epochs": [] if learned else None},
             "training": training,
             "reranking": {"candidates": theirs.reranking.candidates if self.replay else 0},

@@ -78,7 +78,7 @@ def test_phrases_follow_from_seed_and_document(tmp_path: Path):
         config = options(cache=str(tmp_path / str(number)))
         stores.append(prepare(config, TextConfig(), save(tmp_path / f"{number}.jsonl", rows)))
     here, there = stores
-    n = 2 + options().phrases
+    n = 2 + module.DEFAULTS["phrases"]
     assert (here.n_rows, here.class_ids.tolist()) == (2 * n, [0] * n + [1] * n)
     assert here.text_features is not None
     assert here.features(0, n).toarray().tolist() == there.features(n, 2 * n).toarray().tolist()
