@@ -115,7 +115,8 @@ def drop_store(run: Run) -> None:
 
 def _share(config: Config, store: Store, path: Place) -> None:
     train = place(config.data.train)
-    if isinstance(path, Path) or (not isinstance(train, Path) and is_there(train / META)):
+    is_enough = config.training.start is None and not isinstance(train, Path) and is_there(train / META)
+    if isinstance(path, Path) or is_enough:
         return
     upload_store(store, path / STORE)
 
