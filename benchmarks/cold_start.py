@@ -153,8 +153,8 @@ def main() -> None:
         "descriptions, all of them.",
         f"Command: `.venv/bin/python benchmarks/cold_start.py{''.join(f' --set {o}' for o in options.overrides)}`.",
         "",
-        f"Training: {info['worker_seconds']:.0f} s summed over repetitions, on a machine shared with others. Weights on "
-        f"disk: {info['weight_bytes'] / 1e6:.0f} MB, re-ranker {(info['reranker_bytes'] or 0) / 1e6:.0f} MB.",
+        f"Training: {info['worker_seconds']:.0f} s summed over repetitions, on a machine shared with others. Weights "
+        f"on disk: {info['weight_bytes'] / 1e6:.0f} MB, re-ranker {(info['reranker_bytes'] or 0) / 1e6:.0f} MB.",
         "Milliseconds are processor time a query in batches; the two stages of mach include reading the text.",
         "",
         "| | P@1 | a right answer in the top 5 | ms a query |",
