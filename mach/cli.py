@@ -478,9 +478,9 @@ def _print_ledger(config: Config) -> None:
     from mach.recipe import before_reading
 
     start = Start.of(config)
-    config = before_reading(config) if start is None else start.complete(config)
+    config = before_reading(config if start is None else start.complete(config))
     store = _training_rows(config)
-    resolved, _, _ = resolve(config, store, None if start is None else start.assignment(store.class_counts()))
+    resolved, _, _ = resolve(config, store, None if start is None else start.assignment(start.counts_K(store)))
     chosen = plan_of(resolved, store, n_workers=n_workers(config.launch, resolved.hashing.repetitions))
     print_rows(chosen.rows(), as_json=False)
 

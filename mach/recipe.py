@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mach.config import Config
+from mach.data import phrases
 
 ROW_FEATURES = 64
 CANDIDATES = 100
@@ -40,10 +41,11 @@ class Shape:
 
 
 def before_reading(config: Config) -> Config:
-    """A configuration whose ``data.row_features`` is settled, before its rows are read."""
-    if "row_features" in config.data.model_fields_set:
-        return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"row_features": ROW_FEATURES})})
+    """A configuration whose ``data.row_features`` and settings of phrases are settled, before its rows are read."""
+    data = phrases.filled(config.data) if config.data.has_documents else config.data
+    if "row_features" not in data.model_fields_set:
+        data = data.model_copy(update={"row_features": ROW_FEATURES})
+    return config.model_copy(update={"data": data})
 
 
 def fill(config: Config, shape: Shape) -> Config:

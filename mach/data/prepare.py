@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.config import DataConfig, TextConfig
+from mach.config import DOCUMENTS, DataConfig, TextConfig
+from mach.data import phrases
 from mach.data.matrices import class_file
 from mach.data.readers import COMPRESSED, STDIN, Shape, SourceFile, read_chunks, read_shape, source_errors
 from mach.data.store import FORMAT, Chunk, Reference, Store
-from mach.data.tables import TextChunk, chunks_of, read_texts
+from mach.data.tables import Columns, Text, TextChunk, chunks_of, read_texts
 from mach.data.transfer import fetch_source, fetch_store, is_store, upload_store
 from mach.data.writer import StoreWriter, storage_errors
 from mach.errors import ConfigError, DataError, StorageError
@@ -71,6 +72,8 @@ def prepare(
 
     Text formats: features are fitted on this source, ids of class names go by first appearance unless
     ``config.class_names`` lists them; then names it lacks are dropped and counted, and their rows stay.
+    Where ``config`` names strong or weak columns of documents, features are fitted on these, and rows are phrases
+    sampled from them (`mach.data.phrases`).
     Numeric formats: features and classes are taken as they stand, ``config.class_names`` names the classes.
     With ``like`` classes are optional: a missing class column or array means rows without classes, and
     ``config.class_names`` is not looked at. With ``grows`` as well the rows are for training: they need classes, and
@@ -82,8 +85,9 @@ def prepare(
         How to read; ``config.train`` and ``config.test`` are not looked at.
     source : str
         A file, the directory of a store (opened as it is), the URL of either (fetched into the cache once),
-        ``builtin:characters``, ``builtin:characters-test``, or with ``like`` ``-``: standard input, one row a line,
-        which is a text or else ``k1,k2 f:v f:v`` (classes may be missing). Its key is made of its content.
+        ``builtin:characters``, ``builtin:characters-names``, ``builtin:characters-test``, or with ``like`` ``-``:
+        standard input, one row a line, which is a text or else ``k1,k2 f:v f:v`` (classes may be missing). Its key is
+        made of its content.
     destination : Path or URL, optional
         Directory of the store; by default one in ``config.cache``, else ``$MACH_CACHE``, else ``~/.cache/mach``. To a
         URL the store is copied, and opened here.
@@ -123,6 +127,8 @@ def prepare(
             )
         return _fitting(fetch_store(source, config.cache), like, grows)
     kind = _format(config, source, like)
+    if config.has_documents and kind not in _TEXT and (like is None or grows):
+        raise ConfigError(f"strong_columns and weak_columns name text of documents, {source} has the format {kind}")
     with _file(config, source) as file:
         name = STDIN if source == "-" else source
         task = _Task(config, text, name, file, kind, like, grows, report or (lambda stage, fraction: None))
@@ -181,6 +187,10 @@ class _Task:
         if self.kind in _TEXT:
             on["columns"] = self.config.text_columns, self.config.class_column, self.config.class_separator
             on["text"] = self.text.model_dump()
+        if self.has_documents:
+            config = phrases.filled(self.config)
+            on["documents"] = config.strong_columns, config.weak_columns, config.phrases, config.word_dropout
+            on["phrases"] = config.typos, config.phrase_seed, _stamp(Path(phrases.__file__))
         if self.row_features:
             on["row_features"] = self.row_features
         return hashlib.blake2b(json.dumps(on, sort_keys=True).encode(), digest_size=16).hexdigest()
@@ -194,6 +204,11 @@ class _Task:
     def is_query(self) -> bool:
         """Whether the rows are for a model that is trained: classes are optional."""
         return self.like is not None and not self.grows
+
+    @property
+    def has_documents(self) -> bool:
+        """Whether the rows are to be sampled from documents."""
+        return self.config.has_documents and not self.is_query
 
     def write_numbers(self, path: Path, key: str) -> None:
         names = self.class_names()
@@ -226,7 +241,7 @@ class _Task:
         known = _numbered(names or [], self.config)
         is_open = names is None or (self.grows and self.config.class_names is None)
         chunks = self.text_source()
-        features = (self.like and self.like.text_features) or self.fitted(chunks())
+        features = (self.like and self.like.text_features) or self.fitted(self.text_source(whole=True)())
         n_classes = None if is_open else len(known)
         with StoreWriter(
             path,
@@ -264,12 +279,27 @@ class _Task:
             return characters.class_names()
         return None
 
-    def text_source(self) -> Callable[[], Iterable[TextChunk]]:
-        """What gives the chunks anew for each pass: a file is read again, the embedded set is kept."""
+    def text_source(self, whole: bool = False) -> Callable[[], Iterable[TextChunk]]:
+        """What gives the chunks anew for each pass: a file is read again, the embedded set is kept.
+
+        Of documents these are phrases, or with ``whole`` the documents as they are.
+        """
+        config = phrases.filled(self.config) if self.has_documents else self.config
+
+        def made(rows: Iterator[Columns]) -> Iterator[Text]:
+            for document in phrases.documents_of(rows, config, self.source):
+                for text in [document.text] if whole else phrases.phrases(document, config):
+                    yield text, [document.name]
+
+        if self.kind != "builtin" and self.has_documents:
+            columns = [*(config.strong_columns or []), *(config.weak_columns or [])]
+            return lambda: read_texts(self.path, self.kind, config, columns=columns, made=made)
         if self.kind != "builtin":
-            return lambda: read_texts(self.path, self.kind, self.config, classes_optional=self.is_query)
+            return lambda: read_texts(self.path, self.kind, config, classes_optional=self.is_query)
         from mach.data import characters
 
+        if self.source == DOCUMENTS:
+            return lambda: chunks_of(made(([name.lower()], [name]) for name in characters.class_names()))
         rows = list(characters.rows(_BUILTIN[self.source], report=partial(self.report, "making rows")))
 
         def chunks() -> Iterator[TextChunk]:
@@ -405,8 +435,10 @@ def _format(config: DataConfig, source: str, like: Store | Reference | None) -> 
             raise ConfigError(f"{STDIN} holds text or sparse rows, {like.path} has dense ones: name an .npy file")
         return "rows" if like.text_features is None else "lines"
     if config.format == "builtin" or source.startswith("builtin:"):
-        if source not in _BUILTIN or config.format not in ("auto", "builtin"):
-            raise ConfigError(f"no embedded set {source!r} of format {config.format}: there are {', '.join(_BUILTIN)}")
+        if source not in (*_BUILTIN, DOCUMENTS) or config.format not in ("auto", "builtin"):
+            raise ConfigError(
+                f"no embedded set {source!r} of format {config.format}: there are {', '.join([*_BUILTIN, DOCUMENTS])}"
+            )
         return "builtin"
     if place(source).is_dir():
         raise DataError(f"{source} is a directory but no store (no meta.json in it): name a file")

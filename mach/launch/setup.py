@@ -65,7 +65,7 @@ def set_up(
     start = None if is_run else Start.of(given)
     if start is not None:
         given = start.complete(given)
-    config = given if is_run or start is not None else recipe.before_reading(given)
+    config = given if is_run else recipe.before_reading(given)
     store = training_data(config, path if is_run else None, report)
     if not store.is_dense and store.row_features != config.data.row_features:  # it was prepared apart
         if "row_features" in given.data.model_fields_set:
@@ -82,14 +82,12 @@ def set_up(
         return _reopen(config, store, path), store
     if _holds_something_else(path) and not Run.is_at(path):
         raise ConfigError(f"{path} exists and is no run: give an empty or new folder, or remove it")
-    counts_K = store.class_counts()
-    if start is not None and not start.replay:
-        counts_K += np.pad(start.counts_K(), (0, store.n_classes - start.known.n_classes))
-    known = None if start is None else start.assignment(counts_K)
+    counts_K = None if start is None else start.counts_K(store)
+    known = None if start is None or counts_K is None else start.assignment(counts_K)
     config, manifest, assignment = resolve(config, store, known)
-    weights = {} if start is None else start.weights()
-    if start is not None and not start.replay:
-        manifest = manifest.model_copy(update={"n_rows": store.n_rows + start.run.manifest.n_rows})
+    if start is not None:
+        manifest = manifest.model_copy(update={"n_rows": start.n_rows(store)})
+    weights = None if start is None else start.weights()
     try:
         _share(config, store, path)
         return Run.create(path, config, manifest, store, assignment, counts_K, weights), store
@@ -117,7 +115,8 @@ def drop_store(run: Run) -> None:
 
 def _share(config: Config, store: Store, path: Place) -> None:
     train = place(config.data.train)
-    if isinstance(path, Path) or (not isinstance(train, Path) and is_there(train / META)):
+    is_enough = config.training.start is None and not isinstance(train, Path) and is_there(train / META)
+    if isinstance(path, Path) or is_enough:
         return
     upload_store(store, path / STORE)
 

@@ -30,10 +30,48 @@ from mach.places import Place, is_there
 from mach.storage import Run
 
 STORE = "store"  # folder of the training data in a remote run
-RATE_SHARE, EPOCH_SHARE = 1 / 3, 1 / 2  # of the run's own, for the first run that starts from it
+RATE_SHARE = 2 / 3  # of the run's own, for the first that starts from it; lower ones learn rare classes less
 NEW_CHOICES = 2  # buckets, drawn at random, of which a new class takes the least loaded
 BOUND = ("text.", "hashing.", "network.hidden", "network.trunk", "data.row_features", "training.loss")
+# What each run says of its own rows, whatever those of the other were.
+OWN = ("class_names", "strong_columns", "weak_columns", "phrases", "word_dropout", "typos", "phrase_seed")
 Report = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What a run knows of classes.
+
+    Parameters
+    ----------
+    reference : Reference
+        Their number and names, and the features of rows.
+    counts_K : int64 array
+        Training rows of each.
+    assignment : Assignment
+        Their buckets by all hash functions.
+    """
+
+    reference: Reference
+    counts_K: NDArray[np.int64]
+    assignment: Assignment
+
+
+def known_to(run: Run) -> Known:
+    """Classes of a run: the one place to add those that it was given after its training.
+
+    Raises
+    ------
+    ConfigError
+        When it was given any, for nothing here knows their buckets.
+    """
+    if is_there(run.path / "classes" / "CURRENT"):
+        raise ConfigError(
+            f"training.start: classes of {run.path} were edited after its training, which a start would undo: start "
+            "from a copy of the run without its folder classes, with rows of the new classes among the new data"
+        )
+    assignment = run.trained_assignment(range(run.config.hashing.repetitions))
+    return Known(run.reference(), run.class_counts_K(), assignment)
 
 
 @dataclass(frozen=True)
@@ -82,11 +120,10 @@ class Start:
         theirs = self.run.config
         training: dict[str, Any] = {"replay": self.replay, "precision": "auto"}
         if theirs.training.start is None:
-            epochs = max(1, round(EPOCH_SHARE * theirs.training.epochs))
-            training |= {"rate": RATE_SHARE * theirs.training.rate, "epochs": epochs}
+            training["rate"] = RATE_SHARE * theirs.training.rate
         learned = theirs.hashing.assignment == "learned"
         updates: dict[str, dict[str, Any]] = {
-            "data": {"class_names": None},
+            "data": dict.fromkeys(OWN),
             "hashing": {"relearn_epochs": [] if learned else None},
             "training": training,
             "reranking": {"candidates": theirs.reranking.candidates if self.replay else 0},
@@ -108,13 +145,20 @@ class Start:
         return mine
 
     @cached_property
-    def known(self) -> Reference:
-        """Features and classes of the run, those that were added after its training as well."""
-        return self.run.reference()
+    def known(self) -> Known:
+        """Classes and features of the run."""
+        return known_to(self.run)
 
-    def counts_K(self) -> NDArray[np.int64]:
-        """Rows of the known classes so far."""
-        return np.pad(self.run.class_counts_K(), (0, self.known.n_classes - self.run.manifest.n_classes))
+    def counts_K(self, store: Store) -> NDArray[np.int64]:
+        """Rows of every class, those that the run has seen and the new ones of a store of `store`."""
+        new_ids = store.class_ids[store.class_indptr[store.n_old_rows] :]
+        counts_K = np.bincount(new_ids, minlength=store.n_classes)
+        counts_K[: len(self.known.counts_K)] += self.known.counts_K
+        return counts_K
+
+    def n_rows(self, store: Store) -> int:
+        """Rows that the run has seen, and new ones."""
+        return self.run.manifest.n_rows + store.n_rows - store.n_old_rows
 
     def assignment(self, counts_K: NDArray[np.int64]) -> Assignment:
         """The run's assignment, with buckets for the classes that are new.
@@ -128,7 +172,7 @@ class Start:
             Rows of all classes, the old ones first.
         """
         hashing, n_classes = self.run.config.hashing, len(counts_K)
-        known = self.run.trained_assignment(range(hashing.repetitions))
+        known = self.known.assignment
         if n_classes == known.n_classes:
             return known
         if isinstance(known, UniversalAssignment) and n_classes <= known.prime:
@@ -154,9 +198,9 @@ class Start:
             From reading the new ones.
         """
         data = config.data
-        new = prepare(data, config.text, data.train, like=self.known, grows=True, report=report)
+        new = prepare(data, config.text, data.train, like=self.known.reference, grows=True, report=report)
         if not self.replay:
-            return join(new, None, self.known, cache=data.cache, report=report)
+            return join(new, None, self.known.reference, cache=data.cache, report=report)
         try:
             old = training_store(self.run, report)
         except (DataError, StorageError) as error:
@@ -166,7 +210,7 @@ class Start:
             ) from error
         theirs = self.run.config
         rest = OldPart(old.n_rows - old.n_old_rows, theirs.data.validation_fraction, theirs.training.seed)
-        return join(new, old, self.known, [*old.old_parts, rest], cache=data.cache, report=report)
+        return join(new, old, self.known.reference, [*old.old_parts, rest], cache=data.cache, report=report)
 
     def weights(self) -> dict[int, Path]:
         """The file of every repetition's weights, on this machine."""

@@ -15,14 +15,16 @@ from mach.config import Config, LaunchConfig, parse_config
 from mach.data.joining import join
 from mach.data.prepare import prepare
 from mach.data.store import Store, split_rows
+from mach.data.transfer import fetch_store
 from mach.errors import ConfigError, DataError, IncompleteRunError
 from mach.evaluation import evaluate
 from mach.hashing import TableAssignment, UniversalAssignment
 from mach.launch.reranker import train_reranker
-from mach.launch.setup import set_up
+from mach.launch.setup import set_up, shared_store
 from mach.launch.start import training_store
 from mach.loading import load
 from mach.networks.batch import Batch, read_batch
+from mach.places import place
 from mach.storage import Run
 from mach.training import ShardJob, TrainingStoppedError, train_shard
 from tests.conftest import N_FEATURES
@@ -194,7 +196,12 @@ def test_a_hash_family_with_room_goes_on_and_another_becomes_a_table(
 
 def test_a_run_below_a_url_starts_another_that_starts_a_third(config: Config, old: Run, folder: Path, tmp_path: Path):
     """The third run replays the rows of both, though the data of the second lie nowhere but in the cache."""
-    second = learn(with_keys(config, training={"epochs": 1}), f"memory://{tmp_path.name}/second")
+    url = f"memory://{tmp_path.name}"
+    prepare(config.data, config.text, config.data.train, place(f"{url}/new"))
+    started = with_keys(config, data={"train": f"{url}/new"}, training={"epochs": 1})
+    second, store = set_up(started, f"{url}/second")
+    assert fetch_store(shared_store(second, store)).n_rows == 3000  # not the new rows alone
+    train_shard(ShardJob(str(second.path), shared_store(second, store), tuple(range(R))))
     lines = rows_of(range(5), 64, seed=9)
     third_config = parse_config(
         {"data": {"train": write(tmp_path / "third.txt", lines, N_ALL)}, "training": {"start": str(second.path)}}, "t"
