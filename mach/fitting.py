@@ -109,7 +109,7 @@ def small_choices(shape: recipe.Shape, *, is_exclusive: bool, seed: int) -> Tree
     """What a configuration leaves open where rows or classes are fewer than `mach.recipe` was made for.
 
     Shorter batches and more epochs, so that there are some hundred steps; up to `FEW_CLASSES` classes a bucket for
-    each, and one network for dense rows, two for sparse ones; held-out rows for probabilities wherever there are enough.
+    each, in one network for dense rows or two for sparse ones; held-out rows for probabilities if there are enough.
     """
     n_rows = max(shape.n_rows, 1)
     batch = min(max(2 ** int(np.log2(max(n_rows / 20, 1))), 16), 256 if shape.is_dense else 512)
