@@ -83,6 +83,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         On hidden activations.
     candidates : int, optional
         Best classes of a row that linear classifiers order anew (`mach.reranking`, sparse rows and texts); 0: none.
+        None is 0 for multi-label data of fewer than 5,000 rows, where no rows calibrate what comes out.
     n_jobs : int, optional
         Processes that train repetitions; None and 1 train in this one, -1 uses all cores. It never changes a bit.
     launcher : {"local", "ray"}

@@ -118,12 +118,16 @@ def small_choices(shape: recipe.Shape, *, is_exclusive: bool, seed: int) -> Tree
         "training": {"loss": "softmax" if is_exclusive else "binary", "batch": batch, "seed": seed},
         "hashing": {"seed": seed},
     }
+    if not is_exclusive and not tree["data"]["validation_fraction"]:
+        tree["reranking"] = {"candidates": 0}  # its scores are far from probabilities, and nothing could mend them
     epochs = min(-(-LEAST_STEPS // -(-n_rows // batch)), MOST_EPOCHS)
     if epochs > 12:
         tree["training"]["epochs"] = epochs
     if shape.is_dense and n_rows < 5000:
         tree["training"]["rate"] = 6e-3
     if shape.n_classes <= FEW_CLASSES:
+        if "reranking" in tree:
+            tree["decoding"] = {"aggregate": "logit-mean"}  # the mean of logarithms would be shy of 0.5
         width = 128 if n_rows < 1000 else 512
         tree["network"] = {"hidden": [width]}
         if not shape.is_dense and n_rows >= 1000:
