@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.calibration import TOP, Calibration, Curve, fingerprint, fit
-from mach.data.store import Store, split_rows
+from mach.data.store import Store
 from mach.errors import ConfigError
 from mach.model import MachModel
 from mach.networks.batch import SparseBatch, read_batch, right_of
@@ -48,7 +48,7 @@ def held_out(run: Run, store: Store) -> NDArray[np.int64]:
             f"{run.path} was trained on data with fingerprint {run.manifest.data_fingerprint}, {run.config.data.train} "
             f"has {store.fingerprint}: give DATA that it was not trained on"
         )
-    return split_rows(store.n_rows, run.config.data.validation_fraction, run.config.training.seed)[1]
+    return store.split(run.config.data.validation_fraction, run.config.training.seed)[1]
 
 
 def calibrate(

@@ -22,7 +22,7 @@ from pydantic import Field
 from scipy.sparse import csr_array
 
 from mach.config import RerankingConfig, Section
-from mach.data.store import Store, split_rows
+from mach.data.store import Store
 from mach.errors import StorageError
 from mach.kernels import rerank as kernels
 from mach.model import MachModel
@@ -95,9 +95,7 @@ class RerankerTraining:
         self.folder = run.reranking_folder
         self.settings: RerankingConfig = run.config.reranking
         self.fingerprint = fingerprint(run)
-        self.rows, self.validation_rows = split_rows(
-            store.n_rows, run.config.data.validation_fraction, run.config.training.seed
-        )
+        self.rows, self.validation_rows = store.split(run.config.data.validation_fraction, run.config.training.seed)
 
     @property
     def files(self) -> RepetitionFiles:
