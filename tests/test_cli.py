@@ -57,6 +57,7 @@ def test_the_surface_is_frozen():
             "--workers", "-k", "queries", "run",
         ],
         "calibrate": ["--address", "--json", "--launcher", "--repetitions", "--workers", "data", "run"],
+        "report": ["--images", "--output", "-o", "data", "run"],
         "info": ["--json", "--verify", "run"],
     }  # fmt: skip
 
