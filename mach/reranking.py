@@ -26,7 +26,7 @@ from mach.data.store import Store
 from mach.errors import StorageError
 from mach.kernels import rerank as kernels
 from mach.model import MachModel
-from mach.networks.batch import SparseBatch, read_batch, right_of
+from mach.networks.batch import SparseBatch, read_batch, read_classes, right_of
 from mach.ordering import prior_terms
 from mach.places import Place, atomic_file, cache_folder, fetch, is_there, kept, names_in, remove, remove_folder
 from mach.repetition import RepetitionFiles, read_json, write_json
@@ -151,7 +151,7 @@ class RerankerTraining:
         with tempfile.TemporaryDirectory(prefix="mach-", dir=self._scratch_folder) as scratch:
             arrays, least = self._merged(Path(scratch))
             blend = self._best_blend(arrays) if self.is_validated else self.given_blend()
-            arrays["priors"] = prior_terms(self.run.class_counts_K(), blend.prior)
+            arrays["priors"] = prior_terms(learned_counts(self.run, self.store, self.validation_rows), blend.prior)
             metadata = {"fingerprint": self.fingerprint, "candidates": str(self.settings.candidates)}
             metadata |= {name: repr(value) for name, value in blend.model_dump().items()}
             with atomic_file(self.run.reranker_file) as file:
@@ -332,7 +332,7 @@ class RerankerTraining:
             found.append((top.ids_Nk, top.scores_Nk, reranker.margins(batch, top.ids_Nk)))
         ids_NC, scores_NC, margins_NC = (np.concatenate(column) for column in zip(*found, strict=True))
         gains_NC = gains_of(self.store, rows, ids_NC)
-        counts_K = self.run.class_counts_K()
+        counts_K = learned_counts(self.run, self.store, self.validation_rows)
         blends = [self.given_blend(weight, prior) for weight, prior in BLENDS]
         found_PN = np.empty((len(blends), len(rows)))
         for p, blend in enumerate(blends):
@@ -384,6 +384,16 @@ def gains_of(store: Store, rows: NDArray[np.int64], ids_NC: NDArray[np.int64]) -
     counts = np.diff(store.class_indptr)[rows]
     ideal_N = np.concatenate([[np.inf], np.cumsum(DISCOUNTS)])[np.minimum(counts, len(DISCOUNTS))]
     return right_of(store, rows, ids_NC) / ideal_N[:, None]
+
+
+def learned_counts(run: Run, store: Store, held: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows of every class, shape (K,), without those held out.
+
+    Counted with the rest, a held-out row would make its own classes more frequent than they were to the networks, and
+    the prior that it chooses too favourable to frequent classes.
+    """
+    counts_K = run.class_counts_K() - np.bincount(read_classes(store, held)[0], minlength=store.n_classes)
+    return np.maximum(counts_K, 0)
 
 
 def about_best(gains_PN: NDArray[np.float64], usual: int) -> int:
