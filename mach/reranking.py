@@ -67,7 +67,6 @@ BLENDS = (
     (2.0, -0.6),
     (3.0, -0.6),
 )
-USUAL = 3  # of them, good on all sets though best on none (docs/log.md)
 MAX_VALIDATION_ROWS = 20_000
 DISCOUNTS = 1 / np.log2(np.arange(2, 7))
 
@@ -151,7 +150,7 @@ class RerankerTraining:
         with tempfile.TemporaryDirectory(prefix="mach-", dir=self._scratch_folder) as scratch:
             arrays, least = self._merged(Path(scratch))
             blend = self._best_blend(arrays) if self.is_validated else self.given_blend()
-            arrays["priors"] = prior_terms(learned_counts(self.run, self.store, self.validation_rows), blend.prior)
+            arrays["priors"] = prior_terms(self.run.class_counts_K(), blend.prior)
             metadata = {"fingerprint": self.fingerprint, "candidates": str(self.settings.candidates)}
             metadata |= {name: repr(value) for name, value in blend.model_dump().items()}
             with atomic_file(self.run.reranker_file) as file:
@@ -317,10 +316,7 @@ class RerankerTraining:
         )
 
     def _best_blend(self, arrays: dict[str, NDArray[Any]]) -> Blend:
-        """The blend that is about the best, in nDCG@5, on rows that neither networks nor classifiers have learned from.
-
-        Among blends that so few rows can hardly tell apart, the nearest to `USUAL`.
-        """
+        """The blend of best nDCG@5 on rows that neither networks nor classifiers have learned from."""
         settings, rows = self.settings, self.validation_rows[:MAX_VALIDATION_ROWS]
         reranker = Reranker(
             arrays, n_features=self.store.n_features, candidates=settings.candidates, blend=self.given_blend()
@@ -334,11 +330,12 @@ class RerankerTraining:
         gains_NC = gains_of(self.store, rows, ids_NC)
         counts_K = learned_counts(self.run, self.store, self.validation_rows)
         blends = [self.given_blend(weight, prior) for weight, prior in BLENDS]
-        found_PN = np.empty((len(blends), len(rows)))
-        for p, blend in enumerate(blends):
+
+        def gain(blend: Blend) -> float:
             priors_NC = prior_terms(counts_K, blend.prior)[np.maximum(ids_NC, 0)]
-            found_PN[p] = discounted_gains(combine(scores_NC, margins_NC, priors_NC, blend.weight), gains_NC)
-        return blends[about_best(found_PN, USUAL)]
+            return float(discounted_gains(combine(scores_NC, margins_NC, priors_NC, blend.weight), gains_NC).mean())
+
+        return max(blends, key=gain)
 
     def _features(self, rows: NDArray[np.int64]) -> csr_array:
         batch = read_batch(self.store, rows)
@@ -394,23 +391,6 @@ def learned_counts(run: Run, store: Store, held: NDArray[np.int64]) -> NDArray[n
     """
     counts_K = run.class_counts_K() - np.bincount(read_classes(store, held)[0], minlength=store.n_classes)
     return np.maximum(counts_K, 0)
-
-
-def about_best(gains_PN: NDArray[np.float64], usual: int) -> int:
-    """Of the P choices whose mean gain is within half a standard error of the largest, the nearest to the usual one.
-
-    Errors are those of differences to the largest, paired by rows; of two as near, the first.
-
-    Examples
-    --------
-    >>> gains_PN = np.array([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.9], [1.0, 0.9, 0.2, 0.9]])
-    >>> about_best(gains_PN, usual=0), about_best(gains_PN, usual=2)
-    (1, 2)
-    """
-    losses_PN = gains_PN[gains_PN.mean(axis=1).argmax()] - gains_PN
-    errors_P = losses_PN.std(axis=1) / np.sqrt(losses_PN.shape[1])
-    good = np.flatnonzero(losses_PN.mean(axis=1) <= errors_P / 2)
-    return int(good[np.abs(good - usual).argmin()])
 
 
 def discounted_gains(scores_NC: NDArray[np.float32], gains_NC: NDArray[np.float64]) -> NDArray[np.float64]:
