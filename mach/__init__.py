@@ -9,14 +9,16 @@ __version__ = "0.1.0"
 
 _HOME_OF = {
     "DegradedWarning": "mach.errors",
+    "MACHClassifier": "mach.estimator",
     "MachError": "mach.errors",
     "MachModel": "mach.model",
     "load": "mach.loading",
 }
-__all__ = ["DegradedWarning", "MachError", "MachModel", "__version__", "load"]
+__all__ = ["DegradedWarning", "MACHClassifier", "MachError", "MachModel", "__version__", "load"]
 
 if TYPE_CHECKING:
     from mach.errors import DegradedWarning, MachError
+    from mach.estimator import MACHClassifier
     from mach.loading import load
     from mach.model import MachModel
 

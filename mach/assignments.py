@@ -77,12 +77,15 @@ def draw_table(
     return table_RK
 
 
-def balanced(choices_KC: NDArray[Any], counts_K: NDArray[np.int64], n_buckets: int) -> NDArray[np.int32]:
+def balanced(
+    choices_KC: NDArray[Any], counts_K: NDArray[np.int64], n_buckets: int, rank_K: NDArray[Any] | None = None
+) -> NDArray[np.int32]:
     """The least loaded of every class's choices, those with the most rows first; equal loads: the first choice.
 
-    So no bucket is heavier than the lightest of the choices of its last class, and that class, together.
+    So no bucket is heavier than the lightest of the choices of its last class, and that class, together. With
+    ``rank_K`` those of the largest rank come first.
     """
-    order_K = np.argsort(-counts_K, kind="stable")
+    order_K = np.argsort(-(counts_K if rank_K is None else rank_K), kind="stable")
     buckets_K: NDArray[np.int32] = place_least_loaded(order_K, choices_KC, np.maximum(counts_K, 1), n_buckets)
     return buckets_K
 

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.calibration import TOP, Calibration, Curve, fingerprint, fit
-from mach.data.store import Store, split_rows
+from mach.data.store import Store
 from mach.errors import ConfigError
 from mach.model import MachModel
 from mach.networks.batch import SparseBatch, read_batch, right_of
 from mach.ordering import prior_terms
 from mach.repetition import write_json
 from mach.reranker import is_due as reranker_is_due
-from mach.reranking import discounted_gains, gains_of
+from mach.reranking import discounted_gains, gains_of, learned_counts
 from mach.scoring import LocalScorer
 from mach.storage import Run
 
@@ -48,7 +48,7 @@ def held_out(run: Run, store: Store) -> NDArray[np.int64]:
             f"{run.path} was trained on data with fingerprint {run.manifest.data_fingerprint}, {run.config.data.train} "
             f"has {store.fingerprint}: give DATA that it was not trained on"
         )
-    return split_rows(store.n_rows, run.config.data.validation_fraction, run.config.training.seed)[1]
+    return store.split(run.config.data.validation_fraction, run.config.training.seed)[1]
 
 
 def calibrate(
@@ -113,7 +113,7 @@ def _best_prior(model: MachModel, store: Store, rows: NDArray[np.int64], queries
     """The strength of best nDCG@5 among the candidates of the aggregate alone."""
     model.prior = 0.0
     found = model.search(queries, model.run.config.decoding.candidates, rerank=False)
-    gains_NC, counts_K = gains_of(store, rows, found.ids_Nk), model.run.class_counts_K()
+    gains_NC, counts_K = gains_of(store, rows, found.ids_Nk), learned_counts(model.run, store, rows)
 
     def gain(prior: float) -> float:
         terms_NC = prior_terms(counts_K, prior)[np.maximum(found.ids_Nk, 0)]

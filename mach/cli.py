@@ -206,6 +206,7 @@ def plan(
 @_launcher
 @_address
 @click.option("--repetitions", metavar="0-3,5", help="Train these only; others may be trained elsewhere.")
+@click.option("--from", "start", metavar="RUN", help="Fine-tune: start from the weights of this finished run.")
 @click.option("--dry-run", is_flag=True, help="Read the data and print the ledger; train nothing.")
 def train(
     config: Place,
@@ -215,11 +216,13 @@ def train(
     launcher: str | None,
     address: str | None,
     repetitions: str | None,
+    start: str | None,
     dry_run: bool,
 ) -> None:
     """Train the repetitions of CONFIG into RUN, a folder or URL (runs/NAME by default), or go on where it stopped.
 
-    A run in place of CONFIG, and no RUN, goes on with that run and its own configuration.
+    A run in place of CONFIG, and no RUN, goes on with that run and its own configuration. With --from, CONFIG names the
+    new rows, and all that it leaves open is as in the run to start from; its own rows are replayed beside them.
     """
     from mach.config import load_config
     from mach.storage import Run
@@ -227,6 +230,8 @@ def train(
     for key, value in {"workers": workers, "launcher": launcher, "address": address}.items():
         if value is not None:
             overrides = (*overrides, f"launch.{key}={json.dumps(value)}")
+    if start is not None:
+        overrides = (*overrides, f"training.start={json.dumps(start)}")
     if run is None:
         if Run.is_at(config):
             config, run = config / "config.toml", config
@@ -503,21 +508,23 @@ def _prepared(model: MachModel, source: str) -> Store:
 
 
 def _training_rows(config: Config) -> Store:
-    from mach.data.prepare import prepare as prepare_data
+    from mach.launch.start import training_data
 
     with _reporter() as report:
-        return prepare_data(config.data, config.text, config.data.train, report=report)
+        return training_data(config, None, report)
 
 
 def _print_ledger(config: Config) -> None:
     """What `train` would build, from the prepared data."""
     from mach.launch.launchers import n_workers
     from mach.launch.setup import plan_of, resolve
+    from mach.launch.start import Start
     from mach.recipe import before_reading
 
-    config = before_reading(config)
+    start = Start.of(config)
+    config = before_reading(config if start is None else start.complete(config))
     store = _training_rows(config)
-    resolved, _, _ = resolve(config, store)
+    resolved, _, _ = resolve(config, store, None if start is None else start.assignment(start.counts_K(store)))
     chosen = plan_of(resolved, store, n_workers=n_workers(config.launch, resolved.hashing.repetitions))
     print_rows(chosen.rows(), as_json=False)
 

@@ -18,6 +18,7 @@ from mach.places import Place, place, read_bytes
 
 Format = Literal["auto", "repository", "svmlight", "npz", "npy", "csv", "jsonl", "parquet", "builtin"]
 AssignmentKind = Literal["universal", "random", "balanced", "clustered", "learned"]
+DOCUMENTS = "builtin:characters-names"  # the embedded set's classes, each a document of its name
 Aggregate = Literal["auto", "mean", "unbiased-mean", "log-mean", "logit-mean", "min", "median"]
 
 
@@ -37,11 +38,40 @@ class DataConfig(Section):
     text_columns: list[str] = Field(default=["text"], min_length=1, description="columns of text, joined by a blank")
     class_column: str = Field(default="classes", description="column of class names: a list, or a string to separate")
     class_separator: str | None = Field(default=None, description="separator of names in a string; none: one name")
+    strong_columns: list[str] | None = Field(
+        default=None, description="the training table has one document a class: columns of text that is asked for whole"
+    )
+    weak_columns: list[str] | None = Field(
+        default=None, description="columns of a document of whose text passages are asked for"
+    )
+    phrases: int | None = Field(
+        default=None, ge=0, le=1000, description="training rows sampled from a document, beside itself; none: 16"
+    )
+    word_dropout: float | None = Field(
+        default=None, ge=0.0, le=0.5, description="share of words that phrases leave out; none: 0.1"
+    )
+    typos: float | None = Field(
+        default=None, ge=0.0, le=1.0, description="share of longer words mistyped or cut short; none: 0.1"
+    )
+    phrase_seed: int | None = Field(default=None, ge=0, description="of the phrases; none: 0")
     row_features: int = Field(
         default=0, ge=0, description="features of a sparse row that count, those of largest magnitude; 0: all"
     )
     validation_fraction: float = Field(default=0.0, ge=0.0, lt=1.0, description="share of training rows held out")
     cache: str | None = Field(default=None, description="folder of prepared stores; none: the user's cache folder")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in ("phrases", "word_dropout", "typos", "phrase_seed"):
+            value = getattr(self, name)
+            if value is not None and not self.has_documents:
+                raise ValueError(f"{name} = {value}: phrases are made of documents: set strong_columns or weak_columns")
+        return self
+
+    @property
+    def has_documents(self) -> bool:
+        """Whether training rows are phrases, sampled from one document a class."""
+        return bool(self.strong_columns or self.weak_columns) or self.train == DOCUMENTS
 
 
 class TextConfig(Section):
@@ -97,7 +127,7 @@ class HashingConfig(Section):
         description="kappa: buckets of which a class takes the least loaded; none: by `mach.assignments.CHOICES`",
     )
     relearn_epochs: list[int] | None = Field(
-        default=None, min_length=1, description="epochs after which classes move; none: a third of all"
+        default=None, description="epochs after which classes move; none: a third of all; empty: never"
     )
 
     @model_validator(mode="after")
@@ -154,6 +184,16 @@ class TrainingConfig(Section):
     )
     checkpoint_seconds: float = Field(default=30.0, ge=0.0, description="least time between checkpoints")
     seed: int = Field(default=0, ge=0, description="initial weights, row order and dropout")
+    start: str | None = Field(default=None, description="finished run whose weights training starts from")
+    replay: float | None = Field(
+        default=None, ge=0.0, description="rows of that run's own data drawn a new row, in every epoch; none: 1"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.replay is not None and self.start is None:
+            raise ValueError(f"replay = {self.replay:g} needs training.start, the run whose rows it means")
+        return self
 
 
 class DecodingConfig(Section):
@@ -229,7 +269,7 @@ class Config(Section):
         if self.training.patience is not None and self.data.validation_fraction == 0.0:
             raise ValueError("training.patience needs rows to watch: set data.validation_fraction, such as 0.05")
         hashing, epochs = self.hashing, self.training.epochs
-        if hashing.assignment == "learned" and epochs < 2:
+        if hashing.assignment == "learned" and epochs < 2 and hashing.relearn_epochs != []:
             raise ValueError(f"hashing.assignment = 'learned' with training.epochs = {epochs}: give at least 2")
         learned = hashing.relearn_epochs or []
         if learned != sorted({epoch for epoch in learned if 1 <= epoch < epochs}):
@@ -280,7 +320,7 @@ def completed(config: Config, like: Config) -> Config:
     tree = like.model_dump()
     for section in Config.model_fields:
         tree[section] |= getattr(config, section).model_dump(exclude_unset=True)
-    return Config.model_validate(tree)
+    return parse_config(tree, "with the keys of the run")
 
 
 def fingerprint(config: Config, ignore: tuple[str, ...] = ()) -> str:

@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
 
@@ -33,6 +34,7 @@ LEFTOVER_SECONDS = 24 * 3600.0  # an unfinished file of another machine that is 
 HOST = os.uname().nodename
 # Their PUT shows the new object whole or not at all; elsewhere a file is put under another name and moved.
 ATOMIC_PUT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "memory"})
+_SHORT_LIVED: ContextVar[bool] = ContextVar("_SHORT_LIVED", default=False)
 _URL = re.compile(r"[A-Za-z][\w.+-]*(::[\w.+:-]+)?://")
 
 
@@ -307,8 +309,29 @@ def is_alive(process: int) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def short_lived() -> Iterator[None]:
+    """Nothing written in the block has to survive a power loss: files of a temporary folder, without the waiting.
+
+    It holds for the calling thread; files still appear whole or not at all.
+    """
+    token = _SHORT_LIVED.set(True)
+    try:
+        yield
+    finally:
+        _SHORT_LIVED.reset(token)
+
+
+def flush(descriptor: int) -> None:
+    """Bring an open file's bytes to disk, unless they are `short_lived`."""
+    if not _SHORT_LIVED.get():
+        os.fsync(descriptor)
+
+
 def flush_to_disk(path: Path) -> None:
     """Make a file's bytes, or a folder's names, survive a power loss."""
+    if _SHORT_LIVED.get():
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -323,7 +346,7 @@ def _renamed(path: Path) -> Iterator[BinaryIO]:
         with temporary.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            flush(file.fileno())
         temporary.replace(path)
         flush_to_disk(path.parent)  # names appear in the order in which they were given
     finally:

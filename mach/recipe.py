@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mach.config import Config
+from mach.data import phrases
 
 ROW_FEATURES = 64
 CANDIDATES = 100
@@ -40,10 +41,11 @@ class Shape:
 
 
 def before_reading(config: Config) -> Config:
-    """A configuration whose ``data.row_features`` is settled, before its rows are read."""
-    if "row_features" in config.data.model_fields_set:
-        return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"row_features": ROW_FEATURES})})
+    """A configuration whose ``data.row_features`` and settings of phrases are settled, before its rows are read."""
+    data = phrases.filled(config.data) if config.data.has_documents else config.data
+    if "row_features" not in data.model_fields_set:
+        data = data.model_copy(update={"row_features": ROW_FEATURES})
+    return config.model_copy(update={"data": data})
 
 
 def fill(config: Config, shape: Shape) -> Config:
@@ -59,7 +61,7 @@ def fill(config: Config, shape: Shape) -> Config:
     sparse = not shape.is_dense
     reranks = "candidates" not in config.reranking.model_fields_set or config.reranking.candidates > 0
     choices: dict[str, dict[str, Any]] = {
-        "data": {"validation_fraction": _held_out(shape.n_rows) if sparse and reranks else 0.0},
+        "data": {"validation_fraction": held_out_fraction(shape.n_rows) if sparse and reranks else 0.0},
         "reranking": {"candidates": CANDIDATES if sparse else 0},
     }
     if sparse and config.network.hidden and config.network.trunk is None:
@@ -82,7 +84,8 @@ def fill(config: Config, shape: Shape) -> Config:
     return config.model_copy(update=updated)
 
 
-def _held_out(n_rows: int) -> float:
+def held_out_fraction(n_rows: int) -> float:
+    """Share of the rows on which probabilities and blends are fitted; 0 where there are too few."""
     return 0.0 if n_rows < 5000 else min(max(0.02 * n_rows, 500), 2000) / n_rows
 
 

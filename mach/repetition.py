@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -98,6 +99,7 @@ class RepetitionFiles:
         self.repetition = repetition
         self.folder = folder
         self.weights = folder / "weights.safetensors"
+        self.start = folder / "start.safetensors"
         self.state = folder / "state.safetensors"
         self.metrics = folder / "metrics.jsonl"
         self.sign = folder / "progress.json"
@@ -172,14 +174,21 @@ class RepetitionFiles:
         self.save(self.state, arrays, metadata)
         self._tidy_if_done()
 
+    def save_start(self, weights: Path) -> None:
+        """Copy the weights of another run to start from."""
+        if isinstance(self.folder, Path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_file(self.start) as file, weights.open("rb") as source:
+            shutil.copyfileobj(source, file, 2**24)
+
     @contextlib.contextmanager
-    def local_state(self) -> Iterator[Path]:
-        """The checkpoint as a file of this machine, for the length of the block."""
+    def local_file(self, where: Place) -> Iterator[Path]:
+        """The checkpoint, or the weights to start from, as a file of this machine, for the length of the block."""
         try:
-            with local_copy(self.state) as file:
+            with local_copy(where) as file:
                 yield file
         except OSError as error:
-            raise StorageError(f"cannot read {self.state}: {error.strerror}") from error
+            raise StorageError(f"cannot read {where}: {error.strerror}") from error
 
     def write_progress(self, sign: SignOfLife) -> None:
         """Tell whoever looks that and how training goes on."""
@@ -231,7 +240,7 @@ class RepetitionFiles:
     def tidy(self) -> None:
         """Remove what only training needed."""
         try:
-            for where in (self.state, self.sign):
+            for where in (self.state, self.sign, self.start):
                 remove(where)
         except OSError as error:
             raise StorageError(f"cannot remove {self.state}: {error.strerror}") from error

@@ -22,11 +22,11 @@ from pydantic import Field
 from scipy.sparse import csr_array
 
 from mach.config import RerankingConfig, Section
-from mach.data.store import Store, split_rows
+from mach.data.store import Store
 from mach.errors import StorageError
 from mach.kernels import rerank as kernels
 from mach.model import MachModel
-from mach.networks.batch import SparseBatch, read_batch, right_of
+from mach.networks.batch import SparseBatch, read_batch, read_classes, right_of
 from mach.ordering import prior_terms
 from mach.places import Place, atomic_file, cache_folder, fetch, is_there, kept, names_in, remove, remove_folder
 from mach.repetition import RepetitionFiles, read_json, write_json
@@ -67,7 +67,6 @@ BLENDS = (
     (2.0, -0.6),
     (3.0, -0.6),
 )
-USUAL = 3  # of them, good on all sets though best on none (docs/log.md)
 MAX_VALIDATION_ROWS = 20_000
 DISCOUNTS = 1 / np.log2(np.arange(2, 7))
 
@@ -95,9 +94,7 @@ class RerankerTraining:
         self.folder = run.reranking_folder
         self.settings: RerankingConfig = run.config.reranking
         self.fingerprint = fingerprint(run)
-        self.rows, self.validation_rows = split_rows(
-            store.n_rows, run.config.data.validation_fraction, run.config.training.seed
-        )
+        self.rows, self.validation_rows = store.split(run.config.data.validation_fraction, run.config.training.seed)
 
     @property
     def files(self) -> RepetitionFiles:
@@ -319,10 +316,7 @@ class RerankerTraining:
         )
 
     def _best_blend(self, arrays: dict[str, NDArray[Any]]) -> Blend:
-        """The blend that is about the best, in nDCG@5, on rows that neither networks nor classifiers have learned from.
-
-        Among blends that so few rows can hardly tell apart, the nearest to `USUAL`.
-        """
+        """The blend of best nDCG@5 on rows that neither networks nor classifiers have learned from."""
         settings, rows = self.settings, self.validation_rows[:MAX_VALIDATION_ROWS]
         reranker = Reranker(
             arrays, n_features=self.store.n_features, candidates=settings.candidates, blend=self.given_blend()
@@ -334,13 +328,14 @@ class RerankerTraining:
             found.append((top.ids_Nk, top.scores_Nk, reranker.margins(batch, top.ids_Nk)))
         ids_NC, scores_NC, margins_NC = (np.concatenate(column) for column in zip(*found, strict=True))
         gains_NC = gains_of(self.store, rows, ids_NC)
-        counts_K = self.run.class_counts_K()
+        counts_K = learned_counts(self.run, self.store, self.validation_rows)
         blends = [self.given_blend(weight, prior) for weight, prior in BLENDS]
-        found_PN = np.empty((len(blends), len(rows)))
-        for p, blend in enumerate(blends):
+
+        def gain(blend: Blend) -> float:
             priors_NC = prior_terms(counts_K, blend.prior)[np.maximum(ids_NC, 0)]
-            found_PN[p] = discounted_gains(combine(scores_NC, margins_NC, priors_NC, blend.weight), gains_NC)
-        return blends[about_best(found_PN, USUAL)]
+            return float(discounted_gains(combine(scores_NC, margins_NC, priors_NC, blend.weight), gains_NC).mean())
+
+        return max(blends, key=gain)
 
     def _features(self, rows: NDArray[np.int64]) -> csr_array:
         batch = read_batch(self.store, rows)
@@ -388,21 +383,14 @@ def gains_of(store: Store, rows: NDArray[np.int64], ids_NC: NDArray[np.int64]) -
     return right_of(store, rows, ids_NC) / ideal_N[:, None]
 
 
-def about_best(gains_PN: NDArray[np.float64], usual: int) -> int:
-    """Of the P choices whose mean gain is within half a standard error of the largest, the nearest to the usual one.
+def learned_counts(run: Run, store: Store, held: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows of every class, shape (K,), without those held out.
 
-    Errors are those of differences to the largest, paired by rows; of two as near, the first.
-
-    Examples
-    --------
-    >>> gains_PN = np.array([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.9], [1.0, 0.9, 0.2, 0.9]])
-    >>> about_best(gains_PN, usual=0), about_best(gains_PN, usual=2)
-    (1, 2)
+    Counted with the rest, a held-out row would make its own classes more frequent than they were to the networks, and
+    the prior that it chooses too favourable to frequent classes.
     """
-    losses_PN = gains_PN[gains_PN.mean(axis=1).argmax()] - gains_PN
-    errors_P = losses_PN.std(axis=1) / np.sqrt(losses_PN.shape[1])
-    good = np.flatnonzero(losses_PN.mean(axis=1) <= errors_P / 2)
-    return int(good[np.abs(good - usual).argmin()])
+    counts_K = run.class_counts_K() - np.bincount(read_classes(store, held)[0], minlength=store.n_classes)
+    return np.maximum(counts_K, 0)
 
 
 def discounted_gains(scores_NC: NDArray[np.float32], gains_NC: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -117,19 +117,34 @@ class Run:
         return is_there(place(path) / "manifest.json")
 
     @classmethod
-    def create(cls, path: str | Place, config: Config, manifest: Manifest, store: Store, assignment: Assignment) -> Run:
-        """Lay out a new run: it is there whole, or not at all. Of two creators at once, one fails or both agree."""
+    def create(
+        cls,
+        path: str | Place,
+        config: Config,
+        manifest: Manifest,
+        store: Store,
+        assignment: Assignment,
+        counts_K: NDArray[np.int64] | None = None,
+        weights: Mapping[int, Path] | None = None,
+    ) -> Run:
+        """Lay out a new run: it is there whole, or not at all. Of two creators at once, one fails or both agree.
+
+        ``counts_K`` are the rows of every class where they are not those of the store, ``weights`` the files that
+        repetitions start from.
+        """
         final = place(path)
         try:
             with _laid_out(final) as folder:
                 run = cls(folder)
                 with atomic_file(folder / "class_counts.npy") as file:
-                    np.save(file, store.class_counts())
+                    np.save(file, store.class_counts() if counts_K is None else counts_K)
                 if store.class_names is not None:
                     with atomic_file(run.class_names_file) as file:
                         write_tensors(file, {"offsets": store.class_names.offsets, "utf8": store.class_names.utf8}, {})
                 if store.text_features is not None:
                     upload_folder(store.path / "text_features", run.text_folder)
+                for r, source in (weights or {}).items():
+                    run.repetition(r).save_start(source)
                 run.update(config, manifest, assignment)
         except OSError as error:
             raise StorageError(f"cannot create {path}: {error.strerror}") from error

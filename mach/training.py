@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from mach.assignments import relearned
 from mach.config import Config
-from mach.data.store import Store, split_rows
+from mach.data.store import Store
 from mach.data.transfer import fetch_store
 from mach.errors import MachError, StorageError
 from mach.hashing import Assignment, TableAssignment
@@ -185,10 +185,11 @@ class _Trainer:
         if self.learns:
             self._assign(self.assignment.buckets(np.arange(store.n_classes)))
         self.training = self.config.training
-        self.rows, self.validation_rows = split_rows(
-            store.n_rows, self.config.data.validation_fraction, self.training.seed
-        )
-        self.steps_per_epoch = -(-len(self.rows) // self.training.batch)
+        self.rows, self.validation_rows = store.split(self.config.data.validation_fraction, self.training.seed)
+        n_old = int(np.searchsorted(self.rows, store.n_old_rows)) if self.training.start is not None else 0
+        self.old_rows, self.new_rows = self.rows[:n_old], self.rows[n_old:]
+        self.n_replayed = min(n_old, round((self.training.replay or 0.0) * len(self.new_rows)))
+        self.steps_per_epoch = -(-(len(self.new_rows) + self.n_replayed) // self.training.batch)
         self.n_steps = self.training.epochs * self.steps_per_epoch
         self.network = Network(
             self.config.network,
@@ -220,7 +221,7 @@ class _Trainer:
             step = self.network.n_steps
             epoch, offset = divmod(step, self.steps_per_epoch)
             if offset == 0 or step == first_step:
-                order = np.random.default_rng([self.training.seed, self.repetition, epoch]).permutation(self.rows)
+                order = self._order(epoch)
                 epoch_started, epoch_first_step = time.monotonic(), step
             rows = order[offset * self.training.batch : (offset + 1) * self.training.batch]
             figures = self.network.step(
@@ -256,6 +257,15 @@ class _Trainer:
                 pause = (saved - now) / MAX_CHECKPOINT_SHARE
         if not self._is_over():
             self._finish()
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        """Rows of an epoch: all of the training rows, or all new ones and some old ones against forgetting."""
+        generator = np.random.default_rng([self.training.seed, self.repetition, epoch])
+        rows = self.new_rows
+        if self.n_replayed:
+            replayed = generator.choice(self.old_rows, self.n_replayed, replace=False, shuffle=False)
+            rows = np.concatenate([rows, replayed])
+        return generator.permutation(rows)
 
     def _log_odds(self) -> NDArray[np.float32]:
         """Log odds of every bucket, taking its classes as exclusive: the loss starts near that of the prior."""
@@ -373,9 +383,12 @@ class _Trainer:
         with self._storing():
             self.files.sweep()
             if not self.files.is_begun:
+                if self.training.start is not None:
+                    with self.files.local_file(self.files.start) as file:
+                        self.network.load_weights(map_tensors(file)[0])
                 return
             try:
-                with self.files.local_state() as file:
+                with self.files.local_file(self.files.state) as file:
                     arrays, metadata = map_tensors(file)
                     self.network.load_state(arrays)
                     if self.learns:

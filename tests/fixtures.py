@@ -65,7 +65,7 @@ def make(target: Path, given: dict[str, dict[str, Any]]) -> None:
         if run.config.data.validation_fraction:
             with load(made) as model:
                 calibrate(model, store, held_out(run, store))
-        shutil.rmtree(run.reranking_folder, ignore_errors=True)
+        shutil.rmtree(made / "reranking", ignore_errors=True)
         for scratch in made.rglob("lock"):
             scratch.unlink()
         for file in [made / "config.toml", *made.rglob("DONE")]:

@@ -41,7 +41,9 @@ def test_the_surface_is_frozen():
             "--buckets", "--classes", "--device-memory", "--features", "--hidden", "--json", "--memory",
             "--parameters", "--repetitions", "--workers", "-B", "-R",
         ],
-        "train": ["--address", "--dry-run", "--launcher", "--repetitions", "--set", "--workers", "config", "run"],
+        "train": [
+            "--address", "--dry-run", "--from", "--launcher", "--repetitions", "--set", "--workers", "config", "run",
+        ],
         "status": ["--json", "run"],
         "evaluate": [
             "--address", "--at", "--curve", "--json", "--launcher", "--reliability", "--repetitions", "--rerank",
@@ -178,6 +180,7 @@ def test_queries_from_arguments_and_stdin(trained: Path, planted: Path):
         (["query", "{run}", "-k", "1000000000", "1:1"], ["1000000000"]),
         (["evaluate", "{run}", "--at", "1000000000"], ["1000000000"]),
         (["train", "{tmp}/config.toml", "{tmp}/new", "--set", "training.rate=inf"], ["training.rate", "finite"]),
+        (["train", "{tmp}/config.toml", "{tmp}/new", "--from", "{tmp}/none"], ["{tmp}/none", "is not a run directory"]),
         (["train", "{tmp}/config.toml", "{tmp}/new", "--set", "training.patience=2"], ["data.validation_fraction"]),
         (["train", "{tmp}/config.toml", "{tmp}/new", "--set", "network.trunk=no.such:Trunk"], ["no.such:Trunk"]),
         (["train", "{tmp}/config.toml", "--set", "network.trunk_options.since=2020-01-01"], ["date"]),
@@ -200,7 +203,7 @@ def test_mistakes_get_one_line_and_exit_code_2(
     lines = result.stderr.strip().splitlines()
     assert lines[-1].startswith(("mach: ", "Error: "))
     for word in words:
-        assert word in lines[-1]
+        assert word.format(**places) in lines[-1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.toml"]
 
 

@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.config import DataConfig, TextConfig
+from mach.config import DOCUMENTS, DataConfig, TextConfig
+from mach.data import phrases
 from mach.data.matrices import class_file
 from mach.data.readers import COMPRESSED, STDIN, Shape, SourceFile, read_chunks, read_shape, source_errors
 from mach.data.store import FORMAT, Chunk, Reference, Store
-from mach.data.tables import TextChunk, chunks_of, read_texts
+from mach.data.tables import Columns, Text, TextChunk, chunks_of, read_texts
 from mach.data.transfer import fetch_source, fetch_store, is_store, upload_store
 from mach.data.writer import StoreWriter, storage_errors
 from mach.errors import ConfigError, DataError, StorageError
@@ -64,15 +65,19 @@ def prepare(
     destination: Place | None = None,
     *,
     like: Store | Reference | None = None,
+    grows: bool = False,
     report: Report | None = None,
 ) -> Store:
     """Turn a source into a store, or open the one that an earlier call made of it.
 
     Text formats: features are fitted on this source, ids of class names go by first appearance unless
     ``config.class_names`` lists them; then names it lacks are dropped and counted, and their rows stay.
+    Where ``config`` names strong or weak columns of documents, features are fitted on these, and rows are phrases
+    sampled from them (`mach.data.phrases`).
     Numeric formats: features and classes are taken as they stand, ``config.class_names`` names the classes.
     With ``like`` classes are optional: a missing class column or array means rows without classes, and
-    ``config.class_names`` is not looked at.
+    ``config.class_names`` is not looked at. With ``grows`` as well the rows are for training: they need classes, and
+    those that ``like`` does not know come after its own. ``config.class_names`` may then list all, its own first.
 
     Parameters
     ----------
@@ -80,14 +85,17 @@ def prepare(
         How to read; ``config.train`` and ``config.test`` are not looked at.
     source : str
         A file, the directory of a store (opened as it is), the URL of either (fetched into the cache once),
-        ``builtin:characters``, ``builtin:characters-test``, or with ``like`` ``-``: standard input, one row a line,
-        which is a text or else ``k1,k2 f:v f:v`` (classes may be missing). Its key is made of its content.
+        ``builtin:characters``, ``builtin:characters-names``, ``builtin:characters-test``, or with ``like`` ``-``:
+        standard input, one row a line, which is a text or else ``k1,k2 f:v f:v`` (classes may be missing). Its key is
+        made of its content.
     destination : Path or URL, optional
         Directory of the store; by default one in ``config.cache``, else ``$MACH_CACHE``, else ``~/.cache/mach``. To a
         URL the store is copied, and opened here.
     like : Store or Reference, optional
         The training store, or what a model remembers of it, for test rows: its text features, class names, D and
         K hold for them as well.
+    grows : bool
+        Whether classes may come to those of ``like``.
     report : callable, optional
         Called with a stage (``"making rows"`` of an embedded set, ``"fitting text"``, ``"reading"``) and the fraction
         done, about once a chunk and with 1.0 at the end of the stage.
@@ -117,11 +125,13 @@ def prepare(
                 f"{source} is a store already and used as it is: prepare its source with class_names = "
                 f"{config.class_names}, or leave them out"
             )
-        return _fitting(fetch_store(source, config.cache), like)
+        return _fitting(fetch_store(source, config.cache), like, grows)
     kind = _format(config, source, like)
+    if config.has_documents and kind not in _TEXT and (like is None or grows):
+        raise ConfigError(f"strong_columns and weak_columns name text of documents, {source} has the format {kind}")
     with _file(config, source) as file:
         name = STDIN if source == "-" else source
-        task = _Task(config, text, name, file, kind, like, report or (lambda stage, fraction: None))
+        task = _Task(config, text, name, file, kind, like, grows, report or (lambda stage, fraction: None))
         key = task.key()
         path = destination if isinstance(destination, Path) else cache_folder(config.cache) / f"{_stem(name)}-{key}"
         with storage_errors(path):
@@ -188,6 +198,7 @@ class _Task:
     path: Path
     kind: str
     like: Store | Reference | None
+    grows: bool
     report: Report
 
     def key(self) -> str:
@@ -204,11 +215,17 @@ class _Task:
             classes = class_file(self.path, self.kind, self.is_query) if self.kind == "npy" else None
             source = place(self.source)
             on["source"] = [_stamp(source.with_name(path.name)) for path in (self.path, classes) if path]
-        if self.config.class_names is not None and self.like is None:
+        if self.grows:
+            on["grows"] = True
+        if self.config.class_names is not None and not self.is_query:
             on["class_names"] = _stamp(place(self.config.class_names))
         if self.kind in _TEXT:
             on["columns"] = self.config.text_columns, self.config.class_column, self.config.class_separator
             on["text"] = self.text.model_dump()
+        if self.has_documents:
+            config = phrases.filled(self.config)
+            on["documents"] = config.strong_columns, config.weak_columns, config.phrases, config.word_dropout
+            on["phrases"] = config.typos, config.phrase_seed, _stamp(Path(phrases.__file__))
         if self.row_features:
             on["row_features"] = self.row_features
         return hashlib.blake2b(json.dumps(on, sort_keys=True).encode(), digest_size=16).hexdigest()
@@ -221,12 +238,17 @@ class _Task:
     @property
     def is_query(self) -> bool:
         """Whether the rows are for a model that is trained: classes are optional."""
-        return self.like is not None
+        return self.like is not None and not self.grows
+
+    @property
+    def has_documents(self) -> bool:
+        """Whether the rows are to be sampled from documents."""
+        return self.config.has_documents and not self.is_query
 
     def write_numbers(self, path: Path, key: str) -> None:
         names = self.class_names()
         stated = read_shape(self.path, self.kind, self.is_query)
-        shape = _limited(self.source, stated, self.kind, self.like, names)
+        shape = _limited(self.source, stated, self.kind, self.like, names, self.grows)
         dense, (_, n_features, n_classes) = self.kind == "npy", shape
         with StoreWriter(
             path,
@@ -241,6 +263,7 @@ class _Task:
             chunks = read_chunks(self.path, self.kind, shape, classes_optional=self.is_query)
             for chunk in self.reported("reading", chunks):
                 writer.append(chunk)
+            writer.serve(0 if self.like is None else self.like.n_classes)
             self.refuse_empty(writer)
 
     def write_text(self, path: Path, key: str) -> None:
@@ -251,9 +274,10 @@ class _Task:
                 "give the same kind"
             )
         known = _numbered(names or [], self.config)
+        is_open = names is None or (self.grows and self.config.class_names is None)
         chunks = self.text_source()
-        features = (self.like and self.like.text_features) or self.fitted(chunks())
-        n_classes = None if names is None else len(names)
+        features = (self.like and self.like.text_features) or self.fitted(self.text_source(whole=True)())
+        n_classes = None if is_open else len(known)
         with StoreWriter(
             path,
             source=self.source,
@@ -263,33 +287,54 @@ class _Task:
             row_features=self.row_features,
         ) as writer:
             for chunk in self.reported("reading", chunks()):
-                indptr, ids, n_unknown = _class_ids(chunk.class_names, known, grow=names is None)
+                indptr, ids, n_unknown = _class_ids(chunk.class_names, known, grow=is_open)
                 writer.append(Chunk(indptr, ids, features.transform(chunk.texts)))
                 writer.n_unknown_classes += n_unknown
+            writer.serve(len(known))
             self.refuse_empty(writer)
             writer.class_names, writer.text_features = list(known), features
 
     def class_names(self) -> Sequence[str] | None:
         """The names that the training store, the configuration or the embedded set gives to classes 0, 1, ..."""
-        if self.like is not None:
+        listed = self.config.class_names
+        if self.like is not None and (listed is None or not self.grows):
             return self.like.class_names
-        if self.config.class_names is not None:
-            with source_errors(self.config.class_names):
-                file = fetch_source(self.config.class_names, self.config.cache)
-            with SourceFile(file, self.config.class_names) as names:
-                return [line.rstrip("\r\n") for line in names.lines()]
+        if listed is not None:
+            with source_errors(listed):
+                file = fetch_source(listed, self.config.cache)
+            with SourceFile(file, listed) as lines:
+                names = [line.rstrip("\r\n") for line in lines.lines()]
+            known = list((self.like and self.like.class_names) or [])
+            if self.like is not None and names[: len(known)] != known:
+                raise DataError(f"{listed} does not begin with the class names of {self.like.path}: list those first")
+            return names
         if self.kind == "builtin":
             from mach.data import characters
 
             return characters.class_names()
         return None
 
-    def text_source(self) -> Callable[[], Iterable[TextChunk]]:
-        """What gives the chunks anew for each pass: a file is read again, the embedded set is kept."""
+    def text_source(self, whole: bool = False) -> Callable[[], Iterable[TextChunk]]:
+        """What gives the chunks anew for each pass: a file is read again, the embedded set is kept.
+
+        Of documents these are phrases, or with ``whole`` the documents as they are.
+        """
+        config = phrases.filled(self.config) if self.has_documents else self.config
+
+        def made(rows: Iterator[Columns]) -> Iterator[Text]:
+            for document in phrases.documents_of(rows, config, self.source):
+                for text in [document.text] if whole else phrases.phrases(document, config):
+                    yield text, [document.name]
+
+        if self.kind != "builtin" and self.has_documents:
+            columns = [*(config.strong_columns or []), *(config.weak_columns or [])]
+            return lambda: read_texts(self.path, self.kind, config, columns=columns, made=made)
         if self.kind != "builtin":
-            return lambda: read_texts(self.path, self.kind, self.config, classes_optional=self.is_query)
+            return lambda: read_texts(self.path, self.kind, config, classes_optional=self.is_query)
         from mach.data import characters
 
+        if self.source == DOCUMENTS:
+            return lambda: chunks_of(made(([name.lower()], [name]) for name in characters.class_names()))
         rows = list(characters.rows(_BUILTIN[self.source], report=partial(self.report, "making rows")))
 
         def chunks() -> Iterator[TextChunk]:
@@ -324,7 +369,12 @@ class _Task:
 
 
 def _limited(
-    source: str, shape: Shape, kind: str, like: Store | Reference | None, names: Sequence[str] | None
+    source: str,
+    shape: Shape,
+    kind: str,
+    like: Store | Reference | None,
+    names: Sequence[str] | None,
+    grows: bool = False,
 ) -> Shape:
     """The shape that the store shall have: that of the training store, or with as many classes as names."""
     _, n_features, n_classes = shape
@@ -336,13 +386,24 @@ def _limited(
                 f"{source} has {_features(dense, n_features)}, the training store {like.path} has "
                 f"{_features(like.is_dense, like.n_features)}: prepare both in the same way"
             )
-        if n_classes is not None and n_classes > like.n_classes:
+        if n_classes is not None and n_classes > like.n_classes and not grows:
             raise DataError(
                 f"{source} has K = {n_classes} classes, the training store {like.path} has K = {like.n_classes}: "
                 "prepare both in the same way"
             )
-        n_features, n_classes = like.n_features, like.n_classes
-    if names is not None:
+        n_features = like.n_features
+        if not grows:
+            n_classes = like.n_classes
+        elif n_classes is not None:
+            n_classes = max(n_classes, like.n_classes)
+    if names is not None and grows:
+        if n_classes is not None and n_classes > len(names):
+            raise DataError(
+                f"{source} has K = {n_classes} classes, {len(names)} have names: set data.class_names to a file that "
+                "names all"
+            )
+        n_classes = len(names)
+    elif names is not None:
         if n_classes is not None and len(names) != n_classes:
             raise DataError(f"class_names has {len(names)} names, {source} has K = {n_classes} classes: name each once")
         n_classes = len(names)
@@ -381,16 +442,22 @@ def _numbered(names: Sequence[str], config: DataConfig) -> dict[str, int]:
     return known
 
 
-def _fitting(store: Store, like: Store | Reference | None) -> Store:
+def _fitting(store: Store, like: Store | Reference | None, grows: bool = False) -> Store:
     """A store given as the source, after a check that its features and classes mean what those of ``like`` do."""
     if like is None or store.fingerprint == like.fingerprint:
         return store
     kind = "npy" if store.is_dense else "store"
-    _limited(str(store.path), Shape(store.n_rows, store.n_features, store.n_classes), kind, like, None)
+    _limited(str(store.path), Shape(store.n_rows, store.n_features, store.n_classes), kind, like, None, grows)
     names, names_of_like = store.class_names, like.class_names
     if store.meta["text_features"] != (like.text_features and like.text_features.fingerprint()):
         raise DataError(f"store {store.path} has other text features than {like.path}: prepare its source with `like`")
-    if names is not None and names_of_like is not None and list(names) != list(names_of_like):
+    if grows:
+        if names is None and names_of_like is not None and store.n_classes > like.n_classes:
+            raise DataError(
+                f"store {store.path} has K = {store.n_classes} classes without names, {like.path} names its "
+                f"{like.n_classes}: prepare its source with class_names"
+            )
+    elif names is not None and names_of_like is not None and list(names) != list(names_of_like):
         raise DataError(f"store {store.path} has other class names than {like.path}: prepare its source with `like`")
     return store
 
@@ -403,8 +470,10 @@ def _format(config: DataConfig, source: str, like: Store | Reference | None) -> 
             raise ConfigError(f"{STDIN} holds text or sparse rows, {like.path} has dense ones: name an .npy file")
         return "rows" if like.text_features is None else "lines"
     if config.format == "builtin" or source.startswith("builtin:"):
-        if source not in _BUILTIN or config.format not in ("auto", "builtin"):
-            raise ConfigError(f"no embedded set {source!r} of format {config.format}: there are {', '.join(_BUILTIN)}")
+        if source not in (*_BUILTIN, DOCUMENTS) or config.format not in ("auto", "builtin"):
+            raise ConfigError(
+                f"no embedded set {source!r} of format {config.format}: there are {', '.join([*_BUILTIN, DOCUMENTS])}"
+            )
         return "builtin"
     if place(source).is_dir():
         raise DataError(f"{source} is a directory but no store (no meta.json in it): name a file")

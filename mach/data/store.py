@@ -61,6 +61,15 @@ class Chunk:
     fraction: float = 0.0
 
 
+@dataclass(frozen=True)
+class OldPart:
+    """Rows of a store that an earlier run was trained on, and how it drew those that it held out."""
+
+    n_rows: int
+    fraction: float
+    seed: int
+
+
 class ClassNames(Sequence[str]):
     """Names of all classes, decoded when they are asked for; K + 1 offsets and the bytes stay on disk."""
 
@@ -111,6 +120,7 @@ class Store:
         self.fingerprint: str = meta["fingerprint"]
         self.is_dense: bool = meta["kind"] == "dense"
         self.row_features: int = meta.get("row_features", 0)  # most that were kept of a row; 0: all
+        self.old_parts = [OldPart(**part) for part in meta.get("old_parts", [])]
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -203,6 +213,25 @@ class Store:
         for begin in range(0, len(self.class_ids), _BLOCK):
             counts_K += np.bincount(self.class_ids[begin : begin + _BLOCK], minlength=self.n_classes)
         return counts_K
+
+    @property
+    def n_old_rows(self) -> int:
+        """Rows that an earlier run has learned from, or held out: they come first."""
+        return sum(part.n_rows for part in self.old_parts)
+
+    def split(self, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Training and validation rows, both ascending; what earlier runs held out stays held out.
+
+        Fraction and seed count for the rows after `n_old_rows`; see `split_rows`.
+        """
+        new = OldPart(self.n_rows - self.n_old_rows, fraction, seed)
+        training, validation, begin = [], [], 0
+        for part in [*self.old_parts, new]:
+            rows = split_rows(part.n_rows, part.fraction, part.seed)
+            training.append(begin + rows[0])
+            validation.append(begin + rows[1])
+            begin += part.n_rows
+        return np.concatenate(training), np.concatenate(validation)
 
     def compute_fingerprint(self) -> str:
         """The fingerprint of what is on disk, which is `fingerprint` unless it is damaged; reads all arrays."""

@@ -22,6 +22,8 @@ from mach.data.readers import BLOCK_BYTES, STDIN, SourceFile, source_errors
 from mach.errors import ConfigError, DataError
 
 CHUNK_ROWS = 2**15
+Columns: TypeAlias = tuple[list[str], list[str]]  # a row's texts by column, "" where missing, and its class names
+Text: TypeAlias = tuple[str, list[str]]
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _Choose: TypeAlias = Callable[[Collection[str], str], list[str]]  # the columns to read of those there are, and a place
 
@@ -35,8 +37,19 @@ class TextChunk:
     fraction: float = 0.0
 
 
+def joined(rows: Iterator[Columns]) -> Iterator[Text]:
+    """The texts of each row joined by blanks."""
+    return ((" ".join(filter(None, texts)), names) for texts, names in rows)
+
+
 def read_texts(
-    path: Path, kind: str, config: DataConfig, block_bytes: int = BLOCK_BYTES, classes_optional: bool = False
+    path: Path,
+    kind: str,
+    config: DataConfig,
+    block_bytes: int = BLOCK_BYTES,
+    classes_optional: bool = False,
+    columns: list[str] | None = None,
+    made: Callable[[Iterator[Columns]], Iterator[Text]] = joined,
 ) -> Iterator[TextChunk]:
     """Rows of a table.
 
@@ -52,6 +65,10 @@ def read_texts(
         Characters of text that make a chunk; it ends after 32,768 rows anyway.
     classes_optional : bool
         Whether the class column may be missing: rows without classes.
+    columns : list of str, optional
+        Those of text, instead of ``config.text_columns``.
+    made : callable
+        Makes texts of the rows, as many as it likes.
 
     Raises
     ------
@@ -63,30 +80,35 @@ def read_texts(
     if config.class_separator == "":
         raise ConfigError("class_separator is empty: give a character, or leave it out where a string is one name")
 
-    def choose(columns: Collection[str], place: str) -> list[str]:
-        absent = classes_optional and config.class_column not in columns
-        wanted = [*config.text_columns, *([] if absent else [config.class_column])]
+    of_text, key = (config.text_columns, "text_columns") if columns is None else (columns, "strong_ and weak_columns")
+
+    def choose(there: Collection[str], place: str) -> list[str]:
+        absent = classes_optional and config.class_column not in there
+        wanted = [*of_text, *([] if absent else [config.class_column])]
         for name in wanted:
-            if name not in columns:
+            if name not in there:
                 raise DataError(
-                    f"{place} has no column {name!r}; there are {', '.join(columns)}: set text_columns, class_column"
+                    f"{place} has no column {name!r}; there are {', '.join(there)}: set {key}, class_column"
                 )
         return wanted
 
+    def row(values: list[Any], place: str) -> Columns:
+        return _row(values, place, of_text, config)
+
     if kind == "parquet":
-        yield from _parquet(path, config, choose, block_bytes)
+        yield from _parquet(path, choose, lambda rows: made(row(*found) for found in rows), block_bytes)
         return
     with SourceFile(path, STDIN if kind == "lines" else None) as source:
         if kind == "lines":
-            rows: Iterator[tuple[str, list[str]]] = ((line.rstrip("\r\n"), []) for line in source.lines())
+            rows: Iterator[Text] = ((line.rstrip("\r\n"), []) for line in source.lines())
         else:
             records = (_csv_records if kind == "csv" else _json_records)(source, choose)
-            rows = (_row(values, f"{path} line {line}", config) for line, values in records)
+            rows = made(row(values, f"{path} line {line}") for line, values in records)
         yield from chunks_of(rows, block_bytes, lambda: source.fraction)
 
 
 def chunks_of(
-    rows: Iterable[tuple[str, list[str]]], block_bytes: int = BLOCK_BYTES, fraction: Callable[[], float] = lambda: 0.0
+    rows: Iterable[Text], block_bytes: int = BLOCK_BYTES, fraction: Callable[[], float] = lambda: 0.0
 ) -> Iterator[TextChunk]:
     """Gather rows of (text, class names) into chunks of bounded size."""
     texts: list[str] = []
@@ -142,7 +164,12 @@ def _json_records(source: SourceFile, choose: _Choose) -> Iterator[tuple[int, li
         yield line, [record[name] for name in choose(record, f"{source.path} line {line}")]
 
 
-def _parquet(path: Path, config: DataConfig, choose: _Choose, block_bytes: int) -> Iterator[TextChunk]:
+def _parquet(
+    path: Path,
+    choose: _Choose,
+    made: Callable[[Iterator[tuple[list[Any], str]]], Iterator[Text]],
+    block_bytes: int,
+) -> Iterator[TextChunk]:
     import pyarrow
     import pyarrow.parquet
 
@@ -152,25 +179,25 @@ def _parquet(path: Path, config: DataConfig, choose: _Choose, block_bytes: int) 
             with pyarrow.parquet.ParquetFile(path) as file:
                 wanted = choose(file.schema_arrow.names, str(path))
 
-                def rows() -> Iterator[tuple[str, list[str]]]:
+                def rows() -> Iterator[tuple[list[Any], str]]:
                     nonlocal n_done
                     for batch in file.iter_batches(batch_size=4096, columns=wanted):
                         columns = [batch.column(name).to_pylist() for name in wanted]
                         for values in zip(*columns, strict=True):
                             n_done += 1
-                            yield _row(list(values), f"{path} row {n_done - 1}", config)
+                            yield list(values), f"{path} row {n_done - 1}"
 
-                yield from chunks_of(rows(), block_bytes, lambda: n_done / max(1, file.metadata.num_rows))
+                yield from chunks_of(made(rows()), block_bytes, lambda: n_done / max(1, file.metadata.num_rows))
         except (pyarrow.ArrowException, UnicodeDecodeError) as error:
             reason = str(error).partition("\n")[0]
             raise DataError(f"{path} is no Parquet file or is damaged ({reason}): write it again") from error
 
 
-def _row(values: list[Any], place: str, config: DataConfig) -> tuple[str, list[str]]:
-    """Text and class names; ``values`` are those of the text columns and, where there is one, the class column."""
-    n_texts = len(config.text_columns)
+def _row(values: list[Any], place: str, columns: list[str], config: DataConfig) -> Columns:
+    """Texts and class names; ``values`` are those of the text columns and, where there is one, the class column."""
+    n_texts = len(columns)
     texts, classes = values[:n_texts], values[n_texts] if len(values) > n_texts else None
-    for name, text in zip(config.text_columns, texts, strict=True):
+    for name, text in zip(columns, texts, strict=True):
         if text is not None and not isinstance(text, str):
             raise DataError(f"{place}: column {name!r} holds {text!r:.40}, not text: convert it or leave it out")
     names = classes if isinstance(classes, list) else [] if classes is None else [classes]
@@ -181,8 +208,7 @@ def _row(values: list[Any], place: str, config: DataConfig) -> tuple[str, list[s
             raise DataError(
                 f"{place}: {name!r:.40} in column {config.class_column!r} is no class name: use strings or integers"
             )
-    text = _shown(" ".join(filter(None, texts)))
-    return text, [_shown(name) for name in map(str.strip, map(str, names)) if name]
+    return [_shown(text or "") for text in texts], [_shown(name) for name in map(str.strip, map(str, names)) if name]
 
 
 def _shown(text: str) -> str:

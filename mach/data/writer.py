@@ -9,8 +9,9 @@ import os
 import platform
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -19,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.data.store import DTYPES, FORMAT, Chunk
+from mach.data.store import DTYPES, FORMAT, Chunk, OldPart
 from mach.errors import DataError, StorageError
 from mach.kernels.sparse import keep_largest
-from mach.places import flush_to_disk, is_alive
+from mach.places import flush, flush_to_disk, is_alive
 
 if TYPE_CHECKING:
     from mach.data.text import TextFeatures
@@ -49,6 +50,8 @@ class StoreWriter:
         Most features of a sparse row to keep, those of largest magnitude, rescaled to the row's norm; 0: all.
     key : str
         What the store was made of (`mach.data.prepare` recognises its own by it).
+    old_parts : sequence of OldPart
+        Rows at the beginning that earlier runs have seen.
 
     Attributes
     ----------
@@ -93,6 +96,7 @@ class StoreWriter:
         n_classes: int | None = None,
         row_features: int = 0,
         key: str = "",
+        old_parts: Sequence[OldPart] = (),
     ) -> None:
         self.path = Path(path)
         self.class_names: Iterable[str] | None = None
@@ -106,6 +110,8 @@ class StoreWriter:
         }
         if row_features and not dense:
             self._meta["row_features"] = row_features
+        if old_parts:
+            self._meta["old_parts"] = [asdict(part) for part in old_parts]
         self._row_features = row_features
         self._n_features, self._n_classes, self._dense = n_features, n_classes, dense
         self.n_rows = self._n_empty = self._n_unlabelled = 0
@@ -169,6 +175,10 @@ class StoreWriter:
         self._largest_class = max(self._largest_class, int(chunk.class_ids.max(initial=-1)))
         self._n_unlabelled += int(np.count_nonzero(np.diff(chunk.class_indptr) == 0))
         self.n_rows += n_rows
+
+    def serve(self, n_classes: int) -> None:
+        """Let K be at least so many, though no row may have the last of them."""
+        self._largest_class = max(self._largest_class, n_classes - 1)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -262,7 +272,7 @@ class _ArrayFile:
     def close(self) -> None:
         with storage_errors(self.store):
             self.file.flush()
-            os.fsync(self.file.fileno())
+            flush(self.file.fileno())
             self.file.close()
 
 

@@ -11,17 +11,16 @@ import numpy as np
 from mach import __version__, recipe, theory
 from mach.assignments import CHOICES, DRAWN, draw_table, refuse_large
 from mach.config import Config, HashingConfig, RerankingConfig, completed, differing_keys, fingerprint
-from mach.data.prepare import prepare
-from mach.data.store import Store, split_rows
-from mach.data.transfer import META, fetch_source, fetch_store, upload_store
+from mach.data.store import Store
+from mach.data.transfer import META, fetch_source, upload_store
 from mach.data.writer import storage_errors
-from mach.errors import ConfigError, DataError, StorageError
+from mach.errors import ConfigError, StorageError
 from mach.hashing import Assignment, TableAssignment, UniversalAssignment, extends
+from mach.launch.start import STORE, Start, training_data
 from mach.places import Place, is_there, names_in, place, remove_folder
 from mach.reranker import CLASS_BYTES, is_due
 from mach.storage import Manifest, Run
 
-STORE = "store"  # folder of the training data in a remote run
 LAYOUT = (
     "config.toml",
     "class_counts.npy",
@@ -63,8 +62,11 @@ def set_up(
     path = place(path)
     is_run = Run.is_at(path)
     given = completed(config, Run.open(path).config) if is_run else config
+    start = None if is_run else Start.of(given)
+    if start is not None:
+        given = start.complete(given)
     config = given if is_run else recipe.before_reading(given)
-    store = _training_data(config, path if is_run else None, report)
+    store = training_data(config, path if is_run else None, report)
     if not store.is_dense and store.row_features != config.data.row_features:  # it was prepared apart
         if "row_features" in given.data.model_fields_set:
             raise ConfigError(
@@ -80,10 +82,15 @@ def set_up(
         return _reopen(config, store, path), store
     if _holds_something_else(path) and not Run.is_at(path):
         raise ConfigError(f"{path} exists and is no run: give an empty or new folder, or remove it")
-    config, manifest, assignment = resolve(config, store)
+    counts_K = None if start is None else start.counts_K(store)
+    known = None if start is None or counts_K is None else start.assignment(counts_K)
+    config, manifest, assignment = resolve(config, store, known)
+    if start is not None:
+        manifest = manifest.model_copy(update={"n_rows": start.n_rows(store)})
+    weights = None if start is None else start.weights()
     try:
         _share(config, store, path)
-        return Run.create(path, config, manifest, store, assignment), store
+        return Run.create(path, config, manifest, store, assignment, counts_K, weights), store
     except StorageError:
         if not Run.is_at(path):
             raise
@@ -106,19 +113,10 @@ def drop_store(run: Run) -> None:
             remove_folder(run.path / STORE, first=META)
 
 
-def _training_data(config: Config, run: Place | None, report: Callable[[str, float], None]) -> Store:
-    """The data that the configuration names; where they are out of reach, those that the remote run took along."""
-    try:
-        return prepare(config.data, config.text, config.data.train, report=report)
-    except (DataError, StorageError):
-        if run is None or isinstance(run, Path) or not is_there(run / STORE / META):
-            raise
-        return fetch_store(run / STORE)
-
-
 def _share(config: Config, store: Store, path: Place) -> None:
     train = place(config.data.train)
-    if isinstance(path, Path) or (not isinstance(train, Path) and is_there(train / META)):
+    is_enough = config.training.start is None and not isinstance(train, Path) and is_there(train / META)
+    if isinstance(path, Path) or is_enough:
         return
     upload_store(store, path / STORE)
 
@@ -243,19 +241,19 @@ def _resolve_hashing(config: Config, n_buckets: int) -> HashingConfig:
         chosen["choices"] = hashing.choices or CHOICES[hashing.assignment]
     if hashing.assignment == "learned":
         refuse_large(hashing.heads, n_buckets)
-        chosen["relearn_epochs"] = hashing.relearn_epochs or [-(-epochs // 3)]
+        chosen["relearn_epochs"] = [-(-epochs // 3)] if hashing.relearn_epochs is None else hashing.relearn_epochs
     return hashing.model_copy(update=chosen)
 
 
 def _assignment(config: Config, n_buckets: int, store: Store, known: Assignment | None = None) -> Assignment:
     hashing, n_classes = config.hashing, store.n_classes
     n_functions = hashing.repetitions * hashing.heads
-    if hashing.table is not None and known is not None:
+    if known is not None and (hashing.table is not None or config.training.start is not None):
         return known
     if hashing.assignment in DRAWN:
         if known is not None and known.n_buckets != n_buckets:
             known = None  # another configuration, which is refused
-        rows, _ = split_rows(store.n_rows, config.data.validation_fraction, config.training.seed)
+        rows, _ = store.split(config.data.validation_fraction, config.training.seed)
         first = 0 if known is None else known.n_repetitions
         if known is not None and first >= n_functions:
             return known
@@ -307,11 +305,19 @@ def _reopen(config: Config, store: Store, path: Place) -> Run:
     mine, theirs = config.hashing, run.config.hashing
     is_drawn = mine.assignment == theirs.assignment and mine.assignment in DRAWN
     is_same_table = mine.table is not None and (mine.table, mine.repetitions) == (theirs.table, theirs.repetitions)
-    config, manifest, assignment = resolve(config, store, run.assignment() if is_same_table or is_drawn else None)
+    is_started = config.training.start is not None
+    is_known = is_same_table or is_drawn or is_started
+    config, manifest, assignment = resolve(config, store, run.assignment() if is_known else None)
+    manifest = manifest.model_copy(update={"n_rows": run.manifest.n_rows})  # with those that are not replayed
     differences = differing_keys(config, run.config, ignore=FREE_KEYS)
     if mine.repetitions < theirs.repetitions:
         differences.append(
             f"hashing.repetitions: {mine.repetitions} here, {theirs.repetitions} there (it can only be raised)"
+        )
+    if mine.repetitions > theirs.repetitions and is_started:
+        differences.append(
+            f"hashing.repetitions: {mine.repetitions} here, {theirs.repetitions} there (as in {config.training.start}, "
+            "which training starts from)"
         )
     if differences:
         raise ConfigError(f"{path} was made with another configuration: {'; '.join(differences)}")

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.config import NetworkConfig
-from mach.kernels.memory import from_bfloat16, to_bfloat16, to_int4, to_int8
+from mach.kernels.memory import from_bfloat16, from_int4, to_bfloat16, to_int4, to_int8
 from mach.networks.batch import Batch, DenseBatch
 
 Weights = Mapping[str, NDArray[Any]]
@@ -96,6 +96,29 @@ def stored_weights(weights: Weights, kind: Kind) -> dict[str, NDArray[Any]]:
         else:
             stored[name] = array if kind == "float32" else to_bfloat16(array)
     return stored
+
+
+def stored_shape(array: NDArray[Any], width: int) -> tuple[int, ...]:
+    """Shape of the matrix that an array stores; of packed int4 its bytes must be those of rows of ``width``."""
+    if array.dtype == np.uint8 and array.ndim == 2 and array.shape[1] == -(-width // 2):
+        return (len(array), width)
+    return array.shape
+
+
+def stretches(n_rows: int, width: int) -> list[slice]:
+    """Slices of the rows of a matrix that hold about 4 million entries each."""
+    n = max(1, 2**22 // max(1, width))
+    return [slice(begin, begin + n) for begin in range(0, n_rows, n)]
+
+
+def wide_rows(weights: Weights, rows: slice, width: int) -> NDArray[np.float32]:
+    """Rows of a stored ``input.weight`` of H = ``width`` as float32, whatever type they are stored in."""
+    stored = weights["input.weight"][rows]
+    if stored.dtype == np.uint8:
+        return from_int4(stored, weights["input.scale"][rows], width)
+    if stored.dtype == np.int8:
+        return stored.astype(np.float32) * weights["input.scale"][rows, None]
+    return from_bfloat16(stored) if stored.dtype == np.uint16 else stored
 
 
 def _dense_layers(weights: Weights) -> list[str]:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from mach.config import NetworkConfig
 from mach.errors import ConfigError, StorageError
 from mach.kernels.adam import adam_step, adam_step_of_tensors
-from mach.kernels.memory import to_bfloat16
+from mach.kernels.memory import from_bfloat16, to_bfloat16
 from mach.kernels.sparse import sparse_backward, sparse_forward, transpose_batch
 from mach.networks.batch import Batch, DenseBatch, SparseBatch, Targets
-from mach.networks.inference import NO_SCALE
+from mach.networks.inference import NO_SCALE, stored_shape, stretches, wide_rows
 from mach.networks.output import Loss, OutputLayer, StepFigures, loss_gradient, step_figures
 from mach.networks.trunks import TRUNK, ReluDropout, build_trunk, flat_array, is_in_main_memory
 
@@ -159,6 +159,28 @@ class Network:
         if self.output is not None:
             self.output.renew()
 
+    def load_weights(self, stored: dict[str, NDArray[Any]]) -> None:
+        """Start from weights as `mach.networks.inference.stored_weights` keeps them; moments and steps are at 0.
+
+        Raises
+        ------
+        StorageError
+            When they are of another network.
+        """
+        for name, tensor in self._weights().items():
+            width = tensor.shape[1] if tensor.ndim == 2 else 0
+            if name not in stored or stored_shape(stored[name], width) != tuple(tensor.shape):
+                found = stored_shape(stored[name], width) if name in stored else "missing"
+                raise StorageError(f"weights to start from: {name} is {found}, this network has {tuple(tensor.shape)}")
+            if name == "input.weight" and self.input is not None:
+                self.input.load(stored)
+            elif stored[name].dtype == np.uint16:
+                tensor.copy_(torch.from_numpy(from_bfloat16(stored[name])))
+            else:
+                tensor.copy_(torch.from_numpy(np.array(stored[name])))
+        if self.output is not None:
+            self.output.renew()
+
     def _weights(self) -> dict[str, Tensor]:
         tensors = {TRUNK + name: tensor.detach() for name, tensor in self.trunk.state_dict().items()}
         if self.input is not None:
@@ -202,7 +224,9 @@ class Network:
     def _seed_dropout(self) -> None:
         """Make all randomness of a step a function of (seed, step)."""
         key = int(np.random.SeedSequence([self.seed, self.n_steps]).generate_state(1)[0])
-        torch.manual_seed(key)  # for modules of a user's trunk
+        torch.default_generator.manual_seed(key)  # for a user's trunk; torch.manual_seed keeps a traceback of each call
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(key)
         for i, module in enumerate(self.trunk.modules()):
             if isinstance(module, ReluDropout):
                 module.seed = key + i
@@ -224,9 +248,8 @@ class SparseInput:
         generator = np.random.default_rng(seed)
         self.seed = seed
         self.weight_DH: NDArray[Any] = np.empty((n_features, width), np.uint16 if half else np.float32)
-        n_rows = max(1, 2**22 // max(1, width))
-        for begin in range(0, n_features, n_rows):
-            rows = self.weight_DH[begin : begin + n_rows]
+        for stretch in stretches(n_features, width):
+            rows = self.weight_DH[stretch]
             drawn = generator.standard_normal(rows.shape, dtype=np.float32) * np.float32(INPUT_WEIGHT_SCALE)
             rows[...] = to_bfloat16(drawn) if half else drawn
         self.square_D = np.zeros(n_features, np.float32)
@@ -244,6 +267,12 @@ class SparseInput:
         adam_step(flat_bias[0], flat_bias[1], flat_bias[2], flat_bias[3], rate, n_steps)
         columns = transpose_batch(batch.indptr, batch.indices, batch.values, self.slot_D)
         sparse_backward(*columns, gradient.numpy(), self.weight_DH, self.square_D, rate, self.seed + n_steps * 40_014)
+
+    def load(self, stored: dict[str, NDArray[Any]]) -> None:
+        """Take the weights of a stored layer, in stretches of rows so that temporaries stay small."""
+        for rows in stretches(*self.weight_DH.shape):
+            wide = wide_rows(stored, rows, self.weight_DH.shape[1])
+            self.weight_DH[rows] = to_bfloat16(wide) if self.weight_DH.dtype == np.uint16 else wide
 
     def state(self) -> dict[str, Tensor]:
         """Moments by name."""

@@ -18,7 +18,7 @@ Three estimates of a class's probability come of its R bucket probabilities ``P_
                 these share hidden states; 1 is too flat, and the default lies between
 ==============  =======================================================================================================
 
-Importing this module imports torch; `import mach` does not.
+Importing this module imports torch; ``import mach`` does not.
 """
 
 from __future__ import annotations

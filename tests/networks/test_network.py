@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 from torch import nn
 
 from mach.config import NetworkConfig
-from mach.errors import ConfigError
+from mach.errors import ConfigError, StorageError
 from mach.kernels.memory import from_int4, to_int4, to_int8
 from mach.kernels.sparse import sparse_forward_int4
 from mach.networks.batch import Batch, DenseBatch, SparseBatch, Targets, largest_features
@@ -114,6 +114,11 @@ def test_stored_weights_answer_as_the_trained_ones_do(kind: Any, width: int):
     exact = bucket_logits(network.weights(), batch)
     error = np.abs(bucket_logits(stored, batch) - exact).max() / np.abs(exact).max()
     assert error <= {"int4": 0.1, "int8": 0.01, "bfloat16": 0.01, "float32": 0.0}[kind]
+    started = network_of(False, [width], seed=4)
+    started.load_weights(stored)
+    np.testing.assert_allclose(started.logits(batch).numpy(), bucket_logits(stored, batch), rtol=1e-4, atol=1e-4)
+    with pytest.raises(StorageError, match="weights to start from: input"):
+        network_of(False, [width + 1]).load_weights(stored)
 
 
 @pytest.mark.parametrize("width", [1, 2, 33])

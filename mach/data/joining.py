@@ -1,0 +1,123 @@
+"""Joining old rows and new ones into one store, whose classes are the old ones and then the new ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mach.data.store import Chunk, OldPart, Reference, Store
+from mach.data.writer import StoreWriter
+from mach.places import cache_folder, kept
+
+BLOCK_ROWS = 2**16
+
+
+def join(
+    new: Store,
+    old: Store | None,
+    like: Reference,
+    old_parts: Sequence[OldPart] = (),
+    *,
+    cache: str | None = None,
+    report: Callable[[str, float], None] = lambda stage, fraction: None,
+) -> Store:
+    """All old rows, then all new ones, as a store of the cache; made once.
+
+    Parameters
+    ----------
+    new : Store
+        Rows with the features of ``like``. Its classes are found by their names among those of ``like``; where it has
+        none, its ids are taken as they stand.
+    old : Store or None
+        Rows that ``like`` learned from, if they shall be learned from again.
+    like : Reference
+        Features and known classes: 0 to K - 1. New names follow as K, K + 1, ...
+    old_parts : sequence of OldPart
+        How the rows of ``old`` were split.
+    cache : str, optional
+        Folder of the cache, as ``data.cache``.
+    report : callable, optional
+        As of `mach.data.prepare.prepare`.
+
+    Returns
+    -------
+    Store
+        Cost: reading and writing all rows once; memory is bounded by blocks of them and the class names.
+
+    Raises
+    ------
+    StorageError
+        When it cannot be written.
+    """
+    names, ids_K = None, None
+    if like.class_names is not None:
+        names = list(like.class_names)
+    elif new.class_names is not None and new.n_classes >= like.n_classes:
+        names = list(new.class_names)
+    if like.class_names is not None and new.class_names is not None:
+        known = {name: k for k, name in enumerate(like.class_names)}
+        ids_K = np.array([known.setdefault(name, len(known)) for name in new.class_names], np.int32)
+        names = list(known)
+    n_classes = max(like.n_classes, new.n_classes) if names is None else len(names)
+    of = [new.fingerprint, old and old.fingerprint, like.fingerprint, n_classes, [asdict(part) for part in old_parts]]
+    key = hashlib.blake2b(json.dumps(of).encode(), digest_size=16).hexdigest()
+
+    def make(path: Path) -> None:
+        with StoreWriter(
+            path,
+            source=str(new.meta["source"]),
+            dense=like.is_dense,
+            n_features=like.n_features,
+            n_classes=n_classes,
+            row_features=like.row_features,
+            key=key,
+            old_parts=old_parts if old is not None else (),
+        ) as writer:
+            n_rows = new.n_rows + (0 if old is None else old.n_rows)
+            for store, mapping in ((old, None), (new, ids_K)):
+                for chunk in [] if store is None else _chunks(store, mapping):
+                    writer.append(chunk)
+                    report("joining", writer.n_rows / n_rows)
+            writer.class_names, writer.text_features = names, like.text_features
+
+    return Store.open(kept(cache_folder(cache) / f"joined-{key}", make))
+
+
+def find(fingerprint: str, cache: str | None = None) -> Store | None:
+    """A store of the cache with this content, whatever it was made of; None where there is none."""
+    for meta in sorted(cache_folder(cache).glob("*/meta.json")):
+        try:
+            if json.loads(meta.read_text()).get("fingerprint") == fingerprint:
+                return Store.open(meta.parent)
+        except (OSError, ValueError, AttributeError):
+            continue  # another process may be removing it
+    return None
+
+
+def _chunks(store: Store, ids_K: NDArray[np.int32] | None) -> Iterator[Chunk]:
+    """Rows in blocks, their classes renumbered where ``ids_K`` says how."""
+    for begin in range(0, store.n_rows, BLOCK_ROWS):
+        end = min(begin + BLOCK_ROWS, store.n_rows)
+        indptr, ids = _rows(store.class_indptr, begin, end, store.class_ids)
+        if ids_K is not None:
+            ids = ids_K[ids]
+            ids = ids[np.lexsort((ids, np.repeat(np.arange(end - begin), np.diff(indptr))))]
+        if store.is_dense:
+            yield Chunk(indptr, ids, store.dense_ND[begin:end])
+        else:
+            arrays = store.feature_indices, store.feature_values
+            starts, indices, values = _rows(store.feature_indptr, begin, end, *arrays)
+            yield Chunk(indptr, ids, (starts, indices, values))
+
+
+def _rows(indptr: NDArray[np.int64], begin: int, end: int, *arrays: NDArray[Any]) -> tuple[Any, ...]:
+    """A CSR block: its indptr from 0, and the entries of its rows."""
+    span = slice(indptr[begin], indptr[end])
+    return (indptr[begin : end + 1] - indptr[begin], *(array[span] for array in arrays))

@@ -1,0 +1,246 @@
+"""Training a classifier on rows in memory: a store, a configuration, a run, a temperature for its probabilities."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mach import recipe
+from mach.calibrating import LEAST_ROWS, calibrate_when_due, held_out
+from mach.config import Config, LaunchConfig, TextConfig, parse_config
+from mach.data.store import Chunk, Store
+from mach.data.writer import StoreWriter
+from mach.fitted import BLOCK_SCORES, FEW_CLASSES, FEW_PARAMETERS, RUN, Fitted, Folder
+from mach.launch.launchers import train as launch_training
+from mach.launch.reranker import train_reranker
+from mach.launch.setup import set_up
+from mach.networks.batch import SparseBatch, read_batch, read_classes
+from mach.places import short_lived
+from mach.reranker import is_due
+from mach.rows import Kept, Rows
+from mach.storage import Run
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mach.data.text import TextFeatures
+
+Tree: TypeAlias = dict[str, dict[str, Any]]  # sections of a configuration
+
+LEAST_STEPS, MOST_EPOCHS = 300, 60
+TEMPERATURES = (0.1, 10.0)
+STORE = "store"
+WHERE = "MACHClassifier"  # what messages about its configuration begin with
+
+
+def fit(
+    rows: Rows,
+    given: Tree,
+    *,
+    seed: int,
+    is_exclusive: bool,
+    most_kept: int = 0,
+    device: str = "cpu",
+    console: Console,
+) -> Fitted:
+    """Train a new run on rows in memory.
+
+    Parameters
+    ----------
+    rows : Rows
+    given : dict
+        Sections of a configuration; what they leave open is chosen by `small_choices` and `mach.recipe`.
+    seed : int
+        Of hash functions, weights, row order and dropout.
+    is_exclusive : bool
+        Whether every row has exactly one class, now and in future.
+    most_kept : int
+        Rows to keep for further training.
+    device : str
+        "cpu" or "cuda:N".
+    console : Console
+        Where progress goes.
+
+    Notes
+    -----
+    Cost: that of ``mach train``; the rows are on disk once more until it is done.
+    """
+    folder = Folder()
+    with short_lived():
+        store = write_store(rows, parse_config(_merged({"data": {"train": ""}}, given), WHERE), folder.path / STORE)
+        shape = recipe.Shape(store.n_rows, store.n_features, store.n_classes, store.is_dense)
+        tree = _merged(small_choices(shape, is_exclusive=is_exclusive, seed=seed), given)
+        tree["data"]["train"] = str(store.path)
+        _own_buckets(tree["hashing"], shape.n_classes, folder.path / "table.npy")
+        run = train(parse_config(tree, WHERE), folder.path / RUN, device=device, console=console)
+        fitted = Fitted(folder.path / RUN, rows.n_classes, folder=folder, rate=run.config.training.rate)
+        held = held_out(run, store)
+        if is_exclusive and len(held) >= LEAST_ROWS:
+            fitted.temperature = _best_temperature(fitted, store, held)
+        learned = Rows(store.features(0, store.n_rows), rows.class_indptr, rows.class_ids, rows.n_classes)
+        fitted.kept = Kept.of(learned, most_kept, np.random.default_rng(seed))
+        shutil.rmtree(folder.path / STORE)
+    return fitted
+
+
+def _merged(tree: Tree, more: Tree) -> Tree:
+    """Sections of both; where both have a key, that of the second."""
+    return {name: tree.get(name, {}) | more.get(name, {}) for name in tree | more}
+
+
+def _own_buckets(hashing: dict[str, Any], n_classes: int, table: Path) -> None:
+    """Give every class a bucket of its own where there are few, and never ask for more buckets than classes."""
+    n_buckets = hashing.get("buckets") or n_classes
+    if n_classes <= FEW_CLASSES and n_buckets >= n_classes and not {"table", "assignment"} & hashing.keys():
+        n_functions = hashing["repetitions"] * hashing["heads"]
+        np.save(table, np.tile(np.arange(n_classes, dtype=np.int32), (n_functions, 1)))
+        hashing |= {"table": str(table), "buckets": n_classes}
+    elif "buckets" in hashing:
+        hashing["buckets"] = min(n_buckets, n_classes)
+
+
+def small_choices(shape: recipe.Shape, *, is_exclusive: bool, seed: int) -> Tree:
+    """What a configuration leaves open where rows or classes are fewer than `mach.recipe` was made for.
+
+    Shorter batches and more epochs, so that there are some hundred steps; up to `FEW_CLASSES` classes a bucket for
+    each, in one network for dense rows or two for sparse ones; held-out rows for probabilities if there are enough.
+    """
+    n_rows = max(shape.n_rows, 1)
+    batch = min(max(2 ** int(np.log2(max(n_rows / 20, 1))), 16), 256 if shape.is_dense else 512)
+    tree: Tree = {
+        "data": {"validation_fraction": recipe.held_out_fraction(n_rows)},
+        "training": {"loss": "softmax" if is_exclusive else "binary", "batch": batch, "seed": seed},
+        "hashing": {"seed": seed},
+    }
+    if not is_exclusive and not tree["data"]["validation_fraction"]:
+        tree["reranking"] = {"candidates": 0}  # its scores are far from probabilities, and nothing could mend them
+    epochs = min(-(-LEAST_STEPS // -(-n_rows // batch)), MOST_EPOCHS)
+    if epochs > 12:
+        tree["training"]["epochs"] = epochs
+    if shape.is_dense and n_rows < 5000:
+        tree["training"]["rate"] = 6e-3
+    if shape.n_classes <= FEW_CLASSES:
+        if "reranking" in tree:
+            tree["decoding"] = {"aggregate": "logit-mean"}  # the mean of logarithms would be shy of 0.5
+        width = 128 if n_rows < 1000 else 512
+        tree["network"] = {"hidden": [width]}
+        if not shape.is_dense and n_rows >= 1000:
+            tree["training"]["rate"] = 3e-3
+        tree["hashing"] |= {"repetitions": 1 if shape.is_dense else 2, "heads": 1}
+        if (shape.n_features + shape.n_classes) * width <= FEW_PARAMETERS:
+            tree["network"]["weights"] = tree["training"]["precision"] = "float32"
+    return tree
+
+
+def write_store(rows: Rows, config: Config, path: Path) -> Store:
+    """Rows as a store; texts become features that are fitted on them. One class gets a spare one beside it."""
+    text_features: TextFeatures | None = None
+    features: Any = rows.features
+    is_dense = isinstance(features, np.ndarray)
+    if isinstance(features, list):
+        text_features = _fitted_text(config.text, features)
+        n_features, features = text_features.n_features, text_features.transform(features)
+    else:
+        n_features = int(features.shape[1])
+        features = features if is_dense else (features.indptr, features.indices, features.data)
+    row_features = recipe.before_reading(config).data.row_features
+    if not is_dense and text_features is None and "row_features" not in config.data.model_fields_set:
+        values = features[2]  # of values that are all equal none is the largest
+        row_features = 0 if not len(values) or values.min() == values.max() else row_features
+    n_ids = max(rows.n_classes, 2)
+    with StoreWriter(
+        path, source="memory", dense=is_dense, n_features=n_features, n_classes=n_ids, row_features=row_features
+    ) as writer:
+        writer.append(Chunk(rows.class_indptr, rows.class_ids, features))
+        writer.text_features = text_features
+    return Store.open(path)
+
+
+def train(config: Config, path: Path, *, device: str = "cpu", console: Console) -> Run:
+    """Train a run to its end: repetitions, re-ranker, calibration; one worker is this process itself."""
+    run, store = set_up(config, path)
+    launch = config.launch
+    if launch.launcher == "local" and launch.workers == 1:
+        _train_here(run, store, launch, device, console)
+    else:
+        if device != "cpu" and not launch.gpus:
+            share = 1.0 if launch.launcher == "ray" else 1.0 / (launch.workers or 1)
+            launch = launch.model_copy(update={"gpus": share})
+        launch_training(run, store, launch, console=console)
+        train_reranker(run, store, launch, console=console)
+    calibrate_when_due(run, store)
+    return run
+
+
+def _train_here(run: Run, store: Store, launch: LaunchConfig, device: str, console: Console) -> None:
+    from mach.launch.display import Display
+    from mach.traffic import PeerTraffic
+    from mach.training import ShardJob, train_shard
+
+    repetitions = list(range(run.config.hashing.repetitions))
+    display = Display(console, repetitions, [])
+    traffic = PeerTraffic()
+    # other threads of this process may open sockets, and that is no talk between repetitions
+    with _torch_kept(), display, traffic.paused():
+        for r in repetitions:
+            job = ShardJob(str(run.path), str(store.path), (r,), threads=launch.threads, device=device)
+            display.set(r, f"here, {device}")
+            train_shard(job, report=display.progressed, traffic=traffic)
+            display.set(r, "finished")
+        if is_due(run):
+            from mach.reranking import STAGES, RerankerTraining
+
+            training = RerankerTraining(run, store)
+            training.begin()
+            for stage in STAGES:
+                for part in training.parts(stage)[1]:
+                    training.make(stage, part)
+            training.finish()
+
+
+@contextlib.contextmanager
+def _torch_kept() -> Iterator[None]:
+    """Give back what training changes in this process's torch: its threads and its random numbers."""
+    import torch
+
+    n_threads, state = torch.get_num_threads(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+        torch.set_rng_state(state)
+
+
+def _best_temperature(fitted: Fitted, store: Store, rows: NDArray[np.int64]) -> float:
+    """The temperature under which held-out rows are most likely.
+
+    Guo et al., "On calibration of modern neural networks", ICML 2017.
+    """
+    from scipy.optimize import minimize_scalar
+
+    rows = rows[: max(LEAST_ROWS, 8 * BLOCK_SCORES // fitted.n_classes)]
+    batch = read_batch(store, rows)
+    features: Any = batch.matrix(store.n_features) if isinstance(batch, SparseBatch) else batch.values_ND
+    logits_NK = np.concatenate(list(fitted.logits(features))).astype(np.float64)
+    classes, _ = read_classes(store, rows)
+    logits_NK -= logits_NK.max(axis=1, keepdims=True)
+    right_N = logits_NK[np.arange(len(rows)), classes]
+
+    def loss(log_temperature: float) -> float:
+        temperature = np.exp(log_temperature)
+        return float(np.mean(np.log(np.exp(logits_NK / temperature).sum(1)) - right_N / temperature))
+
+    return float(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x))
+
+
+def _fitted_text(config: TextConfig, texts: list[str]) -> TextFeatures:
+    from mach.data.text import TextFeatures
+
+    features = TextFeatures(config)
+    return features.fit(texts) if config.tfidf or not config.hashing else features

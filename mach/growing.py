@@ -1,0 +1,174 @@
+"""What a fitted run learns later: more rows, more classes, and old rows that keep it from forgetting.
+
+Training goes on from the present weights (`mach.launch.start`) on the new rows and on some of those kept of earlier
+ones. Where every class has a bucket of its own a new class gets a new one: outputs are added to the stored weights.
+Where classes are hashed it comes into the buckets that are there.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mach.config import parse_config
+from mach.data.store import Chunk, Store
+from mach.data.writer import StoreWriter
+from mach.fitted import RUN, Fitted, Folder
+from mach.fitting import STORE, WHERE, Tree, train
+from mach.hashing import TableAssignment
+from mach.networks.inference import stored_weights, wide_rows
+from mach.places import atomic_file, short_lived
+from mach.repetition import write_json
+from mach.rows import Kept, Rows, concatenated
+from mach.storage import Run
+from mach.tensors import map_tensors
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LEAST_REPLAYED = 512
+START = "start"
+NAMES = "class_names.safetensors"
+
+
+def go_on(
+    fitted: Fitted,
+    rows: Rows,
+    *,
+    epochs: int,
+    batch: int,
+    rate: float,
+    seed: int,
+    most_kept: int,
+    launch: dict[str, Any],
+    device: str = "cpu",
+    console: Console,
+) -> Fitted:
+    """Train a fitted run on: a new one, which has learned the rows as well. The given one stays as it is.
+
+    Parameters
+    ----------
+    fitted : Fitted
+    rows : Rows
+        Their class ids may go beyond those of the run.
+    epochs, batch, rate : int, int and float
+    seed : int
+        Of row order, dropout and the rows that are replayed.
+    most_kept : int
+        Rows to keep for the next time.
+    launch : dict
+        The section of that name.
+    device, console
+        As for `mach.fitted.fit`.
+    """
+    run, folder = fitted.model.run, Folder()
+    generator = np.random.default_rng(seed)
+    rows = replace(rows, features=_numbers(rows.features, run))
+    kept = fitted.kept or Kept.of(rows, 0, generator)
+    with short_lived():
+        start = _start(run, fitted, rows.n_classes, folder.path / START)
+        n_ids = max(start.manifest.n_classes, rows.n_classes)
+        seen = concatenated(rows, kept.drawn(max(len(rows), LEAST_REPLAYED), generator))
+        store = _stored(seen, run, n_ids, folder.path / STORE)
+        tree: Tree = {
+            "data": {"train": str(store.path), "cache": str(folder.path / "cache"), "validation_fraction": 0.0},
+            "training": {"start": str(start.path), "replay": 0.0, "epochs": epochs, "batch": batch},
+            "launch": launch,
+        }
+        tree["training"] |= {"rate": rate, "seed": seed}
+        train(parse_config(tree, WHERE), folder.path / RUN, device=device, console=console)
+        for name in (START, STORE, "cache"):
+            shutil.rmtree(folder.path / name, ignore_errors=True)
+    kept = kept.joined(rows, most_kept, generator)
+    return Fitted(folder.path / RUN, rows.n_classes, fitted.temperature, folder, kept, fitted.rate)
+
+
+def _numbers(features: Any, run: Run) -> Any:
+    """Features as the run's networks read them, from texts too."""
+    if not isinstance(features, list):
+        return features
+    from scipy.sparse import csr_array
+
+    assert run.text_features is not None, "texts are refused where numbers were fitted"
+    indptr, indices, values = run.text_features.transform(features)
+    return csr_array((values, indices, indptr), shape=(len(features), run.text_features.n_features))
+
+
+def _stored(rows: Rows, run: Run, n_ids: int, path: Path) -> Store:
+    manifest, features = run.manifest, rows.features
+    if isinstance(features, np.ndarray) != manifest.dense_input:  # X may be dense now and sparse then
+        if manifest.dense_input:
+            features = features.toarray()  # type: ignore[union-attr]
+        else:
+            from scipy.sparse import csr_array
+
+            features = csr_array(features)
+    arrays: Any = features
+    with StoreWriter(
+        path,
+        source="memory",
+        dense=manifest.dense_input,
+        n_features=manifest.n_features,
+        n_classes=n_ids,
+        row_features=manifest.row_features,
+    ) as writer:
+        chunk = arrays if manifest.dense_input else (arrays.indptr, arrays.indices, arrays.data)
+        writer.append(Chunk(rows.class_indptr, rows.class_ids, chunk))
+        writer.text_features = run.text_features
+    return Store.open(path)
+
+
+def _start(run: Run, fitted: Fitted, n_classes: int, path: Path) -> Run:
+    """The run to start from: as it is, or a copy without names, with outputs for new classes where it needs them."""
+    n_ids, assignment = run.manifest.n_classes, fitted.model.assignment
+    own = np.arange(n_ids)
+    has_own_buckets = assignment.n_buckets == n_ids and bool(np.all(assignment.buckets(own) == own))
+    must_grow = n_classes > n_ids and has_own_buckets
+    if not must_grow and not (fitted.path / NAMES).exists():
+        return run
+    shutil.copytree(fitted.path, path)
+    (path / NAMES).unlink(missing_ok=True)
+    copy = Run.open(path)
+    if must_grow:
+        _grow(copy, n_classes)
+    return Run.open(path)
+
+
+def _grow(run: Run, n_classes: int) -> None:
+    """Give new classes outputs of their own, in place: weights of 0 and the bias of a class that is rarely seen."""
+    config, manifest = run.config, run.manifest
+    n_heads, n_before = config.hashing.heads, manifest.n_classes
+    rare = np.float32(np.log(0.1 / manifest.n_rows))
+    for r in run.finished():
+        files = run.repetition(r)
+        arrays = {name: np.array(array) for name, array in map_tensors(files.weights_file())[0].items()}
+        if "output.weight" in arrays:
+            arrays["output.weight"] = _padded(arrays["output.weight"], n_heads, n_before, n_classes, 0)
+            arrays["output.bias"] = _padded(arrays["output.bias"], n_heads, n_before, n_classes, rare)
+        else:  # a linear network over sparse rows
+            wide_DB = wide_rows(arrays, slice(None), n_heads * n_before)
+            arrays.pop("input.scale", None)
+            arrays["input.weight"] = np.ascontiguousarray(_padded(wide_DB.T, n_heads, n_before, n_classes, 0).T)
+            arrays["input.bias"] = _padded(arrays["input.bias"], n_heads, n_before, n_classes, rare)
+            arrays = stored_weights(arrays, config.network.weights)
+        digest = files.save_weights(arrays)
+        write_json(files.done, files.summary().model_copy(update={"weights_digest": digest}).model_dump())
+    with atomic_file(run.path / "class_counts.npy") as file:
+        np.save(file, np.pad(run.class_counts_K(), (0, n_classes - n_before)))
+    n_functions = config.hashing.repetitions * n_heads
+    own = TableAssignment.from_table(np.tile(np.arange(n_classes), (n_functions, 1)), n_classes)
+    hashing = config.hashing.model_copy(update={"buckets": n_classes})
+    described = manifest.model_copy(update={"n_classes": n_classes, "assignment": own.describe()})
+    run.update(config.model_copy(update={"hashing": hashing}), described, own)
+
+
+def _padded(array: NDArray[Any], n_heads: int, n_before: int, n_after: int, value: Any) -> NDArray[Any]:
+    """Outputs, head by head, with more at the end of each; their axis is the first."""
+    by_head = array.reshape(n_heads, n_before, *array.shape[1:])
+    widths = [(0, 0), (0, n_after - n_before), *[(0, 0)] * (array.ndim - 1)]
+    return np.pad(by_head, widths, constant_values=value).reshape(n_heads * n_after, *array.shape[1:])

@@ -1,0 +1,558 @@
+"""MACHClassifier: scikit-learn's own checks first, then what they do not ask."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array, csr_matrix
+
+pytest.importorskip("sklearn")
+
+import torch
+from sklearn.base import clone
+from sklearn.datasets import make_blobs
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import mach
+from mach import MACHClassifier, MachError
+from tests.conftest import N_CLASSES, N_FEATURES, planted_rows
+
+SMALL: dict[str, Any] = {"hidden": 16, "epochs": 12, "batch": 16, "rate": 0.02, "random_state": 0}
+HASHED: dict[str, Any] = SMALL | {"hidden": 32, "buckets": 32, "repetitions": 3, "epochs": 8, "batch": 64}
+FRUITS = {"apple": "sour green apple", "banana": "long yellow banana", "cherry": "small red cherry"}
+
+
+@parametrize_with_checks([MACHClassifier(**SMALL)])
+def test_scikit_learn(estimator, check):
+    check(estimator)
+
+
+def planted_matrix(n_rows: int, seed: int) -> tuple[csr_matrix, list[list[int]]]:
+    """The rows of `planted_rows`: features, and the one or two classes that they tell."""
+    lines = [line.split(" ", 1) for line in planted_rows(n_rows, seed)]
+    X = np.zeros((n_rows, N_FEATURES), np.float32)
+    for n, (_, pairs) in enumerate(lines):
+        for pair in pairs.split():
+            feature, value = pair.split(":")
+            X[n, int(feature)] = float(value)
+    return csr_matrix(X), [[int(k) for k in classes.split(",")] for classes, _ in lines]
+
+
+def indicator_of(classes: list[list[int]]) -> np.ndarray:
+    Y = np.zeros((len(classes), N_CLASSES), np.int64)
+    for n, ks in enumerate(classes):
+        Y[n, ks] = 1
+    return Y
+
+
+@pytest.fixture(scope="module")
+def planted_many() -> tuple[csr_matrix, list[list[int]], csr_matrix, list[list[int]]]:
+    return *planted_matrix(2000, seed=1), *planted_matrix(200, seed=2)
+
+
+@pytest.fixture(scope="module")
+def hashed(planted_many) -> MACHClassifier:
+    """120 classes in 32 buckets, three times."""
+    X, y, _, _ = planted_many
+    return MACHClassifier(**HASHED, candidates=0).fit(X, indicator_of(y))
+
+
+@pytest.fixture(scope="module")
+def blobs() -> tuple[np.ndarray, np.ndarray]:
+    X, y = make_blobs(300, centers=[[-3, 0], [3, 0], [0, 4], [0, -4]], random_state=0)
+    return X, y
+
+
+@pytest.fixture(scope="module")
+def fitted(blobs) -> MACHClassifier:
+    return MACHClassifier(**SMALL).fit(*blobs)
+
+
+def weight_files(classifier: MACHClassifier) -> list[bytes]:
+    run = classifier.model_.run
+    return [run.repetition(r).weights.read_bytes() for r in run.finished()]
+
+
+def test_planted_classes_of_sparse_rows_are_found(hashed, planted_many):
+    _, _, X, y = planted_many
+    Y = indicator_of(y)
+    assert hashed.model_.n_buckets == 32
+    assert hashed.score(X, Y) > 0.8
+    predicted = hashed.predict(X)
+    assert predicted.shape == Y.shape
+    assert (predicted == Y).mean() > 0.99
+    probs = hashed.predict_proba(X)
+    assert np.array_equal(probs >= 0.5, predicted == 1)
+    assert np.array_equal(hashed.decision_function(X) >= 0, predicted == 1)
+
+
+def test_topk_is_the_best_of_all_probabilities(hashed, planted_many):
+    _, _, X, _ = planted_many
+    classes, probs = hashed.predict_topk(X, k=5)
+    all_probs = hashed.predict_proba(X)
+    assert np.allclose(np.sort(all_probs)[:, ::-1][:, :5], probs, rtol=1e-5)
+    assert np.allclose(np.take_along_axis(all_probs, classes, axis=1), probs, rtol=1e-5)
+    assert hashed.predict_topk(X[:3], k=10**6)[0].shape == (3, N_CLASSES)
+
+
+def test_an_indicator_comes_back_as_it_was_given(planted_many):
+    X, y, queries, _ = planted_many
+    Y = csr_array(indicator_of(y[:300]).astype(np.uint8))
+    classifier = MACHClassifier(**SMALL).fit(X[:300], Y)
+    predicted = classifier.predict(queries)
+    assert isinstance(predicted, csr_array)
+    assert (predicted.dtype, predicted.shape) == (np.uint8, (200, N_CLASSES))
+    dense = clone(classifier).fit(X[:300], Y.toarray()).predict(queries)
+    assert np.array_equal(predicted.toarray(), dense)
+
+
+def test_lists_of_hashable_classes(planted_many):
+    X, y, queries, truth = planted_many
+    named = [[("class", k) if k % 2 else f"c{k}" for k in ks] for ks in y]
+    classifier = MACHClassifier(**SMALL | {"hidden": 64, "epochs": 15, "batch": 64}).fit(X, named)
+    predicted = classifier.predict(queries)
+    assert isinstance(predicted, list)
+    wanted = [{("class", k) if k % 2 else f"c{k}" for k in ks} for ks in truth]
+    right = np.mean([set(found) == want for found, want in zip(predicted, wanted, strict=True)])
+    assert right > 0.8
+    assert classifier.score(queries, [list(want) for want in wanted]) == right
+    first = list(dict.fromkeys(value for row in named for value in row))
+    assert classifier.classes_.tolist() == first  # strings and tuples cannot be sorted
+
+
+def test_classes_are_ascending_and_of_their_own_type(blobs):
+    X, y = blobs
+    for classes in (np.array(["d", "b", "c", "a"]), np.array([7, 3, 5, 1]), [("d",), ("b",), ("c",), ("a",)]):
+        values = [classes[k] for k in y]
+        classifier = MACHClassifier(**SMALL).fit(X, values)
+        assert classifier.classes_.tolist() == sorted(set(values))
+        assert classifier.score(X, values) > 0.9
+        assert classifier.predict(X[:3]).dtype == classifier.classes_.dtype
+
+
+def test_probabilities_decisions_and_predictions_agree(fitted, blobs):
+    X, _ = blobs
+    probs, logits = fitted.predict_proba(X), fitted.decision_function(X)
+    assert np.allclose(probs.sum(1), 1, atol=1e-5)
+    assert np.array_equal(probs.argmax(1), logits.argmax(1))
+    assert np.array_equal(fitted.classes_[probs.argmax(1)], fitted.predict(X))
+    classes, best = fitted.predict_topk(X, k=2)
+    assert np.array_equal(classes[:, 0], fitted.predict(X))
+    assert np.array_equal(best, np.sort(probs)[:, ::-1][:, :2])
+
+
+def test_a_row_is_answered_alike_alone_and_among_others(fitted, blobs):
+    X, _ = blobs
+    alone = np.concatenate([fitted.decision_function(row[None]) for row in X[:70]])
+    assert np.array_equal(alone, fitted.decision_function(X[:70]))
+
+
+def test_reranked_probabilities_order_classes_as_predictions_do(planted_many):
+    X, y, queries, truth = planted_many
+    first = [ks[0] for ks in y]
+    classifier = MACHClassifier(**HASHED, candidates=20).fit(X, first)
+    assert classifier.model_.reranker is not None
+    logits = classifier.decision_function(queries)
+    assert np.array_equal(classifier.classes_[logits.argmax(1)], classifier.predict(queries))
+    classes, _ = classifier.predict_topk(queries, k=20)
+    best = np.take_along_axis(logits, np.searchsorted(classifier.classes_, classes), axis=1)
+    assert (np.diff(best) <= 0).all()
+    assert classifier.score(queries, [ks[0] for ks in truth]) > 0.4  # one of two on many rows
+
+
+def test_held_out_rows_cool_overconfident_probabilities():
+    """A third of the classes are drawn at random: no network can be as sure as one that learned them by heart."""
+    generator = np.random.default_rng(0)
+    X = generator.standard_normal((2600, 16)).astype(np.float32)
+    y = (X[:, 0] > 0) * 2 + (X[:, 1] > 0)
+    wrong = generator.random(len(y)) < 0.33
+    y[wrong] = generator.integers(0, 4, wrong.sum())
+    classifier = MACHClassifier(
+        hidden=64, epochs=30, batch=32, rate=0.01, dropout=0.0, random_state=0, config={"data.validation_fraction": 0.3}
+    )
+    classifier.fit(X[:600], y[:600])
+    assert classifier._fitted.temperature > 1.2
+
+    def loss() -> float:
+        return float(-np.mean(np.log(classifier.predict_proba(X[600:])[np.arange(2000), y[600:]])))
+
+    cooled = loss()
+    classifier._fitted.temperature = 1.0
+    assert cooled < loss() - 0.02
+
+
+def test_a_large_matrix_is_refused_and_topk_named(fitted, blobs):
+    X, _ = blobs
+    limited = clone(fitted).set_params(max_proba_bytes=4 * 4 * 10).fit(*blobs)
+    assert limited.predict_proba(X[:10]).shape == (10, 4)
+    for method in (limited.predict_proba, limited.decision_function):
+        with pytest.raises(MachError, match=r"11 rows and 4 classes takes 176 bytes.*160.*predict_topk"):
+            method(X[:11])
+    assert limited.predict_topk(X[:11], k=1)[0].shape == (11, 1)
+
+
+def texts_of(n: int, *more: tuple[str, str]) -> tuple[list[str], list[str]]:
+    rows = [*FRUITS.items(), *more] * n
+    return [text for _, text in rows], [name for name, _ in rows]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, lambda texts: np.array(texts, object)])
+def test_texts_of_any_column_type(kind):
+    texts, names = texts_of(10)
+    classifier = MACHClassifier(**SMALL).fit(kind(texts), names)
+    assert classifier.predict(kind(["a green apple", "cherry"])).tolist() == ["apple", "cherry"]
+    assert not hasattr(classifier, "n_features_in_")
+    with pytest.raises(MachError, match="X holds numbers, the classifier was fitted to texts"):
+        classifier.predict(np.zeros((1, 3)))
+    with pytest.raises(MachError, match="give a list of texts"):
+        classifier.predict("apple")
+
+
+def test_a_text_that_is_missing_is_named():
+    with pytest.raises(MachError, match="X, row 1 is None, no text"):
+        MACHClassifier(**SMALL).fit(["one", None, "two"], [0, 1, 0])
+
+
+def test_pipeline_and_grid_search(blobs):
+    X, y = blobs
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), MACHClassifier(**SMALL)),
+        {"machclassifier__hidden": [(), 16], "machclassifier__epochs": np.array([1, 8])},
+        cv=2,
+        error_score="raise",
+    )
+    search.fit(X, y)
+    assert search.score(X, y) > 0.9
+    assert search.best_params_["machclassifier__epochs"] == 8
+    texts, names = texts_of(8)
+    words = make_pipeline(TfidfVectorizer(), MACHClassifier(**SMALL)).fit(texts, names)
+    assert words.score(texts, names) == 1.0
+
+
+def test_grid_search_over_lists_of_classes(planted_many):
+    X, y, _, _ = planted_many
+    search = GridSearchCV(MACHClassifier(**HASHED), {"epochs": [1, 6]}, cv=KFold(2), error_score="raise")
+    assert search.fit(X[:800], y[:800]).best_params_ == {"epochs": 6}
+
+
+def test_pickles_answer_alike_and_clean_up_after_themselves(fitted, blobs):
+    X, _ = blobs
+    copy = pickle.loads(pickle.dumps(fitted))
+    folder = copy.model_.run.path.parent
+    assert folder != fitted.model_.run.path.parent
+    assert np.array_equal(copy.predict_proba(X), fitted.predict_proba(X))
+    assert np.array_equal(pickle.loads(pickle.dumps(copy)).predict_proba(X), fitted.predict_proba(X))
+    assert folder.is_dir()
+    del copy
+    assert not folder.exists()
+    assert not hasattr(clone(fitted), "classes_")
+
+
+def test_a_fork_leaves_the_folder_to_its_parent(blobs):
+    classifier = MACHClassifier(**SMALL).fit(*blobs)
+    folder = classifier.model_.run.path
+    child = os.fork()
+    if child == 0:
+        del classifier
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert folder.is_dir()
+
+
+def test_saved_and_loaded(fitted, blobs, tmp_path: Path):
+    X, y = blobs
+    path = tmp_path / "saved"
+    fitted.save(path)
+    loaded = MACHClassifier.load(path)
+    assert loaded.get_params() == fitted.get_params()
+    assert loaded.n_features_in_ == 2
+    assert np.array_equal(loaded.predict_proba(X), fitted.predict_proba(X))
+    assert loaded.classes_.dtype == fitted.classes_.dtype
+    model = mach.load(path)  # the folder is a run as well
+    assert model.names(model.topk(X[:1], k=1)[0]) == [[str(fitted.predict(X[:1])[0])]]
+    del loaded
+    assert path.is_dir()
+    with pytest.raises(MachError, match="exists already"):
+        fitted.save(path)
+    more = MACHClassifier.load(path).partial_fit(X, np.where(y == 0, 9, y))
+    assert more.classes_.tolist() == [0, 1, 2, 3, 9]
+
+
+@pytest.mark.parametrize("content", ["{", '{"format": 2}', '{"format": 1}', "[]"])
+def test_a_damaged_save_is_one_line(fitted, tmp_path: Path, content: str):
+    fitted.save(tmp_path / "saved")
+    (tmp_path / "saved" / "classifier.json").write_text(content)
+    with pytest.raises(MachError, match=r"\A[^\n]+\Z"):
+        MACHClassifier.load(tmp_path / "saved")
+    with pytest.raises(MachError, match="no saved classifier"):
+        MACHClassifier.load(tmp_path / "none")
+
+
+@pytest.mark.parametrize("classes", [[("a", 1), ("b", 2)], [True, False], [3.0, 5.0], [b"x", b"y"], [None, "none"]])
+def test_class_values_survive_saving(blobs, tmp_path: Path, classes: list[Any]):
+    X, y = blobs
+    values = [classes[k % 2] for k in y]
+    classifier = MACHClassifier(**SMALL | {"epochs": 1}).fit(X, values)
+    classifier.save(tmp_path / "saved")
+    loaded = MACHClassifier.load(tmp_path / "saved")
+    assert loaded.classes_.tolist() == classifier.classes_.tolist()
+    assert loaded.predict(X).tolist() == classifier.predict(X).tolist()
+
+
+def test_classes_that_json_cannot_hold_are_refused(blobs, tmp_path: Path):
+    X, y = blobs
+    kinds = [int, str, list, dict]
+    classifier = MACHClassifier(**SMALL | {"epochs": 1}).fit(X, [kinds[k] for k in y])
+    assert set(classifier.predict(X)) <= set(kinds)
+    with pytest.raises(MachError, match="is a type, which cannot be saved"):
+        classifier.save(tmp_path / "saved")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (np.asarray, {}),
+        (np.asarray, {"hidden": ()}),
+        (csr_matrix, {"heads": 2, "repetitions": 2}),
+        (csr_matrix, {"hidden": (), "config": {"network.weights": "int4"}}),  # its outputs are packed
+    ],
+)
+def test_new_classes_join_and_old_ones_stay(blobs, kind, options: dict[str, Any]):
+    X, y = blobs
+    X = kind(X)
+    old = np.flatnonzero(y != 1)
+    classifier = MACHClassifier(**SMALL | options).partial_fit(X[old[:150]], y[old[:150]])
+    assert classifier.classes_.tolist() == [0, 2, 3]
+    before = classifier.predict_proba(X[old])
+    for _ in range(2):
+        classifier.partial_fit(X[200:], y[200:])
+    assert classifier.classes_.tolist() == [0, 2, 3, 1]
+    assert classifier.score(X, y) > 0.9
+    assert classifier.predict_proba(X).shape == (300, 4)
+    assert np.mean(before.argmax(1) == classifier.predict_proba(X[old])[:, :3].argmax(1)) > 0.95
+
+
+def test_hashed_classes_join_existing_buckets(planted_many):
+    X, y, _, _ = planted_many
+    first = np.array([ks[0] for ks in y])
+    is_old = first < 100
+    classifier = MACHClassifier(**HASHED | {"epochs": 12, "buckets": 64}, candidates=20)
+    classifier.fit(X[is_old], first[is_old])
+    assert classifier.model_.reranker is not None
+    n_old = len(classifier.classes_)
+    classifier.partial_fit(X[~is_old], first[~is_old], classes=[500])
+    assert classifier.model_.n_buckets == 64
+    assert classifier.classes_[n_old:].tolist() == [*np.unique(first[~is_old]), 500]
+    assert classifier.model_.n_classes == len(classifier.classes_)
+    found = classifier.predict(X[~is_old])
+    assert np.mean(found == first[~is_old]) > 0.5
+    assert np.mean(classifier.predict(X[is_old]) == first[is_old]) > 0.5
+
+
+def test_one_class_first_and_others_later(blobs):
+    X, y = blobs
+    classifier = MACHClassifier(**SMALL).partial_fit(X[y == 0], ["zero"] * int((y == 0).sum()))
+    assert set(classifier.predict(X)) == {"zero"}
+    assert np.array_equal(classifier.predict_proba(X), np.ones((300, 1)))
+    classifier.partial_fit(X[y == 1], ["one, a longer name"] * int((y == 1).sum()))
+    assert classifier.classes_.tolist() == ["zero", "one, a longer name"]
+    assert classifier.decision_function(X).shape == (300,)
+    assert np.mean((classifier.decision_function(X) > 0)[y == 1]) > 0.9
+
+
+def test_texts_and_lists_learn_on():
+    texts, names = texts_of(10)
+    classifier = MACHClassifier(**SMALL).partial_fit(texts, [[name, "fruit"] for name in names])
+    more, _ = texts_of(10, ("leek", "long green leek"))
+    classifier.partial_fit(more, [[text.split()[-1]] + ["fruit"] * ("leek" not in text) for text in more])
+    assert classifier.classes_.tolist() == ["apple", "banana", "cherry", "fruit", "leek"]
+    assert classifier.predict_topk(["long green leek"], k=1)[0].tolist() == [["leek"]]  # a word that was new
+
+
+def test_kept_rows_are_bounded_and_none_are_needed(blobs):
+    X, y = blobs
+
+    def n_kept(classifier: MACHClassifier) -> int:
+        assert classifier._fitted.kept is not None
+        return len(classifier._fitted.kept.rows)
+
+    classifier = MACHClassifier(**SMALL, kept_rows=40).fit(X[:100], y[:100])
+    assert n_kept(classifier) == 40
+    classifier.partial_fit(X[100:], y[100:])
+    assert n_kept(classifier) == 40
+    assert classifier.score(X, y) > 0.9
+    none = clone(classifier).set_params(kept_rows=0).fit(X[:100], y[:100]).partial_fit(X[100:], y[100:])
+    assert n_kept(none) == 0
+    assert none.score(X, y) > 0.9
+
+
+def test_other_kinds_than_before_are_refused(fitted, blobs):
+    X, y = blobs
+    with pytest.raises(MachError, match="y holds lists, the classifier was fitted to classes"):
+        fitted.partial_fit(X, [[k, 7] for k in y])
+    with pytest.raises(MachError, match="X holds texts, the classifier was fitted to numbers"):
+        fitted.partial_fit(["a"] * 300, y)
+    with pytest.raises(ValueError, match="3 features"):
+        fitted.partial_fit(np.zeros((300, 3)), y)
+
+
+def test_processes_train_the_same_bits_in_silence(blobs, capfd):
+    one = MACHClassifier(**SMALL | {"epochs": 2}, repetitions=2).fit(*blobs)
+    two = MACHClassifier(**SMALL | {"epochs": 2}, repetitions=2, n_jobs=2).fit(*blobs)
+    assert capfd.readouterr() == ("", "")
+    assert weight_files(one) == weight_files(two)
+    assert weight_files(one) != weight_files(clone(one).set_params(random_state=1).fit(*blobs))
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_trains_the_same_bits(blobs):
+    pytest.importorskip("ray")
+    options = SMALL | {"epochs": 2, "repetitions": 2}
+    here = MACHClassifier(**options).fit(*blobs)
+    assert weight_files(MACHClassifier(**options, launcher="ray", n_jobs=1).fit(*blobs)) == weight_files(here)
+
+
+def test_torch_is_left_as_it_was(blobs):
+    torch.manual_seed(5)
+    before, n_threads = torch.get_rng_state(), torch.get_num_threads()
+    MACHClassifier(**SMALL | {"epochs": 1}).fit(*blobs)
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.get_num_threads() == n_threads
+
+
+def test_progress_is_silent_unless_asked_for(blobs, capfd):
+    for verbose in (0, 1):
+        MACHClassifier(**SMALL | {"epochs": 1}, verbose=verbose).fit(*blobs)
+        captured = capfd.readouterr()
+        assert not captured.out
+        assert ("epoch 1/1" in captured.err) == bool(verbose)
+        assert bool(captured.err) == bool(verbose)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"config": {"training.epoch": 3}}, "MACHClassifier: unknown key training.epoch"),
+        ({"config": {"training.epochs": 3}}, "epochs = 12 and config.*say the same"),
+        ({"config": {"data.train": "x"}}, "rows come from X and y"),
+        ({"config": {"epochs": 3}}, "write section.key"),
+        ({"n_jobs": 0}, "n_jobs = 0"),
+        ({"launcher": "slurm"}, "launch.launcher = 'slurm'"),
+        ({"epochs": 0}, "training.epochs = 0"),
+        ({"device": "cuda:99"}, "device cuda:99 cannot be used"),
+    ],
+)
+def test_a_parameter_that_cannot_work_is_one_line(blobs, options: dict[str, Any], message: str):
+    with pytest.raises(MachError, match=message) as caught:
+        MACHClassifier(**SMALL | options).fit(*blobs)
+    assert "\n" not in str(caught.value)
+
+
+def test_any_key_of_the_configuration(blobs):
+    classifier = MACHClassifier(**SMALL, config={"network.weights": "bfloat16", "decoding.aggregate": "mean"})
+    classifier.fit(*blobs)
+    assert classifier.model_.run.config.network.weights == "bfloat16"
+    assert classifier.model_.aggregate == "mean"
+    assert np.allclose(classifier.predict_proba(blobs[0]).sum(1), 1, atol=1e-5)
+    assert classifier.score(*blobs) > 0.9
+
+
+def test_nothing_to_learn_is_said():
+    with pytest.raises(MachError, match="no class in them"):
+        MACHClassifier(**SMALL).fit(np.zeros((3, 2)), [[], [], []])
+    with pytest.raises(MachError, match="holds 2: Unknown label type"):
+        MACHClassifier(**SMALL).fit(np.zeros((2, 2)), csr_array([[0, 2], [1, 0]]))
+
+
+def test_arrow_in_and_out(blobs):
+    pa = pytest.importorskip("pyarrow")
+    X, y = blobs
+    table = pa.table({"left": X[:, 0], "right": X[:, 1]})
+    classifier = MACHClassifier(**SMALL).fit(table, pa.array([f"c{k}" for k in y]))
+    assert classifier.feature_names_in_.tolist() == ["left", "right"]
+    with pytest.raises(ValueError, match="feature names"):
+        classifier.predict(table.rename_columns(["left", "wrong"]))
+    top = classifier.predict_topk(table.slice(0, 3), k=2, as_frame="pyarrow")
+    assert top.column_names == ["query", "rank", "class", "probability"]
+    assert top["query"].to_pylist() == [0, 0, 1, 1, 2, 2]
+    assert top["class"].to_pylist()[::2] == classifier.predict(X[:3]).tolist()
+    texts, names = texts_of(8)
+    words = pa.table({"title": texts, "body": pa.chunked_array([texts])})
+    lists = MACHClassifier(**SMALL).fit(words, pa.array([[name] for name in names]))
+    assert [found.tolist() for found in lists.predict(words.slice(0, 2))] == [["apple"], ["banana"]]
+    with pytest.raises(MachError, match=r"text \('title'\) and of numbers \('n'\)"):
+        lists.predict(pa.table({"title": texts, "n": list(range(len(texts)))}))
+    with pytest.raises(MachError, match="choose 'pandas' or 'pyarrow'"):
+        lists.predict_topk(words, as_frame="csv")  # type: ignore[arg-type]
+
+
+def test_pandas_in_and_out(blobs):
+    pd = pytest.importorskip("pandas")
+    X, y = blobs
+    index = np.arange(300) + 1000
+    frame = pd.DataFrame(X, columns=["left", "right"], index=index)
+    series = pd.Series([f"c{k}" for k in y], index=index)
+    for classes in (series, series.astype("category"), pd.DataFrame({"class": series})):
+        classifier = MACHClassifier(**SMALL).fit(frame, classes)
+        assert classifier.score(frame, series) > 0.9
+        assert classifier.feature_names_in_.tolist() == ["left", "right"]
+    top = classifier.predict_topk(frame, k=2, as_frame="pandas")
+    assert list(top.columns) == ["query", "rank", "class", "probability"]
+    assert len(top) == 600
+    Y = pd.get_dummies(series)
+    several = MACHClassifier(**SMALL).fit(frame, Y)
+    assert (several.predict(frame) == Y.to_numpy()).mean() > 0.9
+    texts, names = texts_of(8)
+    words = MACHClassifier(**SMALL).fit(pd.Series(texts, dtype="string"), pd.Series(names))
+    assert words.score(pd.DataFrame({"a": texts, "b": texts}), names) == 1.0
+    with pytest.raises(MachError, match="row 1 is"):
+        words.predict(pd.Series(["one", None]))
+
+
+def test_polars_in(blobs):
+    pl = pytest.importorskip("polars")
+    X, y = blobs
+    frame = pl.DataFrame({"left": X[:, 0], "right": X[:, 1]})
+    assert MACHClassifier(**SMALL).fit(frame, pl.Series(y)).score(frame, y) > 0.9
+    texts, names = texts_of(8)
+    assert MACHClassifier(**SMALL).fit(pl.Series(texts), names).score(pl.DataFrame({"a": texts}), names) == 1.0
+
+
+def test_without_scikit_learn_the_repair_is_told_and_the_rest_works():
+    code = """
+import sys
+import mach
+assert "sklearn" not in sys.modules and "torch" not in sys.modules
+sys.modules["sklearn"] = None
+try:
+    mach.MACHClassifier
+except mach.MachError as error:
+    print(error)
+mach.load
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"mach.MACHClassifier needs scikit-learn.*: pip install 'mach\[sklearn\]'\n", done.stdout)
+
+
+def test_the_page_on_scikit_learn(tmp_path: Path, monkeypatch):
+    """Its snippets run, one after the other."""
+    page = Path(__file__).parents[1] / "docs" / "scikit-learn.md"
+    monkeypatch.chdir(tmp_path)
+    snippets = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert len(snippets) >= 4
+    names: dict[str, Any] = {}
+    for snippet in snippets:
+        exec(compile(snippet, str(page), "exec"), names)
