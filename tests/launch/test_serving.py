@@ -394,6 +394,22 @@ def test_what_does_not_answer_is_nan_or_a_share(fake: FakeCluster, trained: Path
     assert [row["P@1"] for row in measured] == [rest[0]["P@1"], rest[1]["P@1"], rest[1]["P@1"]]
 
 
+def test_classes_are_changed_over_actors_as_in_one_process(fake: FakeCluster, trained: Path, tmp_path: Path):
+    shutil.copytree(trained, tmp_path / "run")
+    remote = model_on(fake, tmp_path / "run")
+    rows = np.zeros((4, remote.n_features), np.float32)
+    rows[:, [361, 364, 370]] = [[0.5, 0.5, 0.5], [0.3, 0.5, 0.6], [0.6, 0.5, 0.3], [0.5, 0.4, 0.6]]
+    remote.add_classes("new", [rows[:3]])
+    remote.remove_classes([1, 2])
+    local = load(tmp_path / "run")
+    assert local.topk(rows[:3], 1)[0].ravel().tolist() == [local.n_classes - 1] * 3
+    for how in ({}, {"repetitions": 2}, {"tail": 1.0}):
+        for found, wanted in zip(list(remote.topk(rows, **how)), list(local.topk(rows, **how)), strict=True):
+            np.testing.assert_array_equal(found, wanted)
+    with pytest.raises(ConfigError, match="launcher local"):
+        remote.similar_classes(5)
+
+
 def test_a_run_that_is_another_on_its_node_is_refused(fake: FakeCluster, trained: Path):
     server = serving.ScoreServer(str(trained), ("other data", "other configuration"), [0])
     with pytest.raises(ConfigError, match=r"is another run there: .* \(on node here\)"):
