@@ -13,16 +13,26 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mach import __version__
-from mach.errors import ConfigError, DegradedWarning, IncompleteRunError, MachError
-from mach.places import Place, is_there, place
-from mach.shell import parse_bytes, parse_integer, parse_numbers, print_rows, print_table, print_values, read_lines
+from mach.classes import classes
+from mach.errors import ConfigError, DegradedWarning, IncompleteRunError, MachError, StorageError
+from mach.places import Place, is_there
+from mach.shell import (
+    PLACE,
+    parse_bytes,
+    parse_integer,
+    parse_numbers,
+    print_rows,
+    print_table,
+    print_values,
+    read_lines,
+)
 
 if TYPE_CHECKING:
     from mach.calibration import Calibration
@@ -56,16 +66,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
 
 
-class _PlaceType(click.ParamType[Any]):
-    """A path or URL; click's own type takes ``s3://bucket`` for a path of three parts."""
+main.add_command(classes)
 
-    name = "path or url"
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Place:
-        return place(value)
-
-
-PLACE = _PlaceType()
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 _set = click.option(
@@ -87,6 +89,7 @@ _tail = click.option(
 _probabilities = click.option(
     "--probabilities", is_flag=True, help="Calibrated probabilities that classes are right in place of scores."
 )
+_allowed = click.option("--allowed", metavar="SUBSET", help="Classes of a stored subset only, see `mach classes`.")
 _k = click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Classes a query.")
 _some = click.option("--repetitions", metavar="0-3,5", help="Use these only; all by default.")
 _run = click.argument("run", type=PLACE)
@@ -308,6 +311,8 @@ def evaluate(
         measured = evaluate_model(
             model, store, ks=cuts, curve=curve, rerank=rerank, tail=tail, reliability=reliability, report=report
         )
+    if curve and not tail and model.repetitions == model.run.finished():
+        _keep_curve(model, store, measured)
     rows = [
         {name: 100 * value if isinstance(value, float) else value for name, value in row.items()} for row in measured
     ]
@@ -347,10 +352,20 @@ def calibrate(model: MachModel, data: str | None, as_json: bool) -> None:
 @click.argument("data")
 @click.option("-o", "--output", default="-", show_default=True, help=".jsonl, .csv, .parquet or .npz; - is JSONL.")
 @_k
+@_allowed
 @_rerank
 @_tail
 @_probabilities
-def predict(model: MachModel, data: str, output: str, k: int, rerank: bool, tail: float, probabilities: bool) -> None:
+def predict(
+    model: MachModel,
+    data: str,
+    output: str,
+    k: int,
+    allowed: str | None,
+    rerank: bool,
+    tail: float,
+    probabilities: bool,
+) -> None:
     """Write the top k classes of every row of DATA."""
     from mach.predictions import write_predictions
 
@@ -364,7 +379,9 @@ def predict(model: MachModel, data: str, output: str, k: int, rerank: bool, tail
     store = _prepared(model, data)
     kind = ("probability", "probabilities") if probabilities else ("score", "scores")
     with _reporter() as report:
-        parts = _reported(model.search_in_parts(store, k, rerank=rerank, tail=tail), store.n_rows, report)
+        parts = _reported(
+            model.search_in_parts(store, k, allowed=allowed, rerank=rerank, tail=tail), store.n_rows, report
+        )
         write_predictions(output, ((part.ids_Nk, values(part)) for part in parts), model.name_function(), kind)
 
 
@@ -372,6 +389,7 @@ def predict(model: MachModel, data: str, output: str, k: int, rerank: bool, tail
 @_asks
 @click.argument("queries", nargs=-1)
 @_k
+@_allowed
 @_rerank
 @_tail
 @_probabilities
@@ -380,6 +398,7 @@ def query(
     model: MachModel,
     queries: tuple[str, ...],
     k: int,
+    allowed: str | None,
     rerank: bool,
     tail: float,
     probabilities: bool,
@@ -387,9 +406,10 @@ def query(
 ) -> None:
     """Answer QUERIES: texts, or rows as `index:value ...` where the model takes numbers; - reads lines from stdin."""
     for line in read_lines(queries):
-        ids, scores = model.topk(model.parse(line), k, rerank=rerank, tail=tail, probabilities=probabilities)
+        how: dict[str, Any] = {"allowed": allowed, "rerank": rerank, "tail": tail, "probabilities": probabilities}
+        ids, scores = model.topk(model.parse(line), k, **how)
         found = ids[ids >= 0].tolist()
-        names = model.names(found) if model.run.class_names else None
+        names = model.names(found) if model.name_function() else None
         if as_json:
             kind = "probabilities" if probabilities else "scores"
             answer = {"query": line, "ids": found, kind: [round(float(s), 6) for s in scores[: len(found)]]}
@@ -440,6 +460,16 @@ def _calibrated(found: Calibration) -> str:
     return f"calibration by {found.n_rows:,} rows, prior {found.prior:g}: {'; '.join(parts)}"
 
 
+def _keep_curve(model: MachModel, store: Store, measured: list[dict[str, Any]]) -> None:
+    """Store the accuracy by repetitions in the run, where it can be written."""
+    from mach.accuracy import AccuracyCurve
+
+    kept = [{name: value for name, value in row.items() if value is not None} for row in measured]
+    with suppress(StorageError):
+        found = AccuracyCurve(fingerprint=store.fingerprint, n_rows=store.n_rows, version=model.version, rows=kept)
+        found.save(model.run)
+
+
 def _reported(parts: Iterable[TopK], n_rows: int, report: Callable[[str, float], None]) -> Iterator[TopK]:
     n_done = 0
     for part in parts:
@@ -460,7 +490,7 @@ def _prepared(model: MachModel, source: str) -> Store:
 
     config = model.run.config
     with _reporter() as report:
-        return prepare_data(config.data, config.text, source, like=model.run.reference(), report=report)
+        return prepare_data(config.data, config.text, source, like=model.reference(), report=report)
 
 
 def _training_rows(config: Config) -> Store:

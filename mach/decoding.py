@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
@@ -29,6 +30,7 @@ METHODS = ("auto", "gather", "threshold")
 _TINY = np.finfo(np.float32).tiny
 _BELOW_ONE = np.float32(1 - 2.0**-24)
 _N_PEERS = 4  # repetitions whose buckets a table keeps beside each list of members: 2 or 4 bytes a class each
+FEW_CLASSES = 64  # so many that are allowed are scored one by one, whatever K is
 MAX_PADDING = 10_000  # columns beyond the number of classes that may be asked for
 _CHUNK_VALUES = 2**18  # bucket scores transformed at once: they stay in the second cache level until searched
 _indexes: WeakKeyDictionary[Any, Index] = WeakKeyDictionary()
@@ -77,6 +79,54 @@ class TopK:
             n_opened_N=np.empty(n_queries, dtype=np.int64),
             bound_N=np.empty(n_queries, dtype=np.float32),
         )
+
+
+class Subset:
+    """Classes that may be returned, prepared once for any number of queries: by their ids, or by a mask.
+
+    Parameters
+    ----------
+    n_classes : int
+        K.
+    ids : int array, optional
+    mask_K : bool array of shape (K,), optional
+        One of the two.
+
+    Examples
+    --------
+    >>> Subset(5, ids=np.array([3, 1, 3])).mask_K.tolist()
+    [False, True, False, True, False]
+    """
+
+    def __init__(
+        self, n_classes: int, *, ids: NDArray[np.int64] | None = None, mask_K: NDArray[np.bool_] | None = None
+    ) -> None:
+        self.n_classes = n_classes
+        self._given, self._mask_K = ids, mask_K
+        self._buckets: WeakKeyDictionary[Any, NDArray[np.int32]] = WeakKeyDictionary()
+
+    @cached_property
+    def ids_C(self) -> NDArray[np.int64]:
+        """Ids, ascending."""
+        if self._given is not None:
+            return np.unique(self._given).astype(np.int64)
+        assert self._mask_K is not None, "one of the two is given"
+        return np.flatnonzero(self._mask_K)
+
+    @cached_property
+    def mask_K(self) -> NDArray[np.bool_]:
+        """Whether a class is in it; a byte a class."""
+        if self._mask_K is not None:
+            return np.ascontiguousarray(self._mask_K)
+        mask_K = np.zeros(self.n_classes, np.bool_)
+        mask_K[self.ids_C] = True
+        return mask_K
+
+    def buckets(self, assignment: Assignment) -> NDArray[np.int32]:
+        """Buckets of its classes, shape (R, C), kept for every assignment object that asks."""
+        if assignment not in self._buckets:
+            self._buckets[assignment] = assignment.buckets(self.ids_C)
+        return self._buckets[assignment]
 
 
 def transform(probs: ArrayLike, aggregate: str) -> NDArray[np.float32]:
@@ -171,7 +221,7 @@ class Decoder:
         probs_NRB: ArrayLike,
         k: int = 10,
         *,
-        allowed_K: NDArray[np.bool_] | None = None,
+        allowed_K: NDArray[np.bool_] | Subset | None = None,
         budget: int | None = None,
         method: str = "auto",
     ) -> TopK:
@@ -183,7 +233,7 @@ class Decoder:
             Bucket probabilities.
         k : int
             At least 1 and at most ``K + MAX_PADDING``; columns beyond the last class are padding.
-        allowed_K : bool array of shape (K,), optional
+        allowed_K : bool array of shape (K,) or Subset, optional
             Classes that may be returned.
         budget : int, optional
             Largest number of classes to score for a query; when it is too small for a certificate,
@@ -209,14 +259,16 @@ class Decoder:
             raise ConfigError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
         if method == "gather" and budget is not None and budget < K:
             raise ConfigError(f"method 'gather' scores all {K} classes, above the budget {budget}: use 'threshold'")
-        if allowed_K is not None and (np.shape(allowed_K) != (K,) or np.asarray(allowed_K).dtype != bool):
-            raise DataError(f"allowed_K has shape {np.shape(allowed_K)}: need one bool a class, shape ({K},)")
+        if allowed_K is not None and not isinstance(allowed_K, Subset):
+            if np.shape(allowed_K) != (K,) or np.asarray(allowed_K).dtype != bool:
+                raise DataError(f"allowed_K has shape {np.shape(allowed_K)}: need one bool a class, shape ({K},)")
+            allowed_K = Subset(K, mask_K=allowed_K)
         index, rule = _index(self.assignment), _rule(self.aggregate, self.assignment)
         if allowed_K is not None and method == "auto":
-            few_C = np.flatnonzero(allowed_K)
-            if len(few_C) <= min(K // 64, K if budget is None else budget):
-                return self._topk_of(few_C, probs_NRB, k)
-        mask_K = np.empty(0, dtype=bool) if allowed_K is None else np.ascontiguousarray(allowed_K)
+            few = min(max(K // 64, FEW_CLASSES), K if budget is None else budget)
+            if len(allowed_K.ids_C) <= few:
+                return self._topk_of(allowed_K, probs_NRB, k)
+        mask_K = np.empty(0, dtype=bool) if allowed_K is None else allowed_K.mask_K
         unlimited = np.iinfo(np.int64).max
         limit = _scan_beyond(self.assignment, k, method, budget)
         top = TopK.empty(N, k)
@@ -258,11 +310,14 @@ class Decoder:
         scores_NC[ids_NC == -1] = -np.inf
         return scores_NC
 
-    def _topk_of(self, ids_C: NDArray[np.int64], probs_NRB: NDArray[Any], k: int) -> TopK:
+    def _topk_of(self, few: Subset, probs_NRB: NDArray[Any], k: int) -> TopK:
         """Best k among few classes, all of them scored."""
-        top = TopK.empty(len(probs_NRB), k)
+        top, ids_C = TopK.empty(len(probs_NRB), k), few.ids_C
+        buckets_RC = few.buckets(self.assignment)
+        functions_R1 = np.arange(self.assignment.n_repetitions)[:, None]
         for n, probs_RB in enumerate(probs_NRB):
-            scores_1C = self.score(probs_RB[None], ids_C[None])
+            values_RC = transform(probs_RB[functions_R1, buckets_RC], self.aggregate)
+            scores_1C = reduce(values_RC, self.aggregate, self.assignment.n_buckets)[None]
             top.ids_Nk[n : n + 1], top.scores_Nk[n : n + 1] = _best(ids_C, scores_1C, k)
         top.exact_N[:], top.n_scored_N[:], top.n_opened_N[:] = True, len(ids_C), 0
         top.bound_N[:] = top.scores_Nk[:, -1]

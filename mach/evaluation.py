@@ -75,7 +75,7 @@ def evaluate(
         (np.ones(len(store.class_ids), np.int8), store.class_ids, store.class_indptr),
         shape=(store.n_rows, model.n_classes),
     )
-    weights_K = propensities(model.run.class_counts_K(), model.run.manifest.n_rows)
+    weights_K = propensities(model.class_counts_K(), model.run.manifest.n_rows)
     degraded = n_degraded / store.n_rows
     measured = [(size, False, tops) for size, tops in zip(sizes, found, strict=True)]
     if reranked:

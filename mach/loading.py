@@ -10,12 +10,14 @@ from mach.model import MachModel
 from mach.places import Place
 from mach.scoring import LocalScorer
 from mach.storage import Run
+from mach.versions import Versions
 
 
 def load(
     path: str | Place,
     *,
     repetitions: Sequence[int] | None = None,
+    version: int | None = None,
     launcher: str = "local",
     address: str | None = None,
     workers: int | None = None,
@@ -33,6 +35,8 @@ def load(
         a URL are fetched into the cache, once a machine.
     repetitions : sequence of int, optional
         Use these only.
+    version : int, optional
+        Of the run's classes, where they were changed since it was trained; 0 as trained, by default as they are now.
     launcher : {"local", "ray"}
         With "ray", actors on a Ray cluster map the weights, each those of some repetitions, and answer the same; see
         `mach.launch.serving.serve`, which takes the remaining arguments and gives their defaults.
@@ -82,11 +86,12 @@ def load(
         raise ConfigError(f"{', '.join(given)}: the launcher local takes no such argument: choose the launcher ray")
     run = Run.open(path)
     chosen = _chosen(run, repetitions)
+    edits = Versions(run).load(version)
     if launcher == "local":
-        return MachModel(run, chosen, LocalScorer(run, chosen))
+        return MachModel(run, chosen, LocalScorer(run, chosen), edits)
     from mach.launch.serving import serve
 
-    return MachModel(run, chosen, serve(run, chosen, **given))
+    return MachModel(run, chosen, serve(run, chosen, **given), edits)
 
 
 def _chosen(run: Run, repetitions: Sequence[int] | None) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any, Self
@@ -11,12 +11,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mach.calibration import Calibration, Curve, fingerprint
-from mach.decoding import Decoder, TopK
+from mach.decoding import Decoder, Subset, TopK, transform
+from mach.edits import Edits, rows_of
 from mach.errors import ConfigError, DataError
 from mach.hashing import Assignment
-from mach.networks.batch import Batch, SparseBatch, largest_features
+from mach.live import Allowed, Live
+from mach.living import Living
+from mach.networks.batch import Batch, SparseBatch
 from mach.ordering import prior_terms, tail_terms, topk_with_terms
-from mach.queries import QueryReader, is_single
+from mach.queries import is_single
+from mach.recall import PLAIN, RERANKED, Candidates, Found
 from mach.repetition import read_json
 from mach.reranker import Reranked, Reranker, verify
 from mach.scoring import Scorer, shapes_of
@@ -46,7 +50,7 @@ class Answer(TopK):
         return not self.answered_NR.all()
 
 
-class MachModel:
+class MachModel(Living):
     """Exact top-k classes by R independent networks over hashed buckets; a context manager that closes it.
 
     Parameters
@@ -56,11 +60,13 @@ class MachModel:
         Finished repetitions to use. Build it with `mach.load`.
     scorer : Scorer
         Keeps their weights.
+    edits : Edits, optional
+        What was changed about the classes; by default they are as trained.
 
     Attributes
     ----------
     n_classes, n_features, n_buckets, n_repetitions, n_heads : int
-        K, D, B, R as far as used, and J: the hash functions of a repetition.
+        K (trained and added), D, B, R as far as used, and J: the hash functions of a repetition.
     reranker : Reranker or None
         Linear classifiers that order the best classes anew, where the run has them.
     prior : float
@@ -69,11 +75,11 @@ class MachModel:
         What turns scores into probabilities, where the run has it.
     """
 
-    def __init__(self, run: Run, repetitions: list[int], scorer: Scorer) -> None:
+    def __init__(self, run: Run, repetitions: list[int], scorer: Scorer, edits: Edits | None = None) -> None:
         self.run = run
         self.repetitions = repetitions
         manifest = run.manifest
-        self.n_classes, self.n_features = manifest.n_classes, manifest.n_features
+        self.n_features = manifest.n_features
         self.n_heads = run.config.hashing.heads
         self.assignment = run.trained_assignment(repetitions)
         self.n_buckets, self.n_repetitions = self.assignment.n_buckets, len(repetitions)
@@ -86,7 +92,8 @@ class MachModel:
         chosen = self.calibration.prior if self.calibration else 0.0
         self.prior = chosen if run.config.decoding.prior is None else run.config.decoding.prior
         self._decoder = lru_cache(maxsize=64)(self._make_decoder)  # one for every set of repetitions that answered
-        self._terms = lru_cache(maxsize=4)(self._make_terms)
+        self._terms_of = lru_cache(maxsize=4)(self._make_terms)
+        self._use(Edits(manifest.n_classes) if edits is None else edits)
 
     def __enter__(self) -> Self:
         return self
@@ -103,11 +110,12 @@ class MachModel:
         queries: Queries,
         k: int = 10,
         *,
-        allowed: NDArray[np.bool_] | None = None,
+        allowed: Allowed = None,
         budget: int | None = None,
         rerank: bool = True,
         tail: float = 0.0,
         probabilities: bool = False,
+        repetitions: int | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The k best classes of every query, best first; equal scores break to the smaller id.
 
@@ -117,16 +125,20 @@ class MachModel:
             Texts only where the model was trained on text. A text or a 1-D array is a single query.
         k : int
             Ids beyond the number of (allowed) classes are -1 with score -inf.
-        allowed : bool array of shape (K,), optional
-            Classes that may be returned.
+        allowed : optional
+            Classes that may be returned: ids or names, a bool array of shape (K,), the name of a stored subset, or what
+            `subset` prepared of these.
         budget : int, optional
-            Most classes to score a query; then the answer may be approximate, see `search`.
+            Most trained classes to score a query; then the answer may be approximate, see `search`.
         rerank : bool
             Whether the model's linear classifiers, if it has any, put the C best classes in their order (see `search`).
         tail : float
             Favours rare classes by ``-tail * log(propensity)``: 0.5 to 1 suit PSP@k (see `mach.ordering.tail_terms`).
         probabilities : bool
             Return calibrated probabilities that each class is right in place of scores, see `probabilities`.
+        repetitions : int, optional
+            Use the first so many of the model's repetitions only: less work a query, less accuracy, as
+            `accuracy_curve` tells.
 
         Returns
         -------
@@ -141,7 +153,8 @@ class MachModel:
         """
         if probabilities:
             self.curve(rerank=rerank)  # missing, it is missed before the work
-        found = self.search(queries, k, allowed=allowed, budget=budget, rerank=rerank, tail=tail)
+        how: dict[str, Any] = {"allowed": allowed, "budget": budget, "rerank": rerank, "tail": tail}
+        found = self.search(queries, k, **how, repetitions=repetitions)
         values_Nk = found.scores_Nk
         if probabilities:
             values_Nk = self.probabilities(found.ids_Nk, values_Nk, rerank=rerank, tail=tail)
@@ -159,7 +172,7 @@ class MachModel:
         ConfigError
             When the run has no calibration, or one for other weights or settings.
         """
-        terms_K = self._terms(0.0, tail)
+        terms_K = self._terms(self._live, 0.0, tail)
         return self.curve(rerank=rerank)(scores if terms_K is None else scores - terms_K[ids])
 
     def curve(self, *, rerank: bool = True) -> Curve:
@@ -179,10 +192,11 @@ class MachModel:
         queries: Queries,
         k: int = 10,
         *,
-        allowed: NDArray[np.bool_] | None = None,
+        allowed: Allowed = None,
         budget: int | None = None,
         rerank: bool = True,
         tail: float = 0.0,
+        repetitions: int | None = None,
     ) -> Answer:
         """As `topk`, with the certificate: whether each answer is exact, and the bound on everything left out.
 
@@ -192,7 +206,8 @@ class MachModel:
         k returned are the best *of these* by aggregate and classifier together. They are certainly the best of all
         classes by both where no score exceeds theirs elsewhere: ``scores_Nk[:, -1] >= bound_N``.
         """
-        parts = list(self.search_in_parts(queries, k, allowed=allowed, budget=budget, rerank=rerank, tail=tail))
+        how: dict[str, Any] = {"allowed": allowed, "budget": budget, "rerank": rerank, "tail": tail}
+        parts = list(self.search_in_parts(queries, k, **how, repetitions=repetitions))
         if not parts:
             raise DataError("there are no queries: give at least one")
         return parts[0] if len(parts) == 1 else Answer.concatenate(parts)
@@ -202,14 +217,18 @@ class MachModel:
         queries: Queries,
         k: int = 10,
         *,
-        allowed: NDArray[np.bool_] | None = None,
+        allowed: Allowed = None,
         budget: int | None = None,
         rerank: bool = True,
         tail: float = 0.0,
+        repetitions: int | None = None,
     ) -> Iterator[Answer]:
         """As `search`, a few queries at a time: any number of them in bounded memory."""
-        for batch, probs_NRB, columns in self.answered(queries):
-            top = self.decode(batch, probs_NRB, columns, k, allowed=allowed, budget=budget, rerank=rerank, tail=tail)
+        live = self._live
+        subset = live.subset(allowed)
+        how: dict[str, Any] = {"allowed": subset, "budget": budget, "rerank": rerank, "tail": tail, "live": live}
+        for batch, probs_NRB, columns in self.answered(queries, repetitions):
+            top = self.decode(batch, probs_NRB, columns, k, **how)
             answered_NR = np.zeros((len(probs_NRB), self.n_repetitions), np.bool_)
             answered_NR[:, list(columns)] = True
             yield Answer(**vars(top), answered_NR=answered_NR)
@@ -221,44 +240,156 @@ class MachModel:
         columns: tuple[int, ...],
         k: int,
         *,
-        allowed: NDArray[np.bool_] | None = None,
+        allowed: Allowed = None,
         budget: int | None = None,
         rerank: bool = True,
         tail: float = 0.0,
+        live: Live | None = None,
     ) -> TopK:
         """Best k classes by bucket probabilities (n, R' J, B) of a batch, from `answered`."""
-        search = partial(self._decoder(columns).topk, allowed_K=allowed, budget=budget)
+        live = live or self._live
+        subset = live.subset(allowed)
+        how: dict[str, Any] = {"allowed": subset, "rerank": rerank, "tail": tail, "live": live}
+        top = self.decode_trained(batch, probs_NRB, columns, k, **how, budget=budget)
+        if live.recall.is_idle:
+            return top
+        return live.recall.best(self.candidates(top, batch, probs_NRB, columns, k, **how), k)
+
+    def decode_trained(
+        self,
+        batch: Batch,
+        probs_NRB: NDArray[np.float32],
+        columns: tuple[int, ...],
+        k: int,
+        *,
+        allowed: Subset | None = None,
+        budget: int | None = None,
+        rerank: bool = True,
+        tail: float = 0.0,
+        live: Live | None = None,
+    ) -> TopK:
+        """Best k of the trained classes that are allowed, as if nothing had been taught about them."""
+        live = live or self._live
+        search = partial(self._decoder(columns).topk, allowed_K=live.parts(allowed)[0], budget=budget)
         reranker = self.reranker if rerank else None
-        terms_K = self._terms(0.0 if reranker else self.prior, tail)
+        terms_K = self._trained_terms(live, rerank, tail)
         if k < 1 or (reranker is None and terms_K is None):  # the decoder refuses a k below 1
             return search(probs_NRB, k)
         if reranker is not None:
-            top = search(probs_NRB, max(k, min(reranker.candidates, self.n_classes)))
+            top = search(probs_NRB, max(k, min(reranker.candidates, live.edits.n_trained)))
             return reranker.rerank(_sparse(batch), top, k, terms_K)
         assert terms_K is not None
         return topk_with_terms(search, probs_NRB, k, terms_K, self.run.config.decoding.candidates)
 
+    def candidates(
+        self,
+        trained: TopK,
+        batch: Batch,
+        probs_NRB: NDArray[np.float32],
+        columns: tuple[int, ...],
+        k: int,
+        *,
+        allowed: Subset | None = None,
+        rerank: bool = True,
+        tail: float = 0.0,
+        live: Live,
+        found: Found | None = None,
+    ) -> Candidates:
+        """The best k trained classes with all others that can be above them: added ones, and those that were taught."""
+        terms_K = self._trained_terms(live, rerank, tail)
+
+        def score_trained(rows: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.float32]:
+            used, owners = np.unique(rows, return_inverse=True)
+            places = np.arange(len(rows)) - np.searchsorted(rows, used)[owners]
+            ids_NC = np.full((len(used), places.max(initial=-1) + 1), -1, np.int64)
+            ids_NC[owners, places] = ids
+            scores_NC = self._score_trained(rows_of(batch, used), probs_NRB[used], columns, ids_NC, rerank, terms_K)
+            return scores_NC[owners, places]
+
+        return live.recall.candidates(
+            trained,
+            batch,
+            probs_NRB,
+            self.run.functions(columns),
+            k,
+            RERANKED if rerank and self.reranker is not None else PLAIN,
+            score_trained,
+            allowed_K=live.parts(allowed)[1],
+            terms_K=self._terms(live, 0.0, tail),
+            found=found,
+        )
+
+    def _trained_terms(self, live: Live, rerank: bool, tail: float) -> NDArray[np.float32] | None:
+        reranks = rerank and self.reranker is not None
+        terms_K = self._terms(live, 0.0 if reranks else self.prior, tail)
+        return None if terms_K is None else terms_K[: live.edits.n_trained]
+
+    def _score_trained(
+        self,
+        batch: Batch,
+        probs_NRB: NDArray[np.float32],
+        columns: tuple[int, ...],
+        ids_NC: NDArray[np.int64],
+        rerank: bool,
+        terms_K: NDArray[np.float32] | None,
+    ) -> NDArray[np.float32]:
+        """Scores of given trained classes, -inf for an id of -1."""
+        scores_NC = self._decoder(columns).score(probs_NRB, ids_NC)
+        if self.reranker is not None and rerank:
+            scores_NC = self.reranker.rescore(_sparse(batch), ids_NC, scores_NC)
+        return scores_NC if terms_K is None else scores_NC + terms_K[ids_NC]
+
+    def _score_batch(
+        self,
+        batch: Batch,
+        probs_NRB: NDArray[np.float32],
+        columns: tuple[int, ...],
+        ids_NC: NDArray[np.int64],
+        *,
+        rerank: bool = True,
+        tail: float = 0.0,
+        live: Live,
+        found: Found | None = None,
+    ) -> NDArray[np.float32]:
+        """Scores of given classes, shape (N, C); -inf for removed ones and -1."""
+        edits, recall = live.edits, live.recall
+        trained_NC = np.where(ids_NC < edits.n_trained, ids_NC, -1)
+        terms_K = self._trained_terms(live, rerank, tail)
+        scores_NC = self._score_trained(batch, probs_NRB, columns, trained_NC, rerank, terms_K)
+        if not recall.is_idle:
+            mode = RERANKED if rerank and self.reranker is not None else PLAIN
+            added_terms_K = self._terms(live, 0.0, tail)
+            found = recall.find(batch, mode) if found is None else found
+            rows, at = np.nonzero(ids_NC >= edits.n_trained)
+            ids = ids_NC[rows, at]
+            values_NRB = transform(probs_NRB, self.aggregate)
+            added = recall.score_added(found, values_NRB, self.run.functions(columns), rows, ids, mode)
+            scores_NC[rows, at] = added if added_terms_K is None else added + added_terms_K[ids]
+            all_rows = np.repeat(np.arange(len(ids_NC)), ids_NC.shape[1])
+            scores_NC = recall.lifted(found, all_rows, ids_NC.ravel(), scores_NC.ravel()).reshape(ids_NC.shape)
+        if len(edits.removed):
+            scores_NC[edits.is_removed(ids_NC)] = -np.inf
+        return scores_NC
+
     def score(self, queries: Queries, ids: ArrayLike, *, rerank: bool = True, tail: float = 0.0) -> NDArray[np.float32]:
         """Scores of given classes: ids of shape (C,) for all queries or (N, C); returns (N, C), or (C,) for one.
 
-        They are those that `topk` would give them; ``rerank`` and ``tail`` as there.
+        They are those that `topk` would give them, -inf for removed classes; ``rerank`` and ``tail`` as there.
 
         Raises
         ------
         DataError
             When an id is not a class.
         """
-        candidates = np.asarray(ids)
-        terms_K = self._terms(0.0 if rerank and self.reranker else self.prior, tail)
+        candidates, live, K = np.asarray(ids), self._live, self.n_classes
+        outside = candidates[(candidates < -1) | (candidates >= K)] if candidates.dtype.kind in "iu" else candidates[:0]
+        if len(outside):
+            raise DataError(f"candidate {outside[0]} is no class: need 0..{K - 1}, or -1 for none")
         scores, begin = [], 0
         for batch, probs_NRB, columns in self.answered(queries):
             n = len(probs_NRB)
             rows = candidates[begin : begin + n] if candidates.ndim == 2 else np.tile(candidates, (n, 1))
-            scores.append(self._decoder(columns).score(probs_NRB, rows))
-            if self.reranker is not None and rerank:
-                scores[-1] = self.reranker.rescore(_sparse(batch), rows.astype(np.int64), scores[-1])
-            if terms_K is not None:
-                scores[-1] += terms_K[rows]
+            scores.append(self._score_batch(batch, probs_NRB, columns, rows, rerank=rerank, tail=tail, live=live))
             begin += n
         if candidates.ndim == 2 and len(candidates) != begin:
             raise DataError(f"ids of shape {candidates.shape} for {begin} queries: give a row a query, or one for all")
@@ -276,27 +407,6 @@ class MachModel:
             parts[-1][:, self.run.functions(columns)] = probs_NRB
         return np.concatenate(parts)
 
-    def names(self, ids: ArrayLike) -> list[Any]:
-        """Names of classes, in the shape of ``ids`` as nested lists; padding (-1) gives None.
-
-        Raises
-        ------
-        DataError
-            When the model's data had no class names.
-        """
-        names = self.run.class_names
-        if names is None:
-            raise DataError(f"{self.run.path} has no class names: set data.class_names when training, or use ids")
-        outside = [int(k) for k in np.ravel(ids) if not -1 <= k < self.n_classes]
-        if outside:
-            raise DataError(f"class {outside[0]} is none of the {self.n_classes} classes 0..{self.n_classes - 1}")
-        nested: list[Any] = _nested(np.asarray(ids), lambda k: names[k] if k >= 0 else None)
-        return nested
-
-    def name_function(self) -> Callable[[ArrayLike], list[Any]] | None:
-        """`names`, or None where the model has none."""
-        return None if self.run.class_names is None else self.names
-
     def info(self) -> dict[str, Any]:
         """What the model is: counts, aggregate, bytes on disk, and what its training reported."""
         manifest = self.run.manifest
@@ -304,6 +414,9 @@ class MachModel:
         return {
             "path": str(self.run.path),
             "n_classes": self.n_classes,
+            "n_added": self.edits.n_added,
+            "n_removed": len(self.edits.removed),
+            "classes_version": self.version,
             "n_features": self.n_features,
             "n_buckets": self.n_buckets,
             "n_repetitions": self.n_repetitions,
@@ -357,20 +470,18 @@ class MachModel:
         return self._reader.parse(line)
 
     @cached_property
-    def _reader(self) -> QueryReader:
-        return QueryReader(self.n_features, self.run.manifest.dense_input, self.run.text_features)
-
-    @cached_property
     def _fingerprint(self) -> str:
         return fingerprint(self.run, self.repetitions)
 
-    def _make_terms(self, prior: float, tail: float) -> NDArray[np.float32] | None:
-        """What is added to the aggregate of every class; None where that is nothing."""
-        if not (prior or tail):
-            return None
+    def _terms(self, live: Live, prior: float, tail: float) -> NDArray[np.float32] | None:
+        return self._terms_of(live.edits, prior, tail) if prior or tail else None
+
+    def _make_terms(self, edits: Edits, prior: float, tail: float) -> NDArray[np.float32]:
+        """What is added to the score of every class; a prior only to those of trained ones."""
         counts_K = self.run.class_counts_K()
-        terms_K = prior_terms(counts_K, prior)
-        return terms_K + tail_terms(counts_K, self.run.manifest.n_rows, tail) if tail else terms_K
+        terms_K = np.pad(prior_terms(counts_K, prior), (0, edits.n_added))
+        all_counts_K = np.concatenate([counts_K, edits.counts_A])
+        return terms_K + tail_terms(all_counts_K, self.run.manifest.n_rows, tail) if tail else terms_K
 
     def _make_decoder(self, columns: tuple[int, ...]) -> Decoder:
         is_all = len(columns) == self.n_repetitions
@@ -380,22 +491,22 @@ class MachModel:
         """Assignment by the hash functions of the repetitions at these positions."""
         return self.assignment.select(self.run.functions(columns))
 
-    def answered(self, queries: Queries) -> Iterator[tuple[Batch, NDArray[np.float32], tuple[int, ...]]]:
+    def answered(
+        self, queries: Queries, repetitions: int | None = None
+    ) -> Iterator[tuple[Batch, NDArray[np.float32], tuple[int, ...]]]:
         """Consecutive chunks of queries and their bucket probabilities (n, R' J, B), so that memory stays bounded.
 
-        With each chunk the positions (in `repetitions`) of those that answered it: all R, unless some are kept in
-        another process and have been lost.
+        With each chunk the positions (in `repetitions`) of those that answered it: all R or the first so many that are
+        wanted, unless some are kept in another process and have been lost.
         """
+        if repetitions is not None and not 1 <= repetitions <= self.n_repetitions:
+            raise ConfigError(f"repetitions {repetitions}: need 1 to {self.n_repetitions}, as many as the model has")
+        wanted = None if repetitions == self.n_repetitions else repetitions
         n_rows = max(1, CHUNK_SCORES // max(self.assignment.n_repetitions * self.n_buckets, self._widest))
-        for read in self._reader.batches(queries, n_rows):
-            batch = largest_features(read, self.run.manifest.row_features)
-            yield batch, *self._scorer.probabilities(batch)
+        for batch in self._read(queries, n_rows):
+            yield batch, *self._scorer.probabilities(batch, wanted)
 
 
 def _sparse(batch: Batch) -> SparseBatch:
     assert isinstance(batch, SparseBatch), "runs with dense input are refused a re-ranker"
     return batch
-
-
-def _nested(ids: NDArray[Any], name: Any) -> Any:
-    return name(int(ids)) if ids.ndim == 0 else [_nested(part, name) for part in ids]

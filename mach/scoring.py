@@ -21,8 +21,12 @@ class Scorer(Protocol):
     It is safe to share between threads.
     """
 
-    def probabilities(self, batch: Batch) -> tuple[NDArray[np.float32], tuple[int, ...]]:
+    def probabilities(
+        self, batch: Batch, n_repetitions: int | None = None
+    ) -> tuple[NDArray[np.float32], tuple[int, ...]]:
         """Bucket probabilities of shape (N, R' J, B), and the ascending positions of the repetitions they are of.
+
+        Of the first ``n_repetitions`` where it is given, of all otherwise.
 
         A repetition's J hash functions stand one after another. Fewer than all answer only where some are kept in
         another process, and with a `DegradedWarning`.
@@ -60,26 +64,29 @@ class LocalScorer:
     def __init__(self, run: Run, repetitions: list[int]) -> None:
         self._run, self._repetitions = run, repetitions
         shapes = shapes_of(run) | run.table_shapes
-        self._weights = [run.load_weights(r, shapes) for r in repetitions]
+        self.weights = [run.load_weights(r, shapes) for r in repetitions]
         self._columns = tuple(range(len(repetitions)))
         self._shape = run.config.hashing.heads, int(run.manifest.assignment["n_buckets"])
 
-    def probabilities(self, batch: Batch) -> tuple[NDArray[np.float32], tuple[int, ...]]:
+    def probabilities(
+        self, batch: Batch, n_repetitions: int | None = None
+    ) -> tuple[NDArray[np.float32], tuple[int, ...]]:
         n_heads, n_buckets = self._shape
-        probs_NRJB = np.empty((len(batch), len(self._weights), n_heads, n_buckets), np.float32)
-        for r, (weights, trunk) in enumerate(zip(self._weights, self._trunks, strict=True)):
+        asked = list(zip(self.weights, self._trunks, strict=True))[:n_repetitions]
+        probs_NRJB = np.empty((len(batch), len(asked), n_heads, n_buckets), np.float32)
+        for r, (weights, trunk) in enumerate(asked):
             logits_NJB = bucket_logits(weights, batch, trunk).reshape(-1, n_heads, n_buckets)
             probs_NRJB[:, r] = bucket_probabilities(logits_NJB, self._run.manifest.loss)
-        return probs_NRJB.reshape(len(batch), -1, n_buckets), self._columns
+        return probs_NRJB.reshape(len(batch), len(asked) * n_heads, n_buckets), self._columns[:n_repetitions]
 
     def sizes(self) -> dict[str, int]:
         return {
-            "n_parameters": sum(a.size for weights in self._weights for name, a in weights.items() if name != TABLE),
+            "n_parameters": sum(a.size for weights in self.weights for name, a in weights.items() if name != TABLE),
             "weight_bytes": sum(self._run.repetition(r).weights_file().stat().st_size for r in self._repetitions),
         }
 
     def verify(self) -> None:
-        for repetition, weights in zip(self._repetitions, self._weights, strict=True):
+        for repetition, weights in zip(self._repetitions, self.weights, strict=True):
             files = self._run.repetition(repetition)
             found, recorded = digest_of(weights), files.summary().weights_digest
             if found != recorded:
@@ -92,11 +99,11 @@ class LocalScorer:
     def _trunks(self) -> list[Any]:
         network, manifest = self._run.config.network, self._run.manifest
         if network.trunk is None:
-            return [None] * len(self._weights)
+            return [None] * len(self.weights)
         from mach.networks.trunks import load_trunk
 
         D, is_dense = manifest.n_features, manifest.dense_input
-        return [load_trunk(network, weights, n_features=D, dense_input=is_dense) for weights in self._weights]
+        return [load_trunk(network, weights, n_features=D, dense_input=is_dense) for weights in self.weights]
 
 
 def shapes_of(run: Run) -> dict[str, tuple[int, ...]]:

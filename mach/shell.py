@@ -10,6 +10,19 @@ from typing import Any
 import click
 
 from mach.errors import ConfigError, DataError
+from mach.places import Place, place
+
+
+class _PlaceType(click.ParamType[Any]):
+    """A path or URL; click's own type takes ``s3://bucket`` for a path of three parts."""
+
+    name = "path or url"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Place:
+        return place(value)
+
+
+PLACE = _PlaceType()
 
 
 def read_lines(queries: tuple[str, ...]) -> Iterator[str]:

@@ -166,11 +166,16 @@ class RemoteScorer:
         self._parts = [_Part(tuple(stretch.tolist())) for stretch in stretches]
         self._start_due()
 
-    def probabilities(self, batch: Batch) -> tuple[NDArray[np.float32], tuple[int, ...]]:
+    def probabilities(
+        self, batch: Batch, n_repetitions: int | None = None
+    ) -> tuple[NDArray[np.float32], tuple[int, ...]]:
         found = self._ask(self._timeout_seconds, "probabilities", batch)
-        return np.concatenate([probs for _, probs in found], axis=1), tuple(
-            c for part, _ in found for c in part.columns
-        )
+        columns = tuple(c for part, _ in found for c in part.columns)
+        probs_NRB = np.concatenate([probs for _, probs in found], axis=1)
+        if n_repetitions is None:
+            return probs_NRB, columns
+        n_heads = probs_NRB.shape[1] // len(columns)
+        return np.ascontiguousarray(probs_NRB[:, : n_repetitions * n_heads]), columns[:n_repetitions]
 
     def sizes(self) -> dict[str, int]:
         found = [sizes for _, sizes in self._ask(self._timeout_seconds, "sizes")]

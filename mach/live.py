@@ -1,0 +1,145 @@
+"""One version of a run's classes, prepared for a model: their names, and which of them a query may return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mach.decoding import Subset
+from mach.edits import Edits
+from mach.errors import DataError
+from mach.recall import Recall
+
+Classes = Any  # ids, names, or one of them
+Allowed = Any  # a mask of all classes, ids, names, the name of a subset, or a prepared Subset
+
+
+@dataclass(frozen=True, eq=False)
+class Live:
+    """One version of the classes, prepared for a model."""
+
+    edits: Edits
+    recall: Recall
+    trained_names: Sequence[str] | None
+    trained_ids: Callable[[], Mapping[str, int]]
+    subsets: dict[str, Subset] = field(default_factory=dict)
+    _left: WeakKeyDictionary[Subset, Subset] = field(default_factory=WeakKeyDictionary)
+    _parts: WeakKeyDictionary[Subset, tuple[Subset, NDArray[np.bool_]]] = field(default_factory=WeakKeyDictionary)
+
+    @cached_property
+    def everything(self) -> Subset | None:
+        """All that may be returned; None where that is every class."""
+        is_there_K = self.edits.is_there_K
+        return None if is_there_K is None else Subset(self.edits.n_classes, mask_K=is_there_K)
+
+    def left_of(self, subset: Subset) -> Subset:
+        """What is there of a subset that was prepared before, when other classes may have been."""
+        if self.everything is None or subset is self.everything:
+            return subset
+        if subset not in self._left:
+            is_there_K = self.everything.mask_K
+            is_whole = is_there_K[subset.ids_C].all()
+            self._left[subset] = (
+                subset if is_whole else Subset(len(is_there_K), ids=subset.ids_C[is_there_K[subset.ids_C]])
+            )
+        return self._left[subset]
+
+    def parts(self, subset: Subset | None) -> tuple[Subset | None, NDArray[np.bool_] | None]:
+        """A subset's trained classes, and its mask."""
+        K0 = self.edits.n_trained
+        if subset is None:
+            return None, None
+        if self.recall.is_idle:
+            return subset, None
+        if subset not in self._parts:
+            ids_C = subset.ids_C
+            trained = Subset(K0, ids=ids_C[: np.searchsorted(ids_C, K0)])
+            self._parts[subset] = trained, subset.mask_K
+        return self._parts[subset]
+
+    def name(self, k: int) -> str:
+        """The name of a class; its number where trained classes have none."""
+        edits = self.edits
+        if k >= edits.n_trained:
+            return edits.names[k - edits.n_trained]
+        if k in edits.renamed:
+            return edits.renamed[k]
+        return str(k) if self.trained_names is None else self.trained_names[k]
+
+    def id_of(self, name: str) -> int | None:
+        """The class of a name, the first of equal ones; None where there is none."""
+        if name in self._changed_ids:
+            return self._changed_ids[name]
+        if self.trained_names is None:
+            k = int(name) if name.isdecimal() and str(int(name)) == name else self.edits.n_trained
+        else:
+            k = self.trained_ids().get(name, self.edits.n_trained)
+        is_there = k < self.edits.n_trained and k not in self.edits.renamed and not self.edits.is_removed(k)
+        return k if is_there else None
+
+    @cached_property
+    def _changed_ids(self) -> dict[str, int]:
+        gone, edits = set(self.edits.removed.tolist()), self.edits
+        changed = sorted({*edits.renamed, *range(edits.n_trained, edits.n_classes)} - gone, reverse=True)
+        return {self.name(k): k for k in changed}
+
+    def subset(self, allowed: Allowed) -> Subset | None:
+        """What `MachModel.topk` takes for ``allowed``, prepared; removed classes are left out."""
+        K = self.edits.n_classes
+        if allowed is None:
+            return self.everything
+        if isinstance(allowed, Subset):
+            if allowed.n_classes != K:
+                raise DataError(
+                    f"the subset was prepared for {allowed.n_classes} classes, now there are {K}: prepare it anew"
+                )
+            return self.left_of(allowed)
+        if isinstance(allowed, str):
+            if allowed not in self.subsets:
+                if allowed not in self.edits.subsets:
+                    known = sorted(self.edits.subsets)
+                    raise DataError(f"there is no subset {allowed!r}: there are {known}; a list allows classes by name")
+                self.subsets[allowed] = Subset(K, ids=self.edits.subsets[allowed])
+            return self.subsets[allowed]
+        given = np.asarray(allowed)
+        if given.dtype != bool:
+            return Subset(K, ids=self.ids_of(allowed, drop_removed=True))
+        if given.shape not in ((K,), (self.edits.n_trained,)):
+            raise DataError(f"allowed has shape {given.shape}: need one bool a class, shape ({K},)")
+        mask_K = np.pad(given, (0, K - len(given)))
+        return Subset(K, mask_K=mask_K if self.everything is None else mask_K & self.everything.mask_K)
+
+    def ids_of(self, classes: Classes, *, drop_removed: bool = False) -> NDArray[np.int64]:
+        """Ids of classes given by ids or names; removed ones are refused, or left out."""
+        given: Iterable[Any] = [classes] if isinstance(classes, str) or np.ndim(classes) == 0 else classes
+        K = self.edits.n_classes
+        if isinstance(given, np.ndarray) and given.dtype.kind in "iu":
+            ids = given.astype(np.int64).ravel()
+        else:
+            found = []
+            for k in given:
+                if isinstance(k, str):
+                    known = self.id_of(k)
+                    if known is None:
+                        raise DataError(f"there is no class named {k!r}: see `mach classes list --all RUN`")
+                    found.append(known)
+                elif isinstance(k, int | np.integer) and not isinstance(k, bool):
+                    found.append(int(k))
+                else:
+                    raise DataError(f"class {k!r}: need ids or names")
+            ids = np.array(found, np.int64)
+        outside = ids[(ids < 0) | (ids >= K)]
+        if len(outside):
+            raise DataError(f"class {outside[0]} is none of the {K} classes 0..{K - 1}")
+        gone = ids[self.edits.is_removed(ids)]
+        if drop_removed:
+            return ids[~self.edits.is_removed(ids)]
+        if len(gone):
+            raise DataError(f"class {gone[0]} ({self.name(int(gone[0]))}) has been removed: undo brings it back")
+        return ids
