@@ -208,7 +208,7 @@ def upvoted(report: Report, model: MachModel, data: dict[str, Any]) -> None:
         found = 100 * np.mean([k in after[n, :5] for n, k in zip(rows, classes, strict=True)])
         was, now = (precision(answer, truth, 1, others) for answer in (ids, after))
         report(
-            f"- {'re-ranked' if rerank else 'plain'}: {len(rows)} pairs that were not in the top 5, in {seconds:.2f} s: "
+            f"- {'re-ranked' if rerank else 'plain'}: {len(rows)} pairs not in the top 5, in {seconds:.2f} s: "
             f"{found:.0f} % are now; P@1 of the other {len(others):,} rows {was:.2f} before, {now:.2f} after "
             f"({now - was:+.2f})."
         )

@@ -226,7 +226,7 @@ class Living(Teaching):
         def classes() -> NDArray[np.int64]:
             return self.topk(targets, k)[0].ravel()
 
-        self._teach([source for source in sources for _ in range(k)], classes, ASSOCIATE, max(5, k))
+        self._teach([source for source in sources for _ in range(k)], classes, ASSOCIATE, max(1, 6 - k))
 
     def undo(self) -> Step:
         """Go back to the version before this one; returns what was undone. Undoing again goes further back.

@@ -4,10 +4,12 @@ An added class k is scored by three things: its aggregate, as every class; the c
 class's examples; and how many other added classes resemble the query more, as few of them can be right. On a scale on
 which the tenth and the best trained class of a query score 0 and 1 on average, with v the aggregate on that scale::
 
-    u = OFFSETS + AGGREGATE v + COSINE log c - RIVALS log(1 + more),      slower by SLOPE above TOP
+    u = OFFSETS + AGGREGATE v + COSINE log c - RIVALS log(1 + more),      and + NEAR near(c),
 
-Beside that every exemplar lifts its class, added or trained, by its own lift times `near` of the cosine, which is 1 for
-the exemplar itself. The constants were chosen on gnd-core with classes held out of its training rows (docs/living.md).
+where v below LEAST_AGGREGATE, and the first sum above TOP, count by SLOPE: unless a query is nearly one of its
+examples, an added class stays below what the networks are sure of. Beside that every exemplar lifts its class, added
+or trained, by its own lift times `near` of the cosine, which is 1 for the exemplar itself. The constants were chosen
+on gnd-core with classes held out of its training rows (docs/living.md).
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from mach.networks.batch import Batch
 
 OFFSETS = (0.93, 1.0)  # of plain and of re-ranked scores
 AGGREGATE, COSINE, RIVALS = 0.3, 0.4, 0.1
-TOP, SLOPE = 0.5, 0.05
+LEAST_AGGREGATE, TOP, SLOPE, NEAR = -2.0, 0.5, 0.05, 1.0
 LEAST_COSINE, MOST_RIVALS = 0.04, 64  # a query resembles the closest classes, from this cosine on
 NEAR_FROM, NEAR_TO = 0.4, 0.9
 PLAIN, RERANKED = 0, 1  # columns of lifts and rows of anchors
@@ -155,9 +157,10 @@ class Recall:
         """The formula of this module, in plain numpy."""
         low, high = self.edits.anchors_22.astype(np.float64).T
         width = np.maximum(high - low, 1e-3)
-        u = AGGREGATE * (aggregates - low[PLAIN]) / width[PLAIN]
+        v = (aggregates - low[PLAIN]) / width[PLAIN]
+        u = AGGREGATE * np.maximum(v, LEAST_AGGREGATE + SLOPE * (v - LEAST_AGGREGATE))
         u += OFFSETS[mode] + COSINE * np.log(cosines) - RIVALS * np.log1p(n_more)
-        u = np.minimum(u, TOP + SLOPE * (u - TOP))
+        u = np.minimum(u, TOP + SLOPE * (u - TOP)) + NEAR * near(cosines)
         return (low[mode] + width[mode] * u).astype(np.float32)
 
     def candidates(

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
+from mach.classes import classes
 from mach.cli import main
 from mach.config import Config, to_toml
 from tests.conftest import N_CLASSES
@@ -32,7 +33,7 @@ def test_the_surface_is_frozen():
     """Verbs and options are a promise: change this list only with the changelog."""
     surface = {
         name: sorted(option for parameter in command.params for option in parameter.opts)
-        for name, command in main.commands.items()
+        for name, command in [*main.commands.items(), *(("classes " + n, c) for n, c in classes.commands.items())]
     }
     assert surface == {
         "prepare": ["--config", "--json", "--like", "--set", "source", "store"],
@@ -49,15 +50,24 @@ def test_the_surface_is_frozen():
             "--tail", "--workers", "data", "run",
         ],
         "predict": [
-            "--address", "--launcher", "--output", "--probabilities", "--repetitions", "--rerank", "--tail",
-            "--workers", "-k", "-o", "data", "run",
+            "--address", "--allowed", "--launcher", "--output", "--probabilities", "--repetitions", "--rerank",
+            "--tail", "--workers", "-k", "-o", "data", "run",
         ],
         "query": [
-            "--address", "--json", "--launcher", "--probabilities", "--repetitions", "--rerank", "--tail",
-            "--workers", "-k", "queries", "run",
+            "--address", "--allowed", "--json", "--launcher", "--probabilities", "--repetitions", "--rerank",
+            "--tail", "--workers", "-k", "queries", "run",
         ],
         "calibrate": ["--address", "--json", "--launcher", "--repetitions", "--workers", "data", "run"],
         "info": ["--json", "--verify", "run"],
+        "classes": [],
+        "classes add": ["--by", "--example", "--from", "--random", "--text", "name", "run"],
+        "classes associate": ["run", "source", "target"],
+        "classes list": ["--all", "--history", "--json", "run"],
+        "classes remove": ["chosen", "run"],
+        "classes rename": ["chosen", "name", "run"],
+        "classes subset": ["chosen", "name", "run"],
+        "classes undo": ["run"],
+        "classes upvote": ["chosen", "query", "run"],
     }  # fmt: skip
 
 

@@ -365,12 +365,22 @@ def _likely_floor(query: Query, index: Index, k: int) -> Any:
 
 
 @njit(cache=True, nogil=True)
+def _allows_most(allowed_K: Array) -> bool:
+    """Whether an estimate of the k-th best score of all classes is one of those allowed; by a sample of the mask."""
+    step, n_sampled, n_allowed = max(1, len(allowed_K) // LENGTH), 0, 0
+    for k in range(0, len(allowed_K), step):
+        n_sampled += 1
+        n_allowed += allowed_K[k]
+    return 4 * n_allowed >= 3 * n_sampled
+
+
+@njit(cache=True, nogil=True)
 def _scan(query: Query, index: Index, rule: Rule) -> None:
     """Offer every class: the gather over all K."""
     if (
         rule.n_needed == 0
         and query.scores[0] == UNKNOWN
-        and len(query.allowed_K) == 0
+        and _allows_most(query.allowed_K)
         and _scan_once(query, index, rule)
     ):
         return
@@ -402,8 +412,10 @@ def _scan_once(query: Query, index: Index, rule: Rule) -> bool:
         if n_listed + n > len(ids):
             return False
         for h in range(_survivors(sums_L, n, np.float64(least), query.hits_L)):
-            ids[n_listed], sums[n_listed] = begin + query.hits_L[h], sums_L[query.hits_L[h]]
-            n_listed += 1
+            k_listed = begin + query.hits_L[h]
+            if len(query.allowed_K) == 0 or query.allowed_K[k_listed]:
+                ids[n_listed], sums[n_listed] = k_listed, sums_L[query.hits_L[h]]
+                n_listed += 1
     if n_listed < k:
         return False
     cut = np.float64(np.partition(sums[:n_listed], n_listed - k)[n_listed - k]) - 2 * query.slack

@@ -85,7 +85,7 @@ def right_of(store: Store, rows: NDArray[np.int64], ids_NC: NDArray[np.int64]) -
     classes, counts = read_classes(store, rows)
     own = np.repeat(np.arange(len(rows)), counts) * store.n_classes + classes
     right_NC: NDArray[np.bool_] = np.isin(np.arange(len(rows))[:, None] * store.n_classes + ids_NC, own)
-    return right_NC & (ids_NC >= 0)
+    return right_NC & (ids_NC >= 0) & (ids_NC < store.n_classes)  # added classes are beyond those of the store
 
 
 def read_targets(store: Store, rows: NDArray[np.int64], assignment: Assignment) -> Targets:
