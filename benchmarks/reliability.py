@@ -14,21 +14,20 @@ import datetime
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 from hardware import commit, processor
-from matplotlib import pyplot
 
 import mach
+from mach import plots
 from mach.calibrating import pairs_of
 from mach.calibration import TOP, Curve, calibration_error, naive, reliability
 from mach.data.prepare import prepare
+from mach.diagnosis import Trust
 from mach.evaluation import evaluate
 from mach.networks.batch import right_of
 
 ROOT = Path(__file__).parent.parent
 TOPS = (1, 5, TOP)
-COLOURS = {"before": "#d1495b", "after": "#1b6ca8"}
 
 
 @dataclass
@@ -73,20 +72,16 @@ def cases_of(path: str) -> tuple[list[Case], list[str]]:
 
 
 def plot(cases: list[Case], path: Path) -> None:
-    mpl.rcParams["svg.hashsalt"] = "mach"
-    figure, all_axes = pyplot.subplots(
-        1, len(cases), figsize=(3 * len(cases), 3.3), layout="constrained", squeeze=False
-    )
-    for case, axes in zip(cases, all_axes[0], strict=True):
-        axes.plot([0, 1], [0, 1], color="#8a8a8a", linewidth=0.8)
-        for kind, probabilities in case.probabilities.items():
-            _, mean, share = reliability(probabilities, case.right).T
-            label = f"{kind}: ECE {case.error(kind, TOP):.1f} %"
-            axes.plot(mean, share, marker="o", markersize=3, color=COLOURS[kind], label=label)
-        axes.set(title=case.name, xlabel="probability", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
-        axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    panels = [
+        Trust(
+            case.name,
+            {kind: reliability(probabilities, case.right) for kind, probabilities in case.probabilities.items()},
+            {kind: case.error(kind, TOP) / 100 for kind in case.probabilities},
+        )
+        for case in cases
+    ]
+    with plots.style():
+        plots.reliability(panels).savefig(path, metadata={"Date": None})
 
 
 def main() -> None:

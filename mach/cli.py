@@ -420,6 +420,20 @@ def query(
                 click.echo(f"  {score:9.4f}  {k_:>9}  {name}".rstrip())
 
 
+@main.command("report")
+@_run
+@click.argument("data", required=False)
+@click.option("-o", "--output", type=PLACE, help="The HTML file; report.html in RUN by default.")
+@click.option("--images", type=PLACE, help="Folder for the plots as PNG files, too.")
+def write_report(run: Place, data: str | None, output: Place | None, images: Place | None) -> None:
+    """Write one HTML page about RUN, finished or not: curves, accuracy on DATA (data.test by default), costs."""
+    from mach.report import write_report as write
+
+    with _warnings(), _reporter() as report:
+        where = write(run, data, output=output, images=images, report=report)
+    click.echo(where)
+
+
 @main.command()
 @_run
 @click.option("--verify", is_flag=True, help="Also compare all weights with the digests that training recorded.")

@@ -90,7 +90,7 @@ def _least_common(
 
 
 def meeting_distances(multiplier: int, prime: int, n_buckets: int) -> dict[int, float]:
-    """Distances |k - l| mod p at which classes can share a bucket, with the share of pairs that do.
+    """Distances ``|k - l| mod p`` at which classes can share a bucket, with the share of pairs that do.
 
     Classes k and k + d have images that differ by ``y = a d mod p``, or by ``y - p``; they share a bucket where
     that is a multiple of B. ``d`` and ``p - d`` are the same pairs and stand under the smaller of the two.

@@ -1,6 +1,6 @@
 """The recipe: what a configuration leaves open, chosen from the shape of the data.
 
-One rule for all data sets, found on validation rows of three (`docs/results.md`); a key that is given is never touched.
+One rule for all data sets, found on validation rows of three (docs/results.md); a key that is given is never touched.
 It holds for sparse rows. Dense rows, linear networks and trunks of the user's own keep the defaults of `mach.config`.
 
 ========================  ======================================================================================

@@ -78,7 +78,7 @@ def print_values(values: dict[str, Any], as_json: bool) -> None:
         return
     width = max(map(len, values))
     for name, value in values.items():
-        click.echo(f"{name:<{width}}  {_shown(value)}")
+        click.echo(f"{name:<{width}}  {shown(value)}")
 
 
 def print_rows(rows: Iterable[tuple[str, Any, str]], as_json: bool) -> None:
@@ -87,7 +87,7 @@ def print_rows(rows: Iterable[tuple[str, Any, str]], as_json: bool) -> None:
         click.echo(json.dumps({name: value for name, value, _ in rows}))
         return
     for name, value, unit in rows:
-        click.echo(f"{name:<44} {_shown(value):>18} {unit}".rstrip())
+        click.echo(f"{name:<44} {shown(value):>18} {unit}".rstrip())
 
 
 def print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
@@ -96,13 +96,13 @@ def print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
         click.echo(json.dumps(rows))
         return
     names = list(rows[0])
-    cells = [names] + [[_shown(row[name]) for name in names] for row in rows]
+    cells = [names] + [[shown(row[name]) for name in names] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
         click.echo("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)))
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as people read it: thousands separated, two decimals, nothing for none."""
     if isinstance(value, bool):
         return "yes" if value else "no"

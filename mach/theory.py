@@ -208,7 +208,7 @@ def ledger(
     n_heads : int
         Hash functions of a repetition, each with B outputs of its network.
     dense_input : bool
-        Whether a row has all D features rather than `nonzeros_per_row`; changes FLOPs only.
+        Whether a row has all D features rather than ``nonzeros_per_row``; changes FLOPs only.
     weight_bytes : int
         Of one weight on disk: 2 is bfloat16; biases take 4 always.
     input_bytes : float, optional

@@ -1,9 +1,8 @@
 """The proof that repetitions never talk: counts what a worker's process exchanges over sockets while it trains.
 
-Python reports every socket it creates to audit hooks (PEP 578). Between `PeerTraffic.start` and `stop`, sockets
-of any family are noted, except while it is paused; the bytes of those that live on are asked from the kernel
-(``TCP_INFO``). The channel to the driver exists before and carries commands and progress alone, so what is counted
-here is peers.
+Python reports every socket it creates to audit hooks (PEP 578). While a `PeerTraffic` is entered, sockets of any
+family are noted, except while it is paused; the bytes of those that live on are asked from the kernel (``TCP_INFO``).
+The channel to the driver exists before and carries commands and progress alone, so what is counted here is peers.
 """
 
 from __future__ import annotations

@@ -58,6 +58,7 @@ def test_the_surface_is_frozen():
             "--tail", "--workers", "-k", "queries", "run",
         ],
         "calibrate": ["--address", "--json", "--launcher", "--repetitions", "--workers", "data", "run"],
+        "report": ["--images", "--output", "-o", "data", "run"],
         "info": ["--json", "--verify", "run"],
         "classes": [],
         "classes add": ["--by", "--example", "--from", "--random", "--text", "name", "run"],

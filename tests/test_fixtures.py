@@ -23,10 +23,16 @@ def test_the_current_format_has_a_fixture():
 @pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.name)
 def test_an_old_run_answers_as_ever(path: Path):
     expected = json.loads((path / "expected.json").read_text())
-    ids, scores = mach.load(path).topk(expected["queries"], k=3)
+    model = mach.load(path)
+    ids, scores = model.topk(expected["queries"], k=3)
     np.testing.assert_array_equal(ids, expected["ids"])
     np.testing.assert_allclose(scores, expected["scores"], rtol=1e-4)
-    assert mach.load(path).names(ids[0])[0] == "red"
+    assert model.names(ids[0])[0] == "red"
+    assert (model.calibration is not None) == ("probabilities" in expected)
+    if model.calibration:
+        probabilities = model.topk(expected["queries"], k=3, probabilities=True)[1]
+        np.testing.assert_allclose(probabilities, expected["probabilities"], rtol=1e-4)
+    model.info()
 
 
 def use_everything(run: Path) -> None:
@@ -44,6 +50,9 @@ def use_everything(run: Path) -> None:
         "text/text.json",
         "repetitions/r000/DONE",
         "repetitions/r000/weights.safetensors",
+        "reranker.safetensors",
+        "RERANKED",
+        "calibration.json",
     ],
 )
 @pytest.mark.parametrize("damage", ["emptied", "cut", "garbage", "another shape"])
@@ -55,7 +64,7 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, name: str, damage: 
         "emptied": b"",
         "cut": whole[: len(whole) // 2],
         "garbage": bytes(range(128, 256)) * 4,
-        "another shape": b"[]" if name.endswith(("json", "DONE")) else b"a = 1\n",
+        "another shape": b"[]" if name.endswith(("json", "DONE", "RERANKED")) else b"a = 1\n",
     }
     (run / name).write_bytes(broken[damage])
     with pytest.raises(MachError) as caught:

@@ -153,6 +153,41 @@ def prepare(
     return store
 
 
+def texts_of(config: DataConfig, source: str, rows: Sequence[int], like: Store | Reference) -> list[str] | None:
+    """Texts of some rows of a source that `prepare` has read; None where it is a store or holds numbers.
+
+    Parameters
+    ----------
+    config : DataConfig
+    source : str
+        As of `prepare`, but not standard input, which is gone.
+    rows : sequence of int
+        The source is read up to the last of them.
+    like : Store or Reference
+        As of `prepare`.
+    """
+    if source == "-" or is_store(place(source)):
+        return None
+    kind = _format(config, source, like)
+    if kind not in _TEXT:
+        return None
+    found: dict[int, str] = {}
+    wanted, begin = set(rows), 0
+    with _file(config, source) as file:
+        if kind == "builtin":
+            from mach.data import characters
+
+            chunks = chunks_of(characters.rows(_BUILTIN[source]))
+        else:
+            chunks = read_texts(file, kind, config, classes_optional=True)
+        for chunk in chunks:
+            found |= {row: chunk.texts[row - begin] for row in wanted if begin <= row < begin + len(chunk.texts)}
+            begin += len(chunk.texts)
+            if len(found) == len(wanted):
+                break
+    return [found[row] for row in rows]
+
+
 @dataclass(frozen=True)
 class _Task:
     """The arguments of `prepare` and what is done with them."""

@@ -182,18 +182,39 @@ def resolve(config: Config, store: Store, known: Assignment | None = None) -> tu
 
 def plan_of(config: Config, store: Store, n_workers: int = 1) -> theory.Plan:
     """The ledger of a resolved configuration, as it will be trained on these rows."""
-    nonzeros_per_row = store.n_features if store.is_dense else store.n_nonzeros / store.n_rows
-    reranking, n_positives = config.reranking, len(store.class_ids)
-    estimate = theory.reranking_estimate(store.n_classes, n_positives, nonzeros_per_row, reranking.bytes)
+    return plan_by_counts(
+        config,
+        n_classes=store.n_classes,
+        n_features=store.n_features,
+        n_positives=len(store.class_ids),
+        nonzeros_per_row=store.n_features if store.is_dense else store.n_nonzeros / store.n_rows,
+        dense_input=store.is_dense,
+        n_workers=n_workers,
+    )
+
+
+def plan_by_counts(
+    config: Config,
+    *,
+    n_classes: int,
+    n_features: int,
+    n_positives: int,
+    nonzeros_per_row: float,
+    dense_input: bool,
+    n_workers: int = 1,
+) -> theory.Plan:
+    """As `plan_of`, where the rows themselves are not at hand; ``n_positives`` pairs of a row and a class of it."""
+    reranking = config.reranking
+    estimate = theory.reranking_estimate(n_classes, n_positives, nonzeros_per_row, reranking.bytes)
     return theory.plan(
-        store.n_classes,
-        store.n_features,
+        n_classes,
+        n_features,
         n_workers=n_workers,
         hidden=tuple(config.network.hidden),
         n_repetitions=config.hashing.repetitions,
         n_buckets=config.hashing.buckets,
         n_heads=config.hashing.heads,
-        dense_input=store.is_dense,
+        dense_input=dense_input,
         weight_bytes=4 if config.network.weights == "float32" else 2,
         input_bytes={"int4": 0.5, "int8": 1}.get(config.network.weights),
         nonzeros_per_row=nonzeros_per_row,

@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from mach.config import Config, LaunchConfig
 from mach.errors import IncompleteRunError
 from mach.launch import cluster as cluster_module
 from mach.launch.launchers import train
+from mach.launch.reranker import train_reranker
 from mach.launch.setup import set_up
 from mach.storage import Run
 from tests.launch.test_local import LONGER, run_with, saved_steps, weights
@@ -80,7 +82,7 @@ class Training(threading.Thread):
         return found
 
     def finish(self) -> str:
-        self.join(120)
+        self.join(600)
         assert not self.is_alive(), self.told.getvalue()
         if self.error is not None:
             raise self.error
@@ -131,6 +133,17 @@ def test_ray_gives_the_bits_of_local_processes_without_a_byte_between_them(
     summaries = [training.run_.repetition(r).summary() for r in (0, 1)]
     assert [(summary.peer_bytes, summary.peer_sockets) for summary in summaries] == [(0, 0), (0, 0)]
     assert len({line.split("/")[1] for line in told.splitlines() if line.endswith(" cpu")}) == 2, "one on each node"
+
+
+def test_ray_makes_the_bits_of_a_local_reranker(nodes: Any, config: Config, trained: Path, tmp_path: Path):
+    reranking = config.reranking.model_copy(update={"candidates": 20})
+    files = []
+    for name, launch in (("local", LaunchConfig(workers=2)), ("ray", RAY)):
+        path = Path(shutil.copytree(trained, tmp_path / name))
+        run, store = set_up(config.model_copy(update={"reranking": reranking}), path)
+        train_reranker(run, store, launch, console=Console(quiet=True))
+        files.append((path / "reranker.safetensors").read_bytes())
+    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize("victim", ["process", pytest.param("actor", marks=pytest.mark.slow)])

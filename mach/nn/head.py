@@ -1,0 +1,407 @@
+"""The output layer itself: loss, log-probabilities, exact top-k."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mach.decoding import Decoder
+from mach.errors import ConfigError, DataError
+from mach.hashing import UniversalAssignment
+from mach.nn.ledger import HeadLedger
+from mach.nn.targets import Target, in_range, one_a_row, pairs
+from mach.theory import plan
+
+Loss = Literal["softmax", "binary"]
+Estimate = Literal["log-mean", "unbiased", "normalized"]
+
+CHUNK_SCORES = 2**23  # scores held at once where answers come in parts: 32 MB
+LIMIT_BYTES = 2**30  # of a matrix over all classes
+POWER = 2.0  # best of 0.5 to 8 by likelihood on gnd-core, R = 8
+_TINY = torch.finfo(torch.float32).tiny
+
+
+class Output(NamedTuple):
+    """What a training step needs.
+
+    Attributes
+    ----------
+    output : Tensor of shape (N,)
+        Log-probability of each row's target, as ``log-mean``; for several targets their mean, for none 0.
+    loss : Tensor, scalar
+        What to minimise.
+    """
+
+    output: Tensor
+    loss: Tensor
+
+
+class Top(NamedTuple):
+    """The k best classes of every row, on the device of the input.
+
+    Attributes
+    ----------
+    ids : int64 Tensor of shape (N, k)
+        Best first, equal scores by ascending id; -1 where there are fewer than k.
+    scores : float32 Tensor of shape (N, k)
+        Their ``log-mean``; -inf beside -1.
+    exact : bool Tensor of shape (N,)
+        Whether these are certainly the best of all K; only a budget can make it False.
+    bound : float32 Tensor of shape (N,)
+        The certificate: no other class scores above it.
+    """
+
+    ids: Tensor
+    scores: Tensor
+    exact: Tensor
+    bound: Tensor
+
+
+class MACHHead(nn.Module):
+    """An output layer over K classes in R groups of B buckets.
+
+    Parameters
+    ----------
+    in_features, n_classes : int
+        H and K.
+    n_buckets, n_repetitions : int, optional
+        B and R. By default those of `mach.theory.plan` without a budget: B the power of two nearest K / 16, 64 to
+        16,384; R at least 4, and so many that all pairs of classes can be told apart with probability 0.99.
+    seed : int
+        Of the hash functions; weights are drawn by torch's own generator.
+    loss : {"softmax", "binary"}
+        ``softmax``: one class a row; cross-entropy over the B buckets, mean over rows and repetitions. ``binary``: any
+        number of classes a row; binary cross-entropy, summed over the buckets, mean over rows and repetitions, where
+        the target is the union of its classes' buckets.
+    bias : bool
+    device, dtype : optional
+        Of weights and bias, as for `torch.nn.Linear`.
+
+    Attributes
+    ----------
+    weight, bias : Parameter of shape (R B, H) and (R B,)
+    n_classes, n_buckets, n_repetitions, in_features : int
+    multipliers_R, offsets_R, sizes : int64 buffers
+        The hash functions, and (K, B, p): a saved state holds all that its weights mean, and needs no pickle.
+
+    Notes
+    -----
+    A step multiplies three times, 6 N H R B FLOPs. Buckets are computed on the device. Targets are checked first, which
+    waits for the device once a step (not within `torch.compile`).
+
+    Examples
+    --------
+    >>> head = MACHHead(16, 1_000_000, n_buckets=512, n_repetitions=4)
+    >>> hidden = torch.randn(8, 16)
+    >>> out = head(hidden, torch.arange(8))
+    >>> out.loss.backward()
+    >>> head.topk(hidden, k=3).ids.shape
+    torch.Size([8, 3])
+    """
+
+    multipliers_R: Tensor
+    offsets_R: Tensor
+    sizes: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        n_classes: int,
+        n_buckets: int | None = None,
+        n_repetitions: int | None = None,
+        *,
+        seed: int = 0,
+        loss: Loss = "softmax",
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if loss not in get_args(Loss):
+            raise ConfigError(f"unknown loss {loss!r}: choose one of {', '.join(get_args(Loss))}")
+        B, R = _sizes(in_features, n_classes, n_buckets, n_repetitions)
+        drawn = UniversalAssignment.draw(n_classes=n_classes, n_buckets=B, n_repetitions=R, seed=seed)
+        self.in_features, self.n_classes, self.n_buckets, self.n_repetitions = in_features, n_classes, B, R
+        self.loss = loss
+        self.prime = drawn.prime
+        self.weight = nn.Parameter(torch.empty(R * B, in_features, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(R * B, device=device, dtype=dtype)) if bias else None
+        self.register_buffer("multipliers_R", torch.tensor(drawn.multipliers_R, device=device))
+        self.register_buffer("offsets_R", torch.tensor(drawn.offsets_R, device=device))
+        self.register_buffer("sizes", torch.tensor([n_classes, B, drawn.prime], device=device))
+        self._assignment = drawn
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights as `torch.nn.Linear` does; biases give every bucket its share, 1 / B."""
+        bound = self.in_features**-0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.constant_(self.bias, -math.log(self.n_buckets - 1) if self.loss == "binary" else 0.0)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, n_classes={self.n_classes}, n_buckets={self.n_buckets}, "
+            f"n_repetitions={self.n_repetitions}, loss={self.loss!r}, bias={self.bias is not None}"
+        )
+
+    @property
+    def assignment(self) -> UniversalAssignment:
+        """The hash functions, as the rest of mach takes them."""
+        a_R, b_R = self.multipliers_R.cpu().numpy(), self.offsets_R.cpu().numpy()
+        held = self._assignment  # kept while it lasts: decoders share what they prepare for it
+        if not (np.array_equal(held.multipliers_R, a_R) and np.array_equal(held.offsets_R, b_R)):
+            self._assignment = UniversalAssignment(self.n_classes, self.n_buckets, self.prime, a_R.copy(), b_R.copy())
+        return self._assignment
+
+    def buckets(self, classes: Tensor) -> Tensor:
+        """``h_r(k)`` of classes of shape (n,), int64 of shape (R, n), on their device; equal to `mach.hashing`."""
+        images_RN = self.multipliers_R[:, None] * classes + self.offsets_R[:, None]  # < 2**62: exact
+        return images_RN.remainder_(self.prime).remainder_(self.n_buckets)
+
+    def forward(self, input: Tensor, target: Target) -> Output:
+        """Log-probability of the target and the loss.
+
+        Parameters
+        ----------
+        input : float Tensor of shape (N, H), or (H,)
+        target : int Tensor of shape (N,), or () beside an input of shape (H,)
+            The class of each row. With the binary loss also a list of N lists of ids, an int Tensor of shape (N, L)
+            where -1 pads, or a pair of Tensors (ids, offsets) as `torch.nn.EmbeddingBag` takes them; a class that a row
+            names twice counts once.
+
+        Raises
+        ------
+        DataError
+            When a shape does not fit or a target is no class.
+        """
+        hidden_NH, is_single = self._rows(input)
+        if is_single:
+            target = torch.as_tensor(target, device=hidden_NH.device)[None]
+        if self.loss == "binary":
+            output_N, loss = self._binary(hidden_NH, target)
+        else:
+            output_N = self._softmax(hidden_NH, target)
+            loss = -output_N.mean()
+        return Output(output_N[0] if is_single else output_N, loss)
+
+    def log_prob(
+        self,
+        input: Tensor,
+        classes: Tensor | None = None,
+        *,
+        estimate: Estimate = "log-mean",
+        power: float = POWER,
+        limit_bytes: int = LIMIT_BYTES,
+    ) -> Tensor:
+        """Log-probabilities of given classes, or of all; autograd follows.
+
+        Parameters
+        ----------
+        input : float Tensor of shape (N, H), or (H,)
+        classes : int Tensor of shape (C,) for all rows alike, or (N, C), optional
+            All K by default.
+        estimate : {"log-mean", "unbiased", "normalized"}
+            See the module. Only ``log-mean`` holds for the binary loss, whose classes do not exclude each other.
+        power : float
+            Of ``normalized``: the larger, the surer; choose it by the likelihood of held-out rows.
+        limit_bytes : int
+            Largest answer over all classes, (N, K).
+
+        Returns
+        -------
+        Tensor of shape (N, C), without its first axis for an input of shape (H,)
+
+        Raises
+        ------
+        ConfigError
+            When an estimate does not fit the loss.
+        DataError
+            When a shape does not fit, a class is out of range, or the answer exceeds the limit.
+        """
+        if estimate not in get_args(Estimate):
+            raise ConfigError(f"unknown estimate {estimate!r}: choose one of {', '.join(get_args(Estimate))}")
+        if self.loss == "binary" and estimate != "log-mean":
+            raise ConfigError(f"estimate {estimate!r} is for classes that exclude each other, the loss is 'binary'")
+        hidden_NH, is_single = self._rows(input)
+        N, K = len(hidden_NH), self.n_classes
+        n_bytes = N * K * 4
+        holds_all = classes is None or (estimate == "normalized" and torch.is_grad_enabled())
+        if holds_all and n_bytes > limit_bytes:
+            raise DataError(
+                f"{N} rows of all {K} classes take {n_bytes} bytes, the limit is {limit_bytes}: give classes, use "
+                f"topk, take fewer rows{'' if classes is None else ', or torch.no_grad()'}"
+            )
+        values_NRB = self._log_probs(hidden_NH)
+        wanted = torch.arange(K, device=values_NRB.device) if classes is None else self._checked(classes, N)
+        if estimate == "unbiased":
+            chance = _meeting_chance(self.prime, self.n_buckets)
+            mean_NC = self._mean(values_NRB.exp(), wanted)
+            found_NC = ((mean_NC - chance) / (1 - chance)).clamp_min(_TINY).log()
+        else:
+            found_NC = self._mean(values_NRB, wanted)
+            if estimate == "normalized":
+                found_NC = power * found_NC - self._normalizer(values_NRB, power)
+        return found_NC[0] if is_single else found_NC
+
+    @torch.no_grad()
+    def topk(
+        self,
+        input: Tensor,
+        k: int = 10,
+        *,
+        allowed: Tensor | NDArray[np.bool_] | None = None,
+        budget: int | None = None,
+    ) -> Top:
+        """Exact k best classes of every row, by the threshold algorithm: a few buckets of each repetition are opened.
+
+        Parameters
+        ----------
+        input : float Tensor of shape (N, H), or (H,)
+        k : int
+        allowed : bool Tensor of shape (K,), optional
+            Classes that may be returned.
+        budget : int, optional
+            Most classes to score a row; then an answer may be approximate, and says so.
+
+        Raises
+        ------
+        ConfigError, DataError
+            When an argument or a shape does not fit.
+
+        Notes
+        -----
+        The search runs on the processor (`mach.decoding.Decoder`), on rows by the 32 MB of scores.
+        """
+        hidden_NH, is_single = self._rows(input)
+        mask_K = allowed.cpu().numpy() if isinstance(allowed, Tensor) else allowed
+        decoder = Decoder(self.assignment)
+        n_rows = max(1, CHUNK_SCORES // (self.n_repetitions * self.n_buckets))
+        parts = []
+        for hidden in torch.split(hidden_NH, n_rows):
+            probs_NRB = self._log_probs(hidden).float().exp_().cpu().numpy()
+            top = decoder.topk(probs_NRB, k, allowed_K=mask_K, budget=budget)
+            parts.append((top.ids_Nk, top.scores_Nk, top.exact_N, top.bound_N))
+        columns = [torch.from_numpy(np.concatenate(part)).to(input.device) for part in zip(*parts, strict=True)]
+        return Top(*(column[0] for column in columns)) if is_single else Top(*columns)
+
+    def predict(self, input: Tensor) -> Tensor:
+        """The best class of every row, int64 of shape (N,), or () for an input of shape (H,)."""
+        return self.topk(input, 1).ids[..., 0]
+
+    def ledger(self, n_rows: int, *, n_moments: int = 2) -> HeadLedger:
+        """What a training step of ``n_rows`` takes; see `HeadLedger`."""
+        return HeadLedger(
+            self.in_features,
+            self.n_classes,
+            self.n_buckets,
+            self.n_repetitions,
+            n_rows,
+            self.bias is not None,
+            n_moments,
+        )
+
+    def _softmax(self, hidden_NH: Tensor, target: Target) -> Tensor:
+        """``log-mean`` of each row's class, shape (N,)."""
+        buckets_RN = self.buckets(one_a_row(target, len(hidden_NH), self.n_classes))
+        return self._log_probs(hidden_NH).gather(2, buckets_RN.T[:, :, None]).mean((1, 2))
+
+    def _binary(self, hidden_NH: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+        """``log-mean`` of each row's classes, mean over them, shape (N,); and the loss."""
+        N = len(hidden_NH)
+        rows_M, classes_M = pairs(target, N, self.n_classes, hidden_NH.device)
+        scores_NRB = self._scores(hidden_NH)
+        starts_R1 = torch.arange(self.n_repetitions, device=rows_M.device)[:, None] * self.n_buckets
+        at_RM = rows_M * self.n_repetitions * self.n_buckets + starts_R1 + self.buckets(classes_M)
+        scores = scores_NRB.flatten()
+        total = functional.softplus(scores).sum() - scores[torch.unique(at_RM)].sum()
+        log_probs_M = functional.logsigmoid(scores[at_RM]).mean(0)
+        sums_N = torch.zeros(N, device=rows_M.device, dtype=log_probs_M.dtype).index_add(0, rows_M, log_probs_M)
+        output_N = sums_N / rows_M.bincount(minlength=N).clamp_min(1)
+        return output_N, total / (N * self.n_repetitions)
+
+    def _scores(self, hidden_NH: Tensor) -> Tensor:
+        """Logits of shape (N, R, B), at least float32."""
+        scores = functional.linear(hidden_NH, self.weight, self.bias)
+        scores = scores.float() if scores.dtype in {torch.bfloat16, torch.float16} else scores
+        return scores.view(len(hidden_NH), self.n_repetitions, self.n_buckets)
+
+    def _log_probs(self, hidden_NH: Tensor) -> Tensor:
+        """Log-probabilities of buckets, shape (N, R, B)."""
+        if self.loss == "binary":
+            return functional.logsigmoid(self._scores(hidden_NH))
+        return self._scores(hidden_NH).log_softmax(2)
+
+    def _mean(self, values_NRB: Tensor, classes: Tensor) -> Tensor:
+        """Mean over the repetitions of what stands in the buckets of classes (C,) or (N, C), shape (N, C)."""
+        buckets = self.buckets(classes.flatten()).view(self.n_repetitions, *classes.shape)
+        total: Tensor | None = None
+        for values_NB, bucket in zip(values_NRB.unbind(1), buckets, strict=True):
+            part_NC = values_NB.gather(1, bucket) if classes.ndim == 2 else values_NB.index_select(1, bucket)
+            total = part_NC if total is None else total + part_NC
+        assert total is not None
+        return total / self.n_repetitions
+
+    def _normalizer(self, values_NRB: Tensor, power: float) -> Tensor:
+        """``log sum_k exp(power * mean_r log P_r)``, shape (N, 1), over the classes in parts."""
+        n_classes = max(1, CHUNK_SCORES // max(1, len(values_NRB)))
+        parts = [
+            (power * self._mean(values_NRB, classes)).logsumexp(1)
+            for classes in torch.split(torch.arange(self.n_classes, device=values_NRB.device), n_classes)
+        ]
+        return torch.stack(parts, 1).logsumexp(1, keepdim=True)
+
+    def _rows(self, input: Tensor) -> tuple[Tensor, bool]:
+        """Hidden states of shape (N, H), and whether they were one row."""
+        if input.ndim not in {1, 2} or input.shape[-1] != self.in_features:
+            raise DataError(f"input has shape {tuple(input.shape)}: need (N, {self.in_features}), flatten other axes")
+        return (input[None], True) if input.ndim == 1 else (input, False)
+
+    def _checked(self, classes: Tensor, n_rows: int) -> Tensor:
+        classes = torch.as_tensor(classes, device=self.weight.device)
+        if classes.ndim not in {1, 2} or (classes.ndim == 2 and len(classes) != n_rows):
+            raise DataError(f"classes have shape {tuple(classes.shape)} for {n_rows} rows: need (C,) or ({n_rows}, C)")
+        return in_range(classes, self.n_classes, "classes")
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing: Any,
+        unexpected: Any,
+        errors: Any,
+    ) -> None:
+        """As every module; but weights of other sizes mean other classes, even where their shapes agree."""
+        stored = state_dict.get(f"{prefix}sizes")
+        here = [self.n_classes, self.n_buckets, self.prime]
+        if stored is not None and stored.tolist() != here:
+            errors.append(
+                f"{prefix}sizes: K, B, p are {stored.tolist()} in the state and {here} here; make a head alike"
+            )
+            return
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+
+
+def _sizes(in_features: int, n_classes: int, n_buckets: int | None, n_repetitions: int | None) -> tuple[int, int]:
+    """B and R, those left open by the planner's rule for a linear network."""
+    chosen = plan(n_classes, in_features, hidden=(), n_buckets=n_buckets, n_repetitions=n_repetitions).ledger
+    return chosen.n_buckets, chosen.n_repetitions
+
+
+def _meeting_chance(prime: int, n_buckets: int) -> float:
+    """Probability over the draw of ``h`` that two given classes share a bucket.
+
+    Their images are any two different residues of p with equal chance (Carter & Wegman 1979), and the first ``p mod B``
+    of the B buckets hold one residue more.
+    """
+    size, n_larger = divmod(prime, n_buckets)
+    pairs = n_larger * (size + 1) * size + (n_buckets - n_larger) * size * (size - 1)
+    return pairs / (prime * (prime - 1))

@@ -1,0 +1,80 @@
+"""The ledger of a head: bytes of a training step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class HeadLedger:
+    """Bytes of one training step of a `MACHHead` in float32, the encoder apart.
+
+    Gradients are freed before each step (``zero_grad()``, as torch does by default) and the optimiser makes no copies
+    (``fused=True``; otherwise it takes up to two more of the weights while it steps).
+
+    Attributes
+    ----------
+    in_features, n_classes, n_buckets, n_repetitions, n_rows : int
+        H, K, B, R and the rows of a batch, N.
+    has_bias : bool
+    n_moments : int
+        Of the optimiser, a weight: 2 for Adam, 1 for momentum, 0 for plain descent.
+
+    Examples
+    --------
+    >>> ledger = HeadLedger(256, 1_000_000, 16384, 4, n_rows=256)
+    >>> ledger.peak_bytes, ledger.full_peak_bytes
+    (403963904, 6156524288)
+    """
+
+    in_features: int
+    n_classes: int
+    n_buckets: int
+    n_repetitions: int
+    n_rows: int
+    has_bias: bool = True
+    n_moments: int = 2
+
+    @property
+    def n_parameters(self) -> int:
+        return self.n_repetitions * self.n_buckets * (self.in_features + self.has_bias)
+
+    @property
+    def weight_bytes(self) -> int:
+        return 4 * self.n_parameters
+
+    @property
+    def moment_bytes(self) -> int:
+        return self.n_moments * self.weight_bytes
+
+    @property
+    def score_bytes(self) -> int:
+        """Scores of a batch, (N, R B); a backward pass holds them three times, and once when weights get gradients."""
+        return 4 * self.n_rows * self.n_repetitions * self.n_buckets
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that is held at once: in the backward pass, or when the weights' gradients are made."""
+        return self._peak(self.weight_bytes, self.score_bytes)
+
+    @property
+    def full_peak_bytes(self) -> int:
+        """The same of a softmax over all K classes, ``Linear(H, K)`` and cross-entropy."""
+        return self._peak(4 * self.n_classes * (self.in_features + self.has_bias), 4 * self.n_rows * self.n_classes)
+
+    def rows(self) -> list[tuple[str, float, str]]:
+        """Lines to print: (name, value, unit)."""
+        return [
+            ("parameters", self.n_parameters, ""),
+            ("weights", self.weight_bytes, "bytes"),
+            ("gradients", self.weight_bytes, "bytes"),
+            ("moments", self.moment_bytes, "bytes"),
+            ("scores of a batch", self.score_bytes, "bytes"),
+            ("peak of a step", self.peak_bytes, "bytes"),
+            ("peak of a step, full softmax", self.full_peak_bytes, "bytes"),
+        ]
+
+    def _peak(self, weight_bytes: int, score_bytes: int) -> int:
+        hidden_bytes = 2 * 4 * self.n_rows * self.in_features  # the batch and its gradient
+        resting = (1 + self.n_moments) * weight_bytes + hidden_bytes
+        return resting + max(3 * score_bytes, score_bytes + weight_bytes)
