@@ -166,7 +166,7 @@ def _test_rows(run: Run, model: MachModel | None, data: str | None, report: Repo
         return None, "No repetition is finished yet, so nothing can be measured."
     try:
         config = run.config
-        return prepare(config.data, config.text, source, like=run.reference(), report=report), ""
+        return prepare(config.data, config.text, source, like=model.reference(), report=report), ""
     except MachError as error:
         if data is not None:
             raise
@@ -320,7 +320,7 @@ def _classes(run: Run, found: Diagnosis, store: Store, names: Callable[[int], st
 def _examples(model: MachModel, found: Diagnosis, store: Store, source: str, names: Callable[[int], str]) -> Section:
     rows = example_rows(store, found.right_Nk, N_EXAMPLES)
     config = model.run.config
-    texts = texts_of(config.data, source, rows.tolist(), like=model.run.reference())
+    texts = texts_of(config.data, source, rows.tolist(), like=model.reference())
     values_Nk: NDArray[np.float32] = found.top.scores_Nk[rows]
     try:
         values_Nk, value = model.probabilities(found.top.ids_Nk[rows], values_Nk), "probability"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mach.data.store import Chunk, OldPart, Reference, Store
 from mach.data.writer import StoreWriter
+from mach.errors import DataError
 from mach.places import cache_folder, kept
 
 BLOCK_ROWS = 2**16
@@ -25,6 +26,7 @@ def join(
     like: Reference,
     old_parts: Sequence[OldPart] = (),
     *,
+    removed: NDArray[np.int64] | None = None,
     cache: str | None = None,
     report: Callable[[str, float], None] = lambda stage, fraction: None,
 ) -> Store:
@@ -41,6 +43,8 @@ def join(
         Features and known classes: 0 to K - 1. New names follow as K, K + 1, ...
     old_parts : sequence of OldPart
         How the rows of ``old`` were split.
+    removed : int64 array, optional
+        Ids of known classes that are no more: old rows lose them.
     cache : str, optional
         Folder of the cache, as ``data.cache``.
     report : callable, optional
@@ -53,6 +57,8 @@ def join(
 
     Raises
     ------
+    DataError
+        When new rows have a class that was removed.
     StorageError
         When it cannot be written.
     """
@@ -66,7 +72,10 @@ def join(
         ids_K = np.array([known.setdefault(name, len(known)) for name in new.class_names], np.int32)
         names = list(known)
     n_classes = max(like.n_classes, new.n_classes) if names is None else len(names)
+    gone = [] if removed is None else removed.tolist()
     of = [new.fingerprint, old and old.fingerprint, like.fingerprint, n_classes, [asdict(part) for part in old_parts]]
+    of += [gone] if gone else []
+    _refuse_removed(new, ids_K, gone, like)
     key = hashlib.blake2b(json.dumps(of).encode(), digest_size=16).hexdigest()
 
     def make(path: Path) -> None:
@@ -82,7 +91,7 @@ def join(
         ) as writer:
             n_rows = new.n_rows + (0 if old is None else old.n_rows)
             for store, mapping in ((old, None), (new, ids_K)):
-                for chunk in [] if store is None else _chunks(store, mapping):
+                for chunk in [] if store is None else _chunks(store, mapping, gone):
                     writer.append(chunk)
                     report("joining", writer.n_rows / n_rows)
             writer.class_names, writer.text_features = names, like.text_features
@@ -101,14 +110,28 @@ def find(fingerprint: str, cache: str | None = None) -> Store | None:
     return None
 
 
-def _chunks(store: Store, ids_K: NDArray[np.int32] | None) -> Iterator[Chunk]:
-    """Rows in blocks, their classes renumbered where ``ids_K`` says how."""
+def _refuse_removed(new: Store, ids_K: NDArray[np.int32] | None, gone: list[int], like: Reference) -> None:
+    with_rows = np.flatnonzero(new.class_counts()) if gone else np.empty(0, np.int64)
+    found = np.intersect1d(with_rows if ids_K is None else ids_K[with_rows], gone)
+    if len(found):
+        name = f" ({like.class_names[int(found[0])]!r:.60})" if like.class_names is not None else ""
+        raise DataError(
+            f"{new.meta['source']} has rows of class {found[0]}{name}, which was removed from {like.path}: leave them "
+            "out, name the class otherwise, or undo its removal"
+        )
+
+
+def _chunks(store: Store, ids_K: NDArray[np.int32] | None, gone: list[int]) -> Iterator[Chunk]:
+    """Rows in blocks, their classes renumbered where ``ids_K`` says how, without those that are gone."""
     for begin in range(0, store.n_rows, BLOCK_ROWS):
         end = min(begin + BLOCK_ROWS, store.n_rows)
         indptr, ids = _rows(store.class_indptr, begin, end, store.class_ids)
         if ids_K is not None:
             ids = ids_K[ids]
             ids = ids[np.lexsort((ids, np.repeat(np.arange(end - begin), np.diff(indptr))))]
+        if gone:
+            stay = ~np.isin(ids, gone)
+            indptr, ids = np.append(0, np.cumsum(stay))[indptr], ids[stay]
         if store.is_dense:
             yield Chunk(indptr, ids, store.dense_ND[begin:end])
         else:

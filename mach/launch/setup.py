@@ -90,11 +90,14 @@ def set_up(
     weights = None if start is None else start.weights()
     try:
         _share(config, store, path)
-        return Run.create(path, config, manifest, store, assignment, counts_K, weights), store
+        run = Run.create(path, config, manifest, store, assignment, counts_K, weights)
     except StorageError:
         if not Run.is_at(path):
             raise
-        return _reopen(config, store, path), store  # another process was faster
+        run = _reopen(config, store, path)  # another process was faster
+    if start is not None:
+        start.keep_removed(run)
+    return run, store
 
 
 def shared_store(run: Run, store: Store) -> str:

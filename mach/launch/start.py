@@ -24,10 +24,14 @@ from mach.data.joining import find, join
 from mach.data.prepare import prepare
 from mach.data.store import OldPart, Reference, Store
 from mach.data.transfer import META, fetch_store
+from mach.edits import Edits
 from mach.errors import ConfigError, DataError, IncompleteRunError, StorageError
 from mach.hashing import Assignment, TableAssignment, UniversalAssignment
+from mach.model import MachModel
 from mach.places import Place, is_there
+from mach.scoring import LocalScorer
 from mach.storage import Run
+from mach.versions import Versions
 
 STORE = "store"  # folder of the training data in a remote run
 RATE_SHARE = 2 / 3  # of the run's own, for the first that starts from it; lower ones learn rare classes less
@@ -50,28 +54,29 @@ class Known:
         Training rows of each.
     assignment : Assignment
         Their buckets by all hash functions.
+    edits : Edits
+        What was done to them after training.
     """
 
     reference: Reference
     counts_K: NDArray[np.int64]
     assignment: Assignment
+    edits: Edits
 
 
 def known_to(run: Run) -> Known:
-    """Classes of a run: the one place to add those that it was given after its training.
-
-    Raises
-    ------
-    ConfigError
-        When it was given any, for nothing here knows their buckets.
-    """
-    if is_there(run.path / "classes" / "CURRENT"):
-        raise ConfigError(
-            f"training.start: classes of {run.path} were edited after its training, which a start would undo: start "
-            "from a copy of the run without its folder classes, with rows of the new classes among the new data"
-        )
-    assignment = run.trained_assignment(range(run.config.hashing.repetitions))
-    return Known(run.reference(), run.class_counts_K(), assignment)
+    """Classes of a run, those that it was given after its training as well."""
+    edits, trained = Versions(run).load(), run.trained_assignment(range(run.config.hashing.repetitions))
+    if edits.version == 0:
+        return Known(run.reference(), run.class_counts_K(), trained, edits)
+    with MachModel(run, run.finished(), LocalScorer(run, run.finished()), edits) as model:
+        reference, counts_K = model.reference(), model.class_counts_K()
+    if not edits.n_added:
+        return Known(reference, counts_K, trained, edits)
+    before_FK = trained.buckets(np.arange(edits.n_trained))
+    added_FA = edits.buckets(range(trained.n_repetitions), trained.n_buckets)
+    table_FK = np.concatenate([before_FK, added_FA.astype(np.int32)], axis=1)
+    return Known(reference, counts_K, TableAssignment.from_table(table_FK, trained.n_buckets), edits)
 
 
 @dataclass(frozen=True)
@@ -198,9 +203,11 @@ class Start:
             From reading the new ones.
         """
         data = config.data
-        new = prepare(data, config.text, data.train, like=self.known.reference, grows=True, report=report)
+        known = self.known
+        new = prepare(data, config.text, data.train, like=known.reference, grows=True, report=report)
+        options: dict[str, Any] = {"removed": known.edits.removed, "cache": data.cache, "report": report}
         if not self.replay:
-            return join(new, None, self.known.reference, cache=data.cache, report=report)
+            return join(new, None, known.reference, **options)
         try:
             old = training_store(self.run, report)
         except (DataError, StorageError) as error:
@@ -210,7 +217,17 @@ class Start:
             ) from error
         theirs = self.run.config
         rest = OldPart(old.n_rows - old.n_old_rows, theirs.data.validation_fraction, theirs.training.seed)
-        return join(new, old, self.known.reference, [*old.old_parts, rest], cache=data.cache, report=report)
+        return join(new, old, known.reference, [*old.old_parts, rest], **options)
+
+    def keep_removed(self, run: Run) -> None:
+        """Tell a run that started from here which classes it shall not return, and of the named sets of classes."""
+        edits, versions = self.known.edits, Versions(run)
+        if not (len(edits.removed) or edits.subsets):
+            return
+        with versions.turn() as turn:
+            if turn.current.version == 0:
+                kept = Edits(run.manifest.n_classes, removed=edits.removed, subsets=edits.subsets)
+                turn.write(kept, "start", f"removed classes and subsets as in {self.run.path}")
 
     def weights(self) -> dict[int, Path]:
         """The file of every repetition's weights, on this machine."""

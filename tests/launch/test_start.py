@@ -27,6 +27,7 @@ from mach.networks.batch import Batch, read_batch
 from mach.places import place
 from mach.storage import Run
 from mach.training import ShardJob, TrainingStoppedError, train_shard
+from mach.versions import Versions
 from tests.conftest import N_FEATURES
 
 N_OLD, N_ALL = 100, 120
@@ -297,3 +298,29 @@ def test_the_vocabulary_of_classes_grows_and_that_of_words_stays(old_config: Con
         ["fruit", "red", "car", "pear", "green"],
         [0, 3, 2, 4],
     )
+
+
+def test_classes_added_and_removed_after_training_stay_so(config: Config, old: Run, folder: Path, tmp_path: Path):
+    shutil.copytree(str(old.path), tmp_path / "old")
+    with load(tmp_path / "old") as model:
+        rows = np.zeros((3, N_FEATURES), np.float32)
+        rows[:, 396:] = 0.5
+        added = model.add_classes(["added"], [rows])
+        model.remove_classes([7])
+    assert added.tolist() == [N_OLD]
+    buckets = Versions(Run.open(tmp_path / "old")).load().buckets(range(R), 32)  # where the networks expect it
+    lines = rows_of(range(N_OLD + 1, N_ALL), 64, seed=5)
+    new = {"train": write(tmp_path / "new.txt", lines, N_ALL)}
+    started = with_keys(config, data=new, training={"start": str(tmp_path / "old"), "epochs": 1})
+    run, store = set_up(started, tmp_path / "run")
+    np.testing.assert_array_equal(run.assignment().buckets(added), buckets)
+    assert run.class_counts_K()[N_OLD] == 3
+    assert 7 not in store.class_ids
+    train_shard(ShardJob(str(run.path), str(store.path), tuple(range(R))))
+    asked = np.zeros(N_FEATURES, np.float32)
+    asked[21:24] = 0.5  # what class 7 owns
+    with load(run.path) as model:
+        assert 7 not in model.topk(asked, k=50)[0]
+    data = {"train": write(tmp_path / "seven.txt", ["7 21:1"], N_ALL)}
+    with pytest.raises(DataError, match="has rows of class 7, which was removed"):
+        set_up(with_keys(started, data=data), tmp_path / "third")
