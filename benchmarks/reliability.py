@@ -22,9 +22,9 @@ from mach import plots
 from mach.calibrating import pairs_of
 from mach.calibration import TOP, Curve, calibration_error, naive, reliability
 from mach.data.prepare import prepare
-from mach.diagnosis import Trust
 from mach.evaluation import evaluate
 from mach.networks.batch import right_of
+from mach.report.diagnosis import Trust
 
 ROOT = Path(__file__).parent.parent
 TOPS = (1, 5, TOP)

@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 _HOME_OF = {
     "DegradedWarning": "mach.errors",
-    "MACHClassifier": "mach.estimator",
+    "MACHClassifier": "mach.estimator.classifier",
     "MachError": "mach.errors",
     "MachModel": "mach.model",
     "load": "mach.loading",
@@ -18,7 +18,7 @@ __all__ = ["DegradedWarning", "MACHClassifier", "MachError", "MachModel", "__ver
 
 if TYPE_CHECKING:
     from mach.errors import DegradedWarning, MachError
-    from mach.estimator import MACHClassifier
+    from mach.estimator.classifier import MACHClassifier
     from mach.loading import load
     from mach.model import MachModel
 

@@ -134,8 +134,8 @@ def subset(run: Place, name: str, chosen: tuple[str, ...]) -> None:
 def list_(run: Place, everything: bool, history: bool, as_json: bool) -> None:
     """Show what was changed: added, renamed and removed classes."""
     if history:
+        from mach.living.versions import Versions
         from mach.storage import Run
-        from mach.versions import Versions
 
         current = Versions(Run.open(run)).current()
         rows = [
@@ -177,8 +177,8 @@ def list_(run: Place, everything: bool, history: bool, as_json: bool) -> None:
 @_run
 def undo(run: Place) -> None:
     """Go back to the version before; undoing again goes further back."""
+    from mach.living.versions import Versions
     from mach.storage import Run
-    from mach.versions import Versions
 
     with Versions(Run.open(run)).turn() as turn:
         edits, step = turn.undo()

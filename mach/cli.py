@@ -427,7 +427,7 @@ def query(
 @click.option("--images", type=PLACE, help="Folder for the plots as PNG files, too.")
 def write_report(run: Place, data: str | None, output: Place | None, images: Place | None) -> None:
     """Write one HTML page about RUN, finished or not: curves, accuracy on DATA (data.test by default), costs."""
-    from mach.report import write_report as write
+    from mach.report.sections import write_report as write
 
     with _warnings(), _reporter() as report:
         where = write(run, data, output=output, images=images, report=report)

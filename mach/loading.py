@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from mach.errors import ConfigError, IncompleteRunError
+from mach.living.versions import Versions
 from mach.model import MachModel
 from mach.places import Place
 from mach.scoring import LocalScorer
 from mach.storage import Run
-from mach.versions import Versions
 
 
 def load(

@@ -12,15 +12,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from mach.calibration import Calibration, Curve, fingerprint
 from mach.decoding import Decoder, Subset, TopK, transform
-from mach.edits import Edits, rows_of
 from mach.errors import ConfigError, DataError
 from mach.hashing import Assignment
-from mach.live import Allowed, Live
-from mach.living import Living
+from mach.living.edits import Edits, rows_of
+from mach.living.live import Allowed, Live
+from mach.living.recall import PLAIN, RERANKED, Candidates, Found
+from mach.living.verbs import Living
 from mach.networks.batch import Batch, SparseBatch
 from mach.ordering import prior_terms, reorder, tail_terms, topk_with_terms
 from mach.queries import is_single
-from mach.recall import PLAIN, RERANKED, Candidates, Found
 from mach.repetition import read_json
 from mach.reranker import Reranked, Reranker, verify
 from mach.scoring import Scorer, shapes_of

@@ -13,7 +13,7 @@
     reranker.safetensors   linear classifiers of all classes (where [reranking] asks for them), see `mach.reranker`
     RERANKED            what they were trained from and with, written after them
     calibration.json    probabilities of scores, by rows held out or given (`mach.calibration`)
-    classes/            CURRENT and 0001.safetensors, ...: what was changed about the classes since (`mach.versions`)
+    classes/            CURRENT and 0001.safetensors, ...: changes of the classes since (`mach.living.versions`)
     curve.json          accuracy with fewer repetitions, as last measured (`mach.accuracy`)
     reranking/          log.txt, and while they are trained plan.json, finished parts of rows (rows000.safetensors:
                         candidates, int32 (n, C)) and of classes (c000.safetensors: offsets, features, weights, biases)

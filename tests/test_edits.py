@@ -22,16 +22,16 @@ from mach.calibrating import calibrate
 from mach.cli import main
 from mach.config import Config
 from mach.data.prepare import prepare
-from mach.edits import Edits, Exemplars, hashed_buckets
 from mach.errors import ConfigError, DataError, MachError, StorageError
 from mach.launch.setup import set_up
+from mach.living.edits import Edits, Exemplars, hashed_buckets
+from mach.living.versions import Versions
 from mach.loading import load
 from mach.model import MachModel
 from mach.networks.batch import SparseBatch
 from mach.storage import Run
 from mach.tensors import map_tensors, write_tensors
 from mach.training import ShardJob, train_shard
-from mach.versions import Versions
 from tests.conftest import N_CLASSES, N_FEATURES
 from tests.test_model import train_text_model
 from tests.test_reranking import train_here

@@ -16,13 +16,13 @@ from mach.cli import main
 from mach.config import Config, parse_config
 from mach.data.prepare import prepare, texts_of
 from mach.data.store import Store
-from mach.diagnosis import SHOWN, bucket_load, class_recall, diagnose, example_rows, mistaken_for
 from mach.errors import ConfigError, DataError
 from mach.evaluation import evaluate
 from mach.launch.setup import set_up
 from mach.loading import load
 from mach.model import MachModel
-from mach.report import write_report
+from mach.report.diagnosis import SHOWN, bucket_load, class_recall, diagnose, example_rows, mistaken_for
+from mach.report.sections import write_report
 from mach.storage import Run
 from mach.training import ShardJob, TrainingStoppedError, train_shard
 from tests.conftest import N_CLASSES

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from mach.errors import DataError
-from mach.rows import Kept, Rows, concatenated
-from mach.vocabulary import Targets, Vocabulary
+from mach.estimator.rows import Kept, Rows, concatenated
+from mach.estimator.vocabulary import Targets, Vocabulary
 
 values = st.one_of(
     st.integers(-5, 5), st.text(max_size=2), st.none(), st.tuples(st.integers(0, 2), st.text(max_size=1))

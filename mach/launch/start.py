@@ -24,14 +24,14 @@ from mach.data.joining import find, join
 from mach.data.prepare import prepare
 from mach.data.store import OldPart, Reference, Store
 from mach.data.transfer import META, fetch_store
-from mach.edits import Edits
 from mach.errors import ConfigError, DataError, IncompleteRunError, StorageError
 from mach.hashing import Assignment, TableAssignment, UniversalAssignment
+from mach.living.edits import Edits
+from mach.living.versions import Versions
 from mach.model import MachModel
 from mach.places import Place, is_there
 from mach.scoring import LocalScorer
 from mach.storage import Run
-from mach.versions import Versions
 
 STORE = "store"  # folder of the training data in a remote run
 RATE_SHARE = 2 / 3  # of the run's own, for the first that starts from it; lower ones learn rare classes less

@@ -22,12 +22,12 @@ from mach.hashing import TableAssignment, UniversalAssignment
 from mach.launch.reranker import train_reranker
 from mach.launch.setup import set_up, shared_store
 from mach.launch.start import training_store
+from mach.living.versions import Versions
 from mach.loading import load
 from mach.networks.batch import Batch, read_batch
 from mach.places import place
 from mach.storage import Run
 from mach.training import ShardJob, TrainingStoppedError, train_shard
-from mach.versions import Versions
 from tests.conftest import N_FEATURES
 
 N_OLD, N_ALL = 100, 120

@@ -1,7 +1,7 @@
 """MACHClassifier: training and prediction by scikit-learn's rules; the only module that imports scikit-learn.
 
-It writes rows in memory into a store, trains an ordinary run in a temporary folder (`mach.fitted`), and gives answers
-back as the class values that it was given (`mach.vocabulary`).
+It writes rows in memory into a store, trains an ordinary run in a temporary folder (`mach.estimator.fitted`), and gives
+answers back as the class values that it was given (`mach.estimator.vocabulary`).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mach.errors import ConfigError, DataError, StorageError
-from mach.fitted import Fitted
-from mach.fitting import fit, small_choices
-from mach.frames import FrameKind, frame_of, is_table, texts_of, values_of
-from mach.growing import go_on
-from mach.parameters import given_by, refuse_large, spelled
+from mach.estimator.fitted import Fitted
+from mach.estimator.fitting import fit, small_choices
+from mach.estimator.frames import FrameKind, frame_of, is_table, texts_of, values_of
+from mach.estimator.growing import go_on
+from mach.estimator.parameters import given_by, refuse_large, spelled
+from mach.estimator.rows import Features, Rows
+from mach.estimator.vocabulary import Form, Targets, Vocabulary
 from mach.recipe import Shape
-from mach.rows import Features, Rows
-from mach.vocabulary import Form, Targets, Vocabulary
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin

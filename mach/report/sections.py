@@ -1,7 +1,7 @@
 """One page about a run: what it is and costs, how it was trained, where it is right and wrong.
 
-`write_report` gathers sections of text, plots (`mach.plots`) and tables, which `mach.page` lays out. matplotlib and
-Jinja are optional: ``pip install 'mach[report]'``.
+`write_report` gathers sections of text, plots (`mach.report.plots`) and tables, which `mach.report.page` lays out.
+matplotlib and Jinja are optional: ``pip install 'mach[report]'``.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from mach.calibration import Calibration
 from mach.config import Config
 from mach.data.prepare import prepare, texts_of
 from mach.data.store import Store
-from mach.diagnosis import SHOWN, Diagnosis, bucket_load, classes_of, diagnose, example_rows, mistaken_for
 from mach.errors import ConfigError, MachError, StorageError
 from mach.launch.setup import plan_by_counts
 from mach.loading import load
-from mach.page import (
+from mach.places import Place, atomic_file
+from mach.report.diagnosis import SHOWN, Diagnosis, bucket_load, classes_of, diagnose, example_rows, mistaken_for
+from mach.report.page import (
     Block,
     Code,
     Example,
@@ -40,7 +41,6 @@ from mach.page import (
     plain,
     quantity,
 )
-from mach.places import Place, atomic_file
 from mach.shell import shown
 from mach.storage import Run, spell_seconds
 

@@ -117,7 +117,7 @@ class Page:
         )
         environment.tests["number"] = lambda cell: isinstance(cell, Number)
         environment.tests["code"] = lambda cell: isinstance(cell, Code)
-        text = resources.files("mach").joinpath("page.html").read_text("utf-8")
+        text = resources.files("mach.report").joinpath("page.html").read_text("utf-8")
         self._template = environment.from_string(text)
 
     def render(self, sections: Sequence[Section], **facts: str) -> bytes:

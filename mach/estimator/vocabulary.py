@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.errors import DataError, StorageError
-from mach.frames import values_of
+from mach.estimator.frames import values_of
 
 Form = Literal["classes", "lists", "indicator"]
 _NATIVE = "biufUO"  # kinds of arrays whose elements JSON knows, or that are spelled one by one

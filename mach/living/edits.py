@@ -3,7 +3,7 @@
 No weight is touched. An added class has a bucket of every hash function and *exemplars*: rows that it was given, as
 the networks read them. They are an associative memory: a query that resembles one raises the class that it is of. So
 it does for classes that feedback was given about, trained ones as well. A value of `Edits` is one version, whole by
-itself; scores are made of it in `mach.recall`.
+itself; scores are made of it in `mach.living.recall`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Exemplars:
     kinds_M : uint8 array of shape (M,)
         `EXAMPLE`, `TEXT`, `UPVOTE` or `ASSOCIATE`.
     lifts_M2 : float32 array of shape (M, 2)
-        Added to the class's plain and to its re-ranked score where a query is the exemplar, see `mach.recall.near`.
+        Added to the class's plain and to its re-ranked score where a query is the exemplar; see
+        `mach.living.recall.near`.
     """
 
     batch: Batch

@@ -1,4 +1,4 @@
-"""Scores of classes by what they were shown: how `mach.edits` becomes answers.
+"""Scores of classes by what they were shown: how `mach.living.edits` becomes answers.
 
 An added class k is scored by three things: its aggregate, as every class; the cosine c of the query and the mean of the
 class's examples; and how many other added classes resemble the query more, as few of them can be right. On a scale on
@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.decoding import Decoder, TopK, reduce, transform
-from mach.edits import Edits, Exemplars, Pairs
 from mach.hashing import TableAssignment
+from mach.living.edits import Edits, Exemplars, Pairs
 from mach.networks.batch import Batch
 
 OFFSETS = (0.93, 1.0)  # of plain and of re-ranked scores

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from mach.calibration import naive
 from mach.errors import StorageError
+from mach.estimator.rows import Features, Kept
 from mach.loading import load
 from mach.places import flush_to_disk, temporary_name
-from mach.rows import Features, Kept
 from mach.tensors import write_tensors
 
 if TYPE_CHECKING:

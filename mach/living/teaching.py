@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.edits import Edits, Exemplars, has_features, rows_of
 from mach.hashing import Assignment, TableAssignment
-from mach.live import Live
+from mach.living.edits import Edits, Exemplars, has_features, rows_of
+from mach.living.live import Live
+from mach.living.recall import NEAR_FROM, PLAIN, RERANKED, Recall, lifts_of
 from mach.networks.batch import Batch
-from mach.recall import NEAR_FROM, PLAIN, RERANKED, Recall, lifts_of
 from mach.storage import Run
 
 if TYPE_CHECKING:
     from mach.decoding import TopK
-    from mach.recall import Candidates
+    from mach.living.recall import Candidates
 
 MARGIN = 0.05  # of the scale between the tenth and the best class: how far lifts put a class above others
 SAME_COSINE = 0.999  # exemplars of different classes that are the same row cannot both be first
@@ -29,7 +29,7 @@ LOOKED_AT = 10  # best classes
 
 
 class Teaching:
-    """What `mach.living.Living` needs of a model, and what it finds out by it."""
+    """What `mach.living.verbs.Living` needs of a model, and what it finds out by it."""
 
     run: Run
     repetitions: list[int]

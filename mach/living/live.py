@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.decoding import Subset
-from mach.edits import Edits
 from mach.errors import DataError
-from mach.recall import Recall
+from mach.living.edits import Edits
+from mach.living.recall import Recall
 
 Classes = Any  # ids, names, or one of them
 Allowed = Any  # a mask of all classes, ids, names, the name of a subset, or a prepared Subset

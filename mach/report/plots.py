@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.diagnosis import BucketLoad, Trust
 from mach.errors import ConfigError
+from mach.report.diagnosis import BucketLoad, Trust
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -158,7 +158,7 @@ def recall(groups: Sequence[dict[str, Any]], k: int) -> Figure:
     Parameters
     ----------
     groups : sequence of dict
-        From `mach.diagnosis.ClassRecall.by_training_rows`.
+        From `mach.report.diagnosis.ClassRecall.by_training_rows`.
     k : int
         The classes of a query that count.
     """

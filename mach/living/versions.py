@@ -20,8 +20,8 @@ from typing import Literal
 from pydantic import Field
 
 from mach.config import Section
-from mach.edits import FORMAT, Edits
 from mach.errors import ConfigError, StorageError
+from mach.living.edits import FORMAT, Edits
 from mach.places import Place, atomic_file, cache_folder, fetch, is_there, kept, sweep
 from mach.repetition import read_json, write_json
 from mach.storage import Run

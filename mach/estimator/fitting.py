@@ -16,14 +16,14 @@ from mach.calibrating import LEAST_ROWS, calibrate_when_due, held_out
 from mach.config import Config, LaunchConfig, TextConfig, parse_config
 from mach.data.store import Chunk, Store
 from mach.data.writer import StoreWriter
-from mach.fitted import BLOCK_SCORES, FEW_CLASSES, FEW_PARAMETERS, RUN, Fitted, Folder
+from mach.estimator.fitted import BLOCK_SCORES, FEW_CLASSES, FEW_PARAMETERS, RUN, Fitted, Folder
+from mach.estimator.rows import Kept, Rows
 from mach.launch.launchers import train as launch_training
 from mach.launch.reranker import train_reranker
 from mach.launch.setup import set_up
 from mach.networks.batch import SparseBatch, read_batch, read_classes
 from mach.places import short_lived
 from mach.reranker import is_due
-from mach.rows import Kept, Rows
 from mach.storage import Run
 
 if TYPE_CHECKING:

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from mach.config import parse_config
 from mach.data.store import Chunk, Store
 from mach.data.writer import StoreWriter
-from mach.fitted import RUN, Fitted, Folder
-from mach.fitting import STORE, WHERE, Tree, train
+from mach.estimator.fitted import RUN, Fitted, Folder
+from mach.estimator.fitting import STORE, WHERE, Tree, train
+from mach.estimator.rows import Kept, Rows, concatenated
 from mach.hashing import TableAssignment
 from mach.networks.inference import stored_weights, wide_rows
 from mach.places import atomic_file, short_lived
 from mach.repetition import write_json
-from mach.rows import Kept, Rows, concatenated
 from mach.storage import Run
 from mach.tensors import map_tensors
 
@@ -64,7 +64,7 @@ def go_on(
     launch : dict
         The section of that name.
     device, console
-        As for `mach.fitted.fit`.
+        As for `mach.estimator.fitted.fit`.
     """
     run, folder = fitted.model.run, Folder()
     generator = np.random.default_rng(seed)

@@ -1,7 +1,7 @@
 """A model that lives: classes are added, removed, renamed and taught by feedback while weights stay as they are.
 
-Every verb makes a new version of the run's classes (`mach.versions`), by which this model answers as soon as the verb
-returns. Readers of older versions are not affected.
+Every verb makes a new version of the run's classes (`mach.living.versions`), by which this model answers as soon as
+the verb returns. Readers of older versions are not affected.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from mach.data.store import ClassNames, Reference
 from mach.decoding import Subset
-from mach.edits import (
+from mach.errors import ConfigError, DataError
+from mach.living.edits import (
     ASSOCIATE,
     EXAMPLE,
     TEXT,
@@ -29,12 +30,11 @@ from mach.edits import (
     hashed_buckets,
     rows_of,
 )
-from mach.errors import ConfigError, DataError
-from mach.live import Allowed, Classes
+from mach.living.live import Allowed, Classes
+from mach.living.teaching import Teaching, place
+from mach.living.versions import Step, Turn, Versions
 from mach.networks.batch import Batch, largest_features
 from mach.queries import QueryReader
-from mach.teaching import Teaching, place
-from mach.versions import Step, Turn, Versions
 
 if TYPE_CHECKING:
     from mach.queries import Queries

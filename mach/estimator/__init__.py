@@ -1,0 +1,1 @@
+"""MACH by scikit-learn's rules, over rows in memory."""
