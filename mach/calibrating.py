@@ -15,7 +15,7 @@ from mach.networks.batch import SparseBatch, read_batch, right_of
 from mach.ordering import prior_terms
 from mach.repetition import write_json
 from mach.reranker import is_due as reranker_is_due
-from mach.reranking import discounted_gains, gains_of, learned_counts
+from mach.reranking import learned_counts, mean_precision
 from mach.scoring import LocalScorer
 from mach.storage import Run
 
@@ -65,7 +65,7 @@ def calibrate(
     rows : int array, optional
         Rows that the model has not learned from; of more than 20,000 some are taken, evenly.
     choose_prior : bool
-        Whether the prior of plain scores that gives the best nDCG@5 is chosen, where the configuration leaves it open.
+        Whether the prior of plain scores of the best mean of P@1, P@3 and P@5 is chosen, where the configuration leaves it open.
 
     Raises
     ------
@@ -110,13 +110,13 @@ def _curve(model: MachModel, store: Store, rows: NDArray[np.int64], queries: Any
 
 
 def _best_prior(model: MachModel, store: Store, rows: NDArray[np.int64], queries: Any) -> float:
-    """The strength of best nDCG@5 among the candidates of the aggregate alone."""
+    """The strength of the best mean of P@1, P@3 and P@5 among the candidates of the aggregate alone."""
     model.prior = 0.0
     found = model.search(queries, model.run.config.decoding.candidates, rerank=False)
-    gains_NC, counts_K = gains_of(store, rows, found.ids_Nk), learned_counts(model.run, store, rows)
+    right_NC, counts_K = right_of(store, rows, found.ids_Nk), learned_counts(model.run, store, rows)
 
     def gain(prior: float) -> float:
         terms_NC = prior_terms(counts_K, prior)[np.maximum(found.ids_Nk, 0)]
-        return float(discounted_gains(found.scores_Nk + terms_NC, gains_NC).mean())
+        return mean_precision(found.scores_Nk + terms_NC, right_NC)
 
     return max(PRIORS, key=gain)

@@ -68,7 +68,7 @@ BLENDS = (
     (3.0, -0.6),
 )
 MAX_VALIDATION_ROWS = 20_000
-DISCOUNTS = 1 / np.log2(np.arange(2, 7))
+RANKS = np.array([1 + 1 / 3 + 1 / 5, 1 / 3 + 1 / 5, 1 / 3 + 1 / 5, 1 / 5, 1 / 5]) / 3  # in the mean of P@1, P@3 and P@5
 
 
 class Plan(Section):
@@ -316,7 +316,7 @@ class RerankerTraining:
         )
 
     def _best_blend(self, arrays: dict[str, NDArray[Any]]) -> Blend:
-        """The blend of best nDCG@5 on rows that neither networks nor classifiers have learned from."""
+        """The blend of best mean of P@1, P@3 and P@5 on rows that neither networks nor classifiers have learned from."""
         settings, rows = self.settings, self.validation_rows[:MAX_VALIDATION_ROWS]
         reranker = Reranker(
             arrays, n_features=self.store.n_features, candidates=settings.candidates, blend=self.given_blend()
@@ -327,13 +327,13 @@ class RerankerTraining:
             assert isinstance(batch, SparseBatch)
             found.append((top.ids_Nk, top.scores_Nk, reranker.margins(batch, top.ids_Nk)))
         ids_NC, scores_NC, margins_NC = (np.concatenate(column) for column in zip(*found, strict=True))
-        gains_NC = gains_of(self.store, rows, ids_NC)
+        right_NC = right_of(self.store, rows, ids_NC)
         counts_K = learned_counts(self.run, self.store, self.validation_rows)
         blends = [self.given_blend(weight, prior) for weight, prior in BLENDS]
 
         def gain(blend: Blend) -> float:
             priors_NC = prior_terms(counts_K, blend.prior)[np.maximum(ids_NC, 0)]
-            return float(discounted_gains(combine(scores_NC, margins_NC, priors_NC, blend.weight), gains_NC).mean())
+            return mean_precision(combine(scores_NC, margins_NC, priors_NC, blend.weight), right_NC)
 
         return max(blends, key=gain)
 
@@ -376,13 +376,6 @@ class RerankerTraining:
             remove_folder(self.folder, first="plan.json")
 
 
-def gains_of(store: Store, rows: NDArray[np.int64], ids_NC: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Of each row's candidates: 1 over the row's ideal DCG@5 where the class is one of its own, else 0."""
-    counts = np.diff(store.class_indptr)[rows]
-    ideal_N = np.concatenate([[np.inf], np.cumsum(DISCOUNTS)])[np.minimum(counts, len(DISCOUNTS))]
-    return right_of(store, rows, ids_NC) / ideal_N[:, None]
-
-
 def learned_counts(run: Run, store: Store, held: NDArray[np.int64]) -> NDArray[np.int64]:
     """Rows of every class, shape (K,), without those held out.
 
@@ -393,14 +386,13 @@ def learned_counts(run: Run, store: Store, held: NDArray[np.int64]) -> NDArray[n
     return np.maximum(counts_K, 0)
 
 
-def discounted_gains(scores_NC: NDArray[np.float32], gains_NC: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of every row, the sum of the gains of its five best scores, discounted as in nDCG@5."""
-    k = min(len(DISCOUNTS), scores_NC.shape[1])
+def mean_precision(scores_NC: NDArray[np.float32], right_NC: NDArray[np.bool_]) -> float:
+    """Mean of P@1, P@3 and P@5 of candidates in the order of their scores."""
+    k = min(len(RANKS), scores_NC.shape[1])
     best_Nk = np.argpartition(scores_NC, -k, axis=1)[:, -k:]
     order_Nk = np.argsort(-np.take_along_axis(scores_NC, best_Nk, axis=1), axis=1, kind="stable")
-    gains_Nk = np.take_along_axis(gains_NC, np.take_along_axis(best_Nk, order_Nk, axis=1), axis=1)
-    gains_N: NDArray[np.float64] = gains_Nk @ DISCOUNTS[:k]
-    return gains_N
+    right_Nk = np.take_along_axis(right_NC, np.take_along_axis(best_Nk, order_Nk, axis=1), axis=1)
+    return float((right_Nk @ RANKS[:k]).mean())
 
 
 def _magnitude(parts: list[dict[str, NDArray[Any]]], n_kept: int) -> float:

@@ -22,11 +22,11 @@ from mach.launch.setup import drop_store, plan_of, set_up
 from mach.loading import load
 from mach.metrics import evaluate as metrics
 from mach.model import MachModel
-from mach.networks.batch import read_classes
+from mach.networks.batch import read_classes, right_of
 from mach.ordering import prior_terms
 from mach.repetition import read_json
 from mach.reranker import Blend, Reranked, Reranker, combine, is_due
-from mach.reranking import STAGES, RerankerTraining, discounted_gains, gains_of
+from mach.reranking import STAGES, RerankerTraining, mean_precision
 from mach.storage import Run
 from mach.tensors import map_tensors, write_tensors
 from mach.training import ShardJob, train_shard
@@ -149,7 +149,7 @@ def test_prior_terms_order_equal_classes_by_their_rows():
         assert np.argsort(-terms_K).tolist() == order
 
 
-def test_held_out_rows_choose_the_blend_of_best_ndcg(paired: Config, reranked: Path):
+def test_held_out_rows_choose_the_blend_of_best_precision(paired: Config, reranked: Path):
     run, store = set_up(paired, reranked)
     training = RerankerTraining(run, store)
     rows = training.validation_rows
@@ -157,8 +157,9 @@ def test_held_out_rows_choose_the_blend_of_best_ndcg(paired: Config, reranked: P
     scores_NC = np.random.default_rng(1).random(ids_NC.shape, np.float32)
     classes, counts = read_classes(store, rows)
     best_Nk = np.take_along_axis(ids_NC, np.argsort(-scores_NC, axis=1), axis=1)[:, :5]
-    expected = metrics(best_Nk, (np.concatenate([[0], np.cumsum(counts)]), classes), ks=(5,))["nDCG@5"]
-    assert discounted_gains(scores_NC, gains_of(store, rows, ids_NC)).mean() == pytest.approx(expected, rel=1e-6)
+    found = metrics(best_Nk, (np.concatenate([[0], np.cumsum(counts)]), classes), ks=(1, 3, 5))
+    expected = np.mean([found[f"P@{k}"] for k in (1, 3, 5)])
+    assert mean_precision(scores_NC, right_of(store, rows, ids_NC)) == pytest.approx(expected, rel=1e-6)
     done = read_json(run.reranked, Reranked)
     assert done.weight >= 0.5
     fixed = RerankerTraining(Run.open(reranked), store)
