@@ -316,7 +316,7 @@ class RerankerTraining:
         )
 
     def _best_blend(self, arrays: dict[str, NDArray[Any]]) -> Blend:
-        """The blend of best mean of P@1, P@3 and P@5 on rows that neither networks nor classifiers have learned from."""
+        """The blend of best mean of P@1, P@3 and P@5 on rows that nothing has learned from."""
         settings, rows = self.settings, self.validation_rows[:MAX_VALIDATION_ROWS]
         reranker = Reranker(
             arrays, n_features=self.store.n_features, candidates=settings.candidates, blend=self.given_blend()
