@@ -65,7 +65,7 @@ def calibrate(
     rows : int array, optional
         Rows that the model has not learned from; of more than 20,000 some are taken, evenly.
     choose_prior : bool
-        Whether the prior of plain scores is chosen by the mean of P@1, P@3 and P@5, where the configuration leaves it open.
+        Whether the mean of P@1, P@3 and P@5 chooses the prior of plain scores, if the configuration leaves it open.
 
     Raises
     ------

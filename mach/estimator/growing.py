@@ -64,7 +64,7 @@ def go_on(
     launch : dict
         The section of that name.
     device, console
-        As for `mach.estimator.fitted.fit`.
+        As for `mach.estimator.fitting.fit`.
     """
     run, folder = fitted.model.run, Folder()
     generator = np.random.default_rng(seed)

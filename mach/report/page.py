@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mach import plots
 from mach.errors import ConfigError
+from mach.report import plots
 from mach.shell import shown
 
 if TYPE_CHECKING:

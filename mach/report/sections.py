@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mach import __version__, plots
+from mach import __version__
 from mach.calibration import Calibration
 from mach.config import Config
 from mach.data.prepare import prepare, texts_of
@@ -23,6 +23,7 @@ from mach.errors import ConfigError, MachError, StorageError
 from mach.launch.setup import plan_by_counts
 from mach.loading import load
 from mach.places import Place, atomic_file
+from mach.report import plots
 from mach.report.diagnosis import SHOWN, Diagnosis, bucket_load, classes_of, diagnose, example_rows, mistaken_for
 from mach.report.page import (
     Block,
