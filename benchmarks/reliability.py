@@ -18,12 +18,12 @@ import numpy as np
 from hardware import commit, processor
 
 import mach
-from mach import plots
 from mach.calibrating import pairs_of
 from mach.calibration import TOP, Curve, calibration_error, naive, reliability
 from mach.data.prepare import prepare
 from mach.evaluation import evaluate
 from mach.networks.batch import right_of
+from mach.report import plots
 from mach.report.diagnosis import Trust
 
 ROOT = Path(__file__).parent.parent

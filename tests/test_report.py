@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mach import plots
 from mach.cli import main
 from mach.config import Config, parse_config
 from mach.data.prepare import prepare, texts_of
@@ -21,6 +20,7 @@ from mach.evaluation import evaluate
 from mach.launch.setup import set_up
 from mach.loading import load
 from mach.model import MachModel
+from mach.report import plots
 from mach.report.diagnosis import SHOWN, bucket_load, class_recall, diagnose, example_rows, mistaken_for
 from mach.report.sections import write_report
 from mach.storage import Run
