@@ -206,7 +206,7 @@ class Edits:
         self, names: Sequence[str], table_FA: NDArray[np.uint32], counts_A: NDArray[np.int64], **changes: Any
     ) -> Edits:
         """With further classes."""
-        table = np.concatenate([self.table_FA, table_FA], axis=1) if self.n_added else table_FA
+        table = np.concatenate([self.table_FA, table_FA], axis=1)
         counts = np.concatenate([self.counts_A, counts_A])
         return replace(self, names=(*self.names, *names), table_FA=table, counts_A=counts, **changes)
 

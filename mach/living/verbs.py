@@ -126,6 +126,7 @@ class Living(Teaching):
                 )
             functions = list(range(self.run.config.hashing.heads * self.run.config.hashing.repetitions))
             table_FA = hashed_buckets(A, functions, self.assignment.n_buckets, first=first)
+            edits = replace(edits, table_FA=edits.buckets(functions, self.assignment.n_buckets))  # R may have been raised
             if exemplars is None:
                 changed = edits.extended(names, table_FA, counts_A)
                 self._write(turn, changed, "add", _listed(names))
@@ -327,7 +328,7 @@ class Living(Teaching):
             When the model's data had no class names.
         """
         live, K = self._live, self.n_classes
-        if live.trained_names is None and not live.edits.names:
+        if not live.has_names:
             raise DataError(f"{self.run.path} has no class names: set data.class_names when training, or use ids")
         outside = [int(k) for k in np.ravel(ids) if not -1 <= k < K]
         if outside:
@@ -337,8 +338,7 @@ class Living(Teaching):
 
     def name_function(self) -> Callable[[ArrayLike], list[Any]] | None:
         """`names`, or None where the model has none."""
-        has_names = self._live.trained_names is not None or bool(self._live.edits.names)
-        return self.names if has_names else None
+        return self.names if self._live.has_names else None
 
     def reference(self) -> Reference:
         """What other rows must agree with to be this model's queries, with added and renamed classes."""

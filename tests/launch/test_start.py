@@ -209,7 +209,7 @@ def test_a_run_below_a_url_starts_another_that_starts_a_third(config: Config, ol
     )
     third, store = set_up(third_config, tmp_path / "third")
     assert (store.n_old_rows, [part.n_rows for part in store.old_parts]) == (3000, [2400, 600])
-    assert third.config.training.rate == second.config.training.rate  # not a third of a third
+    assert third.config.training.rate == second.config.training.rate  # not two thirds of two thirds
     train_shard(ShardJob(str(third.path), str(store.path), tuple(range(R))))
     assert precision(third, folder, "old") > 0.9
     assert training_store(third).path == store.path
