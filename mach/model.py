@@ -39,7 +39,8 @@ class Answer(TopK):
     Attributes
     ----------
     answered_NR : bool array of shape (N, R)
-        Whether a repetition's scores went into the answer; only one kept in another process can be missing.
+        Whether a repetition's scores went into the answer; only one kept in another process can be missing. Where the
+        first so many repetitions were asked for, R is their number.
     """
 
     answered_NR: NDArray[np.bool_]
@@ -229,7 +230,7 @@ class MachModel(Living):
         how: dict[str, Any] = {"allowed": subset, "budget": budget, "rerank": rerank, "tail": tail, "live": live}
         for batch, probs_NRB, columns in self.answered(queries, repetitions):
             top = self.decode(batch, probs_NRB, columns, k, **how)
-            answered_NR = np.zeros((len(probs_NRB), self.n_repetitions), np.bool_)
+            answered_NR = np.zeros((len(probs_NRB), repetitions or self.n_repetitions), np.bool_)
             answered_NR[:, list(columns)] = True
             yield Answer(**vars(top), answered_NR=answered_NR)
 
