@@ -338,7 +338,13 @@ def calibrate(model: MachModel, data: str | None, as_json: bool) -> None:
     if data is not None:
         found = calibrate_model(model, _prepared(model, data))
     else:
-        store = _training_rows(model.run.config)
+        from mach.launch.start import training_store
+
+        try:
+            with _reporter() as report:
+                store = training_store(model.run, report)
+        except StorageError as error:
+            raise ConfigError(f"{error}: bring those rows back, or give DATA") from error
         found = calibrate_model(model, store, held_out(model.run, store))
     if as_json:
         knots = {"scores", "probabilities"}
@@ -507,23 +513,17 @@ def _prepared(model: MachModel, source: str) -> Store:
         return prepare_data(config.data, config.text, source, like=model.reference(), report=report)
 
 
-def _training_rows(config: Config) -> Store:
-    from mach.launch.start import training_data
-
-    with _reporter() as report:
-        return training_data(config, None, report)
-
-
 def _print_ledger(config: Config) -> None:
     """What `train` would build, from the prepared data."""
     from mach.launch.launchers import n_workers
     from mach.launch.setup import plan_of, resolve
-    from mach.launch.start import Start
+    from mach.launch.start import Start, training_data
     from mach.recipe import before_reading
 
     start = Start.of(config)
     config = before_reading(config if start is None else start.complete(config))
-    store = _training_rows(config)
+    with _reporter() as report:
+        store = training_data(config, None, report)
     resolved, _, _ = resolve(config, store, None if start is None else start.assignment(start.counts_K(store)))
     chosen = plan_of(resolved, store, n_workers=n_workers(config.launch, resolved.hashing.repetitions))
     print_rows(chosen.rows(), as_json=False)

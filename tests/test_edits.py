@@ -307,7 +307,7 @@ def test_fewer_repetitions_are_those_of_a_smaller_model(grown: MachModel, run: P
 def test_classes_can_be_added_before_and_after_repetitions_are(config: Config, grown: MachModel, run: Path):
     before = grown.assignment.n_repetitions
     more = config.model_copy(update={"hashing": config.hashing.model_copy(update={"repetitions": before + 1})})
-    raised, store = set_up(more, run)
+    _, store = set_up(more, run)
     train_shard(ShardJob(str(run), str(store.path), (before,)))
     model = load(run)
     assert model.add_classes("later", [rows_of_new(NEW, 3, 0)]).tolist() == [N_CLASSES + NEW]

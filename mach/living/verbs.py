@@ -126,7 +126,8 @@ class Living(Teaching):
                 )
             functions = list(range(self.run.config.hashing.heads * self.run.config.hashing.repetitions))
             table_FA = hashed_buckets(A, functions, self.assignment.n_buckets, first=first)
-            edits = replace(edits, table_FA=edits.buckets(functions, self.assignment.n_buckets))  # R may have been raised
+            known_FA = edits.buckets(functions, self.assignment.n_buckets)  # R may have been raised
+            edits = replace(edits, table_FA=known_FA)
             if exemplars is None:
                 changed = edits.extended(names, table_FA, counts_A)
                 self._write(turn, changed, "add", _listed(names))

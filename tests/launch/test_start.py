@@ -21,7 +21,7 @@ from mach.evaluation import evaluate
 from mach.hashing import TableAssignment, UniversalAssignment
 from mach.launch.reranker import train_reranker
 from mach.launch.setup import set_up, shared_store
-from mach.launch.start import training_store
+from mach.launch.start import Start, training_store
 from mach.living.versions import Versions
 from mach.loading import load
 from mach.networks.batch import Batch, read_batch
@@ -300,7 +300,9 @@ def test_the_vocabulary_of_classes_grows_and_that_of_words_stays(old_config: Con
     )
 
 
-def test_classes_added_and_removed_after_training_stay_so(config: Config, old: Run, folder: Path, tmp_path: Path):
+def test_classes_added_and_removed_after_training_stay_so(
+    config: Config, old: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     shutil.copytree(str(old.path), tmp_path / "old")
     with load(tmp_path / "old") as model:
         rows = np.zeros((3, N_FEATURES), np.float32)
@@ -312,7 +314,19 @@ def test_classes_added_and_removed_after_training_stay_so(config: Config, old: R
     lines = rows_of(range(N_OLD + 1, N_ALL), 64, seed=5)
     new = {"train": write(tmp_path / "new.txt", lines, N_ALL)}
     started = with_keys(config, data=new, training={"start": str(tmp_path / "old"), "epochs": 1})
+
+    def stop(self: Start, run: Run) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Start, "keep_removed", stop)
+        with pytest.raises(KeyboardInterrupt):
+            set_up(started, tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # rather than a run that does not know what was removed
     run, store = set_up(started, tmp_path / "run")
+    with load(tmp_path / "old") as model:
+        model.remove_classes([8])
+    assert set_up(started, tmp_path / "run")[1].path == store.path  # what is done to the other run later is its own
     np.testing.assert_array_equal(run.assignment().buckets(added), buckets)
     assert run.class_counts_K()[N_OLD] == 3
     assert 7 not in store.class_ids
