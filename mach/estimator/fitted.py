@@ -13,14 +13,15 @@ import weakref
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mach.calibration import naive
+from mach.data.store import ClassNames
 from mach.errors import StorageError
-from mach.estimator.rows import Features, Kept
+from mach.estimator.rows import Features, Kept, n_rows_of
 from mach.loading import load
 from mach.places import flush_to_disk, temporary_name
 from mach.tensors import write_tensors
@@ -169,7 +170,8 @@ class Fitted:
             for name, content in extra.items():
                 (partial / name).write_bytes(content)
             with (partial / "class_names.safetensors").open("wb") as names_file:
-                _write_names(names_file, names + [""] * (self.model.n_classes - len(names)))
+                stored = ClassNames.of(names + [""] * (self.model.n_classes - len(names)))
+                write_tensors(names_file, {"offsets": stored.offsets, "utf8": stored.utf8}, {})
             for file in [*_files(partial), partial]:
                 flush_to_disk(file)
             partial.replace(path)
@@ -190,7 +192,7 @@ class Fitted:
         Small networks get blocks of one size, the last filled up: matrix products of another shape round otherwise,
         and so a row's answer does not depend on the rows beside it.
         """
-        n_rows = features.shape[0] if hasattr(features, "shape") else len(features)
+        n_rows = n_rows_of(features)
         if not self._is_small:
             step = max(1, BLOCK_SCORES // self.n_classes)
             for begin in range(0, n_rows, step):
@@ -233,7 +235,7 @@ class Fitted:
         """Probabilities that classes are right, each by its own score; calibrated where rows were held out for it."""
         model = self.model
         if model.calibration is not None:
-            return model.probabilities(np.zeros(scores.shape, np.int64), scores)
+            return model.curve()(scores)
         return naive(scores, model.aggregate).astype(np.float32)
 
 
@@ -250,12 +252,6 @@ def _filled_up(block: Any, n: int) -> Any:
 
     indptr = np.concatenate([block.indptr, np.repeat(block.indptr[-1:], missing)])
     return csr_array((block.data, block.indices, indptr), shape=(BLOCK_ROWS, block.shape[1]))
-
-
-def _write_names(file: BinaryIO, names: list[str]) -> None:
-    encoded = [name.encode("utf-8", "surrogatepass") for name in names]
-    offsets = np.concatenate([[0], np.cumsum([len(name) for name in encoded])]).astype(np.int64)
-    write_tensors(file, {"offsets": offsets, "utf8": np.frombuffer(b"".join(encoded), np.uint8)}, {})
 
 
 def _files(folder: Path) -> list[Path]:

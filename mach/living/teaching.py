@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.hashing import Assignment, TableAssignment
-from mach.living.edits import Edits, Exemplars, has_features, rows_of
+from mach.living.edits import Edits, Exemplars
 from mach.living.live import Live
 from mach.living.recall import NEAR_FROM, PLAIN, RERANKED, Recall, lifts_of
-from mach.networks.batch import Batch
+from mach.networks.batch import Batch, has_features, rows_of
 from mach.storage import Run
 
 if TYPE_CHECKING:

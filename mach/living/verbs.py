@@ -18,22 +18,11 @@ from numpy.typing import ArrayLike, NDArray
 from mach.data.store import ClassNames, Reference
 from mach.decoding import Subset
 from mach.errors import ConfigError, DataError
-from mach.living.edits import (
-    ASSOCIATE,
-    EXAMPLE,
-    TEXT,
-    UPVOTE,
-    Edits,
-    Exemplars,
-    concatenated,
-    has_features,
-    hashed_buckets,
-    rows_of,
-)
+from mach.living.edits import ASSOCIATE, EXAMPLE, TEXT, UPVOTE, Edits, Exemplars, hashed_buckets
 from mach.living.live import Allowed, Classes
 from mach.living.teaching import Teaching, place
 from mach.living.versions import Step, Turn, Versions
-from mach.networks.batch import Batch, largest_features
+from mach.networks.batch import Batch, concatenated, has_features, largest_features, rows_of
 from mach.queries import QueryReader
 
 if TYPE_CHECKING:
@@ -348,9 +337,7 @@ class Living(Teaching):
             return found
         names = None
         if live.trained_names is not None:
-            parts = [live.name(k).encode("utf-8", "surrogatepass") for k in range(self.n_classes)]
-            offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
-            names = ClassNames(offsets, np.frombuffer(b"".join(parts), np.uint8))
+            names = ClassNames.of(map(live.name, range(self.n_classes)))
         step = Versions(self.run).current().step(self.version)
         fingerprint = f"{found.fingerprint}-{step.digest if step else ''}"
         return replace(found, n_classes=self.n_classes, class_names=names, fingerprint=fingerprint)
