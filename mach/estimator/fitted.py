@@ -140,18 +140,23 @@ class Fitted:
         return np.concatenate(ids), np.concatenate(values)
 
     def likely(self, features: Features) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Classes of probability 0.5 or more of every row, ascending, as a CSR pair; any number of them."""
-        k, K = min(16, self.n_classes), self.n_classes
-        while True:
-            ids_Nk, probs_Nk = self.topk(features, k)
-            is_likely_Nk = probs_Nk >= LEAST_PROBABILITY
-            if k == K or not is_likely_Nk[:, -1].any():
-                break
-            k = min(4 * k, K)
-        counts = is_likely_Nk.sum(1)
-        order_Nk = np.argsort(np.where(is_likely_Nk, ids_Nk, K), axis=1)
-        ids_Nk = np.take_along_axis(ids_Nk, order_Nk, axis=1)
-        return np.concatenate([[0], np.cumsum(counts)]), ids_Nk[np.arange(k) < counts[:, None]]
+        """Classes of probability 0.5 or more of every row, ascending, as a CSR pair; any number of them.
+
+        Only rows whose 16 best are all likely are asked for more: memory follows the answer.
+        """
+        k, n_rows = min(16, self.n_classes), n_rows_of(features)
+        open_n, rows, ids = np.arange(n_rows), [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        while len(open_n):
+            ids_nk, probs_nk = self.topk(features if len(open_n) == n_rows else _some(features, open_n), k)
+            is_likely_nk = probs_nk >= LEAST_PROBABILITY
+            is_done_n = ~is_likely_nk[:, -1] | (k == self.n_classes)
+            at, columns = np.nonzero(is_likely_nk & is_done_n[:, None])
+            rows.append(open_n[at])
+            ids.append(ids_nk[at, columns])
+            open_n, k = open_n[~is_done_n], min(4 * k, self.n_classes)
+        all_rows, all_ids = np.concatenate(rows), np.concatenate(ids)
+        counts_N = np.bincount(all_rows, minlength=n_rows)
+        return np.concatenate([[0], np.cumsum(counts_N)]), all_ids[np.lexsort((all_ids, all_rows))]
 
     def copy_to(self, path: Path, extra: dict[str, bytes], names: list[str]) -> None:
         """Copy the run, with further files and names of its classes, to a new place; it is there whole or not at all.
@@ -237,6 +242,10 @@ class Fitted:
         if model.calibration is not None:
             return model.curve()(scores)
         return naive(scores, model.aggregate).astype(np.float32)
+
+
+def _some(features: Any, rows: NDArray[np.int64]) -> Any:
+    return [features[n] for n in rows] if isinstance(features, list) else features[rows]
 
 
 def _filled_up(block: Any, n: int) -> Any:
