@@ -138,6 +138,22 @@ def test_plain_answers_are_exact_for_every_k_and_subset(run: Path):
             np.testing.assert_array_equal(model.topk(queries, k, allowed=allowed)[0], expected)
 
 
+def test_tails_choose_among_all_added_classes(run: Path, monkeypatch: pytest.MonkeyPatch):
+    """Those of few examples are favoured, though the aggregate alone has others before them."""
+    model = load(run)
+    model.add_classes([f"new {k}" for k in range(NEW)], [rows_of_new(k, 4 ** (3 - k), 0) for k in range(NEW)])
+    rows, _ = planted_queries(40, seed=12)
+    added = np.arange(N_CLASSES, N_CLASSES + NEW)
+    order = np.argsort(-model.score(rows, added, tail=3.0), axis=1, kind="stable")
+    found = model.search(rows, 1, allowed=added, tail=3.0)
+    np.testing.assert_array_equal(found.ids_Nk[:, 0], added[order[:, 0]])
+    assert found.exact_N.all()
+    assert (order[:, 0] != np.argsort(-model.score(rows, added), axis=1, kind="stable")[:, 0]).any()
+    monkeypatch.setattr("mach.living.recall.MOST_ADDED", 2)
+    assert not model.search(rows, 1, allowed=added, tail=3.0).exact_N.any()
+    assert model.search(rows, 1, allowed=added).exact_N.all()
+
+
 def test_a_new_class_is_found_at_once_and_by_unseen_rows(grown: MachModel, run: Path):
     for model in (grown, load(run)):
         for k in range(NEW):
