@@ -257,7 +257,7 @@ class Living(Teaching):
 
         Notes
         -----
-        Cost: O(R J B H) once a model; O(R J (B + K)) a class.
+        Cost: O(R J B H) once a model; O(R J (B + K)) a class; 4 bytes a class and hash function while it lasts.
         """
         ids = self.ids_of(classes)
         rows = self._output_rows
@@ -382,11 +382,11 @@ class Living(Teaching):
             raise ConfigError("some repetitions do not answer: an edit needs them all: try again")
         return probs_NRB, columns
 
-    def _buckets(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Buckets of all classes by the model's hash functions."""
+    def _buckets(self, ids: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Buckets of classes, the added ones last, by the model's hash functions."""
         K0 = self.edits.n_trained
-        trained = self.assignment.buckets(ids[ids < K0]).astype(np.int64)
-        return np.concatenate([trained, self._live.recall.table_RA[:, ids[ids >= K0] - K0].astype(np.int64)], axis=1)
+        added = self._live.recall.table_RA[:, ids[ids >= K0] - K0]
+        return np.concatenate([self.assignment.buckets(ids[ids < K0]), added.astype(np.int32)], axis=1)
 
     @cached_property
     def _output_rows(self) -> list[NDArray[np.float32]]:
