@@ -12,7 +12,7 @@ from rich.console import Console
 
 from mach import training as training_module
 from mach.config import Config, LaunchConfig, parse_config
-from mach.data.joining import join
+from mach.data.joining import find, join
 from mach.data.prepare import prepare
 from mach.data.store import Store, split_rows
 from mach.data.transfer import fetch_store
@@ -271,6 +271,12 @@ def test_old_data_that_are_gone_are_named(old_config: Config, config: Config, fo
     run, store = set_up(with_keys(started, training={"replay": 0.0}), tmp_path / "third")
     assert (store.n_rows, store.n_old_rows, run.manifest.n_rows) == (600, 0, 3000)
     assert run.class_counts_K()[:N_OLD].sum() == Run.open(tmp_path / "first").class_counts_K().sum()
+
+
+def test_a_damaged_store_in_the_cache_is_passed_over(tmp_path: Path):
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/meta.json").write_text('{"fingerprint": "wanted"}')
+    assert find("wanted", str(tmp_path)) is None
 
 
 def test_the_vocabulary_of_classes_grows_and_that_of_words_stays(old_config: Config, tmp_path: Path):
