@@ -11,9 +11,8 @@ import json
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ import click
 
 from mach import __version__
 from mach.classes import classes
-from mach.errors import ConfigError, DegradedWarning, IncompleteRunError, MachError, StorageError
+from mach.errors import ConfigError, IncompleteRunError, MachError, StorageError
 from mach.places import Place, is_there
 from mach.shell import (
     PLACE,
@@ -31,7 +30,9 @@ from mach.shell import (
     print_rows,
     print_table,
     print_values,
+    progress,
     read_lines,
+    warnings_as_lines,
 )
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def _asks(verb: Callable[..., None]) -> Callable[..., None]:
 
         chosen = parse_numbers(repetitions, None) if repetitions else None
         with (
-            _warnings(),
+            warnings_as_lines(),
             load(run, repetitions=chosen, launcher=launcher or "local", address=address, workers=workers) as model,
         ):
             verb(model, **options)
@@ -142,7 +143,7 @@ def prepare(
 
     defaults = [*overrides, f"data.train={json.dumps(source)}"]
     options = before_reading(load_config(config, defaults) if config else parse_config({}, "--set", defaults))
-    with _reporter() as report:
+    with progress() as report:
         reference = _reference(like) if like else None
         prepared = prepare_data(options.data, options.text, source, store, like=reference, report=report)
     print_values(prepared.describe() | {"path": str(store)}, as_json)
@@ -249,7 +250,7 @@ def train(
     is_stated = "repetitions" in options.hashing.model_fields_set
     if repetitions:  # before a run is made, as far as can be
         parse_numbers(repetitions, options.hashing.repetitions if is_stated else None)
-    with _reporter() as report:
+    with progress() as report:
         opened, store = set_up(options, run, report=report)
     n_repetitions = opened.config.hashing.repetitions
     chosen = parse_numbers(repetitions, n_repetitions) if repetitions else None
@@ -307,7 +308,7 @@ def evaluate(
         raise ConfigError(f"{model.run.path} names no data.test: give DATA")
     store = _prepared(model, source)
     cuts = tuple(sorted({parse_integer(k, "--at") for k in ks.split(",")}))
-    with _reporter() as report:
+    with progress() as report:
         measured = evaluate_model(
             model, store, ks=cuts, curve=curve, rerank=rerank, tail=tail, reliability=reliability, report=report
         )
@@ -338,7 +339,13 @@ def calibrate(model: MachModel, data: str | None, as_json: bool) -> None:
     if data is not None:
         found = calibrate_model(model, _prepared(model, data))
     else:
-        store = _training_rows(model.run.config)
+        from mach.launch.start import training_store
+
+        try:
+            with progress() as report:
+                store = training_store(model.run, report)
+        except StorageError as error:
+            raise ConfigError(f"{error}: bring those rows back, or give DATA") from error
         found = calibrate_model(model, store, held_out(model.run, store))
     if as_json:
         knots = {"scores", "probabilities"}
@@ -378,7 +385,7 @@ def predict(
         model.curve(rerank=rerank)  # missing, it is missed before the work
     store = _prepared(model, data)
     kind = ("probability", "probabilities") if probabilities else ("score", "scores")
-    with _reporter() as report:
+    with progress() as report:
         parts = _reported(
             model.search_in_parts(store, k, allowed=allowed, rerank=rerank, tail=tail), store.n_rows, report
         )
@@ -429,7 +436,7 @@ def write_report(run: Place, data: str | None, output: Place | None, images: Pla
     """Write one HTML page about RUN, finished or not: curves, accuracy on DATA (data.test by default), costs."""
     from mach.report.sections import write_report as write
 
-    with _warnings(), _reporter() as report:
+    with warnings_as_lines(), progress() as report:
         where = write(run, data, output=output, images=images, report=report)
     click.echo(where)
 
@@ -446,21 +453,6 @@ def info(run: Place, verify: bool, as_json: bool) -> None:
     if verify:
         model.verify()
     print_values(model.info(), as_json)
-
-
-@contextmanager
-def _warnings() -> Iterator[None]:
-    """What the model warns of, as lines like all other talk."""
-
-    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if issubclass(category, DegradedWarning):
-            click.echo(f"mach: {message}", err=True)
-        else:
-            show_others(message, category, *where, **more)
-
-    with warnings.catch_warnings():
-        show_others, warnings.showwarning = warnings.showwarning, show  # type: ignore[assignment]
-        yield
 
 
 def _calibrated(found: Calibration) -> str:
@@ -503,52 +495,24 @@ def _prepared(model: MachModel, source: str) -> Store:
     from mach.data.prepare import prepare as prepare_data
 
     config = model.run.config
-    with _reporter() as report:
+    with progress() as report:
         return prepare_data(config.data, config.text, source, like=model.reference(), report=report)
-
-
-def _training_rows(config: Config) -> Store:
-    from mach.launch.start import training_data
-
-    with _reporter() as report:
-        return training_data(config, None, report)
 
 
 def _print_ledger(config: Config) -> None:
     """What `train` would build, from the prepared data."""
     from mach.launch.launchers import n_workers
     from mach.launch.setup import plan_of, resolve
-    from mach.launch.start import Start
+    from mach.launch.start import Start, training_data
     from mach.recipe import before_reading
 
     start = Start.of(config)
     config = before_reading(config if start is None else start.complete(config))
-    store = _training_rows(config)
+    with progress() as report:
+        store = training_data(config, None, report)
     resolved, _, _ = resolve(config, store, None if start is None else start.assignment(start.counts_K(store)))
     chosen = plan_of(resolved, store, n_workers=n_workers(config.launch, resolved.hashing.repetitions))
     print_rows(chosen.rows(), as_json=False)
-
-
-@contextmanager
-def _reporter() -> Iterator[Callable[[str, float], None]]:
-    """Progress of reading and predicting: bars on a terminal, silence elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda stage, fraction: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def report(stage: str, fraction: float) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=1.0)
-            bars.update(tasks[stage], completed=fraction)
-
-        yield report
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ from mach.calibration import Calibration, Curve, fingerprint
 from mach.decoding import Decoder, Subset, TopK, transform
 from mach.errors import ConfigError, DataError
 from mach.hashing import Assignment
-from mach.living.edits import Edits, rows_of
+from mach.living.edits import Edits
 from mach.living.live import Allowed, Live
 from mach.living.recall import PLAIN, RERANKED, Candidates, Found
 from mach.living.verbs import Living
-from mach.networks.batch import Batch, SparseBatch
+from mach.networks.batch import Batch, SparseBatch, rows_of
 from mach.ordering import prior_terms, reorder, tail_terms, topk_with_terms
 from mach.queries import is_single
 from mach.repetition import read_json
@@ -39,7 +39,8 @@ class Answer(TopK):
     Attributes
     ----------
     answered_NR : bool array of shape (N, R)
-        Whether a repetition's scores went into the answer; only one kept in another process can be missing.
+        Whether a repetition's scores went into the answer; only one kept in another process can be missing. Where the
+        first so many repetitions were asked for, R is their number.
     """
 
     answered_NR: NDArray[np.bool_]
@@ -147,12 +148,17 @@ class MachModel(Living):
         Raises
         ------
         ConfigError
-            When probabilities are wanted and the run has no calibration for them.
+            When probabilities are wanted and the run has no calibration for them, or they are not of all repetitions.
         DataError
             When queries do not fit the model.
         """
         if probabilities:
             self.curve(rerank=rerank)  # missing, it is missed before the work
+            if repetitions not in (None, self.n_repetitions):
+                raise ConfigError(
+                    f"the calibration is for all {self.n_repetitions} repetitions, not the first {repetitions}: leave "
+                    "repetitions out, or ask for scores"
+                )
         how: dict[str, Any] = {"allowed": allowed, "budget": budget, "rerank": rerank, "tail": tail}
         found = self.search(queries, k, **how, repetitions=repetitions)
         values_Nk = found.scores_Nk
@@ -229,7 +235,7 @@ class MachModel(Living):
         how: dict[str, Any] = {"allowed": subset, "budget": budget, "rerank": rerank, "tail": tail, "live": live}
         for batch, probs_NRB, columns in self.answered(queries, repetitions):
             top = self.decode(batch, probs_NRB, columns, k, **how)
-            answered_NR = np.zeros((len(probs_NRB), self.n_repetitions), np.bool_)
+            answered_NR = np.zeros((len(probs_NRB), repetitions or self.n_repetitions), np.bool_)
             answered_NR[:, list(columns)] = True
             yield Answer(**vars(top), answered_NR=answered_NR)
 

@@ -1,15 +1,17 @@
-"""What people type into a shell and read there: lists of numbers, sizes, queries; tables, or JSON."""
+"""What people type into a shell and read there: lists of numbers, sizes, queries; tables, JSON, progress, warnings."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
-from mach.errors import ConfigError, DataError
+from mach.errors import ConfigError, DataError, DegradedWarning
 from mach.places import Place, place
 
 
@@ -109,3 +111,40 @@ def shown(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:,.2f}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """What the model warns of, as lines like all other talk."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, DegradedWarning):
+            click.echo(f"mach: {message}", err=True)
+        else:
+            show_others(message, category, *where, **more)
+
+    with warnings.catch_warnings():
+        show_others, warnings.showwarning = warnings.showwarning, show  # type: ignore[assignment]
+        yield
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str, float], None]]:
+    """Progress of reading and predicting: bars on a terminal, silence elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda stage, fraction: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, fraction: float) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=1.0)
+            bars.update(tasks[stage], completed=fraction)
+
+        yield report

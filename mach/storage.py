@@ -126,11 +126,12 @@ class Run:
         assignment: Assignment,
         counts_K: NDArray[np.int64] | None = None,
         weights: Mapping[int, Path] | None = None,
+        last: Callable[[Run], None] = lambda run: None,
     ) -> Run:
         """Lay out a new run: it is there whole, or not at all. Of two creators at once, one fails or both agree.
 
         ``counts_K`` are the rows of every class where they are not those of the store, ``weights`` the files that
-        repetitions start from.
+        repetitions start from; ``last`` may write more into a folder that nobody sees yet, unless it is remote.
         """
         final = place(path)
         try:
@@ -146,6 +147,7 @@ class Run:
                 for r, source in (weights or {}).items():
                     run.repetition(r).save_start(source)
                 run.update(config, manifest, assignment)
+                last(run)
         except OSError as error:
             raise StorageError(f"cannot create {path}: {error.strerror}") from error
         return cls(final)

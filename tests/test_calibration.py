@@ -179,6 +179,8 @@ def test_probabilities_keep_the_order_and_need_a_calibration_of_these_weights(co
     assert last["ECE"] <= last["ECE uncalibrated"]
     with pytest.raises(ConfigError, match="is for other repetitions"):
         load(copied, repetitions=[0, 1]).topk(test_rows, probabilities=True)
+    with pytest.raises(ConfigError, match="for all 3 repetitions, not the first 2"):
+        load(copied).topk(test_rows, probabilities=True, repetitions=2)
     model.prior = -0.5
     with pytest.raises(ConfigError, match="or settings"):
         model.topk(test_rows, probabilities=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -135,6 +136,22 @@ def test_plain_answers_are_exact_for_every_k_and_subset(run: Path):
         expected = np.where(np.isneginf(np.take_along_axis(scores_NK, order, axis=1)), -1, order)
         for allowed in (mask, np.flatnonzero(mask).tolist(), model.subset(mask)):
             np.testing.assert_array_equal(model.topk(queries, k, allowed=allowed)[0], expected)
+
+
+def test_tails_choose_among_all_added_classes(run: Path, monkeypatch: pytest.MonkeyPatch):
+    """Those of few examples are favoured, though the aggregate alone has others before them."""
+    model = load(run)
+    model.add_classes([f"new {k}" for k in range(NEW)], [rows_of_new(k, 4 ** (3 - k), 0) for k in range(NEW)])
+    rows, _ = planted_queries(40, seed=12)
+    added = np.arange(N_CLASSES, N_CLASSES + NEW)
+    order = np.argsort(-model.score(rows, added, tail=3.0), axis=1, kind="stable")
+    found = model.search(rows, 1, allowed=added, tail=3.0)
+    np.testing.assert_array_equal(found.ids_Nk[:, 0], added[order[:, 0]])
+    assert found.exact_N.all()
+    assert (order[:, 0] != np.argsort(-model.score(rows, added), axis=1, kind="stable")[:, 0]).any()
+    monkeypatch.setattr("mach.living.recall.MOST_ADDED", 2)
+    assert not model.search(rows, 1, allowed=added, tail=3.0).exact_N.any()
+    assert model.search(rows, 1, allowed=added).exact_N.all()
 
 
 def test_a_new_class_is_found_at_once_and_by_unseen_rows(grown: MachModel, run: Path):
@@ -298,8 +315,37 @@ def test_fewer_repetitions_are_those_of_a_smaller_model(grown: MachModel, run: P
     smaller = load(run, repetitions=[0, 1])
     for found, wanted in zip(grown.topk(rows, repetitions=2), smaller.topk(rows), strict=True):
         np.testing.assert_array_equal(found, wanted)
+    assert not grown.search(rows, 5, repetitions=2).is_degraded  # none that was asked for is missing
     with pytest.raises(ConfigError, match="need 1 to 3"):
         grown.topk(rows, repetitions=4)
+
+
+def test_classes_can_be_added_before_and_after_repetitions_are(config: Config, grown: MachModel, run: Path):
+    before = grown.assignment.n_repetitions
+    more = config.model_copy(update={"hashing": config.hashing.model_copy(update={"repetitions": before + 1})})
+    _, store = set_up(more, run)
+    train_shard(ShardJob(str(run), str(store.path), (before,)))
+    model = load(run)
+    assert model.add_classes("later", [rows_of_new(NEW, 3, 0)]).tolist() == [N_CLASSES + NEW]
+    for k in range(NEW + 1):
+        own, _ = load(run).topk(rows_of_new(k, 3, 0), 1)
+        assert (own[:, 0] == N_CLASSES + k).all()
+
+
+def test_masks_are_not_kept_after_the_call(grown: MachModel):
+    grown.remove_classes([3])
+    rows, _ = planted_queries(2, seed=1)
+    for _ in range(3):
+        grown.topk(rows, allowed=np.ones(grown.n_classes, np.bool_))
+    gc.collect()
+    assert (len(grown._live._left), len(grown._live._parts)) == (0, 0)
+
+
+def test_a_class_without_names_beside_it_can_be_given_one(model: MachModel, run: Path):
+    (run / "class_names.safetensors").unlink()
+    assert load(run).name_function() is None
+    load(run).rename_class(3, "three")
+    assert load(run).names([3, 4]) == ["three", "4"]
 
 
 def test_similar_classes_share_buckets(model: MachModel):
@@ -363,8 +409,10 @@ def test_an_editor_that_is_killed_leaves_the_old_or_the_new_version(grown: MachM
             os.write(begun, b"x")
             while True:
                 editor.rename_class(5, f"name {editor.version + 1}")
-        os.read(ready, 1)
-        time.sleep(generator.uniform(0.0, 0.06))
+                os.write(begun, b"x")
+        for _ in range(1 + generator.integers(0, 3)):  # however slow the machine is, some versions are made
+            os.read(ready, 1)
+        time.sleep(generator.uniform(0.0, 0.02))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         os.close(ready)
@@ -500,9 +548,7 @@ def test_the_command_line_grows_and_shrinks_a_model(config: Config, tmp_path: Pa
     assert answer["names"][0] == "old wood"
     restricted = json.loads(mach("query", run, "blue", "-k", 5, "--allowed", "some", "--json").stdout)
     assert sorted(restricted["names"]) == ["crimson", "old wood"]
-    assert (
-        "7 pairs" in mach("classes", "list", run).stdout or "pairs of feedback" in mach("classes", "list", run).stdout
-    )
+    assert "4 pairs of feedback" in mach("classes", "list", run).stdout  # one upvote, the best three of an association
     assert "undone: subset some" in mach("classes", "undo", run).stderr
     assert "the version that holds is 6" in mach("classes", "list", run, "--history").stdout
     for arguments, words in [

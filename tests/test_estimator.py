@@ -27,6 +27,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import mach
 from mach import MACHClassifier, MachError
+from mach.estimator.fitted import Fitted
 from tests.conftest import N_CLASSES, N_FEATURES, planted_rows
 
 SMALL: dict[str, Any] = {"hidden": 16, "epochs": 12, "batch": 16, "rate": 0.02, "random_state": 0}
@@ -130,6 +131,27 @@ def test_lists_of_hashable_classes(planted_many):
     assert classifier.score(queries, [list(want) for want in wanted]) == right
     first = list(dict.fromkeys(value for row in named for value in row))
     assert classifier.classes_.tolist() == first  # strings and tuples cannot be sorted
+
+
+@pytest.mark.parametrize("kind", [np.asarray, csr_array, lambda X: [str(n) for n in X[:, 0]]])
+def test_a_row_of_many_classes_does_not_make_others_dear(monkeypatch, kind):
+    """Of 20 rows two have 100 of 900 classes: nobody scores 900 classes of all rows."""
+    probs_NK = np.where(np.random.default_rng(0).random((20, 900)) < 0.003, 0.9, 0.1)
+    probs_NK[[4, 11], :100] = 0.8
+    asked = []
+
+    def topk(self, features, k):
+        rows = np.array(features, int) if isinstance(features, list) else features.sum(axis=1)
+        asked.append(len(rows) * k)
+        ids_nk = np.argsort(-probs_NK[rows], axis=1, kind="stable")[:, :k]
+        return ids_nk, np.take_along_axis(probs_NK[rows], ids_nk, axis=1)
+
+    monkeypatch.setattr(Fitted, "topk", topk)
+    indptr, ids = Fitted(Path(), 900).likely(kind(np.arange(20)[:, None]))
+    found_NK = csr_array((np.ones(len(ids), bool), ids, indptr), shape=(20, 900))
+    np.testing.assert_array_equal(found_NK.toarray(), probs_NK >= 0.5)
+    assert found_NK.has_sorted_indices
+    assert sum(asked) <= 20 * 16 + 2 * (64 + 256)
 
 
 def test_classes_are_ascending_and_of_their_own_type(blobs):
@@ -545,14 +567,3 @@ mach.load
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"mach.MACHClassifier needs scikit-learn.*: pip install 'mach\[sklearn\]'\n", done.stdout)
-
-
-def test_the_page_on_scikit_learn(tmp_path: Path, monkeypatch):
-    """Its snippets run, one after the other."""
-    page = Path(__file__).parents[1] / "docs" / "scikit-learn.md"
-    monkeypatch.chdir(tmp_path)
-    snippets = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    assert len(snippets) >= 4
-    names: dict[str, Any] = {}
-    for snippet in snippets:
-        exec(compile(snippet, str(page), "exec"), names)

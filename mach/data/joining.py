@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mach.data.store import Chunk, OldPart, Reference, Store
 from mach.data.writer import StoreWriter
-from mach.errors import DataError
+from mach.errors import DataError, StorageError
 from mach.places import cache_folder, kept
 
 BLOCK_ROWS = 2**16
@@ -105,7 +105,7 @@ def find(fingerprint: str, cache: str | None = None) -> Store | None:
         try:
             if json.loads(meta.read_text()).get("fingerprint") == fingerprint:
                 return Store.open(meta.parent)
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, StorageError):
             continue  # another process may be removing it
     return None
 

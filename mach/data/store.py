@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -75,6 +75,18 @@ class ClassNames(Sequence[str]):
 
     def __init__(self, offsets: NDArray[np.int64], utf8: NDArray[np.uint8]) -> None:
         self.offsets, self.utf8 = offsets, utf8
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> Self:
+        """Names as they are stored.
+
+        Examples
+        --------
+        >>> list(ClassNames.of(["apple", "blå"]))
+        ['apple', 'blå']
+        """
+        encoded = [name.encode("utf-8", "surrogatepass") for name in names]
+        return cls(np.cumsum([0, *map(len, encoded)], dtype=np.int64), np.frombuffer(b"".join(encoded), np.uint8))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

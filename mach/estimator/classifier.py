@@ -21,7 +21,7 @@ from mach.estimator.fitting import fit, small_choices
 from mach.estimator.frames import FrameKind, frame_of, is_table, texts_of, values_of
 from mach.estimator.growing import go_on
 from mach.estimator.parameters import given_by, refuse_large, spelled
-from mach.estimator.rows import Features, Rows
+from mach.estimator.rows import Features, Rows, n_rows_of
 from mach.estimator.vocabulary import Form, Targets, Vocabulary
 from mach.recipe import Shape
 
@@ -294,7 +294,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             When it would take more than ``max_proba_bytes``; `predict_topk` never does.
         """
         features = self._features(X)
-        refuse_large(_n_rows(features), len(self.classes_), self.max_proba_bytes, "predict_proba")
+        refuse_large(n_rows_of(features), len(self.classes_), self.max_proba_bytes, "predict_proba")
         return self._all(self._fitted.probabilities(features))
 
     def decision_function(self, X: Any) -> NDArray[np.float32]:
@@ -310,7 +310,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             When it would take more than ``max_proba_bytes``.
         """
         features = self._features(X)
-        refuse_large(_n_rows(features), len(self.classes_), self.max_proba_bytes, "decision_function")
+        refuse_large(n_rows_of(features), len(self.classes_), self.max_proba_bytes, "decision_function")
         logits_NK = self._all(self._fitted.logits(features))
         is_binary = self._form.form == "classes" and len(self.classes_) == 2
         return logits_NK[:, 1] - logits_NK[:, 0] if is_binary else logits_NK
@@ -544,7 +544,3 @@ def _canonical(matrix: Any) -> Any:
         rows = rows.copy()
         rows.sum_duplicates()
     return rows
-
-
-def _n_rows(features: Features) -> int:
-    return len(features) if isinstance(features, list) else int(features.shape[0])

@@ -13,14 +13,15 @@ import weakref
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mach.calibration import naive
+from mach.data.store import ClassNames
 from mach.errors import StorageError
-from mach.estimator.rows import Features, Kept
+from mach.estimator.rows import Features, Kept, n_rows_of
 from mach.loading import load
 from mach.places import flush_to_disk, temporary_name
 from mach.tensors import write_tensors
@@ -139,18 +140,23 @@ class Fitted:
         return np.concatenate(ids), np.concatenate(values)
 
     def likely(self, features: Features) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Classes of probability 0.5 or more of every row, ascending, as a CSR pair; any number of them."""
-        k, K = min(16, self.n_classes), self.n_classes
-        while True:
-            ids_Nk, probs_Nk = self.topk(features, k)
-            is_likely_Nk = probs_Nk >= LEAST_PROBABILITY
-            if k == K or not is_likely_Nk[:, -1].any():
-                break
-            k = min(4 * k, K)
-        counts = is_likely_Nk.sum(1)
-        order_Nk = np.argsort(np.where(is_likely_Nk, ids_Nk, K), axis=1)
-        ids_Nk = np.take_along_axis(ids_Nk, order_Nk, axis=1)
-        return np.concatenate([[0], np.cumsum(counts)]), ids_Nk[np.arange(k) < counts[:, None]]
+        """Classes of probability 0.5 or more of every row, ascending, as a CSR pair; any number of them.
+
+        Only rows whose 16 best are all likely are asked for more: memory follows the answer.
+        """
+        k, n_rows = min(16, self.n_classes), n_rows_of(features)
+        open_n, rows, ids = np.arange(n_rows), [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        while len(open_n):
+            ids_nk, probs_nk = self.topk(features if len(open_n) == n_rows else _some(features, open_n), k)
+            is_likely_nk = probs_nk >= LEAST_PROBABILITY
+            is_done_n = ~is_likely_nk[:, -1] | (k == self.n_classes)
+            at, columns = np.nonzero(is_likely_nk & is_done_n[:, None])
+            rows.append(open_n[at])
+            ids.append(ids_nk[at, columns])
+            open_n, k = open_n[~is_done_n], min(4 * k, self.n_classes)
+        all_rows, all_ids = np.concatenate(rows), np.concatenate(ids)
+        counts_N = np.bincount(all_rows, minlength=n_rows)
+        return np.concatenate([[0], np.cumsum(counts_N)]), all_ids[np.lexsort((all_ids, all_rows))]
 
     def copy_to(self, path: Path, extra: dict[str, bytes], names: list[str]) -> None:
         """Copy the run, with further files and names of its classes, to a new place; it is there whole or not at all.
@@ -169,7 +175,8 @@ class Fitted:
             for name, content in extra.items():
                 (partial / name).write_bytes(content)
             with (partial / "class_names.safetensors").open("wb") as names_file:
-                _write_names(names_file, names + [""] * (self.model.n_classes - len(names)))
+                stored = ClassNames.of(names + [""] * (self.model.n_classes - len(names)))
+                write_tensors(names_file, {"offsets": stored.offsets, "utf8": stored.utf8}, {})
             for file in [*_files(partial), partial]:
                 flush_to_disk(file)
             partial.replace(path)
@@ -190,7 +197,7 @@ class Fitted:
         Small networks get blocks of one size, the last filled up: matrix products of another shape round otherwise,
         and so a row's answer does not depend on the rows beside it.
         """
-        n_rows = features.shape[0] if hasattr(features, "shape") else len(features)
+        n_rows = n_rows_of(features)
         if not self._is_small:
             step = max(1, BLOCK_SCORES // self.n_classes)
             for begin in range(0, n_rows, step):
@@ -233,8 +240,12 @@ class Fitted:
         """Probabilities that classes are right, each by its own score; calibrated where rows were held out for it."""
         model = self.model
         if model.calibration is not None:
-            return model.probabilities(np.zeros(scores.shape, np.int64), scores)
+            return model.curve()(scores)
         return naive(scores, model.aggregate).astype(np.float32)
+
+
+def _some(features: Any, rows: NDArray[np.int64]) -> Any:
+    return [features[n] for n in rows] if isinstance(features, list) else features[rows]
 
 
 def _filled_up(block: Any, n: int) -> Any:
@@ -250,12 +261,6 @@ def _filled_up(block: Any, n: int) -> Any:
 
     indptr = np.concatenate([block.indptr, np.repeat(block.indptr[-1:], missing)])
     return csr_array((block.data, block.indices, indptr), shape=(BLOCK_ROWS, block.shape[1]))
-
-
-def _write_names(file: BinaryIO, names: list[str]) -> None:
-    encoded = [name.encode("utf-8", "surrogatepass") for name in names]
-    offsets = np.concatenate([[0], np.cumsum([len(name) for name in encoded])]).astype(np.int64)
-    write_tensors(file, {"offsets": offsets, "utf8": np.frombuffer(b"".join(encoded), np.uint8)}, {})
 
 
 def _files(folder: Path) -> list[Path]:

@@ -15,6 +15,11 @@ Features: TypeAlias = "list[str] | csr_array | NDArray[np.float32]"
 KEPT_BYTES = 2**26
 
 
+def n_rows_of(features: Features) -> int:
+    """How many rows there are, of numbers or texts."""
+    return len(features) if isinstance(features, list) else int(features.shape[0])
+
+
 @dataclass(frozen=True, eq=False)
 class Rows:
     """Training rows in memory: features, and class ids as a CSR pair."""

@@ -175,7 +175,13 @@ class RemoteScorer:
         if n_repetitions is None:
             return probs_NRB, columns
         n_heads = probs_NRB.shape[1] // len(columns)
-        return np.ascontiguousarray(probs_NRB[:, : n_repetitions * n_heads]), columns[:n_repetitions]
+        columns = tuple(c for c in columns if c < n_repetitions)
+        if not columns:
+            raise IncompleteRunError(
+                f"{self._path}: none of the first {n_repetitions} repetitions answers now: ask again in a while, or "
+                "ask for more of them"
+            )
+        return np.ascontiguousarray(probs_NRB[:, : len(columns) * n_heads]), columns
 
     def sizes(self) -> dict[str, int]:
         found = [sizes for _, sizes in self._ask(self._timeout_seconds, "sizes")]

@@ -87,17 +87,14 @@ def set_up(
     config, manifest, assignment = resolve(config, store, known)
     if start is not None:
         manifest = manifest.model_copy(update={"n_rows": start.n_rows(store)})
-    weights = None if start is None else start.weights()
+    begun: dict[str, Any] = {} if start is None else {"weights": start.weights(), "last": start.keep_removed}
     try:
         _share(config, store, path)
-        run = Run.create(path, config, manifest, store, assignment, counts_K, weights)
+        return Run.create(path, config, manifest, store, assignment, counts_K, **begun), store
     except StorageError:
         if not Run.is_at(path):
             raise
-        run = _reopen(config, store, path)  # another process was faster
-    if start is not None:
-        start.keep_removed(run)
-    return run, store
+        return _reopen(config, store, path), store  # another process was faster
 
 
 def shared_store(run: Run, store: Store) -> str:

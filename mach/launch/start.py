@@ -261,8 +261,14 @@ def training_store(run: Run, report: Report = lambda stage, fraction: None) -> S
 def training_data(config: Config, run: Place | None, report: Report) -> Store:
     """The data that the configuration names; where they are out of reach, those that the remote run took along.
 
-    A run that has begun from another one goes on without it, as long as its joined rows are in the cache.
+    A run that has begun from another one goes on with the rows that it began with, as long as they are in the cache:
+    the other may be gone, or its classes may have changed since.
     """
+    if run is not None and config.training.start is not None:
+        begun = Run.open(run)
+        joined = find(begun.manifest.data_fingerprint, config.data.cache)
+        if joined is not None and begun.config.data.train == config.data.train:
+            return joined
     try:
         start = Start.of(config)
         if start is not None:
@@ -271,9 +277,4 @@ def training_data(config: Config, run: Place | None, report: Report) -> Store:
     except (ConfigError, DataError, StorageError):
         if run is not None and not isinstance(run, Path) and is_there(run / STORE / META):
             return fetch_store(run / STORE)
-        joined = None
-        if run is not None and config.training.start is not None:
-            joined = find(Run.open(run).manifest.data_fingerprint, config.data.cache)
-        if joined is None:
-            raise
-        return joined
+        raise

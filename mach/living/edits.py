@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mach.data.store import ClassNames
-from mach.errors import DataError, StorageError
-from mach.networks.batch import Batch, DenseBatch, SparseBatch
+from mach.errors import StorageError
+from mach.networks.batch import Batch, DenseBatch, SparseBatch, concatenated, has_features, rows_of, unit_rows
 
 FORMAT = "1"
 EXAMPLE, TEXT, UPVOTE, ASSOCIATE = range(4)  # kinds of exemplars
@@ -206,7 +206,7 @@ class Edits:
         self, names: Sequence[str], table_FA: NDArray[np.uint32], counts_A: NDArray[np.int64], **changes: Any
     ) -> Edits:
         """With further classes."""
-        table = np.concatenate([self.table_FA, table_FA], axis=1) if self.n_added else table_FA
+        table = np.concatenate([self.table_FA, table_FA], axis=1)
         counts = np.concatenate([self.counts_A, counts_A])
         return replace(self, names=(*self.names, *names), table_FA=table, counts_A=counts, **changes)
 
@@ -243,10 +243,9 @@ class Edits:
             "n_anchored": np.array([self.n_anchored], np.int64),
             "renamed": np.array(list(self.renamed), np.int64),
         }
-        for prefix, texts in (("names", self.names), ("renamed", tuple(self.renamed.values()))):
-            parts = [text.encode("utf-8", "surrogatepass") for text in texts]
-            arrays[f"{prefix}.offsets"] = np.cumsum([0, *map(len, parts)], dtype=np.int64)
-            arrays[f"{prefix}.utf8"] = np.frombuffer(b"".join(parts), np.uint8)
+        for prefix, texts in (("names", self.names), ("renamed", self.renamed.values())):
+            stored = ClassNames.of(texts)
+            arrays |= {f"{prefix}.offsets": stored.offsets, f"{prefix}.utf8": stored.utf8}
         if self.exemplars is not None:
             arrays |= {
                 "exemplars.classes": self.exemplars.classes_M,
@@ -356,50 +355,3 @@ def hashed_buckets(n: int, functions: Sequence[int], n_buckets: int, *, first: i
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):  # splitmix64
             mixed_Fn = (mixed_Fn ^ (mixed_Fn >> np.uint64(shift))) * np.uint64(factor)
     return (mixed_Fn % np.uint64(n_buckets)).astype(np.uint32)
-
-
-def unit_rows(batch: Batch) -> Batch:
-    """Rows of length 1, those of only zeros as they are."""
-    if isinstance(batch, DenseBatch):
-        lengths_N = np.linalg.norm(batch.values_ND, axis=1)
-        return DenseBatch((batch.values_ND / np.maximum(lengths_N, 1e-30)[:, None]).astype(np.float32))
-    counts_N = np.diff(batch.indptr)
-    squares = np.bincount(np.repeat(np.arange(len(batch)), counts_N), batch.values.astype(np.float64) ** 2, len(batch))
-    lengths = np.repeat(np.maximum(np.sqrt(squares), 1e-30), counts_N)
-    return SparseBatch(batch.indptr, batch.indices, (batch.values / lengths).astype(np.float32))
-
-
-def has_features(batch: Batch) -> NDArray[np.bool_]:
-    """Whether rows hold anything."""
-    if isinstance(batch, DenseBatch):
-        return np.asarray(batch.values_ND.any(axis=1))
-    return np.asarray(np.diff(batch.indptr) > 0)
-
-
-def rows_of(batch: Batch, rows: NDArray[np.int64]) -> Batch:
-    """Some rows of a batch, in the given order."""
-    if isinstance(batch, DenseBatch):
-        return DenseBatch(batch.values_ND[rows])
-    from mach.kernels.sparse import gather_rows
-
-    return SparseBatch(*gather_rows(batch.indptr, batch.indices, batch.values, rows))
-
-
-def concatenated(batches: Sequence[Batch]) -> Batch:
-    """One batch of the rows of several, all of one kind.
-
-    Raises
-    ------
-    DataError
-        When there is none.
-    """
-    if not batches:
-        raise DataError("there are no rows: give at least one")
-    if isinstance(batches[0], DenseBatch):
-        return DenseBatch(np.concatenate([batch.values_ND for batch in batches]))  # type: ignore[union-attr]
-    parts: list[Any] = list(batches)
-    counts = np.concatenate([np.diff(part.indptr) for part in parts])
-    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return SparseBatch(
-        indptr, np.concatenate([part.indices for part in parts]), np.concatenate([part.values for part in parts])
-    )

@@ -29,7 +29,7 @@ class Live:
     trained_names: Sequence[str] | None
     trained_ids: Callable[[], Mapping[str, int]]
     subsets: dict[str, Subset] = field(default_factory=dict)
-    _left: WeakKeyDictionary[Subset, Subset] = field(default_factory=WeakKeyDictionary)
+    _left: WeakKeyDictionary[Subset, Subset | None] = field(default_factory=WeakKeyDictionary)  # None: all of it
     _parts: WeakKeyDictionary[Subset, tuple[Subset, NDArray[np.bool_]]] = field(default_factory=WeakKeyDictionary)
 
     @cached_property
@@ -45,10 +45,10 @@ class Live:
         if subset not in self._left:
             is_there_K = self.everything.mask_K
             is_whole = is_there_K[subset.ids_C].all()
-            self._left[subset] = (
-                subset if is_whole else Subset(len(is_there_K), ids=subset.ids_C[is_there_K[subset.ids_C]])
+            self._left[subset] = (  # a value that held its own key would never go
+                None if is_whole else Subset(len(is_there_K), ids=subset.ids_C[is_there_K[subset.ids_C]])
             )
-        return self._left[subset]
+        return self._left[subset] or subset
 
     def parts(self, subset: Subset | None) -> tuple[Subset | None, NDArray[np.bool_] | None]:
         """A subset's trained classes, and its mask."""
@@ -62,6 +62,11 @@ class Live:
             trained = Subset(K0, ids=ids_C[: np.searchsorted(ids_C, K0)])
             self._parts[subset] = trained, subset.mask_K
         return self._parts[subset]
+
+    @property
+    def has_names(self) -> bool:
+        """Whether any class has a name: as trained, added or renamed."""
+        return self.trained_names is not None or bool(self.edits.names) or bool(self.edits.renamed)
 
     def name(self, k: int) -> str:
         """The name of a class; its number where trained classes have none."""

@@ -15,6 +15,7 @@ on gnd-core with classes held out of its training rows (docs/living.md).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ AGGREGATE, COSINE, RIVALS = 0.3, 0.4, 0.1
 LEAST_AGGREGATE, TOP, SLOPE, NEAR = -2.0, 0.5, 0.05, 1.0
 LEAST_COSINE, MOST_RIVALS = 0.04, 64  # a query resembles the closest classes, from this cosine on
 NEAR_FROM, NEAR_TO = 0.4, 0.9
+MOST_ADDED = 1024  # added classes that are scored without resembling a query, where a tail can put any first
 PLAIN, RERANKED = 0, 1  # columns of lifts and rows of anchors
 
 Score = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]  # of rows and trained classes
@@ -213,7 +215,10 @@ class Recall:
         if edits.n_added:
             decoder = self._decoder(tuple(functions))
             allowed_A = None if allowed_K is None else allowed_K[edits.n_trained :]
-            top = decoder.topk(probs_NRB, min(k, edits.n_added), allowed_K=allowed_A)
+            n = min(k if terms_K is None else max(k, MOST_ADDED), edits.n_added)  # terms may favour any of them
+            top = decoder.topk(probs_NRB, n, allowed_K=allowed_A)
+            if terms_K is not None and n < edits.n_added:
+                trained = replace(trained, exact_N=np.zeros_like(trained.exact_N))
             ids_Nk = np.where(top.ids_Nk < 0, -1, top.ids_Nk + edits.n_trained)
             least = np.full(ids_Nk.shape, LEAST_COSINE, np.float32)
             finite_Nk = np.where(ids_Nk < 0, 0, top.scores_Nk)

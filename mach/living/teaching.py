@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.hashing import Assignment, TableAssignment
-from mach.living.edits import Edits, Exemplars, has_features, rows_of
+from mach.living.edits import Edits, Exemplars
 from mach.living.live import Live
 from mach.living.recall import NEAR_FROM, PLAIN, RERANKED, Recall, lifts_of
-from mach.networks.batch import Batch
+from mach.networks.batch import Batch, has_features, rows_of
 from mach.storage import Run
 
 if TYPE_CHECKING:
@@ -87,10 +87,10 @@ class Teaching:
         rows = np.linspace(0, len(batch) - 1, min(len(batch), MAX_ANCHORED)).astype(np.int64)
         part, probs = rows_of(batch, rows), probs_MRB[rows]
         anchors_22 = np.zeros((2, 2))
-        for mode in (PLAIN, RERANKED):
+        for mode in (PLAIN, RERANKED) if self.reranker is not None else (PLAIN,):
             top = self.decode_trained(part, probs, columns, LOOKED_AT, rerank=mode == RERANKED)
             finite_Nk = np.where(np.isfinite(top.scores_Nk), top.scores_Nk, np.nan)
-            anchors_22[mode] = np.nanmean(np.nanmin(finite_Nk, axis=1)), np.nanmean(finite_Nk[:, 0])
+            anchors_22[mode:] = np.nanmean(np.nanmin(finite_Nk, axis=1)), np.nanmean(finite_Nk[:, 0])
         n_before = min(edits.n_anchored, MAX_ANCHORED)
         share = len(rows) / (n_before + len(rows))
         mixed = (1 - share) * edits.anchors_22 + share * np.nan_to_num(anchors_22)

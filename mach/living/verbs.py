@@ -18,22 +18,11 @@ from numpy.typing import ArrayLike, NDArray
 from mach.data.store import ClassNames, Reference
 from mach.decoding import Subset
 from mach.errors import ConfigError, DataError
-from mach.living.edits import (
-    ASSOCIATE,
-    EXAMPLE,
-    TEXT,
-    UPVOTE,
-    Edits,
-    Exemplars,
-    concatenated,
-    has_features,
-    hashed_buckets,
-    rows_of,
-)
+from mach.living.edits import ASSOCIATE, EXAMPLE, TEXT, UPVOTE, Edits, Exemplars, hashed_buckets
 from mach.living.live import Allowed, Classes
 from mach.living.teaching import Teaching, place
 from mach.living.versions import Step, Turn, Versions
-from mach.networks.batch import Batch, largest_features
+from mach.networks.batch import Batch, concatenated, has_features, largest_features, rows_of
 from mach.queries import QueryReader
 
 if TYPE_CHECKING:
@@ -126,6 +115,8 @@ class Living(Teaching):
                 )
             functions = list(range(self.run.config.hashing.heads * self.run.config.hashing.repetitions))
             table_FA = hashed_buckets(A, functions, self.assignment.n_buckets, first=first)
+            known_FA = edits.buckets(functions, self.assignment.n_buckets)  # R may have been raised
+            edits = replace(edits, table_FA=known_FA)
             if exemplars is None:
                 changed = edits.extended(names, table_FA, counts_A)
                 self._write(turn, changed, "add", _listed(names))
@@ -266,7 +257,7 @@ class Living(Teaching):
 
         Notes
         -----
-        Cost: O(R J B H) once a model; O(R J (B + K)) a class.
+        Cost: O(R J B H) once a model; O(R J (B + K)) a class; 4 bytes a class and hash function while it lasts.
         """
         ids = self.ids_of(classes)
         rows = self._output_rows
@@ -327,7 +318,7 @@ class Living(Teaching):
             When the model's data had no class names.
         """
         live, K = self._live, self.n_classes
-        if live.trained_names is None and not live.edits.names:
+        if not live.has_names:
             raise DataError(f"{self.run.path} has no class names: set data.class_names when training, or use ids")
         outside = [int(k) for k in np.ravel(ids) if not -1 <= k < K]
         if outside:
@@ -337,8 +328,7 @@ class Living(Teaching):
 
     def name_function(self) -> Callable[[ArrayLike], list[Any]] | None:
         """`names`, or None where the model has none."""
-        has_names = self._live.trained_names is not None or bool(self._live.edits.names)
-        return self.names if has_names else None
+        return self.names if self._live.has_names else None
 
     def reference(self) -> Reference:
         """What other rows must agree with to be this model's queries, with added and renamed classes."""
@@ -347,9 +337,7 @@ class Living(Teaching):
             return found
         names = None
         if live.trained_names is not None:
-            parts = [live.name(k).encode("utf-8", "surrogatepass") for k in range(self.n_classes)]
-            offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
-            names = ClassNames(offsets, np.frombuffer(b"".join(parts), np.uint8))
+            names = ClassNames.of(map(live.name, range(self.n_classes)))
         step = Versions(self.run).current().step(self.version)
         fingerprint = f"{found.fingerprint}-{step.digest if step else ''}"
         return replace(found, n_classes=self.n_classes, class_names=names, fingerprint=fingerprint)
@@ -394,11 +382,11 @@ class Living(Teaching):
             raise ConfigError("some repetitions do not answer: an edit needs them all: try again")
         return probs_NRB, columns
 
-    def _buckets(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Buckets of all classes by the model's hash functions."""
+    def _buckets(self, ids: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Buckets of classes, the added ones last, by the model's hash functions."""
         K0 = self.edits.n_trained
-        trained = self.assignment.buckets(ids[ids < K0]).astype(np.int64)
-        return np.concatenate([trained, self._live.recall.table_RA[:, ids[ids >= K0] - K0].astype(np.int64)], axis=1)
+        added = self._live.recall.table_RA[:, ids[ids >= K0] - K0]
+        return np.concatenate([self.assignment.buckets(ids[ids < K0]), added.astype(np.int32)], axis=1)
 
     @cached_property
     def _output_rows(self) -> list[NDArray[np.float32]]:

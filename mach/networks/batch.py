@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mach.data.store import Store
+from mach.errors import DataError
 from mach.hashing import Assignment
 from mach.kernels.sparse import batch_targets, gather_rows, keep_largest
 
@@ -71,6 +73,51 @@ def largest_features(batch: Batch, most: int) -> Batch:
     if most == 0 or isinstance(batch, DenseBatch):
         return batch
     return SparseBatch(*keep_largest(batch.indptr, batch.indices, batch.values, most))
+
+
+def unit_rows(batch: Batch) -> Batch:
+    """Rows of length 1, those of only zeros as they are."""
+    if isinstance(batch, DenseBatch):
+        lengths_N = np.linalg.norm(batch.values_ND, axis=1)
+        return DenseBatch((batch.values_ND / np.maximum(lengths_N, 1e-30)[:, None]).astype(np.float32))
+    counts_N = np.diff(batch.indptr)
+    squares = np.bincount(np.repeat(np.arange(len(batch)), counts_N), batch.values.astype(np.float64) ** 2, len(batch))
+    lengths = np.repeat(np.maximum(np.sqrt(squares), 1e-30), counts_N)
+    return SparseBatch(batch.indptr, batch.indices, (batch.values / lengths).astype(np.float32))
+
+
+def has_features(batch: Batch) -> NDArray[np.bool_]:
+    """Whether rows hold anything."""
+    if isinstance(batch, DenseBatch):
+        return np.asarray(batch.values_ND.any(axis=1))
+    return np.asarray(np.diff(batch.indptr) > 0)
+
+
+def rows_of(batch: Batch, rows: NDArray[np.int64]) -> Batch:
+    """Some rows of a batch, in the given order."""
+    if isinstance(batch, DenseBatch):
+        return DenseBatch(batch.values_ND[rows])
+    return SparseBatch(*gather_rows(batch.indptr, batch.indices, batch.values, rows))
+
+
+def concatenated(batches: Sequence[Batch]) -> Batch:
+    """One batch of the rows of several, all of one kind.
+
+    Raises
+    ------
+    DataError
+        When there is none.
+    """
+    if not batches:
+        raise DataError("there are no rows: give at least one")
+    if isinstance(batches[0], DenseBatch):
+        return DenseBatch(np.concatenate([batch.values_ND for batch in batches]))  # type: ignore[union-attr]
+    parts: list[Any] = list(batches)
+    counts = np.concatenate([np.diff(part.indptr) for part in parts])
+    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return SparseBatch(
+        indptr, np.concatenate([part.indices for part in parts]), np.concatenate([part.values for part in parts])
+    )
 
 
 def read_classes(store: Store, rows: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

@@ -155,7 +155,7 @@ def _sections(run: Run, data: str | None, report: Report) -> list[Section]:
             _bucket_load(run),
         ]
     nonzeros = store.n_nonzeros / store.n_rows if store else None
-    return [*sections, _ledger(run, model, nonzeros), _configuration(run.config)]
+    return [*sections, _ledger(run, nonzeros), _configuration(run.config)]
 
 
 def _test_rows(run: Run, model: MachModel | None, data: str | None, report: Report) -> tuple[Store | None, str]:
@@ -339,7 +339,7 @@ def _examples(model: MachModel, found: Diagnosis, store: Store, source: str, nam
     return Section("examples", "Example queries", [Text(text), Examples(examples, value)])
 
 
-def _ledger(run: Run, model: MachModel | None, nonzeros: float | None) -> Section:
+def _ledger(run: Run, nonzeros: float | None) -> Section:
     manifest = run.manifest
     assumed = float(manifest.row_features or ASSUMED_FEATURES)
     chosen = plan_by_counts(

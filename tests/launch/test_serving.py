@@ -329,6 +329,19 @@ def model_on(fake: Any, path: Path, n_workers: int = 3) -> MachModel:
 
 
 @ignore_warnings
+def test_fewer_repetitions_are_the_first_ones_whoever_is_lost(fake: FakeCluster, trained: Path, test_rows: Store):
+    model, rows = model_on(fake, trained), test_rows.features(0, 3)
+    assert not model.search(rows, 5, repetitions=2).is_degraded
+    fake.actors[0].is_slow = True
+    answer = model.search(rows, 5, repetitions=2)
+    assert answer.answered_NR.tolist() == [[False, True]] * 3
+    expected = load(trained, repetitions=[1]).search(rows, 5)
+    np.testing.assert_array_equal(answer.scores_Nk, expected.scores_Nk)
+    with pytest.raises(IncompleteRunError, match="none of the first 1 repetitions"):
+        model.search(rows, 5, repetitions=1)
+
+
+@ignore_warnings
 def test_a_late_actor_is_left_alone_until_it_has_answered(fake: FakeCluster, trained: Path, test_rows: Store):
     ask = Checked(model_on(fake, trained, 2), test_rows.features(0, 3))
     ask()

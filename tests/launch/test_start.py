@@ -12,7 +12,7 @@ from rich.console import Console
 
 from mach import training as training_module
 from mach.config import Config, LaunchConfig, parse_config
-from mach.data.joining import join
+from mach.data.joining import find, join
 from mach.data.prepare import prepare
 from mach.data.store import Store, split_rows
 from mach.data.transfer import fetch_store
@@ -21,7 +21,7 @@ from mach.evaluation import evaluate
 from mach.hashing import TableAssignment, UniversalAssignment
 from mach.launch.reranker import train_reranker
 from mach.launch.setup import set_up, shared_store
-from mach.launch.start import training_store
+from mach.launch.start import Start, training_store
 from mach.living.versions import Versions
 from mach.loading import load
 from mach.networks.batch import Batch, read_batch
@@ -209,7 +209,7 @@ def test_a_run_below_a_url_starts_another_that_starts_a_third(config: Config, ol
     )
     third, store = set_up(third_config, tmp_path / "third")
     assert (store.n_old_rows, [part.n_rows for part in store.old_parts]) == (3000, [2400, 600])
-    assert third.config.training.rate == second.config.training.rate  # not a third of a third
+    assert third.config.training.rate == second.config.training.rate  # not two thirds of two thirds
     train_shard(ShardJob(str(third.path), str(store.path), tuple(range(R))))
     assert precision(third, folder, "old") > 0.9
     assert training_store(third).path == store.path
@@ -273,6 +273,12 @@ def test_old_data_that_are_gone_are_named(old_config: Config, config: Config, fo
     assert run.class_counts_K()[:N_OLD].sum() == Run.open(tmp_path / "first").class_counts_K().sum()
 
 
+def test_a_damaged_store_in_the_cache_is_passed_over(tmp_path: Path):
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/meta.json").write_text('{"fingerprint": "wanted"}')
+    assert find("wanted", str(tmp_path)) is None
+
+
 def test_the_vocabulary_of_classes_grows_and_that_of_words_stays(old_config: Config, tmp_path: Path):
     def save(name: str, texts: list[tuple[str, list[str]]]) -> str:
         rows = [json.dumps({"text": text, "classes": classes}) for text, classes in texts]
@@ -300,7 +306,9 @@ def test_the_vocabulary_of_classes_grows_and_that_of_words_stays(old_config: Con
     )
 
 
-def test_classes_added_and_removed_after_training_stay_so(config: Config, old: Run, folder: Path, tmp_path: Path):
+def test_classes_added_and_removed_after_training_stay_so(
+    config: Config, old: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     shutil.copytree(str(old.path), tmp_path / "old")
     with load(tmp_path / "old") as model:
         rows = np.zeros((3, N_FEATURES), np.float32)
@@ -312,7 +320,19 @@ def test_classes_added_and_removed_after_training_stay_so(config: Config, old: R
     lines = rows_of(range(N_OLD + 1, N_ALL), 64, seed=5)
     new = {"train": write(tmp_path / "new.txt", lines, N_ALL)}
     started = with_keys(config, data=new, training={"start": str(tmp_path / "old"), "epochs": 1})
+
+    def stop(self: Start, run: Run) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Start, "keep_removed", stop)
+        with pytest.raises(KeyboardInterrupt):
+            set_up(started, tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # rather than a run that does not know what was removed
     run, store = set_up(started, tmp_path / "run")
+    with load(tmp_path / "old") as model:
+        model.remove_classes([8])
+    assert set_up(started, tmp_path / "run")[1].path == store.path  # what is done to the other run later is its own
     np.testing.assert_array_equal(run.assignment().buckets(added), buckets)
     assert run.class_counts_K()[N_OLD] == 3
     assert 7 not in store.class_ids
