@@ -113,7 +113,9 @@ def _best_prior(model: MachModel, store: Store, rows: NDArray[np.int64], queries
     """The strength of the best mean of P@1, P@3 and P@5 among the candidates of the aggregate alone."""
     model.prior = 0.0
     found = model.search(queries, model.run.config.decoding.candidates, rerank=False)
-    right_NC, counts_K = right_of(store, rows, found.ids_Nk), learned_counts(model.run, store, rows)
+    is_own = store.fingerprint == model.run.manifest.data_fingerprint
+    counts_K = learned_counts(model.run, store, rows) if is_own else model.run.class_counts_K()
+    right_NC = right_of(store, rows, found.ids_Nk)
 
     def gain(prior: float) -> float:
         terms_NC = prior_terms(counts_K, prior)[np.maximum(found.ids_Nk, 0)]
