@@ -106,6 +106,8 @@ def pairs_of(
 def _curve(model: MachModel, store: Store, rows: NDArray[np.int64], queries: Any, *, rerank: bool) -> Curve:
     found = model.search(queries, TOP, rerank=rerank)
     right_Nk = right_of(store, rows, found.ids_Nk)
+    if not (found.ids_Nk >= 0).any():
+        raise ConfigError(f"{model.run.path} answers with no class, all are removed: there is nothing to calibrate")
     return fit(*pairs_of(found.ids_Nk, found.scores_Nk, right_Nk), model.aggregate)
 
 

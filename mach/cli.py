@@ -20,7 +20,7 @@ import click
 
 from mach import __version__
 from mach.classes import classes
-from mach.errors import ConfigError, IncompleteRunError, MachError, StorageError
+from mach.errors import ConfigError, DataError, IncompleteRunError, MachError, StorageError
 from mach.places import Place, is_there
 from mach.shell import (
     PLACE,
@@ -58,6 +58,10 @@ class _Group(click.Group):
         except BrokenPipeError:  # the reader of our output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(0)
+        except OSError as error:  # files have their own messages; what is left is standard output
+            click.echo(f"mach: cannot write the output: {error.strerror or error}", err=True)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(ConfigError.exit_code)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -306,7 +310,7 @@ def evaluate(
     source = data or model.run.config.data.test
     if source is None:
         raise ConfigError(f"{model.run.path} names no data.test: give DATA")
-    store = _prepared(model, source)
+    store = _with_classes(_prepared(model, source), source)
     cuts = tuple(sorted({parse_integer(k, "--at") for k in ks.split(",")}))
     with progress() as report:
         measured = evaluate_model(
@@ -337,7 +341,7 @@ def calibrate(model: MachModel, data: str | None, as_json: bool) -> None:
     from mach.calibrating import held_out
 
     if data is not None:
-        found = calibrate_model(model, _prepared(model, data))
+        found = calibrate_model(model, _with_classes(_prepared(model, data), data))
     else:
         from mach.launch.start import training_store
 
@@ -497,6 +501,15 @@ def _prepared(model: MachModel, source: str) -> Store:
     config = model.run.config
     with progress() as report:
         return prepare_data(config.data, config.text, source, like=model.reference(), report=report)
+
+
+def _with_classes(store: Store, source: str) -> Store:
+    """Rows to measure on; those without any class that the run knows are refused, some that it does not are told."""
+    if len(store.class_ids) == 0:
+        raise DataError(f"{source} has no class that the run knows: check data.class_column and data.class_separator")
+    if unknown := store.meta["n_unknown_classes"]:
+        click.echo(f"mach: {source}: {unknown:,} classes of rows are unknown to the run and left out", err=True)
+    return store
 
 
 def _print_ledger(config: Config) -> None:

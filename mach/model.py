@@ -403,7 +403,11 @@ class MachModel(Living):
             When an id is not a class.
         """
         candidates, live, K = np.asarray(ids), self._live, self.n_classes
-        outside = candidates[(candidates < -1) | (candidates >= K)] if candidates.dtype.kind in "iu" else candidates[:0]
+        if not candidates.size:
+            candidates = candidates.astype(np.int64)
+        if candidates.dtype.kind not in "iu":
+            raise DataError(f"ids are {candidates.dtype}: need integers 0..{K - 1}; `ids_of` gives those of names")
+        outside = candidates[(candidates < -1) | (candidates >= K)]
         if len(outside):
             raise DataError(f"candidate {outside[0]} is no class: need 0..{K - 1}, or -1 for none")
         scores, begin = [], 0

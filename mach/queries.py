@@ -99,8 +99,11 @@ class QueryReader:
             raise DataError(
                 f"queries have shape {tuple(rows.shape)}, the model takes (N, {self.n_features}): use the same features"
             )
-        if not np.isfinite(rows.data if is_sparse else rows).all():
-            raise DataError("queries hold NaN or infinity: replace such values first")
+        values = rows.data if is_sparse else rows
+        if values.dtype.kind == "c" or not (np.abs(values) <= np.finfo(np.float32).max).all():
+            raise DataError("queries hold NaN or infinity, or values that float32 does not: replace such values first")
+        if is_sparse:
+            rows = self._sound(rows)
         if self.dense_input:
             return DenseBatch(np.ascontiguousarray(rows.toarray() if is_sparse else rows, dtype=np.float32))
         if not is_sparse:
@@ -108,6 +111,18 @@ class QueryReader:
 
             rows = csr_array(rows)
         return SparseBatch(rows.indptr.astype(np.int64), rows.indices.astype(np.int32), rows.data.astype(np.float32))
+
+    def _sound(self, rows: Any) -> Any:
+        """Sparse rows whose indices are in range, each at most once a row: kernels trust them."""
+        if len(rows.indices) and not 0 <= rows.indices.min() <= rows.indices.max() < self.n_features:
+            raise DataError(
+                f"queries hold features {rows.indices.min()} to {rows.indices.max()}, the model takes "
+                f"0..{self.n_features - 1}: use the same features"
+            )
+        if not rows.has_canonical_format:
+            rows = rows.copy()  # the caller's are not ours to change
+            rows.sum_duplicates()
+        return rows
 
 
 def is_single(queries: Any) -> bool:
@@ -127,6 +142,7 @@ def _is_texts(queries: Any) -> bool:
 
 def _numbers(queries: Any) -> NDArray[np.float32]:
     try:
-        return np.asarray(queries, dtype=np.float32)
+        with np.errstate(over="ignore"):  # infinity is refused later
+            return np.asarray(queries, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise DataError(f"queries are neither texts nor rows of numbers of equal length: {error}") from error

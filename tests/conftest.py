@@ -48,6 +48,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("planted")
     write_repository(folder / "train.txt", planted_rows(3000, seed=1))
     write_repository(folder / "test.txt", planted_rows(400, seed=2))
+    unlabelled = [line[line.index(" ") :] for line in planted_rows(60, seed=3)]
+    write_repository(folder / "unlabelled.txt", unlabelled)
     (folder / "names.txt").write_text("".join(f"class number {k}\n" for k in range(N_CLASSES)))
     return folder
 

@@ -171,6 +171,8 @@ def test_queries_from_arguments_and_stdin(trained: Path, planted: Path):
         (["evaluate", "{tmp}/nothing"], ["nothing is not a run directory"]),
         (["evaluate", "{run}", "{tmp}/none.txt"], ["none.txt"]),
         (["evaluate", "{run}", "--at", "one"], ["'one' is no number"]),
+        (["evaluate", "{run}", "{planted}/unlabelled.txt"], ["unlabelled.txt has no class that the run knows"]),
+        (["calibrate", "{run}", "{planted}/unlabelled.txt"], ["unlabelled.txt has no class that the run knows"]),
         (["predict", "{run}", "{planted}/test.txt", "-o", "{tmp}/out.pickle"], [".jsonl, .csv, .parquet, .npz"]),
         (["predict", "{run}", "{planted}/test.txt", "-o", "{tmp}/no/such/out.csv"], ["out.csv", "No such file"]),
         (["query", "{run}", "black queen"], ["black queen", "index:value"]),

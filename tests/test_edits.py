@@ -595,3 +595,18 @@ def test_arrays_round_trip(grown: MachModel, tmp_path: Path):
         assert name == other_name
         np.testing.assert_array_equal(array, other)
     assert (read.names, dict(read.renamed)) == (edits.names, dict(edits.renamed))
+
+
+def test_what_cannot_be_meant_is_refused(grown: MachModel):
+    version, mask = grown.version, np.zeros(grown.n_classes, int)
+    with pytest.raises(DataError, match="give a mask as bool"):
+        grown.topk(rows_of_new(0, 1, 0), allowed=mask)
+    for wrong in (
+        lambda: grown.add_classes([5], [rows_of_new(0, 1, 0)]),  # type: ignore[list-item]
+        lambda: grown.add_classes([], []),
+        lambda: grown.remove_classes([]),
+        lambda: grown.name_subset(" ", [1]),
+    ):
+        with pytest.raises(DataError, match="need|give"):
+            wrong()
+    assert grown.version == version

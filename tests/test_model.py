@@ -24,6 +24,14 @@ from mach.training import ShardJob, train_shard
 from tests.conftest import N_CLASSES, N_FEATURES
 
 
+def sparse_row(indices: list[int], values: list[float]) -> csr_matrix:
+    """One row that is not looked at: scipy's own constructor refuses indices out of range."""
+    row = csr_matrix((1, N_FEATURES))
+    row.indices, row.data = np.array(indices, np.int32), np.array(values)
+    row.indptr = np.array([0, len(indices)], np.int32)
+    return row
+
+
 @pytest.fixture(scope="module")
 def test_rows(config: Config, trained: Path) -> Store:
     assert config.data.test is not None
@@ -149,6 +157,9 @@ def test_names_follow_the_shape_of_ids(model: MachModel):
         (np.zeros((2, 3)), "the model takes"),
         (np.full((1, N_FEATURES), np.nan), "NaN or infinity"),
         (csr_array(np.full((1, N_FEATURES), np.inf, np.float32)), "NaN or infinity"),
+        (np.full((1, N_FEATURES), 1e300), "values that float32 does not"),
+        (sparse_row([N_FEATURES + 5], [1.0]), f"features {N_FEATURES + 5} to {N_FEATURES + 5}"),
+        (sparse_row([-5], [1.0]), "features -5 to -5"),
         ([[1.0], [1.0, 2.0]], "neither texts nor rows"),
         (np.zeros((0, N_FEATURES)), "no queries"),
     ],
@@ -157,6 +168,20 @@ def test_queries_that_do_not_fit_are_refused(model: MachModel, queries, words: s
     with pytest.raises(DataError) as caught:
         model.topk(queries)
     assert words in str(caught.value)
+
+
+def test_values_of_a_feature_that_is_named_twice_add_up(model: MachModel):
+    twice = sparse_row([7, 7, 12], [0.25, 0.25, 0.5])
+    np.testing.assert_array_equal(
+        model.search(twice).scores_Nk, model.search(sparse_row([7, 12], [0.5, 0.5])).scores_Nk
+    )
+    assert twice.nnz == 3, "the caller's row is as it was"
+
+
+def test_scores_of_no_class_are_none_and_names_are_no_ids(model: MachModel, test_rows: Store):
+    assert model.score(test_rows.features(0, 2), []).shape == (2, 0)
+    with pytest.raises(DataError, match="need integers"):
+        model.score(test_rows.features(0, 1), ["class number 3"])
 
 
 def test_k_below_one_is_refused(model: MachModel, test_rows: Store):

@@ -308,6 +308,8 @@ def test_wrong_inputs_classes_and_estimates_are_named():
         head.log_prob(hidden(), torch.zeros(4, 2, dtype=torch.int64))
     with pytest.raises(DataError, match="5 rows of all 50 classes take 1000 bytes, the limit is 999"):
         head.log_prob(hidden(), limit_bytes=999)
+    with pytest.raises(DataError, match="NaN or infinity"):
+        head.topk(torch.full((1, 6), torch.nan))
     with pytest.raises(ConfigError, match="unknown estimate 'mean'"):
         head.log_prob(hidden(), estimate="mean")
     with pytest.raises(ConfigError, match="the loss is 'binary'"):

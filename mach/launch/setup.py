@@ -76,7 +76,8 @@ def set_up(
         config = config.model_copy(update={"data": config.data.model_copy(update={"row_features": store.row_features})})
     if store.n_rows == 0 or len(store.class_ids) == 0:
         raise ConfigError(
-            f"{config.data.train} has {store.n_rows} rows and no class in them: there is nothing to learn"
+            f"{config.data.train} has {store.n_rows} rows and no class in them: there is nothing to learn: "
+            "check data.class_column and data.class_names"
         )
     if is_run or Run.is_at(path):  # others may have created it while the data were read
         return _reopen(config, store, path), store

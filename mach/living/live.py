@@ -113,6 +113,8 @@ class Live:
                 self.subsets[allowed] = Subset(K, ids=self.edits.subsets[allowed])
             return self.subsets[allowed]
         given = np.asarray(allowed)
+        if given.shape == (K,) and given.dtype.kind in "iu" and K > 2 and given.max() <= 1:
+            raise DataError(f"allowed holds {K} integers of 0 and 1: give a mask as bool, or ids")
         if given.dtype != bool:
             return Subset(K, ids=self.ids_of(allowed, drop_removed=True))
         if given.shape not in ((K,), (self.edits.n_trained,)):

@@ -85,7 +85,9 @@ class Living(Teaching):
         -----
         Cost: a forward pass of the examples, two decodings of them, and writing all that was changed so far.
         """
-        names = [names] if isinstance(names, str) else [str(name) for name in names]
+        names = [names] if isinstance(names, str) else list(names)
+        if not names or not all(isinstance(name, str) for name in names):
+            raise DataError(f"names {names!r:.60}: need at least one, all strings")
         if by not in ("networks", "hash"):
             raise ConfigError(f"by {by!r}: choose networks or hash")
         if not 0 <= random <= 1:
@@ -145,6 +147,8 @@ class Living(Teaching):
         """
         with self._turn() as turn:
             ids = np.unique(self.ids_of(classes))
+            if not len(ids):
+                raise DataError("there is no class to remove: give ids or names")
             self._write(
                 turn, self._live.edits.without(ids), "remove", _listed([self._live.name(k) for k in ids.tolist()])
             )
@@ -171,6 +175,8 @@ class Living(Teaching):
         DataError
             When a class is not there, or the subset to forget is not.
         """
+        if not (isinstance(name, str) and name.strip()):
+            raise DataError(f"subset {name!r}: need a name")
         with self._turn() as turn:
             subsets = dict(self._live.edits.subsets)
             if classes is None:
@@ -213,6 +219,11 @@ class Living(Teaching):
         sources, targets = ([texts] if isinstance(texts, str) else list(texts) for texts in (sources, targets))
         if len(sources) != len(targets):
             raise DataError(f"{len(sources)} sources and {len(targets)} targets: give as many")
+
+        for batch in self._read(targets, 2**20):
+            if not has_features(batch).all():
+                target = targets[int(np.argmin(has_features(batch)))]
+                raise DataError(f"target {target!r:.60} has no known feature: no class is known to be meant")
 
         def classes() -> NDArray[np.int64]:
             return self.topk(targets, k)[0].ravel()

@@ -286,6 +286,8 @@ class MACHHead(nn.Module):
         parts = []
         for hidden in torch.split(hidden_NH, n_rows):
             probs_NRB = self._log_probs(hidden).float().exp_().cpu().numpy()
+            if not np.isfinite(probs_NRB).all():
+                raise DataError("input or weights hold NaN or infinity: no class is better than another")
             top = decoder.topk(probs_NRB, k, allowed_K=mask_K, budget=budget)
             parts.append((top.ids_Nk, top.scores_Nk, top.exact_N, top.bound_N))
         columns = [torch.from_numpy(np.concatenate(part)).to(input.device) for part in zip(*parts, strict=True)]
