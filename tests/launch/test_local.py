@@ -159,7 +159,7 @@ def test_random_kills_end_in_the_same_bits(longer: tuple[Config, Path], tmp_path
     assert not list(run.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_polite_stop_leaves_a_run_that_resumes(longer: tuple[Config, Path], tmp_path: Path, signal_number: int):
     config, reference = longer
     process = start(config, tmp_path, tmp_path / "run")

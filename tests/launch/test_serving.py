@@ -152,6 +152,7 @@ def _node(actor: Any) -> str:
     return ray.get_runtime_context().get_node_id()
 
 
+@pytest.mark.slow
 def test_texts_and_dense_rows(nodes: Any, dense: Path):
     rows = np.random.default_rng(1).standard_normal((30, 12), dtype=np.float32)
     text = Path(__file__).parents[1] / "fixtures/run-format-1"
