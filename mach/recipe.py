@@ -11,7 +11,7 @@ It holds for sparse rows. Dense rows, linear networks and trunks of the user's o
 ``hidden``                one layer of 6125 / D^0.22, in steps of 64: wide where D, which bounds the bytes, is small
 ``dropout``               0.2
 ``weights``               int4: rounding the input layer costs no accuracy
-``batch, rate``           512 and 6e-3; where that makes more than 600 steps, 6e-3 (600 / steps)^0.75
+``batch, rate``           512 and 6e-3
 ``epochs``                6 sqrt(45,000 / N), 3 to 15: more steps for fewer rows
 ``candidates``            100
 ========================  ======================================================================================
@@ -28,7 +28,6 @@ from mach.data import phrases
 
 ROW_FEATURES = 64
 CANDIDATES = 100
-BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def fill(config: Config, shape: Shape) -> Config:
         choices |= {
             "hashing": {"repetitions": 4, "heads": 2, "buckets": _buckets(shape.n_classes)},
             "network": {"hidden": [_width(shape.n_features)], "dropout": 0.2, "weights": "int4"},
-            "training": {"epochs": _epochs(shape.n_rows), "batch": BATCH, "rate": _rate(shape.n_rows)},
+            "training": {"epochs": _epochs(shape.n_rows), "batch": 512, "rate": 6e-3},
         }
     if config.hashing.table is not None:
         choices.get("hashing", {}).pop("buckets", None)
@@ -101,8 +100,3 @@ def _width(n_features: int) -> int:
 
 def _epochs(n_rows: int) -> int:
     return min(max(round(6 * math.sqrt(45_000 / n_rows)), 3), 15)
-
-
-def _rate(n_rows: int) -> float:
-    n_steps = _epochs(n_rows) * -(-n_rows // BATCH)
-    return float(f"{6e-3 * min(1.0, 600 / n_steps) ** 0.75:.2g}")
