@@ -294,8 +294,8 @@ def main() -> None:
         upvoted(report, model, data)
         report("## Restricted, and fewer repetitions", "")
         fewer(report, model, data)
-        n_bytes = sum(file.stat().st_size for file in (path / "classes").glob("0001.*"))
-        report(f"The version with all added classes has {n_bytes:,} bytes on disk.")
+        n_bytes = max(file.stat().st_size for file in (path / "classes").glob("*.safetensors"))
+        report(f"The largest version has {n_bytes:,} bytes on disk.")
     if options.write:
         target = Path(__file__).parent / "results" / f"edits-{datetime.date.today()}.md"
         target.write_text("\n".join(report.lines) + "\n")
