@@ -71,7 +71,10 @@ def calibrate(
     ------
     ConfigError
         When there are fewer than 50 rows.
+    DataError
+        When no row has a class that the model knows.
     """
+    store.require_classes()
     rows = np.arange(store.n_rows) if rows is None else rows
     if len(rows) < LEAST_ROWS:
         raise ConfigError(

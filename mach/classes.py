@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mach.errors import DataError
-from mach.places import Place
+from mach.places import Place, place, read_bytes
 from mach.shell import PLACE, print_table, read_lines
 
 if TYPE_CHECKING:
@@ -209,12 +209,12 @@ def _stacked(model: MachModel, rows: list[Any]) -> Any:
 
 def _read_classes(source: str) -> list[tuple[str, list[str], list[str]]]:
     """Names, examples and texts of JSON lines."""
-    from pathlib import Path
-
     try:
-        lines = Path(source).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {source}: {error}") from error
+        lines = read_bytes(place(source)).decode().splitlines()
+    except OSError as error:
+        raise DataError(f"cannot read {source}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source} is not UTF-8: {error.reason} at byte {error.start}") from error
     found = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

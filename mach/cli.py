@@ -20,7 +20,7 @@ import click
 
 from mach import __version__
 from mach.classes import classes
-from mach.errors import ConfigError, DataError, IncompleteRunError, MachError, StorageError
+from mach.errors import ConfigError, IncompleteRunError, MachError, StorageError
 from mach.places import Place, is_there
 from mach.shell import (
     PLACE,
@@ -58,8 +58,8 @@ class _Group(click.Group):
         except BrokenPipeError:  # the reader of our output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(0)
-        except OSError as error:  # files have their own messages; what is left is standard output
-            click.echo(f"mach: cannot write the output: {error.strerror or error}", err=True)
+        except OSError as error:  # files that mach opens have messages of their own: this is standard output, mostly
+            click.echo(f"mach: {error.filename or 'standard output'}: {error.strerror or error}", err=True)
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(ConfigError.exit_code)
 
@@ -310,7 +310,7 @@ def evaluate(
     source = data or model.run.config.data.test
     if source is None:
         raise ConfigError(f"{model.run.path} names no data.test: give DATA")
-    store = _with_classes(_prepared(model, source), source)
+    store = _prepared(model, source)
     cuts = tuple(sorted({parse_integer(k, "--at") for k in ks.split(",")}))
     with progress() as report:
         measured = evaluate_model(
@@ -341,7 +341,7 @@ def calibrate(model: MachModel, data: str | None, as_json: bool) -> None:
     from mach.calibrating import held_out
 
     if data is not None:
-        found = calibrate_model(model, _with_classes(_prepared(model, data), data))
+        found = calibrate_model(model, _prepared(model, data))
     else:
         from mach.launch.start import training_store
 
@@ -490,9 +490,13 @@ def _reported(parts: Iterable[TopK], n_rows: int, report: Callable[[str, float],
 
 def _reference(path: Place) -> Any:
     from mach.data.transfer import fetch_store
+    from mach.living.versions import Versions
     from mach.storage import Run
 
-    return Run.open(path).reference() if Run.is_at(path) else fetch_store(path)
+    if not Run.is_at(path):
+        return fetch_store(path)
+    versions = Versions(Run.open(path))
+    return versions.reference(versions.load())
 
 
 def _prepared(model: MachModel, source: str) -> Store:
@@ -500,15 +504,9 @@ def _prepared(model: MachModel, source: str) -> Store:
 
     config = model.run.config
     with progress() as report:
-        return prepare_data(config.data, config.text, source, like=model.reference(), report=report)
-
-
-def _with_classes(store: Store, source: str) -> Store:
-    """Rows to measure on; those without any class that the run knows are refused, some that it does not are told."""
-    if len(store.class_ids) == 0:
-        raise DataError(f"{source} has no class that the run knows: check data.class_column and data.class_separator")
+        store = prepare_data(config.data, config.text, source, like=model.reference(), report=report)
     if unknown := store.meta["n_unknown_classes"]:
-        click.echo(f"mach: {source}: {unknown:,} classes of rows are unknown to the run and left out", err=True)
+        click.echo(f"mach: {source}: {unknown:,} classes of its rows are unknown to the run and left out", err=True)
     return store
 
 

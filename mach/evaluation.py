@@ -54,7 +54,13 @@ def evaluate(
     list of dict
         One a number of repetitions, ascending, then all of them with the re-ranker, as ``reranked`` says. Metrics are
         shares in 0..1, and so is ``degraded``: of rows that were answered by fewer repetitions than the model has.
+
+    Raises
+    ------
+    DataError
+        When no row has a class that the model knows.
     """
+    store.require_classes()
     n_repetitions = model.n_repetitions
     sizes = range(1, n_repetitions + 1) if curve else [n_repetitions]
     found: list[list[TopK]] = [[] for _ in sizes]

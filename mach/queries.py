@@ -119,10 +119,15 @@ class QueryReader:
                 f"queries hold features {rows.indices.min()} to {rows.indices.max()}, the model takes "
                 f"0..{self.n_features - 1}: use the same features"
             )
-        if not rows.has_canonical_format:
-            rows = rows.copy()  # the caller's are not ours to change
-            rows.sum_duplicates()
-        return rows
+        return canonical(rows)
+
+
+def canonical(rows: Any) -> Any:
+    """Sparse rows whose features ascend and are there once; the caller's own are left as they are."""
+    if not rows.has_canonical_format:
+        rows = rows.copy()
+        rows.sum_duplicates()
+    return rows
 
 
 def is_single(queries: Any) -> bool:

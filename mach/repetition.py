@@ -36,6 +36,29 @@ SILENCE_SECONDS = 120.0  # a trainer that was not heard of for so long is taken 
 Content = TypeVar("Content", bound=Section)
 
 
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Try to hold a folder of this machine, made if it is not there; yields whether it is ours.
+
+    Raises
+    ------
+    StorageError
+        When it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "lock").open("w")
+    except OSError as error:
+        raise StorageError(f"cannot lock {folder}: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = True
+        except BlockingIOError:
+            is_ours = False
+        yield is_ours
+
+
 def write_json(where: Place, value: Any) -> None:
     """Write JSON atomically."""
     with atomic_file(where) as file:
@@ -143,17 +166,7 @@ class RepetitionFiles:
         if not isinstance(self.folder, Path):
             yield True
             return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = (self.folder / "lock").open("w")
-        except OSError as error:
-            raise StorageError(f"cannot lock {self.folder}: {error.strerror}") from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_ours = True
-            except BlockingIOError:
-                is_ours = False
+        with locked(self.folder) as is_ours:
             yield is_ours
 
     def sweep(self) -> None:

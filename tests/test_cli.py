@@ -171,8 +171,8 @@ def test_queries_from_arguments_and_stdin(trained: Path, planted: Path):
         (["evaluate", "{tmp}/nothing"], ["nothing is not a run directory"]),
         (["evaluate", "{run}", "{tmp}/none.txt"], ["none.txt"]),
         (["evaluate", "{run}", "--at", "one"], ["'one' is no number"]),
-        (["evaluate", "{run}", "{planted}/unlabelled.txt"], ["unlabelled.txt has no class that the run knows"]),
-        (["calibrate", "{run}", "{planted}/unlabelled.txt"], ["unlabelled.txt has no class that the run knows"]),
+        (["evaluate", "{run}", "{planted}/unlabelled.txt"], ["unlabelled.txt has no row with a known class"]),
+        (["calibrate", "{run}", "{planted}/unlabelled.txt"], ["unlabelled.txt has no row with a known class"]),
         (["predict", "{run}", "{planted}/test.txt", "-o", "{tmp}/out.pickle"], [".jsonl, .csv, .parquet, .npz"]),
         (["predict", "{run}", "{planted}/test.txt", "-o", "{tmp}/no/such/out.csv"], ["out.csv", "No such file"]),
         (["query", "{run}", "black queen"], ["black queen", "index:value"]),
@@ -207,6 +207,13 @@ def test_mistakes_get_one_line_and_exit_code_2(
     for word in words:
         assert word.format(**places) in lines[-1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.toml"]
+
+
+def test_output_that_cannot_be_written_is_one_line(trained: Path):
+    command = [sys.executable, "-c", "from mach.cli import main; main()", "info", str(trained)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr.decode()) == (2, "mach: standard output: No space left on device\n")
 
 
 def test_an_unfinished_run_is_exit_code_3(config: Config, trained: Path, tmp_path: Path):

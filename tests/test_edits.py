@@ -23,6 +23,7 @@ from mach.calibrating import calibrate
 from mach.cli import main
 from mach.config import Config
 from mach.data.prepare import prepare
+from mach.data.store import Store
 from mach.errors import ConfigError, DataError, MachError, StorageError
 from mach.launch.setup import set_up
 from mach.living.edits import Edits, Exemplars, hashed_buckets
@@ -610,3 +611,15 @@ def test_what_cannot_be_meant_is_refused(grown: MachModel):
         with pytest.raises(DataError, match="need|give"):
             wrong()
     assert grown.version == version
+
+
+def test_rows_prepared_like_a_run_know_its_added_classes(run: Path, grown: MachModel, tmp_path: Path):
+    (tmp_path / "rows.txt").write_text(f"1 {N_FEATURES} {grown.n_classes}\n{grown.n_classes - 1} 3:1\n")
+    done = CliRunner().invoke(
+        main, ["prepare", str(tmp_path / "rows.txt"), str(tmp_path / "store"), "--like", str(run)]
+    )
+    assert done.exit_code == 0, done.output
+    store = Store.open(tmp_path / "store")
+    assert store.n_classes == grown.n_classes
+    assert store.class_names is not None
+    assert store.class_names[grown.n_classes - 1] == f"new {NEW - 1}"

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.errors import StorageError
+from mach.errors import DataError, StorageError
 from mach.places import Place
 
 if TYPE_CHECKING:
@@ -225,6 +225,19 @@ class Store:
         for begin in range(0, len(self.class_ids), _BLOCK):
             counts_K += np.bincount(self.class_ids[begin : begin + _BLOCK], minlength=self.n_classes)
         return counts_K
+
+    def require_classes(self) -> None:
+        """Refuse rows of which none has a known class: nothing can be measured on them.
+
+        Raises
+        ------
+        DataError
+            When that is so.
+        """
+        if not len(self.class_ids):
+            raise DataError(
+                f"{self.meta['source']} has no row with a known class: check data.class_column and data.class_separator"
+            )
 
     @property
     def n_old_rows(self) -> int:

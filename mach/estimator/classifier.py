@@ -23,6 +23,7 @@ from mach.estimator.growing import go_on
 from mach.estimator.parameters import given_by, refuse_large, spelled
 from mach.estimator.rows import Features, Rows, n_rows_of
 from mach.estimator.vocabulary import Form, Targets, Vocabulary
+from mach.queries import canonical
 from mach.recipe import Shape
 
 try:
@@ -474,7 +475,11 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
                 raise ValueError("Found array with 0 sample(s): give at least one text")
             return texts
         values = validate_data(self, X, accept_sparse="csr", dtype=np.float32, reset=reset)
-        return _canonical(values) if hasattr(values, "tocsr") else np.ascontiguousarray(values)
+        if not hasattr(values, "tocsr"):
+            return np.ascontiguousarray(values)
+        from scipy.sparse import csr_array
+
+        return canonical(csr_array(values))
 
     def _targets(self, y: Any) -> Targets:
         """Read y in whatever form, with scikit-learn's own refusals and warnings."""
@@ -533,14 +538,3 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
 
     def _all(self, blocks: Iterator[NDArray[np.float32]]) -> NDArray[np.float32]:
         return np.concatenate([np.empty((0, len(self.classes_)), np.float32), *blocks])
-
-
-def _canonical(matrix: Any) -> Any:
-    """CSR rows whose features ascend and are there once; X itself is left as it is."""
-    from scipy.sparse import csr_array
-
-    rows = csr_array(matrix)
-    if not rows.has_canonical_format:
-        rows = rows.copy()
-        rows.sum_duplicates()
-    return rows

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from mach.networks.batch import ranges
+
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
@@ -84,12 +86,10 @@ def concatenated(first: Rows, second: Rows) -> Rows:
 
 def _take(rows: Rows, chosen: NDArray[np.int64]) -> Rows:
     counts = np.diff(rows.class_indptr)[chosen]
-    ends = np.cumsum(counts)
-    positions = np.arange(ends[-1] if len(ends) else 0) + np.repeat(rows.class_indptr[chosen] - ends + counts, counts)
+    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     features: Any = rows.features
-    return Rows(
-        features[chosen], np.concatenate([[0], ends]).astype(np.int64), rows.class_ids[positions], rows.n_classes
-    )
+    ids = rows.class_ids[ranges(rows.class_indptr[chosen], counts)]
+    return Rows(features[chosen], indptr, ids, rows.n_classes)
 
 
 def _arrays(rows: Rows) -> list[NDArray[Any]]:

@@ -28,9 +28,7 @@ from mach.errors import ConfigError, DataError, IncompleteRunError, StorageError
 from mach.hashing import Assignment, TableAssignment, UniversalAssignment
 from mach.living.edits import Edits
 from mach.living.versions import Versions
-from mach.model import MachModel
 from mach.places import Place, is_there
-from mach.scoring import LocalScorer
 from mach.storage import Run
 
 STORE = "store"  # folder of the training data in a remote run
@@ -66,11 +64,9 @@ class Known:
 
 def known_to(run: Run) -> Known:
     """Classes of a run, those that it was given after its training as well."""
-    edits, trained = Versions(run).load(), run.trained_assignment(range(run.config.hashing.repetitions))
-    if edits.version == 0:
-        return Known(run.reference(), run.class_counts_K(), trained, edits)
-    with MachModel(run, run.finished(), LocalScorer(run, run.finished()), edits) as model:
-        reference, counts_K = model.reference(), model.class_counts_K()
+    versions, trained = Versions(run), run.trained_assignment(range(run.config.hashing.repetitions))
+    edits = versions.load()
+    reference, counts_K = versions.reference(edits), np.concatenate([run.class_counts_K(), edits.counts_A])
     if not edits.n_added:
         return Known(reference, counts_K, trained, edits)
     before_FK = trained.buckets(np.arange(edits.n_trained))

@@ -189,6 +189,14 @@ class Edits:
         is_there_K[self.removed] = False
         return is_there_K
 
+    def name(self, k: int, trained_names: Sequence[str] | None) -> str:
+        """The name of a class; its number where trained classes have none."""
+        if k >= self.n_trained:
+            return self.names[k - self.n_trained]
+        if k in self.renamed:
+            return self.renamed[k]
+        return str(k) if trained_names is None else trained_names[k]
+
     def is_removed(self, ids: ArrayLike) -> NDArray[np.bool_]:
         """Whether classes have been removed, in the shape of the ids."""
         is_removed: NDArray[np.bool_] = np.isin(np.asarray(ids), self.removed)

@@ -70,12 +70,7 @@ class Live:
 
     def name(self, k: int) -> str:
         """The name of a class; its number where trained classes have none."""
-        edits = self.edits
-        if k >= edits.n_trained:
-            return edits.names[k - edits.n_trained]
-        if k in edits.renamed:
-            return edits.renamed[k]
-        return str(k) if self.trained_names is None else self.trained_names[k]
+        return self.edits.name(k, self.trained_names)
 
     def id_of(self, name: str) -> int | None:
         """The class of a name, the first of equal ones; None where there is none."""

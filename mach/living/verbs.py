@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mach.data.store import ClassNames, Reference
+from mach.data.store import Reference
 from mach.decoding import Subset
 from mach.errors import ConfigError, DataError
 from mach.living.edits import ASSOCIATE, EXAMPLE, TEXT, UPVOTE, Edits, Exemplars, hashed_buckets
@@ -204,7 +204,7 @@ class Living(Teaching):
         -----
         Cost: two decodings of the queries, and writing all that was changed so far.
         """
-        self._teach(queries, lambda: self.ids_of(classes), UPVOTE, 1)
+        self._teach(queries, lambda: self.ids_of(classes)[:, None], UPVOTE, 1)
 
     def associate(self, sources: str | Sequence[str], targets: str | Sequence[str], *, k: int = 3) -> None:
         """Teach that a text means another: the best k classes of the target come among the best of the source.
@@ -225,10 +225,7 @@ class Living(Teaching):
                 target = targets[int(np.argmin(has_features(batch)))]
                 raise DataError(f"target {target!r:.60} has no known feature: no class is known to be meant")
 
-        def classes() -> NDArray[np.int64]:
-            return self.topk(targets, k)[0].ravel()
-
-        self._teach([source for source in sources for _ in range(k)], classes, ASSOCIATE, max(1, 6 - k))
+        self._teach(sources, lambda: self.topk(targets, k)[0], ASSOCIATE, max(1, 6 - k))
 
     def undo(self) -> Step:
         """Go back to the version before this one; returns what was undone. Undoing again goes further back.
@@ -343,15 +340,7 @@ class Living(Teaching):
 
     def reference(self) -> Reference:
         """What other rows must agree with to be this model's queries, with added and renamed classes."""
-        found, live = self.run.reference(), self._live
-        if not (live.edits.n_added or live.edits.renamed):
-            return found
-        names = None
-        if live.trained_names is not None:
-            names = ClassNames.of(map(live.name, range(self.n_classes)))
-        step = Versions(self.run).current().step(self.version)
-        fingerprint = f"{found.fingerprint}-{step.digest if step else ''}"
-        return replace(found, n_classes=self.n_classes, class_names=names, fingerprint=fingerprint)
+        return Versions(self.run).reference(self._live.edits)
 
     def class_counts_K(self) -> NDArray[np.int64]:
         """Training rows of every trained class, and examples of every added one."""
@@ -369,9 +358,6 @@ class Living(Teaching):
 
     def _read_owned(self, given: Sequence[Any]) -> tuple[Batch, NDArray[np.int64]]:
         """All rows of several sets of queries, and which set each is of."""
-        if all(isinstance(queries, str) for queries in given):
-            batch = concatenated(list(self._read(list(given), len(given))))
-            return batch, np.arange(len(given))
         if all(isinstance(queries, Sequence) and all(isinstance(q, str) for q in queries) for queries in given):
             flat = [text for texts in given for text in ([texts] if isinstance(texts, str) else texts)]
             counts = [1 if isinstance(texts, str) else len(texts) for texts in given]
@@ -417,18 +403,18 @@ class Living(Teaching):
         return found
 
     def _teach(self, queries: Queries, classes: Callable[[], NDArray[np.int64]], kind: int, rank: int) -> None:
-        """Lift classes so that each is among the best ``rank`` of its query."""
+        """Lift classes, (N, k) or -1 for none, so that each is among the best ``rank`` of its query."""
         self._insist_on_all_repetitions()
         batch = concatenated(list(self._read(queries, 2**20)))
         with self._turn() as turn:
-            ids = classes()
-            if len(ids) != len(batch):
-                raise DataError(f"{len(batch)} queries and {len(ids)} classes: give one class a query")
-            kept = np.flatnonzero((ids >= 0) & has_features(batch))
-            if not len(kept):
+            ids_Nk = classes()
+            if len(ids_Nk) != len(batch):
+                raise DataError(f"{len(batch)} queries and {len(ids_Nk)} classes: give one class a query")
+            rows, places = np.nonzero((ids_Nk >= 0) & has_features(batch)[:, None])
+            if not len(rows):
                 raise DataError("no query has a known feature: there is nothing to recognise it by")
-            batch, ids = rows_of(batch, kept), ids[kept]
             probs_NRB, columns = self._probabilities(batch)
+            batch, ids, probs_NRB = rows_of(batch, rows), ids_Nk[rows, places], probs_NRB[rows]
             edits = self._live.edits
             if not edits.n_anchored:
                 anchors_22, n_anchored = self._anchored(edits, batch, probs_NRB, columns)

@@ -10,7 +10,6 @@ refused where it is not.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,10 +19,11 @@ from typing import Literal
 from pydantic import Field
 
 from mach.config import Section
+from mach.data.store import ClassNames, Reference
 from mach.errors import ConfigError, StorageError
 from mach.living.edits import FORMAT, Edits
 from mach.places import Place, atomic_file, cache_folder, fetch, is_there, kept, sweep
-from mach.repetition import read_json, write_json
+from mach.repetition import locked, read_json, write_json
 from mach.storage import Run
 from mach.tensors import digest_of, map_tensors, write_tensors
 
@@ -126,6 +126,19 @@ class Versions:
         except StorageError as error:
             raise StorageError(f"{where} is damaged: {error}: copy it anew, or undo it") from None
 
+    def reference(self, edits: Edits) -> Reference:
+        """What other rows must agree with to be queries by one of the versions, with its added and renamed classes."""
+        found = self.run.reference()
+        if not (edits.n_added or edits.renamed):
+            return found
+        names = None
+        if found.class_names is not None:
+            trained = found.class_names
+            names = ClassNames.of(edits.name(k, trained) for k in range(edits.n_classes))
+        step = self.current().step(edits.version)
+        fingerprint = f"{found.fingerprint}-{step.digest if step else ''}"
+        return replace(found, n_classes=edits.n_classes, class_names=names, fingerprint=fingerprint)
+
     def file(self, version: int, digest: str) -> Place:
         """Behind a URL the name holds the digest as well, so that two editors never write the same file."""
         name = f"{version:04d}" if isinstance(self.folder, Path) else f"{version:04d}-{digest[:8]}"
@@ -143,23 +156,16 @@ class Versions:
         if not isinstance(self.folder, Path):
             yield Turn(self, self.current())
             return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            file = (self.folder / "lock").open("w")
-        except OSError as error:
-            raise StorageError(f"cannot lock {self.folder}: {error.strerror}") from error
-        with file:
-            end = time.monotonic() + LOCK_SECONDS
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > end:
-                        raise StorageError(f"{self.folder} is being changed by another process: try again") from None
-                    time.sleep(0.01)
-            sweep(self.folder)
-            yield Turn(self, self.current())
+        end = time.monotonic() + LOCK_SECONDS
+        while True:
+            with locked(self.folder) as is_ours:
+                if is_ours:
+                    sweep(self.folder)
+                    yield Turn(self, self.current())
+                    return
+            if time.monotonic() > end:
+                raise StorageError(f"{self.folder} is being changed by another process: try again")
+            time.sleep(0.01)
 
 
 class Turn:

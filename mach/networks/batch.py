@@ -124,7 +124,7 @@ def read_classes(store: Store, rows: NDArray[np.int64]) -> tuple[NDArray[np.int3
     """Classes of the rows, concatenated, and how many each row has."""
     begins = store.class_indptr[rows]
     counts = store.class_indptr[rows + 1] - begins
-    return store.class_ids[_ranges(begins, counts)], counts
+    return store.class_ids[ranges(begins, counts)], counts
 
 
 def right_of(store: Store, rows: NDArray[np.int64], ids_NC: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -142,7 +142,7 @@ def read_targets(store: Store, rows: NDArray[np.int64], assignment: Assignment) 
     return Targets(*found, n_heads=assignment.n_repetitions)
 
 
-def _ranges(begins: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+def ranges(begins: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Concatenation of ``arange(begin, begin + count)``."""
     starts = np.cumsum(counts) - counts
     return np.arange(counts.sum()) - np.repeat(starts - begins, counts)

@@ -159,11 +159,9 @@ def diagnose(
 
     Raises
     ------
-    ConfigError
+    DataError
         When no row has a class that the model knows.
     """
-    if not len(store.class_ids):
-        raise ConfigError(f"{store.path}: no row has a class that the model knows: give rows with their classes")
     curve = evaluate(model, store, report=report)
     trust = []
     for rerank in (False, True) if model.reranker is not None else (False,):
