@@ -7,11 +7,14 @@ It holds for sparse rows. Dense rows, linear networks and trunks of the user's o
 ``data.row_features``     64: fewer is less work and, where rows have more, more accurate
 ``validation_fraction``   2 % of the rows, but 500 to 2,000, where re-ranking has a blend to choose; none below 5,000
 ``repetitions, heads``    R = 4 networks of J = 2 hash functions: more networks help more than more heads
-``buckets``               the power of two nearest 3.2 sqrt(K): re-ranking tells apart what shares buckets
+``buckets``               the power of two nearest 3.2 sqrt(K), as re-ranking tells apart what shares buckets, or nearest
+                          N / 160, up to 4,096, where that is more: many rows can teach more buckets
 ``hidden``                one layer of 6125 / D^0.22, in steps of 64: wide where D, which bounds the bytes, is small
-``dropout``               0.2
+``dropout``               0.2, less in proportion above 50,000 rows
 ``weights``               int4: rounding the input layer costs no accuracy
 ``batch, rate``           512 and 6e-3
+``warmup``                5 % of the steps at 50,000 rows, in proportion to them, at most 10 %: where early steps are many
+                          and long, hidden units end up active in 8 % of the rows instead of 36
 ``epochs``                6 sqrt(45,000 / N), 3 to 15: more steps for fewer rows
 ``candidates``            100
 ========================  ======================================================================================
@@ -66,9 +69,9 @@ def fill(config: Config, shape: Shape) -> Config:
     }
     if sparse and config.network.hidden and config.network.trunk is None:
         choices |= {
-            "hashing": {"repetitions": 4, "heads": 2, "buckets": _buckets(shape.n_classes)},
-            "network": {"hidden": [_width(shape.n_features)], "dropout": 0.2, "weights": "int4"},
-            "training": {"epochs": _epochs(shape.n_rows), "batch": 512, "rate": 6e-3},
+            "hashing": {"repetitions": 4, "heads": 2, "buckets": _buckets(shape.n_classes, shape.n_rows)},
+            "network": {"hidden": [_width(shape.n_features)], "dropout": _dropout(shape.n_rows), "weights": "int4"},
+            "training": {"epochs": _epochs(shape.n_rows), "batch": 512, "rate": 6e-3, "warmup": _warmup(shape.n_rows)},
         }
     if config.hashing.table is not None:
         choices.get("hashing", {}).pop("buckets", None)
@@ -89,9 +92,17 @@ def held_out_fraction(n_rows: int) -> float:
     return 0.0 if n_rows < 5000 else min(max(0.02 * n_rows, 500), 2000) / n_rows
 
 
-def _buckets(n_classes: int) -> int:
-    nearest = 2 ** round(math.log2(3.2 * math.sqrt(n_classes)))
+def _buckets(n_classes: int, n_rows: int) -> int:
+    nearest = 2 ** round(math.log2(max(3.2 * math.sqrt(n_classes), min(n_rows / 160, 4096))))
     return max(2, min(nearest, 2 ** int(math.log2(max(n_classes, 2)))))
+
+
+def _warmup(n_rows: int) -> float:
+    return round(0.1 * min(1.0, n_rows / 100_000), 3)
+
+
+def _dropout(n_rows: int) -> float:
+    return round(0.2 * min(1.0, 50_000 / n_rows), 3)
 
 
 def _width(n_features: int) -> int:
