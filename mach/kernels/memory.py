@@ -1,4 +1,4 @@
-"""What numba lacks: asking for a cache line ahead of time, reading and writing bfloat16.
+"""What numba and numpy lack: aligned arrays, asking for a cache line ahead of time, reading and writing bfloat16.
 
 bfloat16 is the upper half of a float32. Arrays of it are held as uint16, as numpy has no such type.
 """
@@ -15,6 +15,24 @@ from numba.core.cgutils import get_item_pointer
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
+
+CACHE_LINE = 64
+
+
+def aligned_empty(shape: int | tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """An array like that of `numpy.empty` whose memory begins with a cache line.
+
+    Rows of numpy's own large arrays begin 16 bytes into one, so that every wide load of a kernel touches two.
+
+    Examples
+    --------
+    >>> aligned_empty((3, 512), np.float32).ctypes.data % CACHE_LINE
+    0
+    """
+    n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.empty(n_bytes + CACHE_LINE, np.uint8)
+    begin = -raw.ctypes.data % CACHE_LINE
+    return raw[begin : begin + n_bytes].view(dtype).reshape(shape)
 
 
 @intrinsic
@@ -54,14 +72,29 @@ def widen(context: Any, number: Any) -> Any:
 
 @intrinsic
 def narrow(context: Any, number: Any) -> Any:
-    """The bits of the bfloat16 nearest to a finite float32; halves are rounded away from zero."""
+    """The bits of the bfloat16 nearest to a finite float32, of two the even one, as torch and `to_bfloat16` round."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        bits = builder.bitcast(arguments[0], ir.IntType(32))
-        rounded = builder.lshr(builder.add(bits, ir.IntType(32)(0x8000)), ir.IntType(32)(16))
-        return builder.trunc(rounded, ir.IntType(16))
+        return _nearest(builder, arguments[0])
 
     return types.uint16(types.float32), codegen
+
+
+def _nearest(builder: Any, number: Any) -> Any:
+    bits, i32 = builder.bitcast(number, ir.IntType(32)), ir.IntType(32)
+    is_odd = builder.and_(builder.lshr(bits, i32(16)), i32(1))
+    rounded = builder.add(bits, builder.add(is_odd, i32(0x7FFF)))
+    return builder.trunc(builder.lshr(rounded, i32(16)), ir.IntType(16))
+
+
+@intrinsic
+def narrow_like(context: Any, pattern: Any, number: Any) -> Any:
+    """A float32 as what ``pattern`` is: the same float32, or by `narrow` a bfloat16 held as uint16."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _nearest(builder, arguments[1]) if signature.args[0] == types.uint16 else arguments[1]
+
+    return pattern(pattern, types.float32), codegen
 
 
 @intrinsic

@@ -169,11 +169,38 @@ def test_steps_reduce_the_loss(dense: bool, hidden: list[int], loss: str, precis
     assert last.bucket_precision == 5 / 6  # row 2 has no class
 
 
+@pytest.mark.parametrize("n_heads", [1, 2])
+@pytest.mark.parametrize("loss", ["binary", "softmax"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_figures_of_a_step_are_those_of_its_logits(loss: Any, n_heads: int, precision: str):
+    network, batch = network_of(False, [16], loss=loss, precision=precision), batch_of(1, False)
+    targets = Targets(TARGETS.rows, TARGETS.outputs, n_heads)
+    for _ in range(3):
+        expected = step_figures(network.logits(batch), targets, loss)
+        figures = network.step(batch, targets, 0.02, measured=True)
+        assert figures is not None
+        assert figures.loss == pytest.approx(expected.loss, rel=1e-5 if precision == "float32" else 0.01)
+        assert figures.bucket_precision == pytest.approx(expected.bucket_precision)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_step_without_autograd_is_one_with_it(precision: str, monkeypatch: pytest.MonkeyPatch):
+    networks = [network_of(False, [16], dropout=0.4, precision=precision) for _ in range(2)]
+    for step in range(4):
+        networks[0].step(batch_of(step, False), TARGETS, 0.01)
+    monkeypatch.setattr(Network, "_only_activation", lambda self: None)
+    for step in range(4):
+        networks[1].step(batch_of(step, False), TARGETS, 0.01)
+    for name, array in networks[0].state().items():
+        np.testing.assert_array_equal(array, networks[1].state()[name], err_msg=name)
+
+
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize(
     "options",
     [
         {"hidden": [16, 8], "dropout": 0.4},
+        {"hidden": [16], "dropout": 0.4, "precision": "bfloat16"},
         {"hidden": [], "input_dropout": 0.3},
         {"hidden": [10], "trunk": "tests.networks.test_network:ResidualTrunk", "trunk_options": {"depth": 2}},
     ],
