@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from mach.config import NetworkConfig
 from mach.errors import ConfigError, StorageError
 from mach.kernels.adam import adam_step, adam_step_of_tensors
+from mach.kernels.dense import draw
 from mach.kernels.memory import aligned_empty, from_bfloat16, to_bfloat16
 from mach.kernels.sparse import sparse_backward, sparse_forward, transpose_batch
 from mach.networks.batch import Batch, DenseBatch, SparseBatch, Targets
@@ -260,13 +262,11 @@ class SparseInput:
     """
 
     def __init__(self, n_features: int, width: int, seed: int, *, half: bool) -> None:
-        generator = np.random.default_rng(seed)
         self.seed = seed
         self.weight_DH = aligned_empty((n_features, width), np.uint16 if half else np.float32)
-        for stretch in stretches(n_features, width):
-            rows = self.weight_DH[stretch]
-            drawn = generator.standard_normal(rows.shape, dtype=np.float32) * np.float32(INPUT_WEIGHT_SCALE)
-            rows[...] = to_bfloat16(drawn) if half else drawn
+        normal = NormalDist(0.0, INPUT_WEIGHT_SCALE)
+        quantiles = np.array([normal.inv_cdf((i + 0.5) / 4096) for i in range(4096)], np.float32)
+        draw(to_bfloat16(quantiles) if half else quantiles, seed, self.weight_DH.reshape(-1))
         self.square_D = np.zeros(n_features, np.float32)
         self.bias, self.bias_mean, self.bias_square = (torch.zeros(width) for _ in range(3))
         self.slot_D = np.zeros(n_features, np.int32)
