@@ -16,7 +16,7 @@ from mach.kernels.memory import from_int4, to_int4, to_int8
 from mach.kernels.sparse import sparse_forward_int4
 from mach.networks.batch import Batch, DenseBatch, SparseBatch, Targets, largest_features
 from mach.networks.inference import bucket_logits, bucket_probabilities, stored_weights
-from mach.networks.network import Network, refuse_missing
+from mach.networks.network import Network, native_precision, refuse_missing
 from mach.networks.output import loss_gradient, mean_loss, step_figures
 from mach.networks.trunks import load_trunk
 
@@ -302,6 +302,19 @@ def test_a_gpu_learns_what_the_processor_learns():
     weights = networks[0].weights()
     for name, array in networks[1].weights().items():
         np.testing.assert_allclose(array, weights[name], atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(("flag", "speed", "expected"), [(0, 9, "float32"), (1, 9, "bfloat16"), (1, 0.1, "float32")])
+def test_precision_is_that_of_the_faster_product(flag: int, speed: float, expected: str, monkeypatch: Any):
+    clock = [0.0]
+
+    def mm(a: torch.Tensor, b: torch.Tensor) -> None:
+        clock[0] += 1.0 if a.dtype == torch.float32 else 1.0 / speed
+
+    monkeypatch.setattr("llvmlite.binding.get_host_cpu_features", lambda: {"avx512bf16": flag})
+    monkeypatch.setattr("mach.networks.network.torch.mm", mm)
+    monkeypatch.setattr("mach.networks.network.time.perf_counter", lambda: clock[0])
+    assert native_precision() == expected
 
 
 def test_a_device_that_is_not_there_is_refused():
