@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mach.kernels.memory import narrow, widen
+from mach.kernels.memory import narrow, wide_vectors, widen
 
 
 @njit(cache=True, nogil=True)
@@ -49,6 +49,7 @@ def relu_dropout(x: NDArray[np.float32], rate: float, seed: int, out: NDArray[np
 @njit(cache=True, nogil=True, error_model="numpy")
 def relu_dropout_half(x: NDArray[np.float32], rate: float, seed: int, out: NDArray[np.uint16]) -> None:
     """`relu_dropout` to bfloat16."""
+    wide_vectors()
     threshold, key = np.uint32(rate * 4294967295.0), np.uint32(seed & 0xFFFFFFFF)
     scale = np.float32(1.0 / (1.0 - rate))
     for i in range(len(x)):
@@ -59,6 +60,7 @@ def relu_dropout_half(x: NDArray[np.float32], rate: float, seed: int, out: NDArr
 @njit(cache=True, nogil=True, error_model="numpy")
 def relu_dropout_backward(gradient: NDArray[Any], out: NDArray[Any], rate: float, into: NDArray[np.float32]) -> None:
     """Gradient by x of `relu_dropout`, from that by ``out``; both float32 or bfloat16."""
+    wide_vectors()
     scale = np.float32(1.0 / (1.0 - rate))
     for i in range(len(into)):
         into[i] = widen(gradient[i]) * scale if widen(out[i]) > np.float32(0.0) else np.float32(0.0)

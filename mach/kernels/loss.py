@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
 
-from mach.kernels.memory import narrow_like, widen
+from mach.kernels.memory import narrow_like, wide_vectors, widen
 
 FLAGS: Any = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc"}}
 TILE, BLOCK = 16, 64
@@ -71,6 +71,7 @@ def binary_gradient(
 
     Reads and writes every logit once. Targets of other outputs than these B are passed over.
     """
+    wide_vectors()
     at_targets = np.empty(len(rows), np.float32)
     for i in range(len(rows)):
         b = outputs[i] - first
@@ -99,6 +100,7 @@ def softmax_gradient(
 
     A row without a target pulls nothing. Reads every logit three times.
     """
+    wide_vectors()
     N = z_BN.shape[1]
     counts_N, factors_N = np.zeros(N, np.float32), np.zeros(N, np.float32)
     largest_N = np.full(N, -np.inf, np.float32)
@@ -158,6 +160,7 @@ def loss_and_hits(
     is_binary: bool,
 ) -> tuple[float, int]:
     """The loss over one head's outputs, summed over the batch, and of how many rows the largest logit is a target."""
+    wide_vectors()
     N = z_BN.shape[1]
     total: Any = 0.0
     n_hits = 0

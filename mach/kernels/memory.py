@@ -36,6 +36,17 @@ def aligned_empty(shape: int | tuple[int, ...], dtype: Any) -> NDArray[Any]:
 
 
 @intrinsic
+def wide_vectors(context: Any) -> Any:
+    """Let loops of the kernel that calls it use whole AVX-512 registers, of which LLVM by itself takes halves."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # which llvmlite's own list lacks
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
 def prefetch(context: Any, array: Any, row: Any, column: Any) -> Any:
     """Ask for the cache line that holds ``array[row, column]``; ``array`` is 2-D."""
 

@@ -15,7 +15,7 @@ from numba import njit, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from mach.kernels.memory import CACHE_LINE, narrow_at_random, prefetch, widen
+from mach.kernels.memory import CACHE_LINE, narrow_at_random, prefetch, wide_vectors, widen
 from mach.kernels.rows import add_rows
 
 DECAY, EPSILON = 0.999, 1e-9
@@ -193,6 +193,7 @@ def sparse_backward(
     weights are rounded up or down at random, by a hash of position and ``seed``, so that steps too small to show add up
     on average.
     """
+    wide_vectors()
     width = weight_DH.shape[1]
     gradient_H = np.empty(width, np.float32)
     decay, gain, epsilon = np.float32(DECAY), np.float32(1.0 - DECAY), np.float32(EPSILON)
