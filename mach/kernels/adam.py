@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mach.kernels.memory import narrow, widen
+from mach.kernels.memory import narrow, wide_vectors, widen
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +44,7 @@ def adam_step(
     step: int,
 ) -> None:
     """Move 1-D weights and both moments in place; ``step`` counts from 1. Reads and writes 28 bytes a weight."""
+    wide_vectors()
     paces = _paces(rate, step)
     for i in range(len(weight)):
         weight[i] = _moved(weight[i], gradient[i], mean, square, i, paces)
@@ -61,6 +62,7 @@ def adam_step_half(
     step: int,
 ) -> None:
     """`adam_step` by a bfloat16 gradient times ``scale``, which also renews the bfloat16 copy of the weights."""
+    wide_vectors()
     paces, by = _paces(rate, step), np.float32(scale)
     for i in range(len(weight)):
         weight[i] = _moved(weight[i], widen(gradient[i]) * by, mean, square, i, paces)

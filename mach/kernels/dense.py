@@ -1,4 +1,4 @@
-"""Dense kernels that libraries lack: activation with counter-based dropout, and bfloat16 products of few rows."""
+"""Dense kernels that libraries lack: counter-based draws and dropout, and bfloat16 products of few rows."""
 
 from __future__ import annotations
 
@@ -8,23 +8,37 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mach.kernels.memory import narrow, widen
+from mach.kernels.memory import narrow, wide_vectors, widen
+
+
+@njit(cache=True, nogil=True)
+def _bits(i: int, key: np.uint32) -> Any:
+    """32 random bits of a position: the mixer "lowbias32" of C. Wellons."""
+    bits = np.uint32(i * 0x9E3779B9 + key)  # numba widens products to 64 bits: cut back each time
+    bits = np.uint32((bits ^ (bits >> np.uint32(16))) * np.uint32(0x7FEB352D))
+    bits = np.uint32((bits ^ (bits >> np.uint32(15))) * np.uint32(0x846CA68B))
+    return np.uint32(bits ^ (bits >> np.uint32(16)))
 
 
 @njit(cache=True, nogil=True)
 def _is_kept(i: int, key: np.uint32, threshold: np.uint32) -> Any:
-    bits = np.uint32(i * 0x9E3779B9 + key)  # numba widens products to 64 bits: cut back each time
-    bits = np.uint32((bits ^ (bits >> np.uint32(16))) * np.uint32(0x7FEB352D))
-    bits = np.uint32((bits ^ (bits >> np.uint32(15))) * np.uint32(0x846CA68B))
-    return np.uint32(bits ^ (bits >> np.uint32(16))) >= threshold
+    return _bits(i, key) >= threshold
+
+
+@njit(cache=True, nogil=True)
+def draw(quantiles: NDArray[Any], seed: int, out: NDArray[Any]) -> None:
+    """Fill a contiguous 1-D array with draws from 4096 equally likely values; several times as fast as a normal one."""
+    key = np.uint32(seed & 0xFFFFFFFF)
+    for i in range(len(out)):
+        out[i] = quantiles[_bits(i, key) >> np.uint32(20)]
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def relu_dropout(x: NDArray[np.float32], rate: float, seed: int, out: NDArray[np.float32]) -> None:
     """``out = max(x, 0)`` with a share ``rate`` of entries zeroed and the rest scaled by 1 / (1 - rate).
 
-    An entry's fate is a hash of its position and ``seed`` (the 32-bit mixer "lowbias32" of C. Wellons), so it
-    needs no state and does not depend on threads. x and out: contiguous and 1-D.
+    An entry's fate is a hash of its position and ``seed``, so it needs no state and does not depend on threads. x and
+    out: contiguous and 1-D.
     """
     threshold, key = np.uint32(rate * 4294967295.0), np.uint32(seed & 0xFFFFFFFF)
     scale = np.float32(1.0 / (1.0 - rate))
@@ -35,6 +49,7 @@ def relu_dropout(x: NDArray[np.float32], rate: float, seed: int, out: NDArray[np
 @njit(cache=True, nogil=True, error_model="numpy")
 def relu_dropout_half(x: NDArray[np.float32], rate: float, seed: int, out: NDArray[np.uint16]) -> None:
     """`relu_dropout` to bfloat16."""
+    wide_vectors()
     threshold, key = np.uint32(rate * 4294967295.0), np.uint32(seed & 0xFFFFFFFF)
     scale = np.float32(1.0 / (1.0 - rate))
     for i in range(len(x)):
@@ -45,6 +60,7 @@ def relu_dropout_half(x: NDArray[np.float32], rate: float, seed: int, out: NDArr
 @njit(cache=True, nogil=True, error_model="numpy")
 def relu_dropout_backward(gradient: NDArray[Any], out: NDArray[Any], rate: float, into: NDArray[np.float32]) -> None:
     """Gradient by x of `relu_dropout`, from that by ``out``; both float32 or bfloat16."""
+    wide_vectors()
     scale = np.float32(1.0 / (1.0 - rate))
     for i in range(len(into)):
         into[i] = widen(gradient[i]) * scale if widen(out[i]) > np.float32(0.0) else np.float32(0.0)

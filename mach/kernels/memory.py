@@ -1,20 +1,49 @@
-"""What numba lacks: asking for a cache line ahead of time, reading and writing bfloat16.
+"""What numba and numpy lack: aligned arrays, asking for a cache line ahead of time, reading and writing bfloat16.
 
 bfloat16 is the upper half of a float32. Arrays of it are held as uint16, as numpy has no such type.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core.cgutils import get_item_pointer
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
+
+CACHE_LINE = 64
+STRETCH = 4096  # rows whose temporaries are small
+
+
+def aligned_empty(shape: int | tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """An array like that of `numpy.empty` whose memory begins with a cache line.
+
+    Rows of numpy's own large arrays begin 16 bytes into one, so that every wide load of a kernel touches two.
+
+    Examples
+    --------
+    >>> aligned_empty((3, 512), np.float32).ctypes.data % CACHE_LINE
+    0
+    """
+    n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.empty(n_bytes + CACHE_LINE, np.uint8)
+    begin = -raw.ctypes.data % CACHE_LINE
+    return raw[begin : begin + n_bytes].view(dtype).reshape(shape)
+
+
+@intrinsic
+def wide_vectors(context: Any) -> Any:
+    """Let loops of the kernel that calls it use whole AVX-512 registers, of which LLVM by itself takes halves."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # which llvmlite's own list lacks
+        return context.get_dummy_value()
+
+    return types.void(), codegen
 
 
 @intrinsic
@@ -54,14 +83,29 @@ def widen(context: Any, number: Any) -> Any:
 
 @intrinsic
 def narrow(context: Any, number: Any) -> Any:
-    """The bits of the bfloat16 nearest to a finite float32; halves are rounded away from zero."""
+    """The bits of the bfloat16 nearest to a finite float32, of two the even one, as torch and `to_bfloat16` round."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        bits = builder.bitcast(arguments[0], ir.IntType(32))
-        rounded = builder.lshr(builder.add(bits, ir.IntType(32)(0x8000)), ir.IntType(32)(16))
-        return builder.trunc(rounded, ir.IntType(16))
+        return _nearest(builder, arguments[0])
 
     return types.uint16(types.float32), codegen
+
+
+def _nearest(builder: Any, number: Any) -> Any:
+    bits, i32 = builder.bitcast(number, ir.IntType(32)), ir.IntType(32)
+    is_odd = builder.and_(builder.lshr(bits, i32(16)), i32(1))
+    rounded = builder.add(bits, builder.add(is_odd, i32(0x7FFF)))
+    return builder.trunc(builder.lshr(rounded, i32(16)), ir.IntType(16))
+
+
+@intrinsic
+def narrow_like(context: Any, pattern: Any, number: Any) -> Any:
+    """A float32 as what ``pattern`` is: the same float32, or by `narrow` a bfloat16 held as uint16."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return _nearest(builder, arguments[1]) if signature.args[0] == types.uint16 else arguments[1]
+
+    return pattern(pattern, types.float32), codegen
 
 
 @intrinsic
@@ -93,8 +137,9 @@ def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
 
 def to_int8(array_DH: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Round to 255 steps a row: integers of shape (D, H) and the step of every row, its largest magnitude / 127."""
-    codes_DH = np.empty(array_DH.shape, np.int8)
-    return codes_DH, _quantize(array_DH, 127, codes_DH.__setitem__)
+    codes_DH, steps_D = np.empty(array_DH.shape, np.int8), np.empty(len(array_DH), np.float32)
+    _quantize(array_DH, 127, steps_D, codes_DH)
+    return codes_DH, steps_D
 
 
 def to_int4(array_DH: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
@@ -102,15 +147,14 @@ def to_int4(array_DH: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.float
 
     Byte p holds the weights p, in its lower half, and P + p; both 8 more than the integer.
     """
-    half = -(-array_DH.shape[1] // 2)
-    packed_DP = np.empty((len(array_DH), half), np.uint8)
-
-    def pack(rows: slice, codes: NDArray[np.float32]) -> None:
-        shifted = (codes + 8).astype(np.uint8)
-        packed_DP[rows] = shifted[:, :half]
-        packed_DP[rows, : shifted.shape[1] - half] |= shifted[:, half:] << 4
-
-    return packed_DP, _quantize(array_DH, 7, pack)
+    packed_DP = np.empty((len(array_DH), -(-array_DH.shape[1] // 2)), np.uint8)
+    steps_D = np.empty(len(array_DH), np.float32)
+    for begin in range(0, len(array_DH), STRETCH):
+        rows = slice(begin, begin + STRETCH)
+        codes = np.empty(array_DH[rows].shape, np.int8)
+        _quantize(array_DH[rows], 7, steps_D[rows], codes)
+        _pack(codes, packed_DP[rows])
+    return packed_DP, steps_D
 
 
 def from_int4(packed_DP: NDArray[np.uint8], steps_D: NDArray[np.float32], width: int) -> NDArray[np.float32]:
@@ -119,16 +163,24 @@ def from_int4(packed_DP: NDArray[np.uint8], steps_D: NDArray[np.float32], width:
     return (codes - 8) * steps_D[:, None]
 
 
-def _quantize(
-    array_DH: NDArray[Any], largest: int, write: Callable[[slice, NDArray[np.float32]], None]
-) -> NDArray[np.float32]:
-    """Steps of the rows; ``write`` receives stretches of rows as integers in float32. Temporaries stay below 64 MB."""
-    steps_D = np.empty(len(array_DH), np.float32)
-    n_rows = max(1, 2**22 // max(1, array_DH.shape[1]))
-    for begin in range(0, len(array_DH), n_rows):
-        rows = slice(begin, begin + n_rows)
-        block = from_bfloat16(array_DH[rows]) if array_DH.dtype == np.uint16 else array_DH[rows]
-        steps = np.abs(block).max(axis=1, initial=0) / np.float32(largest)
-        steps_D[rows] = steps
-        write(rows, np.rint(block / np.where(steps > 0, steps, 1)[:, None]))
-    return steps_D
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "nsz"})
+def _quantize(array_DH: NDArray[Any], largest: int, steps_D: NDArray[np.float32], codes_DH: NDArray[np.int8]) -> None:
+    for d in range(len(array_DH)):
+        row, codes, size = array_DH[d], codes_DH[d], np.float32(0.0)
+        for h in range(len(row)):
+            size = max(size, abs(widen(row[h])))
+        steps_D[d] = size / np.float32(largest)
+        step = steps_D[d] if size > 0 else np.float32(1.0)
+        for h in range(len(row)):
+            codes[h] = np.int8(np.rint(widen(row[h]) / step))
+
+
+@njit(cache=True, nogil=True)
+def _pack(codes_DH: NDArray[np.int8], packed_DP: NDArray[np.uint8]) -> None:
+    half = packed_DP.shape[1]
+    for d in range(len(codes_DH)):
+        low, high, packed = codes_DH[d, :half], codes_DH[d, half:], packed_DP[d]
+        for p in range(len(high)):
+            packed[p] = np.uint8(low[p] + 8) | np.uint8(high[p] + 8) << 4
+        if len(high) < half:  # an odd width
+            packed[half - 1] = np.uint8(low[half - 1] + 8)

@@ -15,9 +15,11 @@ from numba import njit, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from mach.kernels.memory import narrow_at_random, prefetch, widen
+from mach.kernels.memory import CACHE_LINE, narrow_at_random, prefetch, wide_vectors, widen
+from mach.kernels.rows import add_rows
 
 DECAY, EPSILON = 0.999, 1e-9
+AHEAD = 2  # features between asking for a row of weights and moving it
 
 
 @njit(cache=True, nogil=True)
@@ -86,21 +88,12 @@ def sparse_forward(
 
     The rows of weights are those given times ``scale_D``, unless that is empty.
     """
-    width = weight_DH.shape[1]
-    line = 64 // weight_DH.itemsize
-    last = len(indices) - 1
+    scaled = values
+    if len(scale_D):
+        scaled = values * scale_D[indices]
     for n in range(len(indptr) - 1):
-        row = out_NH[n]
-        row[:] = bias_H
-        for j in range(indptr[n], indptr[n + 1]):
-            ahead = indices[min(j + 2, last)]
-            for h in range(0, width, line):
-                prefetch(weight_DH, ahead, h)
-            value, source = values[j], weight_DH[indices[j]]
-            if len(scale_D):
-                value *= scale_D[indices[j]]
-            for h in range(width):
-                row[h] += value * widen(source[h])
+        out_NH[n] = bias_H
+        add_rows(out_NH[n], scaled, indices, indptr[n], indptr[n + 1], weight_DH, True)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
@@ -200,20 +193,19 @@ def sparse_backward(
     weights are rounded up or down at random, by a hash of position and ``seed``, so that steps too small to show add up
     on average.
     """
+    wide_vectors()
     width = weight_DH.shape[1]
     gradient_H = np.empty(width, np.float32)
     decay, gain, epsilon = np.float32(DECAY), np.float32(1.0 - DECAY), np.float32(EPSILON)
-    line = 64 // weight_DH.itemsize
+    squares_D1 = square_D.reshape(-1, 1)
     last = len(features_U) - 1
     for u in range(len(features_U)):
-        ahead = features_U[min(u + 1, last)]
-        for h in range(0, width, line):
+        ahead = features_U[min(u + AHEAD, last)]
+        prefetch(squares_D1, ahead, 0)
+        for h in range(0, width, CACHE_LINE // weight_DH.itemsize):
             prefetch(weight_DH, ahead, h)
         gradient_H[:] = np.float32(0.0)
-        for j in range(offsets[u], offsets[u + 1]):
-            value, source = column_values[j], grad_NH[rows[j]]
-            for h in range(width):
-                gradient_H[h] += value * source[h]
+        add_rows(gradient_H, column_values, rows, offsets[u], offsets[u + 1], grad_NH, False)
         feature = features_U[u]
         square = decay * square_D[feature] + gain * _mean_square(gradient_H)
         square_D[feature] = square
@@ -231,12 +223,12 @@ def _move_as_typed(weight_H: Any, gradient_H: Any, pace: Any, key: Any) -> Any:
             weight_H[h] -= pace * gradient_H[h]
 
     def move_half(weight_H: Any, gradient_H: Any, pace: Any, key: Any) -> None:
-        start = np.uint32(key & 0xFFFFFFFF)
-        for h in range(len(weight_H)):
-            bits = np.uint32(np.uint32(h) * np.uint32(0x9E3779B9) + start)
-            bits = np.uint32((bits ^ (bits >> np.uint32(16))) * np.uint32(0x7FEB352D))
-            bits = np.uint32(bits ^ (bits >> np.uint32(15)))
-            weight_H[h] = narrow_at_random(widen(weight_H[h]) - pace * gradient_H[h], bits)
+        bits = np.uint32(key & 0xFFFFFFFF)  # mixed once a row: each weight's bits are uniform over rows and steps,
+        bits = np.uint32((bits ^ (bits >> np.uint32(16))) * np.uint32(0x7FEB352D))
+        bits = np.uint32((bits ^ (bits >> np.uint32(15))) * np.uint32(0x846CA68B)) >> np.uint32(16)
+        for h in range(len(weight_H)):  # and within a row they are spread evenly (multiples of the golden ratio)
+            random = np.uint32(bits + np.uint32(h) * np.uint32(40503))
+            weight_H[h] = narrow_at_random(widen(weight_H[h]) - pace * gradient_H[h], random)
 
     return move_half if weight_H.dtype == types.uint16 else move
 

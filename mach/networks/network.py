@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -12,12 +14,14 @@ from torch import Tensor, nn
 from mach.config import NetworkConfig
 from mach.errors import ConfigError, StorageError
 from mach.kernels.adam import adam_step, adam_step_of_tensors
-from mach.kernels.memory import from_bfloat16, to_bfloat16
+from mach.kernels.dense import draw
+from mach.kernels.memory import aligned_empty, from_bfloat16, to_bfloat16
 from mach.kernels.sparse import sparse_backward, sparse_forward, transpose_batch
 from mach.networks.batch import Batch, DenseBatch, SparseBatch, Targets
+from mach.networks.buffers import Buffers, flat_array, is_in_main_memory
 from mach.networks.inference import NO_SCALE, stored_shape, stretches, wide_rows
 from mach.networks.output import Loss, OutputLayer, StepFigures, loss_gradient, step_figures
-from mach.networks.trunks import TRUNK, ReluDropout, build_trunk, flat_array, is_in_main_memory
+from mach.networks.trunks import TRUNK, HiddenLayers, ReluDropout, build_trunk
 
 INPUT_WEIGHT_SCALE = 0.05
 
@@ -69,7 +73,8 @@ class Network:
         self.seed = seed
         self.n_steps = 0
         self.input_dropout = config.input_dropout
-        is_half = precision == "bfloat16"
+        self.buffers = Buffers()
+        self.is_half = is_half = precision == "bfloat16"
         built = build_trunk(config, n_features=n_features, dense_input=dense_input, half=is_half)
         self.input: SparseInput | None = None
         if not dense_input:
@@ -96,19 +101,27 @@ class Network:
         if self.input_dropout:
             batch = _drop_inputs(batch, self.input_dropout, np.random.default_rng([self.seed, self.n_steps]))
         x = self._input(batch)
-        hidden = self._trunk(x.requires_grad_(self.input is not None))
-        logits = self._output(hidden.detach())
-        figures = step_figures(logits.float().cpu(), targets, self.loss) if measured else None
-        back = loss_gradient(logits, targets, self.loss)
-        if self.output is not None:
-            back = self.output.step(hidden.detach(), back, rate, self.n_steps)
+        activation = self._only_activation()
+        if activation is not None:
+            hidden = self.buffers.tensor("hidden", tuple(x.shape), torch.bfloat16 if self.is_half else torch.float32)
+            activation.activate(x, hidden)
         else:
-            back = back.div_(len(batch))
-        if hidden.requires_grad:
+            hidden = self._trunk(x.requires_grad_(self.input is not None))
+        if self.output is not None:
+            given = (hidden.detach(), targets, self.loss, rate, self.n_steps)
+            back, figures = self.output.step(*given, measured=measured)
+        else:
+            logits = hidden.detach().clone()
+            figures = step_figures(logits.float().cpu(), targets, self.loss) if measured else None
+            back = loss_gradient(logits, targets, self.loss).div_(len(batch))
+        if activation is not None:
+            activation.pull_back(back, hidden, into=x)
+        elif hidden.requires_grad:
             hidden.backward(back.to(hidden.dtype))  # type: ignore[no-untyped-call]
         if self.input is not None and isinstance(batch, SparseBatch):
-            assert x.grad is not None
-            self.input.step(batch, x.grad, rate, self.n_steps)
+            gradient = x if activation is not None else x.grad
+            assert gradient is not None
+            self.input.step(batch, gradient, rate, self.n_steps)
         self._move_parameters(rate)
         return figures
 
@@ -207,6 +220,11 @@ class Network:
                     adam_step_of_tensors(*tensors, rate, self.n_steps)
                 parameter.grad = None
 
+    def _only_activation(self) -> ReluDropout | None:
+        if self.input is None or self.output is None or not is_in_main_memory(self.output.weight):
+            return None
+        return self.trunk.only_activation if isinstance(self.trunk, HiddenLayers) else None
+
     def _input(self, batch: Batch) -> Tensor:
         if isinstance(batch, DenseBatch):
             return torch.from_numpy(batch.values_ND)
@@ -214,7 +232,7 @@ class Network:
         return self.input.forward(batch)
 
     def _trunk(self, x: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_half):
             hidden: Tensor = self.trunk(x.to(self.device))
         return hidden if self.output is None or self.output.half is not None else hidden.float()
 
@@ -245,22 +263,21 @@ class SparseInput:
     """
 
     def __init__(self, n_features: int, width: int, seed: int, *, half: bool) -> None:
-        generator = np.random.default_rng(seed)
         self.seed = seed
-        self.weight_DH: NDArray[Any] = np.empty((n_features, width), np.uint16 if half else np.float32)
-        for stretch in stretches(n_features, width):
-            rows = self.weight_DH[stretch]
-            drawn = generator.standard_normal(rows.shape, dtype=np.float32) * np.float32(INPUT_WEIGHT_SCALE)
-            rows[...] = to_bfloat16(drawn) if half else drawn
+        self.weight_DH = aligned_empty((n_features, width), np.uint16 if half else np.float32)
+        normal = NormalDist(0.0, INPUT_WEIGHT_SCALE)
+        quantiles = np.array([normal.inv_cdf((i + 0.5) / 4096) for i in range(4096)], np.float32)
+        draw(to_bfloat16(quantiles) if half else quantiles, seed, self.weight_DH.reshape(-1))
         self.square_D = np.zeros(n_features, np.float32)
         self.bias, self.bias_mean, self.bias_square = (torch.zeros(width) for _ in range(3))
         self.slot_D = np.zeros(n_features, np.int32)
+        self.buffers = Buffers()
 
     def forward(self, batch: SparseBatch) -> Tensor:
-        out_NH = np.empty((len(batch), self.weight_DH.shape[1]), np.float32)
+        out = self.buffers.tensor("out", (len(batch), self.weight_DH.shape[1]), torch.float32)
         arrays = (batch.indptr, batch.indices, batch.values, self.weight_DH, NO_SCALE, self.bias.numpy())
-        sparse_forward(*arrays, out_NH)
-        return torch.from_numpy(out_NH)
+        sparse_forward(*arrays, out.numpy())
+        return out
 
     def step(self, batch: SparseBatch, gradient: Tensor, rate: float, n_steps: int) -> None:
         flat_bias = [flat_array(t) for t in (self.bias, gradient.sum(0), self.bias_mean, self.bias_square)]
@@ -292,11 +309,25 @@ def _drop_inputs(batch: Batch, rate: float, generator: np.random.Generator) -> B
 
 
 def native_precision() -> Literal["float32", "bfloat16"]:
-    """bfloat16 where the processor multiplies it natively, else float32."""
+    """bfloat16 where the processor has instructions for it and multiplies it faster than float32, else float32.
+
+    Instructions may be there and yet be slow, as in virtual machines: a product of each is timed in turns, 5 ms in
+    all. The answer is stored in the run's manifest, so that all its workers agree.
+    """
     from llvmlite.binding import get_host_cpu_features
 
     features = get_host_cpu_features()
-    return "bfloat16" if features.get("avx512bf16") or features.get("amx-bf16") else "float32"
+    if not (features.get("avx512bf16") or features.get("amx-bf16")):
+        return "float32"
+    operands = torch.ones(256, 256), torch.ones(256, 256, dtype=torch.bfloat16)
+    seconds_2T = np.empty((2, 6))
+    for turn in range(6):
+        for i, operand in enumerate(operands):
+            start = time.perf_counter()
+            torch.mm(operand, operand)
+            seconds_2T[i, turn] = time.perf_counter() - start
+    full, half = seconds_2T.min(axis=1)
+    return "bfloat16" if half < full else "float32"
 
 
 def refuse_missing(device: str) -> None:

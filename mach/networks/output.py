@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mach.kernels.adam import adam_step, adam_step_half, adam_step_of_tensors
+from mach.kernels.loss import binary_gradient, loss_and_hits, softmax_gradient, transpose
 from mach.networks.batch import Targets
-from mach.networks.trunks import flat_array, is_in_main_memory
+from mach.networks.buffers import Buffers, aligned, array_of, flat_array, is_in_main_memory
 
 Loss = Literal["binary", "softmax"]
 
@@ -40,17 +41,21 @@ class OutputLayer:
 
     Notes
     -----
-    A step multiplies three times, 6 N H n_outputs FLOPs, and passes once over 18 bytes a weight (22 in float32).
+    A step multiplies three times, 6 N H n_outputs FLOPs, and passes once over 28 bytes a weight. In main memory its
+    logits have a row for every output (`mach.kernels.loss`), which is how oneDNN multiplies fastest.
     """
 
     def __init__(
         self, width: int, n_outputs: int, *, half: bool, bias: NDArray[np.float32], device: torch.device
     ) -> None:
         bound = width**-0.5
-        self.weight = (torch.rand(n_outputs, width) * (2 * bound) - bound).to(device)
+        weight = torch.rand(n_outputs, width) * (2 * bound) - bound
+        self.weight = aligned(weight).to(device)
         self.bias = torch.from_numpy(bias.copy()).to(device)
-        self.half = self.weight.bfloat16() if half else None
-        self.moments = [torch.zeros_like(t) for t in (self.weight, self.weight, self.bias, self.bias)]
+        self.half = aligned(weight.bfloat16()).to(device) if half else None
+        zeros = torch.zeros_like(weight), torch.zeros_like(weight), torch.zeros(n_outputs), torch.zeros(n_outputs)
+        self.moments = [aligned(moment).to(device) for moment in zeros]
+        self.buffers = Buffers()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Of shape (N, n_outputs), in bfloat16 or float32."""
@@ -58,32 +63,56 @@ class OutputLayer:
             return torch.addmm(self.bias.bfloat16(), hidden.bfloat16(), self.half.T)
         return torch.addmm(self.bias, hidden, self.weight.T)
 
-    def step(self, hidden: Tensor, gradient: Tensor, rate: float, n_steps: int) -> Tensor:
-        """Move the weights by the gradient of the *summed* loss by the logits; return that of the mean by ``hidden``.
+    def step(
+        self, hidden: Tensor, targets: Targets, loss: Loss, rate: float, n_steps: int, *, measured: bool = False
+    ) -> tuple[Tensor, StepFigures | None]:
+        """Move the weights; return the mean loss's gradient by ``hidden``, and the figures before the step if asked.
 
-        ``n_steps`` counts from 1.
+        ``n_steps`` counts from 1. The gradient is valid until the next step.
         """
+        if is_in_main_memory(self.weight):
+            return self._step_in_main_memory(hidden, targets, loss, rate, n_steps, measured)
+        logits = self.logits(hidden)
+        figures = step_figures(logits.float().cpu(), targets, loss) if measured else None
+        gradient = loss_gradient(logits, targets, loss)
         scale = 1.0 / len(hidden)
         back = (gradient @ (self.weight if self.half is None else self.half)).mul_(scale)
-        by_weight = gradient.T @ (hidden if self.half is None else hidden.bfloat16())
+        by_weight = (gradient.T @ (hidden if self.half is None else hidden.bfloat16())).float().mul_(scale)
         by_bias = gradient.sum(0, dtype=torch.float32).mul_(scale)
         mean, square, bias_mean, bias_square = self.moments
-        if not is_in_main_memory(self.weight):
-            adam_step_of_tensors(self.weight, by_weight.float().mul_(scale), mean, square, rate, n_steps)
-            adam_step_of_tensors(self.bias, by_bias, bias_mean, bias_square, rate, n_steps)
-            if self.half is not None:
-                self.half.copy_(self.weight)
-            return back
-        moments = flat_array(mean), flat_array(square)
-        if self.half is not None:
-            flat = flat_array(self.weight), flat_array(self.half), flat_array(by_weight.contiguous())
-            adam_step_half(*flat, scale, *moments, rate, n_steps)
+        adam_step_of_tensors(self.weight, by_weight, mean, square, rate, n_steps)
+        adam_step_of_tensors(self.bias, by_bias, bias_mean, bias_square, rate, n_steps)
+        self.renew()
+        return back, figures
+
+    def _step_in_main_memory(
+        self, hidden: Tensor, targets: Targets, loss: Loss, rate: float, n_steps: int, measured: bool
+    ) -> tuple[Tensor, StepFigures | None]:
+        (B, H), N, scale = self.weight.shape, len(hidden), 1.0 / len(hidden)
+        multiplier = self.weight if self.half is None else self.half
+        hidden = hidden.to(multiplier.dtype)
+        z_BN, g_NB, back, by_weight = (
+            self.buffers.tensor(name, shape, hidden.dtype)
+            for name, shape in (("z", (B, N)), ("g", (N, B)), ("back", (N, H)), ("by_weight", (B, H)))
+        )
+        torch.mm(multiplier, hidden.T, out=z_BN)
+        z, bias, by_bias = array_of(z_BN), self.bias.numpy(), np.empty(B, np.float32)
+        figures = _figures(z, bias, targets, loss) if measured else None
+        differentiate = binary_gradient if loss == "binary" else softmax_gradient
+        for head, first in _heads(B, targets):
+            differentiate(z[head], bias[head], targets.rows, targets.outputs, first, by_bias[head])
+        transpose(z, array_of(g_NB))
+        torch.mm(g_NB, multiplier, out=back).mul_(scale)
+        torch.mm(z_BN, hidden, out=by_weight)
+        moments = [flat_array(moment) for moment in self.moments]
+        if self.half is None:
+            adam_step(flat_array(self.weight), flat_array(by_weight.mul_(scale)), *moments[:2], rate, n_steps)
         else:
-            by_weight = by_weight.mul_(scale).contiguous()
-            adam_step(flat_array(self.weight), flat_array(by_weight), *moments, rate, n_steps)
-        flat_bias = flat_array(self.bias), flat_array(by_bias), flat_array(bias_mean), flat_array(bias_square)
-        adam_step(*flat_bias, rate, n_steps)
-        return back
+            flat = [flat_array(tensor) for tensor in (self.weight, self.half, by_weight)]
+            adam_step_half(*flat, scale, *moments[:2], rate, n_steps)
+        by_bias *= np.float32(scale)
+        adam_step(bias, by_bias, *moments[2:], rate, n_steps)
+        return back, figures
 
     def weights(self) -> dict[str, Tensor]:
         return {"output.weight": self.weight, "output.bias": self.bias}
@@ -97,6 +126,24 @@ class OutputLayer:
         """Make the bfloat16 copy anew after the weights were loaded."""
         if self.half is not None:
             self.half.copy_(self.weight)
+
+
+def _heads(n_outputs: int, targets: Targets) -> Iterator[tuple[slice, int]]:
+    """Every head's outputs and the first of them."""
+    width = n_outputs // targets.n_heads
+    for first in range(0, n_outputs, width):
+        yield slice(first, first + width), first
+
+
+def _figures(z_BN: NDArray[Any], bias_B: NDArray[np.float32], targets: Targets, loss: Loss) -> StepFigures:
+    """`step_figures` of logits as `mach.kernels.loss` has them."""
+    N, total, n_hits = z_BN.shape[1], 0.0, 0
+    for head, first in _heads(len(z_BN), targets):
+        given = z_BN[head], bias_B[head], targets.rows, targets.outputs, first, loss == "binary"
+        loss_of_head, hits_of_head = loss_and_hits(*given)
+        total, n_hits = total + loss_of_head, n_hits + hits_of_head
+    n = max(1, N * targets.n_heads)
+    return StepFigures(total / n, n_hits / n)
 
 
 def loss_gradient(logits: Tensor, targets: Targets, loss: Loss) -> Tensor:

@@ -18,23 +18,10 @@ from mach.config import NetworkConfig
 from mach.errors import ConfigError
 from mach.kernels.dense import relu_dropout, relu_dropout_backward, relu_dropout_half
 from mach.kernels.memory import from_bfloat16
+from mach.networks.buffers import flat_array, is_in_main_memory
 from mach.networks.inference import Weights
 
 TRUNK = "trunk."  # prefix of the names of its weights
-
-
-def is_in_main_memory(tensor: Tensor) -> bool:
-    """Whether kernels for the processor can reach it; elsewhere torch's own operations do the work."""
-    return tensor.device.type == "cpu"
-
-
-def flat_array(tensor: Tensor) -> NDArray[Any]:
-    """A contiguous tensor's elements as a 1-D array for kernels, bfloat16 as uint16; a view."""
-    if tensor.dtype == torch.bfloat16:
-        bits: NDArray[Any] = tensor.view(torch.int16).numpy().reshape(-1).view(np.uint16)
-        return bits
-    array: NDArray[Any] = tensor.numpy().reshape(-1)
-    return array
 
 
 class ReluDropout(nn.Module):
@@ -61,26 +48,35 @@ class ReluDropout(nn.Module):
         if not is_in_main_memory(x):
             out = nn.functional.dropout(torch.relu(x.float()), self.rate, self.training)
             return out.bfloat16() if self.is_half else out
+        return _ReluDropout.apply(x, self)  # type: ignore[no-untyped-call, no-any-return]
+
+    def activate(self, x: Tensor, out: Tensor) -> None:
+        """`forward` of a float32 tensor in main memory into another."""
         rate = self.rate if self.training else 0.0
-        return _ReluDropout.apply(x, rate, self.seed, self.is_half)  # type: ignore[no-untyped-call, no-any-return]
+        (relu_dropout_half if self.is_half else relu_dropout)(flat_array(x), rate, self.seed, flat_array(out))
+
+    def pull_back(self, gradient: Tensor, out: Tensor, into: Tensor) -> None:
+        """Gradient by x, float32, from that by what `activate` put out."""
+        rate = self.rate if self.training else 0.0
+        relu_dropout_backward(flat_array(gradient), flat_array(out), rate, flat_array(into))
 
 
 class _ReluDropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rate: float, seed: int, is_half: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: ReluDropout) -> Tensor:
         x = x.float().contiguous()
-        out = torch.empty_like(x, dtype=torch.bfloat16 if is_half else torch.float32)
-        (relu_dropout_half if is_half else relu_dropout)(flat_array(x.detach()), rate, seed, flat_array(out))
+        out = torch.empty_like(x, dtype=torch.bfloat16 if layer.is_half else torch.float32)
+        layer.activate(x.detach(), out)
         ctx.save_for_backward(out)
-        ctx.rate = rate
+        ctx.layer = layer
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (out,) = ctx.saved_tensors
         into = torch.empty_like(out, dtype=torch.float32)
-        relu_dropout_backward(flat_array(gradient.contiguous()), flat_array(out), ctx.rate, flat_array(into))
-        return into, None, None, None
+        ctx.layer.pull_back(gradient.contiguous(), out, into)
+        return into, None
 
 
 class HiddenLayers(nn.Module):
@@ -110,6 +106,11 @@ class HiddenLayers(nn.Module):
             ReluDropout(dropout, is_half=half) for _ in range(len(widths) + activate_input)
         )
         self.out_features = sizes[-1]
+
+    @property
+    def only_activation(self) -> ReluDropout | None:
+        """What is left of them where the sparse input layer is the only one: a step needs no autograd then."""
+        return None if len(self.layers) else self.activations[0]  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
         activations = iter(self.activations)

@@ -16,7 +16,7 @@ from mach.kernels.memory import from_int4, to_int4, to_int8
 from mach.kernels.sparse import sparse_forward_int4
 from mach.networks.batch import Batch, DenseBatch, SparseBatch, Targets, largest_features
 from mach.networks.inference import bucket_logits, bucket_probabilities, stored_weights
-from mach.networks.network import Network, refuse_missing
+from mach.networks.network import Network, native_precision, refuse_missing
 from mach.networks.output import loss_gradient, mean_loss, step_figures
 from mach.networks.trunks import load_trunk
 
@@ -169,11 +169,38 @@ def test_steps_reduce_the_loss(dense: bool, hidden: list[int], loss: str, precis
     assert last.bucket_precision == 5 / 6  # row 2 has no class
 
 
+@pytest.mark.parametrize("n_heads", [1, 2])
+@pytest.mark.parametrize("loss", ["binary", "softmax"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_figures_of_a_step_are_those_of_its_logits(loss: Any, n_heads: int, precision: str):
+    network, batch = network_of(False, [16], loss=loss, precision=precision), batch_of(1, False)
+    targets = Targets(TARGETS.rows, TARGETS.outputs, n_heads)
+    for _ in range(3):
+        expected = step_figures(network.logits(batch), targets, loss)
+        figures = network.step(batch, targets, 0.02, measured=True)
+        assert figures is not None
+        assert figures.loss == pytest.approx(expected.loss, rel=1e-5 if precision == "float32" else 0.01)
+        assert figures.bucket_precision == pytest.approx(expected.bucket_precision)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_step_without_autograd_is_one_with_it(precision: str, monkeypatch: pytest.MonkeyPatch):
+    networks = [network_of(False, [16], dropout=0.4, precision=precision) for _ in range(2)]
+    for step in range(4):
+        networks[0].step(batch_of(step, False), TARGETS, 0.01)
+    monkeypatch.setattr(Network, "_only_activation", lambda self: None)
+    for step in range(4):
+        networks[1].step(batch_of(step, False), TARGETS, 0.01)
+    for name, array in networks[0].state().items():
+        np.testing.assert_array_equal(array, networks[1].state()[name], err_msg=name)
+
+
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize(
     "options",
     [
         {"hidden": [16, 8], "dropout": 0.4},
+        {"hidden": [16], "dropout": 0.4, "precision": "bfloat16"},
         {"hidden": [], "input_dropout": 0.3},
         {"hidden": [10], "trunk": "tests.networks.test_network:ResidualTrunk", "trunk_options": {"depth": 2}},
     ],
@@ -275,6 +302,19 @@ def test_a_gpu_learns_what_the_processor_learns():
     weights = networks[0].weights()
     for name, array in networks[1].weights().items():
         np.testing.assert_allclose(array, weights[name], atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(("flag", "speed", "expected"), [(0, 9, "float32"), (1, 9, "bfloat16"), (1, 0.1, "float32")])
+def test_precision_is_that_of_the_faster_product(flag: int, speed: float, expected: str, monkeypatch: Any):
+    clock = [0.0]
+
+    def mm(a: torch.Tensor, b: torch.Tensor) -> None:
+        clock[0] += 1.0 if a.dtype == torch.float32 else 1.0 / speed
+
+    monkeypatch.setattr("llvmlite.binding.get_host_cpu_features", lambda: {"avx512bf16": flag})
+    monkeypatch.setattr("mach.networks.network.torch.mm", mm)
+    monkeypatch.setattr("mach.networks.network.time.perf_counter", lambda: clock[0])
+    assert native_precision() == expected
 
 
 def test_a_device_that_is_not_there_is_refused():

@@ -1,0 +1,250 @@
+"""Gradients of the losses by the logits, in place and with their sums, and transposes.
+
+Logits stand here with a row for every output, (B, N): so the products before and after read their operands as they
+lie, and sums over the batch run along memory. They are float32 or bfloat16 without the bias, and become the gradient of
+the summed loss, p - y, of the same type.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core.cgutils import get_item_pointer
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
+from numpy.typing import NDArray
+
+from mach.kernels.memory import narrow_like, wide_vectors, widen
+
+FLAGS: Any = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc"}}
+TILE, BLOCK = 16, 64
+LOWEST = np.float32(-87.0)  # exp of less is no normal float32
+
+
+@intrinsic
+def _times_power_of_two(context: Any, number: Any, power: Any) -> Any:
+    """``number * 2**power`` where neither is extreme: the exponent's bits are added to."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        bits = builder.bitcast(arguments[0], ir.IntType(32))
+        return builder.bitcast(builder.add(bits, builder.shl(arguments[1], ir.IntType(32)(23))), ir.FloatType())
+
+    return types.float32(types.float32, types.int32), codegen
+
+
+@njit(**FLAGS)
+def exp(x: Any) -> Any:
+    """``e**max(x, -87)`` of float32 x <= 0, to a relative error below 5e-6; loops over it become vector code."""
+    scaled = max(x, LOWEST) * np.float32(1.4426950408889634)
+    whole = np.floor(scaled + np.float32(0.5))
+    f = scaled - whole  # 2**f by its Taylor series: |f| <= 1/2
+    power = np.float32(1.5403530393381606e-4)
+    power = power * f + np.float32(1.3333558146428441e-3)
+    power = power * f + np.float32(9.618129107628477e-3)
+    power = power * f + np.float32(5.550410866482158e-2)
+    power = power * f + np.float32(2.402265069591007e-1)
+    power = power * f + np.float32(6.931471805599453e-1)
+    power = power * f + np.float32(1.0)
+    return _times_power_of_two(power, np.int32(whole))
+
+
+@njit(**FLAGS)
+def sigmoid(x: Any) -> Any:
+    """1 / (1 + e**-x) of float32, as exact in relative terms near 0 as near 1."""
+    decay = exp(-abs(x))
+    return (decay if x < np.float32(0.0) else np.float32(1.0)) / (np.float32(1.0) + decay)
+
+
+@njit(**FLAGS)
+def binary_gradient(
+    z_BN: NDArray[Any],
+    bias_B: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    outputs: NDArray[np.int64],
+    first: int,
+    sums_B: NDArray[np.float32],
+) -> None:
+    """``sigmoid(z + bias) - y`` over z, and its sums over the batch; y is 1 at (outputs[i] - first, rows[i]).
+
+    Reads and writes every logit once. Targets of other outputs than these B are passed over.
+    """
+    wide_vectors()
+    at_targets = np.empty(len(rows), np.float32)
+    for i in range(len(rows)):
+        b = outputs[i] - first
+        if 0 <= b < len(z_BN):
+            at_targets[i] = -sigmoid(-widen(z_BN[b, rows[i]]) - bias_B[b])
+    for b in range(len(z_BN)):
+        z_N, bias, total = z_BN[b], bias_B[b], np.float32(0.0)
+        for n in range(len(z_N)):
+            p = sigmoid(widen(z_N[n]) + bias)
+            z_N[n] = narrow_like(z_N[n], p)
+            total += p
+        sums_B[b] = total
+    _put(z_BN, rows, outputs, first, at_targets, np.ones(z_BN.shape[1], np.float32), sums_B)
+
+
+@njit(**FLAGS)
+def softmax_gradient(
+    z_BN: NDArray[Any],
+    bias_B: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    outputs: NDArray[np.int64],
+    first: int,
+    sums_B: NDArray[np.float32],
+) -> None:
+    """`binary_gradient` of the softmax cross-entropy over one head's outputs: a row's targets share its mass equally.
+
+    A row without a target pulls nothing. Reads every logit three times.
+    """
+    wide_vectors()
+    N = z_BN.shape[1]
+    counts_N, factors_N = np.zeros(N, np.float32), np.zeros(N, np.float32)
+    largest_N = np.full(N, -np.inf, np.float32)
+    for i in range(len(rows)):
+        counts_N[rows[i]] += np.float32(0 <= outputs[i] - first < len(z_BN))
+    for b in range(len(z_BN)):
+        z_N, bias = z_BN[b], bias_B[b]
+        for n in range(N):
+            largest_N[n] = max(largest_N[n], widen(z_N[n]) + bias)
+    for b in range(len(z_BN)):
+        z_N, bias = z_BN[b], bias_B[b]
+        for n in range(N):
+            factors_N[n] += exp(widen(z_N[n]) + bias - largest_N[n])
+    for n in range(N):
+        factors_N[n] = np.float32(counts_N[n] > 0) / factors_N[n]
+    at_targets = np.empty(len(rows), np.float32)
+    for i in range(len(rows)):
+        b, n = outputs[i] - first, rows[i]
+        if 0 <= b < len(z_BN):
+            p = exp(widen(z_BN[b, n]) + bias_B[b] - largest_N[n]) * factors_N[n]
+            at_targets[i] = p - np.float32(1.0) / counts_N[n]
+    for b in range(len(z_BN)):
+        z_N, bias, total = z_BN[b], bias_B[b], np.float32(0.0)
+        for n in range(N):
+            p = exp(widen(z_N[n]) + bias - largest_N[n]) * factors_N[n]
+            z_N[n] = narrow_like(z_N[n], p)
+            total += p
+        sums_B[b] = total
+    _put(z_BN, rows, outputs, first, at_targets, np.float32(1.0) / counts_N, sums_B)
+
+
+@njit(**FLAGS)
+def _put(
+    z_BN: NDArray[Any],
+    rows: NDArray[np.int64],
+    outputs: NDArray[np.int64],
+    first: int,
+    at_targets: NDArray[np.float32],
+    shares_N: NDArray[np.float32],
+    sums_B: NDArray[np.float32],
+) -> None:
+    """The gradient p - y at the targets, where y is the row's share, and y off the sums of p."""
+    for i in range(len(rows)):
+        b, n = outputs[i] - first, rows[i]
+        if 0 <= b < len(z_BN):
+            z_BN[b, n] = narrow_like(z_BN[b, n], at_targets[i])
+            sums_B[b] -= shares_N[n]
+
+
+@njit(**FLAGS)
+def loss_and_hits(
+    z_BN: NDArray[Any],
+    bias_B: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    outputs: NDArray[np.int64],
+    first: int,
+    is_binary: bool,
+) -> tuple[float, int]:
+    """The loss over one head's outputs, summed over the batch, and of how many rows the largest logit is a target."""
+    wide_vectors()
+    N = z_BN.shape[1]
+    total: Any = 0.0
+    n_hits = 0
+    largest_N, best_N = np.full(N, -np.inf, np.float32), np.zeros(N, np.int32)
+    products_N = np.ones(N, np.float32)  # of 1 + e**-|z|, whose logarithms are taken once in 64 outputs
+    for b in range(len(z_BN)):
+        z_N, bias, linear = z_BN[b], bias_B[b], np.float32(0.0)
+        for n in range(N):
+            z = widen(z_N[n]) + bias
+            best_N[n] = b if z > largest_N[n] else best_N[n]
+            largest_N[n] = max(largest_N[n], z)
+            products_N[n] *= np.float32(1.0) + exp(-abs(z))
+            linear += max(z, np.float32(0.0))
+        total += linear
+        if b % 64 == 63 or b == len(z_BN) - 1:
+            for n in range(N):
+                total += float(np.log(products_N[n]))
+                products_N[n] = np.float32(1.0)
+    counts_N, sums_N = np.zeros(N, np.float32), np.zeros(N, np.float32)
+    if not is_binary:
+        total = 0.0
+        for b in range(len(z_BN)):
+            z_N, bias = z_BN[b], bias_B[b]
+            for n in range(N):
+                sums_N[n] += exp(widen(z_N[n]) + bias - largest_N[n])
+        for i in range(len(rows)):
+            counts_N[rows[i]] += np.float32(0 <= outputs[i] - first < len(z_BN))
+    for i in range(len(rows)):
+        b, n = outputs[i] - first, rows[i]
+        if 0 <= b < len(z_BN):
+            z = widen(z_BN[b, n]) + bias_B[b]
+            total += -z if is_binary else (np.log(sums_N[n]) + largest_N[n] - z) / counts_N[n]
+            n_hits += best_N[n] == b
+    return total, n_hits
+
+
+@intrinsic
+def _transpose_tile(context: Any, source: Any, row: Any, column: Any, into: Any) -> Any:
+    """``into[c : c + 16, r : r + 16] = source[r : r + 16, c : c + 16].T``, in registers.
+
+    Four rounds; the one of step s swaps blocks of s x s entries between rows that are s apart.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        item = context.get_value_type(signature.args[0].dtype)
+        line, size = ir.VectorType(item, TILE), signature.args[0].dtype.bitwidth // 8
+        lanes = ir.VectorType(ir.IntType(32), TILE)
+
+        def pointer(i: int, row: Any, column: Any) -> Any:
+            kind = signature.args[i]
+            view = make_array(kind)(context, builder, arguments[i])
+            item_pointer = get_item_pointer(context, builder, kind, view, [row, column], wraparound=False)
+            return builder.bitcast(item_pointer, line.as_pointer())
+
+        def plus(number: Any, i: int) -> Any:
+            return builder.add(number, ir.IntType(64)(i))
+
+        _, row, column, _ = arguments
+        lines = [builder.load(pointer(0, plus(row, i), column), align=size) for i in range(TILE)]
+        for step in (1, 2, 4, 8):
+            low = [i if not i & step else i - step + TILE for i in range(TILE)]
+            high = [i + step if not i & step else i + TILE for i in range(TILE)]
+            for i in range(TILE):
+                if not i & step:
+                    pair = lines[i], lines[i + step]
+                    lines[i], lines[i + step] = (
+                        builder.shuffle_vector(*pair, ir.Constant(lanes, mask)) for mask in (low, high)
+                    )
+        for i in range(TILE):
+            builder.store(lines[i], pointer(3, plus(column, i), row), align=size)
+        return context.get_dummy_value()
+
+    return types.void(source, types.int64, types.int64, into), codegen
+
+
+@njit(cache=True, nogil=True)
+def transpose(source_BN: NDArray[Any], into_NB: NDArray[Any]) -> None:
+    """``into = source.T``."""
+    B, N = source_BN.shape
+    whole_B, whole_N = B - B % TILE, N - N % TILE
+    for begin in range(0, whole_B, BLOCK):  # so that lines of ``into`` are written whole
+        for n in range(0, whole_N, TILE):
+            for b in range(begin, min(begin + BLOCK, whole_B), TILE):
+                _transpose_tile(source_BN, b, n, into_NB)
+    for b in range(B):
+        for n in range(whole_N if b < whole_B else 0, N):
+            into_NB[n, b] = source_BN[b, n]
