@@ -1,10 +1,10 @@
 """A training step of one repetition on the CPU against the best plain PyTorch one, and where its time goes.
 
-    python benchmarks/training.py            # about three minutes
+    python benchmarks/training.py            # about four minutes
     python benchmarks/training.py --write    # also writes benchmarks/results/training-<date>.md
 
 Two shapes. Features follow a power law and targets are planted, so that both methods have something to learn: after as
-many steps on the same batches their losses must be equal. Methods take turns in one process; figures are medians and,
+many steps on the same batches the loss must be no higher. Methods take turns in one process; figures are medians and,
 above all, their ratios. Floors: bytes over the bandwidth, FLOPs over the bfloat16 rate of torch's 2048^3 product, both
 measured on as many threads in the same turns.
 
@@ -232,7 +232,6 @@ PARTS = {
     "ReLU, dropout": (mach.networks.trunks, "relu_dropout_half"),
     "products": (torch, "mm"),
     "loss, gradient": (mach.networks.output, "binary_gradient"),
-    "transpose": (mach.networks.output, "transpose"),
     "Adam": (mach.networks.output, "adam_step_half"),
     "ReLU, dropout back": (mach.networks.trunks, "relu_dropout_backward"),
     "columns of the batch": (mach.networks.network, "transpose_batch"),
@@ -261,8 +260,7 @@ def work(shape: Shape, batch: SparseBatch) -> dict[str, tuple[float, float]]:
         "sparse forward": (weights + 4 * N * H, 0.0),
         "ReLU, dropout": (6 * N * H, 0.0),
         "logits": (0.0, product),
-        "loss, gradient": (4 * N * B, 0.0),
-        "transpose": (4 * N * B, 0.0),
+        "loss, gradient": (6 * N * B, 0.0),
         "gradient by hidden": (0.0, product),
         "gradient by weights": (0.0, product),
         "Adam": (28 * H * B, 0.0),
@@ -293,7 +291,7 @@ def curves(shape: Shape, n_steps: int = CURVE) -> Iterator[str]:
 
 def report(n_threads: int) -> Iterator[str]:
     torch.set_num_threads(n_threads)
-    yield f"## {n_threads} thread{'s' if n_threads > 1 else ''}"
+    yield f"\n## {n_threads} thread{'s' if n_threads > 1 else ''}"
     for name, shape in SHAPES.items():
         ours = MachStep(shape)
         actions = {"mach": ours, "plain": PlainStep(shape), "product": product(), "memory": pass_over()}
@@ -306,6 +304,8 @@ def report(n_threads: int) -> Iterator[str]:
             f"{shape.flops / 1e9:.2f} GFLOP, are **{shape.flops / taken['mach'] / peak:.0%} of the peak** over the "
             f"whole step; peak {peak / 1e12:.2f} TFLOP/s, bandwidth {bandwidth / 1e9:.0f} GB/s.\n"
         )
+        if n_threads > 1:  # our own kernels run on one all the same
+            continue
         found = {"batch read": taken["batch read"]} | parts(ours)
         floors = {
             part: n_bytes / bandwidth + n_flops / peak

@@ -58,12 +58,14 @@ def relu_dropout_half(x: NDArray[np.float32], rate: float, seed: int, out: NDArr
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def relu_dropout_backward(gradient: NDArray[Any], out: NDArray[Any], rate: float, into: NDArray[np.float32]) -> None:
-    """Gradient by x of `relu_dropout`, from that by ``out``; both float32 or bfloat16."""
+def relu_dropout_backward(gradient: NDArray[Any], out: NDArray[Any], scale: float, into: NDArray[np.float32]) -> None:
+    """Gradient by x of `relu_dropout`, from that by ``out``, times ``scale``; both float32 or bfloat16.
+
+    ``scale`` includes dropout's own, 1 / (1 - rate).
+    """
     wide_vectors()
-    scale = np.float32(1.0 / (1.0 - rate))
     for i in range(len(into)):
-        into[i] = widen(gradient[i]) * scale if widen(out[i]) > np.float32(0.0) else np.float32(0.0)
+        into[i] = widen(gradient[i]) * np.float32(scale) if widen(out[i]) > np.float32(0.0) else np.float32(0.0)
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})

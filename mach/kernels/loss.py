@@ -58,6 +58,57 @@ def sigmoid(x: Any) -> Any:
     return (decay if x < np.float32(0.0) else np.float32(1.0)) / (np.float32(1.0) + decay)
 
 
+@intrinsic
+def _transpose_tile(context: Any, source: Any, row: Any, column: Any, into: Any) -> Any:
+    """``into[c : c + 16, r : r + 16] = source[r : r + 16, c : c + 16].T``, in registers.
+
+    Four rounds; the one of step s swaps blocks of s x s entries between rows that are s apart.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        item = context.get_value_type(signature.args[0].dtype)
+        line, size = ir.VectorType(item, TILE), signature.args[0].dtype.bitwidth // 8
+        lanes = ir.VectorType(ir.IntType(32), TILE)
+
+        def pointer(i: int, row: Any, column: Any) -> Any:
+            kind = signature.args[i]
+            view = make_array(kind)(context, builder, arguments[i])
+            item_pointer = get_item_pointer(context, builder, kind, view, [row, column], wraparound=False)
+            return builder.bitcast(item_pointer, line.as_pointer())
+
+        def plus(number: Any, i: int) -> Any:
+            return builder.add(number, ir.IntType(64)(i))
+
+        _, row, column, _ = arguments
+        lines = [builder.load(pointer(0, plus(row, i), column), align=size) for i in range(TILE)]
+        for step in (1, 2, 4, 8):
+            low = [i if not i & step else i - step + TILE for i in range(TILE)]
+            high = [i + step if not i & step else i + TILE for i in range(TILE)]
+            for i in range(TILE):
+                if not i & step:
+                    pair = lines[i], lines[i + step]
+                    lines[i], lines[i + step] = (
+                        builder.shuffle_vector(*pair, ir.Constant(lanes, mask)) for mask in (low, high)
+                    )
+        for i in range(TILE):
+            builder.store(lines[i], pointer(3, plus(column, i), row), align=size)
+        return context.get_dummy_value()
+
+    return types.void(source, types.int64, types.int64, into), codegen
+
+
+@njit(cache=True, nogil=True)
+def transpose(z_BN: NDArray[Any], first: int, end: int, g_NB: NDArray[Any]) -> None:
+    """``g[:, first:end] = z[first:end].T``."""
+    whole_B, whole_N = end - (end - first) % TILE, z_BN.shape[1] - z_BN.shape[1] % TILE
+    for n in range(0, whole_N, TILE):
+        for b in range(first, whole_B, TILE):
+            _transpose_tile(z_BN, b, n, g_NB)
+    for b in range(first, end):
+        for n in range(whole_N if b < whole_B else 0, z_BN.shape[1]):
+            g_NB[n, b] = z_BN[b, n]
+
+
 @njit(**FLAGS)
 def binary_gradient(
     z_BN: NDArray[Any],
@@ -65,11 +116,13 @@ def binary_gradient(
     rows: NDArray[np.int64],
     outputs: NDArray[np.int64],
     first: int,
+    g_NB: NDArray[Any],
     sums_B: NDArray[np.float32],
 ) -> None:
-    """``sigmoid(z + bias) - y`` over z, and its sums over the batch; y is 1 at (outputs[i] - first, rows[i]).
+    """``sigmoid(z + bias) - y`` over z, its transpose, and its sums over the batch.
 
-    Reads and writes every logit once. Targets of other outputs than these B are passed over.
+    y is 1 at (outputs[i] - first, rows[i]); targets of other outputs than these B are passed over. Reads every logit
+    once and writes it twice.
     """
     wide_vectors()
     at_targets = np.empty(len(rows), np.float32)
@@ -77,14 +130,17 @@ def binary_gradient(
         b = outputs[i] - first
         if 0 <= b < len(z_BN):
             at_targets[i] = -sigmoid(-widen(z_BN[b, rows[i]]) - bias_B[b])
-    for b in range(len(z_BN)):
-        z_N, bias, total = z_BN[b], bias_B[b], np.float32(0.0)
-        for n in range(len(z_N)):
-            p = sigmoid(widen(z_N[n]) + bias)
-            z_N[n] = narrow_like(z_N[n], p)
-            total += p
-        sums_B[b] = total
-    _put(z_BN, rows, outputs, first, at_targets, np.ones(z_BN.shape[1], np.float32), sums_B)
+    for begin in range(0, len(z_BN), BLOCK):
+        end = min(begin + BLOCK, len(z_BN))
+        for b in range(begin, end):
+            z_N, bias, total = z_BN[b], bias_B[b], np.float32(0.0)
+            for n in range(len(z_N)):
+                p = sigmoid(widen(z_N[n]) + bias)
+                z_N[n] = narrow_like(z_N[n], p)
+                total += p
+            sums_B[b] = total
+        transpose(z_BN, begin, end, g_NB)  # while the caches hold them
+    _put(z_BN, rows, outputs, first, at_targets, np.ones(z_BN.shape[1], np.float32), g_NB, sums_B)
 
 
 @njit(**FLAGS)
@@ -94,6 +150,7 @@ def softmax_gradient(
     rows: NDArray[np.int64],
     outputs: NDArray[np.int64],
     first: int,
+    g_NB: NDArray[Any],
     sums_B: NDArray[np.float32],
 ) -> None:
     """`binary_gradient` of the softmax cross-entropy over one head's outputs: a row's targets share its mass equally.
@@ -122,14 +179,17 @@ def softmax_gradient(
         if 0 <= b < len(z_BN):
             p = exp(widen(z_BN[b, n]) + bias_B[b] - largest_N[n]) * factors_N[n]
             at_targets[i] = p - np.float32(1.0) / counts_N[n]
-    for b in range(len(z_BN)):
-        z_N, bias, total = z_BN[b], bias_B[b], np.float32(0.0)
-        for n in range(N):
-            p = exp(widen(z_N[n]) + bias - largest_N[n]) * factors_N[n]
-            z_N[n] = narrow_like(z_N[n], p)
-            total += p
-        sums_B[b] = total
-    _put(z_BN, rows, outputs, first, at_targets, np.float32(1.0) / counts_N, sums_B)
+    for begin in range(0, len(z_BN), BLOCK):
+        end = min(begin + BLOCK, len(z_BN))
+        for b in range(begin, end):
+            z_N, bias, total = z_BN[b], bias_B[b], np.float32(0.0)
+            for n in range(N):
+                p = exp(widen(z_N[n]) + bias - largest_N[n]) * factors_N[n]
+                z_N[n] = narrow_like(z_N[n], p)
+                total += p
+            sums_B[b] = total
+        transpose(z_BN, begin, end, g_NB)  # while the caches hold them
+    _put(z_BN, rows, outputs, first, at_targets, np.float32(1.0) / counts_N, g_NB, sums_B)
 
 
 @njit(**FLAGS)
@@ -140,13 +200,14 @@ def _put(
     first: int,
     at_targets: NDArray[np.float32],
     shares_N: NDArray[np.float32],
+    g_NB: NDArray[Any],
     sums_B: NDArray[np.float32],
 ) -> None:
     """The gradient p - y at the targets, where y is the row's share, and y off the sums of p."""
     for i in range(len(rows)):
         b, n = outputs[i] - first, rows[i]
         if 0 <= b < len(z_BN):
-            z_BN[b, n] = narrow_like(z_BN[b, n], at_targets[i])
+            z_BN[b, n] = g_NB[n, b] = narrow_like(z_BN[b, n], at_targets[i])
             sums_B[b] -= shares_N[n]
 
 
@@ -195,56 +256,3 @@ def loss_and_hits(
             total += -z if is_binary else (np.log(sums_N[n]) + largest_N[n] - z) / counts_N[n]
             n_hits += best_N[n] == b
     return total, n_hits
-
-
-@intrinsic
-def _transpose_tile(context: Any, source: Any, row: Any, column: Any, into: Any) -> Any:
-    """``into[c : c + 16, r : r + 16] = source[r : r + 16, c : c + 16].T``, in registers.
-
-    Four rounds; the one of step s swaps blocks of s x s entries between rows that are s apart.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        item = context.get_value_type(signature.args[0].dtype)
-        line, size = ir.VectorType(item, TILE), signature.args[0].dtype.bitwidth // 8
-        lanes = ir.VectorType(ir.IntType(32), TILE)
-
-        def pointer(i: int, row: Any, column: Any) -> Any:
-            kind = signature.args[i]
-            view = make_array(kind)(context, builder, arguments[i])
-            item_pointer = get_item_pointer(context, builder, kind, view, [row, column], wraparound=False)
-            return builder.bitcast(item_pointer, line.as_pointer())
-
-        def plus(number: Any, i: int) -> Any:
-            return builder.add(number, ir.IntType(64)(i))
-
-        _, row, column, _ = arguments
-        lines = [builder.load(pointer(0, plus(row, i), column), align=size) for i in range(TILE)]
-        for step in (1, 2, 4, 8):
-            low = [i if not i & step else i - step + TILE for i in range(TILE)]
-            high = [i + step if not i & step else i + TILE for i in range(TILE)]
-            for i in range(TILE):
-                if not i & step:
-                    pair = lines[i], lines[i + step]
-                    lines[i], lines[i + step] = (
-                        builder.shuffle_vector(*pair, ir.Constant(lanes, mask)) for mask in (low, high)
-                    )
-        for i in range(TILE):
-            builder.store(lines[i], pointer(3, plus(column, i), row), align=size)
-        return context.get_dummy_value()
-
-    return types.void(source, types.int64, types.int64, into), codegen
-
-
-@njit(cache=True, nogil=True)
-def transpose(source_BN: NDArray[Any], into_NB: NDArray[Any]) -> None:
-    """``into = source.T``."""
-    B, N = source_BN.shape
-    whole_B, whole_N = B - B % TILE, N - N % TILE
-    for begin in range(0, whole_B, BLOCK):  # so that lines of ``into`` are written whole
-        for n in range(0, whole_N, TILE):
-            for b in range(begin, min(begin + BLOCK, whole_B), TILE):
-                _transpose_tile(source_BN, b, n, into_NB)
-    for b in range(B):
-        for n in range(whole_N if b < whole_B else 0, N):
-            into_NB[n, b] = source_BN[b, n]

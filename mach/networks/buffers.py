@@ -50,10 +50,14 @@ class Buffers:
 
     def __init__(self) -> None:
         self._bytes: dict[str, Tensor] = {}
+        self._last: dict[str, Tensor] = {}
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A contiguous tensor of any content, valid until the same name is asked for again."""
-        n_bytes = math.prod(shape) * dtype.itemsize
-        if name not in self._bytes or len(self._bytes[name]) < n_bytes:
-            self._bytes[name] = torch.from_numpy(aligned_empty(n_bytes, np.uint8))
-        return self._bytes[name][:n_bytes].view(dtype).view(shape)
+        last = self._last.get(name)
+        if last is None or last.shape != shape or last.dtype != dtype:
+            n_bytes = math.prod(shape) * dtype.itemsize
+            if name not in self._bytes or len(self._bytes[name]) < n_bytes:
+                self._bytes[name] = torch.from_numpy(aligned_empty(n_bytes, np.uint8))
+            last = self._last[name] = self._bytes[name][:n_bytes].view(dtype).view(shape)
+        return last.detach()  # another tensor: what autograd did to the last one is not seen

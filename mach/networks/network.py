@@ -113,11 +113,11 @@ class Network:
         else:
             logits = hidden.detach().clone()
             figures = step_figures(logits.float().cpu(), targets, self.loss) if measured else None
-            back = loss_gradient(logits, targets, self.loss).div_(len(batch))
+            back = loss_gradient(logits, targets, self.loss)
         if activation is not None:
-            activation.pull_back(back, hidden, into=x)
+            activation.pull_back(back, hidden, into=x, scale=1.0 / len(batch))
         elif hidden.requires_grad:
-            hidden.backward(back.to(hidden.dtype))  # type: ignore[no-untyped-call]
+            hidden.backward(back.to(hidden.dtype).div_(len(batch)))  # type: ignore[no-untyped-call]
         if self.input is not None and isinstance(batch, SparseBatch):
             gradient = x if activation is not None else x.grad
             assert gradient is not None

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mach.kernels.adam import adam_step, adam_step_half, adam_step_of_tensors
-from mach.kernels.loss import binary_gradient, loss_and_hits, softmax_gradient, transpose
+from mach.kernels.loss import binary_gradient, loss_and_hits, softmax_gradient
 from mach.networks.batch import Targets
 from mach.networks.buffers import Buffers, aligned, array_of, flat_array, is_in_main_memory
 
 Loss = Literal["binary", "softmax"]
+PAD = 32  # unused columns: rows a power of two apart would fall on the same lines of a cache
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class OutputLayer:
     def step(
         self, hidden: Tensor, targets: Targets, loss: Loss, rate: float, n_steps: int, *, measured: bool = False
     ) -> tuple[Tensor, StepFigures | None]:
-        """Move the weights; return the mean loss's gradient by ``hidden``, and the figures before the step if asked.
+        """Move the weights; return the summed loss's gradient by ``hidden``, and the figures before the step if asked.
 
         ``n_steps`` counts from 1. The gradient is valid until the next step.
         """
@@ -76,7 +77,7 @@ class OutputLayer:
         figures = step_figures(logits.float().cpu(), targets, loss) if measured else None
         gradient = loss_gradient(logits, targets, loss)
         scale = 1.0 / len(hidden)
-        back = (gradient @ (self.weight if self.half is None else self.half)).mul_(scale)
+        back = gradient @ (self.weight if self.half is None else self.half)
         by_weight = (gradient.T @ (hidden if self.half is None else hidden.bfloat16())).float().mul_(scale)
         by_bias = gradient.sum(0, dtype=torch.float32).mul_(scale)
         mean, square, bias_mean, bias_square = self.moments
@@ -91,18 +92,16 @@ class OutputLayer:
         (B, H), N, scale = self.weight.shape, len(hidden), 1.0 / len(hidden)
         multiplier = self.weight if self.half is None else self.half
         hidden = hidden.to(multiplier.dtype)
-        z_BN, g_NB, back, by_weight = (
-            self.buffers.tensor(name, shape, hidden.dtype)
-            for name, shape in (("z", (B, N)), ("g", (N, B)), ("back", (N, H)), ("by_weight", (B, H)))
-        )
+        shapes = {"z": (B, N), "g": (N, B + PAD), "back": (N, H), "by_weight": (B, H)}
+        z_BN, g_NB, back, by_weight = (self.buffers.tensor(*named, hidden.dtype) for named in shapes.items())
+        g_NB = g_NB[:, :B]
         torch.mm(multiplier, hidden.T, out=z_BN)
-        z, bias, by_bias = array_of(z_BN), self.bias.numpy(), np.empty(B, np.float32)
+        z, g, bias, by_bias = array_of(z_BN), array_of(g_NB), self.bias.numpy(), np.empty(B, np.float32)
         figures = _figures(z, bias, targets, loss) if measured else None
         differentiate = binary_gradient if loss == "binary" else softmax_gradient
         for head, first in _heads(B, targets):
-            differentiate(z[head], bias[head], targets.rows, targets.outputs, first, by_bias[head])
-        transpose(z, array_of(g_NB))
-        torch.mm(g_NB, multiplier, out=back).mul_(scale)
+            differentiate(z[head], bias[head], targets.rows, targets.outputs, first, g[:, head], by_bias[head])
+        torch.mm(g_NB, multiplier, out=back)
         torch.mm(z_BN, hidden, out=by_weight)
         moments = [flat_array(moment) for moment in self.moments]
         if self.half is None:

@@ -55,10 +55,10 @@ class ReluDropout(nn.Module):
         rate = self.rate if self.training else 0.0
         (relu_dropout_half if self.is_half else relu_dropout)(flat_array(x), rate, self.seed, flat_array(out))
 
-    def pull_back(self, gradient: Tensor, out: Tensor, into: Tensor) -> None:
-        """Gradient by x, float32, from that by what `activate` put out."""
-        rate = self.rate if self.training else 0.0
-        relu_dropout_backward(flat_array(gradient), flat_array(out), rate, flat_array(into))
+    def pull_back(self, gradient: Tensor, out: Tensor, into: Tensor, scale: float = 1.0) -> None:
+        """Gradient by x, float32, from that by what `activate` put out, times a number."""
+        scale /= 1.0 - self.rate if self.training else 1.0
+        relu_dropout_backward(flat_array(gradient), flat_array(out), scale, flat_array(into))
 
 
 class _ReluDropout(torch.autograd.Function):

@@ -46,7 +46,7 @@ def test_dropout_to_bfloat16_is_dropout_rounded():
     np.testing.assert_allclose(from_bfloat16(half), out, rtol=1 / 256)
     gradient, into = np.ones_like(x), np.empty_like(x)
     for kept in (out, half):
-        relu_dropout_backward(gradient, kept, 0.3, into)
+        relu_dropout_backward(gradient, kept, 1 / 0.7, into)
         np.testing.assert_allclose(into, np.where(out > 0, 1 / 0.7, 0), rtol=1e-6)
 
 
