@@ -269,7 +269,7 @@ class Decoder:
             if len(allowed_K.ids_C) <= few:
                 return self._topk_of(allowed_K, probs_NRB, k)
         mask_K = np.empty(0, dtype=bool) if allowed_K is None else allowed_K.mask_K
-        unlimited = np.iinfo(np.int64).max
+        unlimited = np.iinfo(np.int64).max // 2
         limit = _scan_beyond(self.assignment, k, method, budget)
         top = TopK.empty(N, k)
         for part in self._chunks(N):
@@ -375,7 +375,9 @@ def _rule(aggregate: str, assignment: Assignment) -> Rule:
     from mach.kernels.decode import Rule
 
     n = assignment.n_repetitions
-    return Rule({"min": n, "median": (n + 1) // 2}.get(aggregate, 0), *_affine(aggregate, assignment.n_buckets))
+    largest = -float(np.log(_TINY)) if aggregate in {"log-mean", "logit-mean"} else 1.0
+    needed = {"min": n, "median": (n + 1) // 2}.get(aggregate, 0)
+    return Rule(needed, *_affine(aggregate, assignment.n_buckets), largest)
 
 
 def _scan_beyond(assignment: Assignment, k: int, method: str, budget: int | None) -> int:
@@ -405,49 +407,60 @@ def _universal_index(assignment: UniversalAssignment) -> Index:
 
     p = assignment.prime
     multipliers_R, inverses_R = assignment.multipliers_R, assignment.inverses_R
-    strides_R = inverses_R * assignment.n_buckets % p  # from one member of a bucket to the next
-    steps_RS = strides_R[:, None] * multipliers_R[None, :] % p
-    j_L = np.arange(LENGTH)
-    none = np.empty((0, 0), dtype=np.uint16)
+    strides_Q = np.append(inverses_R * assignment.n_buckets % p, 1)  # from one member of a bucket to the next
+    steps_QR = strides_Q[:, None] * multipliers_R[None, :] % p
+    none = np.empty((0, 0, 0), dtype=np.uint16)
     return Index(
         is_table=False,
         n_classes=assignment.n_classes,
         n_buckets=assignment.n_buckets,
         prime=p,
+        modulus=_modulus(p, assignment.n_buckets),
         multipliers_R=multipliers_R,
         offsets_R=assignment.offsets_R,
         inverses_R=inverses_R,
-        steps_RSL=(steps_RS[:, :, None] * j_L % p).astype(np.uint32),
-        scan_steps_RL=(multipliers_R[:, None] * j_L % p).astype(np.uint32),
-        table_KR=none,
-        firsts_RB1=none.astype(np.int64),
-        members_RK=none.astype(np.int32),
-        peers_RGK=none[:, :, None],
+        steps_QRL=(steps_QR[:, :, None] * np.arange(LENGTH) % p).astype(np.uint32),
+        table_1RK=none,
+        firsts_RB1=np.empty((0, 0), dtype=np.int64),
+        members_RK=np.empty((0, 0), dtype=np.int32),
+        peers_RGK=none,
     )
+
+
+def _modulus(prime: int, n_buckets: int) -> tuple[Any, Any, Any, Any]:
+    """p, B, and the multiplier and shift that divide numbers below 2**31 by B.
+
+    With ``2**(l - 1) < B <= 2**l`` the multiplier ``ceil(2**(31 + l) / B)`` has 32 bits, and its error stays below 1 / B
+    (Granlund & Montgomery, "Division by invariant integers using multiplication", PLDI 1994).
+    """
+    shift = 31 + (n_buckets - 1).bit_length()
+    return np.uint32(prime), np.uint32(n_buckets), np.uint32(-(-(2**shift) // n_buckets)), np.uint64(shift)
 
 
 def _table_index(assignment: TableAssignment) -> Index:
     from mach.kernels.decode import Index
+    from mach.kernels.lanes import LANES
 
-    R, width = assignment.n_repetitions, np.uint16 if assignment.n_buckets <= 2**16 else np.uint32
-    table_RK = assignment.table_RK.astype(width)
+    R, K, width = assignment.n_repetitions, assignment.n_classes, np.uint16 if assignment.n_buckets <= 2**16 else np.uint32
     firsts_RB1, members_RK = assignment.inverse
-    peers_RGK = np.empty((R, min(_N_PEERS, R - 1), assignment.n_classes), dtype=width)
+    table_RK = np.zeros((R, K + LANES), dtype=width)
+    table_RK[:, :K] = assignment.table_RK
+    peers_RGK = np.zeros((R, min(_N_PEERS, R - 1), K + LANES), dtype=width)
     for r in range(R):
         for g in range(peers_RGK.shape[1]):
-            peers_RGK[r, g] = table_RK[(r + 1 + g) % R, members_RK[r]]
+            peers_RGK[r, g, :K] = table_RK[(r + 1 + g) % R, members_RK[r]]
     none = np.empty(0, dtype=np.int64)
     return Index(
         is_table=True,
-        n_classes=assignment.n_classes,
+        n_classes=K,
         n_buckets=assignment.n_buckets,
         prime=1,
+        modulus=_modulus(1, 1),
         multipliers_R=none,
         offsets_R=none,
         inverses_R=none,
-        steps_RSL=np.empty((0, 0, 0), dtype=np.uint32),
-        scan_steps_RL=np.empty((0, 0), dtype=np.uint32),
-        table_KR=np.ascontiguousarray(table_RK.T),
+        steps_QRL=np.empty((0, 0, 0), dtype=np.uint32),
+        table_1RK=table_RK[None],
         firsts_RB1=firsts_RB1,
         members_RK=members_RK,
         peers_RGK=peers_RGK,
