@@ -274,8 +274,8 @@ class Decoder:
         top = TopK.empty(N, k)
         for part in self._chunks(N):
             outputs = tuple(column[part] for column in vars(top).values())
-            values_NRB = transform(probs_NRB[part], self.aggregate)
-            decode.search(values_NRB, index, rule, mask_K, unlimited if budget is None else budget, limit, outputs)
+            values_NRP = _padded(probs_NRB[part], self.aggregate)
+            decode.search(values_NRP, index, rule, mask_K, unlimited if budget is None else budget, limit, outputs)
         top.ids_Nk[top.ids_Nk == decode.NO_CLASS] = -1
         return top
 
@@ -369,6 +369,17 @@ def _affine(aggregate: str, n_buckets: int) -> tuple[float, float]:
     if aggregate == "unbiased-mean":
         return n_buckets / (n_buckets - 1), -1 / (n_buckets - 1)
     return 1.0, 0.0
+
+
+def _padded(probs_NRB: NDArray[Any], aggregate: str) -> NDArray[np.float32]:
+    """`transform`, with rows that end in -inf up to a multiple of `lanes.BLOCK`."""
+    from mach.kernels.lanes import BLOCK
+
+    N, R, B = probs_NRB.shape
+    values_NRP = np.empty((N, R, -(-B // BLOCK) * BLOCK), np.float32)
+    values_NRP[:, :, :B] = transform(probs_NRB, aggregate)
+    values_NRP[:, :, B:] = -np.inf
+    return values_NRP
 
 
 def _rule(aggregate: str, assignment: Assignment) -> Rule:

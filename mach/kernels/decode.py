@@ -16,13 +16,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mach.kernels.heap import NO_CLASS, UNKNOWN, offer, sort_heap
-from mach.kernels.lanes import LANES, add_listed, add_progression, fill, lowest_bit
+from mach.kernels.heap import NO_CLASS, UNKNOWN, offer, sort_heap, uncounted
+from mach.kernels.lanes import BLOCK, LANES, add_listed, add_progression, fill, largest_below, lowest_bit, reaching
 
 LENGTH = 256  # members handled at once: their partial sums and steps stay in the first cache level
 HEAD_START = 16  # buckets of repetition 0 opened before the others
 SAMPLED = 8  # of so many blocks of classes one is looked at for an estimate of the k-th best score
-BLOCK = 64  # buckets under one node of the tournament that yields the largest unopened bucket
 
 Array = NDArray[Any]
 
@@ -63,7 +62,7 @@ class Rule(NamedTuple):
 class Query(NamedTuple):
     """One query under way: its values, the heap of its best classes so far, and scratch space."""
 
-    values_RB: Array  # float32, transformed
+    values_RP: Array  # float32, transformed; rows end in -inf up to a multiple of `BLOCK`
     allowed_K: Array  # bool; empty when every class is allowed
     ids: Array  # int64; a heap with its worst entry first
     scores: Array  # float32
@@ -71,6 +70,7 @@ class Query(NamedTuple):
     sums_L: Array  # float32: partial sums of a block of classes
     row_R: Array  # float32: values of one class
     starts_R: Array  # uint32: images of a block's first class
+    lasts_R: Array  # int64: buckets opened last
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -87,7 +87,7 @@ def _bucket(index: Index, r: int, k: int) -> Any:
     return z % index.n_buckets
 
 
-@njit(cache=True, nogil=True)
+@uncounted
 def _aggregate(row_R: Array, rule: Rule) -> Any:
     """Score of one class from its R values: float64 in the order of repetitions, rounded once."""
     n = len(row_R)
@@ -97,48 +97,63 @@ def _aggregate(row_R: Array, rule: Rule) -> Any:
             total += np.float64(row_R[r])
         return np.float32(rule.gain * (total / n) + rule.shift)
     if rule.n_needed == n:
-        return row_R.min()
-    ordered = np.sort(row_R)
-    return np.float32((np.float64(ordered[(n - 1) // 2]) + np.float64(ordered[n // 2])) / 2)
+        return _ranked(row_R, 0)
+    return np.float32((np.float64(_ranked(row_R, (n - 1) // 2)) + np.float64(_ranked(row_R, n // 2))) / 2)
 
 
-@njit(cache=True, nogil=True, fastmath={"nsz", "nnan"})
-def _max(values: Array) -> Any:
+@uncounted
+def _ranked(row_R: Array, rank: int) -> Any:
+    """The value that would stand at this place if they were sorted."""
+    for value in row_R:
+        n_less, n_equal = 0, 0
+        for other in row_R:
+            n_less += other < value
+            n_equal += other == value
+        if n_less <= rank < n_less + n_equal:
+            return value
+    return UNKNOWN
+
+
+@uncounted
+def _fill_tournament(values_RP: Array, tops_RM: Array) -> None:
+    """The largest value of every block of buckets."""
+    R, P = values_RP.shape
+    for r in range(R):
+        for m in range(P // BLOCK):
+            tops_RM[r, m] = largest_below(values_RP, r, m * BLOCK, np.float32(np.inf))
+
+
+@uncounted
+def _top(tops_RM: Array, r: int) -> Any:
     top = UNKNOWN
-    for i in range(len(values)):
-        top = max(top, values[i])
+    for m in range(0, tops_RM.shape[1], BLOCK):
+        top = max(top, largest_below(tops_RM, r, m, np.float32(np.inf)))
     return top
 
 
-@njit(cache=True, nogil=True, fastmath={"nsz", "nnan"})
-def _fill_tournament(values_RB: Array, tops_RM: Array) -> None:
-    R, B = values_RB.shape
-    for r in range(R):
-        for m in range(tops_RM.shape[1]):
-            top = UNKNOWN
-            for b in range(m * BLOCK, min(B, m * BLOCK + BLOCK)):
-                top = max(top, values_RB[r, b])
-            tops_RM[r, m] = top
+@uncounted
+def _pop(values_RP: Array, tops_RM: Array, r: int, top: float, last: int) -> int:
+    """Take the largest unopened bucket of r, whose value is ``top``, out of the tournament; ``last`` went before it.
 
-
-@njit(cache=True, nogil=True, fastmath={"nsz", "nnan"})
-def _pop(values_B: Array, tops_M: Array, top: float, last: float, last_bucket: int) -> int:
-    """Take the largest unopened bucket out of the tournament: ``top`` is its value, ``last`` was opened before it."""
-    m = 0
-    while tops_M[m] != top:
-        m += 1
-    b, end = m * BLOCK, min(len(values_B), m * BLOCK + BLOCK)
-    if top == last:  # equal ones by ascending bucket
-        b = max(b, last_bucket + 1)
-    while values_B[b] != top:
-        b += 1
-    rest = UNKNOWN
-    for other in range(m * BLOCK, end):
-        value = values_B[other]
-        is_open = value > top or (value == top and other <= b)
-        rest = max(rest, UNKNOWN if is_open else value)
-    tops_M[m] = rest
-    return b
+    Equal ones go by ascending bucket.
+    """
+    m, found = -LANES, np.uint32(0)
+    while found == 0:
+        m += LANES
+        found = reaching(tops_RM, r, m, top)
+    m += lowest_bit(found)
+    first = m * BLOCK
+    if last >= first and values_RP[r, last] == top:
+        first = last + 1
+    bucket = first
+    while values_RP[r, bucket] != top:
+        bucket += 1
+    rest = largest_below(values_RP, r, m * BLOCK, top)
+    for b in range(bucket + 1, m * BLOCK + BLOCK):
+        if values_RP[r, b] == top:
+            rest = top
+    tops_RM[r, m] = rest
+    return bucket
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -150,17 +165,17 @@ def _least_sum(query: Query, rule: Rule) -> Any:
     return (score - rule.shift) / rule.gain * len(query.row_R) - query.slack
 
 
-@njit(cache=True, nogil=True)
+@uncounted
 def _consider(query: Query, index: Index, rule: Rule, k: int) -> None:
     if k >= index.n_classes or (len(query.allowed_K) > 0 and not query.allowed_K[k]):
         return
-    values_RB, row_R = query.values_RB, query.row_R  # a count a mention, in the loop too
+    values_RP, row_R = query.values_RP, query.row_R  # a count a mention, in the loop too
     for r in range(len(row_R)):
-        row_R[r] = values_RB[r, _bucket(index, r, k)]
+        row_R[r] = values_RP[r, _bucket(index, r, k)]
     offer(query.ids, query.scores, k, _aggregate(row_R, rule))
 
 
-@njit(cache=True, nogil=True)
+@uncounted
 def _sweep(
     query: Query,
     index: Index,
@@ -171,19 +186,19 @@ def _sweep(
     n: int,
     value: float,
     slopes_R: Array,
-    offsets_R: Array,
+    offsets_QR: Array,
     least_sum: float,
 ) -> None:
     """Offer those of n <= LENGTH classes whose partial sums suffice.
 
     They are members of one bucket of repetition q, the first at ``place`` of its list or ``base`` itself; or, for
-    q = R, consecutive classes from both on. Partial sum i is at least ``offsets_R[i] + slopes_R[i] * least sum``.
+    q = R, consecutive classes from both on. Partial sum i is at least ``offsets_QR[first, i] + slopes_R[i] * least sum``.
     """
-    values_RB, sums_L, starts_R, scores = query.values_RB, query.sums_L, query.starts_R, query.scores
+    values_RP, sums_L, starts_R, scores = query.values_RP, query.sums_L, query.starts_R, query.scores
     steps_QRL, peers_RGK, table_1RK, members_RK = index.steps_QRL, index.peers_RGK, index.table_1RK, index.members_RK
     multipliers_R, shifts_R, modulus, prime = index.multipliers_R, index.offsets_R, index.modulus, index.prime
     is_table, is_counting = index.is_table, rule.n_needed > 0
-    R = len(values_RB)
+    R = len(values_RP)
     begin = 0 if q == R else 1  # the opened bucket's own value is known
     first = q if q < R else 0
     end = min(R, 1 + peers_RGK.shape[1]) if is_table and q < R else R
@@ -199,16 +214,16 @@ def _sweep(
         i = begin
         while i < end and mask != 0:
             s = first + i if first + i < R else first + i - R
-            test = (np.float32(offsets_R[i] + slopes_R[i] * least), scores[0], is_counting)
+            test = (np.float32(offsets_QR[first, i] + slopes_R[i] * least), scores[0], is_counting)
             if not is_table:
                 if n_started <= i:
                     starts_R[i] = (multipliers_R[s] * base + shifts_R[s]) % prime
                     n_started = i + 1
-                mask &= add_progression(sums_L, j, values_RB, s, steps_QRL, q, starts_R[i], modulus, test)
+                mask &= add_progression(sums_L, j, values_RP, s, steps_QRL, q, starts_R[i], modulus, test)
             elif q < R:
-                mask &= add_listed(sums_L, j, values_RB, s, peers_RGK, q, i - 1, place + j, test)
+                mask &= add_listed(sums_L, j, values_RP, s, peers_RGK, q, i - 1, place + j, test)
             else:
-                mask &= add_listed(sums_L, j, values_RB, s, table_1RK, 0, s, place + j, test)
+                mask &= add_listed(sums_L, j, values_RP, s, table_1RK, 0, s, place + j, test)
             i += 1
         if mask == 0:
             continue
@@ -224,9 +239,9 @@ def _sweep(
             i, total = end, np.float64(sums_L[at])
             while i < R:  # beyond the lists of peers
                 s = first + i if first + i < R else first + i - R
-                found = values_RB[s, table_1RK[0, s, k]]
+                found = values_RP[s, table_1RK[0, s, k]]
                 total += (0.0 if found >= scores[0] else -1.0) if is_counting else np.float64(found)
-                if total < offsets_R[i] + slopes_R[i] * least:
+                if total < offsets_QR[first, i] + slopes_R[i] * least:
                     break
                 i += 1
             if i == R:
@@ -234,16 +249,16 @@ def _sweep(
         least = max(_least_sum(query, rule), least_sum)
 
 
-@njit(cache=True, nogil=True)
+@uncounted
 def _visit(
-    query: Query, index: Index, rule: Rule, r: int, bucket: int, slopes_R: Array, offsets_R: Array
+    query: Query, index: Index, rule: Rule, r: int, bucket: int, slopes_R: Array, offsets_RR: Array
 ) -> None:
     """Offer every member of one bucket that its partial sums, from repetition r on, do not rule out."""
-    value = query.values_RB[r, bucket]
+    value = query.values_RP[r, bucket]
     place, n_members, base, stride = _members(index, r, bucket)
     for begin in range(0, n_members, LENGTH):
         n = min(LENGTH, n_members - begin)
-        _sweep(query, index, rule, r, place + begin, base, n, value, slopes_R, offsets_R, -np.inf)
+        _sweep(query, index, rule, r, place + begin, base, n, value, slopes_R, offsets_RR, -np.inf)
         base = (base + n * stride) % index.prime
 
 
@@ -265,8 +280,8 @@ def _likely_sum(query: Query, index: Index) -> Any:
     n_above = 2 * len(query.ids) // SAMPLED + 4
     if n_blocks * LENGTH < 8 * n_above:
         return -np.inf
-    values_RB, steps_QRL, table_1RK, modulus = query.values_RB, index.steps_QRL, index.table_1RK, index.modulus
-    R, sums = len(values_RB), np.zeros(n_blocks * LENGTH, dtype=np.float32)
+    values_RP, steps_QRL, table_1RK, modulus = query.values_RP, index.steps_QRL, index.table_1RK, index.modulus
+    R, sums = len(values_RP), np.zeros(n_blocks * LENGTH, dtype=np.float32)
     test = (UNKNOWN, UNKNOWN, False)
     n = 0
     for i in range(n_blocks):
@@ -275,16 +290,16 @@ def _likely_sum(query: Query, index: Index) -> Any:
         for r in range(R):
             if index.is_table:
                 for j in range(0, n_block, LANES):
-                    add_listed(sums, n + j, values_RB, r, table_1RK, 0, r, begin + j, test)
+                    add_listed(sums, n + j, values_RP, r, table_1RK, 0, r, begin + j, test)
             else:
                 start = np.uint32((index.multipliers_R[r] * begin + index.offsets_R[r]) % index.prime)
                 for j in range(0, n_block, LANES):
-                    add_progression(sums, n + j, values_RB, r, steps_QRL, R, start, modulus, test)
+                    add_progression(sums, n + j, values_RP, r, steps_QRL, R, start, modulus, test)
         n += n_block
     return np.float64(np.partition(sums[:n], n - n_above)[n - n_above]) if n >= n_above else -np.inf
 
 
-@njit(cache=True, nogil=True)
+@uncounted
 def _allows_most(allowed_K: Array) -> bool:
     """Whether an estimate of the k-th best score of all classes is one of those allowed; by a sample of the mask."""
     step, n_sampled, n_allowed = max(1, len(allowed_K) // LENGTH), 0, 0
@@ -295,31 +310,37 @@ def _allows_most(allowed_K: Array) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def _scan(query: Query, index: Index, rule: Rule, tops_R: Array) -> None:
+def _scan(query: Query, index: Index, rule: Rule, tops_RM: Array) -> None:
     """Offer every class: the gather over all K. What a class lacks is bounded by the largest value of a repetition."""
-    R = len(tops_R)
-    slopes_R, offsets_R = np.ones(R), np.empty(R)
+    R = len(tops_RM)
+    slopes_R, offsets_1R = np.ones(R), np.empty((1, R))
     rest = query.slack
     for r in range(R - 1, -1, -1):
-        offsets_R[r] = -rest
-        rest += tops_R[r]
+        offsets_1R[0, r] = -rest
+        rest += _top(tops_RM, r)
     if rule.n_needed > 0:
-        slopes_R[:], offsets_R[:] = 0.0, rule.n_needed - R - 0.5
+        slopes_R[:], offsets_1R[:] = 0.0, rule.n_needed - R - 0.5
     likely = -np.inf
-    if rule.n_needed == 0 and query.scores[0] == UNKNOWN and _allows_most(query.allowed_K):
+    if rule.n_needed == 0 and _allows_most(query.allowed_K):
         likely = _likely_sum(query, index)
+    _sweep_all(query, index, rule, slopes_R, offsets_1R, likely)
+    if likely > -np.inf and not _least_sum(query, rule) >= likely:  # a class below the estimate may be one of the best
+        _sweep_all(query, index, rule, slopes_R, offsets_1R, -np.inf)
+
+
+@uncounted
+def _sweep_all(
+    query: Query, index: Index, rule: Rule, slopes_R: Array, offsets_1R: Array, least_sum: float
+) -> None:
+    R = len(slopes_R)
     for begin in range(0, index.n_classes, LENGTH):
         n = min(LENGTH, index.n_classes - begin)
-        _sweep(query, index, rule, R, begin, begin, n, np.float32(0), slopes_R, offsets_R, likely)
-    if likely > -np.inf and not _least_sum(query, rule) >= likely:  # a class below the estimate may be one of the best
-        for begin in range(0, index.n_classes, LENGTH):
-            n = min(LENGTH, index.n_classes - begin)
-            _sweep(query, index, rule, R, begin, begin, n, np.float32(0), slopes_R, offsets_R, -np.inf)
+        _sweep(query, index, rule, R, begin, begin, n, np.float32(0), slopes_R, offsets_1R, least_sum)
 
 
 @njit(cache=True, nogil=True)
 def search(
-    values_NRB: Array, index: Index, rule: Rule, allowed_K: Array, budget: int, limit: int, outputs: tuple[Array, ...]
+    values_NRP: Array, index: Index, rule: Rule, allowed_K: Array, budget: int, limit: int, outputs: tuple[Array, ...]
 ) -> None:
     """Write the best classes of every query to the outputs (the columns of `mach.decoding.TopK`).
 
@@ -327,56 +348,77 @@ def search(
     has met more than ``limit`` and a scan is cheaper; a negative ``limit`` scans at once.
     """
     ids_Nk, scores_Nk, exact_N, n_scored_N, n_opened_N, bound_N = outputs
-    N, R, B = values_NRB.shape
-    tops_RM = np.empty((R, (B + BLOCK - 1) // BLOCK), dtype=np.float32)
-    tops_R, frontier_R, row_R = np.empty(R, np.float32), np.empty(R, np.float32), np.empty(R, np.float32)
-    opened_R, lasts_R = np.empty(R, np.int64), np.empty(R, np.int64)
-    slopes_R, shifts_R, offsets_RR = np.empty(R), np.empty(R), np.empty((R, R))
-    sums_L, starts_R = np.zeros(LENGTH, np.float32), np.empty(R, np.uint32)
+    N, R, P = values_NRP.shape
+    n_nodes = (P // BLOCK + BLOCK - 1) // BLOCK * BLOCK
+    tops_RM = np.full((R, n_nodes), UNKNOWN)
+    frontier_R, row_R = np.empty(R, np.float32), np.empty(R, np.float32)
+    opened_R, thresholds = np.empty(R, np.int64), (np.empty(R), np.empty(R), np.empty((R, R)))
+    sums_L, starts_R, lasts_R = np.zeros(LENGTH, np.float32), np.empty(R, np.uint32), np.empty(R, np.int64)
     slack = 2.0**-22 * R * R * (rule.largest + abs(rule.shift))
     for n in range(N):
-        values_RB, ids, scores = values_NRB[n], ids_Nk[n], scores_Nk[n]
-        ids[:], scores[:] = NO_CLASS, UNKNOWN
-        query = Query(values_RB, allowed_K, ids, scores, slack, sums_L, row_R, starts_R)
-        _fill_tournament(values_RB, tops_RM)
-        for r in range(R):
-            tops_R[r] = frontier_R[r] = _max(tops_RM[r])
-        opened_R[:], lasts_R[:] = 0, -1
-        _thresholds(tops_RM, rule, slack, slopes_R, shifts_R, offsets_RR)
-        n_scored, exact = 0, False
-        while n_scored <= limit:
-            r = _next(query, rule, slopes_R[0], shifts_R, frontier_R, opened_R)
-            if r < 0:
-                exact = True
-                break
-            if n_scored + 0 > budget:
-                break
-            top = frontier_R[r]
-            last = values_RB[r, lasts_R[r]] if lasts_R[r] >= 0 else np.float32(np.inf)
-            bucket = _pop(values_RB[r], tops_RM[r], top, last, lasts_R[r])
-            n_members = _members(index, r, bucket)[1]
-            if n_scored + n_members > budget:
-                break
-            n_scored += n_members
-            _visit(query, index, rule, r, bucket, slopes_R, offsets_RR[r])
-            opened_R[r] += 1
-            lasts_R[r] = bucket
-            frontier_R[r] = _max(tops_RM[r])
+        query = Query(values_NRP[n], allowed_K, ids_Nk[n], scores_Nk[n], slack, sums_L, row_R, starts_R, lasts_R)
+        n_scored, exact = _open(query, index, rule, budget, limit, tops_RM, frontier_R, opened_R, thresholds)
         if not exact and n_scored + index.n_classes <= budget:
-            _scan(query, index, rule, tops_R)
+            _fill_tournament(query.values_RP, tops_RM)
+            _scan(query, index, rule, tops_RM)
             n_scored, exact = n_scored + index.n_classes, True
         exact_N[n], n_scored_N[n], n_opened_N[n] = exact, n_scored, opened_R.sum()
-        bound_N[n] = scores[0]
-        if not exact:
-            least = _least_sum(query, rule)
-            for r in range(R):
-                if rule.n_needed == 0:
-                    frontier_R[r] = max(frontier_R[r], np.float32(slopes_R[0] * least + shifts_R[r]))
-            bound_N[n] = max(scores[0], _aggregate(frontier_R, rule))
-        sort_heap(ids, scores)
+        bound_N[n] = query.scores[0] if exact else _bound(query, rule, frontier_R, thresholds)
+        sort_heap(query.ids, query.scores)
 
 
-@njit(cache=True, nogil=True)
+@uncounted
+def _open(
+    query: Query,
+    index: Index,
+    rule: Rule,
+    budget: int,
+    limit: int,
+    tops_RM: Array,
+    frontier_R: Array,
+    opened_R: Array,
+    thresholds: tuple[Array, Array, Array],
+) -> Any:
+    """Open buckets; returns the number of their members, and whether the best classes are known."""
+    values_RP, ids, scores = query.values_RP, query.ids, query.scores
+    slopes_R, shifts_R, offsets_RR = thresholds
+    ids[:], scores[:] = NO_CLASS, UNKNOWN
+    _fill_tournament(values_RP, tops_RM)
+    opened_R[:] = 0
+    for r in range(len(frontier_R)):
+        frontier_R[r] = _top(tops_RM, r)
+    _thresholds(tops_RM, rule, query.slack, slopes_R, shifts_R, offsets_RR)
+    lasts_R = query.lasts_R
+    lasts_R[:] = -1
+    n_scored = 0
+    while n_scored <= limit:
+        r = _next(query, rule, slopes_R[0], shifts_R, frontier_R, opened_R)
+        if r < 0:
+            return n_scored, True
+        bucket = _pop(values_RP, tops_RM, r, frontier_R[r], lasts_R[r])
+        n_members = _members(index, r, bucket)[1]
+        if n_scored + n_members > budget:
+            break
+        n_scored += n_members
+        _visit(query, index, rule, r, bucket, slopes_R, offsets_RR)
+        opened_R[r] += 1
+        lasts_R[r] = bucket
+        frontier_R[r] = _top(tops_RM, r)
+    return n_scored, False
+
+
+@uncounted
+def _bound(query: Query, rule: Rule, frontier_R: Array, thresholds: tuple[Array, Array, Array]) -> Any:
+    """A score that no class exceeds which is not among the best: it would be in an opened bucket and have been found."""
+    slopes_R, shifts_R, _ = thresholds
+    if rule.n_needed == 0:
+        least = _least_sum(query, rule)
+        for r in range(len(frontier_R)):
+            frontier_R[r] = max(frontier_R[r], np.float32(slopes_R[0] * least + shifts_R[r]))
+    return max(query.scores[0], _aggregate(frontier_R, rule))
+
+
+@uncounted
 def _thresholds(
     tops_RM: Array, rule: Rule, slack: float, slopes_R: Array, shifts_R: Array, offsets_RR: Array
 ) -> None:
@@ -385,10 +427,17 @@ def _thresholds(
     They differ as the repetitions' large values do.
     """
     R = len(shifts_R)
+    mean, n = 0.0, 0
     for r in range(R):
-        shifts_R[r] = tops_RM[r].mean()
+        shifts_R[r], n = 0.0, 0
+        while n < tops_RM.shape[1] and tops_RM[r, n] > UNKNOWN:
+            shifts_R[r] += tops_RM[r, n]
+            n += 1
+        shifts_R[r] /= n
+        mean += shifts_R[r] / R
         slopes_R[r] = (r + 1) / R
-    shifts_R -= shifts_R.mean()
+    for r in range(R):
+        shifts_R[r] -= mean
     for r in range(R):
         total = -slack
         for i in range(R):
@@ -398,7 +447,7 @@ def _thresholds(
         slopes_R[:], offsets_RR[:] = 0.0, rule.n_needed - R - 0.5
 
 
-@njit(cache=True, nogil=True)
+@uncounted
 def _next(query: Query, rule: Rule, share: float, shifts_R: Array, frontier_R: Array, opened_R: Array) -> int:
     """Repetition whose largest unopened bucket is opened next; -1 if every class that is left out is known to be worse.
 

@@ -13,13 +13,17 @@ NO_CLASS = np.iinfo(np.int64).max  # its id: worse than every class
 
 Array = NDArray[Any]
 
+# Without reference counts, which numba else keeps by two atomic additions a mention of an array, inside loops too: for
+# functions that allocate nothing and return no array.
+uncounted = njit(cache=True, nogil=True, _nrt=False)
 
-@njit(cache=True, nogil=True)
+
+@uncounted
 def _worse(score: float, k: int, other_score: float, other_k: int) -> bool:
     return score < other_score or (score == other_score and k > other_k)
 
 
-@njit(cache=True, nogil=True)
+@uncounted
 def _sift_down(ids: Array, scores: Array, n: int) -> None:
     """Restore the heap whose root is the worst entry after its root was replaced."""
     parent, k, score = 0, ids[0], scores[0]
@@ -34,7 +38,7 @@ def _sift_down(ids: Array, scores: Array, n: int) -> None:
     ids[parent], scores[parent] = k, score
 
 
-@njit(cache=True, nogil=True)
+@uncounted
 def offer(ids: Array, scores: Array, k: int, score: float) -> None:
     """Let class k replace the worst entry when it is better and not there yet (a class can be met twice)."""
     if not _worse(scores[0], ids[0], score, k):
@@ -46,7 +50,7 @@ def offer(ids: Array, scores: Array, k: int, score: float) -> None:
     _sift_down(ids, scores, len(ids))
 
 
-@njit(cache=True, nogil=True)
+@uncounted
 def sort_heap(ids: Array, scores: Array) -> None:
     """Turn the heap into a list, best first."""
     for last in range(len(ids) - 1, 0, -1):

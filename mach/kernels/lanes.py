@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
 LANES = 16
+BLOCK = 64  # values that `largest_below` looks at
 I8, I16, I32, I64, FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 INTEGERS, WIDE, FLOATS = (ir.VectorType(kind, LANES) for kind in (I32, I64, FLOAT))
 EVERY_LANE = ir.Constant(ir.VectorType(ir.IntType(1), LANES), [1] * LANES)
@@ -94,6 +95,40 @@ def add_listed(context: Any, sums: Any, j: Any, values: Any, s: Any, lists: Any,
 
 
 @intrinsic
+def reaching(context: Any, values: Any, r: Any, b: Any, least: Any) -> Any:
+    """A bit for every one of ``values[r, b : b + 16]`` that is at least the least."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values, r, b, least = arguments
+        found = _load(builder, _pointer(context, builder, signature.args[0], values, [r, b]), FLOAT)
+        return _bits(builder, builder.fcmp_ordered(">=", found, _spread(builder, least, FLOATS)))
+
+    return types.uint32(values, types.int64, types.int64, types.float32), codegen
+
+
+@intrinsic
+def largest_below(context: Any, values: Any, r: Any, b: Any, limit: Any) -> Any:
+    """The largest of ``values[r, b : b + 64]`` that is less than the limit; -inf if none is."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values, r, b, limit = arguments
+        limits, none = _spread(builder, limit, FLOATS), ir.Constant(FLOATS, [float("-inf")] * LANES)
+        pointer = _pointer(context, builder, signature.args[0], values, [r, b])
+        best = none
+        for i in range(BLOCK // LANES):
+            found = _load(builder, builder.gep(pointer, [I64(i * LANES)]), FLOAT)
+            found = builder.select(builder.fcmp_ordered("<", found, limits), found, none)
+            best = builder.select(builder.fcmp_ordered(">", found, best), found, best)
+        for width in (8, 4, 2, 1):
+            turned = ir.Constant(INTEGERS, [(lane + width) % LANES for lane in range(LANES)])
+            other = builder.shuffle_vector(best, best, turned)
+            best = builder.select(builder.fcmp_ordered(">", other, best), other, best)
+        return builder.extract_element(best, I32(0))
+
+    return types.float32(values, types.int64, types.int64, types.float32), codegen
+
+
+@intrinsic
 def lowest_bit(context: Any, bits: Any) -> Any:
     """Position of the lowest bit that is set, of some."""
 
@@ -110,8 +145,11 @@ def _accumulate(builder: Any, at: Any, found: Any, test: Any) -> Any:
     counts = builder.trunc(is_counting, ir.IntType(1)) if is_counting.type != ir.IntType(1) else is_counting
     total = builder.fadd(_load(builder, at, FLOAT), builder.select(counts, counted, found))
     _store(builder, total, at)
-    is_enough = builder.fcmp_ordered(">=", total, _spread(builder, least_sum, FLOATS))
-    return builder.zext(builder.bitcast(is_enough, I16), I32)
+    return _bits(builder, builder.fcmp_ordered(">=", total, _spread(builder, least_sum, FLOATS)))
+
+
+def _bits(builder: Any, truths: Any) -> Any:
+    return builder.zext(builder.bitcast(truths, I16), I32)
 
 
 def _gather(builder: Any, values: Any, indices: Any) -> Any:
