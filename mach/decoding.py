@@ -432,6 +432,7 @@ def _universal_index(assignment: UniversalAssignment) -> Index:
         inverses_R=inverses_R,
         steps_QRL=(steps_QR[:, :, None] * np.arange(LENGTH) % p).astype(np.uint32),
         table_1RK=none,
+        table_1KR=none,
         firsts_RB1=np.empty((0, 0), dtype=np.int64),
         members_RK=np.empty((0, 0), dtype=np.int32),
         peers_RGK=none,
@@ -452,11 +453,10 @@ def _table_index(assignment: TableAssignment) -> Index:
     from mach.kernels.decode import Index
     from mach.kernels.lanes import LANES
 
-    R, K, width = assignment.n_repetitions, assignment.n_classes, np.uint16 if assignment.n_buckets <= 2**16 else np.uint32
+    R, K = assignment.n_repetitions, assignment.n_classes
+    table_RK = assignment.table_RK.astype(np.uint16 if assignment.n_buckets <= 2**16 else np.uint32, copy=False)
     firsts_RB1, members_RK = assignment.inverse
-    table_RK = np.zeros((R, K + LANES), dtype=width)
-    table_RK[:, :K] = assignment.table_RK
-    peers_RGK = np.zeros((R, min(_N_PEERS, R - 1), K + LANES), dtype=width)
+    peers_RGK = np.zeros((R, min(_N_PEERS, R - 1), K + LANES), dtype=table_RK.dtype)
     for r in range(R):
         for g in range(peers_RGK.shape[1]):
             peers_RGK[r, g, :K] = table_RK[(r + 1 + g) % R, members_RK[r]]
@@ -472,6 +472,7 @@ def _table_index(assignment: TableAssignment) -> Index:
         inverses_R=none,
         steps_QRL=np.empty((0, 0, 0), dtype=np.uint32),
         table_1RK=table_RK[None],
+        table_1KR=np.ascontiguousarray(table_RK.T)[None],
         firsts_RB1=firsts_RB1,
         members_RK=members_RK,
         peers_RGK=peers_RGK,

@@ -17,9 +17,10 @@ from numba import njit
 from numpy.typing import NDArray
 
 from mach.kernels.heap import NO_CLASS, UNKNOWN, offer, sort_heap, uncounted
-from mach.kernels.lanes import BLOCK, LANES, add_listed, add_progression, fill, largest_below, lowest_bit, reaching
+from mach.kernels.lanes import BLOCK, LANES, add_listed, add_progression, fill, largest_below, lowest_bit, prefetch, reaching
 
 LENGTH = 256  # members handled at once: their partial sums and steps stay in the first cache level
+LINE = 32  # entries of a list in a cache line, or half as many
 HEAD_START = 16  # buckets of repetition 0 opened before the others
 SAMPLED = 8  # of so many blocks of classes one is looked at for an estimate of the k-th best score
 
@@ -32,7 +33,7 @@ class Index(NamedTuple):
     Implicit: ``steps_QRL[q, r, j]`` is ``j`` steps of the progression that the members of one bucket of repetition
     ``q`` run through in repetition ``r``; for ``q = R`` that of the classes 0, 1, 2, ...
     Table: bucket ``b`` of ``r`` holds ``members_RK[r, firsts_RB1[r, b] : firsts_RB1[r, b + 1]]``, and ``peers_RGK[r, g]``
-    are the buckets of these very members in repetition ``r + 1 + g`` modulo R. Lists of buckets end in 16 more zeros.
+    are the buckets of these very members in repetition ``r + 1 + g`` modulo R, followed by 16 zeros.
     """
 
     is_table: bool
@@ -45,6 +46,7 @@ class Index(NamedTuple):
     inverses_R: Array  # int64
     steps_QRL: Array  # uint32
     table_1RK: Array  # uint16 or uint32
+    table_1KR: Array  # the same by class
     firsts_RB1: Array  # int64
     members_RK: Array  # int32
     peers_RGK: Array  # as table_1RK
@@ -69,15 +71,16 @@ class Query(NamedTuple):
     slack: float  # above the error of any float32 sum of R values
     sums_L: Array  # float32: partial sums of a block of classes
     row_R: Array  # float32: values of one class
+    hits_L: Array  # int64: places in a block that are left
     starts_R: Array  # uint32: images of a block's first class
-    lasts_R: Array  # int64: buckets opened last
+    next_R: Array  # int64: largest unopened buckets
 
 
 @njit(cache=True, nogil=True, inline="always")
 def _bucket(index: Index, r: int, k: int) -> Any:
     """Bucket of one class; both remainders by a float64 reciprocal, corrected, hence exact below 2**62."""
     if index.is_table:
-        return np.int64(index.table_1RK[0, r, k])
+        return np.int64(index.table_1KR[0, k, r])
     x = index.multipliers_R[r] * k + index.offsets_R[r]
     z = x - np.int64(np.float64(x) / index.prime) * index.prime
     if z < 0:
@@ -132,28 +135,34 @@ def _top(tops_RM: Array, r: int) -> Any:
 
 
 @uncounted
-def _pop(values_RP: Array, tops_RM: Array, r: int, top: float, last: int) -> int:
-    """Take the largest unopened bucket of r, whose value is ``top``, out of the tournament; ``last`` went before it.
-
-    Equal ones go by ascending bucket.
-    """
+def _advance(query: Query, index: Index, tops_RM: Array, r: int, frontier_R: Array, next_R: Array) -> None:
+    """Take the largest bucket of r that is left out of the tournament; equal ones by ascending bucket."""
+    values_RP, peers_RGK = query.values_RP, index.peers_RGK
+    top, last = UNKNOWN, next_R[r]
+    for m in range(0, tops_RM.shape[1], BLOCK):
+        top = max(top, largest_below(tops_RM, r, m, np.float32(np.inf)))
     m, found = -LANES, np.uint32(0)
     while found == 0:
         m += LANES
         found = reaching(tops_RM, r, m, top)
     m += lowest_bit(found)
-    first = m * BLOCK
-    if last >= first and values_RP[r, last] == top:
-        first = last + 1
-    bucket = first
+    bucket = m * BLOCK
+    if last >= bucket and top == frontier_R[r]:
+        bucket = last + 1
+    frontier_R[r] = top
+    if top == UNKNOWN:
+        return
     while values_RP[r, bucket] != top:
         bucket += 1
     rest = largest_below(values_RP, r, m * BLOCK, top)
     for b in range(bucket + 1, m * BLOCK + BLOCK):
         if values_RP[r, b] == top:
             rest = top
-    tops_RM[r, m] = rest
-    return bucket
+    tops_RM[r, m], next_R[r] = rest, bucket
+    if index.is_table:
+        for g in range(min(2, peers_RGK.shape[1])):
+            for place in range(index.firsts_RB1[r, bucket], index.firsts_RB1[r, bucket + 1], LINE):
+                prefetch(peers_RGK, r, g, place)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -195,8 +204,8 @@ def _sweep(
     q = R, consecutive classes from both on. Partial sum i is at least ``offsets_QR[first, i] + slopes_R[i] * least sum``.
     """
     values_RP, sums_L, starts_R, scores = query.values_RP, query.sums_L, query.starts_R, query.scores
-    steps_QRL, peers_RGK, table_1RK, members_RK = index.steps_QRL, index.peers_RGK, index.table_1RK, index.members_RK
-    multipliers_R, shifts_R, modulus, prime = index.multipliers_R, index.offsets_R, index.modulus, index.prime
+    steps_QRL, peers_RGK, table_1RK, modulus = index.steps_QRL, index.peers_RGK, index.table_1RK, index.modulus
+    table_1KR, members_RK, hits_L = index.table_1KR, index.members_RK, query.hits_L
     is_table, is_counting = index.is_table, rule.n_needed > 0
     R = len(values_RP)
     begin = 0 if q == R else 1  # the opened bucket's own value is known
@@ -207,7 +216,8 @@ def _sweep(
     if is_counting and q < R:
         known = np.float32(0 if value >= scores[0] else -1)
     least = max(_least_sum(query, rule), least_sum)
-    stride = index.inverses_R[q] * index.n_buckets % prime if not is_table and q < R else 1
+    stride = index.inverses_R[q] * index.n_buckets % index.prime if not is_table and q < R else 1
+    n_hits = 0
     for j in range(0, n, LANES):
         mask = np.uint32((1 << min(LANES, n - j)) - 1)
         fill(sums_L, j, known)
@@ -217,7 +227,7 @@ def _sweep(
             test = (np.float32(offsets_QR[first, i] + slopes_R[i] * least), scores[0], is_counting)
             if not is_table:
                 if n_started <= i:
-                    starts_R[i] = (multipliers_R[s] * base + shifts_R[s]) % prime
+                    starts_R[i] = (index.multipliers_R[s] * base + index.offsets_R[s]) % index.prime
                     n_started = i + 1
                 mask &= add_progression(sums_L, j, values_RP, s, steps_QRL, q, starts_R[i], modulus, test)
             elif q < R:
@@ -225,28 +235,29 @@ def _sweep(
             else:
                 mask &= add_listed(sums_L, j, values_RP, s, table_1RK, 0, s, place + j, test)
             i += 1
-        if mask == 0:
-            continue
         while mask != 0:
             at = j + lowest_bit(mask)
             mask &= mask - np.uint32(1)
-            if q == R:
-                k = base + at
-            elif is_table:
-                k = np.int64(members_RK[q, place + at])
+            if is_table:
+                hits_L[n_hits] = at
+                n_hits += 1
+                prefetch(table_1KR, 0, np.int64(members_RK[q, place + at]) if q < R else base + at, 0)
             else:
-                k = (base + at * stride) % prime
-            i, total = end, np.float64(sums_L[at])
-            while i < R:  # beyond the lists of peers
-                s = first + i if first + i < R else first + i - R
-                found = values_RP[s, table_1RK[0, s, k]]
-                total += (0.0 if found >= scores[0] else -1.0) if is_counting else np.float64(found)
-                if total < offsets_QR[first, i] + slopes_R[i] * least:
-                    break
-                i += 1
-            if i == R:
-                _consider(query, index, rule, k)
-        least = max(_least_sum(query, rule), least_sum)
+                _consider(query, index, rule, base + at if q == R else (base + at * stride) % index.prime)
+            least = max(_least_sum(query, rule), least_sum)
+    for h in range(n_hits):
+        k = np.int64(members_RK[q, place + hits_L[h]]) if q < R else base + hits_L[h]
+        i, total = end, np.float64(sums_L[hits_L[h]])
+        while i < R:  # beyond the lists of peers
+            s = first + i if first + i < R else first + i - R
+            found = values_RP[s, np.int64(table_1KR[0, k, s])]
+            total += (0.0 if found >= scores[0] else -1.0) if is_counting else np.float64(found)
+            if total < offsets_QR[first, i] + slopes_R[i] * least:
+                break
+            i += 1
+        if i == R:
+            _consider(query, index, rule, k)
+            least = max(_least_sum(query, rule), least_sum)
 
 
 @uncounted
@@ -286,7 +297,7 @@ def _likely_sum(query: Query, index: Index) -> Any:
     n = 0
     for i in range(n_blocks):
         begin = i * SAMPLED * LENGTH
-        n_block = min(LENGTH, index.n_classes - begin)
+        n_block = min(LENGTH, index.n_classes - begin) // LANES * LANES
         for r in range(R):
             if index.is_table:
                 for j in range(0, n_block, LANES):
@@ -317,7 +328,7 @@ def _scan(query: Query, index: Index, rule: Rule, tops_RM: Array) -> None:
     rest = query.slack
     for r in range(R - 1, -1, -1):
         offsets_1R[0, r] = -rest
-        rest += _top(tops_RM, r)
+        rest += tops_RM[r].max()
     if rule.n_needed > 0:
         slopes_R[:], offsets_1R[:] = 0.0, rule.n_needed - R - 0.5
     likely = -np.inf
@@ -333,8 +344,11 @@ def _sweep_all(
     query: Query, index: Index, rule: Rule, slopes_R: Array, offsets_1R: Array, least_sum: float
 ) -> None:
     R = len(slopes_R)
-    for begin in range(0, index.n_classes, LENGTH):
-        n = min(LENGTH, index.n_classes - begin)
+    n_swept = index.n_classes // LANES * LANES if index.is_table else index.n_classes  # lists of classes end there
+    for k in range(n_swept, index.n_classes):
+        _consider(query, index, rule, k)
+    for begin in range(0, n_swept, LENGTH):
+        n = min(LENGTH, n_swept - begin)
         _sweep(query, index, rule, R, begin, begin, n, np.float32(0), slopes_R, offsets_1R, least_sum)
 
 
@@ -353,10 +367,11 @@ def search(
     tops_RM = np.full((R, n_nodes), UNKNOWN)
     frontier_R, row_R = np.empty(R, np.float32), np.empty(R, np.float32)
     opened_R, thresholds = np.empty(R, np.int64), (np.empty(R), np.empty(R), np.empty((R, R)))
-    sums_L, starts_R, lasts_R = np.zeros(LENGTH, np.float32), np.empty(R, np.uint32), np.empty(R, np.int64)
+    sums_L, hits_L = np.zeros(LENGTH, np.float32), np.empty(LENGTH, np.int64)
+    starts_R, next_R = np.empty(R, np.uint32), np.empty(R, np.int64)
     slack = 2.0**-22 * R * R * (rule.largest + abs(rule.shift))
     for n in range(N):
-        query = Query(values_NRP[n], allowed_K, ids_Nk[n], scores_Nk[n], slack, sums_L, row_R, starts_R, lasts_R)
+        query = Query(values_NRP[n], allowed_K, ids_Nk[n], scores_Nk[n], slack, sums_L, row_R, hits_L, starts_R, next_R)
         n_scored, exact = _open(query, index, rule, budget, limit, tops_RM, frontier_R, opened_R, thresholds)
         if not exact and n_scored + index.n_classes <= budget:
             _fill_tournament(query.values_RP, tops_RM)
@@ -385,25 +400,23 @@ def _open(
     ids[:], scores[:] = NO_CLASS, UNKNOWN
     _fill_tournament(values_RP, tops_RM)
     opened_R[:] = 0
-    for r in range(len(frontier_R)):
-        frontier_R[r] = _top(tops_RM, r)
     _thresholds(tops_RM, rule, query.slack, slopes_R, shifts_R, offsets_RR)
-    lasts_R = query.lasts_R
-    lasts_R[:] = -1
+    next_R = query.next_R
+    next_R[:] = -1
+    for r in range(len(frontier_R)):
+        _advance(query, index, tops_RM, r, frontier_R, next_R)
     n_scored = 0
     while n_scored <= limit:
         r = _next(query, rule, slopes_R[0], shifts_R, frontier_R, opened_R)
         if r < 0:
             return n_scored, True
-        bucket = _pop(values_RP, tops_RM, r, frontier_R[r], lasts_R[r])
-        n_members = _members(index, r, bucket)[1]
+        n_members = _members(index, r, next_R[r])[1]
         if n_scored + n_members > budget:
             break
         n_scored += n_members
-        _visit(query, index, rule, r, bucket, slopes_R, offsets_RR)
+        _visit(query, index, rule, r, next_R[r], slopes_R, offsets_RR)
         opened_R[r] += 1
-        lasts_R[r] = bucket
-        frontier_R[r] = _top(tops_RM, r)
+        _advance(query, index, tops_RM, r, frontier_R, next_R)
     return n_scored, False
 
 

@@ -129,6 +129,21 @@ def largest_below(context: Any, values: Any, r: Any, b: Any, limit: Any) -> Any:
 
 
 @intrinsic
+def prefetch(context: Any, array: Any, r: Any, g: Any, at: Any) -> Any:
+    """Ask for the cache line that holds ``array[r, g, at]``."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _pointer(context, builder, signature.args[0], arguments[0], arguments[1:])
+        kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [I8.as_pointer()], kind)
+        read, all_levels, data = I32(0), I32(3), I32(1)
+        builder.call(function, [builder.bitcast(pointer, I8.as_pointer()), read, all_levels, data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
 def lowest_bit(context: Any, bits: Any) -> Any:
     """Position of the lowest bit that is set, of some."""
 
