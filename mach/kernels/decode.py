@@ -72,22 +72,25 @@ class Query(NamedTuple):
     sums_L: Array  # float32: partial sums of a block of classes
     row_R: Array  # float32: values of one class
     hits_L: Array  # int64: places in a block that are left
-    starts_R: Array  # uint32: images of a block's first class
+    live_G: Array  # int64: first places of its groups of 16 with some left
+    masks_G: Array  # uint32: which
     next_R: Array  # int64: largest unopened buckets
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _bucket(index: Index, r: int, k: int) -> Any:
-    """Bucket of one class; both remainders by a float64 reciprocal, corrected, hence exact below 2**62."""
+@uncounted
+def _fill_row(row_R: Array, values_RP: Array, index: Index, k: int) -> None:
+    """The values of one class; remainders by a float64 reciprocal, corrected, hence exact below 2**62."""
     if index.is_table:
-        return np.int64(index.table_1KR[0, k, r])
-    x = index.multipliers_R[r] * k + index.offsets_R[r]
-    z = x - np.int64(np.float64(x) / index.prime) * index.prime
-    if z < 0:
-        z += index.prime
-    elif z >= index.prime:
-        z -= index.prime
-    return z % index.n_buckets
+        for r in range(len(row_R)):
+            row_R[r] = values_RP[r, np.int64(index.table_1KR[0, k, r])]
+        return
+    prime, n_buckets, reciprocal = index.prime, index.n_buckets, 1.0 / index.prime
+    multiplier, shift = np.int64(index.modulus[2]), np.int64(index.modulus[3])
+    for r in range(len(row_R)):
+        x = index.multipliers_R[r] * k + index.offsets_R[r]
+        z = x - np.int64(np.float64(x) * reciprocal) * prime
+        z += prime * (z < 0) - prime * (z >= prime)
+        row_R[r] = values_RP[r, z - (z * multiplier >> shift) * n_buckets]
 
 
 @uncounted
@@ -179,8 +182,7 @@ def _consider(query: Query, index: Index, rule: Rule, k: int) -> None:
     if k >= index.n_classes or (len(query.allowed_K) > 0 and not query.allowed_K[k]):
         return
     values_RP, row_R = query.values_RP, query.row_R  # a count a mention, in the loop too
-    for r in range(len(row_R)):
-        row_R[r] = values_RP[r, _bucket(index, r, k)]
+    _fill_row(row_R, values_RP, index, k)
     offer(query.ids, query.scores, k, _aggregate(row_R, rule))
 
 
@@ -203,7 +205,8 @@ def _sweep(
     They are members of one bucket of repetition q, the first at ``place`` of its list or ``base`` itself; or, for
     q = R, consecutive classes from both on. Partial sum i is at least ``offsets_QR[first, i] + slopes_R[i] * least sum``.
     """
-    values_RP, sums_L, starts_R, scores = query.values_RP, query.sums_L, query.starts_R, query.scores
+    values_RP, sums_L, live_G, masks_G = query.values_RP, query.sums_L, query.live_G, query.masks_G
+    scores = query.scores
     steps_QRL, peers_RGK, table_1RK, modulus = index.steps_QRL, index.peers_RGK, index.table_1RK, index.modulus
     table_1KR, members_RK, hits_L = index.table_1KR, index.members_RK, query.hits_L
     is_table, is_counting = index.is_table, rule.n_needed > 0
@@ -211,43 +214,58 @@ def _sweep(
     begin = 0 if q == R else 1  # the opened bucket's own value is known
     first = q if q < R else 0
     end = min(R, 1 + peers_RGK.shape[1]) if is_table and q < R else R
-    n_started = begin
     known = np.float32(value)
     if is_counting and q < R:
         known = np.float32(0 if value >= scores[0] else -1)
     least = max(_least_sum(query, rule), least_sum)
+    n_live = 0
+    for j in range(0, n, LANES):
+        fill(sums_L, j, known)
+        live_G[n_live], masks_G[n_live] = j, (1 << min(LANES, n - j)) - 1
+        n_live += 1
+    for i in range(begin, end):
+        s = first + i if first + i < R else first + i - R
+        test = (np.float32(offsets_QR[first, i] + slopes_R[i] * least), scores[0], is_counting)
+        n_groups, n_live = n_live, 0
+        if not is_table:
+            start = np.uint32((index.multipliers_R[s] * base + index.offsets_R[s]) % index.prime)
+            for g in range(n_groups):
+                j = live_G[g]
+                mask = masks_G[g] & add_progression(sums_L, j, values_RP, s, steps_QRL, q, start, modulus, test)
+                live_G[n_live], masks_G[n_live] = j, mask
+                n_live += mask != 0
+        else:
+            lists, a, b = (peers_RGK, q, i - 1) if q < R else (table_1RK, 0, s)
+            for g in range(n_groups):
+                j = live_G[g]
+                mask = masks_G[g] & add_listed(sums_L, j, values_RP, s, lists, a, b, place + j, test)
+                live_G[n_live], masks_G[n_live] = j, mask
+                n_live += mask != 0
+        if n_live == 0:
+            return
     stride = index.inverses_R[q] * index.n_buckets % index.prime if not is_table and q < R else 1
     n_hits = 0
-    for j in range(0, n, LANES):
-        mask = np.uint32((1 << min(LANES, n - j)) - 1)
-        fill(sums_L, j, known)
-        i = begin
-        while i < end and mask != 0:
-            s = first + i if first + i < R else first + i - R
-            test = (np.float32(offsets_QR[first, i] + slopes_R[i] * least), scores[0], is_counting)
-            if not is_table:
-                if n_started <= i:
-                    starts_R[i] = (index.multipliers_R[s] * base + index.offsets_R[s]) % index.prime
-                    n_started = i + 1
-                mask &= add_progression(sums_L, j, values_RP, s, steps_QRL, q, starts_R[i], modulus, test)
-            elif q < R:
-                mask &= add_listed(sums_L, j, values_RP, s, peers_RGK, q, i - 1, place + j, test)
-            else:
-                mask &= add_listed(sums_L, j, values_RP, s, table_1RK, 0, s, place + j, test)
-            i += 1
+    for g in range(n_live):
+        mask = masks_G[g]
         while mask != 0:
-            at = j + lowest_bit(mask)
+            at = live_G[g] + lowest_bit(mask)
             mask &= mask - np.uint32(1)
+            hits_L[n_hits] = at
+            n_hits += 1
             if is_table:
-                hits_L[n_hits] = at
-                n_hits += 1
                 prefetch(table_1KR, 0, np.int64(members_RK[q, place + at]) if q < R else base + at, 0)
-            else:
-                _consider(query, index, rule, base + at if q == R else (base + at * stride) % index.prime)
-            least = max(_least_sum(query, rule), least_sum)
     for h in range(n_hits):
-        k = np.int64(members_RK[q, place + hits_L[h]]) if q < R else base + hits_L[h]
-        i, total = end, np.float64(sums_L[hits_L[h]])
+        at = hits_L[h]
+        total = np.float64(sums_L[at])
+        if total < offsets_QR[first, end - 1] + slopes_R[end - 1] * least:  # the k-th score has risen meanwhile
+            continue
+        if q == R:
+            k = base + at
+        elif is_table:
+            k = np.int64(members_RK[q, place + at])
+        else:
+            k = (base + at * stride) % index.prime
+        i = end
         while i < R:  # beyond the lists of peers
             s = first + i if first + i < R else first + i - R
             found = values_RP[s, np.int64(table_1KR[0, k, s])]
@@ -368,10 +386,11 @@ def search(
     frontier_R, row_R = np.empty(R, np.float32), np.empty(R, np.float32)
     opened_R, thresholds = np.empty(R, np.int64), (np.empty(R), np.empty(R), np.empty((R, R)))
     sums_L, hits_L = np.zeros(LENGTH, np.float32), np.empty(LENGTH, np.int64)
-    starts_R, next_R = np.empty(R, np.uint32), np.empty(R, np.int64)
+    live_G, masks_G = np.empty(LENGTH // LANES, np.int64), np.empty(LENGTH // LANES, np.uint32)
+    next_R = np.empty(R, np.int64)
     slack = 2.0**-22 * R * R * (rule.largest + abs(rule.shift))
     for n in range(N):
-        query = Query(values_NRP[n], allowed_K, ids_Nk[n], scores_Nk[n], slack, sums_L, row_R, hits_L, starts_R, next_R)
+        query = Query(values_NRP[n], allowed_K, ids_Nk[n], scores_Nk[n], slack, sums_L, row_R, hits_L, live_G, masks_G, next_R)
         n_scored, exact = _open(query, index, rule, budget, limit, tops_RM, frontier_R, opened_R, thresholds)
         if not exact and n_scored + index.n_classes <= budget:
             _fill_tournament(query.values_RP, tops_RM)
