@@ -147,8 +147,7 @@ def transform(probs: ArrayLike, aggregate: str) -> NDArray[np.float32]:
     """
     if aggregate not in AGGREGATES:
         raise ConfigError(f"unknown aggregate {aggregate!r}: choose one of {', '.join(AGGREGATES)}")
-    low = _TINY if aggregate in {"log-mean", "logit-mean"} else np.float32(0)
-    high = _BELOW_ONE if aggregate == "logit-mean" else np.float32(1)
+    low, high = _limits(aggregate)
     values = np.fmax(np.ascontiguousarray(probs, dtype=np.float32), low)  # fmax, unlike maximum, drops NaN
     np.minimum(values, high, out=values)
     if aggregate == "logit-mean":
@@ -263,7 +262,7 @@ class Decoder:
             if np.shape(allowed_K) != (K,) or np.asarray(allowed_K).dtype != bool:
                 raise DataError(f"allowed_K has shape {np.shape(allowed_K)}: need one bool a class, shape ({K},)")
             allowed_K = Subset(K, mask_K=allowed_K)
-        index, rule = _index(self.assignment), _rule(self.aggregate, self.assignment)
+        index, rule = _index(self.assignment), self._rule
         if allowed_K is not None and method == "auto":
             few = min(max(K // 64, FEW_CLASSES), K if budget is None else budget)
             if len(allowed_K.ids_C) <= few:
@@ -278,6 +277,15 @@ class Decoder:
             decode.search(values_NRP, index, rule, mask_K, unlimited if budget is None else budget, limit, outputs)
         top.ids_Nk[top.ids_Nk == decode.NO_CLASS] = -1
         return top
+
+    @cached_property
+    def _rule(self) -> Rule:
+        from mach.kernels.decode import Rule
+
+        n = self.assignment.n_repetitions
+        needed = {"min": n, "median": (n + 1) // 2}.get(self.aggregate, 0)
+        largest = -float(np.log(_TINY)) if _limits(self.aggregate)[0] > 0 else 1.0
+        return Rule(needed, *_affine(self.aggregate, self.assignment.n_buckets), largest)
 
     def score(self, probs_NRB: ArrayLike, ids_NC: ArrayLike) -> NDArray[np.float32]:
         """Scores of given classes, shape (N, C), float32; an id of -1 scores -inf.
@@ -372,23 +380,23 @@ def _affine(aggregate: str, n_buckets: int) -> tuple[float, float]:
 
 
 def _padded(probs_NRB: NDArray[Any], aggregate: str) -> NDArray[np.float32]:
-    """`transform`, with rows that end in -inf up to a multiple of `lanes.BLOCK`."""
+    """`transform` in fewer passes over memory, with rows that end in -inf up to a multiple of `lanes.BLOCK`."""
+    from mach.kernels.decode import clip
     from mach.kernels.lanes import BLOCK
 
     N, R, B = probs_NRB.shape
     values_NRP = np.empty((N, R, -(-B // BLOCK) * BLOCK), np.float32)
-    values_NRP[:, :, :B] = transform(probs_NRB, aggregate)
+    low, high = _limits(aggregate)
+    clip(np.ascontiguousarray(probs_NRB, np.float32), low, high, aggregate == "logit-mean", values_NRP)
+    if low > 0:
+        np.log(values_NRP, out=values_NRP)
     values_NRP[:, :, B:] = -np.inf
     return values_NRP
 
 
-def _rule(aggregate: str, assignment: Assignment) -> Rule:
-    from mach.kernels.decode import Rule
-
-    n = assignment.n_repetitions
-    largest = -float(np.log(_TINY)) if aggregate in {"log-mean", "logit-mean"} else 1.0
-    needed = {"min": n, "median": (n + 1) // 2}.get(aggregate, 0)
-    return Rule(needed, *_affine(aggregate, assignment.n_buckets), largest)
+def _limits(aggregate: str) -> tuple[np.float32, np.float32]:
+    low = _TINY if aggregate in {"log-mean", "logit-mean"} else np.float32(0)
+    return low, _BELOW_ONE if aggregate == "logit-mean" else np.float32(1)
 
 
 def _scan_beyond(assignment: Assignment, k: int, method: str, budget: int | None) -> int:
