@@ -29,6 +29,7 @@ METHODS = ("auto", "gather", "threshold")
 
 _TINY = np.finfo(np.float32).tiny
 _BELOW_ONE = np.float32(1 - 2.0**-24)
+_LOOKS = 12  # a member that is met costs as much as so many of the R looks that a scan takes a class
 _N_PEERS = 4  # repetitions whose buckets a table keeps beside each list of members: 2 or 4 bytes a class each
 FEW_CLASSES = 2048  # so many that are allowed are scored one by one, whatever K is: about 0.1 ms
 MAX_PADDING = 10_000  # columns beyond the number of classes that may be asked for
@@ -402,12 +403,11 @@ def _limits(aggregate: str) -> tuple[np.float32, np.float32]:
 def _scan_beyond(assignment: Assignment, k: int, method: str, budget: int | None) -> int:
     """Classes that the threshold algorithm may meet before a scan is cheaper; -1 scans at once."""
     K = assignment.n_classes
-    small = (K < 2**15 or k > K // 256) and (budget is None or budget >= K)
-    if method == "gather" or (method == "auto" and small):
+    if method == "gather" or (method == "auto" and k > K // 32 and (budget is None or budget >= K)):
         return -1
-    if budget is not None and budget < 2 * K:
+    if budget is not None and budget < K:
         return budget  # no scan could follow
-    return K // 16 if isinstance(assignment, TableAssignment) else K // 2  # listed members are met much more slowly
+    return min(budget or 2 * K, K * assignment.n_repetitions // _LOOKS)
 
 
 def _index(assignment: Assignment) -> Index:

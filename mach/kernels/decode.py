@@ -17,12 +17,16 @@ from numba import njit
 from numpy.typing import NDArray
 
 from mach.kernels.heap import NO_CLASS, UNKNOWN, offer, sort_heap, uncounted
-from mach.kernels.lanes import BLOCK, LANES, add_listed, add_progression, fill, largest_below, lowest_bit, prefetch, reaching
+from mach.kernels.lanes import BLOCK, LANES, add_listed, add_progression, fill, largest_below, lowest_bit, n_bits, prefetch, reaching
 
 LENGTH = 256  # members handled at once: their partial sums and steps stay in the first cache level
 LINE = 32  # entries of a list in a cache line, or half as many
 HEAD_START = 16  # buckets of repetition 0 opened before the others
+FIRST_DOUBT = 32  # once this part of the classes was met it is estimated how many will be, and at every doubling
+HOPE = 1.5  # the estimate may exceed the limit by so much, as the k-th score rises
 SAMPLED = 8  # of so many blocks of classes one is looked at for an estimate of the k-th best score
+
+LOWEST = np.float32(-3e38)  # below every value, above the padding
 
 Array = NDArray[Any]
 
@@ -393,7 +397,7 @@ def search(
     """Write the best classes of every query to the outputs (the columns of `mach.decoding.TopK`).
 
     The threshold algorithm runs until it has a certificate, would score more than ``budget`` classes, or
-    has met more than ``limit`` and a scan is cheaper; a negative ``limit`` scans at once.
+    has met more than ``limit``, or is bound to, and a scan is cheaper; a negative ``limit`` scans at once.
     """
     ids_Nk, scores_Nk, exact_N, n_scored_N, n_opened_N, bound_N = outputs
     N, R, P = values_NRP.shape
@@ -440,8 +444,12 @@ def _open(
     next_R[:] = -1
     for r in range(len(frontier_R)):
         _advance(query, index, tops_RM, r, frontier_R, next_R)
-    n_scored = 0
+    n_scored, n_until_doubt = 0, index.n_classes // FIRST_DOUBT
     while n_scored <= limit:
+        if rule.n_needed == 0 and n_scored > n_until_doubt:
+            if _n_to_open(query, rule, slopes_R[0], shifts_R) * (index.n_classes // index.n_buckets) > HOPE * limit:
+                break
+            n_until_doubt *= 2
         r = _next(query, rule, slopes_R[0], shifts_R, frontier_R, opened_R)
         if r < 0:
             return n_scored, True
@@ -453,6 +461,17 @@ def _open(
         opened_R[r] += 1
         _advance(query, index, tops_RM, r, frontier_R, next_R)
     return n_scored, False
+
+
+@uncounted
+def _n_to_open(query: Query, rule: Rule, share: float, shifts_R: Array) -> Any:
+    """Buckets above the present thresholds."""
+    values_RP, least, total = query.values_RP, share * _least_sum(query, rule), np.int64(0)
+    for r in range(values_RP.shape[0]):
+        threshold = np.float32(max(least + shifts_R[r], LOWEST))
+        for b in range(0, values_RP.shape[1], LANES):
+            total += n_bits(reaching(values_RP, r, b, threshold))
+    return total
 
 
 @uncounted

@@ -144,6 +144,16 @@ def prefetch(context: Any, array: Any, r: Any, g: Any, at: Any) -> Any:
 
 
 @intrinsic
+def n_bits(context: Any, bits: Any) -> Any:
+    """How many bits are set."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.zext(builder.ctpop(arguments[0]), I64)
+
+    return types.int64(types.uint32), codegen
+
+
+@intrinsic
 def lowest_bit(context: Any, bits: Any) -> Any:
     """Position of the lowest bit that is set, of some."""
 
