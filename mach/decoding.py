@@ -30,7 +30,7 @@ METHODS = ("auto", "gather", "threshold")
 _TINY = np.finfo(np.float32).tiny
 _BELOW_ONE = np.float32(1 - 2.0**-24)
 _LOOKS = 12  # a member that is met costs as much as so many of the R looks that a scan takes a class
-_N_PEERS = 4  # repetitions whose buckets a table keeps beside each list of members: 2 or 4 bytes a class each
+_N_PEERS = 2  # repetitions whose buckets a table keeps beside each list of members: 2 or 4 bytes a class each, more did not gain
 FEW_CLASSES = 2048  # so many that are allowed are scored one by one, whatever K is: about 0.1 ms
 MAX_PADDING = 10_000  # columns beyond the number of classes that may be asked for
 _CHUNK_VALUES = 2**18  # bucket scores transformed at once: they stay in the second cache level until searched
@@ -197,7 +197,7 @@ class Decoder:
     Parameters
     ----------
     assignment : Assignment
-        Universal (nothing of size K is kept) or table (about ``R K (4 + 5 w)`` bytes more than its
+        Universal (nothing of size K is kept) or table (about ``R K (4 + 3 w)`` bytes more than its
         own, w = 2 for B up to 65,536 and 4 above; shared by all decoders of the assignment object).
     aggregate : str
         One of `AGGREGATES`.

@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mach.kernels.heap import NO_CLASS, UNKNOWN, offer, sort_heap, uncounted
+from mach.kernels.heap import NO_CLASS, UNKNOWN, inlined, offer, sort_heap, uncounted
 from mach.kernels.lanes import BLOCK, LANES, add_listed, add_progression, fill, largest_below, lowest_bit, n_bits, prefetch, reaching
 
 LENGTH = 256  # members handled at once: their partial sums and steps stay in the first cache level
@@ -24,6 +24,7 @@ LINE = 32  # entries of a list in a cache line, or half as many
 HEAD_START = 16  # buckets of repetition 0 opened before the others
 FIRST_DOUBT = 32  # once this part of the classes was met it is estimated how many will be, and at every doubling
 HOPE = 1.5  # the estimate may exceed the limit by so much, as the k-th score rises
+TOGETHER = 4  # of a repetition that part of its opened buckets is opened next: the values looked at stay in the cache
 SAMPLED = 8  # of so many blocks of classes one is looked at for an estimate of the k-th best score
 
 LOWEST = np.float32(-3e38)  # below every value, above the padding
@@ -141,7 +142,7 @@ def _top(tops_RM: Array, r: int) -> Any:
     return top
 
 
-@uncounted
+@inlined
 def _advance(query: Query, index: Index, tops_RM: Array, r: int, frontier_R: Array, next_R: Array) -> None:
     """Take the largest bucket of r that is left out of the tournament; equal ones by ascending bucket."""
     values_RP, peers_RGK = query.values_RP, index.peers_RGK
@@ -190,7 +191,7 @@ def _consider(query: Query, index: Index, rule: Rule, k: int) -> None:
     offer(query.ids, query.scores, k, _aggregate(row_R, rule))
 
 
-@uncounted
+@inlined
 def _sweep(
     query: Query,
     index: Index,
@@ -282,7 +283,7 @@ def _sweep(
             least = max(_least_sum(query, rule), least_sum)
 
 
-@uncounted
+@inlined
 def _visit(
     query: Query, index: Index, rule: Rule, r: int, bucket: int, slopes_R: Array, offsets_RR: Array
 ) -> None:
@@ -445,14 +446,19 @@ def _open(
     for r in range(len(frontier_R)):
         _advance(query, index, tops_RM, r, frontier_R, next_R)
     n_scored, n_until_doubt = 0, index.n_classes // FIRST_DOUBT
+    r, n_opened, n_together = 0, 0, 0
     while n_scored <= limit:
         if rule.n_needed == 0 and n_scored > n_until_doubt:
             if _n_to_open(query, rule, slopes_R[0], shifts_R) * (index.n_classes // index.n_buckets) > HOPE * limit:
                 break
             n_until_doubt *= 2
-        r = _next(query, rule, slopes_R[0], shifts_R, frontier_R, opened_R)
-        if r < 0:
-            return n_scored, True
+        share = slopes_R[0] * _least_sum(query, rule)
+        if n_opened >= n_together or frontier_R[r] == UNKNOWN or frontier_R[r] < share + shifts_R[r]:
+            r = _next(query, rule, share, shifts_R, frontier_R, opened_R)
+            if r < 0:
+                return n_scored, True
+            n_opened, n_together = 0, 1 + opened_R[r] // TOGETHER if rule.n_needed == 0 else 1
+        n_opened += 1
         n_members = _members(index, r, next_R[r])[1]
         if n_scored + n_members > budget:
             break
@@ -514,7 +520,7 @@ def _thresholds(
         slopes_R[:], offsets_RR[:] = 0.0, rule.n_needed - R - 0.5
 
 
-@uncounted
+@inlined
 def _next(query: Query, rule: Rule, share: float, shifts_R: Array, frontier_R: Array, opened_R: Array) -> int:
     """Repetition whose largest unopened bucket is opened next; -1 if every class that is left out is known to be worse.
 
@@ -523,13 +529,12 @@ def _next(query: Query, rule: Rule, share: float, shifts_R: Array, frontier_R: A
     is_empty = query.scores[0] == UNKNOWN
     if rule.n_needed > 0 and not is_empty and _aggregate(frontier_R, rule) < query.scores[0]:
         return -1
-    least = share * _least_sum(query, rule)
     best, fewest = -1, np.int64(2**62)
     for r in range(len(frontier_R)):
         if frontier_R[r] == UNKNOWN:
             if is_empty or rule.n_needed > 0:  # all classes were met, and none of them was dropped for its place
                 return -1
-        elif rule.n_needed > 0 or frontier_R[r] >= least + shifts_R[r]:
+        elif rule.n_needed > 0 or frontier_R[r] >= share + shifts_R[r]:
             if r == 0 and opened_R[0] < min(len(query.ids), HEAD_START):
                 return 0
             if opened_R[r] < fewest:
