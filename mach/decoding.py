@@ -29,7 +29,7 @@ METHODS = ("auto", "gather", "threshold")
 
 _TINY = np.finfo(np.float32).tiny
 _BELOW_ONE = np.float32(1 - 2.0**-24)
-_LOOKS = 12  # a member that is met costs as much as so many of the R looks that a scan takes a class
+_LOOKS = 10  # a member that is met costs as much as so many of the R looks that a scan takes a class
 _N_PEERS = 2  # repetitions whose buckets a table keeps beside each list of members: 2 or 4 bytes a class each, more did not gain
 FEW_CLASSES = 2048  # so many that are allowed are scored one by one, whatever K is: about 0.1 ms
 MAX_PADDING = 10_000  # columns beyond the number of classes that may be asked for
@@ -407,7 +407,8 @@ def _scan_beyond(assignment: Assignment, k: int, method: str, budget: int | None
         return -1
     if budget is not None and budget < K:
         return budget  # no scan could follow
-    return min(budget or 2 * K, K * assignment.n_repetitions // _LOOKS)
+    limit = K * assignment.n_repetitions // _LOOKS
+    return limit if budget is None else min(limit, budget - K)
 
 
 def _index(assignment: Assignment) -> Index:

@@ -23,7 +23,7 @@ LENGTH = 256  # members handled at once: their partial sums and steps stay in th
 LINE = 32  # entries of a list in a cache line, or half as many
 HEAD_START = 16  # buckets of repetition 0 opened before the others
 FIRST_DOUBT = 32  # once this part of the classes was met it is estimated how many will be, and at every doubling
-HOPE = 1.5  # the estimate may exceed the limit by so much, as the k-th score rises
+HOPE = 1.2  # the estimate may exceed the limit by so much, as the k-th score rises
 TOGETHER = 4  # of a repetition that part of its opened buckets is opened next: the values looked at stay in the cache
 SAMPLED = 8  # of so many blocks of classes one is looked at for an estimate of the k-th best score
 
@@ -445,9 +445,9 @@ def _open(
     next_R[:] = -1
     for r in range(len(frontier_R)):
         _advance(query, index, tops_RM, r, frontier_R, next_R)
-    n_scored, n_until_doubt = 0, index.n_classes // FIRST_DOUBT
+    n_scored, n_until_doubt = 0, index.n_classes // FIRST_DOUBT if index.n_classes <= budget else budget  # no scan
     r, n_opened, n_together = 0, 0, 0
-    while n_scored <= limit:
+    while True:
         if rule.n_needed == 0 and n_scored > n_until_doubt:
             if _n_to_open(query, rule, slopes_R[0], shifts_R) * (index.n_classes // index.n_buckets) > HOPE * limit:
                 break
@@ -460,7 +460,7 @@ def _open(
             n_opened, n_together = 0, 1 + opened_R[r] // TOGETHER if rule.n_needed == 0 else 1
         n_opened += 1
         n_members = _members(index, r, next_R[r])[1]
-        if n_scored + n_members > budget:
+        if n_scored + n_members > min(budget, limit):
             break
         n_scored += n_members
         _visit(query, index, rule, r, next_R[r], slopes_R, offsets_RR)
