@@ -103,7 +103,9 @@ class Case:
         return ratio(self.gather, lambda: self.decode(kind), rounds)
 
     def check(self):
-        tops = [d.topk(self.probs_NRB, K_TOP, method=m) for d in self.decoders.values() for m in ("gather", "threshold")]
+        tops = [
+            d.topk(self.probs_NRB, K_TOP, method=m) for d in self.decoders.values() for m in ("gather", "threshold")
+        ]
         for other in tops:
             assert np.array_equal(other.ids_Nk, tops[0].ids_Nk)
             assert np.array_equal(other.scores_Nk, tops[0].scores_Nk)
@@ -127,7 +129,9 @@ def report():
                 for method in ("gather", "threshold"):
                     actions[kind, method] = lambda c=case, k=kind, m=method: c.decode(k, m)
             us = {name: 1e6 * s / N for name, s in medians(actions, ROUNDS, time.thread_time).items()}
-            worst = min(worst, *((us["plain"] / us[kind, "threshold"], kind, name, aggregate) for kind in case.decoders))
+            worst = min(
+                worst, *((us["plain"] / us[kind, "threshold"], kind, name, aggregate) for kind in case.decoders)
+            )
             yield (
                 f"| {name}; {aggregate} | {us['plain']:.0f} "
                 f"| {us['table', 'gather']:.0f} · {us['implicit', 'gather']:.0f} "
@@ -170,9 +174,7 @@ def growth():
             sure = "" if tops[0].exact_N[0] else ", not certain"
             cells.append(f"{1e3 * seconds:.2f} ({scored:.1%}{sure})")
         floor = medians({"read": lambda p=probs_NRB: [x.max() for x in p]}, 3, time.thread_time)["read"] / 4
-        yield (
-            f"| {n_classes:,} | {n_repetitions} | {n_buckets:,} | " + " | ".join(cells) + f" | {1e3 * floor:.2f} |"
-        )
+        yield (f"| {n_classes:,} | {n_repetitions} | {n_buckets:,} | " + " | ".join(cells) + f" | {1e3 * floor:.2f} |")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     yield ""
     yield f"Peak memory of the process, with numba and the table of the first part: {peak / 1e9:.1f} GB."
@@ -184,10 +186,10 @@ def main():
     lines = [
         f"# Decoding, {datetime.date.today()}",
         "",
-        f"`python benchmarks/decoding.py`: K {K:,}, R {R}, B {B}, exact top {K_TOP}, single queries, one thread, median "
-        f"microseconds of processor a query over {ROUNDS} turns of {N} queries; every method gave identical ids and "
-        "scores. Threshold times include clipping and logarithms; a plain gather does not. Classes scored and buckets "
-        "opened: implicit.",
+        f"`python benchmarks/decoding.py`: K {K:,}, R {R}, B {B}, exact top {K_TOP}, single queries, one thread, "
+        f"median microseconds of processor a query over {ROUNDS} turns of {N} queries; every method gave identical "
+        "ids and scores. Threshold times include clipping and logarithms; a plain gather does not. Classes scored and "
+        "buckets opened: implicit.",
         f"{processor()}, commit {commit()}, load {os.getloadavg()[0]:.1f}.",
         "",
     ]

@@ -1,11 +1,11 @@
-"""Whole queries of trained runs, single and in batches: from a text or a row of features to names or numbers of classes.
+"""Whole queries of trained runs, single and in batches: from a text or a row of features to names or ids of classes.
 
     python benchmarks/queries.py RUN[=ROWS] ... [--write]
 
-ROWS is repository text; by default the test rows that the run's configuration names. Runs on text are asked by texts,
-others by rows of features. Single queries: one call each, wall time, median and 99th percentile of the best of three turns, so
-that what other processes take is not counted; and the processor's time of the parts of a query. Batches: all rows in one call.
-Each run is also opened three times in fresh processes. --write writes benchmarks/results/queries-<date>.md.
+ROWS is repository text; by default the test rows that the run's configuration names. The run on characters is asked by
+texts, others by rows of features. Single queries: one call each, wall time; median and 99th percentile over queries, of
+each the best of three turns, as other work on the machine is not ours; and processor time of a query's parts. Batches:
+all rows in one call. Each run is also opened in three fresh processes. --write: benchmarks/results/queries-<date>.md.
 """
 
 import argparse

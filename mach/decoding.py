@@ -22,7 +22,7 @@ from mach.errors import ConfigError, DataError
 from mach.hashing import Assignment, TableAssignment, UniversalAssignment
 
 if TYPE_CHECKING:
-    from mach.kernels.decode import Index, Rule
+    from mach.kernels.sweep import Index, Rule
 
 AGGREGATES = ("mean", "unbiased-mean", "log-mean", "logit-mean", "min", "median")
 METHODS = ("auto", "gather", "threshold")
@@ -30,7 +30,7 @@ METHODS = ("auto", "gather", "threshold")
 _TINY = np.finfo(np.float32).tiny
 _BELOW_ONE = np.float32(1 - 2.0**-24)
 _LOOKS = 10  # a member that is met costs as much as so many of the R looks that a scan takes a class
-_N_PEERS = 2  # repetitions whose buckets a table keeps beside each list of members: 2 or 4 bytes a class each, more did not gain
+_N_PEERS = 2  # repetitions whose buckets a table keeps beside each list of members: 2 or 4 bytes a class each
 FEW_CLASSES = 2048  # so many that are allowed are scored one by one, whatever K is: about 0.1 ms
 MAX_PADDING = 10_000  # columns beyond the number of classes that may be asked for
 _CHUNK_VALUES = 2**18  # bucket scores transformed at once: they stay in the second cache level until searched
@@ -248,6 +248,7 @@ class Decoder:
             When an argument or a shape does not fit.
         """
         from mach.kernels import decode
+        from mach.kernels.heap import NO_CLASS
 
         probs_NRB = self._checked(probs_NRB)
         N, K = len(probs_NRB), self.assignment.n_classes
@@ -276,12 +277,12 @@ class Decoder:
             outputs = tuple(column[part] for column in vars(top).values())
             values_NRP = _padded(probs_NRB[part], self.aggregate)
             decode.search(values_NRP, index, rule, mask_K, unlimited if budget is None else budget, limit, outputs)
-        top.ids_Nk[top.ids_Nk == decode.NO_CLASS] = -1
+        top.ids_Nk[top.ids_Nk == NO_CLASS] = -1
         return top
 
     @cached_property
     def _rule(self) -> Rule:
-        from mach.kernels.decode import Rule
+        from mach.kernels.sweep import Rule
 
         n = self.assignment.n_repetitions
         needed = {"min": n, "median": (n + 1) // 2}.get(self.aggregate, 0)
@@ -423,7 +424,7 @@ def _index(assignment: Assignment) -> Index:
 
 
 def _universal_index(assignment: UniversalAssignment) -> Index:
-    from mach.kernels.decode import LENGTH, Index
+    from mach.kernels.sweep import LENGTH, Index
 
     p = assignment.prime
     multipliers_R, inverses_R = assignment.multipliers_R, assignment.inverses_R
@@ -451,16 +452,16 @@ def _universal_index(assignment: UniversalAssignment) -> Index:
 def _modulus(prime: int, n_buckets: int) -> tuple[Any, Any, Any, Any]:
     """p, B, and the multiplier and shift that divide numbers below 2**31 by B.
 
-    With ``2**(l - 1) < B <= 2**l`` the multiplier ``ceil(2**(31 + l) / B)`` has 32 bits, and its error stays below 1 / B
-    (Granlund & Montgomery, "Division by invariant integers using multiplication", PLDI 1994).
+    With ``2**(l - 1) < B <= 2**l`` the multiplier ``ceil(2**(31 + l) / B)`` has 32 bits and is exact enough (Granlund &
+    Montgomery, "Division by invariant integers using multiplication", PLDI 1994).
     """
     shift = 31 + (n_buckets - 1).bit_length()
     return np.uint32(prime), np.uint32(n_buckets), np.uint32(-(-(2**shift) // n_buckets)), np.uint64(shift)
 
 
 def _table_index(assignment: TableAssignment) -> Index:
-    from mach.kernels.decode import Index
     from mach.kernels.lanes import LANES
+    from mach.kernels.sweep import Index
 
     R, K = assignment.n_repetitions, assignment.n_classes
     table_RK = assignment.table_RK.astype(np.uint16 if assignment.n_buckets <= 2**16 else np.uint32, copy=False)

@@ -15,9 +15,9 @@ Array = NDArray[Any]
 
 # Without reference counts, which numba else keeps by two atomic additions a mention of an array, inside loops too: for
 # functions that allocate nothing and return no array.
-uncounted = njit(cache=True, nogil=True, _nrt=False)
+uncounted = njit(cache=True, nogil=True, _nrt=False)  # type: ignore[call-overload]
 # Called with dozens of arrays, each eight words on the stack: part of the caller instead.
-inlined = njit(cache=True, nogil=True, _nrt=False, forceinline=True)
+inlined = njit(cache=True, nogil=True, _nrt=False, forceinline=True)  # type: ignore[call-overload]
 
 
 @uncounted

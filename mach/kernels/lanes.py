@@ -58,11 +58,15 @@ def add_progression(
         found = _gather(builder, _pointer(context, builder, kinds[2], values, [s, I64(0)]), bucket)
         return _accumulate(builder, _pointer(context, builder, kinds[0], sums, [j]), found, test)
 
-    return types.uint32(sums, types.int64, values, types.int64, steps, types.int64, types.uint32, modulus, test), codegen
+    return types.uint32(
+        sums, types.int64, values, types.int64, steps, types.int64, types.uint32, modulus, test
+    ), codegen
 
 
 @intrinsic
-def add_listed(context: Any, sums: Any, j: Any, values: Any, s: Any, lists: Any, r: Any, g: Any, at: Any, test: Any) -> Any:
+def add_listed(
+    context: Any, sums: Any, j: Any, values: Any, s: Any, lists: Any, r: Any, g: Any, at: Any, test: Any
+) -> Any:
     """Add to ``sums[j : j + 16]`` the values in repetition s of the buckets ``lists[r, g, at : at + 16]``.
 
     Parameters
@@ -86,7 +90,9 @@ def add_listed(context: Any, sums: Any, j: Any, values: Any, s: Any, lists: Any,
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         sums, j, values, s, lists, r, g, at, test = arguments
         kinds = signature.args
-        listed = _load(builder, _pointer(context, builder, kinds[4], lists, [r, g, at]), ir.IntType(kinds[4].dtype.bitwidth))
+        listed = _load(
+            builder, _pointer(context, builder, kinds[4], lists, [r, g, at]), ir.IntType(kinds[4].dtype.bitwidth)
+        )
         bucket = listed if listed.type == INTEGERS else builder.zext(listed, INTEGERS)
         found = _gather(builder, _pointer(context, builder, kinds[2], values, [s, I64(0)]), bucket)
         return _accumulate(builder, _pointer(context, builder, kinds[0], sums, [j]), found, test)
