@@ -270,13 +270,13 @@ class Decoder:
             if len(allowed_K.ids_C) <= few:
                 return self._topk_of(allowed_K, probs_NRB, k)
         mask_K = np.empty(0, dtype=bool) if allowed_K is None else allowed_K.mask_K
-        unlimited = np.iinfo(np.int64).max // 2
+        most = decode.UNLIMITED if budget is None else budget
         limit = _scan_beyond(self.assignment, k, method, budget)
         top = TopK.empty(N, k)
         for part in self._chunks(N):
             outputs = tuple(column[part] for column in vars(top).values())
             values_NRP = _padded(probs_NRB[part], self.aggregate)
-            decode.search(values_NRP, index, rule, mask_K, unlimited if budget is None else budget, limit, outputs)
+            decode.search(values_NRP, index, rule, mask_K, most, limit, outputs)
         top.ids_Nk[top.ids_Nk == NO_CLASS] = -1
         return top
 

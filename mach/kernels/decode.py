@@ -30,12 +30,14 @@ from mach.kernels.lanes import (
 )
 from mach.kernels.sweep import LENGTH, Index, Query, Rule, aggregate, consider, least_sum, sweep
 
+AHEAD = 128  # buckets by which lists are asked for ahead of their turn
 LINE = 32  # entries of a list in a cache line, or half as many
 HEAD_START = 16  # buckets of repetition 0 opened before the others
 FIRST_DOUBT = 32  # once this part of the classes was met it is estimated how many will be, and at every doubling
 HOPE = 1.2  # the estimate may exceed the limit by so much, as the k-th score rises
 TOGETHER = 4  # of a repetition that part of its opened buckets is opened next: the values looked at stay in the cache
 SAMPLED = 8  # of so many blocks of classes one is looked at for an estimate of the k-th best score
+UNLIMITED = np.iinfo(np.int64).max // 2  # a budget above every number of classes
 LOWEST = np.float32(-3e38)  # below every value, above the padding
 
 Array = NDArray[Any]
@@ -59,10 +61,18 @@ def _top(tops_RM: Array, r: int) -> Any:
 
 
 @inlined
+def _ask_for(index: Index, r: int, bucket: int) -> None:
+    """Prefetch the lists of a bucket that is opened soon."""
+    if index.is_table:
+        for g in range(index.peers_RGK.shape[1]):
+            for place in range(index.firsts_RB1[r, bucket], index.firsts_RB1[r, bucket + 1], LINE):
+                prefetch(index.peers_RGK, r, g, place)
+
+
+@inlined
 def _advance(query: Query, index: Index, tops_RM: Array, r: int, frontier_R: Array, next_R: Array) -> None:
     """Take the largest bucket of r that is left out of the tournament; equal ones by ascending bucket."""
-    values_RP, peers_RGK = query.values_RP, index.peers_RGK
-    top, last = UNKNOWN, next_R[r]
+    values_RP, top, last = query.values_RP, UNKNOWN, next_R[r]
     for m in range(0, tops_RM.shape[1], BLOCK):
         top = max(top, largest_below(tops_RM, r, m, np.float32(np.inf)))
     m, found = -LANES, np.uint32(0)
@@ -83,10 +93,7 @@ def _advance(query: Query, index: Index, tops_RM: Array, r: int, frontier_R: Arr
         if values_RP[r, b] == top:
             rest = top
     tops_RM[r, m], next_R[r] = rest, bucket
-    if index.is_table:
-        for g in range(min(2, peers_RGK.shape[1])):
-            for place in range(index.firsts_RB1[r, bucket], index.firsts_RB1[r, bucket + 1], LINE):
-                prefetch(peers_RGK, r, g, place)
+    _ask_for(index, r, bucket)
 
 
 @inlined
@@ -253,8 +260,11 @@ def _open(
     r, n_opened, n_together = 0, 0, 0
     while True:
         if rule.n_needed == 0 and n_scored > n_until_doubt:
-            if _n_to_open(query, rule, slopes_R[0], shifts_R) * (index.n_classes // index.n_buckets) > HOPE * limit:
+            n_to_meet = _n_to_open(query, rule, slopes_R[0], shifts_R) * (index.n_classes // index.n_buckets)
+            if n_to_meet > HOPE * limit:
                 break
+            if n_to_meet <= limit and budget == UNLIMITED and query.scores[0] > UNKNOWN:
+                return _open_rest(query, index, rule, n_scored, frontier_R, opened_R, thresholds), True
             n_until_doubt *= 2
         share = slopes_R[0] * least_sum(query, rule)
         if n_opened >= n_together or frontier_R[r] == UNKNOWN or frontier_R[r] < share + shifts_R[r]:
@@ -271,6 +281,41 @@ def _open(
         opened_R[r] += 1
         _advance(query, index, tops_RM, r, frontier_R, next_R)
     return n_scored, False
+
+
+@inlined
+def _open_rest(
+    query: Query,
+    index: Index,
+    rule: Rule,
+    n_scored: int,
+    frontier_R: Array,
+    opened_R: Array,
+    thresholds: tuple[Array, Array, Array],
+) -> Any:
+    """Open all buckets above the thresholds in the order they lie in; returns the number of members met in all."""
+    values_RP, next_R = query.values_RP, query.next_R
+    slopes_R, shifts_R, offsets_RR = thresholds
+    mask: Any
+    for r in range(values_RP.shape[0]):
+        threshold = slopes_R[0] * least_sum(query, rule) + shifts_R[r]
+        for b in range(0, values_RP.shape[1], LANES):
+            if index.is_table and b + AHEAD < values_RP.shape[1]:
+                mask = reaching(values_RP, r, b + AHEAD, np.float32(max(threshold, LOWEST)))
+                while mask != 0:
+                    _ask_for(index, r, b + AHEAD + lowest_bit(mask))
+                    mask &= mask - np.uint32(1)
+            mask = reaching(values_RP, r, b, np.float32(max(threshold, LOWEST)))
+            while mask != 0:
+                bucket = b + lowest_bit(mask)
+                mask &= mask - np.uint32(1)
+                value = values_RP[r, bucket]
+                if value > frontier_R[r] or (value == frontier_R[r] and bucket < next_R[r]):
+                    continue  # it is open
+                n_scored += _members(index, r, bucket)[1]
+                _visit(query, index, rule, r, bucket, slopes_R, offsets_RR)
+                opened_R[r] += 1
+    return n_scored
 
 
 @uncounted
