@@ -29,7 +29,7 @@ METHODS = ("auto", "gather", "threshold")
 
 _TINY = np.finfo(np.float32).tiny
 _BELOW_ONE = np.float32(1 - 2.0**-24)
-_LOOKS = 10  # a member that is met costs as much as so many of the R looks that a scan takes a class
+_LOOK_NS, _MEMBER_NS, _BUCKET_NS = 0.45, 2.3, 150.0  # a class in a repetition of a scan; what opening a bucket costs
 _N_PEERS = 2  # repetitions whose buckets a table keeps beside each list of members: 2 or 4 bytes a class each
 FEW_CLASSES = 2048  # so many that are allowed are scored one by one, whatever K is: about 0.1 ms
 MAX_PADDING = 10_000  # columns beyond the number of classes that may be asked for
@@ -408,7 +408,8 @@ def _scan_beyond(assignment: Assignment, k: int, method: str, budget: int | None
         return -1
     if budget is not None and budget < K:
         return budget  # no scan could follow
-    limit = K * assignment.n_repetitions // _LOOKS
+    a_member = _MEMBER_NS + _BUCKET_NS * assignment.n_buckets / K
+    limit = int(K * assignment.n_repetitions * _LOOK_NS / a_member)
     return limit if budget is None else min(limit, budget - K)
 
 

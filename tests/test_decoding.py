@@ -155,7 +155,7 @@ def test_flat_scores_cost_little_more_than_a_scan(method):
         found = topk(probs_NRB, assignment, 300, method=method)
         assert_same(found, topk_oracle(probs_NRB, assignment, 300, "log-mean"))
         assert found.n_scored_N.min() >= 20_000  # the thresholds gave up
-        assert found.n_scored_N.max() < 1.7 * 20_000
+        assert found.n_scored_N.max() < 2.2 * 20_000
 
 
 def test_a_budget_for_a_scan_is_never_left_half_used():
