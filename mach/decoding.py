@@ -22,14 +22,15 @@ from mach.errors import ConfigError, DataError
 from mach.hashing import Assignment, TableAssignment, UniversalAssignment
 
 if TYPE_CHECKING:
-    from mach.kernels.decode import Index, Rule
+    from mach.kernels.sweep import Index, Rule
 
 AGGREGATES = ("mean", "unbiased-mean", "log-mean", "logit-mean", "min", "median")
 METHODS = ("auto", "gather", "threshold")
 
 _TINY = np.finfo(np.float32).tiny
 _BELOW_ONE = np.float32(1 - 2.0**-24)
-_N_PEERS = 4  # repetitions whose buckets a table keeps beside each list of members: 2 or 4 bytes a class each
+_LOOK_NS, _MEMBER_NS, _BUCKET_NS = 0.45, 2.3, 150.0  # a class in a repetition of a scan; what opening a bucket costs
+_N_PEERS = 2  # repetitions whose buckets a table keeps beside each list of members: 2 or 4 bytes a class each
 FEW_CLASSES = 2048  # so many that are allowed are scored one by one, whatever K is: about 0.1 ms
 MAX_PADDING = 10_000  # columns beyond the number of classes that may be asked for
 _CHUNK_VALUES = 2**18  # bucket scores transformed at once: they stay in the second cache level until searched
@@ -147,8 +148,7 @@ def transform(probs: ArrayLike, aggregate: str) -> NDArray[np.float32]:
     """
     if aggregate not in AGGREGATES:
         raise ConfigError(f"unknown aggregate {aggregate!r}: choose one of {', '.join(AGGREGATES)}")
-    low = _TINY if aggregate in {"log-mean", "logit-mean"} else np.float32(0)
-    high = _BELOW_ONE if aggregate == "logit-mean" else np.float32(1)
+    low, high = _limits(aggregate)
     values = np.fmax(np.ascontiguousarray(probs, dtype=np.float32), low)  # fmax, unlike maximum, drops NaN
     np.minimum(values, high, out=values)
     if aggregate == "logit-mean":
@@ -197,7 +197,7 @@ class Decoder:
     Parameters
     ----------
     assignment : Assignment
-        Universal (nothing of size K is kept) or table (about ``R K (4 + 5 w)`` bytes more than its
+        Universal (nothing of size K is kept) or table (about ``R K (4 + 3 w)`` bytes more than its
         own, w = 2 for B up to 65,536 and 4 above; shared by all decoders of the assignment object).
     aggregate : str
         One of `AGGREGATES`.
@@ -248,6 +248,7 @@ class Decoder:
             When an argument or a shape does not fit.
         """
         from mach.kernels import decode
+        from mach.kernels.heap import NO_CLASS
 
         probs_NRB = self._checked(probs_NRB)
         N, K = len(probs_NRB), self.assignment.n_classes
@@ -263,21 +264,30 @@ class Decoder:
             if np.shape(allowed_K) != (K,) or np.asarray(allowed_K).dtype != bool:
                 raise DataError(f"allowed_K has shape {np.shape(allowed_K)}: need one bool a class, shape ({K},)")
             allowed_K = Subset(K, mask_K=allowed_K)
-        index, rule = _index(self.assignment), _rule(self.aggregate, self.assignment)
+        index, rule = _index(self.assignment), self._rule
         if allowed_K is not None and method == "auto":
             few = min(max(K // 64, FEW_CLASSES), K if budget is None else budget)
             if len(allowed_K.ids_C) <= few:
                 return self._topk_of(allowed_K, probs_NRB, k)
         mask_K = np.empty(0, dtype=bool) if allowed_K is None else allowed_K.mask_K
-        unlimited = np.iinfo(np.int64).max
+        most = decode.UNLIMITED if budget is None else budget
         limit = _scan_beyond(self.assignment, k, method, budget)
         top = TopK.empty(N, k)
         for part in self._chunks(N):
             outputs = tuple(column[part] for column in vars(top).values())
-            values_NRB = transform(probs_NRB[part], self.aggregate)
-            decode.search(values_NRB, index, rule, mask_K, unlimited if budget is None else budget, limit, outputs)
-        top.ids_Nk[top.ids_Nk == decode.NO_CLASS] = -1
+            values_NRP = _padded(probs_NRB[part], self.aggregate)
+            decode.search(values_NRP, index, rule, mask_K, most, limit, outputs)
+        top.ids_Nk[top.ids_Nk == NO_CLASS] = -1
         return top
+
+    @cached_property
+    def _rule(self) -> Rule:
+        from mach.kernels.sweep import Rule
+
+        n = self.assignment.n_repetitions
+        needed = {"min": n, "median": (n + 1) // 2}.get(self.aggregate, 0)
+        largest = -float(np.log(_TINY)) if _limits(self.aggregate)[0] > 0 else 1.0
+        return Rule(needed, *_affine(self.aggregate, self.assignment.n_buckets), largest)
 
     def score(self, probs_NRB: ArrayLike, ids_NC: ArrayLike) -> NDArray[np.float32]:
         """Scores of given classes, shape (N, C), float32; an id of -1 scores -inf.
@@ -371,22 +381,36 @@ def _affine(aggregate: str, n_buckets: int) -> tuple[float, float]:
     return 1.0, 0.0
 
 
-def _rule(aggregate: str, assignment: Assignment) -> Rule:
-    from mach.kernels.decode import Rule
+def _padded(probs_NRB: NDArray[Any], aggregate: str) -> NDArray[np.float32]:
+    """`transform` in fewer passes over memory, with rows that end in -inf up to a multiple of `lanes.BLOCK`."""
+    from mach.kernels.decode import clip
+    from mach.kernels.lanes import BLOCK
 
-    n = assignment.n_repetitions
-    return Rule({"min": n, "median": (n + 1) // 2}.get(aggregate, 0), *_affine(aggregate, assignment.n_buckets))
+    N, R, B = probs_NRB.shape
+    values_NRP = np.empty((N, R, -(-B // BLOCK) * BLOCK), np.float32)
+    low, high = _limits(aggregate)
+    clip(np.ascontiguousarray(probs_NRB, np.float32), low, high, aggregate == "logit-mean", values_NRP)
+    if low > 0:
+        np.log(values_NRP, out=values_NRP)
+    values_NRP[:, :, B:] = -np.inf
+    return values_NRP
+
+
+def _limits(aggregate: str) -> tuple[np.float32, np.float32]:
+    low = _TINY if aggregate in {"log-mean", "logit-mean"} else np.float32(0)
+    return low, _BELOW_ONE if aggregate == "logit-mean" else np.float32(1)
 
 
 def _scan_beyond(assignment: Assignment, k: int, method: str, budget: int | None) -> int:
     """Classes that the threshold algorithm may meet before a scan is cheaper; -1 scans at once."""
     K = assignment.n_classes
-    small = (K < 2**15 or k > K // 256) and (budget is None or budget >= K)
-    if method == "gather" or (method == "auto" and small):
+    if method == "gather" or (method == "auto" and k > K // 32 and (budget is None or budget >= K)):
         return -1
-    if budget is not None and budget < 2 * K:
+    if budget is not None and budget < K:
         return budget  # no scan could follow
-    return K // 16 if isinstance(assignment, TableAssignment) else K // 2  # listed members are met much more slowly
+    a_member = _MEMBER_NS + _BUCKET_NS * assignment.n_buckets / K
+    limit = int(K * assignment.n_repetitions * _LOOK_NS / a_member)
+    return limit if budget is None else min(limit, budget - K)
 
 
 def _index(assignment: Assignment) -> Index:
@@ -401,53 +425,65 @@ def _index(assignment: Assignment) -> Index:
 
 
 def _universal_index(assignment: UniversalAssignment) -> Index:
-    from mach.kernels.decode import LENGTH, Index
+    from mach.kernels.sweep import LENGTH, Index
 
     p = assignment.prime
     multipliers_R, inverses_R = assignment.multipliers_R, assignment.inverses_R
-    strides_R = inverses_R * assignment.n_buckets % p  # from one member of a bucket to the next
-    steps_RS = strides_R[:, None] * multipliers_R[None, :] % p
-    j_L = np.arange(LENGTH)
-    none = np.empty((0, 0), dtype=np.uint16)
+    strides_Q = np.append(inverses_R * assignment.n_buckets % p, 1)  # from one member of a bucket to the next
+    steps_QR = strides_Q[:, None] * multipliers_R[None, :] % p
+    none = np.empty((0, 0, 0), dtype=np.uint16)
     return Index(
         is_table=False,
         n_classes=assignment.n_classes,
         n_buckets=assignment.n_buckets,
         prime=p,
+        modulus=_modulus(p, assignment.n_buckets),
         multipliers_R=multipliers_R,
         offsets_R=assignment.offsets_R,
         inverses_R=inverses_R,
-        steps_RSL=(steps_RS[:, :, None] * j_L % p).astype(np.uint32),
-        scan_steps_RL=(multipliers_R[:, None] * j_L % p).astype(np.uint32),
-        table_KR=none,
-        firsts_RB1=none.astype(np.int64),
-        members_RK=none.astype(np.int32),
-        peers_RGK=none[:, :, None],
+        steps_QRL=(steps_QR[:, :, None] * np.arange(LENGTH) % p).astype(np.uint32),
+        table_1RK=none,
+        table_1KR=none,
+        firsts_RB1=np.empty((0, 0), dtype=np.int64),
+        members_RK=np.empty((0, 0), dtype=np.int32),
+        peers_RGK=none,
     )
 
 
-def _table_index(assignment: TableAssignment) -> Index:
-    from mach.kernels.decode import Index
+def _modulus(prime: int, n_buckets: int) -> tuple[Any, Any, Any, Any]:
+    """p, B, and the multiplier and shift that divide numbers below 2**31 by B.
 
-    R, width = assignment.n_repetitions, np.uint16 if assignment.n_buckets <= 2**16 else np.uint32
-    table_RK = assignment.table_RK.astype(width)
+    With ``2**(l - 1) < B <= 2**l`` the multiplier ``ceil(2**(31 + l) / B)`` has 32 bits and is exact enough (Granlund &
+    Montgomery, "Division by invariant integers using multiplication", PLDI 1994).
+    """
+    shift = 31 + (n_buckets - 1).bit_length()
+    return np.uint32(prime), np.uint32(n_buckets), np.uint32(-(-(2**shift) // n_buckets)), np.uint64(shift)
+
+
+def _table_index(assignment: TableAssignment) -> Index:
+    from mach.kernels.lanes import LANES
+    from mach.kernels.sweep import Index
+
+    R, K = assignment.n_repetitions, assignment.n_classes
+    table_RK = assignment.table_RK.astype(np.uint16 if assignment.n_buckets <= 2**16 else np.uint32, copy=False)
     firsts_RB1, members_RK = assignment.inverse
-    peers_RGK = np.empty((R, min(_N_PEERS, R - 1), assignment.n_classes), dtype=width)
+    peers_RGK = np.zeros((R, min(_N_PEERS, R - 1), K + LANES), dtype=table_RK.dtype)
     for r in range(R):
         for g in range(peers_RGK.shape[1]):
-            peers_RGK[r, g] = table_RK[(r + 1 + g) % R, members_RK[r]]
+            peers_RGK[r, g, :K] = table_RK[(r + 1 + g) % R, members_RK[r]]
     none = np.empty(0, dtype=np.int64)
     return Index(
         is_table=True,
-        n_classes=assignment.n_classes,
+        n_classes=K,
         n_buckets=assignment.n_buckets,
         prime=1,
+        modulus=_modulus(1, 1),
         multipliers_R=none,
         offsets_R=none,
         inverses_R=none,
-        steps_RSL=np.empty((0, 0, 0), dtype=np.uint32),
-        scan_steps_RL=np.empty((0, 0), dtype=np.uint32),
-        table_KR=np.ascontiguousarray(table_RK.T),
+        steps_QRL=np.empty((0, 0, 0), dtype=np.uint32),
+        table_1RK=table_RK[None],
+        table_1KR=np.ascontiguousarray(table_RK.T)[None],
         firsts_RB1=firsts_RB1,
         members_RK=members_RK,
         peers_RGK=peers_RGK,

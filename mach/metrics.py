@@ -19,13 +19,15 @@ multi-label loss functions", KDD 2016.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 
 from mach.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array, csr_matrix
 
 
 def propensities(class_counts: ArrayLike, n_rows: int, a: float = 0.55, b: float = 1.5) -> NDArray[np.float64]:
@@ -53,7 +55,7 @@ def propensities(class_counts: ArrayLike, n_rows: int, a: float = 0.55, b: float
 
 def evaluate(
     ids_Nk: ArrayLike,
-    truth: tuple[ArrayLike, ArrayLike] | sp.csr_array | sp.csr_matrix,
+    truth: tuple[ArrayLike, ArrayLike] | csr_array | csr_matrix,
     ks: Sequence[int] = (1, 3, 5),
     propensities: ArrayLike | None = None,
 ) -> dict[str, float]:

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from mach.config import RerankingConfig, Section
 from mach.decoding import TopK
 from mach.errors import StorageError
-from mach.kernels import rerank as kernels
 from mach.ordering import reorder
 from mach.places import cache_folder, fetch, is_there, kept
 from mach.repetition import read_json
@@ -157,13 +156,15 @@ class Reranker:
 
     def margins(self, batch: SparseBatch, ids_NC: NDArray[np.int64]) -> NDArray[np.float32]:
         """``w_k x_n + b_k`` of given classes, shape (N, C); reads 3 bytes for each of their weights."""
+        from mach.kernels.rerank import margins
+
         margins_NC = np.empty(ids_NC.shape, np.float32)
         x_D = getattr(self._scratch, "x_D", None)
         if x_D is None:
             x_D = self._scratch.x_D = np.zeros(self.n_features + 1, np.float32)
         offsets, gaps, codes, scales, biases = (self.arrays[name] for name in _DTYPES)
         rows = (batch.indptr, batch.indices, batch.values)
-        kernels.margins(rows, ids_NC, offsets, gaps, codes, scales, biases, x_D, margins_NC)
+        margins(rows, ids_NC, offsets, gaps, codes, scales, biases, x_D, margins_NC)
         return margins_NC
 
     def rescore(

@@ -2,17 +2,23 @@ import functools
 import itertools
 import tracemalloc
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba import njit
 
 from mach.decoding import (
     AGGREGATES,
     MAX_PADDING,
     Decoder,
     TopK,
+    _modulus,
+    _padded,
     class_scores_oracle,
     score,
     topk,
@@ -21,13 +27,15 @@ from mach.decoding import (
 )
 from mach.errors import ConfigError, DataError
 from mach.hashing import MAX_CAPACITY, Assignment, TableAssignment, UniversalAssignment
+from mach.kernels import lanes
 
 SHAPES = [
     (3000, 64, 4),
     (1000, 37, 5),
     (700, 200, 1),
     (5, 8, 3),
-]  # K, B, R: B off powers of two and of 64, R = 1, K < B
+    (20_000, 60, 6),
+]  # K, B, R: B off powers of two and of 64, R = 1, K < B, more members of a bucket than are looked up at once
 
 
 @functools.cache
@@ -138,6 +146,96 @@ def test_a_batch_equals_its_queries_one_by_one(method):
     single = TopK.concatenate([Decoder(assignment, "logit-mean").topk(p[None], 7, method=method) for p in probs_NRB])
     for name, column in vars(batch).items():
         np.testing.assert_array_equal(column, getattr(single, name), err_msg=name)
+
+
+@pytest.mark.parametrize("method", ["auto", "threshold"])
+def test_flat_scores_cost_little_more_than_a_scan(method):
+    for assignment in assignments(20_000, 60, 6):
+        probs_NRB = bucket_scores("noise", assignment, 3, np.random.default_rng(2))
+        found = topk(probs_NRB, assignment, 300, method=method)
+        assert_same(found, topk_oracle(probs_NRB, assignment, 300, "log-mean"))
+        assert found.n_scored_N.min() >= 20_000  # the thresholds gave up
+        assert found.n_scored_N.max() < 2.2 * 20_000
+
+
+def test_a_budget_for_a_scan_is_never_left_half_used():
+    for assignment in assignments(20_000, 60, 6):
+        probs_NRB = bucket_scores("noise", assignment, 3, np.random.default_rng(2))
+        expected = topk_oracle(probs_NRB, assignment, 300, "log-mean")
+        for budget in (20_000, 21_000, 30_000, 10**9):
+            found = topk(probs_NRB, assignment, 300, budget=budget, method="threshold")
+            assert_same(found, expected)
+            assert found.exact_N.all()
+            assert found.n_scored_N.max() <= budget
+        small = topk(probs_NRB, assignment, 300, budget=10_000, method="threshold")
+        assert small.n_scored_N.min() > 7000  # buckets are opened until the next does not fit
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(AGGREGATES),
+    st.sampled_from(["sharp", "noise", "ties"]),
+    st.integers(1, 9),
+    st.integers(2, 70),
+    st.integers(1, 3000),
+)
+@settings(max_examples=80, deadline=None)
+def test_thresholds_find_what_the_oracle_finds(seed, aggregate, style, R, B, K):
+    """Repetitions of very different scale, so that thresholds differ between them, in any order."""
+    rng = np.random.default_rng(seed)
+    whole = UniversalAssignment.draw(n_classes=K, n_buckets=B, n_repetitions=R, seed=seed)
+    implicit = whole.select(rng.permutation(R)[: rng.integers(1, R + 1)].tolist())
+    table = TableAssignment.from_table(implicit.buckets(np.arange(K)), B)
+    probs_NRB = bucket_scores(style, implicit, 2, rng) ** rng.uniform(0.2, 2, (implicit.n_repetitions, 1))
+    k = int(rng.integers(1, 40))
+    expected = topk_oracle(probs_NRB, implicit, k, aggregate)
+    for assignment in (implicit, table):
+        assert_same(topk(probs_NRB, assignment, k, aggregate=aggregate, method="threshold"), expected)
+
+
+@pytest.mark.parametrize("features", [{}, {"avx512f": True}])
+def test_sixteen_lanes_equal_numpy(features, monkeypatch):
+    """With and without gather instructions, as far as the processor has them."""
+    if features and not llvm.get_host_cpu_features().get("avx512f", False):
+        pytest.skip("the processor has no AVX-512")
+    host = SimpleNamespace(get_host_cpu_features=lambda: features, get_host_cpu_name=lambda: "unknown")
+    monkeypatch.setattr("mach.kernels.lanes.llvm", host)
+    progression: Any = lanes.add_progression
+    listed: Any = lanes.add_listed
+
+    @njit
+    def run(sums, values_RB, steps, lists, modulus, test):
+        first = progression(sums, 16, values_RB, 1, steps, 0, np.uint32(96), modulus, test)
+        return first, listed(sums, 0, values_RB, 1, lists, 0, 1, 3, test)
+
+    rng = np.random.default_rng(0)
+    values_RB = rng.normal(size=(2, 70)).astype(np.float32)
+    steps, lists = rng.integers(0, 97, (1, 2, 32)).astype(np.uint32), rng.integers(0, 70, (1, 2, 20)).astype(np.uint16)
+    for is_counting in (False, True):
+        sums = np.zeros(32, np.float32)
+        bits = run(sums, values_RB, steps, lists, _modulus(97, 70), (np.float32(-0.5), np.float32(0.1), is_counting))
+        found = values_RB[1][np.concatenate([lists[0, 1, 3:19], (96 + steps[0, 1, 16:].astype(np.int64)) % 97 % 70])]
+        expected = np.where(found < np.float32(0.1), -1, 0) if is_counting else found
+        np.testing.assert_array_equal(sums, expected.astype(np.float32))
+        enough = [sum(1 << i for i in range(16) if part[i] >= -0.5) for part in (sums[16:], sums[:16])]
+        assert list(bits) == enough
+
+
+@given(st.integers(1, MAX_CAPACITY), st.lists(st.integers(0, MAX_CAPACITY), min_size=1))
+def test_division_by_multiplication_is_exact(n_buckets, images):
+    _, _, multiplier, shift = (int(number) for number in _modulus(MAX_CAPACITY, n_buckets))
+    assert multiplier < 2**32
+    largest = MAX_CAPACITY // n_buckets * n_buckets
+    for z in (*images, largest, largest - 1):
+        assert z * multiplier >> shift == z // n_buckets
+
+
+@pytest.mark.parametrize("aggregate", AGGREGATES)
+def test_padded_values_are_the_transformed_ones(aggregate):
+    probs_NRB = bucket_scores("damaged", assignments(1000, 37, 5)[0], 4, np.random.default_rng(5))
+    values_NRP = _padded(probs_NRB, aggregate)
+    np.testing.assert_array_equal(values_NRP[:, :, :37], transform(probs_NRB, aggregate))
+    assert np.isneginf(values_NRP[:, :, 37:]).all()
 
 
 def test_few_buckets_are_opened_on_sharp_scores():

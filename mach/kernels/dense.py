@@ -8,8 +8,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mach.kernels.memory import narrow, wide_vectors, widen
+from mach.kernels.memory import narrow, prefetch, wide_vectors, widen
 
+AHEAD, LINE = 4, 32  # rows asked for ahead of time, as the processor does not look beyond a page; bfloat16 in a line
 
 @njit(cache=True, nogil=True)
 def _bits(i: int, key: np.uint32) -> Any:
@@ -72,10 +73,16 @@ def relu_dropout_backward(gradient: NDArray[Any], out: NDArray[Any], scale: floa
 def matmul_few_rows(
     x_NH: NDArray[np.float32], weight_BH: NDArray[Any], bias_B: NDArray[np.float32], out_NB: NDArray[np.float32]
 ) -> None:
-    """``out = x @ weight.T + bias`` for a handful of rows, reading float32 or bfloat16 weights once a row."""
+    """``out = x @ weight.T + bias`` for a handful of rows, reading float32 or bfloat16 weights once a row.
+
+    It is bound by memory: 21 MB of weights took 2.0 to 2.5 ms, 2.7 to 3.0 without `prefetch`, only reading 1.8 to 2.1.
+    """
     for n in range(x_NH.shape[0]):
         for b in range(weight_BH.shape[0]):
             row = weight_BH[b]
+            if b + AHEAD < weight_BH.shape[0]:
+                for h in range(0, x_NH.shape[1], LINE):
+                    prefetch(weight_BH, b + AHEAD, h)
             total = np.float32(0.0)
             for h in range(x_NH.shape[1]):
                 total += x_NH[n, h] * widen(row[h])

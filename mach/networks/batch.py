@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from mach.data.store import Store
 from mach.errors import DataError
 from mach.hashing import Assignment
-from mach.kernels.sparse import batch_targets, gather_rows, keep_largest
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -65,6 +64,8 @@ def read_batch(store: Store, rows: NDArray[np.int64]) -> Batch:
     """Rows of the store, in the given order, copied out of the memory map."""
     if store.is_dense:
         return DenseBatch(store.dense_ND[rows])
+    from mach.kernels.sparse import gather_rows
+
     return SparseBatch(*gather_rows(store.feature_indptr, store.feature_indices, store.feature_values, rows))
 
 
@@ -72,6 +73,8 @@ def largest_features(batch: Batch, most: int) -> Batch:
     """A sparse batch after `mach.kernels.sparse.keep_largest`; any other batch, and with 0, as it is."""
     if most == 0 or isinstance(batch, DenseBatch):
         return batch
+    from mach.kernels.sparse import keep_largest
+
     return SparseBatch(*keep_largest(batch.indptr, batch.indices, batch.values, most))
 
 
@@ -97,6 +100,8 @@ def rows_of(batch: Batch, rows: NDArray[np.int64]) -> Batch:
     """Some rows of a batch, in the given order."""
     if isinstance(batch, DenseBatch):
         return DenseBatch(batch.values_ND[rows])
+    from mach.kernels.sparse import gather_rows
+
     return SparseBatch(*gather_rows(batch.indptr, batch.indices, batch.values, rows))
 
 
@@ -138,6 +143,8 @@ def right_of(store: Store, rows: NDArray[np.int64], ids_NC: NDArray[np.int64]) -
 def read_targets(store: Store, rows: NDArray[np.int64], assignment: Assignment) -> Targets:
     """The union of every row's classes' buckets, by each of the assignment's hash functions."""
     classes, counts = read_classes(store, rows)
+    from mach.kernels.sparse import batch_targets
+
     found = batch_targets(counts, assignment.buckets(classes), assignment.n_buckets)
     return Targets(*found, n_heads=assignment.n_repetitions)
 

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.config import NetworkConfig
-from mach.kernels.memory import from_bfloat16, from_int4, to_bfloat16, to_int4, to_int8
 from mach.networks.batch import Batch, DenseBatch
 
 Weights = Mapping[str, NDArray[Any]]
@@ -85,6 +84,8 @@ def stored_weights(weights: Weights, kind: Kind) -> dict[str, NDArray[Any]]:
 
     With int4 and int8 only the sparse input layer's matrix is of integers, the others are bfloat16.
     """
+    from mach.kernels.memory import from_bfloat16, to_bfloat16, to_int4, to_int8
+
     stored: dict[str, NDArray[Any]] = {}
     for name, array in weights.items():
         if array.ndim != 2 or array.dtype not in (np.float32, np.uint16):
@@ -113,6 +114,8 @@ def stretches(n_rows: int, width: int) -> list[slice]:
 
 def wide_rows(weights: Weights, rows: slice, width: int) -> NDArray[np.float32]:
     """Rows of a stored ``input.weight`` of H = ``width`` as float32, whatever type they are stored in."""
+    from mach.kernels.memory import from_bfloat16, from_int4
+
     stored = weights["input.weight"][rows]
     if stored.dtype == np.uint8:
         return from_int4(stored, weights["input.scale"][rows], width)
@@ -133,5 +136,7 @@ def _affine(x_NH: NDArray[np.float32], weight_BH: NDArray[Any], bias_B: NDArray[
         out_NB = np.empty((len(x_NH), len(weight_BH)), np.float32)
         matmul_few_rows(x_NH, weight_BH, bias_B, out_NB)
         return out_NB
+    from mach.kernels.memory import from_bfloat16
+
     wide_BH = from_bfloat16(weight_BH) if weight_BH.dtype == np.uint16 else weight_BH
     return x_NH @ wide_BH.T + bias_B

@@ -1,0 +1,217 @@
+"""Sixteen classes at a time: the vector instructions of the decoder that LLVM does not choose by itself.
+
+On processors with AVX-512 a gather instruction looks sixteen values up; elsewhere, and on AMD's, where it is slower
+than single loads, sixteen loads do. Either way the sums are the same to the last bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.core.cgutils import get_item_pointer
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
+
+LANES = 16
+BLOCK = 64  # values that `largest_below` looks at
+I8, I16, I32, I64, FLOAT = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+INTEGERS, WIDE, FLOATS = (ir.VectorType(kind, LANES) for kind in (I32, I64, FLOAT))
+EVERY_LANE = ir.Constant(ir.VectorType(ir.IntType(1), LANES), [1] * LANES)
+
+
+@intrinsic
+def fill(context: Any, sums: Any, j: Any, value: Any) -> Any:
+    """``sums[j : j + 16] = value``."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        at = _pointer(context, builder, signature.args[0], arguments[0], [arguments[1]])
+        _store(builder, _spread(builder, arguments[2], FLOATS), at)
+        return context.get_dummy_value()
+
+    return types.void(sums, types.int64, types.float32), codegen
+
+
+@intrinsic
+def add_progression(
+    context: Any, sums: Any, j: Any, values: Any, s: Any, steps: Any, r: Any, start: Any, modulus: Any, test: Any
+) -> Any:
+    """Add to ``sums[j : j + 16]`` the values of classes whose images run through a progression; see `add_listed`.
+
+    The images are ``(start + steps[r, s, j : j + 16]) mod p``, their buckets the remainders of these by B, and
+    ``modulus`` is (p, B, multiplier, shift) with ``z // B == z * multiplier >> shift`` for every z below 2**31.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        sums, j, values, s, steps, r, start, modulus, test = arguments
+        kinds = signature.args
+        p, n_buckets, multiplier, shift = (builder.extract_value(modulus, i) for i in range(4))
+        image = _load(builder, _pointer(context, builder, kinds[4], steps, [r, s, j]), I32)
+        image = builder.add(image, _spread(builder, start, INTEGERS))
+        less = builder.sub(image, _spread(builder, p, INTEGERS))  # below p it wraps to a larger number
+        image = builder.select(builder.icmp_unsigned("<", image, less), image, less)
+        product = builder.mul(builder.zext(image, WIDE), _spread(builder, builder.zext(multiplier, I64), WIDE))
+        quotient = builder.trunc(builder.lshr(product, _spread(builder, shift, WIDE)), INTEGERS)
+        bucket = builder.sub(image, builder.mul(quotient, _spread(builder, n_buckets, INTEGERS)))
+        found = _gather(builder, _pointer(context, builder, kinds[2], values, [s, I64(0)]), bucket)
+        return _accumulate(builder, _pointer(context, builder, kinds[0], sums, [j]), found, test)
+
+    return types.uint32(
+        sums, types.int64, values, types.int64, steps, types.int64, types.uint32, modulus, test
+    ), codegen
+
+
+@intrinsic
+def add_listed(
+    context: Any, sums: Any, j: Any, values: Any, s: Any, lists: Any, r: Any, g: Any, at: Any, test: Any
+) -> Any:
+    """Add to ``sums[j : j + 16]`` the values in repetition s of the buckets ``lists[r, g, at : at + 16]``.
+
+    Parameters
+    ----------
+    sums : float32 array
+    j : int
+        A multiple of 16.
+    values : float32 array of shape (R, B)
+    s : int
+    lists : uint16 or uint32 array of three axes
+    r, g, at : int
+    test : tuple of float32, float32 and bool
+        Least sum; least value; whether instead of a value -1 is added where it is less than the least value, else 0.
+
+    Returns
+    -------
+    uint32
+        A bit for every sum that is at least the least.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        sums, j, values, s, lists, r, g, at, test = arguments
+        kinds = signature.args
+        listed = _load(
+            builder, _pointer(context, builder, kinds[4], lists, [r, g, at]), ir.IntType(kinds[4].dtype.bitwidth)
+        )
+        bucket = listed if listed.type == INTEGERS else builder.zext(listed, INTEGERS)
+        found = _gather(builder, _pointer(context, builder, kinds[2], values, [s, I64(0)]), bucket)
+        return _accumulate(builder, _pointer(context, builder, kinds[0], sums, [j]), found, test)
+
+    return types.uint32(sums, types.int64, values, types.int64, lists, *[types.int64] * 3, test), codegen
+
+
+@intrinsic
+def reaching(context: Any, values: Any, r: Any, b: Any, least: Any) -> Any:
+    """A bit for every one of ``values[r, b : b + 16]`` that is at least the least."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values, r, b, least = arguments
+        found = _load(builder, _pointer(context, builder, signature.args[0], values, [r, b]), FLOAT)
+        return _bits(builder, builder.fcmp_ordered(">=", found, _spread(builder, least, FLOATS)))
+
+    return types.uint32(values, types.int64, types.int64, types.float32), codegen
+
+
+@intrinsic
+def largest_below(context: Any, values: Any, r: Any, b: Any, limit: Any) -> Any:
+    """The largest of ``values[r, b : b + 64]`` that is less than the limit; -inf if none is."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        values, r, b, limit = arguments
+        limits, none = _spread(builder, limit, FLOATS), ir.Constant(FLOATS, [float("-inf")] * LANES)
+        pointer = _pointer(context, builder, signature.args[0], values, [r, b])
+        best = none
+        for i in range(BLOCK // LANES):
+            found = _load(builder, builder.gep(pointer, [I64(i * LANES)]), FLOAT)
+            found = builder.select(builder.fcmp_ordered("<", found, limits), found, none)
+            best = builder.select(builder.fcmp_ordered(">", found, best), found, best)
+        for width in (8, 4, 2, 1):
+            turned = ir.Constant(INTEGERS, [(lane + width) % LANES for lane in range(LANES)])
+            other = builder.shuffle_vector(best, best, turned)
+            best = builder.select(builder.fcmp_ordered(">", other, best), other, best)
+        return builder.extract_element(best, I32(0))
+
+    return types.float32(values, types.int64, types.int64, types.float32), codegen
+
+
+@intrinsic
+def prefetch(context: Any, array: Any, r: Any, g: Any, at: Any) -> Any:
+    """Ask for the cache line that holds ``array[r, g, at]``."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        pointer = _pointer(context, builder, signature.args[0], arguments[0], arguments[1:])
+        kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [I8.as_pointer()], kind)
+        read, all_levels, data = I32(0), I32(3), I32(1)
+        builder.call(function, [builder.bitcast(pointer, I8.as_pointer()), read, all_levels, data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def n_bits(context: Any, bits: Any) -> Any:
+    """How many bits are set."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.zext(builder.ctpop(arguments[0]), I64)
+
+    return types.int64(types.uint32), codegen
+
+
+@intrinsic
+def lowest_bit(context: Any, bits: Any) -> Any:
+    """Position of the lowest bit that is set, of some."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.zext(builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1)), I64)
+
+    return types.int64(types.uint32), codegen
+
+
+def _accumulate(builder: Any, at: Any, found: Any, test: Any) -> Any:
+    least_sum, least_value, is_counting = (builder.extract_value(test, i) for i in range(3))
+    is_missed = builder.fcmp_ordered("<", found, _spread(builder, least_value, FLOATS))
+    counted = builder.select(is_missed, ir.Constant(FLOATS, [-1.0] * LANES), ir.Constant(FLOATS, [0.0] * LANES))
+    counts = builder.trunc(is_counting, ir.IntType(1)) if is_counting.type != ir.IntType(1) else is_counting
+    total = builder.fadd(_load(builder, at, FLOAT), builder.select(counts, counted, found))
+    _store(builder, total, at)
+    return _bits(builder, builder.fcmp_ordered(">=", total, _spread(builder, least_sum, FLOATS)))
+
+
+def _bits(builder: Any, truths: Any) -> Any:
+    return builder.zext(builder.bitcast(truths, I16), I32)
+
+
+def _gather(builder: Any, values: Any, indices: Any) -> Any:
+    if llvm.get_host_cpu_features().get("avx512f", False) and not llvm.get_host_cpu_name().startswith("znver"):
+        pointer = I8.as_pointer()
+        kind = ir.FunctionType(FLOATS, [FLOATS, pointer, INTEGERS, EVERY_LANE.type, I32])
+        gather = builder.module.declare_intrinsic("llvm.x86.avx512.mask.gather.dps.512", (), kind)
+        nothing = ir.Constant(FLOATS, [0.0] * LANES)
+        return builder.call(gather, [nothing, builder.bitcast(values, pointer), indices, EVERY_LANE, I32(4)])
+    found = ir.Constant(FLOATS, ir.Undefined)
+    for lane in range(LANES):
+        place = builder.zext(builder.extract_element(indices, I32(lane)), I64)
+        found = builder.insert_element(found, builder.load(builder.gep(values, [place])), I32(lane))
+    return found
+
+
+def _pointer(context: Any, builder: Any, kind: Any, array: Any, indices: list[Any]) -> Any:
+    view = make_array(kind)(context, builder, array)
+    return get_item_pointer(context, builder, kind, view, indices, wraparound=False)
+
+
+def _load(builder: Any, pointer: Any, element: Any) -> Any:
+    vector = builder.bitcast(pointer, ir.VectorType(element, LANES).as_pointer())
+    return builder.load(vector, align=1)
+
+
+def _store(builder: Any, vector: Any, pointer: Any) -> None:
+    builder.store(vector, builder.bitcast(pointer, vector.type.as_pointer()), align=1)
+
+
+def _spread(builder: Any, number: Any, vector: Any) -> Any:
+    unknown = ir.Constant(vector, ir.Undefined)
+    first = builder.insert_element(unknown, number, I32(0))
+    return builder.shuffle_vector(first, unknown, ir.Constant(INTEGERS, [0] * LANES))
