@@ -77,14 +77,17 @@ def kernels_for(device: torch.device) -> ModuleType:
     return triton_batched if device.type == "cuda" and triton_batched.is_there() else batched
 
 
-def gather_rows(indptr: Tensor, indices: Tensor, values: Tensor, rows_N: Tensor, n_entries: int) -> tuple[Tensor, ...]:
-    """Rows of a CSR matrix on the device as a new CSR triple; ``n_entries`` is their number, known to the caller."""
+def gather_rows(indptr: Tensor, rows_N: Tensor, n_entries: int, *arrays: Tensor) -> tuple[Tensor, ...]:
+    """Rows of a CSR matrix on the device: the new indptr (int32), and the entries of each array.
+
+    ``n_entries`` is the number of the rows' entries, which the caller knows: nobody waits for the device.
+    """
     begins, counts = indptr[rows_N], indptr[rows_N + 1] - indptr[rows_N]
     out_indptr = torch.zeros(len(rows_N) + 1, dtype=torch.int64, device=indptr.device)
     torch.cumsum(counts, 0, out=out_indptr[1:])
     shift = torch.repeat_interleave(begins - out_indptr[:-1], counts, output_size=n_entries)
     at = shift + torch.arange(n_entries, device=indptr.device)
-    return out_indptr.int(), indices[at], values[at]
+    return out_indptr.int(), *(array[at] for array in arrays)
 
 
 def columns_of(indptr_N1: Tensor, indices: Tensor, values: Tensor) -> Columns:

@@ -224,8 +224,8 @@ def test_rows_are_gathered_in_the_given_order() -> None:
     case = Case()
     rows = np.array([4, 2, 0, 4])
     n = int((case.indptr[rows + 1] - case.indptr[rows]).sum())
-    arrays = (torch.from_numpy(a) for a in (case.indptr, case.indices, case.values))
-    indptr, indices, values = gather_rows(*arrays, torch.from_numpy(rows), n)
+    given = [torch.from_numpy(a) for a in (case.indptr, rows, case.indices, case.values)]
+    indptr, indices, values = gather_rows(given[0], given[1], n, *given[2:])
     at = np.concatenate([np.arange(case.indptr[row], case.indptr[row + 1]) for row in rows])
     np.testing.assert_array_equal(indices, case.indices[at])
     np.testing.assert_array_equal(values, case.values[at])
