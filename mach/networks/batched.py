@@ -7,7 +7,8 @@ other, (R, ...); the weights of the sparse input layer are (D, R H), so that a f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,15 +76,16 @@ class BatchedNetwork:
         n_features, self.width = shapes.pop(INPUT)
         del shapes[SQUARE]
         rows = HostRows if host_memory else ResidentRows
-        self.rows: Any = rows(n_features, self.width, n_repetitions, self.dtype, self.device)
-        self.tensors = {name: self._zeros(name, shape, host_memory) for name, shape in shapes.items()}
+        self.host_memory = host_memory
+        with self._enough_memory():
+            self.rows: Any = rows(n_features, self.width, n_repetitions, self.dtype, self.device)
+            self.tensors = {name: self._zeros(name, shape, host_memory) for name, shape in shapes.items()}
         dense = [name for name in shapes if name.startswith("weights.") and name.endswith(".weight")]
         self.dense = sorted((name[len("weights.") : -len(".weight")] for name in dense), key=_place)
         self.half: dict[str, Tensor] = {}
         if self.dtype == torch.bfloat16:
             self.half = {n: torch.zeros_like(self.tensors[f"weights.{n}.weight"], dtype=self.dtype) for n in self.dense}
         self.adam = Adam(self.kernels, self.device)
-        self.host_memory = host_memory
         self._members: list[Member] = []
         self._seeds: list[int] = []
         self._modules = [i for i, module in enumerate(like.trunk.modules()) if isinstance(module, ReluDropout)]
@@ -119,11 +121,23 @@ class BatchedNetwork:
         ConfigError
             When the device lacks memory.
         """
+        with torch.no_grad(), self._enough_memory():
+            return self._step(batch, assignments, rate, measured)
+
+    @contextlib.contextmanager
+    def _enough_memory(self) -> Iterator[None]:
+        """A ConfigError that says what to do, should the device lack memory within."""
         try:
-            with torch.no_grad():
-                return self._step(batch, assignments, rate, measured)
+            yield
         except torch.OutOfMemoryError as error:
-            raise lacking(self.device, self.n_repetitions, len(batch), self.host_memory) from error
+            n, repairs = self.n_repetitions, ["a smaller training.batch"]
+            if not self.host_memory:
+                repairs.insert(0, "launch.host_memory = true (input layers and moments stay in main memory)")
+            if n > 1:
+                repairs.insert(0, f"launch.shard below {n}")
+            raise ConfigError(
+                f"device {self.device} lacks memory to train {n} repetitions together: set {', or '.join(repairs)}"
+            ) from error
 
     def _step(
         self, batch: DeviceBatch, assignments: Sequence[Assignment], rate: float, measured: bool
@@ -298,18 +312,6 @@ class Member:
         found[SQUARE] = square_DR[:, self.index].contiguous().cpu().numpy()
         found |= {name: tensor[self.index].cpu().numpy() for name, tensor in self.network.tensors.items()}
         return {name: array for name, array in found.items() if name.startswith(prefix)}
-
-
-def lacking(device: torch.device, n_repetitions: int, n_rows: int, host_memory: bool) -> ConfigError:
-    """What to say when a device lacks memory."""
-    repair = "" if host_memory else ", or launch.host_memory = true (input layers and moments stay in main memory)"
-    return ConfigError(
-        f"device {device} lacks memory for {n_repetitions} repetitions together and batches of {n_rows} rows: set "
-        f"launch.shard below {n_repetitions}{repair}, or a smaller training.batch"
-        if n_repetitions > 1
-        else f"device {device} lacks memory for a repetition and batches of {n_rows} rows: set a smaller "
-        f"training.batch{repair}"
-    )
 
 
 def _place(name: str) -> tuple[bool, int]:

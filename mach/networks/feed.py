@@ -51,6 +51,11 @@ def resident_bytes(store: Store) -> int:
     return 8 * store.n_nonzeros + 4 * len(store.class_ids) + 16 * (store.n_rows + 1)
 
 
+def has_room(store: Store, device: torch.device) -> bool:
+    """Whether a device holds all rows in at most half of the memory that is free there."""
+    return device.type != "cuda" or 2 * resident_bytes(store) <= torch.cuda.mem_get_info(device)[0]
+
+
 class Feed:
     """Batches of a store on a device.
 

@@ -103,7 +103,9 @@ class HostRows:
             theirs = self._slot_D[pack.features_U]
             self._slot_D[last.features_U] = -1
             mine = np.flatnonzero(theirs >= 0)
-            to, source = (to_device(torch.from_numpy(ids.astype(np.int64)), self.device) for ids in (mine, theirs[mine]))
+            to, source = (
+                to_device(torch.from_numpy(ids.astype(np.int64)), self.device) for ids in (mine, theirs[mine])
+            )
             pack.weight_UW[to] = last.weight_UW[source]
             pack.square_UR[to] = last.square_UR[source]
         self._last = pack

@@ -52,7 +52,9 @@ class Pair:
     ) -> None:
         self.store, self.device, self.n_heads = store, device, n_heads
         drawn = UniversalAssignment.draw(n_classes=store.n_classes, n_buckets=B, n_repetitions=R * n_heads, seed=1)
-        self.assignments: list[Assignment] = [drawn.select(list(range(r * n_heads, (r + 1) * n_heads))) for r in range(R)]
+        self.assignments: list[Assignment] = [
+            drawn.select(list(range(r * n_heads, (r + 1) * n_heads))) for r in range(R)
+        ]
         if is_table:
             tables = [assignment.buckets(np.arange(store.n_classes)) for assignment in self.assignments]
             self.assignments = [TableAssignment.from_table(table, B) for table in tables]
@@ -98,7 +100,9 @@ class Pair:
         found: dict[str, float] = {}
         for network, member in zip(self.networks, self.members, strict=True):
             theirs, ours = network.state(), member.state()
-            assert {n: (a.shape, a.dtype) for n, a in theirs.items()} == {n: (a.shape, a.dtype) for n, a in ours.items()}
+            assert {n: (a.shape, a.dtype) for n, a in theirs.items()} == {
+                n: (a.shape, a.dtype) for n, a in ours.items()
+            }
             for name, array in theirs.items():
                 pair = [np.asarray(from_bits(x), np.float64) for x in (array, ours[name])]
                 size = max(float(np.linalg.norm(pair[0])), 1e-6)
@@ -224,7 +228,9 @@ def test_a_device_without_enough_memory_says_what_to_do(store: Store, monkeypatc
 
     pair = Pair(store)
     monkeypatch.setattr(reference, "sparse_forward", fail)
-    with pytest.raises(ConfigError, match=r"lacks memory for 3 repetitions .* launch.shard below 3, or launch.host"):
+    with pytest.raises(
+        ConfigError, match=r"memory to train 3 repetitions together: set launch.shard below 3, or launch.host"
+    ):
         pair.step_batched(0)
 
 
