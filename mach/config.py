@@ -233,7 +233,10 @@ class RerankingConfig(Section):
 
 
 class LaunchConfig(Section):
-    """Where repetitions are trained (`mach.launch`); changing it never changes the weights, except ``threads``."""
+    """Where repetitions are trained (`mach.launch`); only ``threads``, ``gpus`` and ``shard`` change the weights.
+
+    On a GPU the repetitions of a shard see the same rows in the same order (`mach.training`).
+    """
 
     launcher: Literal["local", "ray"] = Field(
         default="local", description="processes of this machine, or a Ray cluster"
@@ -248,7 +251,18 @@ class LaunchConfig(Section):
     )
     gpus: float = Field(default=0.0, ge=0.0, le=1.0, description="GPU of a worker; a fraction shares one")
     resources: dict[str, float] = Field(default={}, description="custom Ray resources of a worker")
-    shard: int = Field(default=1, ge=1, le=1024, description="repetitions that a worker takes at a time")
+    shard: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="repetitions that a worker takes at a time, on a GPU as one network; none: 1, on a GPU of this "
+        "machine as many as the ledger says fit its memory",
+    )
+    host_memory: bool | None = Field(
+        default=None,
+        description="whether input layers and moments of what a GPU trains stay in main memory; none: where a "
+        "repetition would not fit otherwise",
+    )
     attempts: int = Field(default=3, ge=1, description="failures without progress after which a repetition is given up")
 
 

@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -246,7 +246,7 @@ class PlainTrunk(nn.Linear):
 class TestTogether:
     """A shard as one batched network, here on the processor: the whole path of a GPU but its kernels."""
 
-    def run_of(self, config: Config, path: Path, *repetitions: int, host_memory: bool = False, **sections: dict):
+    def run_of(self, config: Config, path: Path, *repetitions: int, host_memory: Any = False, **sections: dict):
         run, job = job_of(config, path, *repetitions, **sections)
         return run, dataclasses.replace(job, together=True, host_memory=host_memory)
 

@@ -1,4 +1,4 @@
-"""Kernels of several networks trained together on one device: in plain torch, and which to use on a device.
+"""Kernels of several networks trained together on one device, in plain torch.
 
 The functions here are the reference: they run on any device, and `mach.kernels.triton_batched` has the same ones under
 the same names for CUDA. Axes: R repetitions that are trained together, N rows, H width of a layer, W = R H, D features
@@ -10,7 +10,6 @@ Random numbers are hashes of position and key, the same as those of the processo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Literal
 
 import torch
@@ -68,13 +67,6 @@ class Dropout:
     @property
     def scale(self) -> float:
         return 1.0 / (1.0 - self.rate)
-
-
-def kernels_for(device: torch.device) -> ModuleType:
-    """The module whose functions to use on a device: Triton's on CUDA where it is installed, else this one."""
-    from mach.kernels import batched, triton_batched
-
-    return triton_batched if device.type == "cuda" and triton_batched.is_there() else batched
 
 
 def gather_rows(indptr: Tensor, rows_N: Tensor, n_entries: int, *arrays: Tensor) -> tuple[Tensor, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from mach.config import NetworkConfig
 from mach.errors import ConfigError
 from mach.hashing import Assignment
-from mach.kernels.batched import MASK, Dropout, kernels_for, targets_of
+from mach.kernels.batched import MASK, Dropout, targets_of
 from mach.networks.batch import Batch, SparseBatch
 from mach.networks.device_decoding import DeviceAssignment
 from mach.networks.feed import DeviceBatch
@@ -70,7 +71,7 @@ class BatchedNetwork:
         self.device, self.loss = torch.device(device), like.loss
         self.n_repetitions, self.n_heads, self.dropout = n_repetitions, n_heads, config.dropout
         self.n_steps = like.n_steps
-        self.kernels = kernels_for(self.device)
+        self.kernels = _kernels(self.device)
         self.dtype = torch.bfloat16 if like.precision == "bfloat16" else torch.float32
         shapes = {name: array.shape for name, array in like.state().items() if name != "n_steps"}
         n_features, self.width = shapes.pop(INPUT)
@@ -211,7 +212,7 @@ class BatchedNetwork:
             dropout_TLR = (drawn_TR[:, None] + np.array(self._modules, np.int64)[:, None]) & MASK
             rounding_TR = [[(s + t * ROUNDING_STRIDE) & MASK for s in self._seeds] for t in steps]
             keys = [torch.from_numpy(np.array(array, np.int64)) for array in (dropout_TLR, rounding_TR)]
-            self._keys = (self.n_steps, *(to_device(array, self.device) for array in keys))
+            self._keys = (self.n_steps, to_device(keys[0], self.device), to_device(keys[1], self.device))
         first, dropout, rounding = self._keys
         return dropout[self.n_steps - first], rounding[self.n_steps - first]
 
@@ -312,6 +313,13 @@ class Member:
         found[SQUARE] = square_DR[:, self.index].contiguous().cpu().numpy()
         found |= {name: tensor[self.index].cpu().numpy() for name, tensor in self.network.tensors.items()}
         return {name: array for name, array in found.items() if name.startswith(prefix)}
+
+
+def _kernels(device: torch.device) -> ModuleType:
+    """Triton's on CUDA where it is installed, else those of tensor operations."""
+    from mach.kernels import batched, triton_batched
+
+    return triton_batched if device.type == "cuda" and triton_batched.is_there() else batched
 
 
 def _place(name: str) -> tuple[bool, int]:

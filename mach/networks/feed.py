@@ -15,7 +15,7 @@ from mach.data.store import Store
 from mach.kernels.batched import Columns, columns_of, gather_rows
 from mach.kernels.sparse import transpose_batch
 from mach.networks.batch import SparseBatch, read_batch, read_classes
-from mach.networks.offload import HostRows, to_device
+from mach.networks.offload import HostRows, new_event, new_stream, to_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ class Feed:
         self.store, self.device, self.host, self.dropout, self.seed = store, device, host, dropout, seed
         self.is_resident = is_resident and host is None
         self._worker = ThreadPoolExecutor(1, "mach-feed")
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream: Any = new_stream(device) if device.type == "cuda" else None
         self._begun: tuple[NDArray[np.int64], int, Future[tuple[DeviceBatch, Any]]] | None = None
         self._slot_D = np.zeros(store.n_features, np.int32)
         if self.is_resident:
@@ -147,8 +147,7 @@ class Feed:
             return self._sent(batch.indptr, slots, values, parts, classes, counts, fetched), None
         with torch.cuda.stream(self._stream):
             sent = self._sent(batch.indptr, slots, values, parts, classes, counts, fetched)
-            arrived = torch.cuda.Event()
-            arrived.record(self._stream)
+            arrived = new_event(self._stream)
         return sent, arrived
 
     def _sent(
@@ -186,4 +185,4 @@ class Feed:
         if not self.dropout:
             return None
         keep = np.random.default_rng([self.seed, step + 1]).random(n_entries, dtype=np.float32) >= self.dropout
-        return keep / np.float32(1.0 - self.dropout)
+        return keep.astype(np.float32) / np.float32(1.0 - self.dropout)

@@ -34,6 +34,18 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
 
+def new_stream(device: torch.device) -> Any:
+    """A stream of a CUDA device."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def new_event(stream: Any) -> Any:
+    """An event that has happened once all that is queued on a stream is done."""
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(stream)
+    return event
+
+
 @contextlib.contextmanager
 def beside(stream: Any) -> Iterator[None]:
     """Within, work is queued on a stream that first waits for the current one; without a stream, as ever."""
@@ -80,7 +92,7 @@ class HostRows:
         self.weight_DW = host_tensor((n_features, n_repetitions * width), dtype, device).zero_()
         self.square_DR = host_tensor((n_features, n_repetitions), torch.float32, device).zero_()
         self._worker = ThreadPoolExecutor(1, "mach-rows")
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = new_stream(device) if device.type == "cuda" else None
         self._written: Future[None] | None = None
         self._last: _Pack | None = None
         self._slot_D = np.full(n_features, -1, np.int32)
@@ -116,8 +128,7 @@ class HostRows:
         assert self._last is not None, "begun"
         moved = None
         if self._stream is not None:
-            moved = torch.cuda.Event()
-            moved.record(torch.cuda.current_stream(self.device))
+            moved = new_event(torch.cuda.current_stream(self.device))
         if self._written is not None and self._written.done():
             self._written.result()  # raises what went wrong there
         self._written = self._worker.submit(self._store, self._last, moved)
@@ -142,11 +153,10 @@ class HostRows:
             staged = host_tensor((len(at), source.shape[1]), source.dtype, self.device)
             parts.append(torch.index_select(source, 0, at, out=staged))
         if self._stream is None:
-            return _Pack(features_U, *(part.to(self.device) for part in parts), loaded=None)
+            return _Pack(features_U, parts[0].to(self.device), parts[1].to(self.device), None)
         with torch.cuda.stream(self._stream):
-            pack = _Pack(features_U, *(to_device(part, self.device) for part in parts), loaded=torch.cuda.Event())
-            pack.loaded.record(self._stream)
-        return pack
+            sent = [to_device(part, self.device) for part in parts]
+            return _Pack(features_U, sent[0], sent[1], new_event(self._stream))
 
     def _store(self, pack: _Pack, moved: Any) -> None:
         at = torch.from_numpy(pack.features_U.astype(np.int64))
@@ -168,7 +178,7 @@ class Adam:
 
     def __init__(self, kernels: ModuleType, device: torch.device, piece: int = PIECE) -> None:
         self.kernels, self.device, self.piece = kernels, device, piece
-        self._streams = [torch.cuda.Stream(device) if device.type == "cuda" else None for _ in range(2)]
+        self._streams = [new_stream(device) if device.type == "cuda" else None for _ in range(2)]
 
     def step(
         self,

@@ -1,4 +1,4 @@
-"""Kernels of repetitions trained together: the torch reference against the processor's, Triton's against the reference."""
+"""Kernels of repetitions trained together: torch's and Triton's against those of the processor."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,10 @@ kernels = [
     ),
 ]
 each_kernel = pytest.mark.parametrize(("kernel", "device"), kernels)
-TOLERANCE = {torch.float32: {"rtol": 1e-5, "atol": 1e-6}, torch.bfloat16: {"rtol": 1e-2, "atol": 1e-5}}
+TOLERANCE: dict[torch.dtype, dict[str, Any]] = {
+    torch.float32: {"rtol": 1e-5, "atol": 1e-6},
+    torch.bfloat16: {"rtol": 1e-2, "atol": 1e-5},
+}
 
 
 class Case:
@@ -135,7 +139,7 @@ def test_backward_is_the_processors(kernel: ModuleType, device: str, dtype: torc
         expected = to_bfloat16(before) if dtype == torch.bfloat16 else before.copy()
         moments = case.square[:, r].numpy().copy()
         transposed = transpose_batch(case.indptr, case.indices, case.values, np.zeros(D, np.int32))
-        gradient = 0.5 * case.gradient[r].float().numpy()
+        gradient = np.float32(0.5) * case.gradient[r].float().numpy()
         sparse_backward(*transposed, gradient, expected, moments, 0.01, int(case.keys[r]))
         ours = weight[:, part].cpu().contiguous()
         if dtype == torch.bfloat16:
@@ -259,7 +263,8 @@ CONSTANTS = {
 for name, types in SIGNATURES.items():
     kernel, constants = getattr(kernels, name), CONSTANTS[name]
     signature = dict(zip(kernel.arg_names, types + ["constexpr"] * len(constants), strict=True))
-    source = triton.compiler.ASTSource(kernel, signature, {(kernel.arg_names.index(k),): v for k, v in constants.items()})
+    places = {(kernel.arg_names.index(constant),): value for constant, value in constants.items()}
+    source = triton.compiler.ASTSource(kernel, signature, places)
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
     print(name, len(compiled.asm["cubin"]))
 """

@@ -21,6 +21,7 @@ from mach.networks.batched import BatchedNetwork, Member, can_be_batched
 from mach.networks.feed import Feed
 from mach.networks.network import Network
 from mach.networks.output import StepFigures
+from mach.theory import ledger
 
 R, B, N = 3, 32, 50
 CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA")])
@@ -234,6 +235,26 @@ def test_a_device_without_enough_memory_says_what_to_do(store: Store, monkeypatc
         pair.step_batched(0)
 
 
+@pytest.mark.parametrize("case", [{"hidden": (64, 48)}, {"hidden": (), "n_heads": 4}], ids=str)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("host_memory", [False, True])
+def test_the_ledger_counts_what_stays_on_a_device(
+    store: Store, case: dict[str, Any], precision: str, host_memory: bool
+) -> None:
+    """Tensors there, and with them the largest gradient, against the formula for batches without rows."""
+    pair = Pair(store, precision=precision, host_memory=host_memory, **case)
+    together, whole = pair.together, [pair.together.rows.weight_DW, pair.together.rows.square_DR]
+    tensors = [*together.half.values(), *([] if host_memory else whole)]
+    tensors += [t for n, t in together.tensors.items() if not (host_memory and n[:2] != "we" and n.endswith(".weight"))]
+    shape: dict[str, Any] = {"hidden": case["hidden"], "n_heads": case.get("n_heads", 1)}
+    counted = ledger(store.n_classes, store.n_features, B, R, **shape)
+    options: dict[str, Any] = {"number_bytes": together.dtype.itemsize, "host_memory": host_memory}
+    ours = counted.device_bytes(R, 0, **options) - counted.device_bytes(0, 0, **options)
+    gradients = R * together.dtype.itemsize * (counted.n_hidden + counted.n_output)
+    n_bytes = sum(tensor.nbytes for tensor in tensors) + gradients
+    assert 0.9 * n_bytes - 20_000 <= ours <= 1.1 * n_bytes
+
+
 def test_what_can_be_batched() -> None:
     assert can_be_batched(NetworkConfig(), dense_input=False)
     assert not can_be_batched(NetworkConfig(), dense_input=True)
@@ -246,7 +267,7 @@ def test_where_the_store_is(store: Store, tmp_path: Path) -> None:
     feeds = [Feed(store, device, is_resident=kind, dropout=0.2, seed=5) for kind in (True, False)]
     rows = np.array([5, 0, 77, 5])
     feeds[1].batch(rows, 6, rows[:2])
-    batches = [feed.batch(rows[:2] if i else rows[:2], 7) for i, feed in enumerate(feeds)]
+    batches = [feed.batch(rows[:2], 7) for feed in feeds]
     for name in ("indptr_N1", "slots", "values", "offsets_N1", "classes_M"):
         assert torch.equal(*(getattr(batch, name) for batch in batches)), name
     unannounced = feeds[1].batch(rows, 9, rows[::-1])
