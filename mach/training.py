@@ -30,12 +30,12 @@ from mach.data.transfer import fetch_store
 from mach.errors import MachError, StorageError
 from mach.hashing import Assignment, TableAssignment
 from mach.networks.batch import read_batch, read_targets
-from mach.networks.batched import BatchedNetwork, Member, can_be_batched
-from mach.networks.feed import Feed, has_room
+from mach.networks.batched import Member, can_be_batched
 from mach.networks.inference import bucket_probabilities, stored_weights
 from mach.networks.network import Network, refuse_missing
 from mach.networks.output import StepFigures, mean_figures, step_figures
 from mach.networks.rates import rate_at
+from mach.networks.shard import BatchedShard
 from mach.places import HOST
 from mach.repetition import RepetitionFiles, SignOfLife, Summary
 from mach.storage import TABLE, Run
@@ -193,16 +193,28 @@ def _groups(unit: list[RepetitionFiles]) -> list[list[RepetitionFiles]]:
 
 
 def _train(trainers: list[_Trainer], together: ShardJob | None, pulse: _Pulse) -> None:
-    """Train repetitions to their ends, step by step side by side; one that fails leaves the others alone."""
+    """Train repetitions to their ends from where they stand: one alone, or several as one network on a device."""
     for trainer in trainers:
         trainer.n_together = len(trainers)
         trainer.begin(order_of=trainers[0].repetition)
-    feed = None
     if together is None:
-        (only,) = trainers
-        step: Callable[[_Wanted], list[StepFigures] | None] = only.step
-    else:
-        step, feed = _batched(trainers, together)
+        _walk(trainers, trainers[0].step, pulse)
+        return
+    networks = [trainer.network for trainer in trainers if isinstance(trainer.network, Network)]
+    config, store, device = trainers[0].config.network, trainers[0].store, together.device
+    with contextlib.closing(BatchedShard(networks, config, store, device, host_memory=together.host_memory)) as shard:
+        for trainer, member in zip(trainers, shard.members, strict=True):
+            trainer.network = member
+
+        def step(wanted: _Wanted) -> list[StepFigures] | None:
+            assignments = [trainer.assignment for trainer in trainers]
+            return shard.step(wanted.rows, wanted.ahead, assignments, wanted.rate, measured=wanted.measured)
+
+        _walk(trainers, step, pulse)
+
+
+def _walk(trainers: list[_Trainer], step: Callable[[_Wanted], list[StepFigures] | None], pulse: _Pulse) -> None:
+    """Let trainers walk side by side, each to its end; one that fails leaves the others alone."""
     walks = [trainer.steps() for trainer in trainers]
     wanted = [next(walk, None) for walk in walks]
     errors: list[MachError] = []
@@ -219,43 +231,8 @@ def _train(trainers: list[_Trainer], together: ShardJob | None, pulse: _Pulse) -
                     wanted[i] = None
                     errors.append(error)
         pulse.rest()
-    if feed is not None:
-        feed.close()
     if errors:
         raise errors[0]
-
-
-def _batched(trainers: list[_Trainer], job: ShardJob) -> tuple[Callable[[_Wanted], list[StepFigures] | None], Feed]:
-    """Make one network of the trainers', and say how it takes a step."""
-    first = trainers[0].network
-    assert isinstance(first, Network)
-    network = BatchedNetwork(
-        first,
-        trainers[0].config.network,
-        n_repetitions=len(trainers),
-        n_heads=trainers[0].assignment.n_repetitions,
-        device=job.device,
-        host_memory=job.host_memory,
-    )
-    for trainer in trainers:
-        assert isinstance(trainer.network, Network)
-        trainer.network = network.adopt(trainer.network)
-    store = trainers[0].store
-    feed = Feed(
-        store,
-        network.device,
-        is_resident=has_room(store, network.device),
-        host=network.rows if job.host_memory else None,
-        dropout=first.input_dropout,
-        seed=first.seed,
-    )
-
-    def step(wanted: _Wanted) -> list[StepFigures] | None:
-        batch = feed.batch(wanted.rows, network.n_steps, wanted.ahead)
-        assignments = [trainer.assignment for trainer in trainers]
-        return network.step(batch, assignments, wanted.rate, measured=wanted.measured)
-
-    return step, feed
 
 
 class _Pulse:

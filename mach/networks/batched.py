@@ -47,7 +47,7 @@ class BatchedNetwork:
     like : Network
         On the processor; of the shape, loss and precision of all repetitions.
     config : NetworkConfig
-    n_repetitions, n_heads : int
+    n_repetitions : int
     device : str
     host_memory : bool
         Whether the input layers and the dense layers' moments stay in main memory (`mach.networks.offload`).
@@ -63,13 +63,12 @@ class BatchedNetwork:
         config: NetworkConfig,
         *,
         n_repetitions: int,
-        n_heads: int,
         device: str,
         host_memory: bool = False,
     ) -> None:
         assert like.input is not None, "sparse rows"
         self.device, self.loss = torch.device(device), like.loss
-        self.n_repetitions, self.n_heads, self.dropout = n_repetitions, n_heads, config.dropout
+        self.n_repetitions, self.dropout = n_repetitions, config.dropout
         self.n_steps = like.n_steps
         self.kernels = _kernels(self.device)
         self.dtype = torch.bfloat16 if like.precision == "bfloat16" else torch.float32
@@ -140,6 +139,10 @@ class BatchedNetwork:
                 f"device {self.device} lacks memory to train {n} repetitions together: set {', or '.join(repairs)}"
             ) from error
 
+    def close(self) -> None:
+        """End the thread that brings rows of weights, if there is one."""
+        self.rows.close()
+
     def _step(
         self, batch: DeviceBatch, assignments: Sequence[Assignment], rate: float, measured: bool
     ) -> list[StepFigures] | None:
@@ -152,7 +155,8 @@ class BatchedNetwork:
         rows = (batch.indptr_N1, batch.slots, batch.values)
         activations, gradient = self._forward(rows, weight_SW, slice(None), dropouts)
         figures = self._figures(gradient, buckets_FM, batch.offsets_N1) if measured else None
-        self.kernels.loss_gradient(gradient, buckets_FM, batch.offsets_N1, self.n_heads, self.loss)
+        n_heads = assignments[0].n_repetitions
+        self.kernels.loss_gradient(gradient, buckets_FM, batch.offsets_N1, n_heads, self.loss)
         scale = 1.0 / len(batch)
         for name, x_RNH in zip(reversed(self.dense), reversed(activations), strict=True):
             by_weight, by_bias = torch.bmm(gradient.mT, x_RNH), gradient.sum(1, dtype=torch.float32)
@@ -225,11 +229,11 @@ class BatchedNetwork:
 
     def _figures(self, logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor) -> list[StepFigures]:
         """As `mach.networks.output.step_figures`, one repetition after the other: less memory, one wait."""
-        found = []
+        found, n_heads = [], len(buckets_FM) // self.n_repetitions
         for r, half_NO in enumerate(logits_RNO):
             logits_NO = half_NO.float()
-            is_target_NO = targets_of(buckets_FM, offsets_N1, r, self.n_heads, logits_NO.shape[1])
-            logits_NJB, is_target_NJB = (x.view(len(x), self.n_heads, -1) for x in (logits_NO, is_target_NO))
+            is_target_NO = targets_of(buckets_FM, offsets_N1, r, n_heads, logits_NO.shape[1])
+            logits_NJB, is_target_NJB = (x.view(len(x), n_heads, -1) for x in (logits_NO, is_target_NO))
             if self.loss == "binary":
                 total = nn.functional.softplus(logits_NO).sum() - (logits_NO * is_target_NO).sum()
             else:
@@ -238,7 +242,7 @@ class BatchedNetwork:
                 total = ((torch.logsumexp(logits_NJB, 2) - at_targets_NJ) * (counts_NJ > 0)).sum()
             hits = is_target_NJB.gather(2, logits_NJB.argmax(2, keepdim=True)).sum()
             found.append(torch.stack([total.double(), hits.double()]))
-        n = max(1, logits_RNO.shape[1] * self.n_heads)
+        n = max(1, logits_RNO.shape[1] * n_heads)
         return [StepFigures(total / n, hits / n) for total, hits in torch.stack(found).tolist()]
 
 

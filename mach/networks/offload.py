@@ -72,6 +72,9 @@ class ResidentRows:
         """Weights to read, and where the rows of features are in them."""
         return self.weight_DW, to_device(torch.from_numpy(indices), self.weight_DW.device)
 
+    def close(self) -> None:
+        """Nothing to do."""
+
 
 @dataclass(eq=False)
 class _Pack:
@@ -145,6 +148,11 @@ class HostRows:
         features, slots = np.unique(indices, return_inverse=True)
         rows = self.weight_DW.index_select(0, torch.from_numpy(features.astype(np.int64)))
         return to_device(rows, self.device), to_device(torch.from_numpy(slots.astype(np.int32)), self.device)
+
+    def close(self) -> None:
+        """Write what is to be written, and end the thread."""
+        self.whole()
+        self._worker.shutdown()
 
     def _load(self, features_U: NDArray[np.int32]) -> _Pack:
         at = torch.from_numpy(features_U.astype(np.int64))

@@ -74,7 +74,7 @@ class Pair:
         return Network(self.config, dense_input=False, bias=bias, seed=seed, **shape, **self.options)
 
     def batched(self, networks: list[Network], host_memory: bool = False) -> BatchedNetwork:
-        options: dict[str, Any] = {"device": self.device, "host_memory": host_memory, "n_heads": self.n_heads}
+        options: dict[str, Any] = {"device": self.device, "host_memory": host_memory}
         together = BatchedNetwork(networks[0], self.config, n_repetitions=R, **options)
         self.members: list[Member] = [together.adopt(network) for network in networks]
         return together

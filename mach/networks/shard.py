@@ -1,0 +1,66 @@
+"""A shard's repetitions on a device: their batched network, and the rows that it is fed with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mach.config import NetworkConfig
+from mach.data.store import Store
+from mach.hashing import Assignment
+from mach.networks.batched import BatchedNetwork
+from mach.networks.feed import Feed, has_room
+from mach.networks.network import Network
+from mach.networks.output import StepFigures
+
+
+class BatchedShard:
+    """Networks of the same shape and step, trained together on the rows of a store.
+
+    Parameters
+    ----------
+    networks : sequence of Network
+        On the processor; their states are copied, and they are needed no more.
+    config : NetworkConfig
+        Of all of them.
+    store : Store
+        Of sparse rows, kept on the device where they leave half of its memory free.
+    device : str
+    host_memory : bool
+        Whether input layers and moments stay in main memory.
+    """
+
+    def __init__(
+        self, networks: Sequence[Network], config: NetworkConfig, store: Store, device: str, *, host_memory: bool
+    ) -> None:
+        first, n = networks[0], len(networks)
+        self.network = BatchedNetwork(first, config, n_repetitions=n, device=device, host_memory=host_memory)
+        self.members = [self.network.adopt(network) for network in networks]
+        self.feed = Feed(
+            store,
+            self.network.device,
+            is_resident=has_room(store, self.network.device),
+            host=self.network.rows if host_memory else None,
+            dropout=config.input_dropout,
+            seed=first.seed,
+        )
+
+    def step(
+        self,
+        rows: NDArray[np.int64],
+        ahead: NDArray[np.int64],
+        assignments: Sequence[Assignment],
+        rate: float,
+        *,
+        measured: bool = False,
+    ) -> list[StepFigures] | None:
+        """One step of all repetitions on some rows, while those of the next step begin to come."""
+        batch = self.feed.batch(rows, self.network.n_steps, ahead)
+        return self.network.step(batch, assignments, rate, measured=measured)
+
+    def close(self) -> None:
+        """End the threads that bring rows."""
+        self.feed.close()
+        self.network.close()
