@@ -77,7 +77,7 @@ class BatchedNetwork:
         del shapes[SQUARE]
         rows = HostRows if host_memory else ResidentRows
         self.host_memory = host_memory
-        with self._enough_memory():
+        with self.working():
             self.rows: Any = rows(n_features, self.width, n_repetitions, self.dtype, self.device)
             self.tensors = {name: self._zeros(name, shape, host_memory) for name, shape in shapes.items()}
         dense = [name for name in shapes if name.startswith("weights.") and name.endswith(".weight")]
@@ -121,15 +121,16 @@ class BatchedNetwork:
         ConfigError
             When the device lacks memory.
         """
-        with torch.no_grad(), self._enough_memory():
+        with torch.no_grad(), self.working():
             return self._step(batch, assignments, rate, measured)
 
     @contextlib.contextmanager
-    def _enough_memory(self) -> Iterator[None]:
-        """A ConfigError that says what to do, should the device lack memory within."""
+    def working(self) -> Iterator[None]:
+        """On the device, where kernels are launched; a ConfigError that says what to do, should it lack memory."""
         try:
-            yield
-        except torch.OutOfMemoryError as error:
+            with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
+                yield
+        except torch.cuda.OutOfMemoryError as error:
             n, repairs = self.n_repetitions, ["a smaller training.batch"]
             if not self.host_memory:
                 repairs.insert(0, "launch.host_memory = true (input layers and moments stay in main memory)")
@@ -273,7 +274,7 @@ class Member:
         indptr_N1 = to_device(torch.from_numpy(batch.indptr.astype(np.int32)), self.device)
         rows = (indptr_N1, slots, to_device(torch.from_numpy(batch.values), self.device))
         none = [Dropout(0.0, torch.zeros(1, dtype=torch.int64, device=self.device))] * max(1, len(whole.dense))
-        with torch.no_grad():
+        with torch.no_grad(), whole.working():
             return whole._forward(rows, weight_SW[:, self._columns], members, none)[1][0].float().cpu()
 
     def weights(self) -> dict[str, NDArray[Any]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +12,15 @@ import numpy as np
 import pytest
 import torch
 
+if not torch.cuda.is_available() and "triton" not in sys.modules:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
+
 from mach.config import Config, NetworkConfig
 from mach.data.store import Store
 from mach.errors import ConfigError
 from mach.hashing import Assignment, TableAssignment, UniversalAssignment
 from mach.kernels import batched as reference
+from mach.kernels import triton_batched
 from mach.launch.setup import set_up
 from mach.networks import offload
 from mach.networks.batch import read_batch, read_targets
@@ -26,6 +33,15 @@ from mach.theory import ledger
 R, B, N = 3, 32, 50
 CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA")])
 each_device = pytest.mark.parametrize("device", ["cpu", CUDA])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Small tensors: threads that wait for each other on busy cores take most of the time."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +175,20 @@ def test_together_in_bfloat16(store: Store, device: str, case: dict[str, Any]) -
             assert max(differences.values()) < 0.03, differences
 
 
+@pytest.mark.skipif(
+    not triton_batched.is_there() or torch.cuda.is_available(),
+    reason="Triton is not installed, or a GPU is there for its kernels",
+)
+@pytest.mark.parametrize("case", [{"hidden": (24, 16)}, {"loss": "softmax", "n_heads": 2}, {"hidden": ()}], ids=str)
+def test_together_by_kernels_in_the_interpreter(store: Store, case: dict[str, Any]) -> None:
+    pair = Pair(store, **case)
+    pair.together.kernels = pair.together.adam.kernels = triton_batched
+    for step in range(2):
+        for ours, theirs in zip(pair.step_batched(step), pair.step_single(step), strict=True):
+            assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
+    assert max(pair.differences().values()) < 2e-3, pair.differences()
+
+
 @each_device
 def test_main_memory_holds_what_a_device_would(store: Store, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit, rows handed over from batch to batch and moments in pieces that do not divide the weights."""
@@ -225,7 +255,7 @@ def test_a_moved_bias_is_of_one_repetition(store: Store) -> None:
 
 def test_a_device_without_enough_memory_says_what_to_do(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     pair = Pair(store)
     monkeypatch.setattr(reference, "sparse_forward", fail)
