@@ -166,7 +166,9 @@ class Stepper:
             bias=np.full(shape.n_buckets, -8.0, np.float32),
             seed=0,
         )
-        self.shard = BatchedShard([network] * n_together, config, rows, device, host_memory=host_memory)  # type: ignore[arg-type]
+        self.shard = BatchedShard(network, n_together, config, rows, device, host_memory)  # type: ignore[arg-type]
+        for _ in range(n_together):
+            self.shard.adopt(network)
         drawn = UniversalAssignment.draw(
             n_classes=shape.n_classes, n_buckets=shape.n_buckets, n_repetitions=n_together, seed=0
         )

@@ -168,8 +168,11 @@ def train_shard(
                     for group in _groups(unit) if together else [unit]:
                         pulse = _Pulse(should_stop, run.config.training.checkpoint_seconds)
                         device = "cpu" if together else job.device
-                        trainers = [_Trainer(run, store, files, counter, report, pulse, device) for files in group]
-                        _train(trainers, job if together else None, pulse)
+                        trainers = (_Trainer(run, store, files, counter, report, pulse, device) for files in group)
+                        if together:
+                            _train_together(trainers, len(group), store, job, pulse)
+                        else:
+                            _train_alone(next(trainers), pulse)
             finally:
                 for files in unit:
                     files.keep_log()
@@ -192,25 +195,31 @@ def _groups(unit: list[RepetitionFiles]) -> list[list[RepetitionFiles]]:
     return list(groups.values())
 
 
-def _train(trainers: list[_Trainer], together: ShardJob | None, pulse: _Pulse) -> None:
-    """Train repetitions to their ends from where they stand: one alone, or several as one network on a device."""
-    for trainer in trainers:
-        trainer.n_together = len(trainers)
-        trainer.begin(order_of=trainers[0].repetition)
-    if together is None:
-        _walk(trainers, trainers[0].step, pulse)
-        return
-    networks = [trainer.network for trainer in trainers if isinstance(trainer.network, Network)]
-    config, store, device = trainers[0].config.network, trainers[0].store, together.device
-    with contextlib.closing(BatchedShard(networks, config, store, device, host_memory=together.host_memory)) as shard:
-        for trainer, member in zip(trainers, shard.members, strict=True):
-            trainer.network = member
+def _train_alone(trainer: _Trainer, pulse: _Pulse) -> None:
+    """Train a repetition to its end from where it stands."""
+    trainer.begin(order_of=trainer.repetition)
+    _walk([trainer], trainer.step, pulse)
+
+
+def _train_together(trainers: Iterator[_Trainer], n: int, store: Store, job: ShardJob, pulse: _Pulse) -> None:
+    """Train n repetitions as one network on a device; their own networks are needed one at a time to begin with."""
+    begun: list[_Trainer] = []
+    with contextlib.ExitStack() as stack:
+        for trainer in trainers:
+            begun.append(trainer)
+            trainer.n_together = n
+            trainer.begin(order_of=begun[0].repetition)
+            assert isinstance(trainer.network, Network)
+            if len(begun) == 1:
+                made = BatchedShard(trainer.network, n, trainer.config.network, store, job.device, job.host_memory)
+                shard = stack.enter_context(contextlib.closing(made))
+            trainer.network = shard.adopt(trainer.network)
 
         def step(wanted: _Wanted) -> list[StepFigures] | None:
-            assignments = [trainer.assignment for trainer in trainers]
+            assignments = [trainer.assignment for trainer in begun]
             return shard.step(wanted.rows, wanted.ahead, assignments, wanted.rate, measured=wanted.measured)
 
-        _walk(trainers, step, pulse)
+        _walk(begun, step, pulse)
 
 
 def _walk(trainers: list[_Trainer], step: Callable[[_Wanted], list[StepFigures] | None], pulse: _Pulse) -> None:

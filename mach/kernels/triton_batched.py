@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from mach.kernels import batched
 from mach.kernels.adam import BETA1, BETA2
 from mach.kernels.adam import EPSILON as ADAM_EPSILON
 from mach.kernels.batched import Columns, Dropout, columns_of, gather_rows, targets_of
@@ -27,7 +28,7 @@ __all__ = ["columns_of", "gather_rows", "targets_of"]  # tensor operations are g
 
 LOADED = 4096  # numbers that a program has in flight
 N_PROGRAMS = 132 * 16  # that go through the features of a batch: some for every multiprocessor
-MAX_WIDTH = 2**15  # of a layer, whose gradient of one feature a program holds
+MAX_WIDTH = 2**15  # of a layer, of which a program holds the gradient of a feature; wider ones take the reference
 
 
 def is_there() -> bool:
@@ -322,6 +323,9 @@ def sparse_backward(
     keys_R: Tensor,
 ) -> None:
     n_repetitions, n_rows, width = gradient_RNH.shape
+    if width > MAX_WIDTH:
+        batched.sparse_backward(columns, gradient_RNH, weight_DW, square_DR, rate, scale, keys_R)
+        return
     block = triton.next_power_of_2(width)
     group = min(max(1, 256 // block), triton.next_power_of_2(n_repetitions))
     n_programs = min(N_PROGRAMS, len(columns.features_U))

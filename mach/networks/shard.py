@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from mach.config import NetworkConfig
 from mach.data.store import Store
 from mach.hashing import Assignment
-from mach.networks.batched import BatchedNetwork
+from mach.networks.batched import BatchedNetwork, Member
 from mach.networks.feed import Feed, has_room
 from mach.networks.network import Network
 from mach.networks.output import StepFigures
@@ -21,8 +21,9 @@ class BatchedShard:
 
     Parameters
     ----------
-    networks : sequence of Network
-        On the processor; their states are copied, and they are needed no more.
+    like : Network
+        On the processor, of the shape and step of all; it and the others are to be adopted.
+    n_repetitions : int
     config : NetworkConfig
         Of all of them.
     store : Store
@@ -33,19 +34,21 @@ class BatchedShard:
     """
 
     def __init__(
-        self, networks: Sequence[Network], config: NetworkConfig, store: Store, device: str, *, host_memory: bool
+        self, like: Network, n_repetitions: int, config: NetworkConfig, store: Store, device: str, host_memory: bool
     ) -> None:
-        first, n = networks[0], len(networks)
-        self.network = BatchedNetwork(first, config, n_repetitions=n, device=device, host_memory=host_memory)
-        self.members = [self.network.adopt(network) for network in networks]
+        self.network = BatchedNetwork(like, config, n_repetitions=n_repetitions, device=device, host_memory=host_memory)
         self.feed = Feed(
             store,
             self.network.device,
             is_resident=has_room(store, self.network.device),
             host=self.network.rows if host_memory else None,
             dropout=config.input_dropout,
-            seed=first.seed,
+            seed=like.seed,
         )
+
+    def adopt(self, network: Network) -> Member:
+        """Copy a repetition's state; its own network is needed no more."""
+        return self.network.adopt(network)
 
     def step(
         self,
