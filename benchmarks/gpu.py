@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from hardware import commit, processor
 
-from mach.config import NetworkConfig
+from mach.config import HostMemory, NetworkConfig
 from mach.decoding import Decoder
 from mach.hashing import UniversalAssignment
 from mach.networks.device_decoding import DeviceDecoder
@@ -130,7 +130,9 @@ class Bench:
         return 2 * n_bytes / self.timed(lambda i: target.copy_(source), 0.1)
 
     @contextlib.contextmanager
-    def shard(self, shape: Shape, rows: Rows, n_together: int, *, host_memory: bool = False) -> Iterator[Stepper]:
+    def shard(
+        self, shape: Shape, rows: Rows, n_together: int, *, host_memory: HostMemory = "none"
+    ) -> Iterator[Stepper]:
         stepper = Stepper(shape, rows, n_together, str(self.device), host_memory)
         try:
             yield stepper
@@ -141,7 +143,7 @@ class Bench:
                 torch.cuda.empty_cache()
 
     def step_seconds(
-        self, shape: Shape, rows: Rows, n_together: int, *, host_memory: bool = False
+        self, shape: Shape, rows: Rows, n_together: int, *, host_memory: HostMemory = "none"
     ) -> tuple[float, int]:
         """Of a step, and the device's memory at most."""
         if self.is_cuda:
@@ -154,7 +156,7 @@ class Bench:
 class Stepper:
     """A batched network and its steps; every repetition begins with the same weights, drawn once."""
 
-    def __init__(self, shape: Shape, rows: Rows, n_together: int, device: str, host_memory: bool) -> None:
+    def __init__(self, shape: Shape, rows: Rows, n_together: int, device: str, host_memory: HostMemory) -> None:
         config = NetworkConfig(hidden=list(shape.hidden), dropout=0.3)
         network = Network(
             config,
@@ -222,7 +224,7 @@ def run(bench: Bench, tiny: bool) -> None:
         bench.add(f"{name}: {shape.epochs} epochs, projected", f"{total / 60:.2f} min", "<= 3 min")
         bench.add(f"{name}: device memory", f"{n_bytes / 1e9:.1f} GB")
     rows = Rows(wide)
-    figures = [bench.step_seconds(wide, rows, wide.n_repetitions, host_memory=on_host) for on_host in (False, True)]
+    figures = [bench.step_seconds(wide, rows, wide.n_repetitions, host_memory=on_host) for on_host in ("none", "input")]
     bench.add(f"{wide.name}: resident step", f"{figures[0][0] * 1e3:.2f} ms")
     bench.add(f"{wide.name}: from main memory over resident, time", f"{figures[1][0] / figures[0][0]:.2f}x", "<= 1.3x")
     if bench.is_cuda:

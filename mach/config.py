@@ -19,6 +19,7 @@ from mach.places import Place, place, read_bytes
 Format = Literal["auto", "repository", "svmlight", "npz", "npy", "csv", "jsonl", "parquet", "builtin"]
 AssignmentKind = Literal["universal", "random", "balanced", "clustered", "learned"]
 DOCUMENTS = "builtin:characters-names"  # the embedded set's classes, each a document of its name
+HostMemory = Literal["none", "input", "all"]
 Aggregate = Literal["auto", "mean", "unbiased-mean", "log-mean", "logit-mean", "min", "median"]
 
 
@@ -258,10 +259,10 @@ class LaunchConfig(Section):
         description="repetitions that a worker takes at a time, on a GPU as one network; none: 1, on a GPU of this "
         "machine as many as the ledger says fit its memory",
     )
-    host_memory: bool | None = Field(
+    host_memory: HostMemory | None = Field(
         default=None,
-        description="whether input layers and moments of what a GPU trains stay in main memory; none: where a "
-        "repetition would not fit otherwise",
+        description="what of the networks on a GPU stays in main memory: none, the input layers, or all that can, the "
+        "moments of other layers as well; none given: as little as lets a repetition fit",
     )
     attempts: int = Field(default=3, ge=1, description="failures without progress after which a repetition is given up")
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mach.config import HostMemory
 from mach.errors import ConfigError
 from mach.hashing import MAX_CAPACITY
 
@@ -148,7 +149,7 @@ class Ledger:
         return self.training_bytes + self.learning_bytes + PROCESS_BYTES
 
     def device_bytes(
-        self, n_together: int, n_rows: int = 256, *, number_bytes: int = 2, host_memory: bool = False
+        self, n_together: int, n_rows: int = 256, *, number_bytes: int = 2, host_memory: HostMemory = "none"
     ) -> int:
         """Memory of a GPU on which so many repetitions train together (`mach.networks.batched`).
 
@@ -159,13 +160,13 @@ class Ledger:
             Of a batch.
         number_bytes : int
             Of a number in products: 2 is bfloat16, 4 float32.
-        host_memory : bool
-            Whether input layers and moments stay in main memory.
+        host_memory : {"none", "input", "all"}
+            What stays in main memory: nothing, input layers, moments of other layers as well.
 
         Notes
         -----
         With w = ``number_bytes``, U = min(D, N nnz) features of a batch, and H1 the width of the input layer, a
-        repetition takes ``D (w H1 + 4)`` for its input layer (from main memory: twice U rows of it); for a dense
+        repetition takes ``D (w H1 + 4)`` for its input layer (from main memory: three times U rows of it); for a dense
         parameter 4 as master, 8 as moments (0 from main memory), 2 as bfloat16 copy and w as gradient; and for a row
         ``w`` a logit and ``2 w`` an activation. Once come the batch itself, 56 a non-zero, and the figures of one
         repetition, 16 a logit. All rows, 8 a non-zero, are on the device only where they leave half of it free.
@@ -173,15 +174,15 @@ class Ledger:
         n_outputs = self.n_heads * self.n_buckets
         width, w = self.hidden[0] if self.hidden else n_outputs, number_bytes
         n_entries = n_rows * self.n_active
-        n_input_rows = 2 * min(self.n_features, n_entries) if host_memory else self.n_features
-        dense = 4 + (0 if host_memory else 8) + (2 if w == 2 else 0) + w
+        n_input_rows = self.n_features if host_memory == "none" else 3 * min(self.n_features, n_entries)
+        dense = 4 + (0 if host_memory == "all" else 8) + (2 if w == 2 else 0) + w
         repetition = n_input_rows * (width * w + 4) + dense * (self.n_hidden + self.n_output)
         repetition += n_rows * w * (n_outputs + 2 * sum(self.hidden))
         return (
             n_together * repetition
             + 56 * n_entries
             + 16 * n_rows * n_outputs
-            + (MOMENTS_BYTES if host_memory else 0)
+            + (MOMENTS_BYTES if host_memory == "all" else 0)
             + DEVICE_PROCESS_BYTES
         )
 

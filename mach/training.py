@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from mach.assignments import relearned
-from mach.config import Config
+from mach.config import Config, HostMemory
 from mach.data.store import Store
 from mach.data.transfer import fetch_store
 from mach.errors import MachError, StorageError
@@ -68,8 +68,8 @@ class ShardJob:
         Of the networks' dense parts: "cpu" or "cuda:N".
     together : bool, optional
         Whether the repetitions are one batched network, where their kind allows it; by default on a GPU.
-    host_memory : bool
-        Whether the input layers and moments of such a network stay in main memory.
+    host_memory : {"none", "input", "all"}
+        What of such a network stays in main memory: nothing, input layers, moments of other layers as well.
     """
 
     run: str
@@ -79,7 +79,7 @@ class ShardJob:
     exclusive: bool = True
     device: str = "cpu"
     together: bool | None = None
-    host_memory: bool = False
+    host_memory: HostMemory = "none"
 
 
 @dataclass(frozen=True)

@@ -246,7 +246,7 @@ class PlainTrunk(nn.Linear):
 class TestTogether:
     """A shard as one batched network, here on the processor: the whole path of a GPU but its kernels."""
 
-    def run_of(self, config: Config, path: Path, *repetitions: int, host_memory: Any = False, **sections: dict):
+    def run_of(self, config: Config, path: Path, *repetitions: int, host_memory: Any = "none", **sections: dict):
         run, job = job_of(config, path, *repetitions, **sections)
         return run, dataclasses.replace(job, together=True, host_memory=host_memory)
 
@@ -278,8 +278,8 @@ class TestTogether:
             assert ours.is_done
             assert not ours.is_begun
 
-    @pytest.mark.parametrize("host_memory", [False, True])
-    def test_interruptions_change_nothing(self, config: Config, tmp_path: Path, host_memory: bool):
+    @pytest.mark.parametrize("host_memory", ["none", "input", "all"])
+    def test_interruptions_change_nothing(self, config: Config, tmp_path: Path, host_memory: str):
         """Stopped within epochs and on their borders, with a repetition lost to the shard on the way."""
         sections: dict[str, dict] = {"training": {"epochs": 2}}
         train_shard(self.run_of(config, tmp_path / "whole", 0, 1, **sections)[1])

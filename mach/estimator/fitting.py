@@ -197,7 +197,7 @@ def _train_here(run: Run, store: Store, launch: LaunchConfig, device: str, conso
                 shard,
                 threads=launch.threads,
                 device=device,
-                host_memory=bool(launch.host_memory),
+                host_memory=launch.host_memory or "none",
             )
             for r in shard:
                 display.set(r, f"here, {device}")

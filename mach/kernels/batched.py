@@ -216,6 +216,26 @@ def loss_gradient(
         logits_NO.copy_((probs_NJB - is_target_NJB / counts_NJ1.clamp(min=1)).view(logits_NO.shape))
 
 
+def figures(
+    logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor, n_heads: int, loss: Literal["binary", "softmax"]
+) -> Tensor:
+    """Loss, and the rows and heads whose top bucket is a target, of every repetition: sums, shape (R, 2), float64."""
+    found = []
+    for r, half_NO in enumerate(logits_RNO):
+        logits_NO = half_NO.float()
+        is_target_NO = targets_of(buckets_FM, offsets_N1, r, n_heads, logits_NO.shape[1])
+        logits_NJB, is_target_NJB = (x.view(len(x), n_heads, -1) for x in (logits_NO, is_target_NO))
+        at_targets_NJ, counts_NJ = (logits_NJB * is_target_NJB).sum(2), is_target_NJB.sum(2)
+        if loss == "binary":
+            losses_NJ = torch.nn.functional.softplus(logits_NJB).sum(2) - at_targets_NJ
+        else:
+            losses_NJ = torch.logsumexp(logits_NJB, 2) - at_targets_NJ / counts_NJ.clamp(min=1)
+            losses_NJ *= counts_NJ > 0
+        hits = is_target_NJB.gather(2, logits_NJB.argmax(2, keepdim=True)).sum()
+        found.append(torch.stack([losses_NJ.sum(dtype=torch.float64), hits.double()]))
+    return torch.stack(found)
+
+
 def adam(
     weight: Tensor,
     half: Tensor | None,

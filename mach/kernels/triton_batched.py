@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from mach.kernels import batched
 from mach.kernels.adam import BETA1, BETA2
 from mach.kernels.adam import EPSILON as ADAM_EPSILON
-from mach.kernels.batched import Columns, Dropout, columns_of, gather_rows, targets_of
+from mach.kernels.batched import Columns, Dropout
 from mach.kernels.sparse import DECAY, EPSILON
 
 try:
@@ -23,8 +24,6 @@ try:
     import triton.language as tl
 except ImportError:  # the reference runs instead
     triton = tl = None
-
-__all__ = ["columns_of", "gather_rows", "targets_of"]  # tensor operations are good enough for these
 
 LOADED = 4096  # numbers that a program has in flight
 N_PROGRAMS = 132 * 16  # that go through the features of a batch: some for every multiprocessor
@@ -237,6 +236,65 @@ def softmax_gradient_kernel(
 
 
 @jit
+def figures_kernel(
+    logits,
+    buckets,
+    offsets,
+    out,
+    n_rows,
+    n_outputs,
+    n_buckets,
+    n_heads,
+    n_classes,
+    IS_BINARY: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Of a row and head of a repetition: its loss, and whether its top bucket is a target."""
+    q, head = tl.program_id(0), tl.program_id(1)
+    n, function = q % n_rows, (q // n_rows) * n_heads + head
+    start = logits + q.to(tl.int64) * n_outputs + head * n_buckets
+    of_function = buckets + function.to(tl.int64) * n_classes
+    begin, end = tl.load(offsets + n), tl.load(offsets + n + 1)
+    most = tl.full((BLOCK,), -float("inf"), tl.float32)
+    best = tl.full((BLOCK,), 2147483647, tl.int32)
+    is_best_target = tl.zeros((BLOCK,), tl.int32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    at_targets = tl.zeros((BLOCK,), tl.float32)
+    n_targets = tl.zeros((BLOCK,), tl.int32)
+    for first in range(0, n_buckets, BLOCK):
+        column = first + tl.arange(0, BLOCK)
+        number = tl.load(start + column, mask=column < n_buckets, other=-float("inf")).to(tl.float32)
+        is_target = tl.zeros((BLOCK,), tl.int32)
+        for m in range(begin, end):
+            is_target |= (tl.load(of_function + m) == column).to(tl.int32)
+        is_higher = number > most
+        higher = tl.maximum(most, number)
+        if IS_BINARY:  # log(1 + exp(z)), which does not overflow
+            total += tl.maximum(number, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(number)))
+        else:
+            shift = tl.where(higher == -float("inf"), 0.0, higher)
+            total = total * tl.exp(most - shift) + tl.exp(number - shift)
+        at_targets += tl.where(is_target > 0, number, 0.0)
+        n_targets += is_target
+        best = tl.where(is_higher, column, best)
+        is_best_target = tl.where(is_higher, is_target, is_best_target)
+        most = higher
+    peak = tl.max(most, axis=0)
+    first_best = tl.min(tl.where(most == peak, best, 2147483647), axis=0)  # of equal logits the first, as argmax
+    hit = tl.sum(tl.where(best == first_best, is_best_target, 0), axis=0)
+    count = tl.sum(n_targets, axis=0)
+    of_targets = tl.sum(at_targets, axis=0)
+    if IS_BINARY:
+        loss = tl.sum(total, axis=0) - of_targets
+    else:
+        loss = peak + tl.log(tl.sum(total * tl.exp(most - peak), axis=0))
+        loss = tl.where(count > 0, loss - of_targets / tl.maximum(count, 1).to(tl.float32), 0.0)
+    at = out + (q.to(tl.int64) * n_heads + head) * 2
+    tl.store(at, loss)
+    tl.store(at + 1, hit.to(tl.float32))
+
+
+@jit
 def adam_kernel(
     weight,
     half,
@@ -371,6 +429,25 @@ def loss_gradient(
     else:
         block = min(triton.next_power_of_2(n_buckets), 1024)
         softmax_gradient_kernel[(n_repetitions * n_rows, n_heads)](*arguments, BLOCK=block)
+
+
+def figures(
+    logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor, n_heads: int, loss: Literal["binary", "softmax"]
+) -> Tensor:
+    n_repetitions, n_rows, n_outputs = logits_RNO.shape
+    n_buckets = n_outputs // n_heads
+    out_RNJ2 = torch.empty((n_repetitions, n_rows, n_heads, 2), device=logits_RNO.device)
+    sizes = (n_rows, n_outputs, n_buckets, n_heads, buckets_FM.shape[1])
+    figures_kernel[(n_repetitions * n_rows, n_heads)](
+        logits_RNO,
+        buckets_FM,
+        offsets_N1,
+        out_RNJ2,
+        *sizes,
+        IS_BINARY=loss == "binary",
+        BLOCK=min(triton.next_power_of_2(n_buckets), 1024),
+    )
+    return out_RNJ2.sum((1, 2), dtype=torch.float64)
 
 
 def adam(

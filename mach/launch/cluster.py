@@ -73,7 +73,7 @@ class RayPool:
             "fingerprint": store.fingerprint,
             "threads": launch.threads,
             "device": "cuda:0" if launch.gpus else "cpu",
-            "host_memory": bool(launch.host_memory),
+            "host_memory": launch.host_memory or "none",
             "report_seconds": n_workers / MESSAGES_A_SECOND,
             **job,
         }

@@ -40,7 +40,7 @@ class LocalPool:
 
     def __init__(self, run: Run, store: Store, launch: LaunchConfig, **job: str) -> None:
         self._job: Message = {"run": str(run.path), "store": str(store.path), "threads": launch.threads} | job
-        self._job["host_memory"] = bool(launch.host_memory)
+        self._job["host_memory"] = launch.host_memory or "none"
         self._gpus = launch.gpus
         self._workers: dict[int, WorkerProcess] = {}
         self._selector = selectors.DefaultSelector()

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from mach import __version__, recipe, theory
 from mach.assignments import CHOICES, DRAWN, draw_table, refuse_large
-from mach.config import Config, HashingConfig, LaunchConfig, RerankingConfig, completed, differing_keys, fingerprint
+from mach.config import (
+    Config,
+    HashingConfig,
+    HostMemory,
+    LaunchConfig,
+    RerankingConfig,
+    completed,
+    differing_keys,
+    fingerprint,
+)
 from mach.data.store import Store
 from mach.data.transfer import META, fetch_source, upload_store
 from mach.data.writer import storage_errors
@@ -211,24 +220,26 @@ def sharded(launch: LaunchConfig, run: Run, store: Store, device_bytes: int | No
     """
     from mach.networks.batched import can_be_batched
 
-    chosen: dict[str, Any] = {"shard": launch.shard or 1, "host_memory": bool(launch.host_memory)}
+    chosen: dict[str, Any] = {"shard": launch.shard or 1, "host_memory": launch.host_memory or "none"}
     config, n_bytes = run.config, (device_bytes or gpu_bytes()) if launch.gpus else 0
     if n_bytes and can_be_batched(config.network, dense_input=store.is_dense):
         ledger = plan_of(config, store).ledger
         options = {"n_rows": config.training.batch, "number_bytes": 2 if run.manifest.precision == "bfloat16" else 4}
         n_ours = int(n_bytes * launch.gpus * USABLE)
         fitting = {
-            on_host: ledger.repetitions_within(n_ours, host_memory=on_host, **options) for on_host in (False, True)
+            on_host: ledger.repetitions_within(n_ours, host_memory=on_host, **options)
+            for on_host in get_args(HostMemory)
         }
         if launch.host_memory is None:
-            chosen["host_memory"] = not fitting[False] and bool(fitting[True])
+            chosen["host_memory"] = next((on_host for on_host, n in fitting.items() if n), "none")
         fits = fitting[chosen["host_memory"]]
         if launch.shard is None:
             n_workers = launch.workers or int(1 / launch.gpus)
             chosen["shard"] = max(1, min(fits, -(-config.hashing.repetitions // n_workers)))
         if chosen["shard"] > fits:
             wanted = ledger.device_bytes(chosen["shard"], host_memory=chosen["host_memory"], **options)
-            repair = "" if chosen["host_memory"] else ", launch.host_memory = true"
+            wider = [on_host for on_host, n in fitting.items() if n > fits]
+            repair = f", launch.host_memory = {wider[0]!r}" if wider else ""
             raise ConfigError(
                 f"{chosen['shard']} repetitions together take about {wanted / 1e9:.1f} GB of a GPU, "
                 f"{n_ours / 1e9:.1f} GB are ours: set launch.shard to at most {fits}{repair}, or a smaller "

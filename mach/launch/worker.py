@@ -62,7 +62,7 @@ def main(descriptor: int) -> None:
             job["threads"],
             order["exclusive"],
             job["device"],
-            host_memory=job.get("host_memory", False),
+            host_memory=job.get("host_memory", "none"),
         )
         try:
             train_shard(

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from mach.config import NetworkConfig
+from mach.config import HostMemory, NetworkConfig
 from mach.errors import ConfigError
 from mach.hashing import Assignment
-from mach.kernels.batched import MASK, Dropout, targets_of
+from mach.kernels.batched import MASK, Dropout
 from mach.networks.batch import Batch, SparseBatch
 from mach.networks.device_decoding import DeviceAssignment
 from mach.networks.feed import DeviceBatch
@@ -49,8 +49,8 @@ class BatchedNetwork:
     config : NetworkConfig
     n_repetitions : int
     device : str
-    host_memory : bool
-        Whether the input layers and the dense layers' moments stay in main memory (`mach.networks.offload`).
+    host_memory : {"none", "input", "all"}
+        What stays in main memory (`mach.networks.offload`): nothing, input layers, moments of other layers as well.
 
     Notes
     -----
@@ -64,7 +64,7 @@ class BatchedNetwork:
         *,
         n_repetitions: int,
         device: str,
-        host_memory: bool = False,
+        host_memory: HostMemory = "none",
     ) -> None:
         assert like.input is not None, "sparse rows"
         self.device, self.loss = torch.device(device), like.loss
@@ -75,11 +75,11 @@ class BatchedNetwork:
         shapes = {name: array.shape for name, array in like.state().items() if name != "n_steps"}
         n_features, self.width = shapes.pop(INPUT)
         del shapes[SQUARE]
-        rows = HostRows if host_memory else ResidentRows
+        rows = ResidentRows if host_memory == "none" else HostRows
         self.host_memory = host_memory
         with self.working():
             self.rows: Any = rows(n_features, self.width, n_repetitions, self.dtype, self.device)
-            self.tensors = {name: self._zeros(name, shape, host_memory) for name, shape in shapes.items()}
+            self.tensors = {name: self._zeros(name, shape) for name, shape in shapes.items()}
         dense = [name for name in shapes if name.startswith("weights.") and name.endswith(".weight")]
         self.dense = sorted((name[len("weights.") : -len(".weight")] for name in dense), key=_place)
         self.half: dict[str, Tensor] = {}
@@ -132,17 +132,14 @@ class BatchedNetwork:
                 yield
         except torch.cuda.OutOfMemoryError as error:
             n, repairs = self.n_repetitions, ["a smaller training.batch"]
-            if not self.host_memory:
-                repairs.insert(0, "launch.host_memory = true (input layers and moments stay in main memory)")
+            if self.host_memory != "all":
+                wider = "input" if self.host_memory == "none" else "all"
+                repairs.insert(0, f"launch.host_memory = {wider!r} (more stays in main memory)")
             if n > 1:
                 repairs.insert(0, f"launch.shard below {n}")
             raise ConfigError(
                 f"device {self.device} lacks memory to train {n} repetitions together: set {', or '.join(repairs)}"
             ) from error
-
-    def close(self) -> None:
-        """End the thread that brings rows of weights, if there is one."""
-        self.rows.close()
 
     def _step(
         self, batch: DeviceBatch, assignments: Sequence[Assignment], rate: float, measured: bool
@@ -195,15 +192,15 @@ class BatchedNetwork:
         weight, mean, square = (self.tensors[f"{kind}.{name}"] for kind in ("weights", "mean", "square"))
         half = self.half.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
         numbers = (rate, scale, self.n_steps)
-        travels = self.host_memory and name.endswith(".weight")
+        travels = self.host_memory == "all" and name.endswith(".weight")
         self.adam.step(weight, half, gradient, mean, square, *numbers, moments_travel=travels)
 
     def _products(self, name: str) -> Tensor:
         return self.half[name] if self.half else self.tensors[f"weights.{name}.weight"]
 
-    def _zeros(self, name: str, shape: tuple[int, ...], host_memory: bool) -> Tensor:
+    def _zeros(self, name: str, shape: tuple[int, ...]) -> Tensor:
         shape = (self.n_repetitions, *shape)
-        if host_memory and not name.startswith("weights.") and name.endswith(".weight"):
+        if self.host_memory == "all" and not name.startswith("weights.") and name.endswith(".weight"):
             return host_tensor(shape, torch.float32, self.device).zero_()
         return torch.zeros(shape, device=self.device)
 
@@ -229,22 +226,11 @@ class BatchedNetwork:
         return known[1]
 
     def _figures(self, logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor) -> list[StepFigures]:
-        """As `mach.networks.output.step_figures`, one repetition after the other: less memory, one wait."""
-        found, n_heads = [], len(buckets_FM) // self.n_repetitions
-        for r, half_NO in enumerate(logits_RNO):
-            logits_NO = half_NO.float()
-            is_target_NO = targets_of(buckets_FM, offsets_N1, r, n_heads, logits_NO.shape[1])
-            logits_NJB, is_target_NJB = (x.view(len(x), n_heads, -1) for x in (logits_NO, is_target_NO))
-            if self.loss == "binary":
-                total = nn.functional.softplus(logits_NO).sum() - (logits_NO * is_target_NO).sum()
-            else:
-                counts_NJ = is_target_NJB.sum(2)
-                at_targets_NJ = (logits_NJB * is_target_NJB).sum(2) / counts_NJ.clamp(min=1)
-                total = ((torch.logsumexp(logits_NJB, 2) - at_targets_NJ) * (counts_NJ > 0)).sum()
-            hits = is_target_NJB.gather(2, logits_NJB.argmax(2, keepdim=True)).sum()
-            found.append(torch.stack([total.double(), hits.double()]))
+        """As `mach.networks.output.step_figures`; waits for the device."""
+        n_heads = len(buckets_FM) // self.n_repetitions
+        sums_R2 = self.kernels.figures(logits_RNO, buckets_FM, offsets_N1, n_heads, self.loss)
         n = max(1, logits_RNO.shape[1] * n_heads)
-        return [StepFigures(total / n, hits / n) for total, hits in torch.stack(found).tolist()]
+        return [StepFigures(total / n, hits / n) for total, hits in sums_R2.tolist()]
 
 
 class Member:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from mach.data.store import Store
 from mach.kernels.batched import Columns, columns_of, gather_rows
-from mach.kernels.sparse import transpose_batch
 from mach.networks.batch import SparseBatch, read_batch, read_classes
 from mach.networks.offload import HostRows, new_event, new_stream, to_device
 
@@ -30,7 +29,7 @@ class DeviceBatch:
         The same by feature.
     offsets_N1, classes_M : int32 tensors
         Classes of the rows, one row's after another's.
-    fetched : Future, optional
+    fetched : optional
         Rows of weights on their way (`mach.networks.offload.HostRows`).
     """
 
@@ -40,7 +39,7 @@ class DeviceBatch:
     columns: Columns
     offsets_N1: Tensor
     classes_M: Tensor
-    fetched: Future[Any] | None = None
+    fetched: Any = None
 
     def __len__(self) -> int:
         return len(self.indptr_N1) - 1
@@ -89,7 +88,6 @@ class Feed:
         self._worker = ThreadPoolExecutor(1, "mach-feed")
         self._stream: Any = new_stream(device) if device.type == "cuda" else None
         self._begun: tuple[NDArray[np.int64], int, Future[tuple[DeviceBatch, Any]]] | None = None
-        self._slot_D = np.zeros(store.n_features, np.int32)
         if self.is_resident:
             arrays = (store.feature_indptr, store.feature_indices, store.feature_values)
             classes = (store.class_indptr, store.class_ids)
@@ -136,42 +134,24 @@ class Feed:
         classes, counts = read_classes(self.store, rows_N)
         kept = self._kept(len(batch.values), step)
         values = batch.values if kept is None else batch.values * kept
-        slots, parts, fetched = batch.indices, None, None
-        if self.host is not None:
-            parts = transpose_batch(batch.indptr, batch.indices, values, self._slot_D)
-            self._slot_D[parts[0]] = np.arange(len(parts[0]))
-            slots = self._slot_D[batch.indices]
-            self._slot_D[parts[0]] = 0
-            fetched = self.host.fetch(parts[0])
+        arrays: list[NDArray[Any]] = [batch.indptr, batch.indices, np.concatenate([[0], np.cumsum(counts)]), classes]
         if self._stream is None:
-            return self._sent(batch.indptr, slots, values, parts, classes, counts, fetched), None
+            return self._sent(arrays, values), None
         with torch.cuda.stream(self._stream):
-            sent = self._sent(batch.indptr, slots, values, parts, classes, counts, fetched)
-            arrived = new_event(self._stream)
-        return sent, arrived
+            return self._sent(arrays, values), new_event(self._stream)
 
-    def _sent(
-        self, indptr: Any, slots: Any, values: Any, parts: Any, classes: Any, counts: Any, fetched: Any
-    ) -> DeviceBatch:
-        offsets = np.concatenate([[0], np.cumsum(counts)])
-
-        def send(array: NDArray[Any], dtype: type = np.int32) -> Tensor:
-            return to_device(torch.from_numpy(np.ascontiguousarray(array, dtype)), self.device)
-
-        rows = (send(indptr), send(slots), send(values, np.float32))
-        if parts is None:
-            columns = columns_of(*rows)
-        else:
-            features_U, offsets_U1, entry_rows, entry_values = parts
-            columns = Columns(
-                send(features_U),
-                send(np.arange(len(features_U))),
-                send(offsets_U1),
-                send(np.array([len(features_U)])),
-                send(entry_rows),
-                send(entry_values, np.float32),
-            )
-        return DeviceBatch(*rows, columns, send(offsets), send(classes), fetched)
+    def _sent(self, arrays: list[NDArray[Any]], values: NDArray[np.float32]) -> DeviceBatch:
+        indptr_N1, indices, offsets_N1, classes_M = (
+            to_device(torch.from_numpy(array.astype(np.int32)), self.device) for array in arrays
+        )
+        sent = to_device(torch.from_numpy(values), self.device)
+        columns, slots, fetched = columns_of(indptr_N1, indices, sent), indices, None
+        if self.host is not None:
+            features_U = columns.features_U[: int(columns.n_unique)].long()  # waits for this stream alone
+            fetched = self.host.fetch(features_U)
+            slots = torch.searchsorted(features_U, indices.long()).int()
+            columns = replace(columns, slots_U=torch.arange(len(indices), dtype=torch.int32, device=self.device))
+        return DeviceBatch(indptr_N1, slots, sent, columns, offsets_N1, classes_M, fetched)
 
     def _wait_for(self, batch: DeviceBatch, arrived: Any) -> None:
         stream = torch.cuda.current_stream(self.device)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.config import NetworkConfig
+from mach.config import HostMemory, NetworkConfig
 from mach.data.store import Store
 from mach.hashing import Assignment
 from mach.networks.batched import BatchedNetwork, Member
@@ -29,19 +29,25 @@ class BatchedShard:
     store : Store
         Of sparse rows, kept on the device where they leave half of its memory free.
     device : str
-    host_memory : bool
-        Whether input layers and moments stay in main memory.
+    host_memory : {"none", "input", "all"}
+        What stays in main memory.
     """
 
     def __init__(
-        self, like: Network, n_repetitions: int, config: NetworkConfig, store: Store, device: str, host_memory: bool
+        self,
+        like: Network,
+        n_repetitions: int,
+        config: NetworkConfig,
+        store: Store,
+        device: str,
+        host_memory: HostMemory,
     ) -> None:
         self.network = BatchedNetwork(like, config, n_repetitions=n_repetitions, device=device, host_memory=host_memory)
         self.feed = Feed(
             store,
             self.network.device,
             is_resident=has_room(store, self.network.device),
-            host=self.network.rows if host_memory else None,
+            host=None if host_memory == "none" else self.network.rows,
             dropout=config.input_dropout,
             seed=like.seed,
         )
@@ -64,6 +70,5 @@ class BatchedShard:
         return self.network.step(batch, assignments, rate, measured=measured)
 
     def close(self) -> None:
-        """End the threads that bring rows."""
+        """End the thread that brings rows."""
         self.feed.close()
-        self.network.close()

@@ -22,7 +22,7 @@ from mach.kernels.dense import relu_dropout
 from mach.kernels.memory import to_bfloat16
 from mach.kernels.sparse import batch_targets, sparse_backward, sparse_forward, transpose_batch
 from mach.networks.batch import Targets
-from mach.networks.output import loss_gradient
+from mach.networks.output import loss_gradient, step_figures
 
 R, D = 3, 40
 
@@ -193,6 +193,26 @@ def test_loss_gradient_counts_a_bucket_once(
 
 
 @each_kernel
+@pytest.mark.parametrize("loss", ["binary", "softmax"])
+@pytest.mark.parametrize(("n_heads", "n_buckets"), [(1, 9), (2, 5), (1, 1500)])
+def test_figures_are_the_processors(kernel: ModuleType, device: str, loss: str, n_heads: int, n_buckets: int) -> None:
+    """Coarse logits, so that several buckets are the top one: the first counts."""
+    generator = np.random.default_rng(3)
+    counts = np.array([2, 0, 5, 1, 3])
+    buckets = generator.integers(0, n_buckets, (R * n_heads, counts.sum())).astype(np.int32)
+    logits = torch.from_numpy(generator.integers(-3, 3, (R, 5, n_heads * n_buckets)).astype(np.float32))
+    logits[1] *= 40
+    logits[2, :, buckets[2 * n_heads, 4]] = 200
+    offsets = torch.from_numpy(np.r_[0, np.cumsum(counts)].astype(np.int32)).to(device)
+    ours = kernel.figures(logits.to(device), torch.from_numpy(buckets).to(device), offsets, n_heads, loss) / 5 / n_heads
+    for r in range(R):
+        targets = batch_targets(counts, buckets[r * n_heads : (r + 1) * n_heads], n_buckets)
+        expected = step_figures(logits[r], Targets(*targets, n_heads), loss)  # type: ignore[arg-type]
+        assert ours[r].tolist() == pytest.approx([expected.loss, expected.bucket_precision], rel=1e-5)
+    assert ours[2, 1] > 0
+
+
+@each_kernel
 def test_adam_is_the_processors(kernel: ModuleType, device: str) -> None:
     generator = np.random.default_rng(2)
     arrays = [generator.standard_normal(1500).astype(np.float32) for _ in range(4)]
@@ -249,6 +269,7 @@ SIGNATURES = {
     "backward_kernel": [index, index, index, index, index, full, half, half, full, wide, *["i32"] * 4, *[number] * 5],
     "binary_gradient_kernel": [half, index, index, *["i32"] * 5],
     "softmax_gradient_kernel": [half, index, index, *["i32"] * 5],
+    "figures_kernel": [half, index, index, full, *["i32"] * 5],
     "adam_kernel": [full, half, half, full, full, "i32", *[number] * 8],
 }
 CONSTANTS = {
@@ -258,6 +279,7 @@ CONSTANTS = {
     "backward_kernel": {"ENTRIES": 8, "GROUP": 2, "BLOCK": 256},
     "binary_gradient_kernel": {"BLOCK": 1024},
     "softmax_gradient_kernel": {"BLOCK": 1024},
+    "figures_kernel": {"IS_BINARY": False, "BLOCK": 1024},
     "adam_kernel": {"COPIES": True, "BLOCK": 1024},
 }
 for name, types in SIGNATURES.items():
@@ -277,4 +299,4 @@ def test_kernels_compile_for_a_gpu_that_is_not_here() -> None:
         [sys.executable, "-c", COMPILING], env=environment, capture_output=True, text=True, check=False
     )
     assert found.returncode == 0, found.stderr
-    assert len(found.stdout.splitlines()) == 7
+    assert len(found.stdout.splitlines()) == 8

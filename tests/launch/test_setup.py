@@ -38,18 +38,18 @@ def test_a_gpu_takes_as_many_repetitions_as_the_ledger_says(config: Config, tmp_
     ledger = plan_of(run.config, store).ledger
     options: dict[str, Any] = {"n_rows": run.config.training.batch, "number_bytes": 4}
     needs = [ledger.device_bytes(n, **options) for n in range(4)]
-    streamed = [ledger.device_bytes(n, host_memory=True, **options) - needs[0] for n in range(2)]
+    streamed = [ledger.device_bytes(n, host_memory="all", **options) - needs[0] for n in range(2)]
     gpu = LaunchConfig(gpus=0.5)
     for n in (1, 2, 3):
         n_bytes = round(needs[n] / 0.5 / USABLE) + 2
         chosen = sharded(LaunchConfig(gpus=0.5, workers=1), run, store, n_bytes)
-        assert (chosen.shard, chosen.host_memory) == (n, False)
+        assert (chosen.shard, chosen.host_memory) == (n, "none")
         assert sharded(gpu, run, store, n_bytes).shard == min(n, 2)  # two workers share it: three are two and one
     assert sharded(LaunchConfig(gpus=1.0, workers=3), run, store, 10**12).shard == 1
     assert sharded(LaunchConfig(shard=2), run, store, 10).shard == 2
     assert sharded(LaunchConfig(), run, store).shard == 1
     with pytest.raises(
-        ConfigError, match=r"3 repetitions together take about .* set launch.shard to at most 1, launch"
+        ConfigError, match=r"3 repetitions together take about .* set launch.shard to at most 1, or a smaller"
     ):
         sharded(LaunchConfig(gpus=1.0, shard=3), run, store, round(needs[1] / USABLE) + 2)
     assert streamed[1] > needs[1] - needs[0]  # of so small a network, moments in pieces take more than they spare
@@ -63,6 +63,6 @@ def test_where_a_repetition_is_larger_than_a_gpu(config: Config, tmp_path: Path,
     monkeypatch.setattr(setup, "plan_of", lambda config, store: SimpleNamespace(ledger=large))
     gpu = LaunchConfig(gpus=1.0)
     chosen = sharded(gpu, run, store, 8 * 10**9)
-    assert (chosen.shard, chosen.host_memory) == (3, True)
-    with pytest.raises(ConfigError, match=r"launch.host_memory = true"):
-        sharded(gpu.model_copy(update={"host_memory": False}), run, store, 8 * 10**9)
+    assert (chosen.shard, chosen.host_memory) == (3, "input")
+    with pytest.raises(ConfigError, match=r"launch.host_memory = 'input'"):
+        sharded(gpu.model_copy(update={"host_memory": "none"}), run, store, 8 * 10**9)

@@ -15,7 +15,7 @@ import torch
 if not torch.cuda.is_available() and "triton" not in sys.modules:
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 
-from mach.config import Config, NetworkConfig
+from mach.config import Config, HostMemory, NetworkConfig
 from mach.data.store import Store
 from mach.errors import ConfigError
 from mach.hashing import Assignment, TableAssignment, UniversalAssignment
@@ -62,7 +62,7 @@ class Pair:
         precision: str = "float32",
         n_heads: int = 1,
         dropout: float = 0.3,
-        host_memory: bool = False,
+        host_memory: HostMemory = "none",
         is_resident: bool = True,
         is_table: bool = False,
         input_dropout: float = 0.0,
@@ -79,7 +79,7 @@ class Pair:
         self.options: dict[str, Any] = {"loss": loss, "precision": precision}
         self.networks = [self.network(seed) for seed in range(R)]
         self.together = self.batched([self.network(seed) for seed in range(R)], host_memory)
-        host = self.together.rows if host_memory else None
+        host = None if host_memory == "none" else self.together.rows
         options: dict[str, Any] = {"host": host, "dropout": input_dropout, "seed": 0}
         self.feed = Feed(store, self.together.device, is_resident=is_resident, **options)
         self.order = np.random.default_rng(0).permutation(store.n_rows)
@@ -89,7 +89,7 @@ class Pair:
         shape: dict[str, Any] = {"n_features": self.store.n_features, "n_outputs": self.n_heads * B}
         return Network(self.config, dense_input=False, bias=bias, seed=seed, **shape, **self.options)
 
-    def batched(self, networks: list[Network], host_memory: bool = False) -> BatchedNetwork:
+    def batched(self, networks: list[Network], host_memory: HostMemory = "none") -> BatchedNetwork:
         options: dict[str, Any] = {"device": self.device, "host_memory": host_memory}
         together = BatchedNetwork(networks[0], self.config, n_repetitions=R, **options)
         self.members: list[Member] = [together.adopt(network) for network in networks]
@@ -138,8 +138,8 @@ CASES: list[dict[str, Any]] = [
     {"loss": "softmax", "n_heads": 2, "is_table": True},
     {"hidden": (), "loss": "softmax", "n_heads": 2},
     {"is_resident": False, "hidden": (24, 16)},
-    {"host_memory": True, "hidden": (24, 16)},
-    {"host_memory": True, "hidden": ()},
+    {"host_memory": "all", "hidden": (24, 16)},
+    {"host_memory": "input", "hidden": ()},
 ]
 
 
@@ -163,7 +163,7 @@ def test_together_each_becomes_what_it_would_alone(store: Store, device: str, ca
 
 
 @each_device
-@pytest.mark.parametrize("case", [{}, {"hidden": (24, 16), "loss": "softmax"}, {"host_memory": True}], ids=str)
+@pytest.mark.parametrize("case", [{}, {"hidden": (24, 16), "loss": "softmax"}, {"host_memory": "all"}], ids=str)
 def test_together_in_bfloat16(store: Store, device: str, case: dict[str, Any]) -> None:
     """One step is the same as far as bfloat16 goes; later ones part, for optimisers divide by small gradients."""
     pair = Pair(store, device, precision="bfloat16", **case)
@@ -194,16 +194,17 @@ def test_main_memory_holds_what_a_device_would(store: Store, device: str, monkey
     """To the bit, rows handed over from batch to batch and moments in pieces that do not divide the weights."""
     monkeypatch.setattr(offload, "PIECE", 100)
     options: dict[str, Any] = {"hidden": (24, 16), "precision": "bfloat16"}
-    resident, streamed = (Pair(store, device, host_memory=host, **options) for host in (False, True))
-    streamed.together.adam.piece = 100
+    resident, streamed, everything = (Pair(store, device, host_memory=h, **options) for h in ("none", "input", "all"))
+    everything.together.adam.piece = 100
     for step in range(5):
-        assert resident.step_batched(step) == streamed.step_batched(step)
+        assert resident.step_batched(step) == streamed.step_batched(step) == everything.step_batched(step)
         if step == 3:  # between steps, while the next batch is on its way
             rows = read_batch(store, resident.order[:9])
             assert torch.equal(resident.members[2].logits(rows), streamed.members[2].logits(rows))
-    for mine, theirs in zip(resident.members, streamed.members, strict=True):
-        for name, array in mine.state().items():
-            np.testing.assert_array_equal(array, theirs.state()[name], err_msg=name)
+    for others in (streamed, everything):
+        for mine, theirs in zip(resident.members, others.members, strict=True):
+            for name, array in mine.state().items():
+                np.testing.assert_array_equal(array, theirs.state()[name], err_msg=name)
 
 
 @each_device
@@ -267,15 +268,19 @@ def test_a_device_without_enough_memory_says_what_to_do(store: Store, monkeypatc
 
 @pytest.mark.parametrize("case", [{"hidden": (64, 48)}, {"hidden": (), "n_heads": 4}], ids=str)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("host_memory", [False, True])
+@pytest.mark.parametrize("host_memory", ["none", "input", "all"])
 def test_the_ledger_counts_what_stays_on_a_device(
-    store: Store, case: dict[str, Any], precision: str, host_memory: bool
+    store: Store, case: dict[str, Any], precision: str, host_memory: HostMemory
 ) -> None:
     """Tensors there, and with them the largest gradient, against the formula for batches without rows."""
     pair = Pair(store, precision=precision, host_memory=host_memory, **case)
     together, whole = pair.together, [pair.together.rows.weight_DW, pair.together.rows.square_DR]
-    tensors = [*together.half.values(), *([] if host_memory else whole)]
-    tensors += [t for n, t in together.tensors.items() if not (host_memory and n[:2] != "we" and n.endswith(".weight"))]
+    tensors = [*together.half.values(), *(whole if host_memory == "none" else [])]
+    tensors += [
+        t
+        for n, t in together.tensors.items()
+        if host_memory != "all" or n.startswith("weights.") or not n.endswith(".weight")
+    ]
     shape: dict[str, Any] = {"hidden": case["hidden"], "n_heads": case.get("n_heads", 1)}
     counted = ledger(store.n_classes, store.n_features, B, R, **shape)
     options: dict[str, Any] = {"number_bytes": together.dtype.itemsize, "host_memory": host_memory}
