@@ -16,4 +16,4 @@ def test_the_figures_of_a_gpu_on_small_sizes() -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
-    assert len(rows) == 23
+    assert len(rows) == 24

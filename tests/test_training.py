@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import socket
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from mach.config import Config, TrainingConfig
@@ -310,6 +312,22 @@ class TestTogether:
         for r in (0, 1):
             metrics = [each.repetition(r).read_metrics() for each in (run, whole)]
             assert [row["loss"] for row in metrics[0]] == pytest.approx([row["loss"] for row in metrics[1]], rel=1e-3)
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+    @pytest.mark.parametrize("host_memory", ["none", "input", "all"])
+    def test_on_a_gpu_as_on_the_processor(self, config: Config, tmp_path: Path, host_memory: str):
+        """Begun on the GPU, gone on on the processor, ended on the GPU: the same losses as on the processor alone."""
+        sections: dict[str, dict] = {"training": {"epochs": 3}}
+        whole, job = self.run_of(config, tmp_path / "whole", 0, 1, **sections)
+        train_shard(job)
+        run, job = self.run_of(config, tmp_path / "run", 0, 1, host_memory=host_memory, **sections)
+        for device, n_steps in (("cuda:0", 40), ("cpu", 40), ("cuda:0", 10**6)):
+            with contextlib.suppress(TrainingStoppedError):
+                train_shard(dataclasses.replace(job, device=device), should_stop=stop_after(n_steps))
+        for r in (0, 1):
+            metrics = [each.repetition(r).read_metrics() for each in (run, whole)]
+            assert [row["loss"] for row in metrics[0]] == pytest.approx([row["loss"] for row in metrics[1]], rel=1e-2)
 
     def test_a_repetition_that_fails_leaves_the_others_alone(
         self, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
