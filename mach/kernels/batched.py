@@ -178,7 +178,7 @@ def sparse_backward(
         bits_URH = (at_H + start_UR[:, :, None]) & MASK
         bits_URH = ((bits_URH ^ (bits_URH >> 16)) * 0x7FEB352D) & MASK
         weight_URH = narrowed_at_random(weight_URH, bits_URH ^ (bits_URH >> 15))
-    weight_DW[slots_U] = weight_URH.view(n, -1)
+    weight_DW[slots_U] = weight_URH.flatten(1)
 
 
 def narrowed_at_random(numbers: Tensor, bits: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from mach.kernels.batched import MASK, Dropout
 from mach.networks.batch import Batch, SparseBatch
 from mach.networks.device_decoding import DeviceAssignment
 from mach.networks.feed import DeviceBatch
+from mach.networks.keys import step_keys
 from mach.networks.network import Network
 from mach.networks.offload import Adam, HostRows, ResidentRows, host_tensor, to_device
 from mach.networks.output import StepFigures
@@ -152,9 +153,9 @@ class BatchedNetwork:
         buckets_FM = self._buckets(assignments).buckets(batch.classes_M)
         rows = (batch.indptr_N1, batch.slots, batch.values)
         activations, gradient = self._forward(rows, weight_SW, slice(None), dropouts)
-        figures = self._figures(gradient, buckets_FM, batch.offsets_N1) if measured else None
-        n_heads = assignments[0].n_repetitions
-        self.kernels.loss_gradient(gradient, buckets_FM, batch.offsets_N1, n_heads, self.loss)
+        targets = (buckets_FM, batch.offsets_N1, assignments[0].n_repetitions, self.loss)
+        sums_R2 = self.kernels.figures(gradient, *targets) if measured else None
+        self.kernels.loss_gradient(gradient, *targets)
         scale = 1.0 / len(batch)
         for name, x_RNH in zip(reversed(self.dense), reversed(activations), strict=True):
             by_weight, by_bias = torch.bmm(gradient.mT, x_RNH), gradient.sum(1, dtype=torch.float32)
@@ -168,7 +169,10 @@ class BatchedNetwork:
         self.kernels.sparse_backward(batch.columns, gradient, weight_SW, square_SR, rate, scale, rounding_R)
         if fetched is not None:
             self.rows.end()
-        return figures
+        if sums_R2 is None:
+            return None
+        n = len(batch) * assignments[0].n_repetitions
+        return [StepFigures(total / n, hits / n) for total, hits in sums_R2.tolist()]  # waits for the device
 
     def _forward(
         self, rows: tuple[Tensor, Tensor, Tensor], weight_SW: Tensor, members: slice, dropouts: list[Dropout]
@@ -207,13 +211,11 @@ class BatchedNetwork:
     def _keys_of_step(self) -> tuple[Tensor, Tensor]:
         """Of dropout, shape (layers, R), and of rounding, shape (R,), as `Network` draws them; below 2**32."""
         if self._keys is None or not 0 <= self.n_steps - self._keys[0] < KEY_STEPS:
-            steps = range(self.n_steps, self.n_steps + KEY_STEPS)
-            drawn_TR = np.array(
-                [[np.random.SeedSequence([s, t]).generate_state(1)[0] for s in self._seeds] for t in steps], np.int64
-            )
+            steps_T = np.arange(self.n_steps, self.n_steps + KEY_STEPS)
+            drawn_TR = step_keys(np.array(self._seeds, np.uint32), steps_T.astype(np.uint32)).astype(np.int64)
             dropout_TLR = (drawn_TR[:, None] + np.array(self._modules, np.int64)[:, None]) & MASK
-            rounding_TR = [[(s + t * ROUNDING_STRIDE) & MASK for s in self._seeds] for t in steps]
-            keys = [torch.from_numpy(np.array(array, np.int64)) for array in (dropout_TLR, rounding_TR)]
+            rounding_TR = (steps_T[:, None] * ROUNDING_STRIDE + np.array(self._seeds, np.int64)) & MASK
+            keys = [torch.from_numpy(array) for array in (dropout_TLR, rounding_TR)]
             self._keys = (self.n_steps, to_device(keys[0], self.device), to_device(keys[1], self.device))
         first, dropout, rounding = self._keys
         return dropout[self.n_steps - first], rounding[self.n_steps - first]
@@ -224,13 +226,6 @@ class BatchedNetwork:
         if known is None or any(mine is not theirs for mine, theirs in zip(known[0], assignments, strict=True)):
             known = self._assignment = (list(assignments), DeviceAssignment(assignments, self.device))
         return known[1]
-
-    def _figures(self, logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor) -> list[StepFigures]:
-        """As `mach.networks.output.step_figures`; waits for the device."""
-        n_heads = len(buckets_FM) // self.n_repetitions
-        sums_R2 = self.kernels.figures(logits_RNO, buckets_FM, offsets_N1, n_heads, self.loss)
-        n = max(1, logits_RNO.shape[1] * n_heads)
-        return [StepFigures(total / n, hits / n) for total, hits in sums_R2.tolist()]
 
 
 class Member:
@@ -299,11 +294,10 @@ class Member:
             torch.cuda.synchronize(self.device)  # moments on their way to main memory
         weight_DW, square_DR = self.network.rows.whole()
         weight_DH = weight_DW[:, self._columns].contiguous().cpu()
-        half = weight_DH.dtype == torch.bfloat16
-        found = {INPUT: weight_DH.view(torch.int16).numpy().view(np.uint16) if half else weight_DH.numpy()}
-        found[SQUARE] = square_DR[:, self.index].contiguous().cpu().numpy()
-        found |= {name: tensor[self.index].cpu().numpy() for name, tensor in self.network.tensors.items()}
-        return {name: array for name, array in found.items() if name.startswith(prefix)}
+        is_half = weight_DH.dtype == torch.bfloat16
+        found = {INPUT: weight_DH.view(torch.int16).numpy().view(np.uint16) if is_half else weight_DH.numpy()}
+        wanted = {SQUARE: square_DR[:, self.index]} | {n: t[self.index] for n, t in self.network.tensors.items()}
+        return found | {n: t.contiguous().cpu().numpy() for n, t in wanted.items() if n.startswith(prefix)}
 
 
 def _kernels(device: torch.device) -> ModuleType:

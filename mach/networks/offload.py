@@ -207,6 +207,8 @@ class HostRows:
     @staticmethod
     def _shared(features_U: Tensor, pack: Pack) -> tuple[Tensor, Tensor]:
         """Where the features of both are: here, and in the pack. Waits for the stream."""
+        if not len(pack.features_U):
+            return features_U[:0], features_U[:0]
         theirs_U = torch.searchsorted(pack.features_U, features_U)
         theirs_U.clamp_(max=len(pack.features_U) - 1)
         mine = torch.nonzero(pack.features_U[theirs_U] == features_U).view(-1)

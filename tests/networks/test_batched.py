@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from mach.networks import offload
 from mach.networks.batch import read_batch, read_targets
 from mach.networks.batched import BatchedNetwork, Member, can_be_batched
 from mach.networks.feed import Feed
+from mach.networks.keys import step_keys
 from mach.networks.network import Network
 from mach.networks.output import StepFigures
 from mach.theory import ledger
@@ -288,6 +290,34 @@ def test_the_ledger_counts_what_stays_on_a_device(
     gradients = R * together.dtype.itemsize * (counted.n_hidden + counted.n_output)
     n_bytes = sum(tensor.nbytes for tensor in tensors) + gradients
     assert 0.9 * n_bytes - 20_000 <= ours <= 1.1 * n_bytes
+
+
+@each_device
+@pytest.mark.parametrize("host_memory", ["none", "input", "all"])
+@pytest.mark.parametrize("hidden", [(24,), ()])
+def test_batches_of_rows_without_features_or_classes(
+    store: Store, device: str, host_memory: HostMemory, hidden: tuple[int, ...]
+) -> None:
+    """Between ordinary ones; only biases learn from the former."""
+    pair = Pair(store, device, host_memory=host_memory, hidden=hidden)
+    bare: Any = SimpleNamespace(is_dense=False, n_rows=store.n_rows, n_classes=store.n_classes)
+    bare.feature_indptr = bare.class_indptr = np.zeros(store.n_rows + 1, np.int64)
+    for name in ("feature_indices", "feature_values", "class_ids"):
+        setattr(bare, name, getattr(store, name))
+    host = None if host_memory == "none" else pair.together.rows
+    bare_feed = Feed(bare, pair.together.device, is_resident=host is None, host=host)
+    for step in range(5):
+        feed, pair.store = (bare_feed, bare) if step in {1, 2} else (pair.feed, store)
+        pair.together.step(feed.batch(pair.rows(step), step), pair.assignments, 0.01)
+        pair.step_single(step)
+    assert max(pair.differences().values()) < 2e-3, pair.differences()
+
+
+def test_keys_are_those_of_numpy() -> None:
+    seeds = np.array([0, 1, 2**32 - 1, 123456789], np.uint32)
+    steps = np.array([0, 1, 7, 10**6, 2**32 - 1], np.uint32)
+    expected = [[np.random.SeedSequence([int(s), int(t)]).generate_state(1)[0] for s in seeds] for t in steps]
+    np.testing.assert_array_equal(step_keys(seeds, steps), expected)
 
 
 def test_what_can_be_batched() -> None:
