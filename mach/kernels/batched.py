@@ -3,8 +3,8 @@
 The functions here are the reference: they run on any device, and `mach.kernels.triton_batched` has the same ones under
 the same names for CUDA. Axes: R repetitions that are trained together, N rows, H width of a layer, W = R H, D features
 or the slots of those that are at hand, U features that occur in the batch, M classes of its rows, F = R J functions.
-Random numbers are hashes of position and key, the same as those of the processor's kernels (`mach.kernels.dense`,
-`mach.kernels.sparse`), so that a network draws the same dropout and the same rounding on every device.
+Random numbers are hashes of position and key, those of dropout the same as the processor's (`mach.kernels.dense`), so that
+a network drops the same on every device.
 """
 
 from __future__ import annotations
@@ -173,11 +173,11 @@ def sparse_backward(
     weight_URH = weight_DW[slots_U].float().view_as(sums_URH)
     weight_URH -= rate / (square_UR.sqrt() + EPSILON)[:, :, None] * sums_URH
     if weight_DW.dtype == torch.bfloat16:
-        at_H = torch.arange(width, device=weight_DW.device) * 0x9E3779B9
-        start_UR = features_U[:, None] * 40503 + keys_R
-        bits_URH = (at_H + start_UR[:, :, None]) & MASK
-        bits_URH = ((bits_URH ^ (bits_URH >> 16)) * 0x7FEB352D) & MASK
-        weight_URH = narrowed_at_random(weight_URH, bits_URH ^ (bits_URH >> 15))
+        bits_UR = (features_U[:, None] * 40503 + keys_R) & MASK  # mixed once a row, then spread evenly over it
+        bits_UR = ((bits_UR ^ (bits_UR >> 16)) * 0x7FEB352D) & MASK
+        bits_UR = ((bits_UR ^ (bits_UR >> 15)) * 0x846CA68B) & MASK
+        at_H = torch.arange(width, device=weight_DW.device) * 40503
+        weight_URH = narrowed_at_random(weight_URH, (bits_UR >> 16)[:, :, None] + at_H)
     weight_DW[slots_U] = weight_URH.flatten(1)
 
 

@@ -165,11 +165,11 @@ def backward_kernel(
         at = weight + slot * stride + r_G[:, None] * width + h_B[None, :]
         after = tl.load(at, mask=is_ours, other=0.0).to(tl.float32) - pace[:, None] * sums
         if weight.dtype.element_ty == tl.bfloat16:
-            bits = h_B.to(tl.uint32)[None, :] * 0x9E3779B9
-            bits = bits + (tl.load(features + u).to(tl.uint32) * 40503 + key)[:, None]
+            bits = tl.load(features + u).to(tl.uint32) * 40503 + key  # mixed once a row, then spread evenly over it
             bits = (bits ^ (bits >> 16)) * 0x7FEB352D
-            bits = (bits ^ (bits >> 15)) & 0xFFFF
-            carried = (after.to(tl.uint32, bitcast=True) + bits) >> 16
+            bits = ((bits ^ (bits >> 15)) * 0x846CA68B) >> 16
+            spread = (bits[:, None] + h_B.to(tl.uint32)[None, :] * 40503) & 0xFFFF
+            carried = (after.to(tl.uint32, bitcast=True) + spread) >> 16
             tl.store(at, carried.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=is_ours)
         else:
             tl.store(at, after, mask=is_ours)

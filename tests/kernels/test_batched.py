@@ -19,7 +19,6 @@ from mach.kernels import batched, triton_batched
 from mach.kernels.adam import adam_step
 from mach.kernels.batched import Columns, Dropout, columns_of, gather_rows
 from mach.kernels.dense import relu_dropout
-from mach.kernels.memory import to_bfloat16
 from mach.kernels.sparse import batch_targets, sparse_backward, sparse_forward, transpose_batch
 from mach.networks.batch import Targets
 from mach.networks.output import loss_gradient, step_figures
@@ -127,31 +126,32 @@ def test_activation_and_its_gradient(kernel: ModuleType, device: str, dtype: tor
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("width", [1, 24, 300])
 def test_backward_is_the_processors(kernel: ModuleType, device: str, dtype: torch.dtype, width: int) -> None:
-    """Rounding at random draws the same bits: almost every bfloat16 weight is the same, none is two steps away."""
+    """bfloat16 weights are one of the two next to the exact ones, and on average those."""
     case = Case(width=width, dtype=dtype)
     weight, square = case.weight.to(device).clone(), case.square.to(device).clone()
     columns = columns_of(*case.sparse(device))
     kernel.sparse_backward(columns, case.gradient.to(device), weight, square, 0.01, 0.5, case.keys.to(device))
-    n_equal = 0
+    errors = []
     for r in range(R):
         part = slice(r * width, (r + 1) * width)
-        before = case.weight[:, part].float().numpy()
-        expected = to_bfloat16(before) if dtype == torch.bfloat16 else before.copy()
+        expected = case.weight[:, part].float().numpy().copy()
         moments = case.square[:, r].numpy().copy()
         transposed = transpose_batch(case.indptr, case.indices, case.values, np.zeros(D, np.int32))
         gradient = np.float32(0.5) * case.gradient[r].float().numpy()
-        sparse_backward(*transposed, gradient, expected, moments, 0.01, int(case.keys[r]))
-        ours = weight[:, part].cpu().contiguous()
+        sparse_backward(*transposed, gradient, expected, moments, 0.01, 0)
+        ours = weight[:, part].cpu().float().numpy()
         if dtype == torch.bfloat16:
-            steps = ours.view(torch.uint16).numpy().astype(int) - expected.astype(int)
-            assert np.abs(steps).max() <= 1
-            n_equal += (steps == 0).sum()
+            moved = expected[np.unique(case.indices)]
+            step = 2.0 ** (np.floor(np.log2(np.abs(moved))) - 7)  # from one bfloat16 to the next
+            errors.append((ours[np.unique(case.indices)] - moved) / step)
         else:
-            np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(square[:, r].cpu().numpy(), moments, rtol=1e-5)
     if dtype == torch.bfloat16:
-        assert n_equal >= 0.99 * D * R * width
-        assert not torch.equal(weight.cpu(), case.weight)
+        error = np.concatenate([each.ravel() for each in errors])
+        assert np.abs(error).max() <= 1.01
+        assert abs(error.mean()) < 2 / len(error) ** 0.5
+        assert len(error) < 1000 or np.abs(error).mean() > 0.2  # both ways, not to the nearest
 
 
 @each_kernel

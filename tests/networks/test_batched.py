@@ -173,8 +173,8 @@ def test_together_in_bfloat16(store: Store, device: str, case: dict[str, Any]) -
         for ours, theirs in zip(pair.step_batched(step), pair.step_single(step), strict=True):
             assert ours.loss == pytest.approx(theirs.loss, rel=0.02)
         if step == 0:
-            differences = {n: d for n, d in pair.differences().items() if n.startswith("weights.")}
-            assert max(differences.values()) < 0.03, differences
+            differences = {n: d for n, d in pair.differences().items() if not n.startswith("weights.")}
+            assert max(differences.values()) < 0.03, differences  # means are gradients here
 
 
 @pytest.mark.skipif(
