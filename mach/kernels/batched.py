@@ -3,8 +3,8 @@
 The functions here are the reference: they run on any device, and `mach.kernels.triton_batched` has the same ones under
 the same names for CUDA. Axes: R repetitions that are trained together, N rows, H width of a layer, W = R H, D features
 or the slots of those that are at hand, U features that occur in the batch, M classes of its rows, F = R J functions.
-Random numbers are hashes of position and key, those of dropout the same as the processor's (`mach.kernels.dense`), so that
-a network drops the same on every device.
+Random numbers are hashes of position and key, those of dropout the same as the processor's (`mach.kernels.dense`), so
+that a network drops the same on every device.
 """
 
 from __future__ import annotations

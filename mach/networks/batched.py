@@ -1,8 +1,8 @@
 """Several repetitions as one network on a device: one pass over a sparse batch, matrix products in batches.
 
-The same mathematics as `mach.networks.network.Network`, the same initial weights and dropout, and the same
-arrays in checkpoints, so that a repetition goes on wherever it was begun. Parameters stand one repetition after the
-other, (R, ...); the weights of the sparse input layer are (D, R H), so that a feature's row serves all of them.
+The same mathematics as `mach.networks.network.Network`, the same initial weights and dropout, and the same arrays in
+checkpoints, so that a repetition goes on wherever it was begun. Parameters stand one repetition after the other,
+(R, ...); the weights of the sparse input layer are (D, R H), so that a feature's row serves all of them.
 """
 
 from __future__ import annotations

@@ -13,7 +13,9 @@ from mach.config import Config, LaunchConfig
 from mach.data.prepare import prepare as prepare_data
 from mach.errors import ConfigError
 from mach.launch import setup, start
+from mach.launch.driver import Driver
 from mach.launch.setup import USABLE, plan_of, set_up, sharded
+from mach.training import Progress
 
 
 def test_a_run_that_appears_while_the_data_are_read_is_joined(
@@ -66,3 +68,14 @@ def test_where_a_repetition_is_larger_than_a_gpu(config: Config, tmp_path: Path,
     assert (chosen.shard, chosen.host_memory) == (3, "input")
     with pytest.raises(ConfigError, match=r"launch.host_memory = 'input'"):
         sharded(gpu.model_copy(update={"host_memory": "none"}), run, store, 8 * 10**9)
+
+
+@pytest.mark.parametrize(("n_together", "expected"), [(1, (110, 300, 105)), (3, (30, 300, 15))])
+def test_steps_of_a_shard_count_for_all_that_take_them(n_together: int, expected: tuple[int, ...]):
+    """Repetition 1 of three: after the first one is done, or beside it."""
+    told: list[Any] = []
+    schedule: Any = SimpleNamespace(progressed=lambda worker, now, *steps: told.append(steps))
+    driver = Driver(schedule, SimpleNamespace(), SimpleNamespace(), 1)  # type: ignore[arg-type]
+    driver._shard[0] = (0, 1, 2)
+    driver._progressed(0, 0.0, Progress(1, 10, 100, 1, 1, 0.0, 0.0, 0.0, 0.0, 5, n_together))
+    assert told == [expected]

@@ -185,9 +185,8 @@ def test_together_in_bfloat16(store: Store, device: str, case: dict[str, Any]) -
 def test_together_by_kernels_in_the_interpreter(store: Store, case: dict[str, Any]) -> None:
     pair = Pair(store, **case)
     pair.together.kernels = pair.together.adam.kernels = triton_batched
-    for step in range(2):
-        for ours, theirs in zip(pair.step_batched(step), pair.step_single(step), strict=True):
-            assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
+    for ours, theirs in zip(pair.step_batched(0), pair.step_single(0), strict=True):
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
     assert max(pair.differences().values()) < 2e-3, pair.differences()
 
 
