@@ -19,6 +19,7 @@ from mach.places import Place, place, read_bytes
 Format = Literal["auto", "repository", "svmlight", "npz", "npy", "csv", "jsonl", "parquet", "builtin"]
 AssignmentKind = Literal["universal", "random", "balanced", "clustered", "learned"]
 DOCUMENTS = "builtin:characters-names"  # the embedded set's classes, each a document of its name
+HostMemory = Literal["none", "input", "all"]
 Aggregate = Literal["auto", "mean", "unbiased-mean", "log-mean", "logit-mean", "min", "median"]
 
 
@@ -233,7 +234,10 @@ class RerankingConfig(Section):
 
 
 class LaunchConfig(Section):
-    """Where repetitions are trained (`mach.launch`); changing it never changes the weights, except ``threads``."""
+    """Where repetitions are trained (`mach.launch`); only ``threads``, ``gpus`` and ``shard`` change the weights.
+
+    On a GPU the repetitions of a shard see the same rows in the same order (`mach.training`).
+    """
 
     launcher: Literal["local", "ray"] = Field(
         default="local", description="processes of this machine, or a Ray cluster"
@@ -248,7 +252,18 @@ class LaunchConfig(Section):
     )
     gpus: float = Field(default=0.0, ge=0.0, le=1.0, description="GPU of a worker; a fraction shares one")
     resources: dict[str, float] = Field(default={}, description="custom Ray resources of a worker")
-    shard: int = Field(default=1, ge=1, le=1024, description="repetitions that a worker takes at a time")
+    shard: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="repetitions that a worker takes at a time, on a GPU as one network; none: 1, on a GPU of this "
+        "machine as many as the ledger says fit its memory",
+    )
+    host_memory: HostMemory | None = Field(
+        default=None,
+        description="what of the networks on a GPU stays in main memory: none, the input layers, or all that can, the "
+        "moments of other layers as well; none given: as little as lets a repetition fit",
+    )
     attempts: int = Field(default=3, ge=1, description="failures without progress after which a repetition is given up")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mach.config import HostMemory
 from mach.errors import ConfigError
 from mach.hashing import MAX_CAPACITY
 
@@ -22,6 +23,8 @@ from mach.hashing import MAX_CAPACITY
 INPUT_TRAINING_BYTES, TRAINING_BYTES = 4, 14
 AFFINITY_BYTES = 2**27  # of classes for buckets, held at once where assignments are learned (`mach.assignments`)
 PROCESS_BYTES = 400_000_000  # Python, torch, compiled kernels and a batch, as measured
+DEVICE_PROCESS_BYTES = 1_500_000_000  # of a GPU: context, libraries, what the allocator cannot join; an estimate
+MOMENTS_BYTES = 2**28  # of a GPU: pieces of moments that pass through (`mach.networks.offload`)
 BIAS_BYTES = 4  # stored biases stay float32
 STEPS_BYTES = 4 * 256  # a precomputed progression of the decoder's index (`mach.kernels.decode.Index`)
 N_PEERS = 4  # repetitions that the index of a table keeps beside each list of members
@@ -145,9 +148,49 @@ class Ledger:
     def worker_bytes(self) -> int:
         return self.training_bytes + self.learning_bytes + PROCESS_BYTES
 
-    def repetitions_within(self, n_bytes: int) -> int:
-        """How many repetitions can be trained together in so much memory of a device, at most R."""
-        return min(self.n_repetitions, n_bytes // self.training_bytes)
+    def device_bytes(
+        self, n_together: int, n_rows: int = 256, *, number_bytes: int = 2, host_memory: HostMemory = "none"
+    ) -> int:
+        """Memory of a GPU on which so many repetitions train together (`mach.networks.batched`).
+
+        Parameters
+        ----------
+        n_together : int
+        n_rows : int
+            Of a batch.
+        number_bytes : int
+            Of a number in products: 2 is bfloat16, 4 float32.
+        host_memory : {"none", "input", "all"}
+            What stays in main memory: nothing, input layers, moments of other layers as well.
+
+        Notes
+        -----
+        With w = ``number_bytes``, U = min(D, N nnz) features of a batch, and H1 the width of the input layer, a
+        repetition takes ``D (w H1 + 4)`` for its input layer (from main memory: three times U rows of it); for a dense
+        parameter 4 as master, 8 as moments (0 from main memory), 2 as bfloat16 copy and w as gradient; and for a row
+        ``w`` a logit and ``2 w`` an activation. Once come the batch itself, 56 a non-zero, and the figures of one
+        repetition, 16 a logit. All rows, 8 a non-zero, are on the device only where they leave half of it free.
+        """
+        n_outputs = self.n_heads * self.n_buckets
+        width, w = self.hidden[0] if self.hidden else n_outputs, number_bytes
+        n_entries = n_rows * self.n_active
+        n_input_rows = self.n_features if host_memory == "none" else 3 * min(self.n_features, n_entries)
+        dense = 4 + (0 if host_memory == "all" else 8) + (2 if w == 2 else 0) + w
+        repetition = n_input_rows * (width * w + 4) + dense * (self.n_hidden + self.n_output)
+        repetition += n_rows * w * (n_outputs + 2 * sum(self.hidden))
+        return (
+            n_together * repetition
+            + 56 * n_entries
+            + 16 * n_rows * n_outputs
+            + (MOMENTS_BYTES if host_memory == "all" else 0)
+            + DEVICE_PROCESS_BYTES
+        )
+
+    def repetitions_within(self, n_bytes: int, n_rows: int = 256, **options: Any) -> int:
+        """How many repetitions can be trained together in so much memory of a device, at most R; as `device_bytes`."""
+        none = self.device_bytes(0, n_rows, **options)
+        each = self.device_bytes(1, n_rows, **options) - none
+        return max(0, min(self.n_repetitions, (n_bytes - none) // each))
 
     def rows(self) -> list[tuple[str, float, str]]:
         """Lines to print: (name, value, unit)."""

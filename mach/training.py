@@ -3,7 +3,8 @@
 `train_shard` reads the run directory and the store, and writes the repetitions' own files; it knows nothing of
 other shards. Where and when it runs, and how often it is interrupted, never changes a bit of the weights: row
 order and dropout are functions of (seed, repetition, epoch, step), and a checkpoint holds everything else, a learned
-assignment with it.
+assignment with it. On a GPU the repetitions of a shard are trained together, as one batched network, on the same rows
+in the same order, that of the first; a checkpoint says whose order it follows, so that it goes on so anywhere.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,18 @@ import torch
 from numpy.typing import NDArray
 
 from mach.assignments import relearned
-from mach.config import Config
+from mach.config import Config, HostMemory
 from mach.data.store import Store
 from mach.data.transfer import fetch_store
 from mach.errors import MachError, StorageError
 from mach.hashing import Assignment, TableAssignment
 from mach.networks.batch import read_batch, read_targets
+from mach.networks.batched import Member, can_be_batched
 from mach.networks.inference import bucket_probabilities, stored_weights
 from mach.networks.network import Network, refuse_missing
 from mach.networks.output import StepFigures, mean_figures, step_figures
 from mach.networks.rates import rate_at
+from mach.networks.shard import BatchedShard
 from mach.places import HOST
 from mach.repetition import RepetitionFiles, SignOfLife, Summary
 from mach.storage import TABLE, Run
@@ -63,6 +66,10 @@ class ShardJob:
         to finish counts, and nothing else is different: they write the same bits.
     device : str
         Of the networks' dense parts: "cpu" or "cuda:N".
+    together : bool, optional
+        Whether the repetitions are one batched network, where their kind allows it; by default on a GPU.
+    host_memory : {"none", "input", "all"}
+        What of such a network stays in main memory: nothing, input layers, moments of other layers as well.
     """
 
     run: str
@@ -71,6 +78,8 @@ class ShardJob:
     threads: int = 1
     exclusive: bool = True
     device: str = "cpu"
+    together: bool | None = None
+    host_memory: HostMemory = "none"
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,17 @@ class Progress:
     rows_per_second: float
     seconds_left: float
     saved_step: int
+    n_together: int = 1  # repetitions that take this step at once
+
+
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """The next step of a repetition: its rows, those of the step after in the same epoch, and how to go."""
+
+    rows: NDArray[np.int64]
+    ahead: NDArray[np.int64]
+    rate: float
+    measured: bool
 
 
 class TrainingError(MachError):
@@ -124,7 +144,7 @@ def train_shard(
     StorageError
         When finished weights cannot be written.
     ConfigError
-        When the device is not there.
+        When the device is not there, or lacks memory.
     TrainingError
         When the loss is no longer finite, or a socket was opened.
     """
@@ -135,16 +155,114 @@ def train_shard(
     if not missing:
         return
     store = fetch_store(job.store)
+    together = job.device != "cpu" if job.together is None else job.together
+    together = together and can_be_batched(run.config.network, dense_input=store.is_dense)
     torch.set_flush_denormal(True)  # denormal Adam moments cost a hundredfold
     try:
-        for files in missing:
+        for unit in [missing] if together else [[files] for files in missing]:
             try:
-                with _held(files, should_stop, job.exclusive), traffic or PeerTraffic() as counter:
-                    _Trainer(run, store, files, counter, report, should_stop, job.device).train()
+                with contextlib.ExitStack() as stack:
+                    for files in unit:
+                        stack.enter_context(_held(files, should_stop, job.exclusive))
+                    counter = stack.enter_context(traffic or PeerTraffic())
+                    for group in _groups(unit) if together else [unit]:
+                        pulse = _Pulse(should_stop, run.config.training.checkpoint_seconds)
+                        device = "cpu" if together else job.device
+                        trainers = (_Trainer(run, store, files, counter, report, pulse, device) for files in group)
+                        if together:
+                            _train_together(trainers, len(group), store, job, pulse)
+                        else:
+                            _train_alone(next(trainers), pulse)
             finally:
-                files.keep_log()
+                for files in unit:
+                    files.keep_log()
     finally:
         torch.set_flush_denormal(False)  # the state of the whole thread, and the caller's to use
+
+
+def _groups(unit: list[RepetitionFiles]) -> list[list[RepetitionFiles]]:
+    """Repetitions that can be trained together from here: at the same step, on the same rows."""
+    groups: dict[Any, list[RepetitionFiles]] = {}
+    for files in unit:
+        if files.is_done:  # by another process that we waited for
+            continue
+        standing = None
+        if files.is_begun:
+            with files.local_file(files.state) as file:
+                arrays, metadata = map_tensors(file)
+                standing = (int(arrays["n_steps"][0]), json.loads(metadata["notes"]).get("order", files.repetition))
+        groups.setdefault(standing, []).append(files)
+    return list(groups.values())
+
+
+def _train_alone(trainer: _Trainer, pulse: _Pulse) -> None:
+    """Train a repetition to its end from where it stands."""
+    trainer.begin(order_of=trainer.repetition)
+    _walk([trainer], trainer.step, pulse)
+
+
+def _train_together(trainers: Iterator[_Trainer], n: int, store: Store, job: ShardJob, pulse: _Pulse) -> None:
+    """Train n repetitions as one network on a device; their own networks are needed one at a time to begin with."""
+    begun: list[_Trainer] = []
+    with contextlib.ExitStack() as stack:
+        for trainer in trainers:
+            begun.append(trainer)
+            trainer.n_together = n
+            trainer.begin(order_of=begun[0].repetition)
+            assert isinstance(trainer.network, Network)
+            if len(begun) == 1:
+                made = BatchedShard(trainer.network, n, trainer.config.network, store, job.device, job.host_memory)
+                shard = stack.enter_context(contextlib.closing(made))
+            trainer.network = shard.adopt(trainer.network)
+
+        def step(wanted: _Wanted) -> list[StepFigures] | None:
+            assignments = [trainer.assignment for trainer in begun]
+            return shard.step(wanted.rows, wanted.ahead, assignments, wanted.rate, measured=wanted.measured)
+
+        _walk(begun, step, pulse)
+
+
+def _walk(trainers: list[_Trainer], step: Callable[[_Wanted], list[StepFigures] | None], pulse: _Pulse) -> None:
+    """Let trainers walk side by side, each to its end; one that fails leaves the others alone."""
+    walks = [trainer.steps() for trainer in trainers]
+    wanted = [next(walk, None) for walk in walks]
+    errors: list[MachError] = []
+    while (lead := next((each for each in wanted if each is not None), None)) is not None:
+        figures = step(lead)
+        pulse.beat()
+        for i, walk in enumerate(walks):
+            if wanted[i] is not None:
+                try:
+                    wanted[i] = walk.send(figures[i] if figures else None)
+                except StopIteration:
+                    wanted[i] = None
+                except (TrainingError, TrainingStoppedError) as error:
+                    wanted[i] = None
+                    errors.append(error)
+        pulse.rest()
+    if errors:
+        raise errors[0]
+
+
+class _Pulse:
+    """When to stop and when to save, asked once a step for all repetitions that are trained together."""
+
+    def __init__(self, should_stop: Callable[[], bool], checkpoint_seconds: float) -> None:
+        self._should_stop, self._checkpoint_seconds = should_stop, checkpoint_seconds
+        self._saved, self._pause = time.monotonic(), 0.0
+        self.stops = self.saves = False
+
+    def beat(self) -> None:
+        """A step was made."""
+        self._now = time.monotonic()
+        self.stops = self._should_stop()
+        self.saves = self._now - self._saved >= max(self._checkpoint_seconds, self._pause)
+
+    def rest(self) -> None:
+        """All have saved, if they were to."""
+        if self.saves:
+            self._saved = time.monotonic()
+            self._pause = (self._saved - self._now) / MAX_CHECKPOINT_SHARE
 
 
 @contextlib.contextmanager
@@ -170,12 +288,13 @@ class _Trainer:
         files: RepetitionFiles,
         traffic: PeerTraffic,
         report: Callable[[Progress], None],
-        should_stop: Callable[[], bool],
+        pulse: _Pulse,
         device: str,
     ) -> None:
         self.store, self.files = store, files
-        self.traffic, self.report, self.should_stop = traffic, report, should_stop
-        self.repetition = files.repetition
+        self.traffic, self.report, self.pulse = traffic, report, pulse
+        self.repetition = self.order_of = files.repetition
+        self.n_together = 1
         with self._storing():
             self.config: Config = run.config
             manifest, counts_K = run.manifest, run.class_counts_K()
@@ -191,7 +310,7 @@ class _Trainer:
         self.n_replayed = min(n_old, round((self.training.replay or 0.0) * len(self.new_rows)))
         self.steps_per_epoch = -(-(len(self.new_rows) + self.n_replayed) // self.training.batch)
         self.n_steps = self.training.epochs * self.steps_per_epoch
-        self.network = Network(
+        self.network: Network | Member = Network(
             self.config.network,
             n_features=store.n_features,
             n_outputs=self.assignment.n_repetitions * self.assignment.n_buckets,
@@ -210,11 +329,24 @@ class _Trainer:
         self.best: dict[str, NDArray[Any]] = {}  # weights of the best epoch, where training may go on beyond it
         self.sign_seconds = REMOTE_SIGN_SECONDS if files.is_remote else SIGN_SECONDS
 
-    def train(self) -> None:
-        """Train to the end, or to where another trainer of this repetition is found to have finished it."""
+    def begin(self, order_of: int) -> None:
+        """Go on from the checkpoint; a repetition without one follows the row order of the given repetition."""
+        self.order_of = order_of
         self._resume()
-        started = saved = told = signed = time.monotonic()
-        pause = 0.0
+
+    def step(self, wanted: _Wanted) -> list[StepFigures] | None:
+        """A step of this repetition alone."""
+        assert isinstance(self.network, Network)
+        batch, targets = read_batch(self.store, wanted.rows), read_targets(self.store, wanted.rows, self.assignment)
+        figures = self.network.step(batch, targets, wanted.rate, measured=wanted.measured)
+        return [figures] if figures else None
+
+    def steps(self) -> Generator[_Wanted, StepFigures | None, None]:
+        """Train to the end, or to where another trainer of this repetition is found to have finished it.
+
+        Yields what the next step is, and takes its figures when it was made.
+        """
+        started = told = signed = time.monotonic()
         epoch_started, epoch_first_step = started, self.network.n_steps
         first_step, worker_seconds = self.network.n_steps, self.worker_seconds
         while self.network.n_steps < self.n_steps and not self._has_converged():
@@ -223,10 +355,10 @@ class _Trainer:
             if offset == 0 or step == first_step:
                 order = self._order(epoch)
                 epoch_started, epoch_first_step = time.monotonic(), step
-            rows = order[offset * self.training.batch : (offset + 1) * self.training.batch]
-            figures = self.network.step(
-                read_batch(self.store, rows),
-                read_targets(self.store, rows, self.assignment),
+            begin, size = offset * self.training.batch, self.training.batch
+            figures = yield _Wanted(
+                order[begin : begin + size],
+                order[begin + size : begin + 2 * size],
                 rate_at(step, self.n_steps, self.training),
                 measured=offset % MEASURE_EVERY == 0,
             )
@@ -238,7 +370,7 @@ class _Trainer:
             if now - told >= REPORT_SECONDS or ends_epoch:
                 self.report(self._progress(epoch, speed))
                 told = now
-            stops, saves = self.should_stop(), now - saved >= max(self.training.checkpoint_seconds, pause)
+            stops, saves = self.pulse.stops, self.pulse.saves
             if (ends_epoch or stops or saves) and self._is_over():
                 return
             if ends_epoch or now - signed >= self.sign_seconds:
@@ -253,14 +385,12 @@ class _Trainer:
                 raise TrainingStoppedError(f"repetition {self.repetition} stopped at step {step + 1} of {self.n_steps}")
             if saves:
                 self._try(self._checkpoint)
-                saved = time.monotonic()
-                pause = (saved - now) / MAX_CHECKPOINT_SHARE
         if not self._is_over():
             self._finish()
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         """Rows of an epoch: all of the training rows, or all new ones and some old ones against forgetting."""
-        generator = np.random.default_rng([self.training.seed, self.repetition, epoch])
+        generator = np.random.default_rng([self.training.seed, self.order_of, epoch])
         rows = self.new_rows
         if self.n_replayed:
             replayed = generator.choice(self.old_rows, self.n_replayed, replace=False, shuffle=False)
@@ -288,6 +418,7 @@ class _Trainer:
             rows_per_second=speed,
             seconds_left=(self.n_steps - self.network.n_steps) * self.training.batch / speed,
             saved_step=self.saved_step,
+            n_together=self.n_together,
         )
 
     def _end_epoch(self, epoch: int, speed: float) -> None:
@@ -335,7 +466,7 @@ class _Trainer:
 
     def _sign(self, progress: Progress) -> None:
         told = asdict(progress) | {"pid": os.getpid(), "unix_seconds": time.time(), "device": str(self.network.device)}
-        del told["repetition"]
+        del told["repetition"], told["n_together"]
         if math.isfinite(progress.loss):
             self._try(lambda: self.files.write_progress(SignOfLife(**told)))
 
@@ -384,6 +515,7 @@ class _Trainer:
             self.files.sweep()
             if not self.files.is_begun:
                 if self.training.start is not None:
+                    assert isinstance(self.network, Network)
                     with self.files.local_file(self.files.start) as file:
                         self.network.load_weights(map_tensors(file)[0])
                 return
@@ -399,6 +531,7 @@ class _Trainer:
                     return
                 raise
         notes = json.loads(metadata["notes"])
+        self.order_of = notes.get("order", self.repetition)
         self.metrics, self.worker_seconds = notes["metrics"], notes["worker_seconds"]
         self.figures = [StepFigures(**figures) for figures in notes["figures"]]
         self.best_precision, self.best_epoch = notes["best_precision"], notes["best_epoch"]
@@ -411,6 +544,7 @@ class _Trainer:
             "figures": [asdict(figures) for figures in self.figures],
             "best_precision": self.best_precision,
             "best_epoch": self.best_epoch,
+            "order": self.order_of,
         }
         best = {BEST + name: array for name, array in self.best.items()}
         with self._storing():

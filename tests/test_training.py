@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import socket
 import subprocess
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from mach.config import Config, TrainingConfig
@@ -28,6 +31,7 @@ from mach.training import (
     ShardJob,
     TrainingError,
     TrainingStoppedError,
+    _Trainer,
     train_shard,
 )
 
@@ -232,3 +236,118 @@ def test_a_store_of_other_data_is_found_out(config: Config, tmp_path: Path, plan
     other = config.model_copy(update={"data": config.data.model_copy(update={"train": str(planted / "test.txt")})})
     with pytest.raises(ConfigError, match="data.train: .* was trained on data with fingerprint"):
         set_up(other, tmp_path / "run")
+
+
+class PlainTrunk(nn.Linear):
+    """A user's trunk."""
+
+    def __init__(self, in_features: int) -> None:
+        super().__init__(in_features, 16)
+
+
+class TestTogether:
+    """A shard as one batched network, here on the processor: the whole path of a GPU but its kernels."""
+
+    def run_of(self, config: Config, path: Path, *repetitions: int, host_memory: Any = "none", **sections: dict):
+        run, job = job_of(config, path, *repetitions, **sections)
+        return run, dataclasses.replace(job, together=True, host_memory=host_memory)
+
+    def test_it_learns_what_repetitions_learn_alone(
+        self, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        """Together each becomes what it would alone on the rows of the first, learned assignments and all."""
+        sections: dict[str, dict] = {
+            "hashing": {"assignment": "learned", "repetitions": 3, "heads": 2},
+            "data": {"validation_fraction": 0.1},
+            "training": {"epochs": 3},
+        }
+        run, job = self.run_of(config, tmp_path / "run", 0, 1, 2, **sections)
+        seen: list[Progress] = []
+        train_shard(job, report=seen.append)
+        assert {progress.n_together for progress in seen} == {3}
+        alone, job = job_of(config, tmp_path / "alone", 0, 1, 2, **sections)
+        begin = _Trainer.begin
+        monkeypatch.setattr(_Trainer, "begin", lambda trainer, order_of: begin(trainer, order_of=0))
+        train_shard(job)
+        for r in range(3):
+            ours, theirs = (each.repetition(r) for each in (run, alone))
+            for mine, other in zip(ours.read_metrics(), theirs.read_metrics(), strict=True):
+                assert mine.keys() == other.keys()
+                exact = {name: other[name] for name in mine if name != "rows_per_second"}
+                assert {name: mine[name] for name in exact} == pytest.approx(exact, rel=0.02)
+            first, same = (map_tensors(each.weights_file())[0] for each in (ours, theirs))
+            np.testing.assert_allclose(first["output.bias"], same["output.bias"], rtol=1e-2, atol=1e-2)
+            assert ours.is_done
+            assert not ours.is_begun
+
+    @pytest.mark.parametrize("host_memory", ["none", "input", "all"])
+    def test_interruptions_change_nothing(self, config: Config, tmp_path: Path, host_memory: str):
+        """Stopped within epochs and on their borders, with a repetition lost to the shard on the way."""
+        sections: dict[str, dict] = {"training": {"epochs": 2}}
+        train_shard(self.run_of(config, tmp_path / "whole", 0, 1, **sections)[1])
+        run, job = self.run_of(config, tmp_path / "run", 0, 1, host_memory=host_memory, **sections)
+        n_stops = 0
+        while not all(run.repetition(r).is_done for r in (0, 1)):
+            try:
+                train_shard(job, should_stop=stop_after(47 if n_stops == 0 else 20))
+            except TrainingStoppedError:
+                n_stops += 1
+        assert n_stops == 3
+        for r in (0, 1):
+            assert weight_bytes(tmp_path / "run", r) == weight_bytes(tmp_path / "whole", r)
+
+    def test_from_a_gpu_to_the_processor_and_back(self, config: Config, tmp_path: Path):
+        """A checkpoint says whose row order it follows, so rows come in the same order everywhere."""
+        sections: dict[str, dict] = {"training": {"epochs": 2}}
+        whole = self.run_of(config, tmp_path / "whole", 0, 1, **sections)[0]
+        train_shard(self.run_of(config, tmp_path / "whole", 0, 1, **sections)[1])
+        run, job = self.run_of(config, tmp_path / "run", 0, 1, **sections)
+        with pytest.raises(TrainingStoppedError):
+            train_shard(job, should_stop=stop_after(20))
+        alone = dataclasses.replace(job, repetitions=(1,), together=False)
+        with pytest.raises(TrainingStoppedError):
+            train_shard(alone, should_stop=stop_after(30))
+        assert [run.status(r)["state"] for r in (0, 1)] != ["finished"] * 2
+        train_shard(job)  # the two are at different steps now, and trained one after the other
+        for r in (0, 1):
+            metrics = [each.repetition(r).read_metrics() for each in (run, whole)]
+            assert [row["loss"] for row in metrics[0]] == pytest.approx([row["loss"] for row in metrics[1]], rel=1e-3)
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+    @pytest.mark.parametrize("host_memory", ["none", "input", "all"])
+    def test_on_a_gpu_as_on_the_processor(self, config: Config, tmp_path: Path, host_memory: str):
+        """Begun on the GPU, gone on on the processor, ended on the GPU: the same losses as on the processor alone."""
+        sections: dict[str, dict] = {"training": {"epochs": 3}}
+        whole, job = self.run_of(config, tmp_path / "whole", 0, 1, **sections)
+        train_shard(job)
+        run, job = self.run_of(config, tmp_path / "run", 0, 1, host_memory=host_memory, **sections)
+        for device, n_steps in (("cuda:0", 40), ("cpu", 40), ("cuda:0", 10**6)):
+            with contextlib.suppress(TrainingStoppedError):
+                train_shard(dataclasses.replace(job, device=device), should_stop=stop_after(n_steps))
+        for r in (0, 1):
+            metrics = [each.repetition(r).read_metrics() for each in (run, whole)]
+            assert [row["loss"] for row in metrics[0]] == pytest.approx([row["loss"] for row in metrics[1]], rel=1e-2)
+
+    def test_a_repetition_that_fails_leaves_the_others_alone(
+        self, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        run, job = self.run_of(config, tmp_path / "run", 0, 1, training={"epochs": 1})
+        refuse = _Trainer._refuse_trouble
+
+        def fail(trainer: _Trainer, loss: float) -> None:
+            refuse(trainer, float("nan") if trainer.repetition == 0 else loss)
+
+        monkeypatch.setattr(_Trainer, "_refuse_trouble", fail)
+        with pytest.raises(TrainingError, match="repetition 0 diverged"):
+            train_shard(job)
+        assert not run.repetition(0).is_done
+        assert run.repetition(1).is_done
+
+    def test_what_cannot_be_together_goes_one_by_one(self, config: Config, tmp_path: Path):
+        seen: list[Progress] = []
+        _, job = self.run_of(
+            config, tmp_path / "run", 0, 1, network={"trunk": f"{__name__}:PlainTrunk"}, training={"epochs": 1}
+        )
+        train_shard(job, report=seen.append)
+        assert [(p.repetition, p.n_together) for p in seen if p.step == 47] == [(0, 1), (1, 1)]

@@ -20,7 +20,8 @@ from mach.estimator.fitted import BLOCK_SCORES, FEW_CLASSES, FEW_PARAMETERS, RUN
 from mach.estimator.rows import Kept, Rows
 from mach.launch.launchers import train as launch_training
 from mach.launch.reranker import train_reranker
-from mach.launch.setup import set_up
+from mach.launch.schedule import shards_of
+from mach.launch.setup import set_up, sharded
 from mach.networks.batch import SparseBatch, read_batch, read_classes
 from mach.places import short_lived
 from mach.reranker import is_due
@@ -167,7 +168,8 @@ def train(config: Config, path: Path, *, device: str = "cpu", console: Console) 
     run, store = set_up(config, path)
     launch = config.launch
     if launch.launcher == "local" and launch.workers == 1:
-        _train_here(run, store, launch, device, console)
+        gpus = launch.model_copy(update={"gpus": 1.0 if device != "cpu" else 0.0})
+        _train_here(run, store, sharded(gpus, run, store), device, console)
     else:
         if device != "cpu" and not launch.gpus:
             share = 1.0 if launch.launcher == "ray" else 1.0 / (launch.workers or 1)
@@ -188,11 +190,20 @@ def _train_here(run: Run, store: Store, launch: LaunchConfig, device: str, conso
     traffic = PeerTraffic()
     # other threads of this process may open sockets, and that is no talk between repetitions
     with _torch_kept(), display, traffic.paused():
-        for r in repetitions:
-            job = ShardJob(str(run.path), str(store.path), (r,), threads=launch.threads, device=device)
-            display.set(r, f"here, {device}")
+        for shard in shards_of(repetitions, launch.shard or 1):
+            job = ShardJob(
+                str(run.path),
+                str(store.path),
+                shard,
+                threads=launch.threads,
+                device=device,
+                host_memory=launch.host_memory or "none",
+            )
+            for r in shard:
+                display.set(r, f"here, {device}")
             train_shard(job, report=display.progressed, traffic=traffic)
-            display.set(r, "finished")
+            for r in shard:
+                display.set(r, "finished")
         if is_due(run):
             from mach.reranking import STAGES, RerankerTraining
 

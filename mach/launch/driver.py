@@ -81,7 +81,7 @@ def train(
     wanted = list(range(run.config.hashing.repetitions)) if repetitions is None else repetitions
     finished = [r for r in wanted if run.repetition(r).is_done]
     missing = [r for r in wanted if r not in finished]
-    schedule = Schedule(shards_of(missing, launch.shard), launch.attempts)
+    schedule = Schedule(shards_of(missing, launch.shard or 1), launch.attempts)
     display = Display(console or Console(stderr=True), wanted, finished)
     with display:
         try:
@@ -171,11 +171,12 @@ class Driver:
         self._offer(worker)
 
     def _progressed(self, worker: int, now: float, progress: Progress) -> None:
-        """Count the steps of a shard through all its repetitions, which are trained one after the other."""
+        """Count the steps of a shard through all its repetitions, trained together or one after the other."""
         shard = self._shard[worker]
-        before = shard.index(progress.repetition) * progress.n_steps
-        steps = (before + progress.step, len(shard) * progress.n_steps, before + progress.saved_step)
-        self.schedule.progressed(worker, now, *steps)
+        times = len(shard) if progress.n_together > 1 else 1
+        before = 0 if times > 1 else shard.index(progress.repetition) * progress.n_steps
+        saved_step = before + times * progress.saved_step
+        self.schedule.progressed(worker, now, before + times * progress.step, len(shard) * progress.n_steps, saved_step)
 
     def _offer(self, worker: int) -> None:
         """Give a free worker something to do, if there is anything."""

@@ -8,7 +8,7 @@ from mach.config import LaunchConfig
 from mach.data.store import Store
 from mach.launch import local
 from mach.launch.schedule import shards_of
-from mach.launch.setup import plan_of
+from mach.launch.setup import plan_of, sharded
 from mach.storage import Run
 
 
@@ -21,6 +21,7 @@ def train(
     console: Console | None = None,
 ) -> None:
     """Train what lacks DONE where ``launch.launcher`` says; see `mach.launch.driver.train`."""
+    launch = sharded(launch, run, store)
     if launch.launcher == "local":
         local.train_locally(run, store, launch, repetitions=repetitions, console=console)
         return
@@ -36,6 +37,6 @@ def train(
 
 def n_workers(launch: LaunchConfig, n_repetitions: int) -> int:
     """Workers that a run of so many repetitions will ask for."""
-    n_shards = len(shards_of(list(range(n_repetitions)), launch.shard))
+    n_shards = len(shards_of(list(range(n_repetitions)), launch.shard or 1))
     most = local.n_workers(launch) if launch.launcher == "local" else launch.workers or n_shards
     return min(most, n_shards)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from mach import __version__, recipe, theory
 from mach.assignments import CHOICES, DRAWN, draw_table, refuse_large
-from mach.config import Config, HashingConfig, RerankingConfig, completed, differing_keys, fingerprint
+from mach.config import (
+    Config,
+    HashingConfig,
+    HostMemory,
+    LaunchConfig,
+    RerankingConfig,
+    completed,
+    differing_keys,
+    fingerprint,
+)
 from mach.data.store import Store
 from mach.data.transfer import META, fetch_source, upload_store
 from mach.data.writer import storage_errors
@@ -31,6 +40,7 @@ LAYOUT = (
     "reranking",
     STORE,
 )
+USABLE = 0.9  # of a GPU, or of our share of it
 # Sections and keys that do not change what is learned, or that a run may change on the way.
 FREE_KEYS = (
     "launch.",
@@ -152,7 +162,7 @@ def resolve(config: Config, store: Store, known: Assignment | None = None) -> tu
         loss = "softmax" if np.all(np.diff(store.class_indptr) == 1) else "binary"
     precision = config.training.precision
     if precision == "auto":
-        precision = native_precision()
+        precision = "bfloat16" if config.launch.gpus else native_precision()
     config = config.model_copy(
         update={
             "hashing": _resolve_hashing(config, n_buckets),
@@ -189,6 +199,63 @@ def plan_of(config: Config, store: Store, n_workers: int = 1) -> theory.Plan:
         dense_input=store.is_dense,
         n_workers=n_workers,
     )
+
+
+def sharded(launch: LaunchConfig, run: Run, store: Store, device_bytes: int | None = None) -> LaunchConfig:
+    """Choose ``launch.shard`` and ``launch.host_memory`` where they are left out: what the ledger says fits a GPU.
+
+    Parameters
+    ----------
+    launch : LaunchConfig
+    run : Run
+    store : Store
+    device_bytes : int, optional
+        Memory of a GPU; by default that of this machine's first. Without any, as on the head of a cluster, shards are
+        of one repetition.
+
+    Raises
+    ------
+    ConfigError
+        When not even one repetition fits.
+    """
+    from mach.networks.batched import can_be_batched
+
+    chosen: dict[str, Any] = {"shard": launch.shard or 1, "host_memory": launch.host_memory or "none"}
+    config, n_bytes = run.config, (device_bytes or gpu_bytes()) if launch.gpus else 0
+    if n_bytes and can_be_batched(config.network, dense_input=store.is_dense):
+        ledger = plan_of(config, store).ledger
+        options = {"n_rows": config.training.batch, "number_bytes": 2 if run.manifest.precision == "bfloat16" else 4}
+        n_ours = int(n_bytes * launch.gpus * USABLE)
+        fitting = {
+            on_host: ledger.repetitions_within(n_ours, host_memory=on_host, **options)
+            for on_host in get_args(HostMemory)
+        }
+        if launch.host_memory is None:
+            chosen["host_memory"] = next((on_host for on_host, n in fitting.items() if n), "none")
+        fits = fitting[chosen["host_memory"]]
+        if launch.shard is None:
+            n_workers = launch.workers or int(1 / launch.gpus)
+            chosen["shard"] = max(1, min(fits, -(-config.hashing.repetitions // n_workers)))
+        if chosen["shard"] > fits:
+            wanted = ledger.device_bytes(chosen["shard"], host_memory=chosen["host_memory"], **options)
+            wider = [on_host for on_host, n in fitting.items() if n > fits]
+            repair = f", launch.host_memory = {wider[0]!r}" if wider else ""
+            raise ConfigError(
+                f"{chosen['shard']} repetitions together take about {wanted / 1e9:.1f} GB of a GPU, "
+                f"{n_ours / 1e9:.1f} GB are ours: set launch.shard to at most {fits}{repair}, or a smaller "
+                "training.batch"
+                if fits
+                else f"a repetition takes about {wanted / 1e9:.1f} GB of a GPU, {n_ours / 1e9:.1f} GB are ours: set "
+                f"a smaller training.batch{repair}, or launch.gpus = 0 to train on processors"
+            )
+    return launch.model_copy(update=chosen)
+
+
+def gpu_bytes() -> int:
+    """Memory of this machine's first GPU; 0: there is none."""
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else 0
 
 
 def plan_by_counts(

@@ -55,9 +55,18 @@ def main(descriptor: int) -> None:
             continue
         repetitions = tuple(order["train"])
         files = _log_of(job["run"], repetitions[0])
+        shard = ShardJob(
+            job["run"],
+            job["store"],
+            repetitions,
+            job["threads"],
+            order["exclusive"],
+            job["device"],
+            host_memory=job.get("host_memory", "none"),
+        )
         try:
             train_shard(
-                ShardJob(job["run"], job["store"], repetitions, job["threads"], order["exclusive"], job["device"]),
+                shard,
                 report=report,
                 # an order to stop or pause, or the end of a dead driver's socket
                 should_stop=lambda: told_to_stop.is_set() or channel.has_message(),

@@ -1,0 +1,168 @@
+"""Batches of a store's rows on a device: gathered there, or read on the processor while the step before runs."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mach.data.store import Store
+from mach.kernels.batched import Columns, columns_of, gather_rows
+from mach.networks.batch import SparseBatch, read_batch, read_classes
+from mach.networks.offload import HostRows, new_event, new_stream, to_device
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceBatch:
+    """N rows on a device, for a training step.
+
+    Parameters
+    ----------
+    indptr_N1, slots, values : int32, int32 and float32 tensors
+        CSR rows; slots are rows of the weights: features, or where they are in ``fetched``.
+    columns : Columns
+        The same by feature.
+    offsets_N1, classes_M : int32 tensors
+        Classes of the rows, one row's after another's.
+    fetched : optional
+        Rows of weights on their way (`mach.networks.offload.HostRows`).
+    """
+
+    indptr_N1: Tensor
+    slots: Tensor
+    values: Tensor
+    columns: Columns
+    offsets_N1: Tensor
+    classes_M: Tensor
+    fetched: Any = None
+
+    def __len__(self) -> int:
+        return len(self.indptr_N1) - 1
+
+
+def resident_bytes(store: Store) -> int:
+    """Bytes of a device that hold all rows of a sparse store, and their classes."""
+    return 8 * store.n_nonzeros + 4 * len(store.class_ids) + 16 * (store.n_rows + 1)
+
+
+def has_room(store: Store, device: torch.device) -> bool:
+    """Whether a device holds all rows in at most half of the memory that is free there."""
+    return device.type != "cuda" or 2 * resident_bytes(store) <= torch.cuda.mem_get_info(device)[0]
+
+
+class Feed:
+    """Batches of a store on a device.
+
+    Parameters
+    ----------
+    store : Store
+        Of sparse rows.
+    device : torch.device
+    is_resident : bool
+        Whether all rows are copied to the device once; else every batch travels. With ``host`` they travel.
+    host : HostRows, optional
+        Where weights are, if not on the device: rows of a batch's features are asked for with it.
+    dropout : float
+        Of features, the same for all repetitions.
+    seed : int
+        Of that.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        device: torch.device,
+        *,
+        is_resident: bool,
+        host: HostRows | None = None,
+        dropout: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.store, self.device, self.host, self.dropout, self.seed = store, device, host, dropout, seed
+        self.is_resident = is_resident and host is None
+        self._worker = ThreadPoolExecutor(1, "mach-feed")
+        self._stream: Any = new_stream(device) if device.type == "cuda" else None
+        self._begun: tuple[NDArray[np.int64], int, Future[tuple[DeviceBatch, Any]]] | None = None
+        if self.is_resident:
+            arrays = (store.feature_indptr, store.feature_indices, store.feature_values)
+            classes = (store.class_indptr, store.class_ids)
+            self._rows, self._classes = (
+                [torch.from_numpy(np.array(array)).to(device) for array in group] for group in (arrays, classes)
+            )
+
+    def batch(self, rows_N: NDArray[np.int64], step: int, ahead_N: NDArray[np.int64] | None = None) -> DeviceBatch:
+        """Rows in the given order for a step; those of the next step begin to come."""
+        if self.is_resident:
+            return self._gather(rows_N, step)
+        begun, self._begun = self._begun, None
+        if begun is not None and begun[1] == step and np.array_equal(begun[0], rows_N):
+            batch, arrived = begun[2].result()
+        else:
+            batch, arrived = self._worker.submit(self._read, rows_N, step).result()
+        if arrived is not None:
+            self._wait_for(batch, arrived)
+        if ahead_N is not None and len(ahead_N):
+            self._begun = (ahead_N, step + 1, self._worker.submit(self._read, ahead_N, step + 1))
+        return batch
+
+    def close(self) -> None:
+        """End the thread."""
+        self._worker.shutdown(cancel_futures=True)
+
+    def _gather(self, rows_N: NDArray[np.int64], step: int) -> DeviceBatch:
+        at = to_device(torch.from_numpy(rows_N), self.device)
+        n_entries, n_classes = (
+            int((indptr[rows_N + 1] - indptr[rows_N]).sum())
+            for indptr in (self.store.feature_indptr, self.store.class_indptr)
+        )
+        indptr_N1, indices, values = gather_rows(self._rows[0], at, n_entries, *self._rows[1:])
+        offsets_N1, classes_M = gather_rows(self._classes[0], at, n_classes, self._classes[1])
+        kept = self._kept(n_entries, step)
+        if kept is not None:
+            values = values * to_device(torch.from_numpy(kept), self.device)
+        columns = columns_of(indptr_N1, indices, values)
+        return DeviceBatch(indptr_N1, indices, values, columns, offsets_N1, classes_M)
+
+    def _read(self, rows_N: NDArray[np.int64], step: int) -> tuple[DeviceBatch, Any]:
+        batch = read_batch(self.store, rows_N)
+        assert isinstance(batch, SparseBatch), "dense rows are not trained together"
+        classes, counts = read_classes(self.store, rows_N)
+        kept = self._kept(len(batch.values), step)
+        values = batch.values if kept is None else batch.values * kept
+        arrays: list[NDArray[Any]] = [batch.indptr, batch.indices, np.concatenate([[0], np.cumsum(counts)]), classes]
+        if self._stream is None:
+            return self._sent(arrays, values), None
+        with torch.cuda.stream(self._stream):
+            return self._sent(arrays, values), new_event(self._stream)
+
+    def _sent(self, arrays: list[NDArray[Any]], values: NDArray[np.float32]) -> DeviceBatch:
+        indptr_N1, indices, offsets_N1, classes_M = (
+            to_device(torch.from_numpy(array.astype(np.int32)), self.device) for array in arrays
+        )
+        sent = to_device(torch.from_numpy(values), self.device)
+        columns, slots, fetched = columns_of(indptr_N1, indices, sent), indices, None
+        if self.host is not None:
+            features_U = columns.features_U[: int(columns.n_unique)].long()  # waits for this stream alone
+            fetched = self.host.fetch(features_U)
+            slots = torch.searchsorted(features_U, indices.long()).int()
+            columns = replace(columns, slots_U=torch.arange(len(indices), dtype=torch.int32, device=self.device))
+        return DeviceBatch(indptr_N1, slots, sent, columns, offsets_N1, classes_M, fetched)
+
+    def _wait_for(self, batch: DeviceBatch, arrived: Any) -> None:
+        stream = torch.cuda.current_stream(self.device)
+        stream.wait_event(arrived)
+        for tensor in [*vars(batch).values(), *vars(batch.columns).values()]:
+            if isinstance(tensor, Tensor):
+                tensor.record_stream(stream)
+
+    def _kept(self, n_entries: int, step: int) -> NDArray[np.float32] | None:
+        """Factors of the entries' values; steps count from 1, as those of networks."""
+        if not self.dropout:
+            return None
+        keep = np.random.default_rng([self.seed, step + 1]).random(n_entries, dtype=np.float32) >= self.dropout
+        return keep.astype(np.float32) / np.float32(1.0 - self.dropout)
