@@ -12,6 +12,7 @@ from mach.kernels.memory import narrow, prefetch, wide_vectors, widen
 
 AHEAD, LINE = 4, 32  # rows asked for ahead of time, as the processor does not look beyond a page; bfloat16 in a line
 
+
 @njit(cache=True, nogil=True)
 def _bits(i: int, key: np.uint32) -> Any:
     """32 random bits of a position: the mixer "lowbias32" of C. Wellons."""
