@@ -7,14 +7,14 @@ It holds for sparse rows. Dense rows, linear networks and trunks of the user's o
 ``data.row_features``     64: fewer is less work and, where rows have more, more accurate
 ``validation_fraction``   2 % of the rows, but 500 to 2,000, where re-ranking has a blend to choose; none below 5,000
 ``repetitions, heads``    R = 4 networks of J = 2 hash functions: more networks help more than more heads
-``buckets``               the power of two nearest 3.2 sqrt(K), as re-ranking tells apart what shares buckets, or nearest
-                          N / 160, up to 4,096, where that is more: many rows can teach more buckets
+``buckets``               the power of two nearest 3.2 sqrt(K), as re-ranking tells apart what shares buckets, or
+                          N / 160 where that is more, up to 4,096: many rows can teach more buckets
 ``hidden``                one layer of 6125 / D^0.22, in steps of 64: wide where D, which bounds the bytes, is small
 ``dropout``               0.2, less in proportion above 50,000 rows
 ``weights``               int4: rounding the input layer costs no accuracy
 ``batch, rate``           512 and 6e-3
-``warmup``                5 % of the steps at 50,000 rows, in proportion to them, at most 10 %: where early steps are many
-                          and long, hidden units end up active in 8 % of the rows instead of 36
+``warmup``                5 % of the steps at 50,000 rows, in proportion to them, at most 10 %: after many long
+                          steps at the start hidden units end up active in 8 % of the rows instead of 36
 ``epochs``                6 sqrt(45,000 / N), 3 to 15: more steps for fewer rows
 ``candidates``            100
 ========================  ======================================================================================
