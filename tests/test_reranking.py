@@ -22,11 +22,11 @@ from mach.launch.setup import drop_store, plan_of, set_up
 from mach.loading import load
 from mach.metrics import evaluate as metrics
 from mach.model import MachModel
-from mach.networks.batch import read_classes, right_of
+from mach.networks.batch import SparseBatch, read_batch, read_classes, right_of
 from mach.ordering import prior_terms
 from mach.repetition import read_json
 from mach.reranker import Blend, Reranked, Reranker, combine, is_due
-from mach.reranking import STAGES, RerankerTraining, mean_precision
+from mach.reranking import BLENDS, STAGES, RerankerTraining, mean_precision
 from mach.storage import Run
 from mach.tensors import map_tensors, write_tensors
 from mach.training import ShardJob, train_shard
@@ -160,8 +160,16 @@ def test_held_out_rows_choose_the_blend_of_best_precision(paired: Config, rerank
     found = metrics(best_Nk, (np.concatenate([[0], np.cumsum(counts)]), classes), ks=(1, 3, 5))
     expected = np.mean([found[f"P@{k}"] for k in (1, 3, 5)])
     assert mean_precision(scores_NC, right_of(store, rows, ids_NC)) == pytest.approx(expected, rel=1e-6)
+    model, batch = load(reranked), read_batch(store, rows)
+    assert isinstance(batch, SparseBatch)
+    found_precisions = {}
+    for weight, prior in BLENDS:
+        assert model.reranker is not None
+        model.reranker.blend = Blend(weight=weight, prior=prior)
+        right_Nk = right_of(store, rows, model.topk(batch.matrix(store.n_features), 5)[0])
+        found_precisions[weight, prior] = np.mean([right_Nk[:, :k].mean() for k in (1, 3, 5)])
     done = read_json(run.reranked, Reranked)
-    assert done.weight >= 0.5
+    assert found_precisions[done.weight, done.prior] > max(found_precisions.values()) - 0.01
     fixed = RerankerTraining(Run.open(reranked), store)
     fixed.settings = fixed.settings.model_copy(update={"weight": 2.5, "prior": -0.25})
     assert not fixed.is_validated
