@@ -12,7 +12,7 @@ It holds for sparse rows. Dense rows, linear networks and trunks of the user's o
 ``hidden``                one layer of 6125 / D^0.22, in steps of 64: wide where D, which bounds the bytes, is small
 ``dropout``               0.2, less in proportion above 50,000 rows
 ``weights``               int4: rounding the input layer costs no accuracy
-``batch, rate``           512 and 6e-3
+``batch, rate``           512 and 6e-3, rising with the rows above 100,000 to 1e-2
 ``warmup``                5 % of the steps at 50,000 rows, in proportion to them, at most 10 %: after many long
                           steps at the start hidden units end up active in 8 % of the rows instead of 36
 ``epochs``                6 sqrt(45,000 / N), 3 to 15: more steps for fewer rows
@@ -71,7 +71,12 @@ def fill(config: Config, shape: Shape) -> Config:
         choices |= {
             "hashing": {"repetitions": 4, "heads": 2, "buckets": _buckets(shape.n_classes, shape.n_rows)},
             "network": {"hidden": [_width(shape.n_features)], "dropout": _dropout(shape.n_rows), "weights": "int4"},
-            "training": {"epochs": _epochs(shape.n_rows), "batch": 512, "rate": 6e-3, "warmup": _warmup(shape.n_rows)},
+            "training": {
+                "epochs": _epochs(shape.n_rows),
+                "batch": 512,
+                "rate": _rate(shape.n_rows),
+                "warmup": _warmup(shape.n_rows),
+            },
         }
     if config.hashing.table is not None:
         choices.get("hashing", {}).pop("buckets", None)
@@ -95,6 +100,10 @@ def held_out_fraction(n_rows: int) -> float:
 def _buckets(n_classes: int, n_rows: int) -> int:
     nearest = 2 ** round(math.log2(max(3.2 * math.sqrt(n_classes), min(n_rows / 160, 4096))))
     return max(2, min(nearest, 2 ** int(math.log2(max(n_classes, 2)))))
+
+
+def _rate(n_rows: int) -> float:
+    return round(min(max(6e-8 * n_rows, 6e-3), 1e-2), 5)
 
 
 def _warmup(n_rows: int) -> float:

@@ -32,6 +32,13 @@ def test_every_shape_gets_a_sane_configuration(n_rows, n_features, n_classes):
     assert fill(filled, Shape(7, 7, 7)) == filled  # nothing is open any more
 
 
+def test_many_rows_get_more_buckets_longer_steps_and_less_dropout():
+    found = [fill(open_config(), Shape(n, 90_000, 33_513)) for n in (42_000, 335_000)]
+    keys = [(c.hashing.buckets, c.training.rate, c.training.warmup, c.network.dropout) for c in found]
+    assert keys == [(512, 6e-3, 0.042, 0.2), (2048, 1e-2, 0.1, 0.03)]
+    assert fill(open_config(), Shape(10**9, 90_000, 400_000)).hashing.buckets == 4096
+
+
 def test_what_is_given_stays():
     given_keys: dict[str, dict] = {
         "hashing": {"repetitions": 1, "heads": 3, "buckets": 10},
