@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from hardware import commit, processor
 from torch import nn
+from turns import medians
 
 import mach.networks.network
 import mach.networks.output
@@ -187,24 +188,9 @@ def pass_over(megabytes: int = 64) -> Callable[[], object]:
     return lambda: array.add_(1.0)
 
 
-def seconds(action: Callable[[], object]) -> float:
+def clock() -> float:
     """CPU time on one thread, which others on the machine disturb less; on several the time on the wall."""
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    start = clock()
-    action()
-    return clock() - start
-
-
-def medians(actions: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Median seconds of actions that take turns; the first two turns compile and warm up."""
-    taken = [{name: seconds(action) for name, action in actions.items()} for _ in range(rounds + 2)]
-    return {name: float(np.median([turn[name] for turn in taken[2:]])) for name in actions}
-
-
-def ratio(ours: Callable[[], object], baseline: Callable[[], object], rounds: int = ROUNDS) -> float:
-    """How many times faster than the baseline."""
-    taken = medians({"ours": ours, "baseline": baseline}, rounds)
-    return taken["baseline"] / taken["ours"]
+    return time.thread_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 @contextlib.contextmanager
@@ -214,9 +200,10 @@ def stopwatch(names: dict[str, tuple[Any, str]]) -> Iterator[dict[str, list[floa
     originals = {name: getattr(module, function) for name, (module, function) in names.items()}
 
     def timed(name: str, *arguments: Any, **options: Any) -> Any:
-        results: list[Any] = []
-        taken[name].append(seconds(lambda: results.append(originals[name](*arguments, **options))))
-        return results[0]
+        start = clock()
+        result = originals[name](*arguments, **options)
+        taken[name].append(clock() - start)
+        return result
 
     for name, (module, function) in names.items():
         setattr(module, function, functools.partial(timed, name))
@@ -242,7 +229,7 @@ PARTS = {
 def parts(step: MachStep, rounds: int = 2 * ROUNDS) -> dict[str, float]:
     """Median seconds of the parts of a step, in the order of the step; "rest" is Python and all that is small."""
     with stopwatch(PARTS) as taken:
-        whole = float(np.median([seconds(step) for _ in range(rounds)]))
+        whole = medians({"step": step}, rounds, clock)["step"]
     products = taken.pop("products")
     found = {name: float(np.median(values)) for name, values in taken.items()}
     for i, name in enumerate(("logits", "gradient by hidden", "gradient by weights")):
@@ -295,7 +282,7 @@ def report(n_threads: int) -> Iterator[str]:
     for name, shape in SHAPES.items():
         ours = MachStep(shape)
         actions = {"mach": ours, "plain": PlainStep(shape), "product": product(), "memory": pass_over()}
-        taken = medians(actions | {"batch read": reading(ours.batches)})
+        taken = medians(actions | {"batch read": reading(ours.batches)}, ROUNDS, clock)
         peak, bandwidth = 2 * 2048**3 / taken["product"], 2 * 64 * 2**20 / taken["memory"]
         yield f"\n### {name}\n"
         yield (

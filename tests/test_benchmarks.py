@@ -1,4 +1,4 @@
-"""Benchmarks that need other hardware run here on small sizes, so that they run there."""
+"""Benchmarks run here: on small sizes those of other hardware, and the ratios that no change may lose."""
 
 from __future__ import annotations
 
@@ -10,10 +10,19 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_figures_of_a_gpu_on_small_sizes() -> None:
-    command = [sys.executable, "benchmarks/gpu.py", "--tiny", "--device", "cpu"]
+def run(*command: str) -> list[str]:
+    """Rows of the table that a benchmark prints."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
-    assert len(rows) == 24
+    return [line for line in done.stdout.splitlines() if line.startswith("| ")]
+
+
+def test_the_figures_of_a_gpu_on_small_sizes() -> None:
+    assert len(run("benchmarks/gpu.py", "--tiny", "--device", "cpu")) == 24
+
+
+def test_no_ratio_to_a_frozen_baseline_falls_clearly_below_its_bar() -> None:
+    assert len(run("benchmarks/ratios.py", "--quick")) == 3  # with the head
