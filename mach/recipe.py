@@ -13,8 +13,8 @@ It holds for sparse rows. Dense rows, linear networks and trunks of the user's o
 ``dropout``               0.2, less in proportion above 50,000 rows
 ``weights``               int4: rounding the input layer costs no accuracy
 ``batch, rate``           512 and 6e-3, rising with the rows above 100,000 to 1e-2
-``warmup``                5 % of the steps at 50,000 rows, in proportion to them, at most 10 %: after many long
-                          steps at the start hidden units end up active in 8 % of the rows instead of 36
+``warmup``                0 for 50,000 rows, rising to 10 % of the steps for 100,000: after many long steps at the
+                          start hidden units end up active in 8 % of the rows instead of 36
 ``epochs``                6 sqrt(45,000 / N), 3 to 15: more steps for fewer rows
 ``candidates``            100
 ========================  ======================================================================================
@@ -107,7 +107,7 @@ def _rate(n_rows: int) -> float:
 
 
 def _warmup(n_rows: int) -> float:
-    return round(0.1 * min(1.0, n_rows / 100_000), 3)
+    return round(0.1 * min(max(n_rows / 50_000 - 1.0, 0.0), 1.0), 3)
 
 
 def _dropout(n_rows: int) -> float:
