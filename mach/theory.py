@@ -27,7 +27,8 @@ DEVICE_PROCESS_BYTES = 1_500_000_000  # of a GPU: context, libraries, what the a
 MOMENTS_BYTES = 2**28  # of a GPU: pieces of moments that pass through (`mach.networks.offload`)
 BIAS_BYTES = 4  # stored biases stay float32
 STEPS_BYTES = 4 * 256  # a precomputed progression of the decoder's index (`mach.kernels.decode.Index`)
-N_PEERS = 4  # repetitions that the index of a table keeps beside each list of members
+N_PEERS = 2  # repetitions whose buckets the index of a table keeps beside each list of members, and
+LANES = 16  # zeros at the end of these (`mach.kernels.lanes`)
 RERANKING_CLASS_BYTES, RERANKING_WEIGHT_BYTES = 20, 3  # as stored (`mach.reranker`)
 RERANKING_WEIGHTS = 0.8  # a feature of a row and class of it, measured on gnd-core with the default threshold
 MIN_BUCKETS, MAX_BUCKETS = 64, 16384
@@ -450,10 +451,12 @@ def _universal_index_bytes(n_repetitions: int) -> int:
 
 
 def _table_index_bytes(n_classes: int, n_buckets: int, n_repetitions: int) -> int:
-    """Class-major table and peers of 2 or 4 bytes, lists of members, and where each bucket's list begins."""
-    width = 2 if n_buckets <= 2**16 else 4
-    n_tables = 1 + min(N_PEERS, n_repetitions - 1)
-    return n_repetitions * (n_classes * (n_tables * width + 4) + (n_buckets + 1) * 8)
+    """Copies of the table and peers, of 2 or 4 bytes, lists of members, and where each list begins."""
+    width, n_peers = 2 if n_buckets <= 2**16 else 4, min(N_PEERS, n_repetitions - 1)
+    n_copies = (n_repetitions > 1) + (np.min_scalar_type(n_buckets - 1).itemsize < width)  # by class, widened
+    copies = n_copies * n_classes * width
+    peers = n_peers * (n_classes + LANES) * width
+    return n_repetitions * (copies + peers + n_classes * 4 + (n_buckets + 1) * 8)
 
 
 def _learning_bytes(n_classes: int, n_buckets: int, n_heads: int, n_choices: int) -> int:
