@@ -15,8 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mach.kernels.adam import BETA1, BETA2
-from mach.kernels.adam import EPSILON as ADAM_EPSILON
+from mach.kernels.adam import adam_step_of_tensors
 from mach.kernels.sparse import DECAY, EPSILON
 
 MASK = 0xFFFFFFFF
@@ -247,10 +246,6 @@ def adam(
     step: int,
 ) -> None:
     """`mach.kernels.adam.adam_step` by the gradient times ``scale``; renews the bfloat16 copy, where there is one."""
-    by = gradient.float() * scale
-    mean.mul_(BETA1).add_(by, alpha=1.0 - BETA1)
-    square.mul_(BETA2).addcmul_(by, by, value=1.0 - BETA2)
-    unbiased = square.sqrt().div_((1.0 - BETA2**step) ** 0.5).add_(ADAM_EPSILON)
-    weight.addcdiv_(mean, unbiased, value=-rate / (1.0 - BETA1**step))
+    adam_step_of_tensors(weight, gradient.float() * scale, mean, square, rate, step)
     if half is not None:
         half.copy_(weight)

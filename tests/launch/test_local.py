@@ -120,7 +120,7 @@ def wait_for_training(run: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-LONGER: dict[str, dict] = {"training": {"epochs": 60, "checkpoint_seconds": 0.05}, "hashing": {"repetitions": 2}}
+LONGER: dict[str, dict] = {"training": {"epochs": 90, "checkpoint_seconds": 0.05}, "hashing": {"repetitions": 2}}
 
 
 @pytest.fixture(scope="module")
