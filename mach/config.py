@@ -266,6 +266,12 @@ class LaunchConfig(Section):
     )
     attempts: int = Field(default=3, ge=1, description="failures without progress after which a repetition is given up")
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.host_memory not in {None, "none"} and not self.gpus:
+            raise ValueError(f"host_memory = {self.host_memory!r} with gpus = 0: set gpus, or leave it out")
+        return self
+
 
 class Config(Section):
     """A whole run."""
