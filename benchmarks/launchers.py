@@ -1,4 +1,4 @@
-"""Ray against the local launcher: the same repetitions on the same number of workers, in turns, wall time.
+"""Ray against the local launcher, and one worker against several: the same repetitions in turns.
 
     .venv/bin/python benchmarks/launchers.py configs/gnd-core.toml --repetitions 2 --rounds 3 --write
 
@@ -47,6 +47,7 @@ def main() -> None:
         name: LaunchConfig(launcher=name, workers=options.workers, memory_bytes=1)  # type: ignore[arg-type]
         for name in ("local", "ray")
     }
+    launches["one worker"] = LaunchConfig(workers=1)
     walls: dict[str, list[float]] = {name: [] for name in launches}
     worked: dict[str, list[float]] = {name: [] for name in launches}
     digests = set()
@@ -61,9 +62,12 @@ def main() -> None:
                 print(f"round {number}, {name}: {wall:.1f} s wall, {work:.1f} s in the workers", flush=True)
     ratios = [ray / local for ray, local in zip(walls["ray"], walls["local"], strict=True)]
     around = {
-        name: [wall - work / options.workers for wall, work in zip(walls[name], worked[name], strict=True)]
+        name: [
+            wall - work / (launches[name].workers or 1) for wall, work in zip(walls[name], worked[name], strict=True)
+        ]
         for name in launches
     }
+    efficiencies = [alone / beside for alone, beside in zip(worked["one worker"], worked["local"], strict=True)]
     lines = [
         f"# Ray against the local launcher, {options.config}, R = {options.repetitions}, {options.workers} workers",
         "",
@@ -79,6 +83,8 @@ def main() -> None:
         "",
         f"Ray over local, wall: median {statistics.median(ratios):.3f} (rounds: "
         f"{', '.join(f'{ratio:.3f}' for ratio in ratios)}). Weights equal bit for bit: {len(digests) == 1}.",
+        f"Seconds that one worker trains over those that {options.workers} train together: median "
+        f"{statistics.median(efficiencies):.3f} (rounds: {', '.join(f'{each:.3f}' for each in efficiencies)}).",
     ]
     text = "\n".join(lines) + "\n"
     print(text)

@@ -10,12 +10,14 @@ all rows in one call. Each run is also opened in three fresh processes. --write:
 
 import argparse
 import datetime
+import json
 import os
 import subprocess
 import sys
 import time
 from itertools import islice
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from hardware import commit, processor
@@ -33,11 +35,20 @@ imported = time.perf_counter(); model = mach.load(sys.argv[1])
 loaded = time.perf_counter(); model.topk(model.parse(sys.argv[2]), 5)
 print(imported - start, loaded - imported, time.perf_counter() - loaded)
 """
-PEERS = {  # single queries by rows of features, one thread, median ms: benchmarks/results/peers-*-2026-11-21.md
-    26_296: "PECOS 1.09, napkinXC 2.90, omikuji 3.33 to 5.80",
-    15_015: "napkinXC 0.20, PECOS 0.31",
-    259_299: "napkinXC 0.16, PECOS 0.42, omikuji 0.87",
-}
+DATA_SETS = {26_296: "gnd-core", 15_015: "tate-leaf", 259_299: "go-gene2pubmed"}  # by K, which runs keep
+TREES = ("omikuji-parabel", "omikuji-bonsai", "pecos-xrlinear", "napkinxc-plt")
+RESULTS = Path(__file__).parent / "results"
+
+
+def trees(n_classes):
+    """Median of each tree's single queries in the newest results that time it, as a cell of the table."""
+    cells = {}
+    for path in sorted(RESULTS.glob(f"peers-{DATA_SETS.get(n_classes)}-*.json")):
+        for name, entrant in json.loads(path.read_text())["entrants"].items():
+            times = [each["single_ms"] for each in entrant["rounds"] if each.get("single_ms")]
+            if name in TREES and times:
+                cells[name] = f"{name} {median(times):.2f}"
+    return ", ".join(cells.values())
 
 
 def queries_of(model, source):
@@ -117,7 +128,7 @@ def report(arguments):
         yield (
             f"| {Path(path).name} | {shape} | {' | '.join(cells)} "
             f"| {' · '.join(f'{each[name]:.2f}' for name in each)} "
-            f"| {' · '.join(f'{ms:.0f}' for ms in opened(path, line))} | {PEERS.get(model.n_classes, '')} |"
+            f"| {' · '.join(f'{ms:.0f}' for ms in opened(path, line))} | {trees(model.n_classes)} |"
         )
 
 
@@ -137,7 +148,7 @@ def main():
         "",
         f"`python benchmarks/queries.py {' '.join(Path(run.partition('=')[0]).name for run in arguments.runs)}`: best "
         f"{K_TOP} classes of {N} queries, one thread. Peers: single queries of rows of features in their own "
-        "processes on the same machine, benchmarks/results/peers-*-2026-11-21.md.",
+        "processes on the same machine, the newest of benchmarks/results/peers-*.json.",
         f"{processor()}, commit {commit()}, load {os.getloadavg()[0]:.1f}.",
         "",
     ]
@@ -146,7 +157,7 @@ def main():
         print(line, flush=True)
         lines.append(line)
     if arguments.write:
-        path = Path(__file__).parent / "results" / f"queries-{datetime.date.today()}.md"
+        path = RESULTS / f"queries-{datetime.date.today()}.md"
         path.write_text("\n".join(lines) + "\n")
 
 

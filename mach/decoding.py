@@ -148,7 +148,7 @@ def transform(probs: ArrayLike, aggregate: str) -> NDArray[np.float32]:
     """
     if aggregate not in AGGREGATES:
         raise ConfigError(f"unknown aggregate {aggregate!r}: choose one of {', '.join(AGGREGATES)}")
-    low, high = _limits(aggregate)
+    low, high = limits(aggregate)
     values = np.fmax(np.ascontiguousarray(probs, dtype=np.float32), low)  # fmax, unlike maximum, drops NaN
     np.minimum(values, high, out=values)
     if aggregate == "logit-mean":
@@ -171,7 +171,7 @@ def reduce(values: NDArray[np.float32], aggregate: str, n_buckets: int) -> NDArr
     total = np.zeros(values.shape[1:])
     for row in values:
         total += row
-    gain, shift = _affine(aggregate, n_buckets)
+    gain, shift = affine(aggregate, n_buckets)
     return (gain * (total / n) + shift).astype(np.float32)
 
 
@@ -286,8 +286,8 @@ class Decoder:
 
         n = self.assignment.n_repetitions
         needed = {"min": n, "median": (n + 1) // 2}.get(self.aggregate, 0)
-        largest = -float(np.log(_TINY)) if _limits(self.aggregate)[0] > 0 else 1.0
-        return Rule(needed, *_affine(self.aggregate, self.assignment.n_buckets), largest)
+        largest = -float(np.log(_TINY)) if limits(self.aggregate)[0] > 0 else 1.0
+        return Rule(needed, *affine(self.aggregate, self.assignment.n_buckets), largest)
 
     def score(self, probs_NRB: ArrayLike, ids_NC: ArrayLike) -> NDArray[np.float32]:
         """Scores of given classes, shape (N, C), float32; an id of -1 scores -inf.
@@ -375,7 +375,8 @@ def _best(
     return np.pad(ids_K[order_NK], padding, constant_values=-1), np.pad(scores_Nk, padding, constant_values=-np.inf)
 
 
-def _affine(aggregate: str, n_buckets: int) -> tuple[float, float]:
+def affine(aggregate: str, n_buckets: int) -> tuple[float, float]:
+    """What a mean is multiplied with, and what is added."""
     if aggregate == "unbiased-mean":
         return n_buckets / (n_buckets - 1), -1 / (n_buckets - 1)
     return 1.0, 0.0
@@ -388,7 +389,7 @@ def _padded(probs_NRB: NDArray[Any], aggregate: str) -> NDArray[np.float32]:
 
     N, R, B = probs_NRB.shape
     values_NRP = np.empty((N, R, -(-B // BLOCK) * BLOCK), np.float32)
-    low, high = _limits(aggregate)
+    low, high = limits(aggregate)
     clip(np.ascontiguousarray(probs_NRB, np.float32), low, high, aggregate == "logit-mean", values_NRP)
     if low > 0:
         np.log(values_NRP, out=values_NRP)
@@ -396,7 +397,8 @@ def _padded(probs_NRB: NDArray[Any], aggregate: str) -> NDArray[np.float32]:
     return values_NRP
 
 
-def _limits(aggregate: str) -> tuple[np.float32, np.float32]:
+def limits(aggregate: str) -> tuple[np.float32, np.float32]:
+    """Between which bucket scores are clipped; above 0, logarithms follow."""
     low = _TINY if aggregate in {"log-mean", "logit-mean"} else np.float32(0)
     return low, _BELOW_ONE if aggregate == "logit-mean" else np.float32(1)
 

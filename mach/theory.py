@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mach.config import HostMemory
 from mach.errors import ConfigError
 from mach.hashing import MAX_CAPACITY
+
+if TYPE_CHECKING:
+    from mach.config import HostMemory
 
 # A parameter while training, at most: of the sparse input layer a float32 weight, or bfloat16 where products are (its
 # moments are one a row); of others a float32 weight, Adam's two float32 moments and a bfloat16 copy.

@@ -25,7 +25,8 @@ from mach.loading import load
 from mach.networks.batch import read_classes
 from mach.storage import Run
 from mach.tensors import map_tensors, write_tensors
-from mach.training import TrainingStoppedError, train_shard
+from mach.trainer import TrainingStoppedError
+from mach.training import train_shard
 from tests.test_training import job_of, stop_after, weight_bytes
 
 LEARNED: dict = {"assignment": "learned", "heads": 2, "choices": 3, "relearn_epochs": [1, 3]}
@@ -174,7 +175,7 @@ def test_a_trainer_that_dies_while_classes_move_ends_in_the_same_bits(
             raise KeyboardInterrupt
         return moved_JK
 
-    monkeypatch.setattr("mach.training.relearned", die)
+    monkeypatch.setattr("mach.trainer.relearned", die)
     with pytest.raises(KeyboardInterrupt):
         train_shard(job)
     monkeypatch.undo()

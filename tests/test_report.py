@@ -24,7 +24,8 @@ from mach.report import plots
 from mach.report.diagnosis import SHOWN, bucket_load, class_recall, diagnose, example_rows, mistaken_for
 from mach.report.sections import write_report
 from mach.storage import Run
-from mach.training import ShardJob, TrainingStoppedError, train_shard
+from mach.trainer import TrainingStoppedError
+from mach.training import ShardJob, train_shard
 from tests.conftest import N_CLASSES
 
 VOID = {"meta", "link", "img", "br", "input", "path", "use", "rect"}

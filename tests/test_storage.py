@@ -23,7 +23,8 @@ from mach.loading import load
 from mach.places import exists, names_in, place, read_bytes
 from mach.repetition import SILENCE_SECONDS, SignOfLife
 from mach.storage import Run
-from mach.training import ShardJob, TrainingError, TrainingStoppedError, train_shard
+from mach.trainer import TrainingError, TrainingStoppedError
+from mach.training import ShardJob, train_shard
 from tests.flaky import FlakyFileSystem
 from tests.test_model import train_text_model
 from tests.test_training import EARLY, stop_after

@@ -26,14 +26,8 @@ from mach.repetition import RepetitionFiles
 from mach.storage import Run
 from mach.tensors import digest_of, map_tensors
 from mach.traffic import PeerTraffic
-from mach.training import (
-    Progress,
-    ShardJob,
-    TrainingError,
-    TrainingStoppedError,
-    _Trainer,
-    train_shard,
-)
+from mach.trainer import Progress, Trainer, TrainingError, TrainingStoppedError
+from mach.training import ShardJob, train_shard
 
 
 def job_of(config: Config, path: Path, *repetitions: int, **sections: dict) -> tuple[Run, ShardJob]:
@@ -266,8 +260,8 @@ class TestTogether:
         train_shard(job, report=seen.append)
         assert {progress.n_together for progress in seen} == {3}
         alone, job = job_of(config, tmp_path / "alone", 0, 1, 2, **sections)
-        begin = _Trainer.begin
-        monkeypatch.setattr(_Trainer, "begin", lambda trainer, order_of: begin(trainer, order_of=0))
+        begin = Trainer.begin
+        monkeypatch.setattr(Trainer, "begin", lambda trainer, order_of: begin(trainer, order_of=0))
         train_shard(job)
         for r in range(3):
             ours, theirs = (each.repetition(r) for each in (run, alone))
@@ -333,12 +327,12 @@ class TestTogether:
         self, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         run, job = self.run_of(config, tmp_path / "run", 0, 1, training={"epochs": 1})
-        refuse = _Trainer._refuse_trouble
+        refuse = Trainer._refuse_trouble
 
-        def fail(trainer: _Trainer, loss: float) -> None:
+        def fail(trainer: Trainer, loss: float) -> None:
             refuse(trainer, float("nan") if trainer.repetition == 0 else loss)
 
-        monkeypatch.setattr(_Trainer, "_refuse_trouble", fail)
+        monkeypatch.setattr(Trainer, "_refuse_trouble", fail)
         with pytest.raises(TrainingError, match="repetition 0 diverged"):
             train_shard(job)
         assert not run.repetition(0).is_done

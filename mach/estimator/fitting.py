@@ -190,14 +190,14 @@ def _train_here(run: Run, store: Store, launch: LaunchConfig, device: str, conso
     traffic = PeerTraffic()
     # other threads of this process may open sockets, and that is no talk between repetitions
     with _torch_kept(), display, traffic.paused():
-        for shard in shards_of(repetitions, launch.shard or 1):
+        for shard in shards_of(repetitions, launch.shard):
             job = ShardJob(
                 str(run.path),
                 str(store.path),
                 shard,
                 threads=launch.threads,
                 device=device,
-                host_memory=launch.host_memory or "none",
+                host_memory=launch.host_memory,
             )
             for r in shard:
                 display.set(r, f"here, {device}")

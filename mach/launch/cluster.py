@@ -46,7 +46,7 @@ def train_on_ray(
     IncompleteRunError
         When the cluster cannot be reached or is gone.
     """
-    n_shards = len(shards_of(repetitions or list(range(run.config.hashing.repetitions)), launch.shard or 1))
+    n_shards = len(shards_of(repetitions or list(range(run.config.hashing.repetitions)), launch.shard))
     n_workers = min(launch.workers or n_shards, n_shards)
     with Cluster(launch.address) as cluster:
         pool = RayPool(cluster, run, store, launch, n_workers)
@@ -73,7 +73,7 @@ class RayPool:
             "fingerprint": store.fingerprint,
             "threads": launch.threads,
             "device": "cuda:0" if launch.gpus else "cpu",
-            "host_memory": launch.host_memory or "none",
+            "host_memory": launch.host_memory,
             "report_seconds": n_workers / MESSAGES_A_SECOND,
             **job,
         }

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from mach.training import Progress
+from mach.trainer import Progress
 
 
 class Display:

@@ -15,7 +15,7 @@ from mach.errors import IncompleteRunError
 from mach.launch.display import Display
 from mach.launch.schedule import Schedule, Shard, shards_of
 from mach.storage import Run
-from mach.training import Progress
+from mach.trainer import Progress
 
 MAX_EARLY_DEATHS = 5  # workers that die before they can take work mean a broken installation, not bad luck
 TICK_SECONDS = 0.5  # how often idle workers are offered a straggler's shard
@@ -81,7 +81,7 @@ def train(
     wanted = list(range(run.config.hashing.repetitions)) if repetitions is None else repetitions
     finished = [r for r in wanted if run.repetition(r).is_done]
     missing = [r for r in wanted if r not in finished]
-    schedule = Schedule(shards_of(missing, launch.shard or 1), launch.attempts)
+    schedule = Schedule(shards_of(missing, launch.shard), launch.attempts)
     display = Display(console or Console(stderr=True), wanted, finished)
     with display:
         try:

@@ -37,6 +37,6 @@ def train(
 
 def n_workers(launch: LaunchConfig, n_repetitions: int) -> int:
     """Workers that a run of so many repetitions will ask for."""
-    n_shards = len(shards_of(list(range(n_repetitions)), launch.shard or 1))
+    n_shards = len(shards_of(list(range(n_repetitions)), launch.shard))
     most = local.n_workers(launch) if launch.launcher == "local" else launch.workers or n_shards
     return min(most, n_shards)

@@ -39,8 +39,8 @@ class LocalPool:
     """Processes of this machine, each at the end of a socket pair; a `mach.launch.driver.Pool`."""
 
     def __init__(self, run: Run, store: Store, launch: LaunchConfig, **job: str) -> None:
-        self._job: Message = {"run": str(run.path), "store": str(store.path), "threads": launch.threads} | job
-        self._job["host_memory"] = launch.host_memory or "none"
+        self._job: Message = {"run": str(run.path), "store": str(store.path), "threads": launch.threads}
+        self._job |= {"host_memory": launch.host_memory, **job}
         self._gpus = launch.gpus
         self._workers: dict[int, WorkerProcess] = {}
         self._selector = selectors.DefaultSelector()

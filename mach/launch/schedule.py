@@ -28,8 +28,9 @@ MOVE_SECONDS = 5.0  # what must be gained at least: to move a shard costs some
 CHUNK = 1 / 16  # of a shard: how often a worker is asked whether it should make room
 
 
-def shards_of(repetitions: list[int], size: int) -> list[Shard]:
-    """Consecutive repetitions in shards of at most ``size``."""
+def shards_of(repetitions: list[int], size: int | None) -> list[Shard]:
+    """Consecutive repetitions in shards of at most ``size``, or alone."""
+    size = size or 1
     return [tuple(repetitions[begin : begin + size]) for begin in range(0, len(repetitions), size)]
 
 

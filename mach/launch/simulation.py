@@ -18,7 +18,7 @@ from rich.console import Console
 from mach.launch.display import Display
 from mach.launch.driver import Driver, Message
 from mach.launch.schedule import Schedule
-from mach.training import Progress
+from mach.trainer import Progress
 
 N_STEPS = 1000  # of a simulated shard
 

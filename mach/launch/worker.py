@@ -24,7 +24,7 @@ from mach.launch.channel import Channel
 
 if TYPE_CHECKING:
     from mach.repetition import RepetitionFiles
-    from mach.training import Progress
+    from mach.trainer import Progress
 
 
 def main(descriptor: int) -> None:
@@ -42,7 +42,8 @@ def main(descriptor: int) -> None:
         serve(channel, job, told_to_stop.is_set)
         return
     from mach.traffic import PeerTraffic
-    from mach.training import ShardJob, TrainingError, TrainingStoppedError, train_shard
+    from mach.trainer import TrainingError, TrainingStoppedError
+    from mach.training import ShardJob, train_shard
 
     traffic = PeerTraffic()  # one for the process's life: what a failed attempt exchanged still counts
     report = _Reporter(channel, job.get("report_seconds", 0.0))
@@ -62,7 +63,7 @@ def main(descriptor: int) -> None:
             job["threads"],
             order["exclusive"],
             job["device"],
-            host_memory=job.get("host_memory", "none"),
+            host_memory=job.get("host_memory"),
         )
         try:
             train_shard(

@@ -25,14 +25,13 @@ from mach.networks.batch import Batch, SparseBatch
 from mach.networks.device_decoding import DeviceAssignment
 from mach.networks.feed import DeviceBatch
 from mach.networks.keys import step_keys
-from mach.networks.network import Network
+from mach.networks.network import ROUNDING_STRIDE, Network
 from mach.networks.offload import Adam, HostRows, ResidentRows, host_tensor, to_device
 from mach.networks.output import StepFigures
 from mach.networks.trunks import ReluDropout
 
 INPUT, SQUARE = "weights.input.weight", "square.input.weight"
 KEY_STEPS = 256  # whose keys are computed at once
-ROUNDING_STRIDE = 40_014  # of the seed of random rounding, a step
 
 
 def can_be_batched(config: NetworkConfig, *, dense_input: bool) -> bool:
@@ -72,7 +71,7 @@ class BatchedNetwork:
         self.n_repetitions, self.dropout = n_repetitions, config.dropout
         self.n_steps = like.n_steps
         self.kernels = _kernels(self.device)
-        self.dtype = torch.bfloat16 if like.precision == "bfloat16" else torch.float32
+        self.dtype = torch.bfloat16 if like.is_half else torch.float32
         shapes = {name: array.shape for name, array in like.state().items() if name != "n_steps"}
         n_features, self.width = shapes.pop(INPUT)
         del shapes[SQUARE]

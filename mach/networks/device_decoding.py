@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mach.decoding import TopK, transform
+from mach.decoding import TopK, affine, limits, transform
 from mach.errors import ConfigError, DataError
 from mach.hashing import Assignment, TableAssignment, UniversalAssignment
 
@@ -154,20 +154,17 @@ class DeviceDecoder:
             total = torch.minimum(total, values_NC.double()) if self.aggregate == "min" else total.add_(values_NC)
         if self.aggregate == "min":
             return total.float()
-        B = self._buckets.n_buckets
-        gain, shift = (B / (B - 1), -1 / (B - 1)) if self.aggregate == "unbiased-mean" else (1.0, 0.0)
+        gain, shift = affine(self.aggregate, self._buckets.n_buckets)
         return total.div_(n).mul_(gain).add_(shift).float()
 
 
 def _transformed(probs_NRB: Tensor, aggregate: str) -> Tensor:
     """`mach.decoding.transform` of a tensor."""
-    is_log = aggregate in {"log-mean", "logit-mean"}
-    low = float(np.finfo(np.float32).tiny) if is_log else 0.0
-    high = 1 - 2.0**-24 if aggregate == "logit-mean" else 1.0
+    low, high = map(float, limits(aggregate))
     values = probs_NRB.float().nan_to_num(low, 1.0, low).clamp(low, high)
     if aggregate == "logit-mean":
         values = values / (1 - values)
-    return values.log() if is_log else values
+    return values.log() if low > 0 else values
 
 
 def _keys(scores_NC: Tensor, classes_C: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from mach.data.store import Store
 from mach.kernels.batched import Columns, columns_of, gather_rows
 from mach.networks.batch import SparseBatch, read_batch, read_classes
+from mach.networks.network import input_factors
 from mach.networks.offload import HostRows, new_event, new_stream, to_device
 
 
@@ -162,7 +163,4 @@ class Feed:
 
     def _kept(self, n_entries: int, step: int) -> NDArray[np.float32] | None:
         """Factors of the entries' values; steps count from 1, as those of networks."""
-        if not self.dropout:
-            return None
-        keep = np.random.default_rng([self.seed, step + 1]).random(n_entries, dtype=np.float32) >= self.dropout
-        return keep.astype(np.float32) / np.float32(1.0 - self.dropout)
+        return input_factors((n_entries,), self.dropout, self.seed, step + 1) if self.dropout else None

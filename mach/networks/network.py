@@ -24,6 +24,7 @@ from mach.networks.output import Loss, OutputLayer, StepFigures, loss_gradient, 
 from mach.networks.trunks import TRUNK, HiddenLayers, ReluDropout, build_trunk
 
 INPUT_WEIGHT_SCALE = 0.05
+ROUNDING_STRIDE = 40_014  # of the seed of random rounding, a step
 
 
 class Network:
@@ -74,7 +75,7 @@ class Network:
         self.n_steps = 0
         self.input_dropout = config.input_dropout
         self.buffers = Buffers()
-        self.is_half = is_half = precision == "bfloat16"
+        is_half = self.is_half
         built = build_trunk(config, n_features=n_features, dense_input=dense_input, half=is_half)
         self.input: SparseInput | None = None
         if not dense_input:
@@ -91,6 +92,11 @@ class Network:
         self.parameters = dict(named)
         self.moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in named}
 
+    @property
+    def is_half(self) -> bool:
+        """Whether products are of bfloat16."""
+        return self.precision == "bfloat16"
+
     def step(self, batch: Batch, targets: Targets, rate: float, *, measured: bool = False) -> StepFigures | None:
         """One step of the optimisers on a batch.
 
@@ -99,7 +105,7 @@ class Network:
         self.n_steps += 1
         self._seed_dropout()
         if self.input_dropout:
-            batch = _drop_inputs(batch, self.input_dropout, np.random.default_rng([self.seed, self.n_steps]))
+            batch = _drop_inputs(batch, self.input_dropout, self.seed, self.n_steps)
         x = self._input(batch)
         activation = self._only_activation()
         if activation is not None:
@@ -283,7 +289,9 @@ class SparseInput:
         flat_bias = [flat_array(t) for t in (self.bias, gradient.sum(0), self.bias_mean, self.bias_square)]
         adam_step(flat_bias[0], flat_bias[1], flat_bias[2], flat_bias[3], rate, n_steps)
         columns = transpose_batch(batch.indptr, batch.indices, batch.values, self.slot_D)
-        sparse_backward(*columns, gradient.numpy(), self.weight_DH, self.square_D, rate, self.seed + n_steps * 40_014)
+        sparse_backward(
+            *columns, gradient.numpy(), self.weight_DH, self.square_D, rate, self.seed + n_steps * ROUNDING_STRIDE
+        )
 
     def load(self, stored: dict[str, NDArray[Any]]) -> None:
         """Take the weights of a stored layer, in stretches of rows so that temporaries stay small."""
@@ -300,12 +308,17 @@ class SparseInput:
         }
 
 
-def _drop_inputs(batch: Batch, rate: float, generator: np.random.Generator) -> Batch:
+def input_factors(shape: tuple[int, ...], rate: float, seed: int, step: int) -> NDArray[np.float32]:
+    """What dropout multiplies features with in a step: 0, or 1 / (1 - rate)."""
+    keep = np.random.default_rng([seed, step]).random(shape, dtype=np.float32) >= rate
+    return keep.astype(np.float32) / np.float32(1.0 - rate)
+
+
+def _drop_inputs(batch: Batch, rate: float, seed: int, step: int) -> Batch:
     if isinstance(batch, DenseBatch):
-        keep = generator.random(batch.values_ND.shape, dtype=np.float32) >= rate
-        return DenseBatch(batch.values_ND * keep / np.float32(1.0 - rate))
-    keep = generator.random(len(batch.values), dtype=np.float32) >= rate
-    return SparseBatch(batch.indptr, batch.indices, batch.values * keep / np.float32(1.0 - rate))
+        return DenseBatch(batch.values_ND * input_factors(batch.values_ND.shape, rate, seed, step))
+    factors = input_factors(batch.values.shape, rate, seed, step)
+    return SparseBatch(batch.indptr, batch.indices, batch.values * factors)
 
 
 def native_precision() -> Literal["float32", "bfloat16"]:

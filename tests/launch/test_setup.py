@@ -15,7 +15,7 @@ from mach.errors import ConfigError
 from mach.launch import setup, start
 from mach.launch.driver import Driver
 from mach.launch.setup import USABLE, plan_of, set_up, sharded
-from mach.training import Progress
+from mach.trainer import Progress
 
 
 def test_a_run_that_appears_while_the_data_are_read_is_joined(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from mach import training as training_module
+from mach import trainer as trainer_module
 from mach.config import Config, LaunchConfig, parse_config
 from mach.data.joining import find, join
 from mach.data.prepare import prepare
@@ -27,7 +27,8 @@ from mach.loading import load
 from mach.networks.batch import Batch, read_batch
 from mach.places import place
 from mach.storage import Run
-from mach.training import ShardJob, TrainingStoppedError, train_shard
+from mach.trainer import TrainingStoppedError
+from mach.training import ShardJob, train_shard
 from tests.conftest import N_FEATURES
 
 N_OLD, N_ALL = 100, 120
@@ -166,7 +167,7 @@ def test_an_epoch_has_all_new_rows_and_some_old_ones_but_none_held_out(
         seen.append(rows)
         return read_batch(store, rows)
 
-    monkeypatch.setattr(training_module, "read_batch", read)
+    monkeypatch.setattr(trainer_module, "read_batch", read)
     train_shard(ShardJob(str(run.path), str(store.path), (0,)))
     n_epochs = run.config.training.epochs
     trained = [rows for rows in seen if not np.isin(rows, validation).any()]
