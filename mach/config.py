@@ -147,6 +147,9 @@ class NetworkConfig(Section):
     hidden: list[int] = Field(default=[512], description="widths of hidden layers; empty: a linear network")
     dropout: float = Field(default=0.3, ge=0.0, lt=1.0, description="on hidden activations")
     input_dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="on input features")
+    power: float = Field(
+        default=1.0, gt=0.0, le=8.0, description="of the features' values as networks see them, rows as long as before"
+    )
     weights: Literal["int4", "int8", "bfloat16", "float32"] = Field(
         default="bfloat16",
         description="type of stored matrices; int4 and int8 of the sparse input layer, the others are bfloat16 then",

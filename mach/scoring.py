@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.errors import StorageError
-from mach.networks.batch import Batch
+from mach.networks.batch import Batch, powered
 from mach.networks.inference import bucket_logits, bucket_probabilities, weight_shapes
 from mach.storage import TABLE, Run
 from mach.tensors import digest_of
@@ -72,6 +72,7 @@ class LocalScorer:
         self, batch: Batch, n_repetitions: int | None = None
     ) -> tuple[NDArray[np.float32], tuple[int, ...]]:
         n_heads, n_buckets = self._shape
+        batch = powered(batch, self._run.config.network.power)
         asked = list(zip(self.weights, self._trunks, strict=True))[:n_repetitions]
         probs_NRJB = np.empty((len(batch), len(asked), n_heads, n_buckets), np.float32)
         for r, (weights, trunk) in enumerate(asked):

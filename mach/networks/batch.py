@@ -78,6 +78,20 @@ def largest_features(batch: Batch, most: int) -> Batch:
     return SparseBatch(*keep_largest(batch.indptr, batch.indices, batch.values, most))
 
 
+def powered(batch: Batch, power: float) -> Batch:
+    """Rows whose values are raised to a power, signs kept, rescaled to the norm that they had; 1 leaves them."""
+    if power == 1.0:
+        return batch
+    if isinstance(batch, SparseBatch):
+        from mach.kernels.sparse import raise_values
+
+        return SparseBatch(batch.indptr, batch.indices, raise_values(batch.indptr, batch.values, power))
+    before_ND = batch.values_ND
+    after_ND = np.copysign(np.abs(before_ND) ** power, before_ND)
+    norms_N2 = np.linalg.norm(np.stack([before_ND, after_ND], axis=1), axis=2)
+    return DenseBatch((after_ND * (norms_N2[:, :1] / np.maximum(norms_N2[:, 1:], 1e-30))).astype(np.float32))
+
+
 def unit_rows(batch: Batch) -> Batch:
     """Rows of length 1, those of only zeros as they are."""
     if isinstance(batch, DenseBatch):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mach.data.store import Store
 from mach.kernels.batched import Columns, columns_of, gather_rows
-from mach.networks.batch import SparseBatch, read_batch, read_classes
+from mach.networks.batch import SparseBatch, powered, read_batch, read_classes
 from mach.networks.network import input_factors
 from mach.networks.offload import HostRows, new_event, new_stream, to_device
 
@@ -72,6 +72,8 @@ class Feed:
         Of features, the same for all repetitions.
     seed : int
         Of that.
+    power : float
+        Of the features' values, see `mach.networks.batch.powered`.
     """
 
     def __init__(
@@ -83,14 +85,18 @@ class Feed:
         host: HostRows | None = None,
         dropout: float = 0.0,
         seed: int = 0,
+        power: float = 1.0,
     ) -> None:
         self.store, self.device, self.host, self.dropout, self.seed = store, device, host, dropout, seed
+        self.power = power
         self.is_resident = is_resident and host is None
         self._worker = ThreadPoolExecutor(1, "mach-feed")
         self._stream: Any = new_stream(device) if device.type == "cuda" else None
         self._begun: tuple[NDArray[np.int64], int, Future[tuple[DeviceBatch, Any]]] | None = None
         if self.is_resident:
-            arrays = (store.feature_indptr, store.feature_indices, store.feature_values)
+            all_rows = powered(SparseBatch(store.feature_indptr, store.feature_indices, store.feature_values), power)
+            assert isinstance(all_rows, SparseBatch)
+            arrays = (all_rows.indptr, all_rows.indices, all_rows.values)
             classes = (store.class_indptr, store.class_ids)
             self._rows, self._classes = (
                 [torch.from_numpy(np.array(array)).to(device) for array in group] for group in (arrays, classes)
@@ -130,7 +136,7 @@ class Feed:
         return DeviceBatch(indptr_N1, indices, values, columns, offsets_N1, classes_M)
 
     def _read(self, rows_N: NDArray[np.int64], step: int) -> tuple[DeviceBatch, Any]:
-        batch = read_batch(self.store, rows_N)
+        batch = powered(read_batch(self.store, rows_N), self.power)
         assert isinstance(batch, SparseBatch), "dense rows are not trained together"
         classes, counts = read_classes(self.store, rows_N)
         kept = self._kept(len(batch.values), step)

@@ -50,6 +50,7 @@ class BatchedShard:
             host=None if host_memory == "none" else self.network.rows,
             dropout=config.input_dropout,
             seed=like.seed,
+            power=config.power,
         )
 
     def adopt(self, network: Network) -> Member:
