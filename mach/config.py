@@ -152,7 +152,13 @@ class NetworkConfig(Section):
     )
     weights: Literal["int4", "int8", "bfloat16", "float32"] = Field(
         default="bfloat16",
-        description="type of stored matrices; int4 and int8 of the sparse input layer, the others are bfloat16 then",
+        description="type of stored matrices; int4 and int8 of the sparse input layer, the output layer is int8 then",
+    )
+    keep: float | None = Field(
+        default=None,
+        gt=0.0,
+        le=0.5,
+        description="with int4: most bytes a weight of the sparse input layer, the others are dropped; none: all",
     )
     trunk: str | None = Field(
         default=None, description="package.module:Class of a torch module used instead of the hidden layers"
@@ -163,6 +169,11 @@ class NetworkConfig(Section):
     def _check(self) -> Self:
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden = {self.hidden}: every width must be at least 1")
+        if self.keep is not None and (self.weights != "int4" or not self.hidden):
+            raise ValueError(
+                f"keep = {self.keep} with weights = {self.weights!r}, hidden = {self.hidden}: weights are dropped from "
+                'an input layer in front of others, with weights = "int4"'
+            )
         if self.trunk_options:
             _toml_value(self.trunk_options)  # refuses what the run's config.toml could not hold
         return self

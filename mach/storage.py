@@ -338,7 +338,7 @@ class Run:
         return self.path / "reranking"
 
     def load_weights(self, repetition: int, expected: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[Any]]:
-        """Map the weights of a finished repetition; those in ``expected`` must be there in that shape.
+        """Map the weights of a finished repetition; those in ``expected`` must be there, in that shape; -1 is any.
 
         Raises
         ------
@@ -352,9 +352,16 @@ class Run:
             raise StorageError(f"{path} holds repetition {metadata.get('repetition')}: copy the right file here")
         for name, shape in expected.items():
             found = arrays[name].shape if name in arrays else "missing"
-            if found != shape:
+            if isinstance(found, str) or len(found) != len(shape) or any(map(_differ, found, shape)):
                 raise StorageError(f"{path}: {name} is {found}, the run needs {shape}: the file is of another run")
+            scale = f"{name.removesuffix('.weight')}.scale"
+            if arrays[name].dtype == np.int8 and arrays.get(scale, arrays[name]).shape != found[:1]:
+                raise StorageError(f"{path}: {scale} is missing or not of shape {found[:1]}: copy the file anew")
         return arrays
+
+
+def _differ(found: int, needed: int) -> bool:
+    return needed not in (found, -1)
 
 
 @contextlib.contextmanager

@@ -384,7 +384,9 @@ class Trainer:
             self.files.note(f"skipped at step {self.network.n_steps}: {error}")
 
     def _stored_weights(self) -> dict[str, NDArray[Any]]:
-        return stored_weights(self.network.weights(), self.config.network.weights) | self._tables()
+        config, store = self.config.network, self.store
+        rows_D = None if config.keep is None else np.bincount(store.feature_indices, minlength=store.n_features)
+        return stored_weights(self.network.weights(), config.weights, config.keep, rows_D) | self._tables()
 
     def _tables(self) -> dict[str, NDArray[Any]]:
         return {TABLE: self.table_JK} if self.learns else {}

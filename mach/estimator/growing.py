@@ -150,6 +150,8 @@ def _grow(run: Run, n_classes: int) -> None:
         if "output.weight" in arrays:
             arrays["output.weight"] = _padded(arrays["output.weight"], n_heads, n_before, n_classes, 0)
             arrays["output.bias"] = _padded(arrays["output.bias"], n_heads, n_before, n_classes, rare)
+            if "output.scale" in arrays:
+                arrays["output.scale"] = _padded(arrays["output.scale"], n_heads, n_before, n_classes, 0)
         else:  # a linear network over sparse rows
             wide_DB = wide_rows(arrays, slice(None), n_heads * n_before)
             arrays.pop("input.scale", None)

@@ -143,6 +143,38 @@ def sparse_forward_int4(
                 low[half - 1] += value * np.float32(np.int32(source[half - 1] & np.uint8(15)) - np.int32(8))
 
 
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+def sparse_forward_kept(
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.int32],
+    values: NDArray[np.float32],
+    kept_1M: NDArray[np.uint8],
+    offsets: NDArray[np.int64],
+    scale_D: NDArray[np.float32],
+    bias_H: NDArray[np.float32],
+    out_NH: NDArray[np.float32],
+) -> None:
+    """`sparse_forward` for weights of `mach.kernels.memory.to_kept`; reads a byte a weight that is there.
+
+    What a damaged file puts beyond the last unit is added to that.
+    """
+    kept, last, beyond = kept_1M[0], len(indices) - 1, out_NH.shape[1] - 1
+    for n in range(len(indptr) - 1):
+        row = out_NH[n]
+        row[:] = bias_H
+        for j in range(indptr[n], indptr[n + 1]):
+            ahead = indices[min(j + 2, last)]
+            for p in range(max(offsets[ahead], 0), min(offsets[ahead + 1], len(kept)), 64):
+                prefetch(kept_1M, 0, p)
+            value = values[j] * scale_D[indices[j]]
+            begin, end, h = offsets[indices[j]], offsets[indices[j] + 1], np.int64(0)
+            if not 0 <= begin <= end <= len(kept):
+                continue
+            for p in range(begin, end):
+                h = min(h + np.int64(kept[p] >> np.uint8(4)), beyond)
+                row[h] += value * np.float32(np.int32(kept[p] & np.uint8(15)) - np.int32(8))
+
+
 @njit(cache=True, nogil=True)
 def transpose_batch(
     indptr: NDArray[np.int64],

@@ -23,6 +23,7 @@ from mach.living.live import Allowed, Classes
 from mach.living.teaching import Teaching, place
 from mach.living.versions import Step, Turn, Versions
 from mach.networks.batch import Batch, concatenated, has_features, largest_features, rows_of
+from mach.networks.inference import wide_matrix
 from mach.queries import QueryReader
 
 if TYPE_CHECKING:
@@ -387,17 +388,14 @@ class Living(Teaching):
 
     @cached_property
     def _output_rows(self) -> list[NDArray[np.float32]]:
-        from mach.kernels.memory import from_bfloat16
-
         weights_of = getattr(self._scorer, "weights", None)
         if weights_of is None:
             raise ConfigError("similar_classes reads the weights: load the model with the launcher local")
         found: list[NDArray[np.float32]] = []
         for weights in weights_of:
-            matrix = weights.get("output.weight")
-            if matrix is None:
+            if "output.weight" not in weights:
                 raise ConfigError("similar_classes needs an output layer: this network has none")
-            wide = from_bfloat16(matrix) if matrix.dtype == np.uint16 else np.asarray(matrix, np.float32)
+            wide = wide_matrix(weights, "output")
             for rows_BH in wide.reshape(-1, self.assignment.n_buckets, wide.shape[1]):
                 found.append(rows_BH / np.maximum(np.linalg.norm(rows_BH, axis=1, keepdims=True), 1e-12))
         return found

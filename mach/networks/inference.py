@@ -4,7 +4,9 @@ The weights are a mapping of names to arrays, float32 or bfloat16 bits (uint16),
 ``input.weight`` (D, H) and ``input.bias`` (H,) of the sparse input layer; ``trunk.layers.i.weight`` (out, in) and
 ``.bias`` of hidden layers; ``output.weight`` (J B, H) and ``output.bias`` (J B,) for J hash functions. A linear network
 over sparse features is its input layer alone, with H = J B. An ``input.weight`` of int8, or of packed int4 (uint8,
-(D, ceil(H / 2))), stands beside ``input.scale`` (D,), by which its rows are multiplied.
+(D, ceil(H / 2))), stands beside ``input.scale`` (D,), by which its rows are multiplied; one of which only the salient
+weights are kept (uint8, (M,)) beside ``input.offsets`` (D + 1,) as well. An ``output.weight`` of int8 has an
+``output.scale`` (J B,).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ Weights = Mapping[str, NDArray[Any]]
 Kind = Literal["int4", "int8", "bfloat16", "float32"]
 Trunk = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 NO_SCALE = np.empty(0, np.float32)
+ANY = -1  # of a length that the file decides
 FEW_ROWS = 8  # below, a compiled product that reads bfloat16 in place beats widening for BLAS
 
 
@@ -33,18 +36,14 @@ def bucket_logits(weights: Weights, batch: Batch, trunk: Trunk | None = None) ->
     if isinstance(batch, DenseBatch):
         x_NH, activated = batch.values_ND, True
     else:
-        from mach.kernels.sparse import sparse_forward, sparse_forward_int4
-
         x_NH, activated = np.empty((len(batch), len(weights["input.bias"])), np.float32), False
-        layer = (weights["input.weight"], weights.get("input.scale", NO_SCALE), weights["input.bias"])
-        forward = sparse_forward_int4 if layer[0].dtype == np.uint8 else sparse_forward
-        forward(batch.indptr, batch.indices, batch.values, *layer, x_NH)
+        _sparse_layer((batch.indptr, batch.indices, batch.values), weights, weights["input.bias"], x_NH)
     if trunk is not None:
-        return _affine(trunk(x_NH), weights["output.weight"], weights["output.bias"])
+        return _affine(trunk(x_NH), weights, "output")
     for name in _dense_layers(weights):
         if not activated:
             np.maximum(x_NH, 0.0, out=x_NH)
-        x_NH, activated = _affine(x_NH, weights[f"{name}.weight"], weights[f"{name}.bias"]), False
+        x_NH, activated = _affine(x_NH, weights, name), False
     return x_NH
 
 
@@ -69,6 +68,7 @@ def weight_shapes(
         stored = -(-widths[0] // 2) if config.weights == "int4" else widths[0]
         shapes |= {"input.weight": (n_features, stored), "input.bias": (widths[0],)}
         shapes |= {"input.scale": (n_features,)} if config.weights in {"int4", "int8"} else {}
+        shapes |= {"input.weight": (ANY,), "input.offsets": (n_features + 1,)} if config.keep is not None else {}
         below = widths.pop(0)
     if config.trunk is not None:
         return shapes | {"output.bias": (n_outputs,)}
@@ -79,17 +79,28 @@ def weight_shapes(
     return shapes
 
 
-def stored_weights(weights: Weights, kind: Kind) -> dict[str, NDArray[Any]]:
+def stored_weights(
+    weights: Weights, kind: Kind, keep: float | None = None, rows_D: NDArray[np.int64] | None = None
+) -> dict[str, NDArray[Any]]:
     """Trained weights (float32 or bfloat16) as they are stored: matrices as ``kind`` says, biases in float32.
 
-    With int4 and int8 only the sparse input layer's matrix is of integers, the others are bfloat16.
+    With int4 and int8 the sparse input layer's matrix is of integers, that of the output layer int8, others are
+    bfloat16. With ``keep`` only so many bytes a weight of the input layer stay: the weights of largest
+    ``abs(w) * rows^(1/4)``, where ``rows_D`` says in how many training rows a feature occurs. Among the salience
+    measures ``abs(w) * norm(x)^a`` of Sun, Liu, Bair and Kolter ("A simple and effective pruning approach for large
+    language models", ICLR 2024, with a = 1), a = 1/2 kept the most accuracy (docs/log.md).
     """
-    from mach.kernels.memory import from_bfloat16, to_bfloat16, to_int4, to_int8
+    from mach.kernels.memory import from_bfloat16, to_bfloat16, to_int4, to_int8, to_kept
 
     stored: dict[str, NDArray[Any]] = {}
     for name, array in weights.items():
         if array.ndim != 2 or array.dtype not in (np.float32, np.uint16):
             stored[name] = array
+        elif name == "input.weight" and keep is not None and rows_D is not None:
+            gains_D = (np.maximum(rows_D, 1e-3) ** 0.25).astype(np.float32)
+            stored[name], stored["input.offsets"], stored["input.scale"] = to_kept(array, gains_D, keep)
+        elif name == "output.weight" and kind in {"int4", "int8"}:
+            stored[name], stored["output.scale"] = to_int8(array)
         elif kind in {"int4", "int8"} and name == "input.weight":
             stored[name], stored["input.scale"] = (to_int4 if kind == "int4" else to_int8)(array)
         elif array.dtype == np.uint16:
@@ -99,8 +110,11 @@ def stored_weights(weights: Weights, kind: Kind) -> dict[str, NDArray[Any]]:
     return stored
 
 
-def stored_shape(array: NDArray[Any], width: int) -> tuple[int, ...]:
-    """Shape of the matrix that an array stores; of packed int4 its bytes must be those of rows of ``width``."""
+def stored_shape(weights: Weights, name: str, width: int) -> tuple[int, ...]:
+    """Shape of the matrix that is stored; of packed int4 its bytes must be those of rows of ``width``."""
+    array = weights[name]
+    if name == "input.weight" and "input.offsets" in weights:
+        return len(weights["input.offsets"]) - 1, len(weights["input.bias"])
     if array.dtype == np.uint8 and array.ndim == 2 and array.shape[1] == -(-width // 2):
         return (len(array), width)
     return array.shape
@@ -114,14 +128,43 @@ def stretches(n_rows: int, width: int) -> list[slice]:
 
 def wide_rows(weights: Weights, rows: slice, width: int) -> NDArray[np.float32]:
     """Rows of a stored ``input.weight`` of H = ``width`` as float32, whatever type they are stored in."""
-    from mach.kernels.memory import from_bfloat16, from_int4
+    from mach.kernels.memory import from_int4
 
-    stored = weights["input.weight"][rows]
-    if stored.dtype == np.uint8:
-        return from_int4(stored, weights["input.scale"][rows], width)
+    if "input.offsets" in weights:
+        features = np.arange(*rows.indices(len(weights["input.offsets"]) - 1), dtype=np.int32)
+        wide_DH = np.empty((len(features), width), np.float32)
+        unit = (np.arange(len(features) + 1), features, np.ones(len(features), np.float32))
+        _sparse_layer(unit, weights, np.zeros(width, np.float32), wide_DH)
+        return wide_DH
+    if weights["input.weight"].dtype == np.uint8:
+        return from_int4(weights["input.weight"][rows], weights["input.scale"][rows], width)
+    return wide_matrix(weights, "input", rows)
+
+
+def wide_matrix(weights: Weights, layer: str, rows: slice = slice(None)) -> NDArray[np.float32]:
+    """Rows of a layer's matrix, one number an entry in whatever type, as float32."""
+    from mach.kernels.memory import from_bfloat16
+
+    stored = weights[f"{layer}.weight"][rows]
     if stored.dtype == np.int8:
-        return stored.astype(np.float32) * weights["input.scale"][rows, None]
+        return stored.astype(np.float32) * weights[f"{layer}.scale"][rows, None]
     return from_bfloat16(stored) if stored.dtype == np.uint16 else stored
+
+
+def _sparse_layer(
+    csr: tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]],
+    weights: Weights,
+    bias_H: NDArray[np.float32],
+    out_NH: NDArray[np.float32],
+) -> None:
+    from mach.kernels.sparse import sparse_forward, sparse_forward_int4, sparse_forward_kept
+
+    weight, scale_D = weights["input.weight"], weights.get("input.scale", NO_SCALE)
+    if "input.offsets" in weights:
+        sparse_forward_kept(*csr, weight[None], weights["input.offsets"], scale_D, bias_H, out_NH)
+    else:
+        forward = sparse_forward_int4 if weight.dtype == np.uint8 else sparse_forward
+        forward(*csr, weight, scale_D, bias_H, out_NH)
 
 
 def _dense_layers(weights: Weights) -> list[str]:
@@ -129,14 +172,12 @@ def _dense_layers(weights: Weights) -> list[str]:
     return hidden + (["output"] if "output.weight" in weights else [])
 
 
-def _affine(x_NH: NDArray[np.float32], weight_BH: NDArray[Any], bias_B: NDArray[np.float32]) -> NDArray[np.float32]:
+def _affine(x_NH: NDArray[np.float32], weights: Weights, layer: str) -> NDArray[np.float32]:
+    bias_B = weights[f"{layer}.bias"]
     if len(x_NH) < FEW_ROWS:
         from mach.kernels.dense import matmul_few_rows
 
-        out_NB = np.empty((len(x_NH), len(weight_BH)), np.float32)
-        matmul_few_rows(x_NH, weight_BH, bias_B, out_NB)
+        out_NB = np.empty((len(x_NH), len(bias_B)), np.float32)
+        matmul_few_rows(x_NH, weights[f"{layer}.weight"], weights.get(f"{layer}.scale", NO_SCALE), bias_B, out_NB)
         return out_NB
-    from mach.kernels.memory import from_bfloat16
-
-    wide_BH = from_bfloat16(weight_BH) if weight_BH.dtype == np.uint16 else weight_BH
-    return x_NH @ wide_BH.T + bias_B
+    return x_NH @ wide_matrix(weights, layer).T + bias_B

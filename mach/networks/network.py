@@ -15,11 +15,11 @@ from mach.config import NetworkConfig
 from mach.errors import ConfigError, StorageError
 from mach.kernels.adam import adam_step, adam_step_of_tensors
 from mach.kernels.dense import draw
-from mach.kernels.memory import aligned_empty, from_bfloat16, to_bfloat16
+from mach.kernels.memory import aligned_empty, to_bfloat16
 from mach.kernels.sparse import sparse_backward, sparse_forward, transpose_batch
 from mach.networks.batch import Batch, DenseBatch, SparseBatch, Targets, powered
 from mach.networks.buffers import Buffers, flat_array, is_in_main_memory
-from mach.networks.inference import NO_SCALE, stored_shape, stretches, wide_rows
+from mach.networks.inference import NO_SCALE, stored_shape, stretches, wide_matrix, wide_rows
 from mach.networks.output import Loss, OutputLayer, StepFigures, loss_gradient, step_figures
 from mach.networks.trunks import TRUNK, HiddenLayers, ReluDropout, build_trunk
 
@@ -189,13 +189,13 @@ class Network:
         """
         for name, tensor in self._weights().items():
             width = tensor.shape[1] if tensor.ndim == 2 else 0
-            if name not in stored or stored_shape(stored[name], width) != tuple(tensor.shape):
-                found = stored_shape(stored[name], width) if name in stored else "missing"
+            found = stored_shape(stored, name, width) if name in stored else "missing"
+            if found != tuple(tensor.shape):
                 raise StorageError(f"weights to start from: {name} is {found}, this network has {tuple(tensor.shape)}")
             if name == "input.weight" and self.input is not None:
                 self.input.load(stored)
-            elif stored[name].dtype == np.uint16:
-                tensor.copy_(torch.from_numpy(from_bfloat16(stored[name])))
+            elif stored[name].ndim == 2:
+                tensor.copy_(torch.from_numpy(np.array(wide_matrix(stored, name.removesuffix(".weight")))))
             else:
                 tensor.copy_(torch.from_numpy(np.array(stored[name])))
         if self.output is not None:

@@ -5,6 +5,7 @@ import pytest
 
 from mach.kernels.dense import matmul_few_rows, relu_dropout, relu_dropout_backward, relu_dropout_half
 from mach.kernels.memory import from_bfloat16, to_bfloat16
+from mach.networks.inference import NO_SCALE
 
 
 def test_without_dropout_it_is_relu():
@@ -57,6 +58,6 @@ def test_product_of_few_rows_is_the_matrix_product(half: bool):
     bias = generator.standard_normal(11, dtype=np.float32)
     stored = to_bfloat16(weight) if half else weight
     out = np.empty((3, 11), np.float32)
-    matmul_few_rows(x, stored, bias, out)
+    matmul_few_rows(x, stored, NO_SCALE, bias, out)
     exact = from_bfloat16(to_bfloat16(weight)) if half else weight
     np.testing.assert_allclose(out, x @ exact.T + bias, rtol=1e-4, atol=1e-5)
