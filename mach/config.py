@@ -169,7 +169,9 @@ class NetworkConfig(Section):
     def _check(self) -> Self:
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden = {self.hidden}: every width must be at least 1")
-        if self.keep is not None and (self.weights != "int4" or not self.hidden):
+        if self.keep is not None and (
+            ("weights" in self.model_fields_set and self.weights != "int4") or not self.hidden
+        ):
             raise ValueError(
                 f"keep = {self.keep} with weights = {self.weights!r}, hidden = {self.hidden}: weights are dropped from "
                 'an input layer in front of others, with weights = "int4"'

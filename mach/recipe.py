@@ -4,15 +4,18 @@ One rule for all data sets, found on validation rows of three (docs/results.md);
 It holds for sparse rows. Dense rows, linear networks and trunks of the user's own keep the defaults of `mach.config`.
 
 ========================  ======================================================================================
-``data.row_features``     64: fewer is less work and, where rows have more, more accurate
+``data.row_features``     128: more are much work, and no gain beside ``power``
 ``validation_fraction``   2 % of the rows, but 500 to 2,000, where re-ranking has a blend to choose; none below 5,000
 ``repetitions, heads``    R = 4 networks of J = 2 hash functions: more networks help more than more heads
 ``buckets``               the power of two nearest 3.2 sqrt(K), as re-ranking tells apart what shares buckets, or
                           N / 160 where that is more, up to 4,096: many rows can teach more buckets
-``hidden``                one layer of 6125 / D^0.22, in steps of 64: wide where D, which bounds the bytes, is small
-``dropout``               0.2, less in proportion above 50,000 rows
-``weights``               int4: rounding the input layer costs no accuracy
-``batch, rate``           512 and 6e-3, rising with the rows above 100,000 to 1e-2
+``hidden``                one layer of 6125 / D^0.22, in steps of 64: wide where D, which bounds the bytes, is small;
+                          up to twice as wide for up to 50,000 rows and B = 512, less in proportion above
+``dropout``               0.3, less in proportion above 50,000 rows
+``power``                 1 where a row has 20 features, 1.5 where it has 80: there the largest should outweigh the rest
+``weights, keep``         int4, a quarter of a byte a weight: rounding the input layer and leaving its least salient
+                          weights out costs no accuracy
+``batch, rate``           512 and 6e-3, rising with the buckets to 1e-2 for 2,048
 ``warmup``                0 for 50,000 rows, rising to 10 % of the steps for 100,000: after many long steps at the
                           start hidden units end up active in 8 % of the rows instead of 36
 ``epochs``                6 sqrt(45,000 / N), 3 to 15: more steps for fewer rows
@@ -24,23 +27,33 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mach.config import Config
 from mach.data import phrases
 
-ROW_FEATURES = 64
+if TYPE_CHECKING:
+    from mach.data.store import Store
+
+ROW_FEATURES = 128
 CANDIDATES = 100
+KEEP = 0.25
 
 
 @dataclass(frozen=True)
 class Shape:
-    """N, D and K of the training rows, and whether they are dense."""
+    """N, D and K of the training rows, whether they are dense, and how many features one has on average."""
 
     n_rows: int
     n_features: int
     n_classes: int
     is_dense: bool = False
+    row_features: float = 0.0
+
+    @classmethod
+    def of(cls, store: Store) -> Shape:
+        mean = 0.0 if store.is_dense else store.n_nonzeros / max(store.n_rows, 1)
+        return cls(store.n_rows, store.n_features, store.n_classes, store.is_dense, mean)
 
 
 def before_reading(config: Config) -> Config:
@@ -68,13 +81,21 @@ def fill(config: Config, shape: Shape) -> Config:
         "reranking": {"candidates": CANDIDATES if sparse else 0},
     }
     if sparse and config.network.hidden and config.network.trunk is None:
+        n_buckets = _buckets(shape.n_classes, shape.n_rows)
+        is_int4 = "weights" not in config.network.model_fields_set or config.network.weights == "int4"
         choices |= {
-            "hashing": {"repetitions": 4, "heads": 2, "buckets": _buckets(shape.n_classes, shape.n_rows)},
-            "network": {"hidden": [_width(shape.n_features)], "dropout": _dropout(shape.n_rows), "weights": "int4"},
+            "hashing": {"repetitions": 4, "heads": 2, "buckets": n_buckets},
+            "network": {
+                "hidden": [_width(shape.n_features, shape.n_rows, n_buckets)],
+                "dropout": _dropout(shape.n_rows),
+                "power": _power(shape.row_features),
+                "weights": "int4",
+                "keep": KEEP if is_int4 else None,
+            },
             "training": {
                 "epochs": _epochs(shape.n_rows),
                 "batch": 512,
-                "rate": _rate(shape.n_rows),
+                "rate": _rate(n_buckets),
                 "warmup": _warmup(shape.n_rows),
             },
         }
@@ -102,8 +123,8 @@ def _buckets(n_classes: int, n_rows: int) -> int:
     return max(2, min(nearest, 2 ** int(math.log2(max(n_classes, 2)))))
 
 
-def _rate(n_rows: int) -> float:
-    return round(min(max(6e-8 * n_rows, 6e-3), 1e-2), 5)
+def _rate(n_buckets: int) -> float:
+    return round(6e-3 * min(max(n_buckets / 512, 1.0), 4.0) ** 0.37, 4)
 
 
 def _warmup(n_rows: int) -> float:
@@ -111,11 +132,16 @@ def _warmup(n_rows: int) -> float:
 
 
 def _dropout(n_rows: int) -> float:
-    return round(0.2 * min(1.0, 50_000 / n_rows), 3)
+    return round(0.3 * min(1.0, 50_000 / n_rows), 3)
 
 
-def _width(n_features: int) -> int:
-    return 64 * min(max(round(6125 / n_features**0.22 / 64), 4), 16)
+def _power(row_features: float) -> float:
+    return round(1.0 + 0.25 * min(max(math.log2(max(row_features, 1.0) / 20), 0.0), 2.0), 2)
+
+
+def _width(n_features: int, n_rows: int, n_buckets: int) -> int:
+    widened = 6125 / n_features**0.22 * (1 + min(1.0, 50_000 / n_rows) * min(1.0, 512 / n_buckets))
+    return 64 * min(max(round(widened / 64), 4), 24)
 
 
 def _epochs(n_rows: int) -> int:

@@ -75,7 +75,7 @@ def fit(
     folder = Folder()
     with short_lived():
         store = write_store(rows, parse_config(_merged({"data": {"train": ""}}, given), WHERE), folder.path / STORE)
-        shape = recipe.Shape(store.n_rows, store.n_features, store.n_classes, store.is_dense)
+        shape = recipe.Shape.of(store)
         tree = _merged(small_choices(shape, is_exclusive=is_exclusive, seed=seed), given)
         tree["data"]["train"] = str(store.path)
         _own_buckets(tree["hashing"], shape.n_classes, folder.path / "table.npy")

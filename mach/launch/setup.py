@@ -15,6 +15,7 @@ from mach.config import (
     HashingConfig,
     HostMemory,
     LaunchConfig,
+    NetworkConfig,
     RerankingConfig,
     completed,
     differing_keys,
@@ -149,13 +150,13 @@ def resolve(config: Config, store: Store, known: Assignment | None = None) -> tu
     from mach.networks.network import native_precision
     from mach.networks.trunks import build_trunk
 
-    shape = recipe.Shape(store.n_rows, store.n_features, store.n_classes, store.is_dense)
-    config = recipe.fill(config, shape)
+    config = recipe.fill(config, recipe.Shape.of(store))
     n_buckets = config.hashing.buckets or _default_buckets(config, store)
     if n_buckets > store.n_classes:
         raise ConfigError(
             f"hashing.buckets = {n_buckets} exceeds the {store.n_classes} classes: take fewer, or leave it out"
         )
+    _refuse_keep(config.network, store)
     _refuse_reranking(config.reranking, store)
     loss = config.training.loss
     if loss == "auto":
@@ -287,6 +288,14 @@ def plan_by_counts(
         table_assignment=config.hashing.table is not None or config.hashing.assignment != "universal",
         n_choices=(config.hashing.choices or 0) if config.hashing.assignment == "learned" else 0,
     )
+
+
+def _refuse_keep(network: NetworkConfig, store: Store) -> None:
+    if network.keep is not None and (store.is_dense or network.weights != "int4"):
+        raise ConfigError(
+            f"network.keep = {network.keep} with weights = {network.weights!r} and {'dense' if store.is_dense else 'sparse'} "
+            'rows: weights are dropped from a sparse input layer with weights = "int4": set that, or leave the key out'
+        )
 
 
 def _refuse_reranking(reranking: RerankingConfig, store: Store) -> None:
