@@ -157,7 +157,7 @@ class NetworkConfig(Section):
     keep: float | None = Field(
         default=None,
         gt=0.0,
-        le=0.5,
+        lt=0.5,
         description="with int4: most bytes a weight of the sparse input layer, the others are dropped; none: all",
     )
     trunk: str | None = Field(
@@ -169,9 +169,8 @@ class NetworkConfig(Section):
     def _check(self) -> Self:
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden = {self.hidden}: every width must be at least 1")
-        if self.keep is not None and (
-            ("weights" in self.model_fields_set and self.weights != "int4") or not self.hidden
-        ):
+        is_int4 = self.weights == "int4" or "weights" not in self.model_fields_set
+        if self.keep is not None and not (is_int4 and self.hidden):
             raise ValueError(
                 f"keep = {self.keep} with weights = {self.weights!r}, hidden = {self.hidden}: weights are dropped from "
                 'an input layer in front of others, with weights = "int4"'

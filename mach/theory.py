@@ -28,6 +28,7 @@ PROCESS_BYTES = 400_000_000  # Python, torch, compiled kernels and a batch, as m
 DEVICE_PROCESS_BYTES = 1_500_000_000  # of a GPU: context, libraries, what the allocator cannot join; an estimate
 MOMENTS_BYTES = 2**28  # of a GPU: pieces of moments that pass through (`mach.networks.offload`)
 BIAS_BYTES = 4  # stored biases stay float32
+OFFSET_BYTES = 8
 STEPS_BYTES = 4 * 256  # a precomputed progression of the decoder's index (`mach.kernels.decode.Index`)
 N_PEERS = 2  # repetitions whose buckets the index of a table keeps beside each list of members, and
 LANES = 16  # zeros at the end of these (`mach.kernels.lanes`)
@@ -238,6 +239,7 @@ def ledger(
     dense_input: bool = False,
     weight_bytes: int = 2,
     input_bytes: float | None = None,
+    output_bytes: int | None = None,
     nonzeros_per_row: float = 100,
     table_assignment: bool = False,
     n_choices: int = 0,
@@ -259,7 +261,9 @@ def ledger(
         Of one weight on disk: 2 is bfloat16; biases take 4 always.
     input_bytes : float, optional
         Of one weight of a sparse input layer on disk; by default as all others. 1 is int8, 0.5 int4, with 4 bytes a
-        feature more.
+        feature more; below, it is the most that salient weights take, with 12 bytes a feature more.
+    output_bytes : int, optional
+        Of one weight of the output layer on disk; by default as all others. 1 is int8, with 4 bytes an output more.
     nonzeros_per_row : float
         Mean number of features of a sparse row; rounded.
     table_assignment : bool
@@ -295,8 +299,14 @@ def ledger(
         input_bytes = weight_bytes
     width = hidden[0] if hidden else n_outputs
     stored_input = n_features * (-(-width // 2) if input_bytes == 0.5 else width * int(input_bytes))
+    if input_bytes < 0.5:
+        stored_input = int(input_bytes * n_features * width) + OFFSET_BYTES * (n_features + 1)
     if input_bytes <= 1:
         stored_input += BIAS_BYTES * n_features
+    n_output_weights = n_outputs * hidden[-1] if hidden else 0
+    stored_output = n_output_weights * weight_bytes
+    if output_bytes == 1 and hidden:
+        stored_output = n_output_weights + BIAS_BYTES * n_outputs
     return Ledger(
         n_classes=K,
         n_features=n_features,
@@ -313,7 +323,8 @@ def ledger(
         n_output=layers[-1] if hidden else 0,
         n_one_vs_all_parameters=sum(_layers(n_features, hidden, K)),
         repetition_bytes=stored_input
-        + (sum(layers) - n_biases - n_features * width) * weight_bytes
+        + (sum(layers) - n_biases - n_features * width - n_output_weights) * weight_bytes
+        + stored_output
         + n_biases * BIAS_BYTES,
         table_bytes=n_functions * K * np.min_scalar_type(B - 1).itemsize if table_assignment else 0,
         index_bytes=_table_index_bytes(K, B, n_functions) if table_assignment else _universal_index_bytes(n_functions),

@@ -25,7 +25,7 @@ def open_config(**sections):
 def test_every_shape_gets_a_sane_configuration(n_rows, n_features, n_classes):
     filled = fill(open_config(), Shape(n_rows, n_features, n_classes))
     assert 2 <= (filled.hashing.buckets or 0) <= max(n_classes, 2)
-    assert 256 <= filled.network.hidden[0] <= 1024
+    assert 256 <= filled.network.hidden[0] <= 1536
     assert 3 <= filled.training.epochs <= 15
     n_held_out = filled.data.validation_fraction * n_rows
     assert n_held_out == 0 if n_rows < 5000 else 499 <= n_held_out <= 2001
@@ -35,8 +35,15 @@ def test_every_shape_gets_a_sane_configuration(n_rows, n_features, n_classes):
 def test_many_rows_get_more_buckets_longer_steps_and_less_dropout():
     found = [fill(open_config(), Shape(n, 90_000, 33_513)) for n in (42_000, 335_000)]
     keys = [(c.hashing.buckets, c.training.rate, c.training.warmup, c.network.dropout) for c in found]
-    assert keys == [(512, 6e-3, 0.0, 0.2), (2048, 1e-2, 0.1, 0.03)]
+    assert keys == [(512, 6e-3, 0.0, 0.3), (2048, 1e-2, 0.1, 0.045)]
     assert fill(open_config(), Shape(10**9, 90_000, 400_000)).hashing.buckets == 4096
+
+
+def test_long_rows_get_a_power_and_few_rows_wide_networks():
+    powers = [fill(open_config(), Shape(42_000, 90_000, 33_513, row_features=m)).network.power for m in (0, 20, 40, 90)]
+    assert powers == [1.0, 1.0, 1.25, 1.5]
+    widths = [fill(open_config(), Shape(n, 90_000, 33_513)).network.hidden[0] for n in (42_000, 335_000)]
+    assert widths == [1024, 512]
 
 
 def test_what_is_given_stays():
@@ -48,6 +55,7 @@ def test_what_is_given_stays():
     }
     config = open_config(**given_keys)
     filled = fill(config, Shape(50_000, 1000, 1000))
+    assert filled.network.keep is None  # of float32
     for section, keys in given_keys.items():
         assert {key: getattr(getattr(filled, section), key) for key in keys} == keys
     assert filled.data.validation_fraction == 0.0  # there is nothing to choose with them

@@ -68,6 +68,7 @@ class Pair:
         is_resident: bool = True,
         is_table: bool = False,
         input_dropout: float = 0.0,
+        power: float = 1.0,
     ) -> None:
         self.store, self.device, self.n_heads = store, device, n_heads
         drawn = UniversalAssignment.draw(n_classes=store.n_classes, n_buckets=B, n_repetitions=R * n_heads, seed=1)
@@ -77,12 +78,12 @@ class Pair:
         if is_table:
             tables = [assignment.buckets(np.arange(store.n_classes)) for assignment in self.assignments]
             self.assignments = [TableAssignment.from_table(table, B) for table in tables]
-        self.config = NetworkConfig(hidden=list(hidden), dropout=dropout, input_dropout=input_dropout)
+        self.config = NetworkConfig(hidden=list(hidden), dropout=dropout, input_dropout=input_dropout, power=power)
         self.options: dict[str, Any] = {"loss": loss, "precision": precision}
         self.networks = [self.network(seed) for seed in range(R)]
         self.together = self.batched([self.network(seed) for seed in range(R)], host_memory)
         host = None if host_memory == "none" else self.together.rows
-        options: dict[str, Any] = {"host": host, "dropout": input_dropout, "seed": 0}
+        options: dict[str, Any] = {"host": host, "dropout": input_dropout, "seed": 0, "power": power}
         self.feed = Feed(store, self.together.device, is_resident=is_resident, **options)
         self.order = np.random.default_rng(0).permutation(store.n_rows)
 
@@ -227,6 +228,15 @@ def test_a_repetition_goes_on_elsewhere(store: Store, device: str) -> None:
     for step in range(3, 5):
         pair.step_single(step)
     for step in range(5, 7):
+        pair.step_batched(step)
+        pair.step_single(step)
+    assert max(pair.differences().values()) < 2e-3
+
+
+@pytest.mark.parametrize("is_resident", [True, False])
+def test_powers_of_features_are_those_of_a_single_network(store: Store, is_resident: bool) -> None:
+    pair = Pair(store, power=2.0, is_resident=is_resident)
+    for step in range(4):
         pair.step_batched(step)
         pair.step_single(step)
     assert max(pair.differences().values()) < 2e-3

@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from torch import nn
 
 from mach.config import NetworkConfig
 from mach.errors import ConfigError, StorageError
-from mach.kernels.memory import from_bfloat16, from_int4, to_int4, to_int8
-from mach.kernels.sparse import sparse_forward_int4
-from mach.networks.batch import Batch, DenseBatch, SparseBatch, Targets, largest_features
-from mach.networks.inference import bucket_logits, bucket_probabilities, stored_weights
+from mach.kernels.memory import from_bfloat16, from_int4, to_bfloat16, to_int4, to_int8, to_kept
+from mach.kernels.sparse import sparse_forward_int4, sparse_forward_kept
+from mach.networks.batch import Batch, DenseBatch, SparseBatch, Targets, largest_features, powered, rows_of
+from mach.networks.inference import FEW_ROWS, bucket_logits, bucket_probabilities, stored_weights, wide_rows
 from mach.networks.network import Network, native_precision, refuse_missing
 from mach.networks.output import loss_gradient, mean_loss, step_figures
 from mach.networks.trunks import load_trunk
@@ -119,6 +121,86 @@ def test_stored_weights_answer_as_the_trained_ones_do(kind: Any, width: int):
     np.testing.assert_allclose(started.logits(batch).numpy(), bucket_logits(stored, batch), rtol=1e-4, atol=1e-4)
     with pytest.raises(StorageError, match="weights to start from: input"):
         network_of(False, [width + 1]).load_weights(stored)
+
+
+def test_stored_weights_of_which_the_salient_are_kept_answer_as_their_matrix_does():
+    network, batch = network_of(False, [16]), batch_of(99, False)
+    for step in range(30):
+        network.step(batch_of(step, False), TARGETS, 0.01)
+    rows_D = np.ones(D, np.int64)
+    rows_D[::2] = 0
+    stored = stored_weights(network.weights(), "int4", 0.3, rows_D)
+    assert len(stored["input.weight"]) <= 0.3 * D * 16
+    wide = wide_rows(stored, slice(None), 16)
+    assert (wide[1::2] != 0).sum() > (wide[::2] != 0).sum()  # features of no row go first
+    np.testing.assert_array_equal(wide_rows(stored, slice(3, 7), 16), wide[3:7])
+    plain = {"input.weight": wide, "input.bias": stored["input.bias"], "output.bias": stored["output.bias"]}
+    plain["output.weight"] = stored["output.weight"] * stored["output.scale"][:, None]
+    for rows in (batch, rows_of(batch, np.arange(2 * FEW_ROWS) % N)):
+        np.testing.assert_allclose(bucket_logits(stored, rows), bucket_logits(plain, rows), rtol=1e-4, atol=1e-5)
+    started = network_of(False, [16], seed=4)
+    started.load_weights(stored)
+    np.testing.assert_allclose(started.logits(batch).numpy(), bucket_logits(stored, batch), rtol=1e-4, atol=1e-4)
+
+
+@given(st.floats(0.3, 4.0), st.booleans(), st.integers(0, 2**32 - 1))
+def test_powers_keep_signs_order_and_length(power: float, dense: bool, seed: int):
+    rng = np.random.default_rng(seed)
+    x_ND = (rng.standard_normal((6, 9)) * (rng.random((6, 9)) < 0.6)).astype(np.float32)
+    x_ND[2] = 0
+    batch: Batch = DenseBatch(x_ND)
+    if not dense:
+        matrix = csr_array(x_ND)
+        batch = SparseBatch(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data)
+    found = powered(batch, power)
+    found_ND = found.values_ND if isinstance(found, DenseBatch) else found.matrix(9).toarray()
+    raised_ND = np.sign(x_ND) * np.abs(x_ND.astype(np.float64)) ** power
+    lengths = np.linalg.norm(x_ND, axis=1) / np.maximum(np.linalg.norm(raised_ND, axis=1), 1e-30)
+    np.testing.assert_allclose(found_ND, raised_ND * lengths[:, None], rtol=1e-4, atol=1e-6)
+    assert powered(batch, 1.0) is batch
+
+
+def test_a_network_sees_powers_of_its_features_in_training_and_in_queries():
+    plain, raised = (network_of(False, [16], power=power) for power in (1.0, 1.5))
+    batch = batch_of(1, False)
+    np.testing.assert_allclose(raised.logits(batch).numpy(), plain.logits(powered(batch, 1.5)).numpy(), rtol=1e-6)
+    raised.step(batch, TARGETS, 0.01)
+    plain.step(powered(batch, 1.5), TARGETS, 0.01)
+    for name, array in raised.weights().items():
+        np.testing.assert_array_equal(array, plain.weights()[name])
+
+
+@given(st.integers(1, 60), st.integers(1, 70), st.floats(0.005, 1.3), st.booleans(), st.integers(0, 2**32 - 1))
+def test_salient_weights_are_kept_within_their_bytes(n_rows: int, width: int, share: float, half: bool, seed: int):
+    rng = np.random.default_rng(seed)
+    drawn = rng.standard_normal((n_rows, width)).astype(np.float32) * (rng.random((n_rows, width)) < 0.7)
+    weights = from_bfloat16(to_bfloat16(drawn)) if half else drawn
+    gains = rng.random(n_rows).astype(np.float32) + np.float32(0.01)
+    kept, offsets, steps = to_kept(to_bfloat16(drawn) if half else drawn, gains, share)
+    assert len(kept) == offsets[-1] <= share * weights.size
+    found = np.empty_like(weights)
+    unit = np.arange(n_rows + 1), np.arange(n_rows, dtype=np.int32), np.ones(n_rows, np.float32)
+    sparse_forward_kept(*unit, kept[None], offsets, steps, np.zeros(width, np.float32), found)
+    is_kept, salience = found != 0, np.abs(weights) * gains[:, None]
+    half_steps = np.broadcast_to(0.501 * steps[:, None], weights.shape)
+    assert (np.abs(found - weights) <= half_steps)[is_kept].all()
+    if is_kept.any():  # nothing more salient is left out, but what is rounded to 0; thresholds have 8 bits
+        least = salience[is_kept].min()
+        assert (np.abs(weights) <= half_steps)[~is_kept & (salience > 1.01 * least)].all()
+    if share >= 1 + 1 / 15:  # room for all, and for what cuts long ways
+        assert (np.abs(found - weights) <= half_steps).all()
+
+
+def test_a_damaged_layer_of_kept_weights_reads_nothing_outside():
+    weights = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
+    kept, offsets, steps = to_kept(weights, np.ones(5, np.float32), 1.2)
+    out, bias = np.empty((5, 8), np.float32), np.zeros(8, np.float32)
+    unit = np.arange(6), np.arange(5, dtype=np.int32), np.ones(5, np.float32)
+    for wrong in (offsets + 10**12, -offsets - 1, offsets[::-1].copy()):
+        sparse_forward_kept(*unit, kept[None], wrong, steps, bias, out)
+        assert not out.any()
+    sparse_forward_kept(*unit, np.full_like(kept, 0xFF)[None], offsets, steps, bias, out)  # steps of 15
+    assert np.isfinite(out).all()
 
 
 @pytest.mark.parametrize("width", [1, 2, 33])
