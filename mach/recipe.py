@@ -11,11 +11,12 @@ It holds for sparse rows. Dense rows, linear networks and trunks of the user's o
                           N / 160 where that is more, up to 4,096: many rows can teach more buckets
 ``hidden``                one layer of 6125 / D^0.22, in steps of 64: wide where D, which bounds the bytes, is small;
                           up to twice as wide for up to 50,000 rows and B = 512, less in proportion above
-``dropout``               0.3, less in proportion above 50,000 rows
+``dropout``               0.3 where networks are twice as wide, 0.15 where they are not, and less in proportion above
+                          50,000 rows
 ``power``                 1 where a row has 20 features, 1.5 where it has 80: there the largest should outweigh the rest
-``weights, keep``         int4, a quarter of a byte a weight: rounding the input layer and leaving its least salient
+``weights, keep``         int4, at most 0.3 bytes a weight: rounding the input layer and leaving its least salient
                           weights out costs no accuracy
-``batch, rate``           512 and 6e-3, rising with the buckets to 1e-2 for 2,048
+``batch, rate``           512 and 6e-3, for 2,048 buckets and more 1e-2
 ``warmup``                0 for 50,000 rows, rising to 10 % of the steps for 100,000: after many long steps at the
                           start hidden units end up active in 8 % of the rows instead of 36
 ``epochs``                6 sqrt(45,000 / N), 3 to 15: more steps for fewer rows
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 ROW_FEATURES = 128
 CANDIDATES = 100
-KEEP = 0.25
+KEEP = 0.3
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,13 @@ def fill(config: Config, shape: Shape) -> Config:
     }
     if sparse and config.network.hidden and config.network.trunk is None:
         n_buckets = _buckets(shape.n_classes, shape.n_rows)
+        widening = 1 + _few(shape.n_rows) * min(1.0, 512 / n_buckets)
         is_int4 = "weights" not in config.network.model_fields_set or config.network.weights == "int4"
         choices |= {
             "hashing": {"repetitions": 4, "heads": 2, "buckets": n_buckets},
             "network": {
-                "hidden": [_width(shape.n_features, shape.n_rows, n_buckets)],
-                "dropout": _dropout(shape.n_rows),
+                "hidden": [_width(shape.n_features, widening)],
+                "dropout": round(0.15 * widening * _few(shape.n_rows), 3),
                 "power": _power(shape.row_features),
                 "weights": "int4",
                 "keep": KEEP if is_int4 else None,
@@ -124,24 +126,23 @@ def _buckets(n_classes: int, n_rows: int) -> int:
 
 
 def _rate(n_buckets: int) -> float:
-    return round(6e-3 * min(max(n_buckets / 512, 1.0), 4.0) ** 0.37, 4)
+    return round(6e-3 * min(max(n_buckets / 1024, 1.0), 2.0) ** 0.74, 3)
 
 
 def _warmup(n_rows: int) -> float:
     return round(0.1 * min(max(n_rows / 50_000 - 1.0, 0.0), 1.0), 3)
 
 
-def _dropout(n_rows: int) -> float:
-    return round(0.3 * min(1.0, 50_000 / n_rows), 3)
+def _few(n_rows: int) -> float:
+    return min(1.0, 50_000 / n_rows)
 
 
 def _power(row_features: float) -> float:
     return round(1.0 + 0.25 * min(max(math.log2(max(row_features, 1.0) / 20), 0.0), 2.0), 2)
 
 
-def _width(n_features: int, n_rows: int, n_buckets: int) -> int:
-    widened = 6125 / n_features**0.22 * (1 + min(1.0, 50_000 / n_rows) * min(1.0, 512 / n_buckets))
-    return 64 * min(max(round(widened / 64), 4), 24)
+def _width(n_features: int, widening: float) -> int:
+    return 64 * min(max(round(6125 / n_features**0.22 * widening / 64), 4), 22)
 
 
 def _epochs(n_rows: int) -> int:
