@@ -11,8 +11,8 @@ It holds for sparse rows. Dense rows, linear networks and trunks of the user's o
                           N / 160 where that is more, up to 4,096: many rows can teach more buckets
 ``hidden``                one layer of 6125 / D^0.22, in steps of 64: wide where D, which bounds the bytes, is small;
                           up to twice as wide for up to 50,000 rows and B = 512, less in proportion above
-``dropout``               0.3 where networks are twice as wide, 0.15 where they are not, and less in proportion above
-                          50,000 rows
+``dropout``               0.3 where networks are twice as wide, 0.15 where they are not, 0.2 where the width is given;
+                          less in proportion above 50,000 rows
 ``power``                 1 where a row has 20 features, 1.5 where it has 80: there the largest should outweigh the rest
 ``weights, keep``         int4, at most 0.3 bytes a weight: rounding the input layer and leaving its least salient
                           weights out costs no accuracy
@@ -73,7 +73,7 @@ def fill(config: Config, shape: Shape) -> Config:
     >>> config = Config.model_validate({"data": {"train": "x"}, "training": {"epochs": 9}})
     >>> filled = fill(config, Shape(n_rows=41_902, n_features=77_412, n_classes=26_296))
     >>> filled.hashing.buckets, filled.network.hidden, filled.training.epochs, filled.training.rate
-    (512, [512], 9, 0.006)
+    (512, [1024], 9, 0.006)
     """
     sparse = not shape.is_dense
     reranks = "candidates" not in config.reranking.model_fields_set or config.reranking.candidates > 0
@@ -84,12 +84,13 @@ def fill(config: Config, shape: Shape) -> Config:
     if sparse and config.network.hidden and config.network.trunk is None:
         n_buckets = _buckets(shape.n_classes, shape.n_rows)
         widening = 1 + _few(shape.n_rows) * min(1.0, 512 / n_buckets)
+        is_given = "hidden" in config.network.model_fields_set
         is_int4 = "weights" not in config.network.model_fields_set or config.network.weights == "int4"
         choices |= {
             "hashing": {"repetitions": 4, "heads": 2, "buckets": n_buckets},
             "network": {
                 "hidden": [_width(shape.n_features, widening)],
-                "dropout": round(0.15 * widening * _few(shape.n_rows), 3),
+                "dropout": round((0.2 if is_given else 0.15 * widening) * _few(shape.n_rows), 3),
                 "power": _power(shape.row_features),
                 "weights": "int4",
                 "keep": KEEP if is_int4 else None,

@@ -44,6 +44,11 @@ def test_long_rows_get_a_power_and_few_rows_wide_networks():
     assert powers == [1.0, 1.0, 1.25, 1.5]
     widths = [fill(open_config(), Shape(n, 90_000, 33_513)).network.hidden[0] for n in (42_000, 335_000)]
     assert widths == [1024, 512]
+    dropouts = [
+        fill(open_config(**given), Shape(42_000, 90_000, 33_513)).network.dropout
+        for given in ({}, {"network": {"hidden": [16]}}, {"network": {"hidden": [16], "dropout": 0.4}})
+    ]
+    assert dropouts == [0.3, 0.2, 0.4]
 
 
 def test_what_is_given_stays():
