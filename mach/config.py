@@ -229,11 +229,17 @@ class DecodingConfig(Section):
     )
 
 
+RerankingLoss = Literal["hinge", "logistic"]
+
+
 class RerankingConfig(Section):
     """Linear classifiers that put the best classes of the repetitions in a better order (`mach.reranking`)."""
 
     candidates: int = Field(default=0, ge=0, le=10_000, description="C: classes of a query to order anew; 0: none")
-    cost: float = Field(default=1.0, gt=0.0, description="of a row that is not at its side of a class's margin")
+    loss: RerankingLoss = Field(default="hinge", description="of a row's margin: squared hinge, or logistic")
+    cost: float = Field(
+        default=1.0, gt=0.0, description="of a row's loss, beside half the squared length of the weights"
+    )
     negatives: int = Field(default=100_000, ge=1, description="most rows that a class is told apart from")
     iterations: int = Field(default=6, ge=1, description="most passes over the rows of a class")
     tolerance: float = Field(default=0.1, gt=0.0, description="violation of optimality at which a class is done")

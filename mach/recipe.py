@@ -21,6 +21,7 @@ It holds for sparse rows. Dense rows, linear networks and trunks of the user's o
                           start hidden units end up active in 8 % of the rows instead of 36
 ``epochs``                6 sqrt(45,000 / N), 3 to 15: more steps for fewer rows
 ``candidates``            100
+``loss, cost``            logistic, 8; classifiers' weights below 0.1 are dropped; if neither is given
 ========================  ======================================================================================
 """
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 ROW_FEATURES = 128
 CANDIDATES = 100
 KEEP = 0.3
+COST, THRESHOLD = 8.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,8 @@ def fill(config: Config, shape: Shape) -> Config:
         "data": {"validation_fraction": held_out_fraction(shape.n_rows) if sparse and reranks else 0.0},
         "reranking": {"candidates": CANDIDATES if sparse else 0},
     }
+    if sparse and not {"loss", "cost"} & config.reranking.model_fields_set:
+        choices["reranking"] |= {"loss": "logistic", "cost": COST, "threshold": THRESHOLD}
     if sparse and config.network.hidden and config.network.trunk is None:
         n_buckets = _buckets(shape.n_classes, shape.n_rows)
         widening = 1 + _few(shape.n_rows) * min(1.0, 512 / n_buckets)

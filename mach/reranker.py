@@ -3,8 +3,8 @@
 ``reranker.safetensors`` holds, for K classes, ``offsets`` (int64, K + 1), ``scales``, ``biases`` and ``priors``
 (float32, K), and for every stored weight its feature as a step from the class's feature before (``gaps``, int16; the
 first from 0) and its value (``codes``, int8, times the class's scale): 3 bytes a weight and 20 a class. Steps above
-32,767 are cut by codes of 0. The metadata hold the fingerprint, C and the blend: the file is whole by itself. Files
-without priors, of the first version, have 0 for all of them.
+32,767 are cut by codes of 0. The metadata hold the fingerprint, C, the blend and the loss: the file is whole by itself.
+Files without priors, of the first version, have 0 for all of them, those without a loss the squared hinge.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import hashlib
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.config import RerankingConfig, Section
+from mach.config import RerankingConfig, RerankingLoss, Section
 from mach.decoding import TopK
 from mach.errors import StorageError
 from mach.ordering import reorder
@@ -87,19 +87,24 @@ def combine(
     margins_NC: NDArray[np.float32],
     priors_NC: NDArray[np.float32],
     weight: float,
+    loss: RerankingLoss = "hinge",
 ) -> NDArray[np.float32]:
-    """Aggregate minus ``weight * max(0, 1 - margin)^2`` plus the class's prior term; float32.
+    """Aggregate minus weight times the classifier's own loss as a positive, plus the class's prior term; float32.
 
-    The second is the classifier's own loss as a positive: a class that is certain keeps its aggregate, all others lose.
-    Prior terms are at most 0, so no score exceeds its aggregate.
+    The loss is ``max(0, 1 - margin)^2``, or ``log(1 + exp(-margin))`` if logistic: a class that is certain keeps its
+    aggregate, all others lose. Prior terms are at most 0, so no score exceeds its aggregate.
 
     Examples
     --------
     >>> combine(np.float32([[-1, -1]]), np.float32([[2, 0]]), np.float32([[-0.5, 0]]), weight=3.0).tolist()
     [[-1.5, -4.0]]
     """
-    shortfalls_NC = 1 - np.fmin(np.fmax(margins_NC, LOWEST_MARGIN), np.float32(1))
-    return scores_NC - np.float32(weight) * np.square(shortfalls_NC) + priors_NC
+    margins_NC = np.fmax(margins_NC, LOWEST_MARGIN)
+    if loss == "hinge":
+        losses_NC = np.square(1 - np.fmin(margins_NC, np.float32(1)))
+    else:
+        losses_NC = np.logaddexp(np.float32(0), -margins_NC)
+    return scores_NC - np.float32(weight) * losses_NC + priors_NC
 
 
 class Reranker:
@@ -114,12 +119,22 @@ class Reranker:
         C, the classes of a query that are ordered anew.
     blend : Blend
         Its prior is that of the file's ``priors``.
+    loss : {"hinge", "logistic"}
+        That the classifiers were fitted with.
     """
 
-    def __init__(self, arrays: Mapping[str, NDArray[Any]], *, n_features: int, candidates: int, blend: Blend) -> None:
+    def __init__(
+        self,
+        arrays: Mapping[str, NDArray[Any]],
+        *,
+        n_features: int,
+        candidates: int,
+        blend: Blend,
+        loss: RerankingLoss = "hinge",
+    ) -> None:
         self.arrays = {name: np.asarray(array) for name, array in arrays.items()}  # not memmap: calls cost less
         self.n_features = n_features
-        self.candidates, self.blend = candidates, blend
+        self.candidates, self.blend, self.loss = candidates, blend, loss
         self._scratch = threading.local()
 
     @classmethod
@@ -145,9 +160,13 @@ class Reranker:
         try:
             candidates = int(metadata["candidates"])
             blend = Blend(weight=float(metadata["weight"]), prior=float(metadata.get("prior", 0)))
+            loss = metadata.get("loss", "hinge")
+            if loss not in get_args(RerankingLoss):
+                raise ValueError(f"loss {loss}")
         except (KeyError, ValueError) as error:
             raise StorageError(f"{run.reranker_file}: its metadata are damaged ({error}): train it again") from error
-        return cls(arrays, n_features=run.manifest.n_features, candidates=candidates, blend=blend)
+        options: dict[str, Any] = {"candidates": candidates, "blend": blend, "loss": loss}
+        return cls(arrays, n_features=run.manifest.n_features, **options)
 
     @property
     def n_bytes(self) -> int:
@@ -174,7 +193,7 @@ class Reranker:
         margins_NC, blend = self.margins(batch, ids_NC), self.blend
         priors_K = self.arrays.get("priors")
         priors_NC = np.zeros_like(margins_NC) if priors_K is None else priors_K[np.maximum(ids_NC, 0)]
-        return combine(scores_NC, margins_NC, priors_NC, blend.weight)
+        return combine(scores_NC, margins_NC, priors_NC, blend.weight, self.loss)
 
     def rerank(self, batch: SparseBatch, top: TopK, k: int, terms_K: NDArray[np.float32] | None = None) -> TopK:
         """The best k of the candidates by both, and by further terms of their classes, see `mach.ordering.reorder`."""

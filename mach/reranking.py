@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.sparse import csr_array
 
-from mach.config import RerankingConfig, Section
+from mach.config import RerankingConfig, RerankingLoss, Section
 from mach.data.store import Store
 from mach.errors import StorageError
 from mach.kernels import rerank as kernels
@@ -56,17 +56,33 @@ LEAST_FUNCTIONS = 4  # that tell candidates of training rows
 # Weight and prior that held-out rows choose from, from networks first to classifiers first. The best of all pairs lies
 # near this path on every data set seen, and few choices are harder to mistake than many. Networks alone are no choice:
 # where rows cannot tell, a little of both finds more of the rare classes.
-BLENDS = (
-    (0.1, -0.01),
-    (0.2, -0.02),
-    (0.3, -0.05),
-    (0.5, -0.1),
-    (0.7, -0.2),
-    (1.0, -0.3),
-    (1.5, -0.45),
-    (2.0, -0.6),
-    (3.0, -0.6),
-)
+BLENDS: dict[RerankingLoss, tuple[tuple[float, float], ...]] = {
+    "hinge": (
+        (0.1, -0.01),
+        (0.2, -0.02),
+        (0.3, -0.05),
+        (0.5, -0.1),
+        (0.7, -0.2),
+        (1.0, -0.3),
+        (1.5, -0.45),
+        (2.0, -0.6),
+        (3.0, -0.6),
+    ),
+    "logistic": (
+        (0.2, -0.01),
+        (0.3, -0.02),
+        (0.5, 0.0),
+        (0.5, -0.05),
+        (0.8, 0.0),
+        (0.8, -0.1),
+        (1.2, -0.02),
+        (1.2, -0.2),
+        (1.2, -0.45),
+        (2.0, -0.45),
+        (2.0, -0.6),
+        (3.0, -0.6),
+    ),
+}
 MAX_VALIDATION_ROWS = 20_000
 RANKS = np.array([1 + 1 / 3 + 1 / 5, 1 / 3 + 1 / 5, 1 / 3 + 1 / 5, 1 / 5, 1 / 5]) / 3  # in the mean of P@1, P@3 and P@5
 
@@ -152,6 +168,7 @@ class RerankerTraining:
             blend = self._best_blend(arrays) if self.is_validated else self.given_blend()
             arrays["priors"] = prior_terms(self.run.class_counts_K(), blend.prior)
             metadata = {"fingerprint": self.fingerprint, "candidates": str(self.settings.candidates)}
+            metadata["loss"] = self.settings.loss
             metadata |= {name: repr(value) for name, value in blend.model_dump().items()}
             with atomic_file(self.run.reranker_file) as file:
                 digest = write_tensors(file, arrays, metadata)
@@ -223,6 +240,7 @@ class RerankerTraining:
             *self._rows_by_class(lambda: self._lists(of_classes=True), begin, end),
             *self._rows_by_class(lambda: self._lists(of_classes=False), begin, end),
             store.n_features,
+            settings.loss == "logistic",
             settings.cost,
             settings.negatives,
             settings.iterations,
@@ -318,9 +336,12 @@ class RerankerTraining:
     def _best_blend(self, arrays: dict[str, NDArray[Any]]) -> Blend:
         """The blend of best mean of P@1, P@3 and P@5 on rows that nothing has learned from."""
         settings, rows = self.settings, self.validation_rows[:MAX_VALIDATION_ROWS]
-        reranker = Reranker(
-            arrays, n_features=self.store.n_features, candidates=settings.candidates, blend=self.given_blend()
-        )
+        options: dict[str, Any] = {
+            "candidates": settings.candidates,
+            "blend": self.given_blend(),
+            "loss": settings.loss,
+        }
+        reranker = Reranker(arrays, n_features=self.store.n_features, **options)
         found = []
         for batch, probs_NJB, columns in self.model.answered(self._features(rows)):
             top = self.model.decode(batch, probs_NJB, columns, settings.candidates, rerank=False)
@@ -329,11 +350,11 @@ class RerankerTraining:
         ids_NC, scores_NC, margins_NC = (np.concatenate(column) for column in zip(*found, strict=True))
         right_NC = right_of(self.store, rows, ids_NC)
         counts_K = learned_counts(self.run, self.store, self.validation_rows)
-        blends = [self.given_blend(weight, prior) for weight, prior in BLENDS]
+        blends = [self.given_blend(weight, prior) for weight, prior in BLENDS[settings.loss]]
 
         def gain(blend: Blend) -> float:
             priors_NC = prior_terms(counts_K, blend.prior)[np.maximum(ids_NC, 0)]
-            return mean_precision(combine(scores_NC, margins_NC, priors_NC, blend.weight), right_NC)
+            return mean_precision(combine(scores_NC, margins_NC, priors_NC, blend.weight, settings.loss), right_NC)
 
         return max(blends, key=gain)
 

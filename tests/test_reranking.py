@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ def test_answers_are_the_candidates_in_the_order_of_the_formula(reranked: Path):
     blend = model.reranker.blend
     priors_K = blend.prior * np.log(1 + model.run.class_counts_K())
     priors_NC = (priors_K - priors_K.max())[plain.ids_Nk].astype(np.float32)
-    scores_NC = combine(plain.scores_Nk, margins_NC, priors_NC, blend.weight)
+    scores_NC = combine(plain.scores_Nk, margins_NC, priors_NC, blend.weight, model.reranker.loss)
     np.testing.assert_allclose(found.scores_Nk, -np.sort(-scores_NC, axis=1)[:, :5], atol=1e-4)
     np.testing.assert_array_equal(model.score(queries, found.ids_Nk), found.scores_Nk)
     assert found.exact_N.all()
@@ -134,9 +135,10 @@ def test_answers_are_the_candidates_in_the_order_of_the_formula(reranked: Path):
     assert load(reranked, repetitions=[1]).topk(queries, 5)[0].shape == (50, 5)
 
 
-def test_extreme_margins_keep_scores_finite():
+@pytest.mark.parametrize("loss", ["hinge", "logistic"])
+def test_extreme_margins_keep_scores_finite(loss: Any):
     margins_NC = np.array([[np.nan, np.inf, -np.inf, -1e38]], np.float32)
-    scores_NC = combine(np.zeros((1, 4), np.float32), margins_NC, np.zeros((1, 4), np.float32), 3.0)
+    scores_NC = combine(np.zeros((1, 4), np.float32), margins_NC, np.zeros((1, 4), np.float32), 3.0, loss)
     assert np.isfinite(scores_NC).all()
     assert scores_NC[0, 1] == 0
 
@@ -163,7 +165,7 @@ def test_held_out_rows_choose_the_blend_of_best_precision(paired: Config, rerank
     model, batch = load(reranked), read_batch(store, rows)
     assert isinstance(batch, SparseBatch)
     found_precisions = {}
-    for weight, prior in BLENDS:
+    for weight, prior in BLENDS[run.config.reranking.loss]:
         assert model.reranker is not None
         model.reranker.blend = Blend(weight=weight, prior=prior)
         right_Nk = right_of(store, rows, model.topk(batch.matrix(store.n_features), 5)[0])

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.sparse import csr_array, random_array
+from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
-from mach.kernels.rerank import encode, fit_classes, invert, margins
+from mach.kernels.rerank import UNSEEN, encode, fit_classes, invert, margins
 from mach.reranker import Blend, Reranker
 
 
@@ -28,10 +29,12 @@ def csr(lists) -> tuple[np.ndarray, np.ndarray]:
     return np.cumsum([0, *map(len, lists)]), np.concatenate(lists).astype(np.int32)
 
 
-def fit(x, own, listed, *, cost=2.0, most=10**6, iterations=2000, tolerance=1e-5, threshold=0.0, seed=0):
+def fit(
+    x, own, listed, *, cost=2.0, most=10**6, iterations=2000, tolerance=1e-5, threshold=0.0, seed=0, logistic=False
+):
     return fit_classes(
         x.indptr, x.indices, x.data, *csr(own), *csr(listed), x.shape[1],
-        cost, most, iterations, tolerance, threshold, seed,
+        logistic, cost, most, iterations, tolerance, threshold, seed,
     )  # fmt: skip
 
 
@@ -67,6 +70,22 @@ def test_fitted_classes_minimise_the_objective(cost: float):
         assert weights_KD[k] == pytest.approx(svc.coef_[0], abs=1e-3)
     assert (weights_KD[2] == 0).all()
     assert biases_K[2] == -1  # no row of its own
+
+
+@pytest.mark.parametrize("cost", [0.1, 8.0, 1000.0])
+def test_fitted_logistic_classes_minimise_the_objective(cost: float):
+    x, own, listed = problem(80, 30, seed=3)
+    fitted = fit(x, own, listed, cost=cost, logistic=True, iterations=20_000, tolerance=1e-4)
+    weights_KD, biases_K = dense(fitted, 30), fitted[3]
+    for k in range(2):
+        rows = np.concatenate([own[k], np.setdiff1d(listed[k], own[k])])
+        signs = np.where(np.arange(len(rows)) < len(own[k]), 1, -1)
+        with_one = np.hstack([x[rows].toarray(), np.ones((len(rows), 1))]).astype(float)
+        oracle = LogisticRegression(C=cost, fit_intercept=False, tol=1e-8, max_iter=10**5).fit(with_one, signs)
+        found = np.append(weights_KD[k], biases_K[k])
+        assert found == pytest.approx(oracle.coef_[0], abs=0.01 * np.abs(oracle.coef_).max())
+    assert (weights_KD[2] == 0).all()
+    assert biases_K[2] == UNSEEN
 
 
 def test_a_class_does_not_depend_on_its_neighbours_and_small_weights_go():
