@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 FORMAT: Literal[1] = 1
 WEIGHT_BYTES, CLASS_BYTES = 3, 20
+FORMULAS: dict[RerankingLoss, str] = {"hinge": "max(0, 1 - margin)^2", "logistic": "log(1 + exp(-margin))"}
 LOWEST_MARGIN = np.float32(-1e6)  # keeps every score finite
 _DTYPES = {"offsets": np.int64, "gaps": np.int16, "codes": np.int8, "scales": np.float32, "biases": np.float32}
 

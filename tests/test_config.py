@@ -86,3 +86,9 @@ def test_every_key_is_described_or_named_after_its_meaning():
     for section in Config.model_fields.values():
         for key, field in getattr(section.annotation, "model_fields", {}).items():
             assert field.description or key in undescribed, key
+
+
+@pytest.mark.parametrize("network", [{"weights": "bfloat16"}, {"hidden": []}])
+def test_weights_are_kept_of_int4_layers_in_front_of_others_alone(network):
+    with pytest.raises(ConfigError, match=r"network: keep = 0.3 with weights"):
+        parse_config({"data": {"train": "x"}, "network": network | {"keep": 0.3}}, "test")

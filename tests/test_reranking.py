@@ -15,7 +15,7 @@ from rich.console import Console
 
 from mach.calibrating import calibrate
 from mach.cli import main
-from mach.config import Config, LaunchConfig, to_toml
+from mach.config import Config, LaunchConfig, NetworkConfig, to_toml
 from mach.errors import ConfigError, StorageError
 from mach.evaluation import evaluate
 from mach.launch.reranker import train_reranker
@@ -288,6 +288,7 @@ def test_damaged_files_and_dense_rows_get_one_line(paired: Config, copied: Path,
         ({name: array for name, array in whole.items() if name != "gaps"}, metadata),
         (whole | {"biases": whole["biases"].astype(np.float64)}, metadata),
         (whole, {}),
+        (whole, metadata | {"loss": "squared"}),
     ]:
         with file.open("wb") as opened:
             write_tensors(opened, spoiled, notes)
@@ -301,5 +302,9 @@ def test_damaged_files_and_dense_rows_get_one_line(paired: Config, copied: Path,
     np.save(tmp_path / "dense.classes.npy", np.arange(8))
     data = paired.data.model_copy(update={"train": str(tmp_path / "dense.npy"), "class_names": None})
     hashing = paired.hashing.model_copy(update={"table": None, "buckets": 4})
+    kept = NetworkConfig(hidden=[8], weights="int4", keep=0.2)
+    dense = paired.model_copy(update={"data": data, "hashing": hashing, "network": kept})
+    with pytest.raises(ConfigError, match="keep = 0.2 with weights = 'int4' and dense rows"):
+        set_up(dense, tmp_path / "kept")
     with pytest.raises(ConfigError, match="the rows are dense"):
         set_up(paired.model_copy(update={"data": data, "hashing": hashing}), tmp_path / "dense")

@@ -21,7 +21,7 @@ from mach.launch.driver import Driver, Pool
 from mach.launch.schedule import Schedule, shards_of
 from mach.launch.setup import plan_of
 from mach.repetition import RepetitionFiles
-from mach.reranker import is_due
+from mach.reranker import FORMULAS, is_due
 from mach.reranking import STAGES, RerankerTraining
 from mach.storage import Run
 
@@ -55,7 +55,7 @@ def train_reranker(run: Run, store: Store, launch: LaunchConfig, *, console: Con
         ) from None
     console.print(
         f"re-ranker: {summary.n_weights:,} weights, {summary.n_bytes:,} bytes, {summary.cpu_seconds:.0f} s of "
-        f"processors; score = aggregate - {summary.weight:g} max(0, 1 - margin)^2 "
+        f"processors; score = aggregate - {summary.weight:g} {FORMULAS[summary.settings.loss]} "
         f"{summary.prior:+g} log(1 + rows)" + (", chosen by held-out rows" if summary.validated else ""),
         highlight=False,
         soft_wrap=True,
