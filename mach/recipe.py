@@ -21,7 +21,8 @@ It holds for sparse rows. Dense rows, linear networks and trunks of the user's o
                           start hidden units end up active in 8 % of the rows instead of 36
 ``epochs``                6 sqrt(45,000 / N), 3 to 15: more steps for fewer rows
 ``candidates``            100
-``loss, cost``            logistic, 8; classifiers' weights below 0.1 are dropped; if neither is given
+``loss, cost``            if neither is given, logistic and 4 where a row has 10 classes or more, as many are likely at
+                          once there; classifiers' weights below 0.1 are dropped then
 ========================  ======================================================================================
 """
 
@@ -40,23 +41,27 @@ if TYPE_CHECKING:
 ROW_FEATURES = 128
 CANDIDATES = 100
 KEEP = 0.3
-COST, THRESHOLD = 8.0, 0.1
+MANY_CLASSES, COST, THRESHOLD = 10, 4.0, 0.1
 
 
 @dataclass(frozen=True)
 class Shape:
-    """N, D and K of the training rows, whether they are dense, and how many features one has on average."""
+    """N, D and K of the training rows, whether they are dense, and how many features and classes one has on average."""
 
     n_rows: int
     n_features: int
     n_classes: int
     is_dense: bool = False
     row_features: float = 0.0
+    row_classes: float = 0.0
 
     @classmethod
     def of(cls, store: Store) -> Shape:
-        mean = 0.0 if store.is_dense else store.n_nonzeros / max(store.n_rows, 1)
-        return cls(store.n_rows, store.n_features, store.n_classes, store.is_dense, mean)
+        n_rows = max(store.n_rows, 1)
+        features = 0.0 if store.is_dense else store.n_nonzeros / n_rows
+        return cls(
+            store.n_rows, store.n_features, store.n_classes, store.is_dense, features, len(store.class_ids) / n_rows
+        )
 
 
 def before_reading(config: Config) -> Config:
@@ -83,7 +88,7 @@ def fill(config: Config, shape: Shape) -> Config:
         "data": {"validation_fraction": held_out_fraction(shape.n_rows) if sparse and reranks else 0.0},
         "reranking": {"candidates": CANDIDATES if sparse else 0},
     }
-    if sparse and not {"loss", "cost"} & config.reranking.model_fields_set:
+    if sparse and shape.row_classes >= MANY_CLASSES and not {"loss", "cost"} & config.reranking.model_fields_set:
         choices["reranking"] |= {"loss": "logistic", "cost": COST, "threshold": THRESHOLD}
     if sparse and config.network.hidden and config.network.trunk is None:
         n_buckets = _buckets(shape.n_classes, shape.n_rows)

@@ -51,6 +51,14 @@ def test_long_rows_get_a_power_and_few_rows_wide_networks():
     assert dropouts == [0.3, 0.2, 0.4]
 
 
+def test_rows_of_many_classes_are_reranked_by_logistic_classifiers():
+    few, many = (Shape(40_000, 20_000, 200_000, row_classes=m) for m in (6, 28))
+    losses = [(f.loss, f.cost) for f in (fill(open_config(), shape).reranking for shape in (few, many))]
+    assert losses == [("hinge", 1.0), ("logistic", 4.0)]
+    for keys in ({"loss": "hinge"}, {"cost": 2.0}):
+        assert fill(open_config(reranking=keys), many).reranking.loss == "hinge"
+
+
 def test_what_is_given_stays():
     given_keys: dict[str, dict] = {
         "hashing": {"repetitions": 1, "heads": 3, "buckets": 10},
