@@ -154,11 +154,11 @@ class NetworkConfig(Section):
         default="bfloat16",
         description="type of stored matrices; int4 and int8 of the sparse input layer, the output layer is int8 then",
     )
-    keep: float | None = Field(
-        default=None,
+    keep: float = Field(
+        default=1.0,
         gt=0.0,
-        lt=0.5,
-        description="with int4: most bytes a weight of the sparse input layer, the others are dropped; none: all",
+        le=1.0,
+        description="with int4: most weights of a sparse input layer that are stored, a byte each; 1: all, half a byte",
     )
     trunk: str | None = Field(
         default=None, description="package.module:Class of a torch module used instead of the hidden layers"
@@ -170,7 +170,7 @@ class NetworkConfig(Section):
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden = {self.hidden}: every width must be at least 1")
         is_int4 = self.weights == "int4" or "weights" not in self.model_fields_set
-        if self.keep is not None and not (is_int4 and self.hidden):
+        if self.keep < 1 and not (is_int4 and self.hidden):
             raise ValueError(
                 f"keep = {self.keep} with weights = {self.weights!r}, hidden = {self.hidden}: weights are dropped from "
                 'an input layer in front of others, with weights = "int4"'

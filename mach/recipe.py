@@ -102,7 +102,7 @@ def fill(config: Config, shape: Shape) -> Config:
                 "dropout": round((0.2 if is_given else 0.15 * widening) * _few(shape.n_rows), 3),
                 "power": _power(shape.row_features),
                 "weights": "int4",
-                "keep": KEEP if is_int4 else None,
+                "keep": KEEP if is_int4 else 1.0,
             },
             "training": {
                 "epochs": _epochs(shape.n_rows),

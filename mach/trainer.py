@@ -385,7 +385,11 @@ class Trainer:
 
     def _stored_weights(self) -> dict[str, NDArray[Any]]:
         config, store = self.config.network, self.store
-        rows_D = None if config.keep is None else np.bincount(store.feature_indices, minlength=store.n_features)
+        rows_D = (
+            None
+            if config.keep == 1 or store.is_dense
+            else np.bincount(store.feature_indices, minlength=store.n_features)
+        )
         return stored_weights(self.network.weights(), config.weights, config.keep, rows_D) | self._tables()
 
     def _tables(self) -> dict[str, NDArray[Any]]:

@@ -68,7 +68,7 @@ def test_what_is_given_stays():
     }
     config = open_config(**given_keys)
     filled = fill(config, Shape(50_000, 1000, 1000))
-    assert filled.network.keep is None  # of float32
+    assert filled.network.keep == 1  # of float32
     for section, keys in given_keys.items():
         assert {key: getattr(getattr(filled, section), key) for key in keys} == keys
     assert filled.data.validation_fraction == 0.0  # there is nothing to choose with them

@@ -282,7 +282,8 @@ def plan_by_counts(
         n_heads=config.hashing.heads,
         dense_input=dense_input,
         weight_bytes=4 if config.network.weights == "float32" else 2,
-        input_bytes=config.network.keep or {"int4": 0.5, "int8": 1}.get(config.network.weights),
+        input_bytes={"int4": 0.5, "int8": 1}.get(config.network.weights),
+        keep=config.network.keep,
         output_bytes=1 if config.network.weights in {"int4", "int8"} else None,
         nonzeros_per_row=nonzeros_per_row,
         reranking_bytes=estimate if reranking.candidates else 0,
@@ -292,7 +293,7 @@ def plan_by_counts(
 
 
 def _refuse_keep(network: NetworkConfig, store: Store) -> None:
-    if network.keep is not None and (store.is_dense or network.weights != "int4"):
+    if network.keep < 1 and (store.is_dense or network.weights != "int4"):
         raise ConfigError(
             f"network.keep = {network.keep} with weights = {network.weights!r} and "
             f"{'dense' if store.is_dense else 'sparse'} rows: weights are dropped from a sparse input layer with "

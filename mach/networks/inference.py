@@ -68,7 +68,7 @@ def weight_shapes(
         stored = -(-widths[0] // 2) if config.weights == "int4" else widths[0]
         shapes |= {"input.weight": (n_features, stored), "input.bias": (widths[0],)}
         shapes |= {"input.scale": (n_features,)} if config.weights in {"int4", "int8"} else {}
-        shapes |= {"input.weight": (ANY,), "input.offsets": (n_features + 1,)} if config.keep is not None else {}
+        shapes |= {"input.weight": (ANY,), "input.offsets": (n_features + 1,)} if config.keep < 1 else {}
         below = widths.pop(0)
     if config.trunk is not None:
         return shapes | {"output.bias": (n_outputs,)}
@@ -80,12 +80,12 @@ def weight_shapes(
 
 
 def stored_weights(
-    weights: Weights, kind: Kind, keep: float | None = None, rows_D: NDArray[np.int64] | None = None
+    weights: Weights, kind: Kind, keep: float = 1.0, rows_D: NDArray[np.int64] | None = None
 ) -> dict[str, NDArray[Any]]:
     """Trained weights (float32 or bfloat16) as they are stored: matrices as ``kind`` says, biases in float32.
 
     With int4 and int8 the sparse input layer's matrix is of integers, that of the output layer int8, others are
-    bfloat16. With ``keep`` only so many bytes a weight of the input layer stay: the weights of largest
+    bfloat16. With ``keep`` below 1 only such a share of the input layer's stays, a byte each: the weights of largest
     ``abs(w) * rows^(1/4)``, where ``rows_D`` says in how many training rows a feature occurs. Among the salience
     measures ``abs(w) * norm(x)^a`` of Sun, Liu, Bair and Kolter ("A simple and effective pruning approach for large
     language models", ICLR 2024, with a = 1), a = 1/2 kept the most accuracy (docs/log.md).
@@ -96,7 +96,7 @@ def stored_weights(
     for name, array in weights.items():
         if array.ndim != 2 or array.dtype not in (np.float32, np.uint16):
             stored[name] = array
-        elif name == "input.weight" and keep is not None and rows_D is not None:
+        elif name == "input.weight" and keep < 1 and rows_D is not None:
             gains_D = (np.maximum(rows_D, 1e-3) ** 0.25).astype(np.float32)
             stored[name], stored["input.offsets"], stored["input.scale"] = to_kept(array, gains_D, keep)
         elif name == "output.weight" and kind in {"int4", "int8"}:

@@ -16,6 +16,7 @@ from mach.launch import setup, start
 from mach.launch.driver import Driver
 from mach.launch.setup import USABLE, plan_of, set_up, sharded
 from mach.trainer import Progress
+from tests.launch.test_start import with_keys
 
 
 def test_a_run_that_appears_while_the_data_are_read_is_joined(
@@ -32,6 +33,19 @@ def test_a_run_that_appears_while_the_data_are_read_is_joined(
     run, store = set_up(config, tmp_path / "run")
     assert run.manifest.data_fingerprint == store.fingerprint
     assert (tmp_path / "run/manifest.json").exists()
+
+
+def test_a_run_made_before_some_keys_were_there_keeps_their_defaults(config: Config, tmp_path: Path):
+    config = with_keys(config, network={"hidden": [8], "weights": "int4", "keep": 1.0, "power": 1.0})
+    config = with_keys(config, reranking={"candidates": 0, "loss": "hinge"})
+    run, _ = set_up(config, tmp_path / "run")
+    file, newer = tmp_path / "run/config.toml", ("keep = ", "power = ", "loss = \"hinge\"")
+    file.write_text("".join(line for line in file.read_text().splitlines(True) if not line.startswith(newer)))
+    network = config.network.model_dump(include={"hidden", "weights"})
+    sparse = Config.model_validate(config.model_dump(exclude={"network", "reranking"}) | {"network": network})
+    again, _ = set_up(sparse, tmp_path / "run")
+    assert again.config.network == run.config.network
+    assert again.config.reranking == run.config.reranking
 
 
 def test_a_gpu_takes_as_many_repetitions_as_the_ledger_says(config: Config, tmp_path: Path):
