@@ -106,7 +106,8 @@ def short(folder: Path, out: Path) -> None:
                 ids = store.class_ids[store.class_indptr[n] : store.class_indptr[n + 1]]
                 entries = slice(store.feature_indptr[n], store.feature_indptr[n + 1])
                 pairs = zip(store.feature_indices[entries], store.feature_values[entries], strict=True)
-                lines.append(f"{','.join(map(str, ids))} {' '.join(f'{j}:{value:.5g}' for j, value in pairs)}")
+                line = f"{','.join(map(str, ids))} {' '.join(f'{j}:{value:.5g}' for j, value in pairs)}"
+                lines.append(line.rstrip())  # omikuji refuses a blank behind the classes
             (out / f"{part}.txt").write_text("\n".join(lines) + "\n")
             print(f"{out / part}.txt: {store.n_rows:,} rows, K = {store.n_classes:,}")
 

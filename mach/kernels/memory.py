@@ -168,26 +168,28 @@ def to_kept(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]]:
     """The weights of largest ``abs(w) * gain``, rounded to 15 steps a row, in at most ``share * D * H`` bytes.
 
+    D counts the rows of a gain above 0; of the others nothing is kept.
+
     Returns
     -------
     kept, offsets, steps : uint8 (M,), int64 (D + 1,) and float32 (D,) arrays
         Row d has the bytes ``offsets[d]..offsets[d + 1]``: in the upper half how far a weight is from the one before,
         the first from 0, in the lower half 8 more than its integer. A longer way is cut by entries of integer 0.
     """
-    budget = n = int(share * array_DH.size)
-    counts, sizes_D = np.zeros(2**16, np.int64), np.zeros(len(array_DH), np.int64)
+    budget = n = int(share * np.count_nonzero(gains_D) * array_DH.shape[1])
+    counts, offsets = np.zeros(2**16, np.int64), np.zeros(len(array_DH) + 1, np.int64)
     steps_D = np.empty(len(array_DH), np.float32)
     _count_saliences(array_DH, gains_D, steps_D, counts)
     n_above = np.cumsum(counts[::-1])[::-1]  # that reach the upper half of a float32's bits
     while True:
-        least = float(np.array(min(int(np.searchsorted(-n_above, -n)), 0x7F7F) << 16, np.uint32).view(np.float32))
-        _kept_sizes(array_DH, gains_D, steps_D, least, sizes_D)
-        offsets = np.concatenate([[0], np.cumsum(sizes_D)])
+        upper = min(max(int(np.searchsorted(-n_above, -n)), 1), 0x7F7F)
+        least = float(np.array(upper << 16, np.uint32).view(np.float32))
+        _keep(array_DH, gains_D, steps_D, least, offsets[1:], np.empty(0, np.uint8))
         if offsets[-1] <= budget or n == 0:
             break
         n = max(0, n - int(offsets[-1] - budget))  # entries that cut a way count as well
     kept = np.empty(int(offsets[-1]), np.uint8)
-    _write_kept(array_DH, gains_D, steps_D, least, offsets, kept)
+    _keep(array_DH, gains_D, steps_D, least, offsets[1:], kept)
     return kept, offsets, steps_D
 
 
@@ -208,44 +210,31 @@ def _count_saliences(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _kept_sizes(
+def _keep(
     array_DH: NDArray[Any],
     gains_D: NDArray[np.float32],
     steps_D: NDArray[np.float32],
     least: float,
-    sizes_D: NDArray[np.int64],
+    ends_D: NDArray[np.int64],
+    kept: NDArray[np.uint8],
 ) -> None:
+    """Write the entries of all rows, and where each row's end; with an empty ``kept`` only the latter."""
+    p = 0
     for d in range(len(array_DH)):
-        row, n, last = array_DH[d], 0, 0
+        row, last = array_DH[d], 0
         lowest = max(np.float32(least) / gains_D[d], np.float32(0.5) * steps_D[d])  # less is rounded to 0
         for h in range(len(row)):
             if abs(widen(row[h])) > lowest:
-                n += 1 + max(h - last - 1, 0) // 15
-                last = h
-        sizes_D[d] = n
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _write_kept(
-    array_DH: NDArray[Any],
-    gains_D: NDArray[np.float32],
-    steps_D: NDArray[np.float32],
-    least: float,
-    offsets: NDArray[np.int64],
-    kept: NDArray[np.uint8],
-) -> None:
-    for d in range(len(array_DH)):
-        row, p, last = array_DH[d], offsets[d], 0
-        lowest = max(np.float32(least) / gains_D[d], np.float32(0.5) * steps_D[d])
-        for h in range(len(row)):
-            if abs(widen(row[h])) > lowest:
                 while h - last > 15:
-                    kept[p] = 15 << 4 | 8
+                    if len(kept):
+                        kept[p] = 15 << 4 | 8
                     last += 15
                     p += 1
-                kept[p] = (h - last) << 4 | (np.int64(np.rint(widen(row[h]) / steps_D[d])) + 8)
+                if len(kept):
+                    kept[p] = (h - last) << 4 | (np.int64(np.rint(widen(row[h]) / steps_D[d])) + 8)
                 last = h
                 p += 1
+        ends_D[d] = p
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "nsz"})

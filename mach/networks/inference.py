@@ -97,7 +97,7 @@ def stored_weights(
         if array.ndim != 2 or array.dtype not in (np.float32, np.uint16):
             stored[name] = array
         elif name == "input.weight" and keep < 1 and rows_D is not None:
-            gains_D = (np.maximum(rows_D, 1e-3) ** 0.25).astype(np.float32)
+            gains_D = (rows_D**0.25).astype(np.float32)
             stored[name], stored["input.offsets"], stored["input.scale"] = to_kept(array, gains_D, keep)
         elif name == "output.weight" and kind in {"int4", "int8"}:
             stored[name], stored["output.scale"] = to_int8(array)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 from torch import nn
@@ -130,9 +130,10 @@ def test_stored_weights_of_which_the_salient_are_kept_answer_as_their_matrix_doe
     rows_D = np.ones(D, np.int64)
     rows_D[::2] = 0
     stored = stored_weights(network.weights(), "int4", 0.3, rows_D)
-    assert len(stored["input.weight"]) <= 0.3 * D * 16
+    assert 0.2 * D / 2 * 16 < len(stored["input.weight"]) <= 0.3 * D / 2 * 16
     wide = wide_rows(stored, slice(None), 16)
-    assert (wide[1::2] != 0).sum() > (wide[::2] != 0).sum()  # features of no row go first
+    assert (wide[1::2] != 0).sum() > 0.2 * D / 2 * 16
+    assert not wide[::2].any()  # features of no row
     np.testing.assert_array_equal(wide_rows(stored, slice(3, 7), 16), wide[3:7])
     plain = {"input.weight": wide, "input.bias": stored["input.bias"], "output.bias": stored["output.bias"]}
     plain["output.weight"] = stored["output.weight"] * stored["output.scale"][:, None]
@@ -143,6 +144,7 @@ def test_stored_weights_of_which_the_salient_are_kept_answer_as_their_matrix_doe
     np.testing.assert_allclose(started.logits(batch).numpy(), bucket_logits(stored, batch), rtol=1e-4, atol=1e-4)
 
 
+@settings(deadline=None)
 @given(st.floats(0.3, 4.0), st.booleans(), st.integers(0, 2**32 - 1))
 def test_powers_keep_signs_order_and_length(power: float, dense: bool, seed: int):
     rng = np.random.default_rng(seed)
@@ -170,6 +172,7 @@ def test_a_network_sees_powers_of_its_features_in_training_and_in_queries():
         np.testing.assert_array_equal(array, plain.weights()[name])
 
 
+@settings(deadline=None)  # kernels may be compiled first
 @given(st.integers(1, 60), st.integers(1, 70), st.floats(0.005, 1.3), st.booleans(), st.integers(0, 2**32 - 1))
 def test_salient_weights_are_kept_within_their_bytes(n_rows: int, width: int, share: float, half: bool, seed: int):
     rng = np.random.default_rng(seed)
