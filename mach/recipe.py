@@ -13,7 +13,7 @@ It holds for sparse rows. Dense rows, linear networks and trunks of the user's o
                           up to twice as wide for up to 50,000 rows and B = 512, less in proportion above
 ``dropout``               0.3 where networks are twice as wide, 0.15 where they are not, 0.2 where the width is given;
                           less in proportion above 50,000 rows
-``power``                 1 where a row has 20 features, 1.5 where it has 80: there the largest should outweigh the rest
+``power``                 1 where a row has 40 features, 1.5 where it has 80: there the largest should outweigh the rest
 ``weights, keep``         int4, at most 0.3 bytes a weight: rounding the input layer and leaving its least salient
                           weights out costs no accuracy
 ``batch, rate``           512 and 6e-3, for 2,048 buckets and more 1e-2
@@ -148,7 +148,7 @@ def _few(n_rows: int) -> float:
 
 
 def _power(row_features: float) -> float:
-    return round(1.0 + 0.25 * min(max(math.log2(max(row_features, 1.0) / 20), 0.0), 2.0), 2)
+    return round(1.0 + 0.5 * min(max(math.log2(max(row_features, 1.0) / 40), 0.0), 1.0), 2)
 
 
 def _width(n_features: int, widening: float) -> int:
