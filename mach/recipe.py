@@ -14,8 +14,8 @@ It holds for sparse rows. Dense rows, linear networks and trunks of the user's o
 ``dropout``               0.3 where networks are twice as wide, 0.15 where they are not, 0.2 where the width is given;
                           less in proportion above 50,000 rows
 ``power``                 1 where a row has 40 features, 1.5 where it has 80: there the largest should outweigh the rest
-``weights, keep``         int4, at most 0.3 bytes a weight: rounding the input layer and leaving its least salient
-                          weights out costs no accuracy
+``weights, keep``         int4, at most 0.3 bytes a weight: rounding the input layer costs no accuracy, and leaving its
+                          least salient weights out little (docs/results.md)
 ``batch, rate``           512 and 6e-3, for 2,048 buckets and more 1e-2
 ``warmup``                0 for 50,000 rows, rising to 10 % of the steps for 100,000: after many long steps at the
                           start hidden units end up active in 8 % of the rows instead of 36

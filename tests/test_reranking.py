@@ -135,6 +135,21 @@ def test_answers_are_the_candidates_in_the_order_of_the_formula(reranked: Path):
     assert load(reranked, repetitions=[1]).topk(queries, 5)[0].shape == (50, 5)
 
 
+def test_logistic_classifiers_order_by_their_own_loss(paired: Config, tmp_path: Path):
+    train_here(changed(paired, loss="logistic", cost=4.0), tmp_path / "run")
+    model = load(tmp_path / "run")
+    assert model.reranker is not None
+    assert read_json(model.run.reranked, Reranked).settings.loss == model.reranker.loss == "logistic"
+    assert evaluate(model, rows_of(model), curve=False)[-1]["P@1"] > 0.95  # of classes that networks cannot tell apart
+    queries, blend = rows_of(model).features(0, 50), model.reranker.blend
+    found = model.search(queries, 5)
+    margins_NK = (queries @ model.reranker.matrix().T).toarray() + model.reranker.arrays["biases"]
+    losses_NC = np.log(1 + np.exp(-np.take_along_axis(margins_NK.astype(np.float64), found.ids_Nk, axis=1)))
+    priors_NC = model.reranker.arrays["priors"][found.ids_Nk]
+    scores_NC = model.score(queries, found.ids_Nk, rerank=False) - blend.weight * losses_NC + priors_NC
+    np.testing.assert_allclose(found.scores_Nk, scores_NC, atol=1e-3)
+
+
 @pytest.mark.parametrize("loss", ["hinge", "logistic"])
 def test_extreme_margins_keep_scores_finite(loss: Any):
     margins_NC = np.array([[np.nan, np.inf, -np.inf, -1e38]], np.float32)
