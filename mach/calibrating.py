@@ -20,7 +20,7 @@ from mach.scoring import LocalScorer
 from mach.storage import Run
 
 LEAST_ROWS, MOST_ROWS = 50, 20_000
-PRIORS = (0.0, -0.02, -0.05, -0.1, -0.15, -0.2, -0.3, 0.05)  # the first of equal ones is taken
+PRIORS = (0.0, -0.02, -0.05, -0.1, -0.15, -0.2, -0.3, 0.05, -0.5, -0.8, -1.2, -1.8)  # the first of equal ones is taken
 
 
 def calibrate_when_due(run: Run, store: Store) -> Calibration | None:

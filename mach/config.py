@@ -195,6 +195,13 @@ class TrainingConfig(Section):
         default="auto",
         description="of dense matrix products; auto: bfloat16 where the processor multiplies it natively",
     )
+    sampled: float | None = Field(
+        default=None,
+        gt=0.0,
+        le=1.0,
+        description="share of a head's buckets that a step of the softmax loss computes, its rows' own and random ones, "
+        "on a processor with hidden layers; none: 1, all",
+    )
     patience: int | None = Field(
         default=None, ge=1, description="stop after so many epochs without a better validation figure; none: never"
     )
@@ -207,6 +214,8 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if (self.sampled or 1.0) < 1 and self.loss == "binary":
+            raise ValueError(f'sampled = {self.sampled:g} with loss = "binary": only the softmax loss samples buckets')
         if self.replay is not None and self.start is None:
             raise ValueError(f"replay = {self.replay:g} needs training.start, the run whose rows it means")
         return self
@@ -241,6 +250,12 @@ class RerankingConfig(Section):
         default=1.0, gt=0.0, description="of a row's loss, beside half the squared length of the weights"
     )
     negatives: int = Field(default=100_000, ge=1, description="most rows that a class is told apart from")
+    pairs: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="largest features of a row whose products are features of the classifiers as well; 0: none",
+    )
     iterations: int = Field(default=6, ge=1, description="most passes over the rows of a class")
     tolerance: float = Field(default=0.1, gt=0.0, description="violation of optimality at which a class is done")
     threshold: float = Field(default=0.05, ge=0.0, description="smaller weights are dropped")
@@ -313,6 +328,11 @@ class Config(Section):
         hashing, epochs = self.hashing, self.training.epochs
         if hashing.assignment == "learned" and epochs < 2 and hashing.relearn_epochs != []:
             raise ValueError(f"hashing.assignment = 'learned' with training.epochs = {epochs}: give at least 2")
+        if (self.training.sampled or 1.0) < 1 and (self.launch.gpus or not self.network.hidden):
+            raise ValueError(
+                f"training.sampled = {self.training.sampled:g} with launch.gpus = {self.launch.gpus:g}, network.hidden = "
+                f"{self.network.hidden}: buckets are sampled on a processor, behind hidden layers: leave it out"
+            )
         learned = hashing.relearn_epochs or []
         if learned != sorted({epoch for epoch in learned if 1 <= epoch < epochs}):
             raise ValueError(f"hashing.relearn_epochs = {learned}: give ascending epochs of 1 to {epochs - 1}")

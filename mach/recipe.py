@@ -19,10 +19,14 @@ It holds for sparse rows. Dense rows, linear networks and trunks of the user's o
 ``batch, rate``           512 and 6e-3, for 2,048 buckets and more 1e-2
 ``warmup``                0 for 50,000 rows, rising to 10 % of the steps for 100,000: after many long steps at the
                           start hidden units end up active in 8 % of the rows instead of 36
+``sampled``               0.25 where every row has one class and B is 4,096, or more: a step computes a quarter of the
+                          buckets, those of its rows and random ones, for a quarter of the work
 ``epochs``                6 sqrt(45,000 / N), 3 to 15: more steps for fewer rows
 ``candidates``            100
 ``loss, cost``            if neither is given, logistic and 4 where a row has 10 classes or more, as many are likely at
                           once there; classifiers' weights below 0.1 are dropped then
+``pairs``                 with squared hinge loss, products of the 12 largest features of a row where it has less than 40:
+                          few features say more together; classifiers' weights below 0.08 are dropped then
 ========================  ======================================================================================
 """
 
@@ -31,6 +35,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mach.config import Config
 from mach.data import phrases
@@ -42,11 +48,13 @@ ROW_FEATURES = 128
 CANDIDATES = 100
 KEEP = 0.3
 MANY_CLASSES, COST, THRESHOLD = 10, 4.0, 0.1
+FEW_FEATURES, PAIRS, PAIRS_THRESHOLD = 40, 12, 0.08
+MANY_BUCKETS, SAMPLED = 4096, 0.25
 
 
 @dataclass(frozen=True)
 class Shape:
-    """N, D and K of the training rows, whether they are dense, and how many features and classes one has on average."""
+    """N, D and K of the training rows, what one has on average, and whether rows are dense and all of one class."""
 
     n_rows: int
     n_features: int
@@ -54,14 +62,15 @@ class Shape:
     is_dense: bool = False
     row_features: float = 0.0
     row_classes: float = 0.0
+    is_exclusive: bool = False
 
     @classmethod
     def of(cls, store: Store) -> Shape:
         n_rows = max(store.n_rows, 1)
         features = 0.0 if store.is_dense else store.n_nonzeros / n_rows
-        return cls(
-            store.n_rows, store.n_features, store.n_classes, store.is_dense, features, len(store.class_ids) / n_rows
-        )
+        classes_N = np.diff(store.class_indptr)
+        sizes = (store.n_rows, store.n_features, store.n_classes)
+        return cls(*sizes, store.is_dense, features, float(classes_N.sum()) / n_rows, bool((classes_N == 1).all()))
 
 
 def before_reading(config: Config) -> Config:
@@ -88,10 +97,15 @@ def fill(config: Config, shape: Shape) -> Config:
         "data": {"validation_fraction": held_out_fraction(shape.n_rows) if sparse and reranks else 0.0},
         "reranking": {"candidates": CANDIDATES if sparse else 0},
     }
-    if sparse and shape.row_classes >= MANY_CLASSES and not {"loss", "cost"} & config.reranking.model_fields_set:
+    is_open = not {"loss", "cost"} & config.reranking.model_fields_set
+    if sparse and shape.row_classes >= MANY_CLASSES and is_open:
         choices["reranking"] |= {"loss": "logistic", "cost": COST, "threshold": THRESHOLD}
+    elif sparse and 0 < shape.row_features < FEW_FEATURES and is_open:
+        choices["reranking"] |= {"pairs": PAIRS, "threshold": PAIRS_THRESHOLD}
     if sparse and config.network.hidden and config.network.trunk is None:
         n_buckets = _buckets(shape.n_classes, shape.n_rows)
+        samples = shape.is_exclusive and (config.hashing.buckets or n_buckets) >= MANY_BUCKETS
+        can_sample = not config.launch.gpus and config.training.loss != "binary"
         widening = 1 + _few(shape.n_rows) * min(1.0, 512 / n_buckets)
         is_given = "hidden" in config.network.model_fields_set
         is_int4 = "weights" not in config.network.model_fields_set or config.network.weights == "int4"
@@ -109,6 +123,7 @@ def fill(config: Config, shape: Shape) -> Config:
                 "batch": 512,
                 "rate": _rate(n_buckets),
                 "warmup": _warmup(shape.n_rows),
+                "sampled": SAMPLED if samples and can_sample else 1.0,
             },
         }
     if config.hashing.table is not None:

@@ -3,8 +3,9 @@
 ``reranker.safetensors`` holds, for K classes, ``offsets`` (int64, K + 1), ``scales``, ``biases`` and ``priors``
 (float32, K), and for every stored weight its feature as a step from the class's feature before (``gaps``, int16; the
 first from 0) and its value (``codes``, int8, times the class's scale): 3 bytes a weight and 20 a class. Steps above
-32,767 are cut by codes of 0. The metadata hold the fingerprint, C, the blend and the loss: the file is whole by itself.
-Files without priors, of the first version, have 0 for all of them, those without a loss the squared hinge.
+32,767 are cut by codes of 0. The metadata hold the fingerprint, C, the blend, the loss and how many features of a row
+give pairs (`mach.kernels.pairs`): the file is whole by itself. Files without priors, of the first version, have 0 for all
+of them, those without a loss the squared hinge, those without pairs none.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ def fingerprint(run: Run) -> str:
     """Digest of all that decides the classifiers: settings, data, and the weights of all repetitions."""
     config = run.config
     digests = [run.repetition(r).summary().weights_digest for r in range(config.hashing.repetitions)]
-    parts = (FORMAT, config.reranking.model_dump(), config.decoding.aggregate, run.manifest.data_fingerprint, digests)
+    later = set() if config.reranking.pairs else {"pairs"}  # a key that classifiers without pairs do not know
+    settings = config.reranking.model_dump(exclude=later)
+    parts = (FORMAT, settings, config.decoding.aggregate, run.manifest.data_fingerprint, digests)
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
@@ -122,6 +125,8 @@ class Reranker:
         Its prior is that of the file's ``priors``.
     loss : {"hinge", "logistic"}
         That the classifiers were fitted with.
+    pairs : int
+        Largest features of a row whose products are features as well; 0: none.
     """
 
     def __init__(
@@ -132,9 +137,10 @@ class Reranker:
         candidates: int,
         blend: Blend,
         loss: RerankingLoss = "hinge",
+        pairs: int = 0,
     ) -> None:
         self.arrays = {name: np.asarray(array) for name, array in arrays.items()}  # not memmap: calls cost less
-        self.n_features = n_features
+        self.n_features, self.pairs = n_features, pairs
         self.candidates, self.blend, self.loss = candidates, blend, loss
         self._scratch = threading.local()
 
@@ -164,10 +170,18 @@ class Reranker:
             loss = metadata.get("loss", "hinge")
             if loss not in get_args(RerankingLoss):
                 raise ValueError(f"loss {loss}")
+            pairs = int(metadata.get("pairs", 0))
         except (KeyError, ValueError) as error:
             raise StorageError(f"{run.reranker_file}: its metadata are damaged ({error}): train it again") from error
-        options: dict[str, Any] = {"candidates": candidates, "blend": blend, "loss": loss}
+        options: dict[str, Any] = {"candidates": candidates, "blend": blend, "loss": loss, "pairs": pairs}
         return cls(arrays, n_features=run.manifest.n_features, **options)
+
+    @property
+    def n_columns(self) -> int:
+        """Features of the classifiers: D, and those of pairs."""
+        from mach.kernels.pairs import N_HASHED
+
+        return self.n_features + (N_HASHED if self.pairs > 1 else 0)
 
     @property
     def n_bytes(self) -> int:
@@ -176,14 +190,17 @@ class Reranker:
 
     def margins(self, batch: SparseBatch, ids_NC: NDArray[np.int64]) -> NDArray[np.float32]:
         """``w_k x_n + b_k`` of given classes, shape (N, C); reads 3 bytes for each of their weights."""
+        from mach.kernels.pairs import with_pairs
         from mach.kernels.rerank import margins
 
         margins_NC = np.empty(ids_NC.shape, np.float32)
         x_D = getattr(self._scratch, "x_D", None)
         if x_D is None:
-            x_D = self._scratch.x_D = np.zeros(self.n_features + 1, np.float32)
+            x_D = self._scratch.x_D = np.zeros(self.n_columns + 1, np.float32)
         offsets, gaps, codes, scales, biases = (self.arrays[name] for name in _DTYPES)
         rows = (batch.indptr, batch.indices, batch.values)
+        if self.pairs > 1:
+            rows = with_pairs(*rows, np.arange(len(batch)), self.pairs, self.n_features)
         margins(rows, ids_NC, offsets, gaps, codes, scales, biases, x_D, margins_NC)
         return margins_NC
 
@@ -202,7 +219,7 @@ class Reranker:
         return reorder(top, scores_NC if terms_K is None else scores_NC + terms_K[top.ids_Nk], k)
 
     def matrix(self) -> csr_array:
-        """All weights, without the biases, as a matrix (K, D) in plain numpy: the oracle of the compiled margins."""
+        """All weights, without the biases, as a matrix of `n_columns` in plain numpy: the oracle of compiled margins."""
         from scipy.sparse import csr_array
 
         offsets, gaps, codes, scales = (
@@ -212,7 +229,7 @@ class Reranker:
         counts_K = np.diff(offsets)
         features = totals[1:] - np.repeat(totals[offsets[:-1]], counts_K)
         weights = codes * np.repeat(scales, counts_K)
-        return csr_array((weights, features, offsets), shape=(len(counts_K), self.n_features))
+        return csr_array((weights, features, offsets), shape=(len(counts_K), self.n_columns))
 
 
 def _file(run: Run) -> Path:

@@ -54,7 +54,7 @@ MIN_ROW_PARTS = 8  # so that a few workers share a small set
 CHUNK_ROWS = 4096
 LEAST_FUNCTIONS = 4  # that tell candidates of training rows
 # Weight and prior that held-out rows choose from, from networks first to classifiers first. The best of all pairs lies
-# near this path on every data set seen, and few choices are harder to mistake than many. Networks alone are no choice:
+# near this path on every data set seen (the last three: classes of one to eight rows alone), and few choices are harder to mistake than many. Networks alone are no choice:
 # where rows cannot tell, a little of both finds more of the rare classes.
 BLENDS: dict[RerankingLoss, tuple[tuple[float, float], ...]] = {
     "hinge": (
@@ -67,6 +67,9 @@ BLENDS: dict[RerankingLoss, tuple[tuple[float, float], ...]] = {
         (1.5, -0.45),
         (2.0, -0.6),
         (3.0, -0.6),
+        (1.0, -1.0),
+        (1.0, -1.6),
+        (1.2, -2.5),
     ),
     "logistic": (
         (0.2, -0.01),
@@ -168,7 +171,7 @@ class RerankerTraining:
             blend = self._best_blend(arrays) if self.is_validated else self.given_blend()
             arrays["priors"] = prior_terms(self.run.class_counts_K(), blend.prior)
             metadata = {"fingerprint": self.fingerprint, "candidates": str(self.settings.candidates)}
-            metadata["loss"] = self.settings.loss
+            metadata |= {"loss": self.settings.loss, "pairs": str(self.settings.pairs)}
             metadata |= {name: repr(value) for name, value in blend.model_dump().items()}
             with atomic_file(self.run.reranker_file) as file:
                 digest = write_tensors(file, arrays, metadata)
@@ -240,6 +243,7 @@ class RerankerTraining:
             *self._rows_by_class(lambda: self._lists(of_classes=True), begin, end),
             *self._rows_by_class(lambda: self._lists(of_classes=False), begin, end),
             store.n_features,
+            settings.pairs,
             settings.loss == "logistic",
             settings.cost,
             settings.negatives,
@@ -340,6 +344,7 @@ class RerankerTraining:
             "candidates": settings.candidates,
             "blend": self.given_blend(),
             "loss": settings.loss,
+            "pairs": settings.pairs,
         }
         reranker = Reranker(arrays, n_features=self.store.n_features, **options)
         found = []

@@ -144,6 +144,7 @@ class Trainer:
             bias=self._log_odds(),
             seed=int(np.random.SeedSequence([self.training.seed, self.repetition]).generate_state(1)[0]),
             device=device,
+            sampled=self.training.sampled or 1.0,
         )
         self.metrics: list[dict[str, Any]] = []
         self.figures: list[StepFigures] = []

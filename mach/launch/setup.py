@@ -161,6 +161,11 @@ def resolve(config: Config, store: Store, known: Assignment | None = None) -> tu
     loss = config.training.loss
     if loss == "auto":
         loss = "softmax" if np.all(np.diff(store.class_indptr) == 1) else "binary"
+        if loss == "binary" and (config.training.sampled or 1.0) < 1:
+            raise ConfigError(
+                f"training.sampled = {config.training.sampled:g}: rows have other than one class, so that their loss is "
+                'binary, and only the softmax loss samples buckets: leave it out, or set training.loss = "softmax"'
+            )
     precision = config.training.precision
     if precision == "auto":
         precision = "bfloat16" if config.launch.gpus else native_precision()

@@ -47,6 +47,8 @@ class Network:
     device : str
         Of trunk and output layer, such as "cuda:0". A sparse input layer stays in main memory: a batch touches few of
         its rows, and only its activations and their gradient, (N, H) each, travel.
+    sampled : float
+        Share of a head's outputs that a step of the softmax loss computes; in main memory alone.
 
     Notes
     -----
@@ -66,6 +68,7 @@ class Network:
         bias: NDArray[np.float32],
         seed: int,
         device: str = "cpu",
+        sampled: float = 1.0,
     ) -> None:
         torch.manual_seed(seed)
         self.device = torch.device(device)
@@ -85,7 +88,8 @@ class Network:
         self.output: OutputLayer | None = None
         if built is not None:
             self.trunk = built[0].to(self.device)
-            self.output = OutputLayer(built[1], n_outputs, half=is_half, bias=bias, device=self.device)
+            how: dict[str, Any] = {"bias": bias, "device": self.device, "sampled": sampled, "seed": seed}
+            self.output = OutputLayer(built[1], n_outputs, half=is_half, **how)
         elif self.input is not None:
             self.input.bias.copy_(torch.from_numpy(bias))
         named = [(TRUNK + name, parameter) for name, parameter in self.trunk.named_parameters()]

@@ -28,6 +28,54 @@ class StepFigures:
     bucket_precision: float
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Outputs that a step of the softmax loss computes, equally many of every head: its rows' targets and random ones.
+
+    Attributes
+    ----------
+    outputs : int64 array of shape (S,), ascending
+    targets : Targets
+        Of the same rows, numbered within the sample.
+    corrections : float32 array of shape (S,)
+        ``-log(chance to be in a sample)``. Added to all logits of a row but its targets', it makes the sum of
+        exponentials over the sample an unbiased estimate of that over all outputs (Bengio and Senecal, "Adaptive
+        importance sampling to accelerate training of a neural probabilistic language model", 2008).
+    """
+
+    outputs: NDArray[np.int64]
+    targets: Targets
+    corrections: NDArray[np.float32]
+
+    @classmethod
+    def draw(
+        cls,
+        targets: Targets,
+        n_rows: int,
+        odds: NDArray[np.float32],
+        n_sampled: int,
+        generator: np.random.Generator,
+    ) -> Sample:
+        """At least ``n_sampled`` outputs of every head, all targets among them; ``odds`` are log odds of being one."""
+        n_outputs = len(odds)
+        is_in_JB = np.zeros((targets.n_heads, n_outputs // targets.n_heads), np.bool_)
+        is_in_JB.reshape(-1)[targets.outputs] = True
+        n_targets_J = is_in_JB.sum(axis=1)
+        n_each = max(n_sampled, int(n_targets_J.max()))
+        rate_J = np.empty(targets.n_heads)
+        for head, n_targets in enumerate(n_targets_J):
+            others = np.flatnonzero(~is_in_JB[head])
+            n_drawn = n_each - int(n_targets)
+            is_in_JB[head, generator.choice(others, n_drawn, replace=False, shuffle=False)] = True
+            rate_J[head] = n_drawn / max(len(others), 1)
+        outputs = np.flatnonzero(is_in_JB)
+        shares = 1.0 / (1.0 + np.exp(-odds[outputs].astype(np.float64)))
+        is_no_target = (1.0 - shares) ** n_rows
+        corrections = -np.log1p(-is_no_target * (1.0 - np.repeat(rate_J, n_each))).astype(np.float32)
+        places = np.searchsorted(outputs, targets.outputs)
+        return cls(outputs, Targets(targets.rows, places, targets.n_heads), corrections)
+
+
 class OutputLayer:
     """``h @ weight.T + bias`` with Adam; master weights in float32, products in the precision of ``h``.
 
@@ -38,16 +86,30 @@ class OutputLayer:
     half : bool
         Whether products are of bfloat16, accumulated in float32.
     bias : float32 array of shape (n_outputs,)
+        Log odds that an output is a row's target.
     device : torch.device
+    sampled : float
+        Share of a head's outputs that a step of the softmax loss computes, see `Sample`.
+    seed : int
+        Of the samples.
 
     Notes
     -----
-    A step multiplies three times, 6 N H n_outputs FLOPs, and passes once over 28 bytes a weight. In main memory its
-    logits have a row for every output (`mach.kernels.loss`), which is how oneDNN multiplies fastest.
+    A step multiplies three times, 6 N H n_outputs FLOPs, and passes once over 28 bytes a weight; of sampled outputs
+    alone, whose moments rest while they are not drawn. In main memory its logits have a row for every output
+    (`mach.kernels.loss`), which is how oneDNN multiplies fastest.
     """
 
     def __init__(
-        self, width: int, n_outputs: int, *, half: bool, bias: NDArray[np.float32], device: torch.device
+        self,
+        width: int,
+        n_outputs: int,
+        *,
+        half: bool,
+        bias: NDArray[np.float32],
+        device: torch.device,
+        sampled: float = 1.0,
+        seed: int = 0,
     ) -> None:
         bound = width**-0.5
         weight = torch.rand(n_outputs, width) * (2 * bound) - bound
@@ -57,6 +119,7 @@ class OutputLayer:
         zeros = torch.zeros_like(weight), torch.zeros_like(weight), torch.zeros(n_outputs), torch.zeros(n_outputs)
         self.moments = [aligned(moment).to(device) for moment in zeros]
         self.buffers = Buffers()
+        self.odds, self.sampled, self.seed = bias.copy(), sampled, seed
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Of shape (N, n_outputs), in bfloat16 or float32."""
@@ -89,29 +152,54 @@ class OutputLayer:
     def _step_in_main_memory(
         self, hidden: Tensor, targets: Targets, loss: Loss, rate: float, n_steps: int, measured: bool
     ) -> tuple[Tensor, StepFigures | None]:
-        (B, H), N, scale = self.weight.shape, len(hidden), 1.0 / len(hidden)
-        multiplier = self.weight if self.half is None else self.half
+        N, scale = len(hidden), 1.0 / len(hidden)
+        sample, bias_moved = None, self.bias.numpy()
+        tensors = [self.weight, self.half, *self.moments, self.bias]
+        if self.sampled < 1 and loss == "softmax":
+            generator = np.random.default_rng([self.seed, n_steps])
+            n_sampled = int(np.ceil(self.sampled * len(self.odds) / targets.n_heads))
+            sample = Sample.draw(targets, N, self.odds, n_sampled, generator)
+            targets, drawn = sample.targets, torch.from_numpy(sample.outputs)
+            tensors = [None if t is None else self._gathered(str(i), t, drawn) for i, t in enumerate(tensors)]
+            n_steps = max(1, round(n_steps * len(sample.outputs) / len(self.odds)))  # as often the moments have moved
+        weight, half, mean, square, bias_mean, bias_square, bias = tensors
+        assert weight is not None and mean is not None and square is not None and bias is not None
+        assert bias_mean is not None and bias_square is not None
+        (B, H), multiplier = weight.shape, weight if half is None else half
         hidden = hidden.to(multiplier.dtype)
         shapes = {"z": (B, N), "g": (N, B + PAD), "back": (N, H), "by_weight": (B, H)}
         z_BN, g_NB, back, by_weight = (self.buffers.tensor(*named, hidden.dtype) for named in shapes.items())
         g_NB = g_NB[:, :B]
         torch.mm(multiplier, hidden.T, out=z_BN)
-        z, g, bias, by_bias = array_of(z_BN), array_of(g_NB), self.bias.numpy(), np.empty(B, np.float32)
-        figures = _figures(z, bias, targets, loss) if measured else None
+        bias_B = bias_moved = bias.numpy()
+        if sample is not None:
+            bias_B = bias_moved + sample.corrections
+            own = torch.from_numpy(targets.outputs), torch.from_numpy(targets.rows)
+            z_BN[own] -= torch.from_numpy(sample.corrections)[own[0]].to(z_BN.dtype)
+        z, g, by_bias = array_of(z_BN), array_of(g_NB), np.empty(B, np.float32)
+        figures = _figures(z, bias_B, targets, loss) if measured else None
         differentiate = binary_gradient if loss == "binary" else softmax_gradient
         for head, first in _heads(B, targets):
-            differentiate(z[head], bias[head], targets.rows, targets.outputs, first, g[:, head], by_bias[head])
+            differentiate(z[head], bias_B[head], targets.rows, targets.outputs, first, g[:, head], by_bias[head])
         torch.mm(g_NB, multiplier, out=back)
         torch.mm(z_BN, hidden, out=by_weight)
-        moments = [flat_array(moment) for moment in self.moments]
-        if self.half is None:
-            adam_step(flat_array(self.weight), flat_array(by_weight.mul_(scale)), *moments[:2], rate, n_steps)
+        moments = flat_array(mean), flat_array(square)
+        if half is None:
+            adam_step(flat_array(weight), flat_array(by_weight.mul_(scale)), *moments, rate, n_steps)
         else:
-            flat = [flat_array(tensor) for tensor in (self.weight, self.half, by_weight)]
-            adam_step_half(*flat, scale, *moments[:2], rate, n_steps)
+            flat = [flat_array(tensor) for tensor in (weight, half, by_weight)]
+            adam_step_half(*flat, scale, *moments, rate, n_steps)
         by_bias *= np.float32(scale)
-        adam_step(bias, by_bias, *moments[2:], rate, n_steps)
+        adam_step(bias_moved, by_bias, bias_mean.numpy(), bias_square.numpy(), rate, n_steps)
+        if sample is not None:
+            for whole, part in zip([self.weight, self.half, *self.moments, self.bias], tensors, strict=True):
+                if whole is not None and part is not None:
+                    whole.index_copy_(0, drawn, part)
         return back, figures
+
+    def _gathered(self, name: str, whole: Tensor, rows: Tensor) -> Tensor:
+        part = self.buffers.tensor(f"part{name}", (len(rows), *whole.shape[1:]), whole.dtype)
+        return torch.index_select(whole, 0, rows, out=part)
 
     def weights(self) -> dict[str, Tensor]:
         return {"output.weight": self.weight, "output.bias": self.bias}

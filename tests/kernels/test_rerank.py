@@ -30,11 +30,12 @@ def csr(lists) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit(
-    x, own, listed, *, cost=2.0, most=10**6, iterations=2000, tolerance=1e-5, threshold=0.0, seed=0, logistic=False
-):
+    x, own, listed, *, cost=2.0, most=10**6, iterations=2000, tolerance=1e-5, threshold=0.0, seed=0, logistic=False,
+    pairs=0,
+):  # fmt: skip
     return fit_classes(
         x.indptr, x.indices, x.data, *csr(own), *csr(listed), x.shape[1],
-        logistic, cost, most, iterations, tolerance, threshold, seed,
+        pairs, logistic, cost, most, iterations, tolerance, threshold, seed,
     )  # fmt: skip
 
 
