@@ -199,8 +199,8 @@ class TrainingConfig(Section):
         default=None,
         gt=0.0,
         le=1.0,
-        description="share of a head's buckets that a step of the softmax loss computes, its rows' own and random ones, "
-        "on a processor with hidden layers; none: 1, all",
+        description="share of a head's buckets that a step of the softmax loss computes: its rows' own and random "
+        "ones; on a processor, with hidden layers; none: 1, all",
     )
     patience: int | None = Field(
         default=None, ge=1, description="stop after so many epochs without a better validation figure; none: never"
@@ -330,8 +330,8 @@ class Config(Section):
             raise ValueError(f"hashing.assignment = 'learned' with training.epochs = {epochs}: give at least 2")
         if (self.training.sampled or 1.0) < 1 and (self.launch.gpus or not self.network.hidden):
             raise ValueError(
-                f"training.sampled = {self.training.sampled:g} with launch.gpus = {self.launch.gpus:g}, network.hidden = "
-                f"{self.network.hidden}: buckets are sampled on a processor, behind hidden layers: leave it out"
+                f"training.sampled = {self.training.sampled:g} with launch.gpus = {self.launch.gpus:g}, network.hidden "
+                f"= {self.network.hidden}: buckets are sampled on a processor, behind hidden layers: leave it out"
             )
         learned = hashing.relearn_epochs or []
         if learned != sorted({epoch for epoch in learned if 1 <= epoch < epochs}):

@@ -25,8 +25,8 @@ It holds for sparse rows. Dense rows, linear networks and trunks of the user's o
 ``candidates``            100
 ``loss, cost``            if neither is given, logistic and 4 where a row has 10 classes or more, as many are likely at
                           once there; classifiers' weights below 0.1 are dropped then
-``pairs``                 with squared hinge loss, products of the 12 largest features of a row where it has less than 40:
-                          few features say more together; classifiers' weights below 0.08 are dropped then
+``pairs``                 with squared hinge loss, products of the 12 largest features of a row where it has less
+                          than 40: few say more together; classifiers' weights below 0.08 are dropped then
 ========================  ======================================================================================
 """
 

@@ -4,8 +4,8 @@
 (float32, K), and for every stored weight its feature as a step from the class's feature before (``gaps``, int16; the
 first from 0) and its value (``codes``, int8, times the class's scale): 3 bytes a weight and 20 a class. Steps above
 32,767 are cut by codes of 0. The metadata hold the fingerprint, C, the blend, the loss and how many features of a row
-give pairs (`mach.kernels.pairs`): the file is whole by itself. Files without priors, of the first version, have 0 for all
-of them, those without a loss the squared hinge, those without pairs none.
+give pairs (`mach.kernels.pairs`): the file is whole by itself. Files without priors, of the first version, have 0 for
+all of them, those without a loss the squared hinge, those without pairs none.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ class Reranker:
         return reorder(top, scores_NC if terms_K is None else scores_NC + terms_K[top.ids_Nk], k)
 
     def matrix(self) -> csr_array:
-        """All weights, without the biases, as a matrix of `n_columns` in plain numpy: the oracle of compiled margins."""
+        """All weights but the biases, (K, `n_columns`), in plain numpy: the oracle of the compiled margins."""
         from scipy.sparse import csr_array
 
         offsets, gaps, codes, scales = (

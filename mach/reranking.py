@@ -53,9 +53,10 @@ ROWS_A_PART, PAIRS_A_PART, MAX_PARTS = (
 MIN_ROW_PARTS = 8  # so that a few workers share a small set
 CHUNK_ROWS = 4096
 LEAST_FUNCTIONS = 4  # that tell candidates of training rows
-# Weight and prior that held-out rows choose from, from networks first to classifiers first. The best of all pairs lies
-# near this path on every data set seen (the last three: classes of one to eight rows alone), and few choices are harder to mistake than many. Networks alone are no choice:
-# where rows cannot tell, a little of both finds more of the rare classes.
+# Weight and prior that held-out rows choose from, from networks first to classifiers first, and at last for rare
+# classes first, where none has many rows. The best of all lies near this path on every data set seen, and few choices
+# are harder to mistake than many. Networks alone are no choice: where rows cannot tell, a little of both finds more of
+# the rare classes.
 BLENDS: dict[RerankingLoss, tuple[tuple[float, float], ...]] = {
     "hinge": (
         (0.1, -0.01),

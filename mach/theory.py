@@ -33,7 +33,8 @@ STEPS_BYTES = 4 * 256  # a precomputed progression of the decoder's index (`mach
 N_PEERS = 2  # repetitions whose buckets the index of a table keeps beside each list of members, and
 LANES = 16  # zeros at the end of these (`mach.kernels.lanes`)
 RERANKING_CLASS_BYTES, RERANKING_WEIGHT_BYTES = 20, 3  # as stored (`mach.reranker`)
-RERANKING_WEIGHTS = 0.8  # a feature of a row and class of it, measured on gnd-core with the default threshold
+RERANKING_WEIGHTS = 0.8  # a feature of a row and class of it, measured on gnd-core with the default threshold,
+RERANKING_PAIR_WEIGHTS = 0.08  # and a pair of features of it, on tate-leaf with the recipe's
 MIN_BUCKETS, MAX_BUCKETS = 64, 16384
 
 
@@ -340,7 +341,9 @@ def ledger(
     )
 
 
-def reranking_estimate(n_classes: int, n_positives: int, nonzeros_per_row: float, budget: int | None = None) -> int:
+def reranking_estimate(
+    n_classes: int, n_positives: int, nonzeros_per_row: float, budget: int | None = None, pairs: int = 0
+) -> int:
     """Bytes of a re-ranker, at most its budget: a class's features are mostly those of its own rows.
 
     Parameters
@@ -349,10 +352,12 @@ def reranking_estimate(n_classes: int, n_positives: int, nonzeros_per_row: float
         K, and the pairs of a training row and a class of it.
     nonzeros_per_row : float
         Mean number of features of a row.
-    budget : int, optional
-        As ``reranking.bytes``.
+    budget, pairs : int, optional
+        As ``reranking.bytes`` and ``reranking.pairs``.
     """
-    n_weights = round(RERANKING_WEIGHTS * n_positives * nonzeros_per_row)
+    n_paired = min(float(pairs), nonzeros_per_row)
+    weights_a_row = RERANKING_WEIGHTS * nonzeros_per_row + RERANKING_PAIR_WEIGHTS * n_paired * max(n_paired - 1, 0) / 2
+    n_weights = round(n_positives * weights_a_row)
     estimate = n_classes * RERANKING_CLASS_BYTES + 8 + n_weights * RERANKING_WEIGHT_BYTES
     return estimate if budget is None else min(budget, estimate)
 

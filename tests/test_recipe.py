@@ -59,6 +59,47 @@ def test_rows_of_many_classes_are_reranked_by_logistic_classifiers():
         assert fill(open_config(reranking=keys), many).reranking.loss == "hinge"
 
 
+def test_short_rows_are_reranked_by_pairs_of_features():
+    shapes = [Shape(40_000, 20_000, 20_000, row_features=m, row_classes=c) for m, c in ((17, 6), (90, 3), (17, 28))]
+    found = [fill(open_config(), shape).reranking for shape in shapes]
+    assert [(f.pairs, f.threshold) for f in found] == [(12, 0.08), (0, 0.05), (0, 0.1)]
+    assert fill(open_config(reranking={"pairs": 3}), shapes[1]).reranking.pairs == 3
+    for keys in ({"loss": "hinge"}, {"cost": 2.0}):
+        assert fill(open_config(reranking=keys), shapes[0]).reranking.pairs == 0
+
+
+def test_many_buckets_are_sampled_where_rows_have_one_class():
+    large, small = (Shape(n, 300_000, 400_000, is_exclusive=True) for n in (1_800_000, 300_000))
+    assert [fill(open_config(), shape).training.sampled for shape in (large, small)] == [0.25, 1.0]
+    assert fill(open_config(), Shape(1_800_000, 300_000, 400_000)).training.sampled == 1.0
+    for sections in ({"hashing": {"buckets": 2048}}, {"launch": {"gpus": 1.0}}, {"training": {"loss": "binary"}}):
+        assert fill(open_config(**sections), large).training.sampled == 1.0
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"training": {"sampled": 0.5, "loss": "binary"}}, "only the softmax loss samples buckets"),
+        ({"training": {"sampled": 0.5}, "launch": {"gpus": 1.0}}, "on a processor, behind hidden layers"),
+        ({"training": {"sampled": 0.5}, "network": {"hidden": []}}, "on a processor, behind hidden layers"),
+        ({"training": {"sampled": 0.0}}, "training.sampled = 0.0"),
+        ({"reranking": {"pairs": 65}}, "reranking.pairs = 65"),
+    ],
+)
+def test_what_cannot_be_sampled_or_paired_gets_one_line(sections, said):
+    with pytest.raises(ConfigError) as caught:
+        open_config(**sections)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_of_several_classes_refuse_samples(planted: Path, tmp_path: Path):
+    keys = {"train": str(planted / "train.txt"), "cache": str(tmp_path / "cache")}
+    with pytest.raises(ConfigError, match="rows have other than one class"):
+        set_up(open_config(data=keys, training={"sampled": 0.5}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_is_given_stays():
     given_keys: dict[str, dict] = {
         "hashing": {"repetitions": 1, "heads": 3, "buckets": 10},

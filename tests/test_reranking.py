@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from rich.console import Console
+from scipy.sparse import csr_array
 
 from mach.calibrating import calibrate
 from mach.cli import main
 from mach.config import Config, LaunchConfig, NetworkConfig, to_toml
 from mach.errors import ConfigError, StorageError
 from mach.evaluation import evaluate
+from mach.kernels.pairs import N_HASHED, with_pairs
 from mach.launch.reranker import train_reranker
 from mach.launch.setup import drop_store, plan_of, set_up
 from mach.loading import load
@@ -26,14 +29,14 @@ from mach.model import MachModel
 from mach.networks.batch import SparseBatch, read_batch, read_classes, right_of
 from mach.ordering import prior_terms
 from mach.repetition import read_json
-from mach.reranker import Blend, Reranked, Reranker, combine, is_due
+from mach.reranker import Blend, Reranked, Reranker, combine, fingerprint, is_due
 from mach.reranking import BLENDS, STAGES, RerankerTraining, mean_precision
 from mach.storage import Run
 from mach.tensors import map_tensors, write_tensors
 from mach.training import ShardJob, train_shard
 from tests.conftest import N_CLASSES
 
-SETTINGS = {"candidates": 20, "threshold": 0.01}
+SETTINGS = {"candidates": 20, "threshold": 0.01, "pairs": 0}
 
 
 def changed(config: Config, **settings) -> Config:
@@ -148,6 +151,41 @@ def test_logistic_classifiers_order_by_their_own_loss(paired: Config, tmp_path: 
     priors_NC = model.reranker.arrays["priors"][found.ids_Nk]
     scores_NC = model.score(queries, found.ids_Nk, rerank=False) - blend.weight * losses_NC + priors_NC
     np.testing.assert_allclose(found.scores_Nk, scores_NC, atol=1e-3)
+
+
+def test_classifiers_of_pairs_answer_by_the_weights_in_the_file(paired: Config, reranked: Path, tmp_path: Path):
+    train_here(changed(paired, pairs=6), tmp_path / "run")
+    model, plain = load(tmp_path / "run"), load(reranked).reranker
+    assert model.reranker is not None
+    assert plain is not None
+    assert (model.reranker.pairs, plain.pairs) == (6, 0)
+    assert evaluate(model, rows_of(model), curve=False)[-1]["P@1"] > 0.95
+    queries, blend = rows_of(model).features(0, 50), model.reranker.blend
+    wide = with_pairs(
+        queries.indptr.astype(np.int64), queries.indices, queries.data, np.arange(50), 6, model.n_features
+    )
+    weights = model.reranker.matrix()
+    assert weights.shape[1] == model.n_features + N_HASHED > plain.matrix().shape[1]
+    assert (np.concatenate([weights.indices]) >= model.n_features).any()
+    rows = csr_array((wide[2], wide[1], wide[0]), shape=(50, weights.shape[1]))
+    margins_NK = (rows @ weights.T).toarray() + model.reranker.arrays["biases"]
+    found = model.search(queries, 5)
+    losses_NC = np.square(np.maximum(0, 1 - np.take_along_axis(margins_NK, found.ids_Nk, axis=1)))
+    priors_NC = model.reranker.arrays["priors"][found.ids_Nk]
+    scores_NC = model.score(queries, found.ids_Nk, rerank=False) - blend.weight * losses_NC + priors_NC
+    np.testing.assert_allclose(found.scores_Nk, scores_NC, atol=1e-3)
+    one, scores = model.topk(queries[[3]].toarray()[0], 5)
+    np.testing.assert_array_equal(one, found.ids_Nk[3])
+    np.testing.assert_allclose(scores, found.scores_Nk[3], atol=1e-5)
+
+
+def test_a_run_without_pairs_keeps_the_fingerprint_of_before_they_were_known(reranked: Path):
+    run = load(reranked).run
+    settings = run.config.reranking.model_dump()
+    assert settings.pop("pairs") == 0
+    digests = [run.repetition(r).summary().weights_digest for r in range(2)]
+    parts = (1, settings, run.config.decoding.aggregate, run.manifest.data_fingerprint, digests)
+    assert fingerprint(run) == hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
 @pytest.mark.parametrize("loss", ["hinge", "logistic"])

@@ -163,7 +163,7 @@ def resolve(config: Config, store: Store, known: Assignment | None = None) -> tu
         loss = "softmax" if np.all(np.diff(store.class_indptr) == 1) else "binary"
         if loss == "binary" and (config.training.sampled or 1.0) < 1:
             raise ConfigError(
-                f"training.sampled = {config.training.sampled:g}: rows have other than one class, so that their loss is "
+                f"training.sampled = {config.training.sampled:g}: rows have other than one class, so their loss is "
                 'binary, and only the softmax loss samples buckets: leave it out, or set training.loss = "softmax"'
             )
     precision = config.training.precision
@@ -276,7 +276,7 @@ def plan_by_counts(
 ) -> theory.Plan:
     """As `plan_of`, where the rows themselves are not at hand; ``n_positives`` pairs of a row and a class of it."""
     reranking = config.reranking
-    estimate = theory.reranking_estimate(n_classes, n_positives, nonzeros_per_row, reranking.bytes)
+    estimate = theory.reranking_estimate(n_classes, n_positives, nonzeros_per_row, reranking.bytes, reranking.pairs)
     return theory.plan(
         n_classes,
         n_features,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from mach.networks.batch import Targets
 from mach.networks.buffers import Buffers, aligned, array_of, flat_array, is_in_main_memory
 
 Loss = Literal["binary", "softmax"]
+MOMENTS = ("mean.output.weight", "square.output.weight", "mean.output.bias", "square.output.bias")
 PAD = 32  # unused columns: rows a power of two apart would fall on the same lines of a cache
 
 
@@ -153,52 +155,48 @@ class OutputLayer:
         self, hidden: Tensor, targets: Targets, loss: Loss, rate: float, n_steps: int, measured: bool
     ) -> tuple[Tensor, StepFigures | None]:
         N, scale = len(hidden), 1.0 / len(hidden)
-        sample, bias_moved = None, self.bias.numpy()
-        tensors = [self.weight, self.half, *self.moments, self.bias]
+        whole = self.weights() | self.state() | ({} if self.half is None else {"half": self.half})
+        part, sample = whole, None
         if self.sampled < 1 and loss == "softmax":
-            generator = np.random.default_rng([self.seed, n_steps])
-            n_sampled = int(np.ceil(self.sampled * len(self.odds) / targets.n_heads))
-            sample = Sample.draw(targets, N, self.odds, n_sampled, generator)
+            n_sampled = math.ceil(self.sampled * len(self.odds) / targets.n_heads)
+            sample = Sample.draw(targets, N, self.odds, n_sampled, np.random.default_rng([self.seed, n_steps]))
             targets, drawn = sample.targets, torch.from_numpy(sample.outputs)
-            tensors = [None if t is None else self._gathered(str(i), t, drawn) for i, t in enumerate(tensors)]
-            n_steps = max(1, round(n_steps * len(sample.outputs) / len(self.odds)))  # as often the moments have moved
-        weight, half, mean, square, bias_mean, bias_square, bias = tensors
-        assert weight is not None and mean is not None and square is not None and bias is not None
-        assert bias_mean is not None and bias_square is not None
+            part = {name: self._rows(name, tensor, drawn) for name, tensor in whole.items()}
+            n_steps = max(1, round(n_steps * len(drawn) / len(self.odds)))  # as often the moments have moved
+        weight, half, bias = part["output.weight"], part.get("half"), part["output.bias"].numpy()
         (B, H), multiplier = weight.shape, weight if half is None else half
         hidden = hidden.to(multiplier.dtype)
         shapes = {"z": (B, N), "g": (N, B + PAD), "back": (N, H), "by_weight": (B, H)}
         z_BN, g_NB, back, by_weight = (self.buffers.tensor(*named, hidden.dtype) for named in shapes.items())
         g_NB = g_NB[:, :B]
         torch.mm(multiplier, hidden.T, out=z_BN)
-        bias_B = bias_moved = bias.numpy()
+        added_B = bias
         if sample is not None:
-            bias_B = bias_moved + sample.corrections
+            added_B = bias + sample.corrections
             own = torch.from_numpy(targets.outputs), torch.from_numpy(targets.rows)
             z_BN[own] -= torch.from_numpy(sample.corrections)[own[0]].to(z_BN.dtype)
         z, g, by_bias = array_of(z_BN), array_of(g_NB), np.empty(B, np.float32)
-        figures = _figures(z, bias_B, targets, loss) if measured else None
+        figures = _figures(z, added_B, targets, loss) if measured else None
         differentiate = binary_gradient if loss == "binary" else softmax_gradient
         for head, first in _heads(B, targets):
-            differentiate(z[head], bias_B[head], targets.rows, targets.outputs, first, g[:, head], by_bias[head])
+            differentiate(z[head], added_B[head], targets.rows, targets.outputs, first, g[:, head], by_bias[head])
         torch.mm(g_NB, multiplier, out=back)
         torch.mm(z_BN, hidden, out=by_weight)
-        moments = flat_array(mean), flat_array(square)
+        moments = [flat_array(part[name]) for name in MOMENTS]
         if half is None:
-            adam_step(flat_array(weight), flat_array(by_weight.mul_(scale)), *moments, rate, n_steps)
+            adam_step(flat_array(weight), flat_array(by_weight.mul_(scale)), *moments[:2], rate, n_steps)
         else:
             flat = [flat_array(tensor) for tensor in (weight, half, by_weight)]
-            adam_step_half(*flat, scale, *moments, rate, n_steps)
+            adam_step_half(*flat, scale, *moments[:2], rate, n_steps)
         by_bias *= np.float32(scale)
-        adam_step(bias_moved, by_bias, bias_mean.numpy(), bias_square.numpy(), rate, n_steps)
+        adam_step(bias, by_bias, *moments[2:], rate, n_steps)
         if sample is not None:
-            for whole, part in zip([self.weight, self.half, *self.moments, self.bias], tensors, strict=True):
-                if whole is not None and part is not None:
-                    whole.index_copy_(0, drawn, part)
+            for name, tensor in whole.items():
+                tensor.index_copy_(0, drawn, part[name])
         return back, figures
 
-    def _gathered(self, name: str, whole: Tensor, rows: Tensor) -> Tensor:
-        part = self.buffers.tensor(f"part{name}", (len(rows), *whole.shape[1:]), whole.dtype)
+    def _rows(self, name: str, whole: Tensor, rows: Tensor) -> Tensor:
+        part = self.buffers.tensor(f"rows of {name}", (len(rows), *whole.shape[1:]), whole.dtype)
         return torch.index_select(whole, 0, rows, out=part)
 
     def weights(self) -> dict[str, Tensor]:
@@ -206,8 +204,7 @@ class OutputLayer:
 
     def state(self) -> dict[str, Tensor]:
         """Moments by name; with `weights` everything that a resumed training needs."""
-        names = ("mean.output.weight", "square.output.weight", "mean.output.bias", "square.output.bias")
-        return dict(zip(names, self.moments, strict=True))
+        return dict(zip(MOMENTS, self.moments, strict=True))
 
     def renew(self) -> None:
         """Make the bfloat16 copy anew after the weights were loaded."""
