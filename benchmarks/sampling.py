@@ -5,6 +5,8 @@
 
 The set is repository text of rows of one class each; all but the share is the recipe's, without re-ranking. Training
 runs through the command line, one repetition after the other, so that seconds compare; accuracy is on all test rows.
+The floor is the FLOPs of the output layer's three products over the rate of torch's own 2048^3 product on one thread,
+in the run's precision and measured just after.
 """
 
 from __future__ import annotations
@@ -13,10 +15,36 @@ import argparse
 import datetime
 import json
 import tempfile
+import time
 from pathlib import Path
 
+import numpy as np
+import torch
 from accuracy import mach
 from hardware import commit, processor
+
+from mach.storage import Run
+
+SIDE = 2048
+
+
+def product_flops(half: bool) -> float:
+    """FLOPs a second of a square product on one thread, median of five."""
+    torch.set_num_threads(1)
+    operand, seconds = torch.ones(SIDE, SIDE, dtype=torch.bfloat16 if half else torch.float32), []
+    for _ in range(6):
+        started = time.perf_counter()
+        torch.mm(operand, operand)
+        seconds.append(time.perf_counter() - started)
+    return 2 * SIDE**3 / float(np.median(seconds[1:]))
+
+
+def floor_seconds(run: Run, share: float) -> float:
+    """Of all steps of one repetition, by their products alone."""
+    config = run.config
+    n_outputs = share * config.hashing.heads * (config.hashing.buckets or 0)
+    flops = 6 * config.network.hidden[0] * n_outputs * config.training.epochs * run.manifest.n_rows
+    return flops / product_flops(run.manifest.precision == "bfloat16")
 
 
 def main() -> None:
@@ -36,7 +64,7 @@ def main() -> None:
             keys += ["reranking.candidates=0", "data.validation_fraction=0.0"]
             mach("train", str(config), run, "--workers", "1", *(word for key in keys for word in ("--set", key)))
             info, last = json.loads(mach("info", run, "--json")), json.loads(mach("evaluate", run, "--json"))[-1]
-            rows.append((share, info["worker_seconds"], last))
+            rows.append((share, info["worker_seconds"], floor_seconds(Run.open(Path(run)), share), last))
             print(f"share {share}: {info['worker_seconds']:.0f} s, P@1 {last['P@1']:.1f}", flush=True)
     lines = [
         f"# Sampled buckets on {options.data.name}",
@@ -45,12 +73,13 @@ def main() -> None:
         "R = 1, no re-ranking;",
         f"`.venv/bin/python benchmarks/sampling.py {options.data.name}`.",
         "",
-        "| share of a head's buckets | worker seconds | times faster | P@1 | P@3 | P@5 |",
-        "|---|---|---|---|---|---|",
+        "| share of a head's buckets | worker seconds | floor | times faster | P@1 | P@3 | P@5 |",
+        "|---|---|---|---|---|---|---|",
         *(
-            f"| {share:g} | {seconds:.0f} | {rows[0][1] / seconds:.2f} | {last['P@1']:.2f} | {last['P@3']:.2f} | "
-            f"{last['P@5']:.2f} |"
-            for share, seconds, last in rows
+            f"| {share:g} | {seconds:.0f} | {floor:.0f} | {rows[0][1] / seconds:.2f} | "
+            + " | ".join(f"{last[name]:.2f}" for name in ("P@1", "P@3", "P@5"))
+            + " |"
+            for share, seconds, floor, last in rows
         ),
     ]
     print("\n".join(lines))
