@@ -195,12 +195,12 @@ class TrainingConfig(Section):
         default="auto",
         description="of dense matrix products; auto: bfloat16 where the processor multiplies it natively",
     )
-    sampled: float | None = Field(
-        default=None,
+    sampled: float = Field(
+        default=1.0,
         gt=0.0,
         le=1.0,
-        description="share of a head's buckets that a step of the softmax loss computes: its rows' own and random "
-        "ones; on a processor, with hidden layers; none: 1, all",
+        description="share of a head's buckets that a step of the softmax loss computes: its rows' own, however many, "
+        "and random ones; a GPU computes all",
     )
     patience: int | None = Field(
         default=None, ge=1, description="stop after so many epochs without a better validation figure; none: never"
@@ -214,7 +214,7 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if (self.sampled or 1.0) < 1 and self.loss == "binary":
+        if self.sampled < 1 and self.loss == "binary":
             raise ValueError(f'sampled = {self.sampled:g} with loss = "binary": only the softmax loss samples buckets')
         if self.replay is not None and self.start is None:
             raise ValueError(f"replay = {self.replay:g} needs training.start, the run whose rows it means")
@@ -259,6 +259,11 @@ class RerankingConfig(Section):
     iterations: int = Field(default=6, ge=1, description="most passes over the rows of a class")
     tolerance: float = Field(default=0.1, gt=0.0, description="violation of optimality at which a class is done")
     threshold: float = Field(default=0.05, ge=0.0, description="smaller weights are dropped")
+    class_weights: int | None = Field(
+        default=None,
+        ge=1,
+        description="most weights of a class that are stored, the largest; none: all above threshold",
+    )
     bytes: int | None = Field(default=None, ge=1, description="most of the stored file; the smallest weights go first")
     weight: float | None = Field(
         default=None, ge=0.0, description="of the classifiers beside the aggregate; none: by validation rows, else 0.5"
@@ -267,6 +272,12 @@ class RerankingConfig(Section):
         default=None,
         description="strength of log(1 + rows of a class), below 0 for rare ones; none: by validation rows, else -0.1",
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.pairs == 1:
+            raise ValueError("pairs = 1: one feature has no product with another: give 0, or 2 and more")
+        return self
 
 
 class LaunchConfig(Section):
@@ -328,10 +339,10 @@ class Config(Section):
         hashing, epochs = self.hashing, self.training.epochs
         if hashing.assignment == "learned" and epochs < 2 and hashing.relearn_epochs != []:
             raise ValueError(f"hashing.assignment = 'learned' with training.epochs = {epochs}: give at least 2")
-        if (self.training.sampled or 1.0) < 1 and (self.launch.gpus or not self.network.hidden):
+        if self.training.sampled < 1 and not self.network.hidden and self.network.trunk is None:
             raise ValueError(
-                f"training.sampled = {self.training.sampled:g} with launch.gpus = {self.launch.gpus:g}, network.hidden "
-                f"= {self.network.hidden}: buckets are sampled on a processor, behind hidden layers: leave it out"
+                f"training.sampled = {self.training.sampled:g} with network.hidden = []: buckets are sampled behind "
+                "hidden layers: leave it out"
             )
         learned = hashing.relearn_epochs or []
         if learned != sorted({epoch for epoch in learned if 1 <= epoch < epochs}):

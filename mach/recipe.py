@@ -19,14 +19,14 @@ It holds for sparse rows. Dense rows, linear networks and trunks of the user's o
 ``batch, rate``           512 and 6e-3, for 2,048 buckets and more 1e-2
 ``warmup``                0 for 50,000 rows, rising to 10 % of the steps for 100,000: after many long steps at the
                           start hidden units end up active in 8 % of the rows instead of 36
-``sampled``               0.25 where every row has one class and B is 4,096, or more: a step computes a quarter of the
+``sampled``               0.25 where the loss is softmax and B is 4,096, or more: a step computes a quarter of the
                           buckets, those of its rows and random ones, for a quarter of the work
 ``epochs``                6 sqrt(45,000 / N), 3 to 15: more steps for fewer rows
 ``candidates``            100
 ``loss, cost``            if neither is given, logistic and 4 where a row has 10 classes or more, as many are likely at
                           once there; classifiers' weights below 0.1 are dropped then
-``pairs``                 with squared hinge loss, products of the 12 largest features of a row where it has less
-                          than 40: few say more together; classifiers' weights below 0.08 are dropped then
+``pairs``                 if neither loss nor cost is given, products of the 12 largest features of a row where it has
+                          less than 40 and fewer than 10 classes; of a class's weights above 0.08 the 2,048 largest stay
 ========================  ======================================================================================
 """
 
@@ -48,7 +48,7 @@ ROW_FEATURES = 128
 CANDIDATES = 100
 KEEP = 0.3
 MANY_CLASSES, COST, THRESHOLD = 10, 4.0, 0.1
-FEW_FEATURES, PAIRS, PAIRS_THRESHOLD = 40, 12, 0.08
+FEW_FEATURES, PAIRS, PAIRS_THRESHOLD, CLASS_WEIGHTS = 40, 12, 0.08, 2048
 MANY_BUCKETS, SAMPLED = 4096, 0.25
 
 
@@ -101,11 +101,13 @@ def fill(config: Config, shape: Shape) -> Config:
     if sparse and shape.row_classes >= MANY_CLASSES and is_open:
         choices["reranking"] |= {"loss": "logistic", "cost": COST, "threshold": THRESHOLD}
     elif sparse and 0 < shape.row_features < FEW_FEATURES and is_open:
-        choices["reranking"] |= {"pairs": PAIRS, "threshold": PAIRS_THRESHOLD}
+        choices["reranking"] |= {"pairs": PAIRS}
+        if "pairs" not in config.reranking.model_fields_set or config.reranking.pairs:
+            choices["reranking"] |= {"threshold": PAIRS_THRESHOLD, "class_weights": CLASS_WEIGHTS}
     if sparse and config.network.hidden and config.network.trunk is None:
         n_buckets = _buckets(shape.n_classes, shape.n_rows)
-        samples = shape.is_exclusive and (config.hashing.buckets or n_buckets) >= MANY_BUCKETS
-        can_sample = not config.launch.gpus and config.training.loss != "binary"
+        is_softmax = config.training.loss == "softmax" or (config.training.loss == "auto" and shape.is_exclusive)
+        samples = is_softmax and (config.hashing.buckets or n_buckets) >= MANY_BUCKETS
         widening = 1 + _few(shape.n_rows) * min(1.0, 512 / n_buckets)
         is_given = "hidden" in config.network.model_fields_set
         is_int4 = "weights" not in config.network.model_fields_set or config.network.weights == "int4"
@@ -123,7 +125,7 @@ def fill(config: Config, shape: Shape) -> Config:
                 "batch": 512,
                 "rate": _rate(n_buckets),
                 "warmup": _warmup(shape.n_rows),
-                "sampled": SAMPLED if samples and can_sample else 1.0,
+                "sampled": SAMPLED if samples else 1.0,
             },
         }
     if config.hashing.table is not None:

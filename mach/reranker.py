@@ -73,8 +73,10 @@ def fingerprint(run: Run) -> str:
     """Digest of all that decides the classifiers: settings, data, and the weights of all repetitions."""
     config = run.config
     digests = [run.repetition(r).summary().weights_digest for r in range(config.hashing.repetitions)]
-    later = set() if config.reranking.pairs else {"pairs"}  # a key that classifiers without pairs do not know
-    settings = config.reranking.model_dump(exclude=later)
+    settings = config.reranking.model_dump()
+    for name in ("pairs", "class_weights"):  # keys that older classifiers do not know, and do not need
+        if not settings[name]:
+            del settings[name]
     parts = (FORMAT, settings, config.decoding.aggregate, run.manifest.data_fingerprint, digests)
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 

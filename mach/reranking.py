@@ -25,6 +25,7 @@ from mach.config import RerankingConfig, RerankingLoss, Section
 from mach.data.store import Store
 from mach.errors import StorageError
 from mach.kernels import rerank as kernels
+from mach.kernels.pairs import N_HASHED
 from mach.model import MachModel
 from mach.networks.batch import SparseBatch, read_batch, read_classes, right_of
 from mach.ordering import prior_terms
@@ -62,8 +63,11 @@ BLENDS: dict[RerankingLoss, tuple[tuple[float, float], ...]] = {
         (0.1, -0.01),
         (0.2, -0.02),
         (0.3, -0.05),
+        (0.5, -0.02),
         (0.5, -0.1),
+        (0.8, -0.02),
         (0.7, -0.2),
+        (1.2, -0.05),
         (1.0, -0.3),
         (1.5, -0.45),
         (2.0, -0.6),
@@ -251,6 +255,7 @@ class RerankerTraining:
             settings.iterations,
             settings.tolerance,
             settings.threshold,
+            settings.class_weights or store.n_features + N_HASHED,
             begin,
         )
         arrays = {"offsets": offsets, "features": features, "weights": weights, "biases": biases}

@@ -24,7 +24,7 @@ from mach.config import Config
 from mach.data.store import Store
 from mach.errors import MachError, StorageError
 from mach.hashing import Assignment, TableAssignment
-from mach.networks.batch import read_batch, read_targets
+from mach.networks.batch import read_batch, read_classes, read_targets
 from mach.networks.batched import Member
 from mach.networks.inference import bucket_probabilities, stored_weights
 from mach.networks.network import Network
@@ -144,8 +144,9 @@ class Trainer:
             bias=self._log_odds(),
             seed=int(np.random.SeedSequence([self.training.seed, self.repetition]).generate_state(1)[0]),
             device=device,
-            sampled=self.training.sampled or 1.0,
+            sampled=self.training.sampled,
         )
+        self._expect_targets()
         self.metrics: list[dict[str, Any]] = []
         self.figures: list[StepFigures] = []
         self.worker_seconds = 0.0
@@ -224,11 +225,27 @@ class Trainer:
 
     def _log_odds(self) -> NDArray[np.float32]:
         """Log odds of every bucket, taking its classes as exclusive: the loss starts near that of the prior."""
-        buckets_JK = self.assignment.buckets(np.arange(self.store.n_classes))
         n_rows = max(1, self.store.n_rows)
-        counts = np.concatenate([np.bincount(K, self.counts_K, self.assignment.n_buckets) for K in buckets_JK])
-        share = np.clip(counts / n_rows, 0.1 / n_rows, 0.5)
+        share = np.clip(self._by_output(self.counts_K) / n_rows, 0.1 / n_rows, 0.5)
         return np.log(share / (1.0 - share)).astype(np.float32)
+
+    def _by_output(self, numbers_K: NDArray[Any]) -> NDArray[np.float64]:
+        """Numbers of classes, summed over the classes of every bucket of every hash function."""
+        buckets_JK = self.assignment.buckets(np.arange(self.store.n_classes))
+        return np.concatenate([np.bincount(K, numbers_K, self.assignment.n_buckets) for K in buckets_JK])
+
+    def _expect_targets(self) -> None:
+        """Tell a network that samples its outputs how often each is a target in the rows that its steps see."""
+        assert isinstance(self.network, Network)
+        if not self.network.samples:
+            return
+        counts_K = np.zeros(self.store.n_classes)
+        parts = ((self.new_rows, len(self.new_rows)), (self.old_rows, self.n_replayed))
+        for rows, n_seen in parts:
+            if n_seen:
+                seen_K = np.bincount(read_classes(self.store, rows)[0], minlength=self.store.n_classes)
+                counts_K += seen_K * (n_seen / len(rows))
+        self.network.expect(np.minimum(self._by_output(counts_K) / sum(n for _, n in parts), 1.0))
 
     def _progress(self, epoch: int, speed: float) -> Progress:
         mean = mean_figures(self.figures)
@@ -283,6 +300,7 @@ class Trainer:
         assert hashing.choices is not None, "the configuration is resolved"
         self._assign(relearned(self.store, self.rows, before_JK, n_buckets, hashing.choices, probabilities))
         self.network.move_bias(self._log_odds() - odds)
+        self._expect_targets()
         return float(np.mean(self.table_JK != before_JK))
 
     def _assign(self, table_JK: NDArray[Any]) -> None:
@@ -350,6 +368,7 @@ class Trainer:
                     self.network.load_state(arrays)
                     if self.learns:
                         self._assign(np.array(arrays[TABLE]))
+                        self._expect_targets()
                     self.best = {name[len(BEST) :]: a.copy() for name, a in arrays.items() if name.startswith(BEST)}
             except StorageError:
                 if self._is_over():  # and its state has just been removed

@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mach.config import completed, load_config, parse_config
+from mach.config import completed, differing_keys, load_config, parse_config
 from mach.errors import ConfigError
 from mach.evaluation import evaluate
-from mach.launch.setup import set_up
+from mach.launch.setup import FREE_KEYS, set_up
 from mach.loading import load
 from mach.recipe import ROW_FEATURES, Shape, before_reading, fill
 from mach.training import ShardJob, train_shard
+from tests.test_fixtures import FIXTURES
 
 
 def open_config(**sections):
@@ -62,17 +63,27 @@ def test_rows_of_many_classes_are_reranked_by_logistic_classifiers():
 def test_short_rows_are_reranked_by_pairs_of_features():
     shapes = [Shape(40_000, 20_000, 20_000, row_features=m, row_classes=c) for m, c in ((17, 6), (90, 3), (17, 28))]
     found = [fill(open_config(), shape).reranking for shape in shapes]
-    assert [(f.pairs, f.threshold) for f in found] == [(12, 0.08), (0, 0.05), (0, 0.1)]
+    keys = [(f.pairs, f.threshold, f.class_weights) for f in found]
+    assert keys == [(12, 0.08, 2048), (0, 0.05, None), (0, 0.1, None)]
     assert fill(open_config(reranking={"pairs": 3}), shapes[1]).reranking.pairs == 3
-    for keys in ({"loss": "hinge"}, {"cost": 2.0}):
-        assert fill(open_config(reranking=keys), shapes[0]).reranking.pairs == 0
+    for keys in ({"loss": "hinge"}, {"cost": 2.0}, {"pairs": 0}):
+        without = fill(open_config(reranking=keys), shapes[0]).reranking
+        assert (without.pairs, without.threshold, without.class_weights) == (0, 0.05, None)
+
+
+@pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.name)
+def test_a_run_of_before_is_gone_on_with_as_it_began(path: Path):
+    old = load_config(path / "config.toml")
+    given = parse_config({"data": {"train": old.data.train, "cache": old.data.cache}}, "test")
+    shape = Shape(2_000_000, 300_000, 400_000, row_features=8, row_classes=1, is_exclusive=True)
+    assert differing_keys(fill(completed(given, old), shape), old, ignore=FREE_KEYS) == []
 
 
 def test_many_buckets_are_sampled_where_rows_have_one_class():
     large, small = (Shape(n, 300_000, 400_000, is_exclusive=True) for n in (1_800_000, 300_000))
     assert [fill(open_config(), shape).training.sampled for shape in (large, small)] == [0.25, 1.0]
     assert fill(open_config(), Shape(1_800_000, 300_000, 400_000)).training.sampled == 1.0
-    for sections in ({"hashing": {"buckets": 2048}}, {"launch": {"gpus": 1.0}}, {"training": {"loss": "binary"}}):
+    for sections in ({"hashing": {"buckets": 2048}}, {"training": {"loss": "binary"}}):
         assert fill(open_config(**sections), large).training.sampled == 1.0
 
 
@@ -80,10 +91,10 @@ def test_many_buckets_are_sampled_where_rows_have_one_class():
     ("sections", "said"),
     [
         ({"training": {"sampled": 0.5, "loss": "binary"}}, "only the softmax loss samples buckets"),
-        ({"training": {"sampled": 0.5}, "launch": {"gpus": 1.0}}, "on a processor, behind hidden layers"),
-        ({"training": {"sampled": 0.5}, "network": {"hidden": []}}, "on a processor, behind hidden layers"),
+        ({"training": {"sampled": 0.5}, "network": {"hidden": []}}, "sampled behind hidden layers"),
         ({"training": {"sampled": 0.0}}, "training.sampled = 0.0"),
         ({"reranking": {"pairs": 65}}, "reranking.pairs = 65"),
+        ({"reranking": {"pairs": 1}}, "one feature has no product with another"),
     ],
 )
 def test_what_cannot_be_sampled_or_paired_gets_one_line(sections, said):

@@ -36,7 +36,7 @@ from mach.tensors import map_tensors, write_tensors
 from mach.training import ShardJob, train_shard
 from tests.conftest import N_CLASSES
 
-SETTINGS = {"candidates": 20, "threshold": 0.01, "pairs": 0}
+SETTINGS = {"candidates": 20, "threshold": 0.01, "pairs": 0, "class_weights": None}
 
 
 def changed(config: Config, **settings) -> Config:
@@ -182,7 +182,7 @@ def test_classifiers_of_pairs_answer_by_the_weights_in_the_file(paired: Config, 
 def test_a_run_without_pairs_keeps_the_fingerprint_of_before_they_were_known(reranked: Path):
     run = load(reranked).run
     settings = run.config.reranking.model_dump()
-    assert settings.pop("pairs") == 0
+    assert (settings.pop("pairs"), settings.pop("class_weights")) == (0, None)
     digests = [run.repetition(r).summary().weights_digest for r in range(2)]
     parts = (1, settings, run.config.decoding.aggregate, run.manifest.data_fingerprint, digests)
     assert fingerprint(run) == hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()

@@ -73,24 +73,28 @@ def with_pairs(
     places = np.empty(most, np.int64)
     for n in range(len(rows)):
         begin, end, at = indptr[rows[n]], indptr[rows[n] + 1], ends[n]
-        square = np.float32(0)
+        square = 0.0  # in float64, for products of huge or tiny values
         for j in range(begin, end):
             features[at], numbers[at] = indices[j], values[j]
-            square += values[j] * values[j]
+            square += np.float64(values[j]) ** 2
             at += 1
         if most < 2:
             continue
-        first, square_of_pairs = at, np.float32(0)
+        first, largest = at, 0.0
         m = _largest(values, begin, end, places)
+        if m > 1:
+            largest = np.float64(abs(values[places[0]])) * np.float64(abs(values[places[1]]))
+        square_of_pairs = 0.0
         for i in range(m):
             for j in range(i):
-                product = values[places[i]] * values[places[j]]
+                product = np.float64(values[places[i]]) * np.float64(values[places[j]])
+                share = product / largest if largest > 0 else 0.0
                 features[at] = n_features + hashed(indices[places[i]], indices[places[j]])
-                numbers[at] = product
-                square_of_pairs += product * product
+                numbers[at] = np.float32(share)
+                square_of_pairs += share * share
                 at += 1
         if square_of_pairs > 0:
-            scale = np.float32(LENGTH) * np.sqrt(square / square_of_pairs)
+            scale = LENGTH * np.sqrt(square / square_of_pairs)
             for j in range(first, at):
-                numbers[j] *= scale
+                numbers[j] = np.float32(numbers[j] * scale)
     return ends, features, numbers

@@ -21,6 +21,7 @@ from mach.kernels.pairs import N_HASHED, with_pairs
 
 FIRST_ODDS = -16.0  # of dual variables that are as good as 0
 UNSEEN = -5.0  # log-odds of a class without a positive row
+FILTER = 2**14  # entries of the table of last bits
 GAP = 2**15 - 1  # the widest step from one feature of a class to the next; a weight of 0 in between makes it two
 Array = NDArray[Any]
 
@@ -89,6 +90,7 @@ def fit_classes(
     iterations: int,
     tolerance: float,
     threshold: float,
+    most_weights: int,
     seed: int,
 ) -> tuple[Array, Array, Array, Array, Any]:
     """Fit consecutive classes, each on its positive rows and on the rows that list it and are not its own.
@@ -113,6 +115,8 @@ def fit_classes(
         Largest violation of the optimality conditions at which a class is done.
     threshold : float
         Smaller weights are dropped.
+    most_weights : int
+        Of a class; of more, the largest stay.
     seed : int
         Of the first class; the next have the following ones.
 
@@ -231,6 +235,14 @@ def fit_classes(
         features[begin:n_kept].sort()
         for j in range(begin, n_kept):
             weights[j] = w[slot_D[features[j]]]
+        n_above = n_kept - begin
+        if n_above > most_weights:
+            least = np.sort(np.abs(weights[begin:n_kept]))[n_above - most_weights]
+            end, n_kept = n_kept, begin
+            for j in range(begin, end):
+                if abs(weights[j]) >= least and n_kept - begin < most_weights:
+                    features[n_kept], weights[n_kept] = features[j], weights[j]
+                    n_kept += 1
         for i in range(n_touched):
             slot_D[touched[i]] = -1
         biases[k], offsets[k + 1] = bias, n_kept
@@ -295,30 +307,30 @@ def margins(
     """Margins ``w_k x_n + b_k`` of the candidates; 0 for an id of -1.
 
     ``x_D`` is scratch of D + 1 zeros, left as zeros; features that a damaged file puts beyond D read the last one. What
-    stands twice in a row adds up.
+    stands twice in a row adds up. Few of a class's features are the row's: a table of their last bits, which the
+    nearest cache holds, keeps the rest from looking into ``x_D``.
     """
     indptr, indices, values = csr
-    beyond = np.uint64(len(x_D) - 1)
+    beyond, last_bits = np.uint64(len(x_D) - 1), np.uint64(FILTER - 1)
+    may_be_in = np.zeros(FILTER, np.bool_)
     for n in range(len(indptr) - 1):
         for j in range(indptr[n], indptr[n + 1]):
             x_D[indices[j]] += values[j]
+            may_be_in[np.uint64(indices[j]) & last_bits] = True
         for c in range(ids_NC.shape[1]):
             k = ids_NC[n, c]
             out_NC[n, c] = 0
             if k < 0:
                 continue
-            feature, j, end = np.uint64(0), offsets[k], offsets[k + 1]
-            if not 0 <= j <= end <= len(codes):
+            feature, begin, end = np.uint64(0), offsets[k], offsets[k + 1]
+            if not 0 <= begin <= end <= len(codes):
                 continue
-            even = odd = np.float32(0)  # two chains of additions, as one would wait for itself
-            while j + 2 <= end:
+            total = np.float32(0)
+            for j in range(begin, end):
                 feature += np.uint64(gaps[j])
-                even += np.float32(codes[j]) * x_D[min(feature, beyond)]
-                feature += np.uint64(gaps[j + 1])
-                odd += np.float32(codes[j + 1]) * x_D[min(feature, beyond)]
-                j += 2
-            if j < end:
-                even += np.float32(codes[j]) * x_D[min(feature + np.uint64(gaps[j]), beyond)]
-            out_NC[n, c] = scales[k] * (even + odd) + biases[k]
+                if may_be_in[feature & last_bits]:
+                    total += np.float32(codes[j]) * x_D[min(feature, beyond)]
+            out_NC[n, c] = scales[k] * total + biases[k]
         for j in range(indptr[n], indptr[n + 1]):
             x_D[indices[j]] = 0
+            may_be_in[np.uint64(indices[j]) & last_bits] = False

@@ -161,7 +161,7 @@ def resolve(config: Config, store: Store, known: Assignment | None = None) -> tu
     loss = config.training.loss
     if loss == "auto":
         loss = "softmax" if np.all(np.diff(store.class_indptr) == 1) else "binary"
-        if loss == "binary" and (config.training.sampled or 1.0) < 1:
+        if loss == "binary" and config.training.sampled < 1:
             raise ConfigError(
                 f"training.sampled = {config.training.sampled:g}: rows have other than one class, so their loss is "
                 'binary, and only the softmax loss samples buckets: leave it out, or set training.loss = "softmax"'

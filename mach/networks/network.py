@@ -48,7 +48,7 @@ class Network:
         Of trunk and output layer, such as "cuda:0". A sparse input layer stays in main memory: a batch touches few of
         its rows, and only its activations and their gradient, (N, H) each, travel.
     sampled : float
-        Share of a head's outputs that a step of the softmax loss computes; in main memory alone.
+        Share of a head's outputs that a step of the softmax loss computes; on another device it computes all.
 
     Notes
     -----
@@ -154,6 +154,16 @@ class Network:
             self.output.bias += torch.from_numpy(change).to(self.device)
         elif self.input is not None:
             self.input.bias += torch.from_numpy(change)
+
+    @property
+    def samples(self) -> bool:
+        """Whether steps compute a sample of the outputs."""
+        return self.output is not None and self.output.sampled < 1 and self.loss == "softmax"
+
+    def expect(self, shares: NDArray[np.float64]) -> None:
+        """Take how large a part of the rows of coming steps has each output as a target: samples go by it."""
+        if self.output is not None:
+            self.output.shares = shares
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Everything that a resumed training needs; views, but copies from another device."""

@@ -19,12 +19,17 @@ from mach.networks.buffers import Buffers, aligned, array_of, flat_array, is_in_
 
 Loss = Literal["binary", "softmax"]
 MOMENTS = ("mean.output.weight", "square.output.weight", "mean.output.bias", "square.output.bias")
+SAMPLES = 1  # tells the random numbers of samples from others of the same seed and step
 PAD = 32  # unused columns: rows a power of two apart would fall on the same lines of a cache
 
 
 @dataclass(frozen=True)
 class StepFigures:
-    """Of a batch: mean loss a row, and the share of rows whose top bucket is a target; means over the heads."""
+    """Of a batch: mean loss a row, and the share of rows whose top bucket is a target; means over the heads.
+
+    Of a sampled step the loss is an estimate, and the top is sought among the sample, other buckets being raised by
+    their corrections: the share is not that among all buckets.
+    """
 
     loss: float
     bucket_precision: float
@@ -54,16 +59,20 @@ class Sample:
         cls,
         targets: Targets,
         n_rows: int,
-        odds: NDArray[np.float32],
+        shares: NDArray[np.float64],
         n_sampled: int,
         generator: np.random.Generator,
     ) -> Sample:
-        """At least ``n_sampled`` outputs of every head, all targets among them; ``odds`` are log odds of being one."""
-        n_outputs = len(odds)
+        """``n_sampled`` outputs of every head, all targets among them and at least a quarter of others.
+
+        ``shares`` says of every output how large a part of all rows has it as a target. Where targets leave too little
+        room, every head has more.
+        """
+        n_outputs = len(shares)
         is_in_JB = np.zeros((targets.n_heads, n_outputs // targets.n_heads), np.bool_)
         is_in_JB.reshape(-1)[targets.outputs] = True
         n_targets_J = is_in_JB.sum(axis=1)
-        n_each = max(n_sampled, int(n_targets_J.max()))
+        n_each = min(max(n_sampled, int(n_targets_J.max()) + n_sampled // 4), is_in_JB.shape[1])
         rate_J = np.empty(targets.n_heads)
         for head, n_targets in enumerate(n_targets_J):
             others = np.flatnonzero(~is_in_JB[head])
@@ -71,8 +80,7 @@ class Sample:
             is_in_JB[head, generator.choice(others, n_drawn, replace=False, shuffle=False)] = True
             rate_J[head] = n_drawn / max(len(others), 1)
         outputs = np.flatnonzero(is_in_JB)
-        shares = 1.0 / (1.0 + np.exp(-odds[outputs].astype(np.float64)))
-        is_no_target = (1.0 - shares) ** n_rows
+        is_no_target = (1.0 - shares[outputs]) ** n_rows
         corrections = -np.log1p(-is_no_target * (1.0 - np.repeat(rate_J, n_each))).astype(np.float32)
         places = np.searchsorted(outputs, targets.outputs)
         return cls(outputs, Targets(targets.rows, places, targets.n_heads), corrections)
@@ -121,7 +129,8 @@ class OutputLayer:
         zeros = torch.zeros_like(weight), torch.zeros_like(weight), torch.zeros(n_outputs), torch.zeros(n_outputs)
         self.moments = [aligned(moment).to(device) for moment in zeros]
         self.buffers = Buffers()
-        self.odds, self.sampled, self.seed = bias.copy(), sampled, seed
+        self.sampled, self.seed = sampled, seed
+        self.shares = 1.0 / (1.0 + np.exp(-bias.astype(np.float64)))  # of the rows to come that have an output
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Of shape (N, n_outputs), in bfloat16 or float32."""
@@ -158,11 +167,12 @@ class OutputLayer:
         whole = self.weights() | self.state() | ({} if self.half is None else {"half": self.half})
         part, sample = whole, None
         if self.sampled < 1 and loss == "softmax":
-            n_sampled = math.ceil(self.sampled * len(self.odds) / targets.n_heads)
-            sample = Sample.draw(targets, N, self.odds, n_sampled, np.random.default_rng([self.seed, n_steps]))
+            n_sampled = math.ceil(self.sampled * len(self.shares) / targets.n_heads)
+            generator = np.random.default_rng([self.seed, n_steps, SAMPLES])
+            sample = Sample.draw(targets, N, self.shares, n_sampled, generator)
             targets, drawn = sample.targets, torch.from_numpy(sample.outputs)
             part = {name: self._rows(name, tensor, drawn) for name, tensor in whole.items()}
-            n_steps = max(1, round(n_steps * len(drawn) / len(self.odds)))  # as often the moments have moved
+            n_steps = max(1, round(n_steps * len(drawn) / len(self.shares)))  # as often the moments have moved
         weight, half, bias = part["output.weight"], part.get("half"), part["output.bias"].numpy()
         (B, H), multiplier = weight.shape, weight if half is None else half
         hidden = hidden.to(multiplier.dtype)

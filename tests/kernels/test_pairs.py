@@ -60,7 +60,9 @@ def test_a_pair_has_one_place_and_different_pairs_spread():
 def fit(x: csr_array, signs: np.ndarray, pairs: int):
     own, others = (np.flatnonzero(signs == sign).astype(np.int32) for sign in (1, -1))
     given = np.array([0, len(own)]), own, np.array([0, len(others)]), others
-    return fit_classes(x.indptr, x.indices, x.data, *given, x.shape[1], pairs, False, 4.0, 10**6, 500, 1e-3, 0.0, 0)
+    return fit_classes(
+        x.indptr, x.indices, x.data, *given, x.shape[1], pairs, False, 4.0, 10**6, 500, 1e-3, 0.0, 10**6, 0
+    )
 
 
 def test_classifiers_of_pairs_are_linear_ones_over_the_wider_rows():

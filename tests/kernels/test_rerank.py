@@ -31,11 +31,11 @@ def csr(lists) -> tuple[np.ndarray, np.ndarray]:
 
 def fit(
     x, own, listed, *, cost=2.0, most=10**6, iterations=2000, tolerance=1e-5, threshold=0.0, seed=0, logistic=False,
-    pairs=0,
+    pairs=0, most_weights=10**6,
 ):  # fmt: skip
     return fit_classes(
         x.indptr, x.indices, x.data, *csr(own), *csr(listed), x.shape[1],
-        pairs, logistic, cost, most, iterations, tolerance, threshold, seed,
+        pairs, logistic, cost, most, iterations, tolerance, threshold, most_weights, seed,
     )  # fmt: skip
 
 
@@ -96,6 +96,10 @@ def test_a_class_does_not_depend_on_its_neighbours_and_small_weights_go():
     np.testing.assert_array_equal(dense(whole, 20)[1:], dense(alone, 20))
     pruned = dense(fit(x, own, listed, iterations=5, threshold=0.2), 20)
     np.testing.assert_array_equal(pruned, np.where(np.abs(dense(whole, 20)) >= 0.2, dense(whole, 20), 0))
+    capped = dense(fit(x, own, listed, iterations=5, most_weights=4), 20)
+    for k, weights_D in enumerate(dense(whole, 20)):
+        largest = np.argsort(-np.abs(weights_D), kind="stable")[:4]
+        np.testing.assert_array_equal(capped[k], np.where(np.isin(np.arange(20), largest), weights_D, 0))
     assert fit(x, own, listed, most=7)[4] == sum(map(len, own)) + 2 * 7
 
 

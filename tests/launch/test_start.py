@@ -24,7 +24,8 @@ from mach.launch.setup import set_up, shared_store
 from mach.launch.start import Start, training_store
 from mach.living.versions import Versions
 from mach.loading import load
-from mach.networks.batch import Batch, read_batch
+from mach.networks.batch import Batch, read_batch, read_classes
+from mach.networks.network import Network
 from mach.places import place
 from mach.storage import Run
 from mach.trainer import TrainingStoppedError
@@ -105,6 +106,14 @@ def tuned(config: Config, folder: Path) -> Run:
     return learn(config, folder / "tuned")
 
 
+def first_softmax(config: Config, folder: Path) -> Path:
+    """A run of the old rows, trained for an epoch by the softmax loss."""
+    assert config.training.start is not None
+    old = Run.open(Path(config.training.start)).config
+    keys = {"epochs": 1, "loss": "softmax"}
+    return Path(str(learn(with_keys(old, training=keys), folder / "softmax").path))
+
+
 def precision(run: Run, folder: Path, part: str) -> float:
     model, data = load(run.path), run.config.data
     test = prepare(data, run.config.text, str(folder / f"test-{part}.txt"), like=run.reference())
@@ -176,6 +185,26 @@ def test_an_epoch_has_all_new_rows_and_some_old_ones_but_none_held_out(
         assert sorted(rows[rows >= 2400]) == sorted(training[training >= 2400])
         assert len(np.unique(rows[rows < 2400])) == 270 == sum(rows < 2400)
     assert set(per_epoch[0][per_epoch[0] < 2400]) != set(per_epoch[1][per_epoch[1] < 2400])
+
+
+@pytest.mark.parametrize("replay", [0.0, 0.5])
+def test_samples_go_by_the_rows_of_the_steps_to_come(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replay: float
+):
+    """Not by all rows that the classes ever had: those are nearly all old here."""
+    keys = {"replay": replay, "sampled": 0.5, "loss": "softmax"}
+    told: list[np.ndarray] = []
+    monkeypatch.setattr(Network, "expect", lambda _, shares: told.append(shares))
+    run, store = set_up(
+        with_keys(config, training={"start": str(first_softmax(config, tmp_path))} | keys), tmp_path / "r"
+    )
+    train_shard(ShardJob(str(run.path), str(store.path), (0,)))
+    rows = store.split(0.1, 0)[0]
+    weights_N = np.where(rows >= store.n_old_rows, 1.0, replay * (rows >= store.n_old_rows).sum() / (rows < 2400).sum())
+    classes, counts = read_classes(store, rows)
+    buckets = run.assignment().select([0]).buckets(classes)[0]
+    expected = np.bincount(buckets, np.repeat(weights_N, counts), 32) / weights_N.sum()
+    np.testing.assert_allclose(told[0], np.minimum(expected, 1.0), rtol=0.01)
 
 
 def test_a_hash_family_with_room_goes_on_and_another_becomes_a_table(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mach.config import NetworkConfig
 from mach.networks.batch import SparseBatch, Targets
 from mach.networks.network import Network
-from mach.networks.output import OutputLayer, Sample
+from mach.networks.output import SAMPLES, OutputLayer, Sample
 
 J, B, H, N = 2, 40, 6, 16
 
@@ -38,11 +38,11 @@ def log_odds(shares: np.ndarray) -> np.ndarray:
 def test_a_sample_holds_its_targets_and_as_many_of_every_head(seed: int, n_sampled: int):
     shares_JB = uneven_shares(seed)
     targets = targets_of(np.random.default_rng(seed), shares_JB)
-    sample = Sample.draw(targets, N, log_odds(shares_JB), n_sampled, np.random.default_rng(seed))
+    sample = Sample.draw(targets, N, shares_JB.reshape(-1), n_sampled, np.random.default_rng(seed))
     assert (np.diff(sample.outputs) > 0).all()
     n_each = np.bincount(sample.outputs // B, minlength=J)
     n_most = max(len(np.unique(targets.outputs[targets.outputs // B == j])) for j in range(J))
-    assert n_each.tolist() == [max(n_sampled, n_most)] * J
+    assert n_each.tolist() == [min(max(n_sampled, n_most + n_sampled // 4), B)] * J
     np.testing.assert_array_equal(sample.outputs[sample.targets.outputs], targets.outputs)
     np.testing.assert_array_equal(sample.targets.rows, targets.rows)
     assert (sample.corrections >= 0).all()
@@ -54,7 +54,7 @@ def test_sums_over_samples_are_those_over_all_outputs_on_average():
     shares_JB, logits = uneven_shares(0), np.random.default_rng(1).normal(size=J * B)
     generator, total = np.random.default_rng(2), np.zeros(J)
     for _ in range(4000):
-        sample = Sample.draw(targets_of(generator, shares_JB), N, log_odds(shares_JB), 16, generator)
+        sample = Sample.draw(targets_of(generator, shares_JB), N, shares_JB.reshape(-1), 16, generator)
         terms = np.exp(logits[sample.outputs] + sample.corrections)
         total += np.bincount(sample.outputs // B, terms, J)
     exact_J = np.exp(logits).reshape(J, B).sum(axis=1)
@@ -82,7 +82,7 @@ def test_a_step_follows_the_corrected_loss_and_leaves_other_outputs_alone():
     layer, targets = layer_of(0.3), targets_of(np.random.default_rng(3), uneven_shares(0))
     before, bias_before = layer.weight.clone(), layer.bias.clone()
     hidden = torch.rand(N, H, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    sample = Sample.draw(targets, N, layer.odds, 12, np.random.default_rng([5, 1]))
+    sample = Sample.draw(targets, N, layer.shares, 12, np.random.default_rng([5, 1, SAMPLES]))
     drawn = torch.from_numpy(sample.outputs)
     z = hidden @ before[drawn].T + bias_before[drawn] + torch.from_numpy(sample.corrections)
     own = torch.from_numpy(sample.targets.rows), torch.from_numpy(sample.targets.outputs)
