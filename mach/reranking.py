@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.sparse import csr_array
 
-from mach.config import RerankingConfig, RerankingLoss, Section
+from mach.config import RerankingConfig, Section
 from mach.data.store import Store
 from mach.errors import StorageError
 from mach.kernels import rerank as kernels
@@ -57,40 +57,47 @@ LEAST_FUNCTIONS = 4  # that tell candidates of training rows
 # Weight and prior that held-out rows choose from, from networks first to classifiers first, and at last for rare
 # classes first, where none has many rows. The best of all lies near this path on every data set seen, and few choices
 # are harder to mistake than many. Networks alone are no choice: where rows cannot tell, a little of both finds more of
-# the rare classes.
-BLENDS: dict[RerankingLoss, tuple[tuple[float, float], ...]] = {
-    "hinge": (
-        (0.1, -0.01),
-        (0.2, -0.02),
-        (0.3, -0.05),
-        (0.5, -0.02),
-        (0.5, -0.1),
-        (0.8, -0.02),
-        (0.7, -0.2),
-        (1.2, -0.05),
-        (1.0, -0.3),
-        (1.5, -0.45),
-        (2.0, -0.6),
-        (3.0, -0.6),
-        (1.0, -1.0),
-        (1.0, -1.6),
-        (1.2, -2.5),
-    ),
-    "logistic": (
-        (0.2, -0.01),
-        (0.3, -0.02),
-        (0.5, 0.0),
-        (0.5, -0.05),
-        (0.8, 0.0),
-        (0.8, -0.1),
-        (1.2, -0.02),
-        (1.2, -0.2),
-        (1.2, -0.45),
-        (2.0, -0.45),
-        (2.0, -0.6),
-        (3.0, -0.6),
-    ),
-}
+# the rare classes. Classifiers that see pairs of features are worth more: their path begins in the middle.
+Blends = tuple[tuple[float, float], ...]
+RARE_FIRST: Blends = ((1.0, -1.0), (1.0, -1.6), (1.2, -2.5))
+HINGE: Blends = (
+    (0.1, -0.01),
+    (0.2, -0.02),
+    (0.3, -0.05),
+    (0.5, -0.1),
+    (0.7, -0.2),
+    (1.0, -0.3),
+    (1.5, -0.45),
+    (2.0, -0.6),
+    (3.0, -0.6),
+    *RARE_FIRST,
+)
+PAIRS: Blends = (
+    (0.5, -0.02),
+    (0.8, -0.02),
+    (1.2, -0.05),
+    (0.5, -0.1),
+    (0.7, -0.2),
+    (1.0, -0.3),
+    (1.5, -0.45),
+    (2.0, -0.6),
+    (3.0, -0.6),
+    *RARE_FIRST,
+)
+LOGISTIC: Blends = (
+    (0.2, -0.01),
+    (0.3, -0.02),
+    (0.5, 0.0),
+    (0.5, -0.05),
+    (0.8, 0.0),
+    (0.8, -0.1),
+    (1.2, -0.02),
+    (1.2, -0.2),
+    (1.2, -0.45),
+    (2.0, -0.45),
+    (2.0, -0.6),
+    (3.0, -0.6),
+)
 MAX_VALIDATION_ROWS = 20_000
 RANKS = np.array([1 + 1 / 3 + 1 / 5, 1 / 3 + 1 / 5, 1 / 3 + 1 / 5, 1 / 5, 1 / 5]) / 3  # in the mean of P@1, P@3 and P@5
 
@@ -361,7 +368,7 @@ class RerankerTraining:
         ids_NC, scores_NC, margins_NC = (np.concatenate(column) for column in zip(*found, strict=True))
         right_NC = right_of(self.store, rows, ids_NC)
         counts_K = learned_counts(self.run, self.store, self.validation_rows)
-        blends = [self.given_blend(weight, prior) for weight, prior in BLENDS[settings.loss]]
+        blends = [self.given_blend(weight, prior) for weight, prior in blends_of(settings)]
 
         def gain(blend: Blend) -> float:
             priors_NC = prior_terms(counts_K, blend.prior)[np.maximum(ids_NC, 0)]
@@ -406,6 +413,13 @@ class RerankerTraining:
                     remove(self.folder / name)
         else:
             remove_folder(self.folder, first="plan.json")
+
+
+def blends_of(settings: RerankingConfig) -> Blends:
+    """Weights and priors that held-out rows choose from."""
+    if settings.loss == "logistic":
+        return LOGISTIC
+    return PAIRS if settings.pairs else HINGE
 
 
 def learned_counts(run: Run, store: Store, held: NDArray[np.int64]) -> NDArray[np.int64]:

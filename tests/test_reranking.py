@@ -17,7 +17,7 @@ from scipy.sparse import csr_array
 
 from mach.calibrating import calibrate
 from mach.cli import main
-from mach.config import Config, LaunchConfig, NetworkConfig, to_toml
+from mach.config import Config, LaunchConfig, NetworkConfig, RerankingConfig, to_toml
 from mach.errors import ConfigError, StorageError
 from mach.evaluation import evaluate
 from mach.kernels.pairs import N_HASHED, with_pairs
@@ -30,7 +30,7 @@ from mach.networks.batch import SparseBatch, read_batch, read_classes, right_of
 from mach.ordering import prior_terms
 from mach.repetition import read_json
 from mach.reranker import Blend, Reranked, Reranker, combine, fingerprint, is_due
-from mach.reranking import BLENDS, STAGES, RerankerTraining, mean_precision
+from mach.reranking import STAGES, RerankerTraining, blends_of, mean_precision
 from mach.storage import Run
 from mach.tensors import map_tensors, write_tensors
 from mach.training import ShardJob, train_shard
@@ -218,7 +218,7 @@ def test_held_out_rows_choose_the_blend_of_best_precision(paired: Config, rerank
     model, batch = load(reranked), read_batch(store, rows)
     assert isinstance(batch, SparseBatch)
     found_precisions = {}
-    for weight, prior in BLENDS[run.config.reranking.loss]:
+    for weight, prior in blends_of(run.config.reranking):
         assert model.reranker is not None
         model.reranker.blend = Blend(weight=weight, prior=prior)
         right_Nk = right_of(store, rows, model.topk(batch.matrix(store.n_features), 5)[0])
@@ -229,6 +229,16 @@ def test_held_out_rows_choose_the_blend_of_best_precision(paired: Config, rerank
     fixed.settings = fixed.settings.model_copy(update={"weight": 2.5, "prior": -0.25})
     assert not fixed.is_validated
     assert fixed.given_blend() == Blend(weight=2.5, prior=-0.25)
+
+
+def test_the_path_of_blends_goes_by_what_the_classifiers_see():
+    hinge, pairs, logistic = (
+        blends_of(RerankingConfig(**keys)) for keys in ({}, {"pairs": 4}, {"loss": "logistic", "pairs": 4})
+    )
+    assert hinge[0] == (0.1, -0.01)
+    assert min(weight for weight, _ in pairs) == 0.5
+    assert pairs[-3:] == hinge[-3:]
+    assert (0.8, 0.0) in logistic
 
 
 def test_reranked_scores_have_a_tail_and_probabilities_of_their_own(copied: Path):
