@@ -415,6 +415,15 @@ class RerankerTraining:
             remove_folder(self.folder, first="plan.json")
 
 
+def fitting_bytes(run: Run, store: Store) -> int:
+    """Most memory that the rows of one class take while it is fitted, if all have as many features as the mean."""
+    settings = run.config.reranking
+    n_rows = min(int(run.class_counts_K().max(initial=0)) + settings.negatives, store.n_rows)
+    n_features = store.n_nonzeros / max(store.n_rows, 1)
+    n_paired = min(float(settings.pairs), n_features)
+    return round(n_rows * (24 + 12 * (n_features + n_paired * max(n_paired - 1, 0) / 2)))
+
+
 def blends_of(settings: RerankingConfig) -> Blends:
     """Weights and priors that held-out rows choose from."""
     if settings.loss == "logistic":

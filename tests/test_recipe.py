@@ -63,8 +63,8 @@ def test_rows_of_many_classes_are_reranked_by_logistic_classifiers():
 def test_short_rows_are_reranked_by_pairs_of_features():
     shapes = [Shape(40_000, 20_000, 20_000, row_features=m, row_classes=c) for m, c in ((17, 6), (90, 3), (17, 28))]
     found = [fill(open_config(), shape).reranking for shape in shapes]
-    keys = [(f.pairs, f.threshold, f.class_weights) for f in found]
-    assert keys == [(12, 0.08, 2048), (0, 0.05, None), (0, 0.1, None)]
+    chosen = [(f.pairs, f.threshold, f.class_weights) for f in found]
+    assert chosen == [(12, 0.08, 2048), (0, 0.05, None), (0, 0.1, None)]
     assert fill(open_config(reranking={"pairs": 3}), shapes[1]).reranking.pairs == 3
     for keys in ({"loss": "hinge"}, {"cost": 2.0}, {"pairs": 0}):
         without = fill(open_config(reranking=keys), shapes[0]).reranking

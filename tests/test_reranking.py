@@ -30,7 +30,7 @@ from mach.networks.batch import SparseBatch, read_batch, read_classes, right_of
 from mach.ordering import prior_terms
 from mach.repetition import read_json
 from mach.reranker import Blend, Reranked, Reranker, combine, fingerprint, is_due
-from mach.reranking import STAGES, RerankerTraining, blends_of, mean_precision
+from mach.reranking import STAGES, RerankerTraining, blends_of, fitting_bytes, mean_precision
 from mach.storage import Run
 from mach.tensors import map_tensors, write_tensors
 from mach.training import ShardJob, train_shard
@@ -229,6 +229,14 @@ def test_held_out_rows_choose_the_blend_of_best_precision(paired: Config, rerank
     fixed.settings = fixed.settings.model_copy(update={"weight": 2.5, "prior": -0.25})
     assert not fixed.is_validated
     assert fixed.given_blend() == Blend(weight=2.5, prior=-0.25)
+
+
+def test_memory_of_fitting_grows_with_the_largest_class_and_pairs(paired: Config, tmp_path: Path):
+    run, store = set_up(changed(paired, negatives=10), tmp_path / "run")
+    n_rows, n_features = int(run.class_counts_K().max()) + 10, store.n_nonzeros / store.n_rows
+    assert fitting_bytes(run, store) == round(n_rows * (24 + 12 * n_features))
+    other, _ = set_up(changed(paired, negatives=10**6, pairs=3), tmp_path / "other")
+    assert fitting_bytes(other, store) == round(store.n_rows * (24 + 12 * (n_features + 3)))
 
 
 def test_the_path_of_blends_goes_by_what_the_classifiers_see():

@@ -22,7 +22,7 @@ from mach.launch.schedule import Schedule, shards_of
 from mach.launch.setup import plan_of
 from mach.repetition import RepetitionFiles
 from mach.reranker import FORMULAS, is_due
-from mach.reranking import STAGES, RerankerTraining
+from mach.reranking import STAGES, RerankerTraining, fitting_bytes
 from mach.storage import Run
 
 LOCK_SECONDS = 0.2
@@ -108,7 +108,7 @@ def _pool(training: RerankerTraining, launch: LaunchConfig, stage: str, n_parts:
             from mach.launch.ray import Cluster
 
             n_workers = min(launch.workers or n_parts, n_parts)
-            n_bytes = launch.memory_bytes or plan_of(run.config, store).ledger.worker_bytes
+            n_bytes = launch.memory_bytes or plan_of(run.config, store).ledger.worker_bytes + fitting_bytes(run, store)
             launch = launch.model_copy(update={"memory_bytes": n_bytes})
             cluster = stack.enter_context(Cluster(launch.address))
             pool = RayPool(cluster, run, store, launch, n_workers, stage=stage)
