@@ -236,9 +236,8 @@ class Trainer:
 
     def _expect_targets(self) -> None:
         """Tell a network that samples its outputs how often each is a target in the rows that its steps see."""
-        assert isinstance(self.network, Network)
-        if not self.network.samples:
-            return
+        if not isinstance(self.network, Network) or not self.network.samples:
+            return  # repetitions that are trained together compute all
         counts_K = np.zeros(self.store.n_classes)
         parts = ((self.new_rows, len(self.new_rows)), (self.old_rows, self.n_replayed))
         for rows, n_seen in parts:
