@@ -5,7 +5,8 @@
 
 Two shapes. Features follow a power law and targets are planted, so that both methods have something to learn: after as
 many steps on the same batches the loss must be no higher. Methods take turns in one process; figures are medians and,
-above all, their ratios. Floors: bytes over the bandwidth, FLOPs over the bfloat16 rate of torch's 2048^3 product, both
+above all, their ratios. Both multiply in bfloat16 where the processor does so natively, and in float32 where it would
+only emulate it. Floors: bytes over the bandwidth, FLOPs over the rate of torch's 2048^3 product in that precision, both
 measured on as many threads in the same turns.
 
 The plain baseline (`PlainStep`) is frozen: later versions of mach are measured against this very code.
@@ -36,9 +37,11 @@ import mach.networks.output
 import mach.networks.trunks
 from mach.config import NetworkConfig
 from mach.networks.batch import SparseBatch, Targets, concatenated, rows_of
-from mach.networks.network import Network
+from mach.networks.network import Network, native_precision
 
 RATE, DROPOUT, SEED, ROUNDS, CURVE = 3e-3, 0.2, 0, 15, 192
+PRECISION = native_precision()
+HALF = PRECISION == "bfloat16"
 N_BATCHES = 24  # that the steps go through again and again
 
 
@@ -141,7 +144,7 @@ class PlainStep:
         self.n_steps += 1
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=HALF):
             hidden = torch.relu(self.embedding(indices, offsets, per_sample_weights=values) + self.bias)
             logits = self.output(nn.functional.dropout(hidden, DROPOUT))
         self.targets[rows, outputs] = 1.0
@@ -163,7 +166,7 @@ class MachStep:
             n_outputs=shape.n_buckets,
             dense_input=False,
             loss="binary",
-            precision="bfloat16",
+            precision=PRECISION,
             bias=np.full(shape.n_buckets, prior(shape), np.float32),
             seed=SEED,
         )
@@ -177,8 +180,9 @@ class MachStep:
 
 
 def product(side: int = 2048) -> Callable[[], object]:
-    """torch's bfloat16 product, whose rate is the peak."""
-    left, right, out = (torch.randn(side, side).bfloat16() for _ in range(3))
+    """torch's product in the precision of the steps, whose rate is the peak."""
+    dtype = torch.bfloat16 if HALF else torch.float32
+    left, right, out = (torch.randn(side, side).to(dtype) for _ in range(3))
     return lambda: torch.mm(left, right, out=out)
 
 
@@ -216,10 +220,10 @@ def stopwatch(names: dict[str, tuple[Any, str]]) -> Iterator[dict[str, list[floa
 
 PARTS = {
     "sparse forward": (mach.networks.network, "sparse_forward"),
-    "ReLU, dropout": (mach.networks.trunks, "relu_dropout_half"),
+    "ReLU, dropout": (mach.networks.trunks, "relu_dropout_half" if HALF else "relu_dropout"),
     "products": (torch, "mm"),
     "loss, gradient": (mach.networks.output, "binary_gradient"),
-    "Adam": (mach.networks.output, "adam_step_half"),
+    "Adam": (mach.networks.output, "adam_step_half" if HALF else "adam_step"),
     "ReLU, dropout back": (mach.networks.trunks, "relu_dropout_backward"),
     "columns of the batch": (mach.networks.network, "transpose_batch"),
     "sparse backward": (mach.networks.network, "sparse_backward"),
@@ -231,6 +235,8 @@ def parts(step: MachStep, rounds: int = 2 * ROUNDS) -> dict[str, float]:
     with stopwatch(PARTS) as taken:
         whole = medians({"step": step}, rounds, clock)["step"]
     products = taken.pop("products")
+    if not HALF:
+        del taken["Adam"][1::2]  # of the bias
     found = {name: float(np.median(values)) for name, values in taken.items()}
     for i, name in enumerate(("logits", "gradient by hidden", "gradient by weights")):
         found[name] = float(np.median(products[i::3]))
@@ -240,7 +246,7 @@ def parts(step: MachStep, rounds: int = 2 * ROUNDS) -> dict[str, float]:
 def work(shape: Shape, batch: SparseBatch) -> dict[str, tuple[float, float]]:
     """Bytes and FLOPs of the parts of a step; a batch's weights count once however often its rows name them."""
     N, H, B = shape.n_rows, shape.width, shape.n_buckets
-    weights = 2 * H * len(np.unique(batch.indices))
+    weights = (2 if HALF else 4) * H * len(np.unique(batch.indices))
     product = 2.0 * N * H * B
     found = {
         "batch read": (16.0 * len(batch.indices), 0.0),
