@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mach.blending import mean_precision
 from mach.calibration import TOP, Calibration, Curve, fingerprint, fit
 from mach.data.store import Store
 from mach.errors import ConfigError
@@ -15,7 +16,7 @@ from mach.networks.batch import SparseBatch, read_batch, right_of
 from mach.ordering import prior_terms
 from mach.repetition import write_json
 from mach.reranker import is_due as reranker_is_due
-from mach.reranking import learned_counts, mean_precision
+from mach.reranking import learned_counts
 from mach.scoring import LocalScorer
 from mach.storage import Run
 

@@ -272,6 +272,11 @@ class RerankingConfig(Section):
         default=None,
         description="strength of log(1 + rows of a class), below 0 for rare ones; none: by validation rows, else -0.1",
     )
+    repeats: float | None = Field(
+        default=None,
+        description="strength of what training rows with exactly a query's features say of its classes, below 0 to put "
+        "classes last that such a row has; none: by validation rows, else 0",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

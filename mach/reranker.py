@@ -3,9 +3,10 @@
 ``reranker.safetensors`` holds, for K classes, ``offsets`` (int64, K + 1), ``scales``, ``biases`` and ``priors``
 (float32, K), and for every stored weight its feature as a step from the class's feature before (``gaps``, int16; the
 first from 0) and its value (``codes``, int8, times the class's scale): 3 bytes a weight and 20 a class. Steps above
-32,767 are cut by codes of 0. The metadata hold the fingerprint, C, the blend, the loss and how many features of a row
-give pairs (`mach.kernels.pairs`): the file is whole by itself. Files without priors, of the first version, have 0 for
-all of them, those without a loss the squared hinge, those without pairs none.
+32,767 are cut by codes of 0. Where the blend asks for it, ``repeats`` (uint32) counts training rows by their features
+and class (`mach.kernels.repeats`). The metadata hold the fingerprint, C, the blend, the loss and how many features of a
+row give pairs (`mach.kernels.pairs`): the file is whole by itself. Files without priors, of the first version, have 0
+for all of them, those without a loss the squared hinge, those without pairs none.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from mach.config import RerankingConfig, RerankingLoss, Section
 from mach.decoding import TopK
 from mach.errors import StorageError
-from mach.ordering import reorder
+from mach.ordering import reorder, repeat_terms
 from mach.places import cache_folder, fetch, is_there, kept
 from mach.repetition import read_json
 from mach.tensors import digest_of, map_tensors
@@ -35,16 +36,22 @@ if TYPE_CHECKING:
 
 FORMAT: Literal[1] = 1
 WEIGHT_BYTES, CLASS_BYTES = 3, 20
+REPEAT_BYTES = 5  # at most, of a training row and of each of its classes (`mach.kernels.repeats`)
 FORMULAS: dict[RerankingLoss, str] = {"hinge": "max(0, 1 - margin)^2", "logistic": "log(1 + exp(-margin))"}
 LOWEST_MARGIN = np.float32(-1e6)  # keeps every score finite
-_DTYPES = {"offsets": np.int64, "gaps": np.int16, "codes": np.int8, "scales": np.float32, "biases": np.float32}
+CLASSIFIERS = ("offsets", "gaps", "codes", "scales", "biases")  # the arrays that margins come from
+_DTYPES = dict(zip(CLASSIFIERS, (np.int64, np.int16, np.int8, np.float32, np.float32), strict=True)) | {
+    "priors": np.float32,
+    "repeats": np.uint32,
+}
 
 
 class Blend(Section):
-    """How aggregate, margin and frequency of a class become one score, see `combine` and `mach.ordering`."""
+    """How aggregate, margin and counts of a class become one score, see `combine` and `mach.ordering`."""
 
     weight: float
     prior: float
+    repeats: float = 0.0
 
 
 class Reranked(Section):
@@ -60,6 +67,7 @@ class Reranked(Section):
     settings: RerankingConfig
     weight: float
     prior: float = 0.0
+    repeats: float = 0.0
     validated: bool
     least: float
     n_weights: int
@@ -77,6 +85,8 @@ def fingerprint(run: Run) -> str:
     for name in ("pairs", "class_weights"):  # keys that older classifiers do not know, and do not need
         if not settings[name]:
             del settings[name]
+    if settings["repeats"] is None:
+        del settings["repeats"]
     parts = (FORMAT, settings, config.decoding.aggregate, run.manifest.data_fingerprint, digests)
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
@@ -91,14 +101,14 @@ def is_due(run: Run) -> bool:
 def combine(
     scores_NC: NDArray[np.float32],
     margins_NC: NDArray[np.float32],
-    priors_NC: NDArray[np.float32],
+    terms_NC: NDArray[np.float32],
     weight: float,
     loss: RerankingLoss = "hinge",
 ) -> NDArray[np.float32]:
-    """Aggregate minus weight times the classifier's own loss as a positive, plus the class's prior term; float32.
+    """Aggregate minus weight times the classifier's own loss as a positive, plus what is counted of a class; float32.
 
     The loss is ``max(0, 1 - margin)^2``, or ``log(1 + exp(-margin))`` if logistic: a class that is certain keeps its
-    aggregate, all others lose. Prior terms are at most 0, so no score exceeds its aggregate.
+    aggregate, all others lose. Terms (`mach.ordering`) are at most 0, so no score exceeds its aggregate.
 
     Examples
     --------
@@ -110,7 +120,7 @@ def combine(
         losses_NC = np.square(1 - np.fmin(margins_NC, np.float32(1)))
     else:
         losses_NC = np.logaddexp(np.float32(0), -margins_NC)
-    return scores_NC - np.float32(weight) * losses_NC + priors_NC
+    return scores_NC - np.float32(weight) * losses_NC + terms_NC
 
 
 class Reranker:
@@ -163,12 +173,20 @@ class Reranker:
         shapes = {"offsets": (K + 1,), "gaps": (n,), "codes": (n,), "scales": (K,), "biases": (K,)}
         if "priors" in arrays:
             shapes |= {"priors": (K,)}
+        if "repeats" in arrays:
+            shapes |= {"repeats": (max(1, arrays["repeats"].size),)}
         for name, shape in shapes.items():
-            if name not in arrays or arrays[name].shape != shape or arrays[name].dtype != _DTYPES.get(name, np.float32):
+            if name not in arrays or arrays[name].shape != shape or arrays[name].dtype != _DTYPES[name]:
                 raise StorageError(f"{run.reranker_file}: {name} is missing or not of shape {shape}: train it again")
         try:
             candidates = int(metadata["candidates"])
-            blend = Blend(weight=float(metadata["weight"]), prior=float(metadata.get("prior", 0)))
+            blend = Blend(
+                weight=float(metadata["weight"]),
+                prior=float(metadata.get("prior", 0)),
+                repeats=float(metadata.get("repeats", 0)),
+            )
+            if blend.repeats and "repeats" not in arrays:
+                raise ValueError(f"repeats {blend.repeats:g} without a table")
             loss = metadata.get("loss", "hinge")
             if loss not in get_args(RerankingLoss):
                 raise ValueError(f"loss {loss}")
@@ -199,12 +217,22 @@ class Reranker:
         x_D = getattr(self._scratch, "x_D", None)
         if x_D is None:
             x_D = self._scratch.x_D = np.zeros(self.n_columns + 1, np.float32)
-        offsets, gaps, codes, scales, biases = (self.arrays[name] for name in _DTYPES)
+        offsets, gaps, codes, scales, biases = (self.arrays[name] for name in CLASSIFIERS)
         rows = (batch.indptr, batch.indices, batch.values)
         if self.pairs > 1:
             rows = with_pairs(*rows, np.arange(len(batch)), self.pairs, self.n_features)
         margins(rows, ids_NC, offsets, gaps, codes, scales, biases, x_D, margins_NC)
         return margins_NC
+
+    def repeats(self, batch: SparseBatch, ids_NC: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Training rows with a query's features: those that have a given class, shape (N, C), and all; at most 255."""
+        from mach.kernels.repeats import counts_of
+
+        counts_NC, totals_N = np.zeros(ids_NC.shape, np.uint8), np.zeros(len(ids_NC), np.uint8)
+        table = self.arrays.get("repeats")
+        if table is not None and len(table):
+            counts_of(table, (batch.indptr, batch.indices, batch.values), ids_NC, counts_NC, totals_N)
+        return counts_NC, totals_N
 
     def rescore(
         self, batch: SparseBatch, ids_NC: NDArray[np.int64], scores_NC: NDArray[np.float32]
@@ -212,8 +240,10 @@ class Reranker:
         """Scores of given classes with the classifiers' part and the prior terms, shape (N, C)."""
         margins_NC, blend = self.margins(batch, ids_NC), self.blend
         priors_K = self.arrays.get("priors")
-        priors_NC = np.zeros_like(margins_NC) if priors_K is None else priors_K[np.maximum(ids_NC, 0)]
-        return combine(scores_NC, margins_NC, priors_NC, blend.weight, self.loss)
+        terms_NC = np.zeros_like(margins_NC) if priors_K is None else priors_K[np.maximum(ids_NC, 0)]
+        if blend.repeats:
+            terms_NC = terms_NC + repeat_terms(*self.repeats(batch, ids_NC), blend.repeats)
+        return combine(scores_NC, margins_NC, terms_NC, blend.weight, self.loss)
 
     def rerank(self, batch: SparseBatch, top: TopK, k: int, terms_K: NDArray[np.float32] | None = None) -> TopK:
         """The best k of the candidates by both, and by further terms of their classes, see `mach.ordering.reorder`."""

@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.sparse import csr_array
 
+from mach.blending import Judged, choose, given, is_open
 from mach.config import RerankingConfig, Section
 from mach.data.store import Store
 from mach.errors import StorageError
 from mach.kernels import rerank as kernels
 from mach.kernels.pairs import N_HASHED
+from mach.kernels.repeats import LOAD, MAX_SLOTS, count_rows
 from mach.model import MachModel
 from mach.networks.batch import SparseBatch, read_batch, read_classes, right_of
 from mach.ordering import prior_terms
@@ -37,7 +39,6 @@ from mach.reranker import (
     Blend,
     Reranked,
     Reranker,
-    combine,
     fingerprint,
 )
 from mach.scoring import LocalScorer
@@ -54,52 +55,7 @@ ROWS_A_PART, PAIRS_A_PART, MAX_PARTS = (
 MIN_ROW_PARTS = 8  # so that a few workers share a small set
 CHUNK_ROWS = 4096
 LEAST_FUNCTIONS = 4  # that tell candidates of training rows
-# Weight and prior that held-out rows choose from, from networks first to classifiers first, and at last for rare
-# classes first, where none has many rows. The best of all lies near this path on every data set seen, and few choices
-# are harder to mistake than many. Networks alone are no choice: where rows cannot tell, a little of both finds more of
-# the rare classes. Classifiers that see pairs of features are worth more: their path begins in the middle.
-Blends = tuple[tuple[float, float], ...]
-RARE_FIRST: Blends = ((1.0, -1.0), (1.0, -1.6), (1.2, -2.5))
-HINGE: Blends = (
-    (0.1, -0.01),
-    (0.2, -0.02),
-    (0.3, -0.05),
-    (0.5, -0.1),
-    (0.7, -0.2),
-    (1.0, -0.3),
-    (1.5, -0.45),
-    (2.0, -0.6),
-    (3.0, -0.6),
-    *RARE_FIRST,
-)
-PAIRS: Blends = (
-    (0.5, -0.02),
-    (0.8, -0.02),
-    (1.2, -0.05),
-    (0.5, -0.1),
-    (0.7, -0.2),
-    (1.0, -0.3),
-    (1.5, -0.45),
-    (2.0, -0.6),
-    (3.0, -0.6),
-    *RARE_FIRST,
-)
-LOGISTIC: Blends = (
-    (0.2, -0.01),
-    (0.3, -0.02),
-    (0.5, 0.0),
-    (0.5, -0.05),
-    (0.8, 0.0),
-    (0.8, -0.1),
-    (1.2, -0.02),
-    (1.2, -0.2),
-    (1.2, -0.45),
-    (2.0, -0.45),
-    (2.0, -0.6),
-    (3.0, -0.6),
-)
 MAX_VALIDATION_ROWS = 20_000
-RANKS = np.array([1 + 1 / 3 + 1 / 5, 1 / 3 + 1 / 5, 1 / 3 + 1 / 5, 1 / 5, 1 / 5]) / 3  # in the mean of P@1, P@3 and P@5
 
 
 class Plan(Section):
@@ -179,8 +135,13 @@ class RerankerTraining:
         started = time.process_time()
         notes = [self._map(stage, part)[1] for stage in STAGES for part in range(len(self._bounds(stage)) - 1)]
         with tempfile.TemporaryDirectory(prefix="mach-", dir=self._scratch_folder) as scratch:
+            table = self._repeats()
             arrays, least = self._merged(Path(scratch))
-            blend = self._best_blend(arrays) if self.is_validated else self.given_blend()
+            blend = self._best_blend(arrays, table) if self._is_validated else given(self.settings)
+            if blend.repeats:
+                if self.settings.bytes is not None:
+                    arrays, least = self._merged(Path(scratch), reserved=table.nbytes)
+                arrays["repeats"] = table
             arrays["priors"] = prior_terms(self.run.class_counts_K(), blend.prior)
             metadata = {"fingerprint": self.fingerprint, "candidates": str(self.settings.candidates)}
             metadata |= {"loss": self.settings.loss, "pairs": str(self.settings.pairs)}
@@ -192,7 +153,7 @@ class RerankerTraining:
             repetitions=self.run.finished(),
             settings=self.settings,
             **blend.model_dump(),
-            validated=self.is_validated,
+            validated=self._is_validated,
             least=least,
             n_weights=len(arrays["codes"]),
             n_bytes=sum(array.nbytes for array in arrays.values()),
@@ -305,12 +266,33 @@ class RerankerTraining:
         cuts = np.searchsorted(totals_K, totals_K[-1] * np.arange(1, n_parts) / n_parts)
         self._write_plan(self.plan.model_copy(update={"classes": np.unique([0, *cuts.tolist(), K]).tolist()}))
 
-    def _merged(self, scratch: Path) -> tuple[dict[str, NDArray[Any]], float]:
-        """All parts as the arrays of the file, mapped, and the smallest magnitude that the budget left."""
+    def _repeats(self) -> NDArray[np.uint32]:
+        """Table of the rows that were learned from (`mach.kernels.repeats`); empty where it is not wanted."""
+        store, settings = self.store, self.settings
+        if settings.repeats == 0 or (settings.repeats is None and not self._is_validated):
+            return np.empty(0, np.uint32)
+        n_most = len(self.rows) + int((store.class_indptr[self.rows + 1] - store.class_indptr[self.rows]).sum())
+        csr = (store.feature_indptr, store.feature_indices, store.feature_values)
+        for _ in range(2):  # the second time as large as need be
+            n_slots = min(int(n_most / LOAD) + 2, MAX_SLOTS)
+            table, n_entries = count_rows(csr, store.class_indptr, store.class_ids, self.rows, n_slots)
+            if n_entries > LOAD * n_most:
+                break
+            n_most = n_entries
+        room = np.inf if settings.bytes is None else settings.bytes - CLASS_BYTES * store.n_classes
+        if settings.repeats is None and 2 * table.nbytes > room:
+            return np.empty(0, np.uint32)  # classifiers are worth more
+        return table
+
+    def _merged(self, scratch: Path, reserved: int = 0) -> tuple[dict[str, NDArray[Any]], float]:
+        """All parts as the arrays of the file, mapped, and the smallest magnitude that the budget left.
+
+        ``reserved`` bytes of the budget are for something else.
+        """
         parts = [self._map("classifiers", part)[0] for part in range(len(self._bounds("classifiers")) - 1)]
         K = self.store.n_classes
         budget = self.settings.bytes
-        most = None if budget is None else max(0, (budget - CLASS_BYTES * K - 8) // WEIGHT_BYTES)
+        most = None if budget is None else max(0, (budget - reserved - CLASS_BYTES * K - 8) // WEIGHT_BYTES)
         n_kept, least = most, self.settings.threshold
         while True:
             if most is not None:
@@ -338,43 +320,30 @@ class RerankerTraining:
         whole = {"offsets": offsets} | mapped
         return whole | {"scales": np.concatenate(scales), "biases": np.concatenate(biases)}, float(least)
 
-    @property
-    def is_validated(self) -> bool:
-        """Whether held-out rows choose what the settings leave open of the blend."""
-        return None in (self.settings.weight, self.settings.prior) and len(self.validation_rows) > 0
-
-    def given_blend(self, weight: float = 0.5, prior: float = -0.1) -> Blend:
-        """What the settings fix of the blend, and else what is given here."""
-        fixed = self.settings
-        return Blend(
-            weight=weight if fixed.weight is None else fixed.weight, prior=prior if fixed.prior is None else fixed.prior
-        )
-
-    def _best_blend(self, arrays: dict[str, NDArray[Any]]) -> Blend:
-        """The blend of best mean of P@1, P@3 and P@5 on rows that nothing has learned from."""
+    def _best_blend(self, arrays: dict[str, NDArray[Any]], table: NDArray[np.uint32]) -> Blend:
+        """The best blend on held-out rows, see `mach.blending.choose`."""
         settings, rows = self.settings, self.validation_rows[:MAX_VALIDATION_ROWS]
         options: dict[str, Any] = {
             "candidates": settings.candidates,
-            "blend": self.given_blend(),
+            "blend": given(settings),
             "loss": settings.loss,
             "pairs": settings.pairs,
         }
-        reranker = Reranker(arrays, n_features=self.store.n_features, **options)
+        reranker = Reranker(arrays | {"repeats": table}, n_features=self.store.n_features, **options)
         found = []
         for batch, probs_NJB, columns in self.model.answered(self._features(rows)):
             top = self.model.decode(batch, probs_NJB, columns, settings.candidates, rerank=False)
             assert isinstance(batch, SparseBatch)
-            found.append((top.ids_Nk, top.scores_Nk, reranker.margins(batch, top.ids_Nk)))
-        ids_NC, scores_NC, margins_NC = (np.concatenate(column) for column in zip(*found, strict=True))
+            repeats = reranker.repeats(batch, top.ids_Nk)
+            found.append((top.ids_Nk, top.scores_Nk, reranker.margins(batch, top.ids_Nk), *repeats))
+        ids_NC, scores_NC, margins_NC, known_NC, alike_N = (np.concatenate(part) for part in zip(*found, strict=True))
         right_NC = right_of(self.store, rows, ids_NC)
         counts_K = learned_counts(self.run, self.store, self.validation_rows)
-        blends = [self.given_blend(weight, prior) for weight, prior in blends_of(settings)]
+        return choose(Judged(ids_NC, scores_NC, margins_NC, known_NC, alike_N, right_NC, counts_K), settings)
 
-        def gain(blend: Blend) -> float:
-            priors_NC = prior_terms(counts_K, blend.prior)[np.maximum(ids_NC, 0)]
-            return mean_precision(combine(scores_NC, margins_NC, priors_NC, blend.weight, settings.loss), right_NC)
-
-        return max(blends, key=gain)
+    @property
+    def _is_validated(self) -> bool:
+        return is_open(self.settings) and len(self.validation_rows) > 0
 
     def _features(self, rows: NDArray[np.int64]) -> csr_array:
         batch = read_batch(self.store, rows)
@@ -424,13 +393,6 @@ def fitting_bytes(run: Run, store: Store) -> int:
     return round(n_rows * (24 + 12 * (n_features + n_paired * max(n_paired - 1, 0) / 2)))
 
 
-def blends_of(settings: RerankingConfig) -> Blends:
-    """Weights and priors that held-out rows choose from."""
-    if settings.loss == "logistic":
-        return LOGISTIC
-    return PAIRS if settings.pairs else HINGE
-
-
 def learned_counts(run: Run, store: Store, held: NDArray[np.int64]) -> NDArray[np.int64]:
     """Rows of every class, shape (K,), without those held out.
 
@@ -439,15 +401,6 @@ def learned_counts(run: Run, store: Store, held: NDArray[np.int64]) -> NDArray[n
     """
     counts_K = run.class_counts_K() - np.bincount(read_classes(store, held)[0], minlength=store.n_classes)
     return np.maximum(counts_K, 0)
-
-
-def mean_precision(scores_NC: NDArray[np.float32], right_NC: NDArray[np.bool_]) -> float:
-    """Mean of P@1, P@3 and P@5 of candidates in the order of their scores."""
-    k = min(len(RANKS), scores_NC.shape[1])
-    best_Nk = np.argpartition(scores_NC, -k, axis=1)[:, -k:]
-    order_Nk = np.argsort(-np.take_along_axis(scores_NC, best_Nk, axis=1), axis=1, kind="stable")
-    right_Nk = np.take_along_axis(right_NC, np.take_along_axis(best_Nk, order_Nk, axis=1), axis=1)
-    return float((right_Nk @ RANKS[:k]).mean())
 
 
 def _magnitude(parts: list[dict[str, NDArray[Any]]], n_kept: int) -> float:

@@ -40,6 +40,12 @@ KINDS: dict[str, dict[str, dict[str, Any]]] = {
         "reranking": {"candidates": 4, "pairs": 3, "weight": 1.0, "prior": 0.1},
         "decoding": {"prior": 0.1},
     },
+    "-reranked-repeats": {
+        "data": {"validation_fraction": 0.25},
+        "hashing": {"repetitions": 2, "heads": 2, "buckets": 6},
+        "network": {"hidden": [16], "dropout": 0.0, "weights": "int4"},
+        "reranking": {"candidates": 4, "weight": 1.0, "prior": 0.1, "repeats": 1.0},
+    },
     "-kept": {
         "hashing": {"repetitions": 2, "heads": 2, "buckets": 6},
         "network": {"hidden": [16], "dropout": 0.0, "weights": "int4", "keep": 0.3, "power": 1.5},

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 from rich.console import Console
 from scipy.sparse import csr_array
 
+from mach.blending import blends_of, given, is_open, mean_precision
 from mach.calibrating import calibrate
 from mach.cli import main
 from mach.config import Config, LaunchConfig, NetworkConfig, RerankingConfig, to_toml
@@ -29,12 +31,12 @@ from mach.model import MachModel
 from mach.networks.batch import SparseBatch, read_batch, read_classes, right_of
 from mach.ordering import prior_terms
 from mach.repetition import read_json
-from mach.reranker import Blend, Reranked, Reranker, combine, fingerprint, is_due
-from mach.reranking import STAGES, RerankerTraining, blends_of, fitting_bytes, mean_precision
+from mach.reranker import REPEAT_BYTES, Blend, Reranked, Reranker, combine, fingerprint, is_due
+from mach.reranking import STAGES, RerankerTraining, fitting_bytes
 from mach.storage import Run
 from mach.tensors import map_tensors, write_tensors
 from mach.training import ShardJob, train_shard
-from tests.conftest import N_CLASSES
+from tests.conftest import N_CLASSES, write_repository
 
 SETTINGS = {"candidates": 20, "threshold": 0.01, "pairs": 0, "class_weights": None}
 
@@ -179,10 +181,84 @@ def test_classifiers_of_pairs_answer_by_the_weights_in_the_file(paired: Config, 
     np.testing.assert_allclose(scores, found.scores_Nk[3], atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def once(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Groups of five classes; a row shows its group and one of twelve forms, and no form is twice in a class.
+
+    A row's classes are thus those of its group that no training row of the same form has.
+    """
+    folder = tmp_path_factory.mktemp("once")
+    generator = np.random.default_rng(0)
+    pairs = generator.permutation([(k, form) for k in range(N_CLASSES) for form in range(12)])
+    lines = [f"{k} {k // 5}:1 {100 + form}:1" for k, form in pairs]
+    n_test = len(lines) // 8
+    data = {
+        "train": str(write_repository(folder / "train.txt", lines[n_test:])),
+        "test": str(write_repository(folder / "test.txt", lines[:n_test])),
+        "validation_fraction": 0.15,
+    }
+    changed_to = {"data": config.data.model_copy(update=data)}
+    changed_to["hashing"] = config.hashing.model_copy(update={"repetitions": 2})
+    return changed(config.model_copy(update=changed_to), **SETTINGS)
+
+
+def test_what_never_recurs_is_put_last(once: Config, tmp_path: Path):
+    train_here(once, tmp_path / "run")
+    model = load(tmp_path / "run")
+    done, rows = read_json(model.run.reranked, Reranked), rows_of(model)
+    assert done.repeats < -1
+    assert model.reranker is not None
+    table = model.reranker.arrays["repeats"]
+    assert done.n_bytes == 3 * done.n_weights + 20 * N_CLASSES + 8 + table.nbytes
+    assert 4 * table.size <= REPEAT_BYTES * 2 * model.run.manifest.n_rows + 8
+    found = evaluate(model, rows, curve=False)[-1]["P@1"]
+    train_here(changed(once, repeats=0.0), tmp_path / "other")
+    other = load(tmp_path / "other")
+    assert other.reranker is not None
+    assert "repeats" not in other.reranker.arrays
+    assert evaluate(other, rows, curve=False)[-1]["P@1"] < 0.25  # one of five by chance, less for what networks recall
+    assert found > 0.4
+    queries, blend = rows.features(0, 40), model.reranker.blend
+    answer, plain = model.search(queries, 5), model.search(queries, 20, rerank=False)
+    np.testing.assert_array_equal(model.score(queries, answer.ids_Nk), answer.scores_Nk)
+    known_NK = known_pairs(once, model)
+    forms = [tuple(queries[[n]].indices) for n in range(40)]
+    known_NC = np.array(
+        [[known_NK.get((form, int(k)), 0) for k in ids] for form, ids in zip(forms, plain.ids_Nk, strict=True)]
+    )
+    batch = SparseBatch(queries.indptr.astype(np.int64), queries.indices, queries.data)
+    counts_NC, _ = model.reranker.repeats(batch, plain.ids_Nk)
+    np.testing.assert_array_equal(counts_NC, known_NC)
+    terms_NC = model.reranker.arrays["priors"][plain.ids_Nk] + blend.repeats * np.log1p(known_NC)
+    scores_NC = combine(
+        plain.scores_Nk, model.reranker.margins(batch, plain.ids_Nk), terms_NC.astype(np.float32), blend.weight
+    )
+    np.testing.assert_allclose(answer.scores_Nk, -np.sort(-scores_NC, axis=1)[:, :5], atol=1e-4)
+
+
+def known_pairs(config: Config, model: MachModel) -> Counter:
+    """Rows that were learned from, by their features and class: held-out ones are not among them."""
+    run, store = set_up(config, model.run.path)
+    rows = RerankerTraining(run, store).rows
+    x, (classes, counts) = store.features(0, store.n_rows), read_classes(store, rows)
+    assert (counts == 1).all()
+    return Counter((tuple(x[[row]].indices), int(k)) for row, k in zip(rows, classes, strict=True))
+
+
+def test_a_budget_keeps_room_for_repeats_or_leaves_them_out(once: Config, tmp_path: Path):
+    for budget, is_there in ((20 * N_CLASSES + 14_000, True), (20 * N_CLASSES + 8_000, False)):
+        train_here(changed(once, bytes=budget), tmp_path / str(budget))
+        arrays, _ = map_tensors(tmp_path / str(budget) / "reranker.safetensors")
+        assert ("repeats" in arrays) is is_there
+        assert sum(array.nbytes for array in arrays.values()) <= budget
+    with pytest.raises(ConfigError, match=r"counts of 1260 rows \(reranking.repeats\) take 15008 before any weight"):
+        set_up(changed(once, bytes=12_000, repeats=1.0), tmp_path / "small")
+
+
 def test_a_run_without_pairs_keeps_the_fingerprint_of_before_they_were_known(reranked: Path):
     run = load(reranked).run
     settings = run.config.reranking.model_dump()
-    assert (settings.pop("pairs"), settings.pop("class_weights")) == (0, None)
+    assert (settings.pop("pairs"), settings.pop("class_weights"), settings.pop("repeats")) == (0, None, None)
     digests = [run.repetition(r).summary().weights_digest for r in range(2)]
     parts = (1, settings, run.config.decoding.aggregate, run.manifest.data_fingerprint, digests)
     assert fingerprint(run) == hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
@@ -225,10 +301,10 @@ def test_held_out_rows_choose_the_blend_of_best_precision(paired: Config, rerank
         found_precisions[weight, prior] = np.mean([right_Nk[:, :k].mean() for k in (1, 3, 5)])
     done = read_json(run.reranked, Reranked)
     assert found_precisions[done.weight, done.prior] > max(found_precisions.values()) - 0.01
-    fixed = RerankerTraining(Run.open(reranked), store)
-    fixed.settings = fixed.settings.model_copy(update={"weight": 2.5, "prior": -0.25})
-    assert not fixed.is_validated
-    assert fixed.given_blend() == Blend(weight=2.5, prior=-0.25)
+    fixed = run.config.reranking.model_copy(update={"weight": 2.5, "prior": -0.25})
+    assert is_open(fixed)
+    assert given(fixed, repeats=1.0) == Blend(weight=2.5, prior=-0.25, repeats=1.0)
+    assert not is_open(fixed.model_copy(update={"repeats": 0.0}))
 
 
 def test_memory_of_fitting_grows_with_the_largest_class_and_pairs(paired: Config, tmp_path: Path):

@@ -56,10 +56,19 @@ def train_reranker(run: Run, store: Store, launch: LaunchConfig, *, console: Con
     console.print(
         f"re-ranker: {summary.n_weights:,} weights, {summary.n_bytes:,} bytes, {summary.cpu_seconds:.0f} s of "
         f"processors; score = aggregate - {summary.weight:g} {FORMULAS[summary.settings.loss]} "
-        f"{summary.prior:+g} log(1 + rows)" + (", chosen by held-out rows" if summary.validated else ""),
+        f"{summary.prior:+g} log(1 + rows)"
+        + _repeats(summary.repeats)
+        + (", chosen by held-out rows" if summary.validated else ""),
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _repeats(strength: float) -> str:
+    """The formula's part about rows with the query's features (`mach.ordering.repeat_terms`)."""
+    if strength == 0:
+        return ""
+    return f" {strength:+g} log(" + ("share of equal rows)" if strength > 0 else "1 + equal rows of the class)")
 
 
 class _StageDisplay(Display):
