@@ -32,7 +32,7 @@ OFFSET_BYTES = 8
 STEPS_BYTES = 4 * 256  # a precomputed progression of the decoder's index (`mach.kernels.decode.Index`)
 N_PEERS = 2  # repetitions whose buckets the index of a table keeps beside each list of members, and
 LANES = 16  # zeros at the end of these (`mach.kernels.lanes`)
-RERANKING_CLASS_BYTES, RERANKING_WEIGHT_BYTES = 20, 3  # as stored (`mach.reranker`)
+RERANKING_CLASS_BYTES, RERANKING_WEIGHT_BYTES, RERANKING_REPEAT_BYTES = 20, 3, 5  # as stored (`mach.reranker`)
 RERANKING_WEIGHTS = 0.8  # a feature of a row and class of it, measured on gnd-core with the default threshold,
 RERANKING_PAIR_WEIGHTS = 0.08  # and a pair of features of it, on tate-leaf with the recipe's
 MIN_BUCKETS, MAX_BUCKETS = 64, 16384
@@ -342,7 +342,12 @@ def ledger(
 
 
 def reranking_estimate(
-    n_classes: int, n_positives: int, nonzeros_per_row: float, budget: int | None = None, pairs: int = 0
+    n_classes: int,
+    n_positives: int,
+    nonzeros_per_row: float,
+    budget: int | None = None,
+    pairs: int = 0,
+    n_counted: int = 0,
 ) -> int:
     """Bytes of a re-ranker, at most its budget: a class's features are mostly those of its own rows.
 
@@ -354,11 +359,14 @@ def reranking_estimate(
         Mean number of features of a row.
     budget, pairs : int, optional
         As ``reranking.bytes`` and ``reranking.pairs``.
+    n_counted : int, optional
+        Training rows and pairs of one with a class, where they may be counted (``reranking.repeats``).
     """
     n_paired = min(float(pairs), nonzeros_per_row)
     weights_a_row = RERANKING_WEIGHTS * nonzeros_per_row + RERANKING_PAIR_WEIGHTS * n_paired * max(n_paired - 1, 0) / 2
     n_weights = round(n_positives * weights_a_row)
     estimate = n_classes * RERANKING_CLASS_BYTES + 8 + n_weights * RERANKING_WEIGHT_BYTES
+    estimate += n_counted * RERANKING_REPEAT_BYTES
     return estimate if budget is None else min(budget, estimate)
 
 

@@ -200,6 +200,7 @@ def plan_of(config: Config, store: Store, n_workers: int = 1) -> theory.Plan:
         config,
         n_classes=store.n_classes,
         n_features=store.n_features,
+        n_rows=store.n_rows,
         n_positives=len(store.class_ids),
         nonzeros_per_row=store.n_features if store.is_dense else store.n_nonzeros / store.n_rows,
         dense_input=store.is_dense,
@@ -269,6 +270,7 @@ def plan_by_counts(
     *,
     n_classes: int,
     n_features: int,
+    n_rows: int,
     n_positives: int,
     nonzeros_per_row: float,
     dense_input: bool,
@@ -276,7 +278,14 @@ def plan_by_counts(
 ) -> theory.Plan:
     """As `plan_of`, where the rows themselves are not at hand; ``n_positives`` pairs of a row and a class of it."""
     reranking = config.reranking
-    estimate = theory.reranking_estimate(n_classes, n_positives, nonzeros_per_row, reranking.bytes, reranking.pairs)
+    estimate = theory.reranking_estimate(
+        n_classes,
+        n_positives,
+        nonzeros_per_row,
+        reranking.bytes,
+        reranking.pairs,
+        n_counted=0 if reranking.repeats == 0 else n_rows + n_positives,
+    )
     return theory.plan(
         n_classes,
         n_features,

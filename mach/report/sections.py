@@ -346,6 +346,7 @@ def _ledger(run: Run, nonzeros: float | None) -> Section:
         run.config,
         n_classes=manifest.n_classes,
         n_features=manifest.n_features,
+        n_rows=run.manifest.n_rows,
         n_positives=int(run.class_counts_K().sum()),
         nonzeros_per_row=manifest.n_features if manifest.dense_input else nonzeros or assumed,
         dense_input=manifest.dense_input,
