@@ -256,6 +256,12 @@ class RerankingConfig(Section):
         le=64,
         description="largest features of a row whose products are features of the classifiers as well; 0: none",
     )
+    power: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=4.0,
+        description="of the features' values as classifiers see them, rows as long as before",
+    )
     iterations: int = Field(default=6, ge=1, description="most passes over the rows of a class")
     tolerance: float = Field(default=0.1, gt=0.0, description="violation of optimality at which a class is done")
     threshold: float = Field(default=0.05, ge=0.0, description="smaller weights are dropped")

@@ -27,7 +27,7 @@ It holds for sparse rows. Dense rows, linear networks and trunks of the user's o
                           once there; classifiers' weights below 0.1 are dropped then
 ``pairs``                 if neither loss nor cost is given, products of the 12 largest features of a row where it has
                           less than 30 and fewer than 10 classes; of a class's weights above 0.08 the 2,048 largest
-                          stay; cost 0.5 unless every row has one class
+                          stay; cost and power are 0.5 unless every row has one class
 ========================  ======================================================================================
 """
 
@@ -50,7 +50,7 @@ CANDIDATES = 100
 KEEP = 0.3
 MANY_CLASSES, COST, THRESHOLD = 10, 4.0, 0.1
 FEW_FEATURES, PAIRS = 30, 12  # seen to gain at 6 to 17 features a row
-PAIRS_COST, PAIRS_THRESHOLD, CLASS_WEIGHTS = 0.5, 0.08, 2048
+PAIRS_COST, PAIRS_POWER, PAIRS_THRESHOLD, CLASS_WEIGHTS = 0.5, 0.5, 0.08, 2048
 MANY_BUCKETS, SAMPLED = 4096, 0.25
 
 
@@ -105,8 +105,9 @@ def fill(config: Config, shape: Shape) -> Config:
     elif sparse and 0 < shape.row_features < FEW_FEATURES and is_open:
         choices["reranking"] |= {"pairs": PAIRS}
         if "pairs" not in config.reranking.model_fields_set or config.reranking.pairs:
-            cost = 1.0 if shape.is_exclusive else PAIRS_COST
-            choices["reranking"] |= {"threshold": PAIRS_THRESHOLD, "class_weights": CLASS_WEIGHTS, "cost": cost}
+            choices["reranking"] |= {"threshold": PAIRS_THRESHOLD, "class_weights": CLASS_WEIGHTS}
+            if not shape.is_exclusive:
+                choices["reranking"] |= {"cost": PAIRS_COST, "power": PAIRS_POWER}
     if sparse and config.network.hidden and config.network.trunk is None:
         n_buckets = _buckets(shape.n_classes, shape.n_rows)
         is_softmax = config.training.loss == "softmax" or (config.training.loss == "auto" and shape.is_exclusive)

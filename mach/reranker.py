@@ -4,9 +4,9 @@
 (float32, K), and for every stored weight its feature as a step from the class's feature before (``gaps``, int16; the
 first from 0) and its value (``codes``, int8, times the class's scale): 3 bytes a weight and 20 a class. Steps above
 32,767 are cut by codes of 0. Where the blend asks for it, ``repeats`` (uint32) counts training rows by their features
-and class (`mach.kernels.repeats`). The metadata hold the fingerprint, C, the blend, the loss and how many features of a
-row give pairs (`mach.kernels.pairs`): the file is whole by itself. Files without priors, of the first version, have 0
-for all of them, those without a loss the squared hinge, those without pairs none.
+and and class (`mach.kernels.repeats`). The metadata hold the fingerprint, C, the blend, the loss, how many features of a
+row give pairs and the power of its values (`mach.kernels.pairs`): the file is whole by itself. Files without priors, of
+the first version, have 0 for all of them, those without a loss the squared hinge, without pairs none, a power of 1.
 """
 
 from __future__ import annotations
@@ -85,8 +85,9 @@ def fingerprint(run: Run) -> str:
     for name in ("pairs", "class_weights"):  # keys that older classifiers do not know, and do not need
         if not settings[name]:
             del settings[name]
-    if settings["repeats"] is None:
-        del settings["repeats"]
+    for name, default in (("repeats", None), ("power", 1.0)):
+        if settings[name] == default:
+            del settings[name]
     parts = (FORMAT, settings, config.decoding.aggregate, run.manifest.data_fingerprint, digests)
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
@@ -139,6 +140,8 @@ class Reranker:
         That the classifiers were fitted with.
     pairs : int
         Largest features of a row whose products are features as well; 0: none.
+    power : float
+        That values of a row are raised to before.
     """
 
     def __init__(
@@ -150,9 +153,10 @@ class Reranker:
         blend: Blend,
         loss: RerankingLoss = "hinge",
         pairs: int = 0,
+        power: float = 1.0,
     ) -> None:
         self.arrays = {name: np.asarray(array) for name, array in arrays.items()}  # not memmap: calls cost less
-        self.n_features, self.pairs = n_features, pairs
+        self.n_features, self.pairs, self.power = n_features, pairs, power
         self.candidates, self.blend, self.loss = candidates, blend, loss
         self._scratch = threading.local()
 
@@ -191,9 +195,11 @@ class Reranker:
             if loss not in get_args(RerankingLoss):
                 raise ValueError(f"loss {loss}")
             pairs = int(metadata.get("pairs", 0))
+            power = float(metadata.get("power", 1))
         except (KeyError, ValueError) as error:
             raise StorageError(f"{run.reranker_file}: its metadata are damaged ({error}): train it again") from error
         options: dict[str, Any] = {"candidates": candidates, "blend": blend, "loss": loss, "pairs": pairs}
+        options["power"] = power
         return cls(arrays, n_features=run.manifest.n_features, **options)
 
     @property
@@ -219,8 +225,8 @@ class Reranker:
             x_D = self._scratch.x_D = np.zeros(self.n_columns + 1, np.float32)
         offsets, gaps, codes, scales, biases = (self.arrays[name] for name in CLASSIFIERS)
         rows = (batch.indptr, batch.indices, batch.values)
-        if self.pairs > 1:
-            rows = with_pairs(*rows, np.arange(len(batch)), self.pairs, self.n_features)
+        if self.pairs > 1 or self.power != 1:
+            rows = with_pairs(*rows, np.arange(len(batch)), self.pairs, self.n_features, self.power)
         margins(rows, ids_NC, offsets, gaps, codes, scales, biases, x_D, margins_NC)
         return margins_NC
 

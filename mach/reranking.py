@@ -145,6 +145,7 @@ class RerankerTraining:
             arrays["priors"] = prior_terms(self.run.class_counts_K(), blend.prior)
             metadata = {"fingerprint": self.fingerprint, "candidates": str(self.settings.candidates)}
             metadata |= {"loss": self.settings.loss, "pairs": str(self.settings.pairs)}
+            metadata["power"] = repr(self.settings.power)
             metadata |= {name: repr(value) for name, value in blend.model_dump().items()}
             with atomic_file(self.run.reranker_file) as file:
                 digest = write_tensors(file, arrays, metadata)
@@ -225,6 +226,7 @@ class RerankerTraining:
             settings.threshold,
             settings.class_weights or store.n_features + N_HASHED,
             begin,
+            settings.power,
         )
         arrays = {"offsets": offsets, "features": features, "weights": weights, "biases": biases}
         return arrays, {"n_pairs": str(n_pairs)}
@@ -328,6 +330,7 @@ class RerankerTraining:
             "blend": given(settings),
             "loss": settings.loss,
             "pairs": settings.pairs,
+            "power": settings.power,
         }
         reranker = Reranker(arrays | {"repeats": table}, n_features=self.store.n_features, **options)
         found = []

@@ -65,9 +65,9 @@ def test_short_rows_are_reranked_by_pairs_of_features():
     found = [fill(open_config(), shape).reranking for shape in shapes]
     chosen = [(f.pairs, f.threshold, f.class_weights) for f in found]
     assert chosen == [(12, 0.08, 2048), (0, 0.05, None), (0, 0.1, None)]
-    assert [f.cost for f in found] == [0.5, 1.0, 4.0]
+    assert [(f.cost, f.power) for f in found] == [(0.5, 0.5), (1.0, 1.0), (4.0, 1.0)]
     of_one = Shape(40_000, 20_000, 20_000, row_features=6, row_classes=1, is_exclusive=True)
-    assert fill(open_config(), of_one).reranking.cost == 1.0
+    assert (fill(open_config(), of_one).reranking.cost, fill(open_config(), of_one).reranking.power) == (1.0, 1.0)
     assert fill(open_config(reranking={"pairs": 3}), shapes[1]).reranking.pairs == 3
     for keys in ({"loss": "hinge"}, {"cost": 2.0}, {"pairs": 0}):
         without = fill(open_config(reranking=keys), shapes[0]).reranking

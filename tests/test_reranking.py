@@ -259,6 +259,7 @@ def test_a_run_without_pairs_keeps_the_fingerprint_of_before_they_were_known(rer
     run = load(reranked).run
     settings = run.config.reranking.model_dump()
     assert (settings.pop("pairs"), settings.pop("class_weights"), settings.pop("repeats")) == (0, None, None)
+    assert settings.pop("power") == 1.0
     digests = [run.repetition(r).summary().weights_digest for r in range(2)]
     parts = (1, settings, run.config.decoding.aggregate, run.manifest.data_fingerprint, digests)
     assert fingerprint(run) == hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()

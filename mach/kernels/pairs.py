@@ -46,7 +46,7 @@ def _largest(values: Array, begin: int, end: int, places: Array) -> Any:
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def with_pairs(
-    indptr: Array, indices: Array, values: Array, rows: Array, most: int, n_features: int
+    indptr: Array, indices: Array, values: Array, rows: Array, most: int, n_features: int, power: float = 1.0
 ) -> tuple[Array, Array, Array]:
     """Some rows of a CSR matrix, each with the products of its ``most`` largest features behind its own features.
 
@@ -58,6 +58,8 @@ def with_pairs(
         0 or 1: the rows as they are.
     n_features : int
         D.
+    power : float
+        Rows are raised to it before, signs kept, and rescaled to the length that they had.
 
     Returns
     -------
@@ -73,21 +75,29 @@ def with_pairs(
     places = np.empty(most, np.int64)
     for n in range(len(rows)):
         begin, end, at = indptr[rows[n]], indptr[rows[n] + 1], ends[n]
-        square = 0.0  # in float64, for products of huge or tiny values
+        own = at - begin  # from the place of a value to that of its number
+        square, raised = 0.0, 0.0  # in float64, for products of huge or tiny values
         for j in range(begin, end):
             features[at], numbers[at] = indices[j], values[j]
             square += np.float64(values[j]) ** 2
+            if power != 1.0:
+                numbers[at] = np.sign(values[j]) * np.abs(np.float64(values[j])) ** power
+                raised += np.float64(numbers[at]) ** 2
             at += 1
+        if raised > 0:
+            scale = np.sqrt(square / raised)
+            for j in range(begin + own, end + own):
+                numbers[j] = np.float32(numbers[j] * scale)
         if most < 2:
             continue
         first, largest = at, 0.0
         m = _largest(values, begin, end, places)
         if m > 1:
-            largest = np.float64(abs(values[places[0]])) * np.float64(abs(values[places[1]]))
+            largest = np.float64(abs(numbers[places[0] + own])) * np.float64(abs(numbers[places[1] + own]))
         square_of_pairs = 0.0
         for i in range(m):
             for j in range(i):
-                product = np.float64(values[places[i]]) * np.float64(values[places[j]])
+                product = np.float64(numbers[places[i] + own]) * np.float64(numbers[places[j] + own])
                 share = product / largest if largest > 0 else 0.0
                 features[at] = n_features + hashed(indices[places[i]], indices[places[j]])
                 numbers[at] = np.float32(share)

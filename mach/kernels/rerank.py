@@ -92,6 +92,7 @@ def fit_classes(
     threshold: float,
     most_weights: int,
     seed: int,
+    power: float = 1.0,
 ) -> tuple[Array, Array, Array, Array, Any]:
     """Fit consecutive classes, each on its positive rows and on the rows that list it and are not its own.
 
@@ -119,6 +120,8 @@ def fit_classes(
         Of a class; of more, the largest stay.
     seed : int
         Of the first class; the next have the following ones.
+    power : float
+        That values of a row are raised to (`mach.kernels.pairs.with_pairs`).
 
     Returns
     -------
@@ -160,7 +163,7 @@ def fit_classes(
                 rows[n_positive + i] = rows[n_positive + i * n_negative // most]
             m = n_positive + most
         n_pairs += m
-        begins, touched, numbers = with_pairs(indptr, indices, values, rows[:m], pairs, n_features)
+        begins, touched, numbers = with_pairs(indptr, indices, values, rows[:m], pairs, n_features, power)
         slots, n_touched = np.empty(len(touched), np.int32), 0
         for i in range(m):
             norm = np.float32(1)  # the bias's feature
