@@ -4,7 +4,7 @@
 (float32, K), and for every stored weight its feature as a step from the class's feature before (``gaps``, int16; the
 first from 0) and its value (``codes``, int8, times the class's scale): 3 bytes a weight and 20 a class. Steps above
 32,767 are cut by codes of 0. Where the blend asks for it, ``repeats`` (uint32) counts training rows by their features
-and and class (`mach.kernels.repeats`). The metadata hold the fingerprint, C, the blend, the loss, how many features of a
+and class (`mach.kernels.repeats`). The metadata hold the fingerprint, C, the blend, the loss, how many features of a
 row give pairs and the power of its values (`mach.kernels.pairs`): the file is whole by itself. Files without priors, of
 the first version, have 0 for all of them, those without a loss the squared hinge, without pairs none, a power of 1.
 """
