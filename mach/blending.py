@@ -58,7 +58,9 @@ LOGISTIC: Blends = (
     (3.0, -0.6),
 )
 USUAL: dict[Blends, tuple[float, float]] = {PAIRS: (1.2, -0.05), LOGISTIC: (1.2, -0.02)}
-REPEATS = (0.0, 2.0, -3.0, -12.0)  # strengths that held-out rows choose from: -12 puts what is known last
+REPEATS = (0.0, 2.0, -3.0, -12.0)  # strengths that held-out rows choose from: -12 puts what is known last,
+SURE = 3.0  # which takes so many standard errors, as it answers otherwise than a user expects who asks a training row
+LEAST_ROWS = 10  # that a choice answers otherwise than the usual one
 RANKS = np.array([1 + 1 / 3 + 1 / 5, 1 / 3 + 1 / 5, 1 / 3 + 1 / 5, 1 / 5, 1 / 5]) / 3  # in the mean of P@1, P@3 and P@5
 
 
@@ -112,7 +114,8 @@ def choose(judged: Judged, settings: RerankingConfig) -> Blend:
     def best(choices: Sequence[Blend], usual: Blend | None) -> Blend:
         choices = list(dict.fromkeys(choices))  # settings that are fixed make some alike
         gains_AN = np.stack([judged.gains(blend, settings.loss) for blend in choices])
-        return choices[best_of(gains_AN, None if usual is None else choices.index(usual))]
+        errors_A = np.array([SURE if blend.repeats < 0 else 1.0 for blend in choices])
+        return choices[best_of(gains_AN, None if usual is None else choices.index(usual), errors_A)]
 
     def best_at(repeats: float) -> Blend:
         path = blends_of(settings)
@@ -135,20 +138,24 @@ def blends_of(settings: RerankingConfig) -> Blends:
     return PAIRS if settings.pairs else HINGE
 
 
-def best_of(gains_AN: NDArray[np.float64], usual: int | None = None) -> int:
-    """The choice of largest mean gain over rows, of those that gain a standard error more than the usual one, if any.
+def best_of(
+    gains_AN: NDArray[np.float64], usual: int | None = None, errors_A: NDArray[np.float64] | float = 1.0
+) -> int:
+    """The choice of largest mean gain over rows; if one is usual, of those that gain enough more than it.
+
+    Enough are so many standard errors, by ten rows and more.
 
     Examples
     --------
-    >>> gains_AN = np.array([[0.0, 1, 0, 1], [0, 1, 1, 1], [0, 1, 1, 0]])
-    >>> best_of(gains_AN), best_of(gains_AN, usual=0), best_of(gains_AN, usual=2)
-    (1, 0, 2)
+    >>> gains_AN = np.array([[0.0, 1, 0, 1], [0, 1, 1, 1]])
+    >>> best_of(gains_AN), best_of(gains_AN, usual=0), best_of(np.tile(gains_AN, 10), usual=0)
+    (1, 0, 1)
     """
     means_A = gains_AN.mean(axis=1)
     if usual is not None:
         more_AN = gains_AN - gains_AN[usual]
-        errors_A = more_AN.std(axis=1) / np.sqrt(more_AN.shape[1])
-        is_open_A = more_AN.mean(axis=1) > errors_A
+        least_A = errors_A * more_AN.std(axis=1) / np.sqrt(more_AN.shape[1])
+        is_open_A = (more_AN.mean(axis=1) > least_A) & ((more_AN != 0).sum(axis=1) >= LEAST_ROWS)
         is_open_A[usual] = True
         means_A = np.where(is_open_A, means_A, -np.inf)
     return int(means_A.argmax())

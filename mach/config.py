@@ -280,8 +280,8 @@ class RerankingConfig(Section):
     )
     repeats: float | None = Field(
         default=None,
-        description="strength of what training rows with exactly a query's features say of its classes, below 0 to put "
-        "classes last that such a row has; none: by validation rows, else 0",
+        description="strength of what training rows with a query's set of features, whatever their values, say of its "
+        "classes, below 0 to put classes last that such a row has; 0: off; none: by validation rows, else 0",
     )
 
     @model_validator(mode="after")

@@ -34,12 +34,12 @@ def prior_terms(counts_K: NDArray[np.int64], prior: float) -> NDArray[np.float32
 
 
 def repeat_terms(counts_NC: NDArray[np.integer], totals_N: NDArray[np.integer], repeats: float) -> NDArray[np.float32]:
-    """``repeats * log((1 + n_k) / (1 + n))``, of n training rows with the query's very features n_k that have class k.
+    """``repeats * log((1 + n_k) / (1 + n))``, of n training rows with the query's set of features n_k with class k.
 
     So with strengths above 0, which suit data whose equal rows have equal classes. With those below 0 it is ``repeats *
     log(1 + n_k)``: they put classes last that the row is known to have, and suit data that hold no pair of row and
-    class twice, as where one asks what a user who has bought these things will buy next. float32 of shape (N, C), at
-    most 0.
+    class twice, as where one asks what a user who has bought these things will buy next. Counts end at 255. float32 of
+    shape (N, C), at most 0.
 
     Examples
     --------

@@ -282,7 +282,7 @@ class RerankerTraining:
                 break
             n_most = n_entries
         room = np.inf if settings.bytes is None else settings.bytes - CLASS_BYTES * store.n_classes
-        if settings.repeats is None and 2 * table.nbytes > room:
+        if settings.repeats is None and 10 * table.nbytes > room:
             return np.empty(0, np.uint32)  # classifiers are worth more
         return table
 

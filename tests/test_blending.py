@@ -46,6 +46,15 @@ def test_repeats_count_for_what_they_are_worth(settings: dict, known_is_right: f
         assert blend.repeats >= 0
 
 
+def test_one_row_decides_nothing():
+    found = judged(known_is_right=0.0, share_alike=0.0)
+    found.alike_N[0], found.known_NC[0, found.scores_NC[0].argmax()] = 1, 1
+    assert choose(found, RerankingConfig(candidates=C)).repeats == 0
+    gains_AN = np.zeros((2, 2000))
+    gains_AN[1, 0] = 1
+    assert (best_of(gains_AN), best_of(gains_AN, usual=0)) == (1, 0)
+
+
 def test_rows_without_equals_leave_repeats_alone():
     found = judged(known_is_right=0.0, share_alike=0.0)
     assert choose(found, RerankingConfig(candidates=C)).repeats == 0

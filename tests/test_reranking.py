@@ -38,7 +38,7 @@ from mach.tensors import map_tensors, write_tensors
 from mach.training import ShardJob, train_shard
 from tests.conftest import N_CLASSES, write_repository
 
-SETTINGS = {"candidates": 20, "threshold": 0.01, "pairs": 0, "class_weights": None}
+SETTINGS = {"candidates": 20, "threshold": 0.01, "pairs": 0, "power": 1.0, "class_weights": None}
 
 
 def changed(config: Config, **settings) -> Config:
@@ -156,15 +156,15 @@ def test_logistic_classifiers_order_by_their_own_loss(paired: Config, tmp_path: 
 
 
 def test_classifiers_of_pairs_answer_by_the_weights_in_the_file(paired: Config, reranked: Path, tmp_path: Path):
-    train_here(changed(paired, pairs=6), tmp_path / "run")
+    train_here(changed(paired, pairs=6, power=0.5), tmp_path / "run")
     model, plain = load(tmp_path / "run"), load(reranked).reranker
     assert model.reranker is not None
     assert plain is not None
-    assert (model.reranker.pairs, plain.pairs) == (6, 0)
+    assert (model.reranker.pairs, plain.pairs, model.reranker.power, plain.power) == (6, 0, 0.5, 1.0)
     assert evaluate(model, rows_of(model), curve=False)[-1]["P@1"] > 0.95
     queries, blend = rows_of(model).features(0, 50), model.reranker.blend
     wide = with_pairs(
-        queries.indptr.astype(np.int64), queries.indices, queries.data, np.arange(50), 6, model.n_features
+        queries.indptr.astype(np.int64), queries.indices, queries.data, np.arange(50), 6, model.n_features, 0.5
     )
     weights = model.reranker.matrix()
     assert weights.shape[1] == model.n_features + N_HASHED > plain.matrix().shape[1]
@@ -246,12 +246,14 @@ def known_pairs(config: Config, model: MachModel) -> Counter:
 
 
 def test_a_budget_keeps_room_for_repeats_or_leaves_them_out(once: Config, tmp_path: Path):
-    for budget, is_there in ((20 * N_CLASSES + 14_000, True), (20 * N_CLASSES + 8_000, False)):
+    for budget, is_there in ((20 * N_CLASSES + 90_000, True), (20 * N_CLASSES + 40_000, False)):
         train_here(changed(once, bytes=budget), tmp_path / str(budget))
         arrays, _ = map_tensors(tmp_path / str(budget) / "reranker.safetensors")
         assert ("repeats" in arrays) is is_there
         assert sum(array.nbytes for array in arrays.values()) <= budget
-    with pytest.raises(ConfigError, match=r"counts of 1260 rows \(reranking.repeats\) take 15008 before any weight"):
+    with pytest.raises(
+        ConfigError, match=r"counts of up to 1260 rows \(reranking.repeats\) take 15008 before any weight"
+    ):
         set_up(changed(once, bytes=12_000, repeats=1.0), tmp_path / "small")
 
 

@@ -62,6 +62,14 @@ def train_reranker(run: Run, store: Store, launch: LaunchConfig, *, console: Con
         highlight=False,
         soft_wrap=True,
     )
+    if summary.repeats < 0:
+        console.print(
+            "re-ranker: classes that a training row with the same features has are put last, as held-out rows hardly "
+            "ever repeat one: asked for a training row, the run answers with other classes (reranking.repeats = 0 and "
+            "`--no-rerank` do not)",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _repeats(strength: float) -> str:

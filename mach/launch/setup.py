@@ -278,13 +278,15 @@ def plan_by_counts(
 ) -> theory.Plan:
     """As `plan_of`, where the rows themselves are not at hand; ``n_positives`` pairs of a row and a class of it."""
     reranking = config.reranking
+    is_chosen = reranking.repeats is None and (config.data.validation_fraction or 0) > 0
+    may_count = is_chosen or bool(reranking.repeats)
     estimate = theory.reranking_estimate(
         n_classes,
         n_positives,
         nonzeros_per_row,
         reranking.bytes,
         reranking.pairs,
-        n_counted=0 if reranking.repeats == 0 else n_rows + n_positives,
+        n_counted=n_rows + n_positives if may_count else 0,
     )
     return theory.plan(
         n_classes,
@@ -324,7 +326,7 @@ def _refuse_reranking(reranking: RerankingConfig, store: Store) -> None:
     least, what = CLASS_BYTES * store.n_classes + 8, f"{store.n_classes} classes"
     if reranking.repeats:
         least += REPEAT_BYTES * (store.n_rows + len(store.class_ids))
-        what += f" and counts of {store.n_rows} rows (reranking.repeats)"
+        what += f" and counts of up to {store.n_rows} rows (reranking.repeats)"
     if reranking.candidates and reranking.bytes is not None and reranking.bytes < least:
         raise ConfigError(f"reranking.bytes = {reranking.bytes}: {what} take {least} before any weight: give more")
 

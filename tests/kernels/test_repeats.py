@@ -86,6 +86,18 @@ def test_a_table_without_a_free_slot_is_searched_once_round():
     assert counts_NC.max() <= 1
 
 
+def test_a_count_that_is_another_entrys_is_no_larger_than_all_rows_alike():
+    n_slots = 50_000
+    table, _ = count_rows(features_of([[1]]), *csr([[0]]), np.arange(1), n_slots)
+    is_own = table != 0
+    generator = np.random.default_rng(0)
+    full = (generator.integers(0, 2**24, n_slots, dtype=np.uint32) << np.uint32(8)) + np.uint32(255)
+    free = generator.random(n_slots) < 0.02
+    damaged = np.where(is_own, table, np.where(free, 0, full)).astype(np.uint32)
+    counts_NC, totals_N = looked_up(damaged, features_of([[1]]), np.arange(200_000)[None])
+    assert counts_NC.max() <= totals_N[0]
+
+
 def test_few_of_many_looks_find_what_is_not_there():
     generator = np.random.default_rng(0)
     rows = features_of(generator.integers(0, 10**6, (20_000, 3)).tolist())
