@@ -197,9 +197,11 @@ def once(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
         "test": str(write_repository(folder / "test.txt", lines[:n_test])),
         "validation_fraction": 0.15,
     }
-    changed_to = {"data": config.data.model_copy(update=data)}
-    changed_to["hashing"] = config.hashing.model_copy(update={"repetitions": 2})
-    return changed(config.model_copy(update=changed_to), **SETTINGS)
+    sections = {
+        "data": config.data.model_copy(update=data),
+        "hashing": config.hashing.model_copy(update={"repetitions": 2}),
+    }
+    return changed(config.model_copy(update=sections), **SETTINGS)
 
 
 def test_what_never_recurs_is_put_last(once: Config, tmp_path: Path):

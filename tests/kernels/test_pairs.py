@@ -27,7 +27,7 @@ def as_matrix(parts, n_features: int) -> csr_array:
 def oracle(features: np.ndarray, values: np.ndarray, most: int, n_features: int, power: float) -> dict[int, float]:
     """The row as a dictionary, by the definition."""
     raised = np.sign(values) * np.abs(values) ** power
-    values = raised * (np.linalg.norm(values) / max(np.linalg.norm(raised), 1e-30))
+    values = raised * (float(np.linalg.norm(values)) / max(float(np.linalg.norm(raised)), 1e-30))
     found = dict(zip(features.tolist(), values.tolist(), strict=True))
     order = sorted(range(len(values)), key=lambda j: (-abs(values[j]), j))[:most]
     products = [(features[i], features[j], values[i] * values[j]) for a, i in enumerate(order) for j in order[:a]]

@@ -29,6 +29,11 @@ def features_of(lists):
     return indptr, indices, np.linspace(0.5, 1.5, len(indices)).astype(np.float32)
 
 
+def counted(features, classes, n_slots: int):
+    class_indptr, class_ids = classes
+    return count_rows(features, class_indptr, class_ids, np.arange(len(class_indptr) - 1), n_slots)
+
+
 def looked_up(table, rows, ids_NC):
     counts_NC, totals_N = np.empty(ids_NC.shape, np.uint8), np.empty(len(ids_NC), np.uint8)
     counts_of(table, rows, ids_NC, counts_NC, totals_N)
@@ -41,12 +46,8 @@ def test_counts_are_those_of_a_dictionary(rows, random):
     pairs = Counter((frozenset(features), k) for features, classes in rows for k in classes)
     totals = Counter(frozenset(features) for features, _ in rows)
     n_most = len(rows) + sum(len(classes) for _, classes in rows)
-    table, n_entries = count_rows(
-        features_of([row[0] for row in rows]),
-        *csr([row[1] for row in rows]),
-        np.arange(len(rows)),
-        int(n_most / LOAD) + 2,
-    )
+    features, classes = features_of([row[0] for row in rows]), csr([row[1] for row in rows])
+    table, n_entries = counted(features, classes, int(n_most / LOAD) + 2)
     assert n_entries == len(pairs) + len(totals)
     queries = [random.sample(features, len(features)) for features, _ in rows] + [[0, 1, 2, 3, 4, 5], []]
     ids_NC = np.tile(np.array([3, 0, -1, 2, 1]), (len(queries), 1))
@@ -71,9 +72,9 @@ def test_values_of_zero_are_no_features_and_other_rows_are_not_counted():
 def test_counts_end_at_255_and_a_table_that_is_too_small_drops_the_last():
     alike = features_of([[1]] * 300)
     classes = csr([[0]] * 300)
-    table, _ = count_rows(alike, *classes, np.arange(300), 4)
+    table, _ = counted(alike, classes, 4)
     assert looked_up(table, features_of([[1]]), np.array([[0]]))[0].tolist() == [[255]]
-    table, n_entries = count_rows(features_of([[1], [2], [3]]), *csr([[0], [1], [2]]), np.arange(3), 4)
+    table, n_entries = counted(features_of([[1], [2], [3]]), csr([[0], [1], [2]]), 4)
     assert n_entries == 3
     counts_NC, totals_N = looked_up(table, features_of([[1], [2], [3]]), np.array([[0, 1, 2]] * 3))
     assert totals_N.tolist() == [1, 1, 0]
@@ -88,7 +89,7 @@ def test_a_table_without_a_free_slot_is_searched_once_round():
 
 def test_a_count_that_is_another_entrys_is_no_larger_than_all_rows_alike():
     n_slots = 50_000
-    table, _ = count_rows(features_of([[1]]), *csr([[0]]), np.arange(1), n_slots)
+    table, _ = counted(features_of([[1]]), csr([[0]]), n_slots)
     is_own = table != 0
     generator = np.random.default_rng(0)
     full = (generator.integers(0, 2**24, n_slots, dtype=np.uint32) << np.uint32(8)) + np.uint32(255)
@@ -101,6 +102,6 @@ def test_a_count_that_is_another_entrys_is_no_larger_than_all_rows_alike():
 def test_few_of_many_looks_find_what_is_not_there():
     generator = np.random.default_rng(0)
     rows = features_of(generator.integers(0, 10**6, (20_000, 3)).tolist())
-    table, _ = count_rows(rows, *csr(generator.integers(0, 10**6, (20_000, 1)).tolist()), np.arange(20_000), 50_000)
+    table, _ = counted(rows, csr(generator.integers(0, 10**6, (20_000, 1)).tolist()), 50_000)
     others = generator.integers(0, 10**6, (20_000, 100))
     assert looked_up(table, rows, others)[0].sum() <= 5  # two million looks, most of them at taken slots
