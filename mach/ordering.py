@@ -43,11 +43,11 @@ def repeat_terms(counts_NC: NDArray[np.integer], totals_N: NDArray[np.integer], 
 
     Examples
     --------
-    >>> counts_NC, totals_N = np.array([[3, 0]]), np.array([3])
+    >>> counts_NC, totals_N = np.array([[3, 1]]), np.array([3])
     >>> repeat_terms(counts_NC, totals_N, 1.0).astype(float).round(2).tolist()
-    [[0.0, -1.39]]
+    [[0.0, -0.69]]
     >>> repeat_terms(counts_NC, totals_N, -1.0).astype(float).round(2).tolist()
-    [[-1.39, 0.0]]
+    [[-1.39, -0.69]]
     """
     known_NC, all_N = np.log1p(counts_NC, dtype=np.float32), np.log1p(totals_N, dtype=np.float32)
     return np.float32(repeats) * (known_NC - all_N[:, None] if repeats > 0 else known_NC)

@@ -120,7 +120,10 @@ def test_answers_are_those_of_scoring_every_class(reranked: Path, tmp_path: Path
     np.testing.assert_allclose(scores, expected_scores, rtol=1e-5)
     found = model.search(queries, 5, **how)
     assert (found.bound_N >= found.scores_Nk[:, -1]).all()
-    np.testing.assert_array_equal(found.ids_Nk, expected_ids[:, :5] if not how.get("rerank", True) else ids[:, :5])
+    differs_N = (found.ids_Nk != ids[:, :5]).any(axis=1)
+    if how.get("rerank", True):  # a class outside the candidates may be better, where the certificate says so
+        assert not (differs_N & (found.scores_Nk[:, -1] >= found.bound_N)).any()
+    assert differs_N.mean() <= (0.05 if how.get("rerank", True) else 0)
 
 
 def test_plain_answers_are_exact_for_every_k_and_subset(run: Path):
