@@ -13,7 +13,8 @@ It holds for sparse rows. Dense rows, linear networks and trunks of the user's o
                           up to twice as wide for up to 50,000 rows and B = 512, less in proportion above
 ``dropout``               0.3 where networks are twice as wide, 0.15 where they are not, 0.2 where the width is given;
                           less in proportion above 50,000 rows
-``power``                 1 where a row has 40 features, 1.5 where it has 80: there the largest should outweigh the rest
+``power``                 1 where a row has 16 to 40 features, 1.5 where it has 80: there the largest should outweigh
+                          the rest; 0.5 where it has 13 or fewer, unless every row has one class
 ``weights, keep``         int4, at most 0.3 bytes a weight: rounding the input layer costs no accuracy, and leaving its
                           least salient weights out little (docs/results.md)
 ``batch, rate``           512 and 6e-3, for 2,048 buckets and more 1e-2
@@ -50,6 +51,9 @@ CANDIDATES = 100
 KEEP = 0.3
 MANY_CLASSES, COST, THRESHOLD = 10, 4.0, 0.1
 FEW_FEATURES, PAIRS = 30, 12  # seen to gain at 6 to 17 features a row
+LEVEL_FEATURES = (
+    16  # with fewer, small ones should count more: 0.5 was best at 6, 0.25 to 0.5 at 8, 0.75 at 15, 1 at 17
+)
 PAIRS_COST, PAIRS_POWER, PAIRS_THRESHOLD, CLASS_WEIGHTS = 0.5, 0.5, 0.08, 2048
 MANY_BUCKETS, SAMPLED = 4096, 0.25
 
@@ -120,7 +124,7 @@ def fill(config: Config, shape: Shape) -> Config:
             "network": {
                 "hidden": [_width(shape.n_features, widening)],
                 "dropout": round((0.2 if is_given else 0.15 * widening) * _few(shape.n_rows), 3),
-                "power": _power(shape.row_features),
+                "power": _power(shape),
                 "weights": "int4",
                 "keep": KEEP if is_int4 else 1.0,
             },
@@ -168,8 +172,11 @@ def _few(n_rows: int) -> float:
     return min(1.0, 50_000 / n_rows)
 
 
-def _power(row_features: float) -> float:
-    return round(1.0 + 0.5 * min(max(math.log2(max(row_features, 1.0) / 40), 0.0), 1.0), 2)
+def _power(shape: Shape) -> float:
+    n = shape.row_features
+    if 0 < n < LEVEL_FEATURES and not shape.is_exclusive:
+        return round(max(0.5, 1.0 + 2 * math.log2(n / LEVEL_FEATURES)), 2)
+    return round(1.0 + 0.5 * min(max(math.log2(max(n, 1.0) / 40), 0.0), 1.0), 2)
 
 
 def _width(n_features: int, widening: float) -> int:

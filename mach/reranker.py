@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from mach.storage import Run
 
 FORMAT: Literal[1] = 1
-WEIGHT_BYTES, CLASS_BYTES = 3, 20
-REPEAT_BYTES = 5  # at most, of a training row and of each of its classes (`mach.kernels.repeats`)
 FORMULAS: dict[RerankingLoss, str] = {"hinge": "max(0, 1 - margin)^2", "logistic": "log(1 + exp(-margin))"}
 LOWEST_MARGIN = np.float32(-1e6)  # keeps every score finite
 CLASSIFIERS = ("offsets", "gaps", "codes", "scales", "biases")  # the arrays that margins come from

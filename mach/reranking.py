@@ -34,8 +34,6 @@ from mach.ordering import prior_terms
 from mach.places import Place, atomic_file, cache_folder, fetch, is_there, kept, names_in, remove, remove_folder
 from mach.repetition import RepetitionFiles, read_json, write_json
 from mach.reranker import (
-    CLASS_BYTES,
-    WEIGHT_BYTES,
     Blend,
     Reranked,
     Reranker,
@@ -44,6 +42,7 @@ from mach.reranker import (
 from mach.scoring import LocalScorer
 from mach.storage import Run
 from mach.tensors import map_tensors, write_tensors
+from mach.theory import RERANKING_CLASS_BYTES, RERANKING_WEIGHT_BYTES
 
 Lists = tuple[Any, Any, Any, Any]  # begins, ends, lists and rows, as `mach.kernels.rerank.invert` takes them
 STAGES = ("candidates", "classifiers")
@@ -281,7 +280,7 @@ class RerankerTraining:
             if n_entries > LOAD * n_most:
                 break
             n_most = n_entries
-        room = np.inf if settings.bytes is None else settings.bytes - CLASS_BYTES * store.n_classes
+        room = np.inf if settings.bytes is None else settings.bytes - RERANKING_CLASS_BYTES * store.n_classes
         if settings.repeats is None and 10 * table.nbytes > room:
             return np.empty(0, np.uint32)  # classifiers are worth more
         return table
@@ -294,7 +293,11 @@ class RerankerTraining:
         parts = [self._map("classifiers", part)[0] for part in range(len(self._bounds("classifiers")) - 1)]
         K = self.store.n_classes
         budget = self.settings.bytes
-        most = None if budget is None else max(0, (budget - reserved - CLASS_BYTES * K - 8) // WEIGHT_BYTES)
+        most = (
+            None
+            if budget is None
+            else max(0, (budget - reserved - RERANKING_CLASS_BYTES * K - 8) // RERANKING_WEIGHT_BYTES)
+        )
         n_kept, least = most, self.settings.threshold
         while True:
             if most is not None:

@@ -40,9 +40,12 @@ def test_many_rows_get_more_buckets_longer_steps_and_less_dropout():
     assert fill(open_config(), Shape(10**9, 90_000, 400_000)).hashing.buckets == 4096
 
 
-def test_long_rows_get_a_power_and_few_rows_wide_networks():
-    powers = [fill(open_config(), Shape(42_000, 90_000, 33_513, row_features=m)).network.power for m in (0, 40, 57, 90)]
-    assert powers == [1.0, 1.0, 1.26, 1.5]
+def test_powers_follow_the_features_of_a_row_and_few_rows_get_wide_networks():
+    lengths = (0, 8, 14.6, 16, 40, 57, 90)
+    powers = [fill(open_config(), Shape(42_000, 90_000, 33_513, row_features=m)).network.power for m in lengths]
+    assert powers == [1.0, 0.5, 0.74, 1.0, 1.0, 1.26, 1.5]
+    of_one = Shape(42_000, 90_000, 33_513, row_features=8, row_classes=1, is_exclusive=True)
+    assert fill(open_config(), of_one).network.power == 1.0
     widths = [fill(open_config(), Shape(n, 90_000, 33_513)).network.hidden[0] for n in (42_000, 335_000)]
     assert widths == [1024, 512]
     dropouts = [

@@ -31,10 +31,11 @@ from mach.model import MachModel
 from mach.networks.batch import SparseBatch, read_batch, read_classes, right_of
 from mach.ordering import prior_terms
 from mach.repetition import read_json
-from mach.reranker import REPEAT_BYTES, Blend, Reranked, Reranker, combine, fingerprint, is_due
+from mach.reranker import Blend, Reranked, Reranker, combine, fingerprint, is_due
 from mach.reranking import STAGES, RerankerTraining, fitting_bytes
 from mach.storage import Run
 from mach.tensors import map_tensors, write_tensors
+from mach.theory import RERANKING_REPEAT_BYTES
 from mach.training import ShardJob, train_shard
 from tests.conftest import N_CLASSES, write_repository
 
@@ -212,7 +213,7 @@ def test_what_never_recurs_is_put_last(once: Config, tmp_path: Path):
     assert model.reranker is not None
     table = model.reranker.arrays["repeats"]
     assert done.n_bytes == 3 * done.n_weights + 20 * N_CLASSES + 8 + table.nbytes
-    assert 4 * table.size <= REPEAT_BYTES * 2 * model.run.manifest.n_rows + 8
+    assert 4 * table.size <= RERANKING_REPEAT_BYTES * 2 * model.run.manifest.n_rows + 8
     found = evaluate(model, rows, curve=False)[-1]["P@1"]
     train_here(changed(once, repeats=0.0), tmp_path / "other")
     other = load(tmp_path / "other")

@@ -28,7 +28,7 @@ from mach.errors import ConfigError, StorageError
 from mach.hashing import Assignment, TableAssignment, UniversalAssignment, extends
 from mach.launch.start import STORE, Start, training_data
 from mach.places import Place, is_there, names_in, place, remove_folder
-from mach.reranker import CLASS_BYTES, REPEAT_BYTES, is_due
+from mach.reranker import is_due
 from mach.storage import Manifest, Run
 
 LAYOUT = (
@@ -323,9 +323,9 @@ def _refuse_reranking(reranking: RerankingConfig, store: Store) -> None:
             f"reranking.candidates = {reranking.candidates}: the rows are dense, re-ranking takes sparse rows only: "
             "set it to 0"
         )
-    least, what = CLASS_BYTES * store.n_classes + 8, f"{store.n_classes} classes"
+    least, what = theory.RERANKING_CLASS_BYTES * store.n_classes + 8, f"{store.n_classes} classes"
     if reranking.repeats:
-        least += REPEAT_BYTES * (store.n_rows + len(store.class_ids))
+        least += theory.RERANKING_REPEAT_BYTES * (store.n_rows + len(store.class_ids))
         what += f" and counts of up to {store.n_rows} rows (reranking.repeats)"
     if reranking.candidates and reranking.bytes is not None and reranking.bytes < least:
         raise ConfigError(f"reranking.bytes = {reranking.bytes}: {what} take {least} before any weight: give more")
