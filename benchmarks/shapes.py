@@ -1,11 +1,14 @@
 """Data sets of other shapes, made from those of shared/data, as repository text that `peers.py --data` reads.
 
     .venv/bin/python benchmarks/shapes.py groups ../shared/data/debfiles-name2dir /tmp/shapes/groups
+    .venv/bin/python benchmarks/shapes.py drift ../shared/data/debfiles-name2dir /tmp/shapes/drift
     .venv/bin/python benchmarks/shapes.py short ../shared/data/gnd-core /tmp/shapes/short
 
 groups: rows of one to eight files of a Debian package with their directories as classes (66,000 rows, K = 74,984), half
 of the words left out, as in messages of commits: classes that go together, and few rows each. short: the first eight
-words of gnd-core's records (K = 24,473). quarter: the packages of debfiles whose name's CRC is a multiple of four.
+words of gnd-core's records (K = 24,473). drift: groups of the files of other packages, of which the last eighth by name
+is for test rows alone, so that these have other words than the training rows, and a quarter of their pairs of a row and
+a class has a class that none of those has. quarter: the packages of debfiles whose name's CRC is a multiple of four.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from mach.data.prepare import prepare
 from mach.data.store import Store
 
 SHARE = 0.5  # of the words of a group that stay
+LEARNED = 0.88  # of a package's files, where words drift
 SIZES = [1, 2, 2, 3, 3, 4, 6, 8]  # files of a group, equally likely
 N_TRAIN, N_TEST, MOST_OF_A_PACKAGE = 60_000, 6_000, 60
 Row = tuple[list[int], str]  # classes, "feature:value ..."
@@ -80,6 +84,28 @@ def groups(folder: Path, out: Path) -> None:
     write(out, parts, n_features(folder))
 
 
+def drift(folder: Path, out: Path) -> None:
+    packages: dict[str, list[tuple[str, int, str]]] = {}
+    for row, text in rows_and_texts(folder, "train"):
+        k, _, features = row.partition(" ")
+        package = text.rsplit(None, 1)[-1]
+        if zlib.crc32(package.encode()) % 3 == 2:
+            packages.setdefault(package, []).append((text, int(k), features))
+    draw, parts = random.Random(1), {"train": list[Row](), "test": list[Row]()}
+    for _, files in sorted(packages.items()):
+        if len({k for _, k, _ in files}) >= 4:
+            by_name = [file[1:] for file in sorted(files)]
+            learned, later = by_name[: int(LEARNED * len(files))], by_name[int(LEARNED * len(files)) :]
+            n_groups = min(len(files) // 3, MOST_OF_A_PACKAGE)
+            parts["train"] += [group(learned, draw) for _ in range(n_groups)]
+            if len(later) >= 2:
+                parts["test"] += [group(later, draw) for _ in range(max(1, n_groups // 10))]
+    for part, n_rows in (("train", N_TRAIN), ("test", N_TEST)):
+        draw.shuffle(parts[part])
+        del parts[part][n_rows:]
+    write(out, parts, n_features(folder))
+
+
 def group(files: list[tuple[int, str]], draw: random.Random) -> Row:
     picked = draw.sample(files, min(draw.choice(SIZES), len(files)))
     sums: dict[int, float] = {}
@@ -120,12 +146,12 @@ def beginnings(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("shape", choices=("groups", "short", "quarter"))
-    parser.add_argument("folder", type=Path, help="debfiles-name2dir for groups and quarter, gnd-core for short")
+    parser.add_argument("shape", choices=("groups", "drift", "short", "quarter"))
+    parser.add_argument("folder", type=Path, help="gnd-core for short, debfiles-name2dir for the others")
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    {"groups": groups, "short": short, "quarter": quarter}[options.shape](options.folder, options.out)
+    {"groups": groups, "drift": drift, "short": short, "quarter": quarter}[options.shape](options.folder, options.out)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ It holds for sparse rows. Dense rows, linear networks and trunks of the user's o
 ``dropout``               0.3 where networks are twice as wide, 0.15 where they are not, 0.2 where the width is given;
                           less in proportion above 50,000 rows
 ``power``                 1 where a row has 16 to 40 features, 1.5 where it has 80: there the largest should outweigh
-                          the rest; 0.5 where it has 13 or fewer, unless every row has one class
+                          the rest; 0.5 where it has 13 or fewer: there the small ones should count as well
 ``weights, keep``         int4, at most 0.3 bytes a weight: rounding the input layer costs no accuracy, and leaving its
                           least salient weights out little (docs/results.md)
 ``batch, rate``           512 and 6e-3, for 2,048 buckets and more 1e-2
@@ -124,7 +124,7 @@ def fill(config: Config, shape: Shape) -> Config:
             "network": {
                 "hidden": [_width(shape.n_features, widening)],
                 "dropout": round((0.2 if is_given else 0.15 * widening) * _few(shape.n_rows), 3),
-                "power": _power(shape),
+                "power": _power(shape.row_features),
                 "weights": "int4",
                 "keep": KEEP if is_int4 else 1.0,
             },
@@ -172,11 +172,10 @@ def _few(n_rows: int) -> float:
     return min(1.0, 50_000 / n_rows)
 
 
-def _power(shape: Shape) -> float:
-    n = shape.row_features
-    if 0 < n < LEVEL_FEATURES and not shape.is_exclusive:
-        return round(max(0.5, 1.0 + 2 * math.log2(n / LEVEL_FEATURES)), 2)
-    return round(1.0 + 0.5 * min(max(math.log2(max(n, 1.0) / 40), 0.0), 1.0), 2)
+def _power(row_features: float) -> float:
+    if 0 < row_features < LEVEL_FEATURES:
+        return round(max(0.5, 1.0 + 2 * math.log2(row_features / LEVEL_FEATURES)), 2)
+    return round(1.0 + 0.5 * min(max(math.log2(max(row_features, 1.0) / 40), 0.0), 1.0), 2)
 
 
 def _width(n_features: int, widening: float) -> int:

@@ -44,8 +44,6 @@ def test_powers_follow_the_features_of_a_row_and_few_rows_get_wide_networks():
     lengths = (0, 8, 14.6, 16, 40, 57, 90)
     powers = [fill(open_config(), Shape(42_000, 90_000, 33_513, row_features=m)).network.power for m in lengths]
     assert powers == [1.0, 0.5, 0.74, 1.0, 1.0, 1.26, 1.5]
-    of_one = Shape(42_000, 90_000, 33_513, row_features=8, row_classes=1, is_exclusive=True)
-    assert fill(open_config(), of_one).network.power == 1.0
     widths = [fill(open_config(), Shape(n, 90_000, 33_513)).network.hidden[0] for n in (42_000, 335_000)]
     assert widths == [1024, 512]
     dropouts = [
