@@ -68,7 +68,7 @@ def config(planted: Path) -> Config:
                 "validation_fraction": 0.0,
             },
             "hashing": {"repetitions": 3, "buckets": 32, "heads": 1},
-            "network": {"hidden": [32], "dropout": 0.1, "weights": "bfloat16"},
+            "network": {"hidden": [32], "dropout": 0.1, "weights": "bfloat16", "power": 1.0},
             "reranking": {"candidates": 0},
             "training": {"epochs": 8, "batch": 64, "rate": 0.02, "precision": "float32"},
             "launch": {"workers": 2},

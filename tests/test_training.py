@@ -253,6 +253,7 @@ class TestTogether:
         sections: dict[str, dict] = {
             "hashing": {"assignment": "learned", "repetitions": 3, "heads": 2},
             "data": {"validation_fraction": 0.1},
+            "network": {"power": 0.5},
             "training": {"epochs": 3},
         }
         run, job = self.run_of(config, tmp_path / "run", 0, 1, 2, **sections)

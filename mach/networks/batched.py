@@ -21,7 +21,7 @@ from mach.config import HostMemory, NetworkConfig
 from mach.errors import ConfigError
 from mach.hashing import Assignment
 from mach.kernels.batched import MASK, Dropout
-from mach.networks.batch import Batch, SparseBatch
+from mach.networks.batch import Batch, SparseBatch, powered
 from mach.networks.device_decoding import DeviceAssignment
 from mach.networks.feed import DeviceBatch
 from mach.networks.keys import step_keys
@@ -68,7 +68,7 @@ class BatchedNetwork:
     ) -> None:
         assert like.input is not None, "sparse rows"
         self.device, self.loss = torch.device(device), like.loss
-        self.n_repetitions, self.dropout = n_repetitions, config.dropout
+        self.n_repetitions, self.dropout, self.power = n_repetitions, config.dropout, config.power
         self.n_steps = like.n_steps
         self.kernels = _kernels(self.device)
         self.dtype = torch.bfloat16 if like.is_half else torch.float32
@@ -247,8 +247,9 @@ class Member:
 
     def logits(self, batch: Batch) -> Tensor:
         """Float32 logits of shape (N, J B) in main memory, without dropout."""
-        assert isinstance(batch, SparseBatch)
         whole = self.network
+        batch = powered(batch, whole.power)
+        assert isinstance(batch, SparseBatch)
         members = slice(self.index, self.index + 1)
         weight_SW, slots = whole.rows.look(batch.indices)
         indptr_N1 = to_device(torch.from_numpy(batch.indptr.astype(np.int32)), self.device)
