@@ -51,9 +51,8 @@ CANDIDATES = 100
 KEEP = 0.3
 MANY_CLASSES, COST, THRESHOLD = 10, 4.0, 0.1
 FEW_FEATURES, PAIRS = 30, 12  # seen to gain at 6 to 17 features a row
-LEVEL_FEATURES = (
-    16  # with fewer, small ones should count more: 0.5 was best at 6, 0.25 to 0.5 at 8, 0.75 at 15, 1 at 17
-)
+# network.power by the binary logarithm of a row's features: best were 0.5 at 6 and 9, 0.75 at 15, 1 at 17, 1.5 at 98
+LOG_FEATURES, POWERS = (3.75, 4.0, math.log2(40), math.log2(80)), (0.5, 1.0, 1.0, 1.5)
 PAIRS_COST, PAIRS_POWER, PAIRS_THRESHOLD, CLASS_WEIGHTS = 0.5, 0.5, 0.08, 2048
 MANY_BUCKETS, SAMPLED = 4096, 0.25
 
@@ -173,9 +172,8 @@ def _few(n_rows: int) -> float:
 
 
 def _power(row_features: float) -> float:
-    if 0 < row_features < LEVEL_FEATURES:
-        return round(max(0.5, 1.0 + 2 * math.log2(row_features / LEVEL_FEATURES)), 2)
-    return round(1.0 + 0.5 * min(max(math.log2(max(row_features, 1.0) / 40), 0.0), 1.0), 2)
+    """Of rows whose features are not known, 1."""
+    return round(float(np.interp(math.log2(row_features), LOG_FEATURES, POWERS)), 2) if row_features else 1.0
 
 
 def _width(n_features: int, widening: float) -> int:

@@ -196,8 +196,8 @@ class Reranker:
             power = float(metadata.get("power", 1))
         except (KeyError, ValueError) as error:
             raise StorageError(f"{run.reranker_file}: its metadata are damaged ({error}): train it again") from error
-        options: dict[str, Any] = {"candidates": candidates, "blend": blend, "loss": loss, "pairs": pairs}
-        options["power"] = power
+        options: dict[str, Any] = {"candidates": candidates, "blend": blend, "loss": loss}
+        options |= {"pairs": pairs, "power": power}
         return cls(arrays, n_features=run.manifest.n_features, **options)
 
     @property

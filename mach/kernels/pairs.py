@@ -13,6 +13,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from mach.kernels.sparse import raise_row
+
 N_HASHED = 2**20
 LENGTH = 0.7
 Array = NDArray[Any]
@@ -76,18 +78,13 @@ def with_pairs(
     for n in range(len(rows)):
         begin, end, at = indptr[rows[n]], indptr[rows[n] + 1], ends[n]
         own = at - begin  # from the place of a value to that of its number
-        square, raised = 0.0, 0.0  # in float64, for products of huge or tiny values
+        square = 0.0  # in float64, for products of huge or tiny values
         for j in range(begin, end):
             features[at], numbers[at] = indices[j], values[j]
             square += np.float64(values[j]) ** 2
-            if power != 1.0:
-                numbers[at] = np.sign(values[j]) * np.abs(np.float64(values[j])) ** power
-                raised += np.float64(numbers[at]) ** 2
             at += 1
-        if raised > 0:
-            scale = np.sqrt(square / raised)
-            for j in range(begin + own, end + own):
-                numbers[j] = np.float32(numbers[j] * scale)
+        if power != 1.0:
+            raise_row(numbers, begin + own, end + own, power)
         if most < 2:
             continue
         first, largest = at, 0.0
