@@ -150,6 +150,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="gnd-core for short, debfiles-name2dir for the others")
     parser.add_argument("out", type=Path)
     options = parser.parse_args()
+    if not (options.folder / "train.txt.xz").is_file():
+        parser.error(f"{options.folder} holds no train.txt.xz: give the folder of a data set")
     options.out.mkdir(parents=True, exist_ok=True)
     {"groups": groups, "drift": drift, "short": short, "quarter": quarter}[options.shape](options.folder, options.out)
 
