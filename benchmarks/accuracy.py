@@ -53,7 +53,9 @@ def reranking_lines(run: str, info: dict) -> list[str]:
     return [
         f"Re-ranker: {info['reranker_cpu_seconds']:.0f} s CPU, {info['reranker_weights'] / 1e6:.1f} M weights in "
         f"{info['reranker_bytes'] / 1e6:.0f} MB, C = {info['reranker_candidates']},",
-        f"weight {info['reranker_weight']}, prior {info['reranker_prior']}, repeats {info['reranker_repeats']}.",
+        "its order learned from pilots."
+        if info["reranker_learned"]
+        else f"weight {info['reranker_weight']}, prior {info['reranker_prior']}, repeats {info['reranker_repeats']}.",
         f"A query takes {milliseconds['single', True]:.2f} ms with it and {milliseconds['single', False]:.2f} without, "
         f"in a batch {milliseconds['batch', True]:.2f} and {milliseconds['batch', False]:.2f} ms.",
     ]

@@ -46,7 +46,7 @@ def measure(folder: Path, data: str, n_buckets: int, kind: str, seed: int, *, re
     from mach.launch.setup import plan_of, set_up
     from mach.loading import load
     from mach.metrics import evaluate, propensities
-    from mach.reranking import STAGES, RerankerTraining
+    from mach.reranking import RerankerTraining
     from mach.training import ShardJob, train_shard
 
     torch.set_num_threads(1)
@@ -66,7 +66,7 @@ def measure(folder: Path, data: str, n_buckets: int, kind: str, seed: int, *, re
         if rerank:
             reranker = RerankerTraining(run, store)
             reranker.begin()
-            for stage in STAGES:
+            for stage in reranker.stages:
                 for part in reranker.parts(stage)[1]:
                     reranker.make(stage, part)
             reranker.finish()

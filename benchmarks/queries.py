@@ -91,7 +91,9 @@ def parts(model, queries):
         "candidates": lambda: [decoder.topk(p, n_candidates) for p in probs],
     }
     if model.reranker:
-        actions["rerank"] = lambda: [model.reranker.rerank(b, t, K_TOP) for b, t in zip(read, tops, strict=True)]
+        actions["rerank"] = lambda: [
+            model.reranker.rerank(b, t, K_TOP, p) for b, t, p in zip(read, tops, probs, strict=True)
+        ]
     return {name: 1e3 * s / len(queries) for name, s in medians(actions, 3, time.thread_time).items()}
 
 

@@ -20,6 +20,8 @@ Format = Literal["auto", "repository", "svmlight", "npz", "npy", "csv", "jsonl",
 AssignmentKind = Literal["universal", "random", "balanced", "clustered", "learned"]
 DOCUMENTS = "builtin:characters-names"  # the embedded set's classes, each a document of its name
 HostMemory = Literal["none", "input", "all"]
+MAX_PILOTS = 5
+ViewName = Literal["presence", "cautious", "bold"]
 Aggregate = Literal["auto", "mean", "unbiased-mean", "log-mean", "logit-mean", "min", "median"]
 
 
@@ -284,10 +286,30 @@ class RerankingConfig(Section):
         "classes, below 0 to put classes last that such a row has; 0: off; none: by validation rows, else 0",
     )
 
+    pilots: int = Field(
+        default=0,
+        ge=0,
+        le=MAX_PILOTS,
+        description="runs on part of the rows, thrown away, whose other rows teach an order of candidates (a fifth of "
+        "the rows each); 0: aggregate, classifiers and counts are blended",
+    )
+    views: list[ViewName] = Field(
+        default=[],
+        description="further sets of classifiers, which a learned order weighs: of the features' presence alone, "
+        "logistic of cost 1 (cautious) and of cost 16 (bold)",
+    )
+    inputs: bool = Field(
+        default=False, description="whether all is kept that a learned order weighs where none is learned, as in pilots"
+    )
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.pairs == 1:
             raise ValueError("pairs = 1: one feature has no product with another: give 0, or 2 and more")
+        if self.views and not (self.pilots or self.inputs):
+            raise ValueError(f"views = {self.views} with pilots = 0: only a learned order weighs them: leave them out")
+        if len(set(self.views)) < len(self.views):
+            raise ValueError(f"views = {self.views} names one twice: leave it out once")
         return self
 
 
@@ -347,6 +369,16 @@ class Config(Section):
     def _check(self) -> Self:
         if self.training.patience is not None and self.data.validation_fraction == 0.0:
             raise ValueError("training.patience needs rows to watch: set data.validation_fraction, such as 0.05")
+        if self.reranking.pilots and self.decoding.aggregate not in {"auto", "log-mean"}:
+            raise ValueError(
+                f"reranking.pilots = {self.reranking.pilots} with decoding.aggregate = {self.decoding.aggregate!r}: an "
+                'order is learned from log-means: take "log-mean", or no pilots'
+            )
+        if self.reranking.pilots and self.training.start is not None:
+            raise ValueError(
+                f"reranking.pilots = {self.reranking.pilots} with training.start: networks that started from others "
+                "have seen the rows that pilots would teach from: give 0"
+            )
         hashing, epochs = self.hashing, self.training.epochs
         if hashing.assignment == "learned" and epochs < 2 and hashing.relearn_epochs != []:
             raise ValueError(f"hashing.assignment = 'learned' with training.epochs = {epochs}: give at least 2")

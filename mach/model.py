@@ -283,7 +283,7 @@ class MachModel(Living):
             return search(probs_NRB, k)
         if reranker is not None:
             top = search(probs_NRB, max(k, min(reranker.candidates, live.edits.n_trained)))
-            return reranker.rerank(_sparse(batch), top, k, terms_K)
+            return reranker.rerank(_sparse(batch), top, k, probs_NRB, terms_K)
         assert terms_K is not None
         return topk_with_terms(search, probs_NRB, k, terms_K, self.run.config.decoding.candidates)
 
@@ -300,7 +300,7 @@ class MachModel(Living):
         terms_K = self._trained_terms(live, rerank=False, tail=0.0)
         yield reorder(best, best.scores_Nk if terms_K is None else best.scores_Nk + terms_K[best.ids_Nk], k)
         if reranker is not None:
-            yield reranker.rerank(_sparse(batch), best, k)
+            yield reranker.rerank(_sparse(batch), best, k, probs_NRB)
 
     def candidates(
         self,
@@ -357,7 +357,7 @@ class MachModel(Living):
         """Scores of given trained classes, -inf for an id of -1."""
         scores_NC = self._decoder(columns).score(probs_NRB, ids_NC)
         if self.reranker is not None and rerank:
-            scores_NC = self.reranker.rescore(_sparse(batch), ids_NC, scores_NC)
+            scores_NC = self.reranker.rescore(_sparse(batch), ids_NC, scores_NC, probs_NRB)
         return scores_NC if terms_K is None else scores_NC + terms_K[ids_NC]
 
     def _score_batch(
@@ -475,6 +475,7 @@ class MachModel(Living):
             "reranker_weights": done.n_weights,
             "reranker_candidates": self.reranker.candidates,
             **{f"reranker_{name}": value for name, value in self.reranker.blend.model_dump().items()},
+            "reranker_learned": self.reranker.stacker is not None,
             "reranker_cpu_seconds": done.cpu_seconds,
             "reranker_repetitions": done.repetitions,
         }

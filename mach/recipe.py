@@ -26,6 +26,8 @@ It holds for sparse rows. Dense rows, linear networks and trunks of the user's o
 ``candidates``            100
 ``loss, cost``            if neither is given, logistic and 4 where a row has 10 classes or more, as many are likely at
                           once there; classifiers' weights below 0.1 are dropped then
+``pilots, views``         3 where a row has 10 classes or more, whose order takes more rows to learn, else 1; for 5,000
+                          to 300,000 rows where aggregates are log-means, and all three further views; else none
 ``pairs``                 if neither loss nor cost is given, products of the 12 largest features of a row where it has
                           less than 30 and fewer than 10 classes; of a class's weights above 0.08 the 2,048 largest
                           stay; cost and power are 0.5 unless every row has one class
@@ -36,11 +38,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from mach.config import Config
+from mach.config import Config, ViewName
 from mach.data import phrases
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ FEW_FEATURES, PAIRS = 30, 12  # seen to gain at 6 to 17 features a row
 LOG_FEATURES, POWERS = (3.75, 4.0, math.log2(40), math.log2(80)), (0.5, 1.0, 1.0, 1.5)
 PAIRS_COST, PAIRS_POWER, PAIRS_THRESHOLD, CLASS_WEIGHTS = 0.5, 0.5, 0.08, 2048
 MANY_BUCKETS, SAMPLED = 4096, 0.25
+LEAST_PILOT_ROWS, MOST_PILOT_ROWS = 5_000, 300_000
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,10 @@ def fill(config: Config, shape: Shape) -> Config:
             choices["reranking"] |= {"threshold": PAIRS_THRESHOLD, "class_weights": CLASS_WEIGHTS}
             if not shape.is_exclusive:
                 choices["reranking"] |= {"cost": PAIRS_COST, "power": PAIRS_POWER}
+    if sparse and reranks and can_have_pilots(config, shape):
+        choices["reranking"] |= {"pilots": 3 if shape.row_classes >= MANY_CLASSES else 1}
+        if config.reranking.pilots or "pilots" not in config.reranking.model_fields_set:
+            choices["reranking"] |= {"views": list(get_args(ViewName))}
     if sparse and config.network.hidden and config.network.trunk is None:
         n_buckets = _buckets(shape.n_classes, shape.n_rows)
         is_softmax = config.training.loss == "softmax" or (config.training.loss == "auto" and shape.is_exclusive)
@@ -147,6 +154,12 @@ def fill(config: Config, shape: Shape) -> Config:
         }
         updated[section] = given.model_copy(update=left_open)
     return config.model_copy(update=updated)
+
+
+def can_have_pilots(config: Config, shape: Shape) -> bool:
+    """Whether an order is learned where nothing is said of it: there are rows enough, and time."""
+    has_logs = config.decoding.aggregate in {"auto", "log-mean"}
+    return LEAST_PILOT_ROWS <= shape.n_rows <= MOST_PILOT_ROWS and has_logs and config.training.start is None
 
 
 def held_out_fraction(n_rows: int) -> float:

@@ -1,47 +1,46 @@
-"""The re-ranker of a run: one sparse linear classifier a class, mapped, that puts candidates in a better order.
+"""The re-ranker of a run: sparse linear classifiers of all classes, mapped, that put candidates in a better order.
 
-``reranker.safetensors`` holds, for K classes, ``offsets`` (int64, K + 1), ``scales``, ``biases`` and ``priors``
-(float32, K), and for every stored weight its feature as a step from the class's feature before (``gaps``, int16; the
-first from 0) and its value (``codes``, int8, times the class's scale): 3 bytes a weight and 20 a class. Steps above
-32,767 are cut by codes of 0. Where the blend asks for it, ``repeats`` (uint32) counts training rows by their features
-and class (`mach.kernels.repeats`). The metadata hold the fingerprint, C, the blend, the loss, how many features of a
-row give pairs and the power of its values (`mach.kernels.pairs`): the file is whole by itself. Files without priors, of
-the first version, have 0 for all of them, those without a loss the squared hinge, without pairs none, a power of 1.
+``reranker.safetensors`` holds a set of classifiers (`mach.classifiers.ARRAYS`), and ``priors`` (float32, K): 20 bytes a
+class and 3 a weight. Where the blend asks for it, or an order was learned, ``repeats`` (uint32) counts training rows by
+their features and class (`mach.kernels.repeats`). A learned order (`mach.stacker`) brings its own arrays, named
+``stacker.*``, those of further sets of classifiers, ``presence.*`` and so on, rules ``rules.*``
+(`mach.kernels.associations`) and ``log_rows`` (float32, K). The metadata hold the fingerprint, C, the blend, the loss,
+how many features of a row give pairs, the power of its values and their mean number: the file is whole by itself. Files
+without priors, of the first version, have 0 for all of them, those without a loss the squared hinge, without pairs
+none, a power of 1.
 """
 
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.config import RerankingConfig, RerankingLoss, Section
+from mach.classifiers import ARRAYS, DTYPES, Classifiers, further_view, own_view
+from mach.config import RerankingConfig, RerankingLoss, Section, ViewName
 from mach.decoding import TopK
 from mach.errors import StorageError
 from mach.ordering import reorder, repeat_terms
 from mach.places import cache_folder, fetch, is_there, kept
 from mach.repetition import read_json
+from mach.stacker import COUNT_INPUTS, NAMES, ROW_INPUTS, RULE_INPUTS, Stacker, inputs_of
 from mach.tensors import digest_of, map_tensors
 
 if TYPE_CHECKING:
-    from scipy.sparse import csr_array
-
     from mach.networks.batch import SparseBatch
     from mach.storage import Run
 
 FORMAT: Literal[1] = 1
 FORMULAS: dict[RerankingLoss, str] = {"hinge": "max(0, 1 - margin)^2", "logistic": "log(1 + exp(-margin))"}
 LOWEST_MARGIN = np.float32(-1e6)  # keeps every score finite
-CLASSIFIERS = ("offsets", "gaps", "codes", "scales", "biases")  # the arrays that margins come from
-_DTYPES = dict(zip(CLASSIFIERS, (np.int64, np.int16, np.int8, np.float32, np.float32), strict=True)) | {
-    "priors": np.float32,
-    "repeats": np.uint32,
-}
+RULES = ("offsets", "classes", "confidences", "supports")
+_DTYPES: dict[str, Any] = {**DTYPES, "priors": np.float32, "repeats": np.uint32, "log_rows": np.float32}
+_DTYPES |= {f"rules.{name}": dtype for name, dtype in zip(RULES, (np.int64, np.int32, np.uint8, np.int32), strict=True)}
+_DTYPES |= {f"stacker.{name}": np.float32 for name in NAMES}
 
 
 class Blend(Section):
@@ -56,7 +55,9 @@ class Reranked(Section):
     """What a finished re-ranker tells about itself: the content of RERANKED.
 
     ``fingerprint`` is that of what it was trained from and with, ``least`` the smallest magnitude that was kept,
-    ``n_pairs`` the pairs of row and class that it was fitted to, ``validated`` whether held-out rows chose the blend.
+    ``n_pairs`` the pairs of row and class that it was fitted to, ``validated`` whether held-out rows chose the
+    blend, and ``learned`` whether the order is a learned one, which leaves the blend without effect;
+    ``cpu_seconds`` are without those of pilots.
     """
 
     format: Literal[1] = FORMAT
@@ -67,6 +68,7 @@ class Reranked(Section):
     prior: float = 0.0
     repeats: float = 0.0
     validated: bool
+    learned: bool = False
     least: float
     n_weights: int
     n_bytes: int
@@ -83,7 +85,7 @@ def fingerprint(run: Run) -> str:
     for name in ("pairs", "class_weights"):  # keys that older classifiers do not know, and do not need
         if not settings[name]:
             del settings[name]
-    for name, default in (("repeats", None), ("power", 1.0)):
+    for name, default in (("repeats", None), ("power", 1.0), ("pilots", 0), ("views", []), ("inputs", False)):
         if settings[name] == default:
             del settings[name]
     parts = (FORMAT, settings, config.decoding.aggregate, run.manifest.data_fingerprint, digests)
@@ -123,23 +125,19 @@ def combine(
 
 
 class Reranker:
-    """Linear classifiers of K classes over D features; safe to share between threads.
+    """What a run knows of its candidates beside their aggregates; safe to share between threads.
 
     Parameters
     ----------
     arrays : mapping
         As in the file.
     n_features : int
-    candidates : int
-        C, the classes of a query that are ordered anew.
+    settings : RerankingConfig
+        Of them count C, and what tells the view of the classifiers and names further sets.
     blend : Blend
         Its prior is that of the file's ``priors``.
-    loss : {"hinge", "logistic"}
-        That the classifiers were fitted with.
-    pairs : int
-        Largest features of a row whose products are features as well; 0: none.
-    power : float
-        That values of a row are raised to before.
+    row_features : float
+        Mean number of features of a training row.
     """
 
     def __init__(
@@ -147,19 +145,21 @@ class Reranker:
         arrays: Mapping[str, NDArray[Any]],
         *,
         n_features: int,
-        candidates: int,
+        settings: RerankingConfig,
         blend: Blend,
-        loss: RerankingLoss = "hinge",
-        pairs: int = 0,
-        power: float = 1.0,
+        row_features: float = 1.0,
     ) -> None:
         self.arrays = {name: np.asarray(array) for name, array in arrays.items()}  # not memmap: calls cost less
-        self.n_features, self.pairs, self.power = n_features, pairs, power
-        self.candidates, self.blend, self.loss = candidates, blend, loss
-        self._scratch = threading.local()
+        self.n_features, self.candidates, self.blend = n_features, settings.candidates, blend
+        self.classifiers = Classifiers(self.arrays, own_view(settings), n_features)
+        self.further = [
+            Classifiers(_within(self.arrays, view), further_view(view, row_features), n_features)
+            for view in settings.views
+        ]
+        self.stacker = Stacker(_within(self.arrays, "stacker")) if f"stacker.{NAMES[0]}" in self.arrays else None
 
     @classmethod
-    def load(cls, run: Run) -> Reranker | None:
+    def load(cls, run: Run) -> Self | None:
         """The re-ranker of a run, mapped; None where it has none, or its configuration says that it wants none.
 
         Raises
@@ -169,43 +169,33 @@ class Reranker:
         """
         if run.config.reranking.candidates == 0 or not is_there(run.reranked):
             return None
-        path, K = _file(run), run.manifest.n_classes
-        arrays, metadata = map_tensors(path)
-        n = len(arrays.get("codes", ()))
-        shapes = {"offsets": (K + 1,), "gaps": (n,), "codes": (n,), "scales": (K,), "biases": (K,)}
-        if "priors" in arrays:
-            shapes |= {"priors": (K,)}
-        if "repeats" in arrays:
-            shapes |= {"repeats": (max(1, arrays["repeats"].size),)}
-        for name, shape in shapes.items():
-            if name not in arrays or arrays[name].shape != shape or arrays[name].dtype != _DTYPES[name]:
-                raise StorageError(f"{run.reranker_file}: {name} is missing or not of shape {shape}: train it again")
+        arrays, metadata = map_tensors(_file(run))
         try:
-            candidates = int(metadata["candidates"])
+            loss, views = metadata.get("loss", "hinge"), metadata.get("views", "")
+            if loss not in get_args(RerankingLoss):
+                raise ValueError(f"loss {loss}")
+            settings = RerankingConfig(
+                candidates=int(metadata["candidates"]),
+                loss=cast(RerankingLoss, loss),
+                pairs=int(metadata.get("pairs", 0)),
+                power=float(metadata.get("power", 1)),
+                inputs=True,
+                views=[view for view in get_args(ViewName) if view in views.split(",")],
+            )
             blend = Blend(
                 weight=float(metadata["weight"]),
                 prior=float(metadata.get("prior", 0)),
                 repeats=float(metadata.get("repeats", 0)),
             )
+            row_features = float(metadata.get("row_features", 1))
             if blend.repeats and "repeats" not in arrays:
                 raise ValueError(f"repeats {blend.repeats:g} without a table")
-            loss = metadata.get("loss", "hinge")
-            if loss not in get_args(RerankingLoss):
-                raise ValueError(f"loss {loss}")
-            pairs = int(metadata.get("pairs", 0))
-            power = float(metadata.get("power", 1))
         except (KeyError, ValueError) as error:
             raise StorageError(f"{run.reranker_file}: its metadata are damaged ({error}): train it again") from error
-        options: dict[str, Any] = {"candidates": candidates, "blend": blend, "loss": loss}
-        options |= {"pairs": pairs, "power": power}
-        return cls(arrays, n_features=run.manifest.n_features, **options)
-
-    @property
-    def n_columns(self) -> int:
-        """Features of the classifiers: D, and those of pairs."""
-        from mach.kernels.pairs import N_HASHED
-
-        return self.n_features + (N_HASHED if self.pairs > 1 else 0)
+        _check(run, arrays, settings)
+        return cls(
+            arrays, n_features=run.manifest.n_features, settings=settings, blend=blend, row_features=row_features
+        )
 
     @property
     def n_bytes(self) -> int:
@@ -213,20 +203,8 @@ class Reranker:
         return sum(array.nbytes for array in self.arrays.values())
 
     def margins(self, batch: SparseBatch, ids_NC: NDArray[np.int64]) -> NDArray[np.float32]:
-        """``w_k x_n + b_k`` of given classes, shape (N, C); reads 3 bytes for each of their weights."""
-        from mach.kernels.pairs import with_pairs
-        from mach.kernels.rerank import margins
-
-        margins_NC = np.empty(ids_NC.shape, np.float32)
-        x_D = getattr(self._scratch, "x_D", None)
-        if x_D is None:
-            x_D = self._scratch.x_D = np.zeros(self.n_columns + 1, np.float32)
-        offsets, gaps, codes, scales, biases = (self.arrays[name] for name in CLASSIFIERS)
-        rows = (batch.indptr, batch.indices, batch.values)
-        if self.pairs > 1 or self.power != 1:
-            rows = with_pairs(*rows, np.arange(len(batch)), self.pairs, self.n_features, self.power)
-        margins(rows, ids_NC, offsets, gaps, codes, scales, biases, x_D, margins_NC)
-        return margins_NC
+        """``w_k x_n + b_k`` of given classes, shape (N, C)."""
+        return self.classifiers.margins(batch, ids_NC)
 
     def repeats(self, batch: SparseBatch, ids_NC: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Training rows with a query's features: those that have a given class, shape (N, C), and all; at most 255."""
@@ -238,34 +216,113 @@ class Reranker:
             counts_of(table, (batch.indptr, batch.indices, batch.values), ids_NC, counts_NC, totals_N)
         return counts_NC, totals_N
 
+    def rules(self, batch: SparseBatch, ids_NC: NDArray[np.int64]) -> NDArray[np.float32]:
+        """What rules of features say of given classes, shape (N, C, 5): `mach.kernels.associations.rules_for`."""
+        from mach.kernels.associations import rules_for
+
+        found_NC5 = np.zeros((*ids_NC.shape, 5), np.float32)
+        offsets, classes, confidences, supports = (self.arrays[f"rules.{name}"] for name in RULES)
+        rows = (batch.indptr, batch.indices, batch.values)
+        rules_for(offsets, classes, confidences, supports, rows, ids_NC, found_NC5)
+        return found_NC5
+
+    def inputs(
+        self,
+        batch: SparseBatch,
+        ids_NC: NDArray[np.int64],
+        scores_NC: NDArray[np.float32],
+        probs_NRB: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        """What a learned order weighs, shape (N, C, I), see `mach.stacker.inputs_of`."""
+        return inputs_of(
+            scores_NC,
+            self.arrays["log_rows"][np.maximum(ids_NC, 0)],
+            np.diff(batch.indptr),
+            probs_NRB.sum(axis=2).mean(axis=1),
+            [classifiers.margins(batch, ids_NC) for classifiers in (self.classifiers, *self.further)],
+            self.rules(batch, ids_NC),
+            *self.repeats(batch, ids_NC),
+        )
+
     def rescore(
+        self,
+        batch: SparseBatch,
+        ids_NC: NDArray[np.int64],
+        scores_NC: NDArray[np.float32],
+        probs_NRB: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        """Scores of given classes by the learned order, else the blend, shape (N, C).
+
+        Parameters
+        ----------
+        batch : SparseBatch
+        ids_NC, scores_NC : int64 and float32 arrays
+            Classes and their aggregates.
+        probs_NRB : float32 array
+            Bucket probabilities that these come from.
+        """
+        if self.stacker is not None:
+            return self.stacker.scores(scores_NC, self.inputs(batch, ids_NC, scores_NC, probs_NRB))
+        return self.blended(batch, ids_NC, scores_NC)
+
+    def blended(
         self, batch: SparseBatch, ids_NC: NDArray[np.int64], scores_NC: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """Scores of given classes with the classifiers' part and the prior terms, shape (N, C)."""
+        """Scores with the classifiers' part and the prior terms, shape (N, C)."""
         margins_NC, blend = self.margins(batch, ids_NC), self.blend
         priors_K = self.arrays.get("priors")
         terms_NC = np.zeros_like(margins_NC) if priors_K is None else priors_K[np.maximum(ids_NC, 0)]
         if blend.repeats:
             terms_NC = terms_NC + repeat_terms(*self.repeats(batch, ids_NC), blend.repeats)
-        return combine(scores_NC, margins_NC, terms_NC, blend.weight, self.loss)
+        return combine(scores_NC, margins_NC, terms_NC, blend.weight, self.classifiers.view.loss)
 
-    def rerank(self, batch: SparseBatch, top: TopK, k: int, terms_K: NDArray[np.float32] | None = None) -> TopK:
+    def rerank(
+        self,
+        batch: SparseBatch,
+        top: TopK,
+        k: int,
+        probs_NRB: NDArray[np.float32],
+        terms_K: NDArray[np.float32] | None = None,
+    ) -> TopK:
         """The best k of the candidates by both, and by further terms of their classes, see `mach.ordering.reorder`."""
-        scores_NC = self.rescore(batch, top.ids_Nk, top.scores_Nk)
+        scores_NC = self.rescore(batch, top.ids_Nk, top.scores_Nk, probs_NRB)
         return reorder(top, scores_NC if terms_K is None else scores_NC + terms_K[top.ids_Nk], k)
 
-    def matrix(self) -> csr_array:
-        """All weights but the biases, (K, `n_columns`), in plain numpy: the oracle of the compiled margins."""
-        from scipy.sparse import csr_array
 
-        offsets, gaps, codes, scales = (
-            np.asarray(self.arrays[name]) for name in ("offsets", "gaps", "codes", "scales")
-        )
-        totals = np.concatenate([[0], np.cumsum(gaps, dtype=np.int64)])
-        counts_K = np.diff(offsets)
-        features = totals[1:] - np.repeat(totals[offsets[:-1]], counts_K)
-        weights = codes * np.repeat(scales, counts_K)
-        return csr_array((weights, features, offsets), shape=(len(counts_K), self.n_columns))
+def _within(arrays: Mapping[str, NDArray[Any]], section: str) -> dict[str, NDArray[Any]]:
+    """Arrays of a section of the file, by their names in it."""
+    return {name.partition(".")[2]: array for name, array in arrays.items() if name.startswith(f"{section}.")}
+
+
+def _check(run: Run, arrays: Mapping[str, NDArray[Any]], settings: RerankingConfig) -> None:
+    """Refuse a file whose arrays do not fit each other."""
+    K, D = run.manifest.n_classes, run.manifest.n_features
+    shapes: dict[str, tuple[int, ...]] = {}
+    for section in ("", *(f"{view}." for view in settings.views)):
+        n = len(arrays.get(f"{section}codes", ()))
+        found = {"offsets": (K + 1,), "gaps": (n,), "codes": (n,), "scales": (K,), "biases": (K,)}
+        shapes |= {section + name: found[name] for name in ARRAYS}
+    if "priors" in arrays:
+        shapes["priors"] = (K,)
+    is_learned = any(name.startswith("stacker.") for name in arrays)
+    if "repeats" in arrays or is_learned:
+        shapes["repeats"] = (max(1, arrays["repeats"].size if "repeats" in arrays else 1),)
+    if is_learned:
+        n = len(arrays.get("rules.classes", ()))
+        shapes |= {"log_rows": (K,), "rules.offsets": (D + 1,), "rules.supports": (D,)}
+        shapes |= {"rules.classes": (n,), "rules.confidences": (n,)}
+        shapes |= {name: arrays[name].shape if name in arrays else (0,) for name in (f"stacker.{n}" for n in NAMES)}
+    for name, shape in shapes.items():
+        dtype = _DTYPES[name if name in _DTYPES else name.partition(".")[2]]
+        if name not in arrays or arrays[name].shape != shape or arrays[name].dtype != dtype:
+            raise StorageError(f"{run.reranker_file}: {name} is missing or not of shape {shape}: train it again")
+    if is_learned:
+        stacker = Stacker(_within(arrays, "stacker"))
+        n_inputs = len(ROW_INPUTS) + 1 + len(settings.views) + len(RULE_INPUTS) + len(COUNT_INPUTS)
+        if not stacker.is_whole() or stacker.n_inputs != n_inputs:
+            raise StorageError(
+                f"{run.reranker_file}: its learned order is no network of {n_inputs} inputs: train it again"
+            )
 
 
 def _file(run: Run) -> Path:

@@ -1,5 +1,7 @@
 """Train a run's re-ranker in parts: candidates of training rows first, classifiers of classes next, then one file.
 
+Where an order is learned, pilots (`mach.launch.pilot`) leave their examples here first, and further sets of classifiers
+are fitted after the first one.
 Hard negatives of a class are the rows in whose candidates it stands though it is not theirs; the candidates come from
 the finished repetitions. A part is a file of the folder ``reranking``, whole or absent, so whoever makes it may die at
 any moment and parts that are there are not made again. The parts of rows follow from their number, and every class is
@@ -21,11 +23,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.sparse import csr_array
 
-from mach.blending import Judged, choose, given, is_open
+from mach.blending import Judged, best_of, choose, given, is_open, precisions
+from mach.classifiers import ARRAYS, View, further_view, own_view
 from mach.config import RerankingConfig, Section
 from mach.data.store import Store
 from mach.errors import StorageError
 from mach.kernels import rerank as kernels
+from mach.kernels.associations import count_rules
 from mach.kernels.pairs import N_HASHED
 from mach.kernels.repeats import LOAD, MAX_SLOTS, count_rows
 from mach.model import MachModel
@@ -33,19 +37,15 @@ from mach.networks.batch import SparseBatch, read_batch, read_classes, right_of
 from mach.ordering import prior_terms
 from mach.places import Place, atomic_file, cache_folder, fetch, is_there, kept, names_in, remove, remove_folder
 from mach.repetition import RepetitionFiles, read_json, write_json
-from mach.reranker import (
-    Blend,
-    Reranked,
-    Reranker,
-    fingerprint,
-)
+from mach.reranker import RULES, Blend, Reranked, Reranker, fingerprint
 from mach.scoring import LocalScorer
+from mach.stacker import TAUGHT, Examples, Stacker
 from mach.storage import Run
 from mach.tensors import map_tensors, write_tensors
 from mach.theory import RERANKING_CLASS_BYTES, RERANKING_WEIGHT_BYTES
 
 Lists = tuple[Any, Any, Any, Any]  # begins, ends, lists and rows, as `mach.kernels.rerank.invert` takes them
-STAGES = ("candidates", "classifiers")
+CANDIDATES, CLASSIFIERS = "candidates", "classifiers"  # stages; the other ones are named as their views
 ROWS_A_PART, PAIRS_A_PART, MAX_PARTS = (
     2**16,
     2**18,
@@ -55,6 +55,7 @@ MIN_ROW_PARTS = 8  # so that a few workers share a small set
 CHUNK_ROWS = 4096
 LEAST_FUNCTIONS = 4  # that tell candidates of training rows
 MAX_VALIDATION_ROWS = 20_000
+MAX_TEACHING_ROWS = 20_000  # of a pilot
 
 
 class Plan(Section):
@@ -96,6 +97,16 @@ class RerankerTraining:
         model.prior = 0.0  # the blend has its own
         return model
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """What is made in parts, one stage after the other."""
+        return (CANDIDATES, CLASSIFIERS, *self.settings.views)
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether all is kept that a learned order weighs."""
+        return bool(self.settings.pilots or self.settings.inputs)
+
     def begin(self) -> None:
         """Cut the rows; what is there of other settings or weights is removed first."""
         if self._plan_there() is None:
@@ -110,7 +121,7 @@ class RerankerTraining:
 
     def parts(self, stage: str) -> tuple[int, list[int]]:
         """How many parts a stage has, and which of them are missing; the classes are cut once it is their turn."""
-        if stage == "classifiers" and not self.plan.classes:
+        if stage != CANDIDATES and not self.plan.classes:
             self._cut_classes()
         n_parts = len(self._bounds(stage)) - 1
         there = set(names_in(self.folder))
@@ -120,7 +131,10 @@ class RerankerTraining:
         """Make one part; False if it was told to stop before it was whole."""
         started = time.process_time()
         begin, end = self._bounds(stage)[part : part + 2]
-        made = (self._candidates if stage == "candidates" else self._classifiers)(begin, end, should_stop)
+        if stage == CANDIDATES:
+            made = self._candidates(begin, end, should_stop)
+        else:
+            made = self._classifiers(stage, begin, end, should_stop)
         if made is None:
             return False
         arrays, notes = made
@@ -129,33 +143,79 @@ class RerankerTraining:
             write_tensors(file, arrays, notes)
         return True
 
-    def finish(self) -> Reranked:
-        """Drop the smallest weights until the file fits, choose the weight, write file and RERANKED, tidy up."""
+    def missing_pilots(self) -> list[int]:
+        """Pilots that have not taught yet."""
+        there = set(names_in(self.folder))
+        return [pilot for pilot in range(self.settings.pilots) if self._name_of_examples(pilot) not in there]
+
+    def examine(self, pilot: int, run: Run, rows: NDArray[np.int64]) -> None:
+        """Keep what a finished pilot knows of rows that it has not seen, and whether it is right."""
         started = time.process_time()
-        notes = [self._map(stage, part)[1] for stage in STAGES for part in range(len(self._bounds(stage)) - 1)]
+        rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MAX_TEACHING_ROWS)).astype(int))]
+        model = MachModel(run, run.finished(), LocalScorer(run, run.finished()))
+        reranker = model.reranker
+        assert reranker is not None
+        found = []
+        for begin in range(0, len(rows), CHUNK_ROWS):
+            part = rows[begin : begin + CHUNK_ROWS]
+            done = 0
+            for batch, probs_NJB, columns in model.answered(self._features(part)):
+                assert isinstance(batch, SparseBatch)
+                top = model.decode(batch, probs_NJB, columns, self.settings.candidates, rerank=False)
+                blended_NC = reranker.blended(batch, top.ids_Nk, top.scores_Nk)
+                best_NT = np.argsort(-blended_NC, axis=1, kind="stable")[:, :TAUGHT]
+                ids_NT = np.take_along_axis(top.ids_Nk, best_NT, axis=1)
+                scores_NT = np.take_along_axis(top.scores_Nk, best_NT, axis=1)
+                right_NT = right_of(self.store, part[done : done + len(batch)], ids_NT)
+                found.append((reranker.inputs(batch, ids_NT, scores_NT, probs_NJB), scores_NT, right_NT))
+                done += len(batch)
+        arrays = dict(zip(("inputs", "scores", "right"), map(np.concatenate, zip(*found, strict=True)), strict=True))
+        notes = {"fingerprint": self.fingerprint, "seconds": str(time.process_time() - started)}
+        with atomic_file(self.folder / self._name_of_examples(pilot)) as file:
+            write_tensors(file, arrays | {"right": arrays["right"].astype(np.uint8)}, notes)
+
+    def finish(self) -> Reranked:
+        """Drop the smallest weights until the file fits, choose or learn the order, write the file, tidy up."""
+        started = time.process_time()
+        notes = [self._map(stage, part)[1] for stage in self.stages for part in range(len(self._bounds(stage)) - 1)]
+        settings = self.settings
         with tempfile.TemporaryDirectory(prefix="mach-", dir=self._scratch_folder) as scratch:
-            table = self._repeats()
-            arrays, least = self._merged(Path(scratch))
-            blend = self._best_blend(arrays, table) if self._is_validated else given(self.settings)
-            if blend.repeats:
-                if self.settings.bytes is not None:
-                    arrays, least = self._merged(Path(scratch), reserved=table.nbytes)
+            table, tables = self._repeats(), self._tables()
+            reserved = sum(array.nbytes for array in tables.values()) + (table.nbytes if tables else 0)
+            arrays, least = self._merged(Path(scratch), CLASSIFIERS, reserved)
+            for view in settings.views:
+                further = self._merged(Path(scratch), view, reserved)[0]
+                arrays |= {f"{view}.{name}": array for name, array in further.items()}
+            stacker = self._learned()
+            blend, is_learned = self._order(arrays | tables | {"repeats": table}, stacker)
+            if is_learned:
+                assert stacker is not None
+                arrays |= tables | {f"stacker.{name}": array for name, array in stacker.arrays.items()}
+            elif stacker is not None:  # nothing weighs these
+                tables, arrays = {}, {name: array for name, array in arrays.items() if name in ARRAYS}
+            else:
+                arrays |= tables
+            if (tables and len(table)) or blend.repeats:
+                if blend.repeats and not tables and settings.bytes is not None:
+                    arrays, least = self._merged(Path(scratch), CLASSIFIERS, table.nbytes)
                 arrays["repeats"] = table
             arrays["priors"] = prior_terms(self.run.class_counts_K(), blend.prior)
-            metadata = {"fingerprint": self.fingerprint, "candidates": str(self.settings.candidates)}
-            metadata |= {"loss": self.settings.loss, "pairs": str(self.settings.pairs)}
-            metadata["power"] = repr(self.settings.power)
+            metadata = {"fingerprint": self.fingerprint, "candidates": str(settings.candidates)}
+            metadata |= {"loss": settings.loss, "pairs": str(settings.pairs), "power": repr(settings.power)}
             metadata |= {name: repr(value) for name, value in blend.model_dump().items()}
+            if tables:
+                metadata |= {"views": ",".join(settings.views), "row_features": repr(self._row_features)}
             with atomic_file(self.run.reranker_file) as file:
                 digest = write_tensors(file, arrays, metadata)
         summary = Reranked(
             fingerprint=self.fingerprint,
             repetitions=self.run.finished(),
-            settings=self.settings,
+            settings=settings,
             **blend.model_dump(),
             validated=self._is_validated,
+            learned=is_learned,
             least=least,
-            n_weights=len(arrays["codes"]),
+            n_weights=sum(len(array) for name, array in arrays.items() if name.endswith("codes")),
             n_bytes=sum(array.nbytes for array in arrays.values()),
             n_pairs=sum(int(note.get("n_pairs", 0)) for note in notes),
             cpu_seconds=round(sum(float(note["seconds"]) for note in notes) + time.process_time() - started, 2),
@@ -183,7 +243,7 @@ class RerankerTraining:
         write_json(self.folder / "plan.json", plan.model_dump())
 
     def _bounds(self, stage: str) -> list[int]:
-        return self.plan.rows if stage == "candidates" else self.plan.classes
+        return self.plan.rows if stage == CANDIDATES else self.plan.classes
 
     def _candidates(self, begin: int, end: int, should_stop: Callable[[], bool]) -> Any:
         """Best C classes of some training rows by some of the repetitions.
@@ -205,41 +265,42 @@ class RerankerTraining:
             found += [part.ids_Nk.astype(np.int32) for part in parts]
         return {"ids": np.concatenate(found)}, {}
 
-    def _classifiers(self, begin: int, end: int, should_stop: Callable[[], bool]) -> Any:
+    def _classifiers(self, stage: str, begin: int, end: int, should_stop: Callable[[], bool]) -> Any:
         if should_stop():
             return None
         settings, store = self.settings, self.store
+        view = self._view(stage)
         offsets, features, weights, biases, n_pairs = kernels.fit_classes(
             store.feature_indptr,
             store.feature_indices,
-            store.feature_values,
+            view.values(store.feature_values),
             *self._rows_by_class(lambda: self._lists(of_classes=True), begin, end),
             *self._rows_by_class(lambda: self._lists(of_classes=False), begin, end),
             store.n_features,
-            settings.pairs,
-            settings.loss == "logistic",
-            settings.cost,
+            view.pairs,
+            view.loss == "logistic",
+            view.cost,
             settings.negatives,
             settings.iterations,
             settings.tolerance,
-            settings.threshold,
-            settings.class_weights or store.n_features + N_HASHED,
+            view.threshold,
+            view.class_weights or store.n_features + N_HASHED,
             begin,
-            settings.power,
+            view.power,
         )
         arrays = {"offsets": offsets, "features": features, "weights": weights, "biases": biases}
         return arrays, {"n_pairs": str(n_pairs)}
 
     def _lists(self, *, of_classes: bool) -> Iterator[Lists]:
         """Of consecutive training rows: where each one's list begins and ends, the lists, and the rows' numbers."""
-        bounds = self._bounds("candidates")
+        bounds = self._bounds(CANDIDATES)
         for part, (begin, end) in enumerate(pairwise(bounds)):
             rows = self.rows[begin:end]
             if of_classes:
                 indptr = self.store.class_indptr
                 yield indptr[rows], indptr[rows + 1], self.store.class_ids, rows
             else:
-                ids_NC = self._map("candidates", part)[0]["ids"]
+                ids_NC = self._map(CANDIDATES, part)[0]["ids"]
                 begins = np.arange(len(ids_NC)) * ids_NC.shape[1]
                 yield begins, begins + ids_NC.shape[1], ids_NC.reshape(-1), rows
 
@@ -259,8 +320,8 @@ class RerankerTraining:
         """Cut the classes into parts of about as many pairs of row and class."""
         K = self.store.n_classes
         pairs_K = np.zeros(K, np.int64)
-        for part in range(len(self._bounds("candidates")) - 1):
-            pairs_K += np.bincount(self._map("candidates", part)[0]["ids"].ravel() + 1, minlength=K + 1)[1:]
+        for part in range(len(self._bounds(CANDIDATES)) - 1):
+            pairs_K += np.bincount(self._map(CANDIDATES, part)[0]["ids"].ravel() + 1, minlength=K + 1)[1:]
         np.minimum(pairs_K, self.settings.negatives, out=pairs_K)
         totals_K = np.cumsum(pairs_K + self.run.class_counts_K() + 1)
         n_parts = min(max(1, -(-int(totals_K[-1]) // PAIRS_A_PART)), MAX_PARTS, K)
@@ -270,7 +331,8 @@ class RerankerTraining:
     def _repeats(self) -> NDArray[np.uint32]:
         """Table of the rows that were learned from (`mach.kernels.repeats`); empty where it is not wanted."""
         store, settings = self.store, self.settings
-        if settings.repeats == 0 or (settings.repeats is None and not self._is_validated):
+        is_open = settings.repeats is None and not (self._is_validated or self.is_stacked)
+        if settings.repeats == 0 or is_open:
             return np.empty(0, np.uint32)
         n_most = len(self.rows) + int((store.class_indptr[self.rows + 1] - store.class_indptr[self.rows]).sum())
         csr = (store.feature_indptr, store.feature_indices, store.feature_values)
@@ -281,30 +343,53 @@ class RerankerTraining:
                 break
             n_most = n_entries
         room = np.inf if settings.bytes is None else settings.bytes - RERANKING_CLASS_BYTES * store.n_classes
-        if settings.repeats is None and 10 * table.nbytes > room:
+        if settings.repeats is None and not self.is_stacked and 10 * table.nbytes > room:
             return np.empty(0, np.uint32)  # classifiers are worth more
         return table
 
-    def _merged(self, scratch: Path, reserved: int = 0) -> tuple[dict[str, NDArray[Any]], float]:
-        """All parts as the arrays of the file, mapped, and the smallest magnitude that the budget left.
+    def _tables(self) -> dict[str, NDArray[Any]]:
+        """What a learned order weighs beside classifiers and equal rows; nothing where there is none."""
+        if not self.is_stacked:
+            return {}
+        rows, store = self.rows, self.store
+        ids, counts = read_classes(store, rows)
+        indptr = np.concatenate([[0], np.cumsum(counts)])
+        y_NK = csr_array((np.ones(len(ids), np.float32), ids, indptr), shape=(len(rows), store.n_classes))
+        found = dict(zip(RULES, count_rules(self._features(rows), y_NK), strict=True))
+        log_rows_K = np.log1p(np.bincount(ids, minlength=store.n_classes), dtype=np.float32)
+        return {"log_rows": log_rows_K} | {f"rules.{name}": array for name, array in found.items()}
 
-        ``reserved`` bytes of the budget are for something else.
+    def _learned(self) -> Stacker | None:
+        """The order that pilots have taught; None where there were none."""
+        if not self.settings.pilots:
+            return None
+        names = [self._name_of_examples(pilot) for pilot in range(self.settings.pilots)]
+        found = [self._mapped(name)[0] for name in names]
+        inputs, scores, right = (
+            np.concatenate([part[name] for part in found]) for name in ("inputs", "scores", "right")
+        )
+        return Stacker.learn(Examples(inputs, scores, right.astype(bool)), self.run.config.training.seed)
+
+    def _merged(self, scratch: Path, stage: str, reserved: int = 0) -> tuple[dict[str, NDArray[Any]], float]:
+        """All parts of a stage as the arrays of the file, mapped, and the smallest magnitude that the budget left.
+
+        ``reserved`` bytes of the budget are for something else; sets of classifiers share the rest alike.
         """
-        parts = [self._map("classifiers", part)[0] for part in range(len(self._bounds("classifiers")) - 1)]
+        parts = [self._map(stage, part)[0] for part in range(len(self._bounds(stage)) - 1)]
         K = self.store.n_classes
-        budget = self.settings.bytes
+        budget, n_sets = self.settings.bytes, len(self.stages) - 1
         most = (
             None
             if budget is None
-            else max(0, (budget - reserved - RERANKING_CLASS_BYTES * K - 8) // RERANKING_WEIGHT_BYTES)
+            else max(0, (budget - reserved) // n_sets - RERANKING_CLASS_BYTES * K - 8) // RERANKING_WEIGHT_BYTES
         )
-        n_kept, least = most, self.settings.threshold
+        n_kept, least = most, self._view(stage).threshold
         while True:
             if most is not None:
                 least = max(least, _magnitude(parts, n_kept or 0))
             offsets, begin = np.zeros(K + 1, np.int64), 0
             scales, biases = [], [part["biases"] for part in parts]
-            with (scratch / "gaps").open("wb") as gap_file, (scratch / "codes").open("wb") as code_file:
+            with (scratch / f"{stage}.gaps").open("wb") as gaps_, (scratch / f"{stage}.codes").open("wb") as codes_:
                 for part in parts:
                     ends, gaps, codes, scales_K = kernels.encode(
                         part["offsets"], part["features"], part["weights"], least
@@ -312,40 +397,49 @@ class RerankerTraining:
                     offsets[begin + 1 : begin + len(ends)] = offsets[begin] + ends[1:]
                     begin += len(ends) - 1
                     scales.append(scales_K)
-                    gap_file.write(gaps.tobytes())
-                    code_file.write(codes.tobytes())
+                    gaps_.write(gaps.tobytes())
+                    codes_.write(codes.tobytes())
             n = int(offsets[-1])
             if most is None or n <= most:
                 break
             n_kept = (n_kept or 0) - (n - most)  # steps that had to be cut count as well
         mapped = {
-            name: np.memmap(scratch / name, dtype, "r") if n else np.empty(0, dtype)
+            name: np.memmap(scratch / f"{stage}.{name}", dtype, "r") if n else np.empty(0, dtype)
             for name, dtype in (("gaps", np.int16), ("codes", np.int8))
         }
         whole = {"offsets": offsets} | mapped
         return whole | {"scales": np.concatenate(scales), "biases": np.concatenate(biases)}, float(least)
 
-    def _best_blend(self, arrays: dict[str, NDArray[Any]], table: NDArray[np.uint32]) -> Blend:
-        """The best blend on held-out rows, see `mach.blending.choose`."""
+    def _order(self, arrays: dict[str, NDArray[Any]], stacker: Stacker | None) -> tuple[Blend, bool]:
+        """The best blend on held-out rows, see `mach.blending.choose`, and whether the learned order is as good."""
         settings, rows = self.settings, self.validation_rows[:MAX_VALIDATION_ROWS]
-        options: dict[str, Any] = {
-            "candidates": settings.candidates,
-            "blend": given(settings),
-            "loss": settings.loss,
-            "pairs": settings.pairs,
-            "power": settings.power,
-        }
-        reranker = Reranker(arrays | {"repeats": table}, n_features=self.store.n_features, **options)
-        found = []
+        blend = given(settings)
+        if not len(rows) or (stacker is None and not is_open(settings)):
+            return blend, stacker is not None
+        options: dict[str, Any] = {"n_features": self.store.n_features, "row_features": self._row_features}
+        reranker = Reranker(arrays, settings=settings, blend=blend, **options)
+        found, stacked = [], []
         for batch, probs_NJB, columns in self.model.answered(self._features(rows)):
             top = self.model.decode(batch, probs_NJB, columns, settings.candidates, rerank=False)
             assert isinstance(batch, SparseBatch)
             repeats = reranker.repeats(batch, top.ids_Nk)
             found.append((top.ids_Nk, top.scores_Nk, reranker.margins(batch, top.ids_Nk), *repeats))
+            if stacker is not None:
+                inputs_NCI = reranker.inputs(batch, top.ids_Nk, top.scores_Nk, probs_NJB)
+                stacked.append(stacker.scores(top.scores_Nk, inputs_NCI))
         ids_NC, scores_NC, margins_NC, known_NC, alike_N = (np.concatenate(part) for part in zip(*found, strict=True))
         right_NC = right_of(self.store, rows, ids_NC)
         counts_K = learned_counts(self.run, self.store, self.validation_rows)
-        return choose(Judged(ids_NC, scores_NC, margins_NC, known_NC, alike_N, right_NC, counts_K), settings)
+        judged = Judged(ids_NC, scores_NC, margins_NC, known_NC, alike_N, right_NC, counts_K)
+        blend = choose(judged, settings) if is_open(settings) else blend
+        if stacker is None:
+            return blend, False
+        gains_AN = np.stack([precisions(np.concatenate(stacked), right_NC), judged.gains(blend, settings.loss)])
+        return blend, best_of(gains_AN, usual=0) == 0
+
+    @property
+    def _row_features(self) -> float:
+        return self.store.n_nonzeros / max(self.store.n_rows, 1)
 
     @property
     def _is_validated(self) -> bool:
@@ -356,12 +450,23 @@ class RerankerTraining:
         assert isinstance(batch, SparseBatch)
         return batch.matrix(self.store.n_features)
 
+    def _view(self, stage: str) -> View:
+        if stage == CLASSIFIERS:
+            return own_view(self.settings)
+        return further_view(next(view for view in self.settings.views if view == stage), self._row_features)
+
     @staticmethod
     def _name(stage: str, part: int) -> str:
-        return f"{'rows' if stage == 'candidates' else 'c'}{part:03d}.safetensors"
+        return f"{'rows' if stage == CANDIDATES else 'c' if stage == CLASSIFIERS else stage}{part:03d}.safetensors"
+
+    @staticmethod
+    def _name_of_examples(pilot: int) -> str:
+        return f"examples{pilot}.safetensors"
 
     def _map(self, stage: str, part: int) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-        name = self._name(stage, part)
+        return self._mapped(self._name(stage, part))
+
+    def _mapped(self, name: str) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         where: Place = self.folder / name
         if isinstance(where, Path):
             path = where

@@ -36,6 +36,11 @@ RERANKING_CLASS_BYTES, RERANKING_WEIGHT_BYTES = 20, 3  # as stored (`mach.rerank
 RERANKING_REPEAT_BYTES = 5  # at most, of a training row and of each of its classes (`mach.kernels.repeats`)
 RERANKING_WEIGHTS = 0.8  # a feature of a row and class of it, measured on gnd-core with the default threshold,
 RERANKING_PAIR_WEIGHTS = 0.08  # and a pair of features of it, on tate-leaf with the recipe's
+VIEW_WEIGHTS = 0.5  # of a further set, a feature of a row and class of it, at most, measured on the recipe's three
+RULE_BYTES, RULES = (
+    5,
+    8,
+)  # of a rule, and how many a feature has, at most on the same sets (`mach.kernels.associations`)
 MIN_BUCKETS, MAX_BUCKETS = 64, 16384
 
 
@@ -349,6 +354,8 @@ def reranking_estimate(
     budget: int | None = None,
     pairs: int = 0,
     n_counted: int = 0,
+    n_views: int = 0,
+    n_ruling: int = 0,
 ) -> int:
     """Bytes of a re-ranker, at most its budget: a class's features are mostly those of its own rows.
 
@@ -362,12 +369,20 @@ def reranking_estimate(
         As ``reranking.bytes`` and ``reranking.pairs``.
     n_counted : int, optional
         Training rows and pairs of one with a class, where they may be counted (``reranking.repeats``).
+    n_views : int, optional
+        Further sets of classifiers (``reranking.views``).
+    n_ruling : int, optional
+        D, where an order is learned (``reranking.pilots``) and weighs rules of features as well.
     """
     n_paired = min(float(pairs), nonzeros_per_row)
     weights_a_row = RERANKING_WEIGHTS * nonzeros_per_row + RERANKING_PAIR_WEIGHTS * n_paired * max(n_paired - 1, 0) / 2
     n_weights = round(n_positives * weights_a_row)
     estimate = n_classes * RERANKING_CLASS_BYTES + 8 + n_weights * RERANKING_WEIGHT_BYTES
     estimate += n_counted * RERANKING_REPEAT_BYTES
+    n_further = round(n_positives * VIEW_WEIGHTS * nonzeros_per_row)
+    estimate += n_views * (n_classes * (RERANKING_CLASS_BYTES - 4) + n_further * RERANKING_WEIGHT_BYTES)
+    if n_ruling:
+        estimate += 4 * n_classes + n_ruling * (OFFSET_BYTES + 4 + RULES * RULE_BYTES)
     return estimate if budget is None else min(budget, estimate)
 
 

@@ -53,6 +53,27 @@ def test_powers_follow_the_features_of_a_row_and_few_rows_get_wide_networks():
     assert dropouts == [0.3, 0.2, 0.4]
 
 
+def test_an_order_is_learned_where_rows_are_enough_and_not_too_many():
+    def found(n_rows=40_000, *, is_dense=False, row_classes=6.0, **sections):
+        shape = Shape(n_rows, 20_000, 200_000, is_dense=is_dense, row_features=15, row_classes=row_classes)
+        reranking = fill(open_config(**sections), shape).reranking
+        return reranking.pilots, len(reranking.views)
+
+    assert (found(), found(row_classes=28.0), found(5_000), found(300_000)) == ((1, 3), (3, 3), (1, 3), (1, 3))
+    for nothing in (
+        found(4_999),
+        found(300_001),
+        found(is_dense=True),
+        found(decoding={"aggregate": "min"}),
+        found(reranking={"candidates": 0}),
+        found(reranking={"pilots": 0}),
+        found(training={"start": "there"}),
+    ):
+        assert nothing == (0, 0)
+    assert found(reranking={"pilots": 2}) == (2, 3)
+    assert found(reranking={"pilots": 2, "views": []}) == (2, 0)
+
+
 def test_rows_of_many_classes_are_reranked_by_logistic_classifiers():
     few, many = (Shape(40_000, 20_000, 200_000, row_classes=m) for m in (6, 28))
     losses = [(f.loss, f.cost) for f in (fill(open_config(), shape).reranking for shape in (few, many))]

@@ -32,7 +32,7 @@ from mach.networks.batch import SparseBatch, read_batch, read_classes, right_of
 from mach.ordering import prior_terms
 from mach.repetition import read_json
 from mach.reranker import Blend, Reranked, Reranker, combine, fingerprint, is_due
-from mach.reranking import STAGES, RerankerTraining, fitting_bytes
+from mach.reranking import RerankerTraining, fitting_bytes
 from mach.storage import Run
 from mach.tensors import map_tensors, write_tensors
 from mach.theory import RERANKING_REPEAT_BYTES
@@ -71,7 +71,7 @@ def train_here(config: Config, path: Path) -> None:
     train_shard(ShardJob(str(run.path), str(store.path), (0, 1)))
     training = RerankerTraining(run, store)
     training.begin()
-    for stage in STAGES:
+    for stage in training.stages:
         for part in training.parts(stage)[1]:
             assert training.make(stage, part)
     training.finish()
@@ -121,12 +121,12 @@ def test_answers_are_the_candidates_in_the_order_of_the_formula(reranked: Path):
     queries = rows_of(model).features(0, 50)
     plain, found = model.search(queries, 20, rerank=False), model.search(queries, 5)
     assert model.reranker is not None
-    margins_NK = (queries @ model.reranker.matrix().T).toarray() + model.reranker.arrays["biases"]
+    margins_NK = (queries @ model.reranker.classifiers.matrix().T).toarray() + model.reranker.arrays["biases"]
     margins_NC = np.take_along_axis(margins_NK, plain.ids_Nk, axis=1).astype(np.float32)
     blend = model.reranker.blend
     priors_K = blend.prior * np.log(1 + model.run.class_counts_K())
     priors_NC = (priors_K - priors_K.max())[plain.ids_Nk].astype(np.float32)
-    scores_NC = combine(plain.scores_Nk, margins_NC, priors_NC, blend.weight, model.reranker.loss)
+    scores_NC = combine(plain.scores_Nk, margins_NC, priors_NC, blend.weight, model.reranker.classifiers.view.loss)
     np.testing.assert_allclose(found.scores_Nk, -np.sort(-scores_NC, axis=1)[:, :5], atol=1e-4)
     np.testing.assert_array_equal(model.score(queries, found.ids_Nk), found.scores_Nk)
     assert found.exact_N.all()
@@ -145,11 +145,11 @@ def test_logistic_classifiers_order_by_their_own_loss(paired: Config, tmp_path: 
     train_here(changed(paired, loss="logistic", cost=4.0), tmp_path / "run")
     model = load(tmp_path / "run")
     assert model.reranker is not None
-    assert read_json(model.run.reranked, Reranked).settings.loss == model.reranker.loss == "logistic"
+    assert read_json(model.run.reranked, Reranked).settings.loss == model.reranker.classifiers.view.loss == "logistic"
     assert evaluate(model, rows_of(model), curve=False)[-1]["P@1"] > 0.95  # of classes that networks cannot tell apart
     queries, blend = rows_of(model).features(0, 50), model.reranker.blend
     found = model.search(queries, 5)
-    margins_NK = (queries @ model.reranker.matrix().T).toarray() + model.reranker.arrays["biases"]
+    margins_NK = (queries @ model.reranker.classifiers.matrix().T).toarray() + model.reranker.arrays["biases"]
     losses_NC = np.log(1 + np.exp(-np.take_along_axis(margins_NK.astype(np.float64), found.ids_Nk, axis=1)))
     priors_NC = model.reranker.arrays["priors"][found.ids_Nk]
     scores_NC = model.score(queries, found.ids_Nk, rerank=False) - blend.weight * losses_NC + priors_NC
@@ -161,14 +161,15 @@ def test_classifiers_of_pairs_answer_by_the_weights_in_the_file(paired: Config, 
     model, plain = load(tmp_path / "run"), load(reranked).reranker
     assert model.reranker is not None
     assert plain is not None
-    assert (model.reranker.pairs, plain.pairs, model.reranker.power, plain.power) == (6, 0, 0.5, 1.0)
+    views = model.reranker.classifiers.view, plain.classifiers.view
+    assert [(view.pairs, view.power) for view in views] == [(6, 0.5), (0, 1.0)]
     assert evaluate(model, rows_of(model), curve=False)[-1]["P@1"] > 0.95
     queries, blend = rows_of(model).features(0, 50), model.reranker.blend
     wide = with_pairs(
         queries.indptr.astype(np.int64), queries.indices, queries.data, np.arange(50), 6, model.n_features, 0.5
     )
-    weights = model.reranker.matrix()
-    assert weights.shape[1] == model.n_features + N_HASHED > plain.matrix().shape[1]
+    weights = model.reranker.classifiers.matrix()
+    assert weights.shape[1] == model.n_features + N_HASHED > plain.classifiers.matrix().shape[1]
     assert (np.concatenate([weights.indices]) >= model.n_features).any()
     rows = csr_array((wide[2], wide[1], wide[0]), shape=(50, weights.shape[1]))
     margins_NK = (rows @ weights.T).toarray() + model.reranker.arrays["biases"]
@@ -264,7 +265,7 @@ def test_a_run_without_pairs_keeps_the_fingerprint_of_before_they_were_known(rer
     run = load(reranked).run
     settings = run.config.reranking.model_dump()
     assert (settings.pop("pairs"), settings.pop("class_weights"), settings.pop("repeats")) == (0, None, None)
-    assert settings.pop("power") == 1.0
+    assert [settings.pop(key) for key in ("power", "pilots", "views", "inputs")] == [1.0, 0, [], False]
     digests = [run.repetition(r).summary().weights_digest for r in range(2)]
     parts = (1, settings, run.config.decoding.aggregate, run.manifest.data_fingerprint, digests)
     assert fingerprint(run) == hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
@@ -403,7 +404,7 @@ def test_the_smallest_weights_go_until_the_file_fits(paired: Config, copied: Pat
     assert small is not None
     assert budget - 100 < small.n_bytes <= budget
     assert small.blend.weight == 2.0
-    full_KD, small_KD = abs(full.matrix()).toarray(), abs(small.matrix()).toarray()
+    full_KD, small_KD = abs(full.classifiers.matrix()).toarray(), abs(small.classifiers.matrix()).toarray()
     assert full_KD[(small_KD == 0) & (full_KD > 0)].max() <= full_KD[small_KD > 0].min() + full_KD.max() / 127
     assert plan_of(run.config, store).ledger.reranking_bytes == budget
     drop_store(run)

@@ -204,12 +204,15 @@ def _train_here(run: Run, store: Store, launch: LaunchConfig, device: str, conso
             train_shard(job, report=display.progressed, traffic=traffic)
             for r in shard:
                 display.set(r, "finished")
-        if is_due(run):
-            from mach.reranking import STAGES, RerankerTraining
+    if is_due(run):
+        from mach.launch.pilot import teach
+        from mach.reranking import RerankerTraining
 
-            training = RerankerTraining(run, store)
-            training.begin()
-            for stage in STAGES:
+        training = RerankerTraining(run, store)
+        training.begin()
+        teach(training, lambda pilot, rows: _train_here(pilot, rows, launch, device, console), console)
+        with _torch_kept():
+            for stage in training.stages:
                 for part in training.parts(stage)[1]:
                     training.make(stage, part)
             training.finish()

@@ -1,7 +1,8 @@
 """Train a run's re-ranker on the workers of a launcher: orders are as for repetitions, their numbers are parts.
 
-The two stages of `mach.reranking` follow each other; in each, the schedule hands parts to whichever worker is free, and
-the part of a lost worker goes to another. Parts are files, so a driver that begins again makes only what is missing.
+Pilots come first where an order is learned, then the stages of `mach.reranking` one after the other; in each, the
+schedule hands parts to whichever worker is free, and the part of a lost worker goes to another. Parts are files, so a
+driver that begins again makes only what is missing.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from mach.errors import IncompleteRunError
 from mach.launch import local
 from mach.launch.display import Display
 from mach.launch.driver import Driver, Pool
+from mach.launch.launchers import train
+from mach.launch.pilot import teach
 from mach.launch.schedule import Schedule, shards_of
 from mach.launch.setup import plan_of
 from mach.repetition import RepetitionFiles
 from mach.reranker import FORMULAS, is_due
-from mach.reranking import STAGES, RerankerTraining, fitting_bytes
+from mach.reranking import RerankerTraining, fitting_bytes
 from mach.storage import Run
 
 LOCK_SECONDS = 0.2
@@ -45,7 +48,8 @@ def train_reranker(run: Run, store: Store, launch: LaunchConfig, *, console: Con
             if not is_due(run):  # another driver made it meanwhile
                 return
             training.begin()
-            for stage in STAGES:
+            teach(training, lambda pilot, rows: _train_pilot(pilot, rows, launch, console), console)
+            for stage in training.stages:
                 _make(training, stage, launch, console)
             summary = training.finish()
     except KeyboardInterrupt:
@@ -53,16 +57,19 @@ def train_reranker(run: Run, store: Store, launch: LaunchConfig, *, console: Con
             f"stopped while the re-ranker was trained; all repetitions and its finished parts are in {run.path}: run "
             "the same command again to go on"
         ) from None
+    formula = (
+        "order learned by a network over aggregate, margins and counts"
+        if summary.learned
+        else f"score = aggregate - {summary.weight:g} {FORMULAS[summary.settings.loss]} "
+        f"{summary.prior:+g} log(1 + rows)" + _repeats(summary.repeats)
+    )
     console.print(
         f"re-ranker: {summary.n_weights:,} weights, {summary.n_bytes:,} bytes, {summary.cpu_seconds:.0f} s of "
-        f"processors; score = aggregate - {summary.weight:g} {FORMULAS[summary.settings.loss]} "
-        f"{summary.prior:+g} log(1 + rows)"
-        + _repeats(summary.repeats)
-        + (", chosen by held-out rows" if summary.validated else ""),
+        f"processors; {formula}" + (", chosen by held-out rows" if summary.validated else ""),
         highlight=False,
         soft_wrap=True,
     )
-    if summary.repeats < 0:
+    if summary.repeats < 0 and not summary.learned:
         console.print(
             "re-ranker: classes that a training row with the same features has are put last, as held-out rows hardly "
             "ever repeat one: asked for a training row, the run answers with other classes (reranking.repeats = 0 and "
@@ -70,6 +77,11 @@ def train_reranker(run: Run, store: Store, launch: LaunchConfig, *, console: Con
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _train_pilot(pilot: Run, rows: Store, launch: LaunchConfig, console: Console) -> None:
+    train(pilot, rows, launch, console=console)
+    train_reranker(pilot, rows, launch, console=console)
 
 
 def _repeats(strength: float) -> str:

@@ -279,7 +279,7 @@ def plan_by_counts(
     """As `plan_of`, where the rows themselves are not at hand; ``n_positives`` pairs of a row and a class of it."""
     reranking = config.reranking
     is_chosen = reranking.repeats is None and (config.data.validation_fraction or 0) > 0
-    may_count = is_chosen or bool(reranking.repeats)
+    may_count = is_chosen or bool(reranking.repeats) or (bool(reranking.pilots) and reranking.repeats is None)
     estimate = theory.reranking_estimate(
         n_classes,
         n_positives,
@@ -287,6 +287,8 @@ def plan_by_counts(
         reranking.bytes,
         reranking.pairs,
         n_counted=n_rows + n_positives if may_count else 0,
+        n_views=len(reranking.views),
+        n_ruling=n_features if reranking.pilots or reranking.inputs else 0,
     )
     return theory.plan(
         n_classes,

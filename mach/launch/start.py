@@ -127,7 +127,12 @@ class Start:
             "data": dict.fromkeys(OWN),
             "hashing": {"relearn_epochs": [] if learned else None},
             "training": training,
-            "reranking": {"candidates": theirs.reranking.candidates if self.replay else 0},
+            "reranking": {
+                "candidates": theirs.reranking.candidates if self.replay else 0,
+                "pilots": 0,
+                "views": [],
+                "inputs": False,
+            },
         }
         sections = {name: getattr(theirs, name).model_copy(update=update) for name, update in updates.items()}
         mine = completed(config, theirs.model_copy(update=sections))

@@ -11,8 +11,8 @@ from scipy.sparse import csr_array, random_array
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
+from mach.classifiers import Classifiers, View
 from mach.kernels.rerank import UNSEEN, encode, fit_classes, invert, margins
-from mach.reranker import Blend, Reranker
 
 
 def problem(n_rows: int, n_features: int, seed: int):
@@ -114,7 +114,7 @@ def test_encoded_weights_come_back_and_margins_equal_the_matrix(seed: int, n_fea
     ends, gaps, codes, scales = encode(offsets, flat, weights, least)
     biases = generator.normal(size=4).astype(np.float32)
     arrays = {"offsets": ends, "gaps": gaps, "codes": codes, "scales": scales, "biases": biases}
-    found = Reranker(arrays, n_features=n_features, candidates=3, blend=Blend(weight=1.0, prior=0.0)).matrix()
+    found = Classifiers(arrays, View("hinge", cost=1.0, threshold=0.05), n_features).matrix()
     kept = np.where(np.abs(weights) >= least, weights, 0)
     expected = csr_array((kept, flat, offsets), shape=(4, n_features)).toarray()
     assert np.abs(found.toarray() - expected).max() <= (scales.max() / 2) * 1.001

@@ -1,0 +1,111 @@
+"""Rules "a row with feature f has class k", by their confidence: the share of training rows with f that have k.
+
+The confidence of a rule is ``n_fk / (n_f + 1)``, of n_f rows with the feature n_fk with the class as well (association
+rules, Agrawal, Imielinski & Swami, SIGMOD 1993). One in the denominator keeps rules that few rows speak for below those
+of many. What a table holds of it is rounded to 8 bits.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+LEAST_ROWS, LEAST_CONFIDENCE = 2, 0.02  # of a rule that is kept: at most 50 a feature
+CODES = 255
+MOST_CONFIDENCE = np.float32(0.995)  # in a noisy or
+BLOCK_PRODUCTS = 2**24  # pairs of a feature and a class of a row that are counted at once
+Array = NDArray[Any]
+
+
+def count_rules(x_ND: csr_array, y_NK: csr_array) -> tuple[Array, Array, Array, Array]:
+    """All rules of some rows, feature by feature.
+
+    Parameters
+    ----------
+    x_ND : csr_array
+        Features of the rows; those other than 0 count.
+    y_NK : csr_array
+        Ones at their classes.
+
+    Returns
+    -------
+    offsets, classes, confidences, supports : int64 (D + 1,), int32, uint8 and int32 (D,) arrays
+        Rules of feature f at ``offsets[f]..offsets[f + 1]``, classes ascending; ``supports`` are n_f. A confidence is
+        its code / `CODES`.
+    """
+    x_DN = csr_array((x_ND.data != 0, x_ND.indices, x_ND.indptr), shape=x_ND.shape, dtype=np.float32).T.tocsr()
+    x_DN.eliminate_zeros()
+    supports = np.diff(x_DN.indptr).astype(np.int32)
+    products = np.concatenate([[0], np.cumsum(np.diff(y_NK.indptr)[x_DN.indices])])[x_DN.indptr]
+    cuts = np.searchsorted(products, np.arange(BLOCK_PRODUCTS, products[-1], BLOCK_PRODUCTS), "right")
+    bounds = np.unique([0, *cuts.tolist(), len(supports)])
+    parts, sizes = [], np.zeros(len(supports) + 1, np.int64)
+    for begin, end in pairwise(bounds):
+        counts = (x_DN[begin:end] @ y_NK).tocsr()
+        counts.sort_indices()
+        features = np.repeat(np.arange(begin, end), np.diff(counts.indptr))
+        shares = counts.data / (supports[features] + np.float32(1))
+        kept = (counts.data >= LEAST_ROWS) & (shares >= LEAST_CONFIDENCE)
+        sizes[1:] += np.bincount(features[kept], minlength=len(supports))
+        parts.append((counts.indices[kept].astype(np.int32), np.rint(CODES * shares[kept]).astype(np.uint8)))
+    classes, confidences = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return np.cumsum(sizes), classes, confidences, supports
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def rules_for(
+    offsets: Array,
+    classes: Array,
+    confidences: Array,
+    supports: Array,
+    csr: tuple[Array, Array, Array],
+    ids_NC: Array,
+    out_NC5: Array,
+) -> None:
+    """What the rules that a query fulfils say of its candidates; 0 where there is none, and for ids of -1.
+
+    ``out_NC5`` (float32) gets the largest confidence, the rows with that rule's feature (of equal ones the first), the
+    second largest confidence, the sum of ``-log(1 - confidence)`` ("noisy or"), and the mean confidence over the
+    query's features, weighted by their magnitudes.
+    """
+    indptr, indices, values = csr
+    n_candidates = ids_NC.shape[1]
+    for n in range(len(indptr) - 1):
+        order = np.argsort(ids_NC[n])
+        out_NC5[n] = 0
+        total = np.float32(0)
+        for j in range(indptr[n], indptr[n + 1]):
+            f, weight = indices[j], abs(values[j])
+            if weight == 0 or not 0 <= f < len(supports):
+                continue
+            total += weight
+            begin, end = offsets[f], offsets[f + 1]
+            if not 0 <= begin <= end <= len(classes):
+                continue
+            for rule in range(begin, end):
+                k = classes[rule]
+                low, high = 0, n_candidates
+                while low < high:
+                    middle = (low + high) >> 1
+                    if ids_NC[n, order[middle]] < k:
+                        low = middle + 1
+                    else:
+                        high = middle
+                confidence = np.float32(confidences[rule]) / np.float32(CODES)
+                while low < n_candidates and ids_NC[n, order[low]] == k:  # an id may be asked for twice
+                    found = out_NC5[n, order[low]]
+                    if confidence > found[0]:
+                        found[2], found[0], found[1] = found[0], confidence, supports[f]
+                    elif confidence > found[2]:
+                        found[2] = confidence
+                    found[3] -= np.log1p(-min(confidence, MOST_CONFIDENCE))
+                    found[4] += weight * confidence
+                    low += 1
+        for c in range(n_candidates):
+            if total > 0:
+                out_NC5[n, c, 4] /= total

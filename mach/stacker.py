@@ -1,0 +1,198 @@
+"""The learned order: a small network over all that is known of a candidate, taught by rows that nothing had seen.
+
+Stacked generalisation (Wolpert, Neural Networks 5, 1992): what aggregates and margins are worth beside each other can
+only be learned where they were computed for rows that neither networks nor classifiers learned from. Such rows come
+from pilots, runs on a part of the rows that are thrown away afterwards (`mach.launch.pilot`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import block_diag
+
+HIDDEN, NETWORKS = 32, 3
+CUT = 4.0  # standard deviations, at which inputs end
+ROOM = 8.0  # log-odds of a class are its score and this: room below the aggregate for whatever the network says
+LARGEST_LOG = np.float32(-1e-3)  # of an aggregate, where its odds are still finite in float32
+LEAST_LOG = np.float32(-30)
+SUPPORT = 1  # among the numbers of rules
+LEAST_SHARES = np.array([0.01, 0, 0.01, 0.01, 0.005], np.float32)  # that missing rules count as
+TAUGHT = 20  # candidates of a row that it learns from, those of best blend
+EPOCHS, LEAST_STEPS, BATCH, RATE, DECAY = 10, 2_000, 64, 1e-2, 0.05
+ROW_INPUTS = ("aggregate", "log odds", "probability", "log rows", "log features", "log buckets")
+RULE_INPUTS = ("log confidence", "log support", "log second confidence", "log noisy or", "log mean confidence")
+COUNT_INPUTS = ("log equal rows with it", "log equal rows")
+NAMES = ("means", "scales", "w_IH", "b_H", "w_HG", "b_G", "w_G1", "b_1")
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Best candidates of rows that nothing had seen.
+
+    Attributes
+    ----------
+    inputs_NCI, scores_NC : float32 arrays
+        See `inputs_of`; aggregates.
+    right_NC : bool array
+    """
+
+    inputs_NCI: NDArray[np.float32]
+    scores_NC: NDArray[np.float32]
+    right_NC: NDArray[np.bool_]
+
+
+def inputs_of(
+    scores_NC: NDArray[np.float32],
+    log_rows_NC: NDArray[np.float32],
+    n_features_N: NDArray[np.integer],
+    n_buckets_N: NDArray[np.float32],
+    margins: list[NDArray[np.float32]],
+    rules_NC5: NDArray[np.float32],
+    known_NC: NDArray[np.integer],
+    alike_N: NDArray[np.integer],
+) -> NDArray[np.float32]:
+    """What the network is told of every candidate, shape (N, C, I), before it is standardised.
+
+    Parameters
+    ----------
+    scores_NC : aggregates, log-means of probabilities
+    log_rows_NC : ``log(1 + training rows)`` of the class
+    n_features_N : features of the row
+    n_buckets_N : sum of a hash function's bucket probabilities, mean over functions: how many classes to expect
+    margins : of every set of classifiers, shape (N, C) each
+    rules_NC5 : of the rules that the row fulfils (`mach.kernels.associations.rules_for`)
+    known_NC, alike_N : training rows with the row's features, those with the class and all (`mach.kernels.repeats`)
+
+    Returns
+    -------
+    float32 array of shape (N, C, 13 + number of sets)
+    """
+    logs_NC = np.clip(scores_NC, LEAST_LOG, LARGEST_LOG)
+    chances_NC = np.exp(logs_NC)
+    columns = [logs_NC, logs_NC - np.log1p(-chances_NC), chances_NC, log_rows_NC]
+    columns += [np.log1p(n_features_N, dtype=np.float32)[:, None], np.log(np.maximum(n_buckets_N, 1e-3))[:, None]]
+    columns += margins
+    for i in range(rules_NC5.shape[2]):
+        numbers_NC = rules_NC5[:, :, i]
+        columns.append(np.log1p(numbers_NC) if i == SUPPORT else np.log(np.maximum(numbers_NC, LEAST_SHARES[i])))
+    columns += [np.log1p(known_NC, dtype=np.float32), np.log1p(alike_N, dtype=np.float32)[:, None]]
+    inputs_NCI = np.empty((*scores_NC.shape, len(columns)), np.float32)
+    for i, column in enumerate(columns):
+        inputs_NCI[:, :, i] = column
+    return inputs_NCI
+
+
+class Stacker:
+    """Scores of candidates, from all that is known of them.
+
+    Parameters
+    ----------
+    arrays : mapping
+        `NAMES`: means and one over standard deviations of the inputs, weights and biases of three layers; float32.
+    """
+
+    def __init__(self, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+        self.arrays = {name: np.ascontiguousarray(arrays[name], np.float32) for name in NAMES}
+
+    @property
+    def n_inputs(self) -> int:
+        return len(self.arrays["means"])
+
+    def is_whole(self) -> bool:
+        """Whether all arrays fit each other."""
+        found = self.arrays
+        n_hidden = [found["b_H"].size, found["b_G"].size]
+        shapes = [(self.n_inputs,), (self.n_inputs,), (self.n_inputs, n_hidden[0]), (n_hidden[0],)]
+        shapes += [(n_hidden[0], n_hidden[1]), (n_hidden[1],), (n_hidden[1], 1), (1,)]
+        return all(found[name].shape == shape for name, shape in zip(NAMES, shapes, strict=True))
+
+    def _standardised(self, inputs_NCI: NDArray[np.float32]) -> NDArray[np.float32]:
+        return standardised(inputs_NCI, self.arrays["means"], self.arrays["scales"])
+
+    def objections(self, inputs_NCI: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What the network says against each candidate, shape (N, C); in plain numpy."""
+        w_IH, b_H, w_HG, b_G, w_G1, b_1 = (self.arrays[name] for name in NAMES[2:])
+        first_NCH = _silu(self._standardised(inputs_NCI) @ w_IH + b_H)
+        second_NCG = _silu(first_NCH @ w_HG + b_G)
+        return np.asarray((second_NCG @ w_G1 + b_1)[:, :, 0])
+
+    def scores(self, scores_NC: NDArray[np.float32], inputs_NCI: NDArray[np.float32]) -> NDArray[np.float32]:
+        """``aggregate - log(1 + exp(objection))``, so at most the aggregate; `ROOM` more are log-odds of the class."""
+        from mach.kernels.stack import objections
+
+        inputs_NIC = np.ascontiguousarray(self._standardised(inputs_NCI).transpose(0, 2, 1))
+        objections_NC = np.empty(scores_NC.shape, np.float32)
+        w_IH, b_H, w_HG, b_G, w_G1, b_1 = (self.arrays[name] for name in NAMES[2:])
+        objections(inputs_NIC, (w_IH, b_H, w_HG, b_G, w_G1, b_1), objections_NC)
+        return scores_NC - np.logaddexp(np.float32(0), objections_NC)
+
+    @classmethod
+    def learn(cls, examples: Examples, seed: int) -> Self:
+        """Teach `NETWORKS` networks which candidates are right, by the logistic loss of `ROOM` and their scores.
+
+        They stand side by side in one, whose objections are the mean of theirs. Cost: 6 FLOPs a weight, candidate and
+        epoch, some seconds each. The same examples and seed give the same bits.
+        """
+        means = examples.inputs_NCI.mean(axis=(0, 1), dtype=np.float64)
+        deviations = examples.inputs_NCI.std(axis=(0, 1), dtype=np.float64)
+        scales = np.where(deviations > 1e-6, 1 / np.maximum(deviations, 1e-6), 0.0)
+        found = [_taught(examples, means, scales, seed + network) for network in range(NETWORKS)]
+        w_IH, b_H, w_HG, b_G, w_G1, b_1 = zip(*found, strict=True)
+        layers = (np.hstack(w_IH), np.hstack(b_H), block_diag(*w_HG), np.hstack(b_G))
+        last = (np.vstack(w_G1) / NETWORKS, np.mean(b_1, axis=0))
+        arrays = [np.asarray(array, np.float32) for array in (means, scales, *layers, *last)]
+        return cls(dict(zip(NAMES, arrays, strict=True)))
+
+
+def standardised(
+    inputs_NCI: NDArray[np.float32], means_I: NDArray[np.floating], scales_I: NDArray[np.floating]
+) -> NDArray[np.float32]:
+    """Inputs less their means, in standard deviations, at most `CUT` of them."""
+    return np.clip((inputs_NCI - np.float32(means_I)) * np.float32(scales_I), -CUT, CUT)
+
+
+def _taught(
+    examples: Examples, means_I: NDArray[np.float64], scales_I: NDArray[np.float64], seed: int
+) -> list[NDArray[np.float32]]:
+    """Weights and biases of one network."""
+    import torch
+    from torch.nn.functional import binary_cross_entropy_with_logits, silu, softplus
+
+    generator = torch.Generator().manual_seed(seed)
+    layers = []
+    for n_in, n_out in ((len(means_I), HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, 1)):
+        layers.append(torch.empty(n_in, n_out).uniform_(-(n_in**-0.5), n_in**-0.5, generator=generator))
+        layers.append(torch.zeros(n_out))
+    for layer in layers:
+        layer.requires_grad_()
+    x_NCI = torch.from_numpy(standardised(examples.inputs_NCI, means_I, scales_I))
+    scores_NC, right_NC = torch.from_numpy(examples.scores_NC), torch.from_numpy(examples.right_NC).float()
+    optimizer = torch.optim.AdamW(layers, lr=RATE, weight_decay=DECAY)
+    n_batches = -(-len(x_NCI) // BATCH)
+    n_epochs = max(EPOCHS, -(-LEAST_STEPS // n_batches))
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / (n_epochs * n_batches))
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # operations are small, and bits do not depend on the machine's cores
+    for _ in range(n_epochs):
+        for rows in torch.randperm(len(x_NCI), generator=generator).split(BATCH):  # type: ignore[no-untyped-call]
+            hidden = x_NCI[rows]
+            for at in range(0, len(layers), 2):
+                hidden = (silu(hidden) if at else hidden) @ layers[at] + layers[at + 1]
+            scores = ROOM + scores_NC[rows] - softplus(hidden[..., 0])
+            loss = binary_cross_entropy_with_logits(scores, right_NC[rows])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            rates.step()
+    torch.set_num_threads(n_threads)
+    return [layer.detach().numpy() for layer in layers]
+
+
+def _silu(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # then it is 0
+        return x / (1 + np.exp(-x))
