@@ -280,7 +280,9 @@ def status(run: Place, as_json: bool) -> None:
     if not as_json:
         click.echo(opened.outlook(rows))
         if opened.config.reranking.candidates:
-            click.echo(f"re-ranker {'finished' if is_there(opened.reranked) else 'not trained yet'}")
+            n_pilots = opened.config.reranking.pilots
+            taught = f", {opened.n_pilots_taught} of {n_pilots} pilots have taught" if n_pilots else ""
+            click.echo(f"re-ranker {'finished' if is_there(opened.reranked) else 'not trained yet' + taught}")
 
 
 @main.command()

@@ -26,8 +26,9 @@ It holds for sparse rows. Dense rows, linear networks and trunks of the user's o
 ``candidates``            100
 ``loss, cost``            if neither is given, logistic and 4 where a row has 10 classes or more, as many are likely at
                           once there; classifiers' weights below 0.1 are dropped then
-``pilots, views``         3 where a row has 10 classes or more, whose order takes more rows to learn, else 1; for 5,000
-                          to 300,000 rows where aggregates are log-means, and all three further views; else none
+``pilots, views``         3 where a row has 10 classes or more, whose order takes more rows to learn, else 1, and all
+                          further views; none below 5,000 and above 300,000 rows, with other aggregates than log-means,
+                          for runs that start from another one, and where ``reranking.bytes`` is given
 ``pairs``                 if neither loss nor cost is given, products of the 12 largest features of a row where it has
                           less than 30 and fewer than 10 classes; of a class's weights above 0.08 the 2,048 largest
                           stay; cost and power are 0.5 unless every row has one class
@@ -159,7 +160,8 @@ def fill(config: Config, shape: Shape) -> Config:
 def can_have_pilots(config: Config, shape: Shape) -> bool:
     """Whether an order is learned where nothing is said of it: there are rows enough, and time."""
     has_logs = config.decoding.aggregate in {"auto", "log-mean"}
-    return LEAST_PILOT_ROWS <= shape.n_rows <= MOST_PILOT_ROWS and has_logs and config.training.start is None
+    is_bounded = config.reranking.bytes is not None or config.training.start is not None
+    return LEAST_PILOT_ROWS <= shape.n_rows <= MOST_PILOT_ROWS and has_logs and not is_bounded
 
 
 def held_out_fraction(n_rows: int) -> float:

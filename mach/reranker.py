@@ -27,7 +27,7 @@ from mach.errors import StorageError
 from mach.ordering import reorder, repeat_terms
 from mach.places import cache_folder, fetch, is_there, kept
 from mach.repetition import read_json
-from mach.stacker import COUNT_INPUTS, NAMES, ROW_INPUTS, RULE_INPUTS, Stacker, inputs_of
+from mach.stacker import BUCKET_INPUTS, COUNT_INPUTS, NAMES, ROW_INPUTS, RULE_INPUTS, Stacker, inputs_of
 from mach.tensors import digest_of, map_tensors
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ class Reranker:
             scores_NC,
             self.arrays["log_rows"][np.maximum(ids_NC, 0)],
             np.diff(batch.indptr),
-            probs_NRB.sum(axis=2).mean(axis=1),
+            probs_NRB,
             [classifiers.margins(batch, ids_NC) for classifiers in (self.classifiers, *self.further)],
             self.rules(batch, ids_NC),
             *self.repeats(batch, ids_NC),
@@ -318,7 +318,7 @@ def _check(run: Run, arrays: Mapping[str, NDArray[Any]], settings: RerankingConf
             raise StorageError(f"{run.reranker_file}: {name} is missing or not of shape {shape}: train it again")
     if is_learned:
         stacker = Stacker(_within(arrays, "stacker"))
-        n_inputs = len(ROW_INPUTS) + 1 + len(settings.views) + len(RULE_INPUTS) + len(COUNT_INPUTS)
+        n_inputs = sum(map(len, (ROW_INPUTS, BUCKET_INPUTS, ("own", *settings.views), RULE_INPUTS, COUNT_INPUTS)))
         if not stacker.is_whole() or stacker.n_inputs != n_inputs:
             raise StorageError(
                 f"{run.reranker_file}: its learned order is no network of {n_inputs} inputs: train it again"

@@ -181,10 +181,9 @@ class RerankerTraining:
         settings = self.settings
         with tempfile.TemporaryDirectory(prefix="mach-", dir=self._scratch_folder) as scratch:
             table, tables = self._repeats(), self._tables()
-            reserved = sum(array.nbytes for array in tables.values()) + (table.nbytes if tables else 0)
-            arrays, least = self._merged(Path(scratch), CLASSIFIERS, reserved)
+            arrays, least = self._merged(Path(scratch), CLASSIFIERS)
             for view in settings.views:
-                further = self._merged(Path(scratch), view, reserved)[0]
+                further = self._merged(Path(scratch), view)[0]
                 arrays |= {f"{view}.{name}": array for name, array in further.items()}
             stacker = self._learned()
             blend, is_learned = self._order(arrays | tables | {"repeats": table}, stacker)
@@ -196,7 +195,7 @@ class RerankerTraining:
             else:
                 arrays |= tables
             if (tables and len(table)) or blend.repeats:
-                if blend.repeats and not tables and settings.bytes is not None:
+                if settings.bytes is not None:
                     arrays, least = self._merged(Path(scratch), CLASSIFIERS, table.nbytes)
                 arrays["repeats"] = table
             arrays["priors"] = prior_terms(self.run.class_counts_K(), blend.prior)
@@ -343,7 +342,7 @@ class RerankerTraining:
                 break
             n_most = n_entries
         room = np.inf if settings.bytes is None else settings.bytes - RERANKING_CLASS_BYTES * store.n_classes
-        if settings.repeats is None and not self.is_stacked and 10 * table.nbytes > room:
+        if settings.repeats is None and 10 * table.nbytes > room:
             return np.empty(0, np.uint32)  # classifiers are worth more
         return table
 
@@ -373,15 +372,15 @@ class RerankerTraining:
     def _merged(self, scratch: Path, stage: str, reserved: int = 0) -> tuple[dict[str, NDArray[Any]], float]:
         """All parts of a stage as the arrays of the file, mapped, and the smallest magnitude that the budget left.
 
-        ``reserved`` bytes of the budget are for something else; sets of classifiers share the rest alike.
+        ``reserved`` bytes of the budget are for something else.
         """
         parts = [self._map(stage, part)[0] for part in range(len(self._bounds(stage)) - 1)]
         K = self.store.n_classes
-        budget, n_sets = self.settings.bytes, len(self.stages) - 1
+        budget = self.settings.bytes
         most = (
             None
             if budget is None
-            else max(0, (budget - reserved) // n_sets - RERANKING_CLASS_BYTES * K - 8) // RERANKING_WEIGHT_BYTES
+            else max(0, budget - reserved - RERANKING_CLASS_BYTES * K - 8) // RERANKING_WEIGHT_BYTES
         )
         n_kept, least = most, self._view(stage).threshold
         while True:

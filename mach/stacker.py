@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import block_diag
 
-HIDDEN, NETWORKS = 32, 3
+HIDDEN, NETWORKS = 64, 2
 CUT = 4.0  # standard deviations, at which inputs end
 ROOM = 8.0  # log-odds of a class are its score and this: room below the aggregate for whatever the network says
 LARGEST_LOG = np.float32(-1e-3)  # of an aggregate, where its odds are still finite in float32
@@ -24,7 +24,9 @@ SUPPORT = 1  # among the numbers of rules
 LEAST_SHARES = np.array([0.01, 0, 0.01, 0.01, 0.005], np.float32)  # that missing rules count as
 TAUGHT = 20  # candidates of a row that it learns from, those of best blend
 EPOCHS, LEAST_STEPS, BATCH, RATE, DECAY = 10, 2_000, 64, 1e-2, 0.05
-ROW_INPUTS = ("aggregate", "log odds", "probability", "log rows", "log features", "log buckets")
+LIKELY = np.array([0.5, 0.2, 0.05, 0.01], np.float32)  # probabilities, buckets of which are counted
+ROW_INPUTS = ("aggregate", "log odds", "probability", "log rows", "log features", "log expected buckets")
+BUCKET_INPUTS = tuple(f"log buckets above {p:g}" for p in LIKELY)
 RULE_INPUTS = ("log confidence", "log support", "log second confidence", "log noisy or", "log mean confidence")
 COUNT_INPUTS = ("log equal rows with it", "log equal rows")
 NAMES = ("means", "scales", "w_IH", "b_H", "w_HG", "b_G", "w_G1", "b_1")
@@ -50,7 +52,7 @@ def inputs_of(
     scores_NC: NDArray[np.float32],
     log_rows_NC: NDArray[np.float32],
     n_features_N: NDArray[np.integer],
-    n_buckets_N: NDArray[np.float32],
+    probs_NRB: NDArray[np.float32],
     margins: list[NDArray[np.float32]],
     rules_NC5: NDArray[np.float32],
     known_NC: NDArray[np.integer],
@@ -63,19 +65,24 @@ def inputs_of(
     scores_NC : aggregates, log-means of probabilities
     log_rows_NC : ``log(1 + training rows)`` of the class
     n_features_N : features of the row
-    n_buckets_N : sum of a hash function's bucket probabilities, mean over functions: how many classes to expect
+    probs_NRB : bucket probabilities; of a hash function their sum and how many are above each of `LIKELY`, which are
+        means over functions, tell how many classes to expect
     margins : of every set of classifiers, shape (N, C) each
     rules_NC5 : of the rules that the row fulfils (`mach.kernels.associations.rules_for`)
     known_NC, alike_N : training rows with the row's features, those with the class and all (`mach.kernels.repeats`)
 
     Returns
     -------
-    float32 array of shape (N, C, 13 + number of sets)
+    float32 array of shape (N, C, 17 + number of sets)
     """
     logs_NC = np.clip(scores_NC, LEAST_LOG, LARGEST_LOG)
     chances_NC = np.exp(logs_NC)
     columns = [logs_NC, logs_NC - np.log1p(-chances_NC), chances_NC, log_rows_NC]
-    columns += [np.log1p(n_features_N, dtype=np.float32)[:, None], np.log(np.maximum(n_buckets_N, 1e-3))[:, None]]
+    n_expected_N = probs_NRB.sum(axis=2).mean(axis=1)
+    columns += [np.log1p(n_features_N, dtype=np.float32)[:, None], np.log(np.maximum(n_expected_N, 1e-3))[:, None]]
+    for p in LIKELY:
+        n_above_N = np.count_nonzero(probs_NRB > p, axis=2).mean(axis=1)
+        columns.append(np.log1p(n_above_N, dtype=np.float32)[:, None])
     columns += margins
     for i in range(rules_NC5.shape[2]):
         numbers_NC = rules_NC5[:, :, i]
@@ -171,7 +178,8 @@ def _taught(
     for layer in layers:
         layer.requires_grad_()
     x_NCI = torch.from_numpy(standardised(examples.inputs_NCI, means_I, scales_I))
-    scores_NC, right_NC = torch.from_numpy(examples.scores_NC), torch.from_numpy(examples.right_NC).float()
+    scores_NC = torch.from_numpy(np.maximum(examples.scores_NC, LEAST_LOG))  # finite where candidates are too few
+    right_NC = torch.from_numpy(examples.right_NC).float()
     optimizer = torch.optim.AdamW(layers, lr=RATE, weight_decay=DECAY)
     n_batches = -(-len(x_NCI) // BATCH)
     n_epochs = max(EPOCHS, -(-LEAST_STEPS // n_batches))

@@ -53,6 +53,7 @@ from mach.places import (
     is_there,
     kept,
     local_copy,
+    names_in,
     place,
     read_bytes,
     temporary_name,
@@ -334,6 +335,11 @@ class Run:
     @property
     def calibration_file(self) -> Place:
         return self.path / "calibration.json"
+
+    @property
+    def n_pilots_taught(self) -> int:
+        """Pilots whose examples wait for the re-ranker."""
+        return sum(name.startswith("examples") for name in names_in(self.reranking_folder))
 
     @property
     def reranking_folder(self) -> Place:

@@ -67,6 +67,7 @@ def test_an_order_is_learned_where_rows_are_enough_and_not_too_many():
         found(decoding={"aggregate": "min"}),
         found(reranking={"candidates": 0}),
         found(reranking={"pilots": 0}),
+        found(reranking={"bytes": 10**9}),
         found(training={"start": "there"}),
     ):
         assert nothing == (0, 0)

@@ -6,7 +6,17 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mach.stacker import COUNT_INPUTS, HIDDEN, NAMES, ROW_INPUTS, RULE_INPUTS, Examples, Stacker, inputs_of
+from mach.stacker import (
+    BUCKET_INPUTS,
+    COUNT_INPUTS,
+    HIDDEN,
+    NAMES,
+    ROW_INPUTS,
+    RULE_INPUTS,
+    Examples,
+    Stacker,
+    inputs_of,
+)
 
 
 def some_network(seed: int, n_inputs: int) -> Stacker:
@@ -40,7 +50,9 @@ def planted(n_rows: int, seed: int) -> Examples:
     inputs_NCI = generator.normal(size=(n_rows, 10, 4)).astype(np.float32)
     inputs_NCI[:, :, 3] = 7  # tells nothing
     right_NC = (inputs_NCI[:, :, 0] > 0) != (inputs_NCI[:, :, 1] > 0)
-    return Examples(inputs_NCI, -generator.random((n_rows, 10), np.float32), right_NC)
+    scores_NC = -generator.random((n_rows, 10), np.float32)
+    scores_NC[:, 9], right_NC[:, 9] = -np.inf, False  # no class
+    return Examples(inputs_NCI, scores_NC, right_NC)
 
 
 def test_it_learns_what_no_blend_can_and_twice_the_same():
@@ -61,15 +73,28 @@ def test_inputs_stand_in_their_order():
         scores_NC,
         np.array([[3.0, 4.0]], np.float32),
         np.array([6]),
-        np.array([2.0], np.float32),
+        np.array([[[0.9, 0.3, 0.1, 0.7], [0.9, 0.0, 0.1, 1.0]]], np.float32),
         given_NC,
         np.array([[[0.5, 9, 0.25, 1.2, 0.1], [0, 0, 0, 0, 0]]], np.float32),
         np.array([[1, 0]], np.uint8),
         np.array([2], np.uint8),
     )
     p = np.exp(-0.5)
-    expected_I = [-0.5, np.log(p / (1 - p)), p, 3, np.log(7), np.log(2), 1.5, 2.5]
+    expected_I = [
+        -0.5,
+        np.log(p / (1 - p)),
+        p,
+        3,
+        np.log(7),
+        np.log(2),
+        np.log(3),
+        np.log(3.5),
+        np.log(4.5),
+        np.log(4.5),
+        1.5,
+        2.5,
+    ]
     expected_I += [np.log(0.5), np.log(10), np.log(0.25), np.log(1.2), np.log(0.1), np.log(2), np.log(3)]
     np.testing.assert_allclose(inputs_NCI[0, 0], expected_I, rtol=1e-5)
-    assert inputs_NCI.shape == (1, 2, len(ROW_INPUTS) + 2 + len(RULE_INPUTS) + len(COUNT_INPUTS))
+    assert inputs_NCI.shape == (1, 2, len(ROW_INPUTS) + len(BUCKET_INPUTS) + 2 + len(RULE_INPUTS) + len(COUNT_INPUTS))
     assert np.isfinite(inputs_NCI).all()

@@ -26,6 +26,7 @@ from mach.model import MachModel
 from mach.repetition import read_json
 from mach.reranker import Reranked
 from mach.reranking import RerankerTraining
+from mach.stacker import Stacker
 from mach.tensors import map_tensors, write_tensors
 from tests.conftest import N_CLASSES, write_repository
 
@@ -147,7 +148,7 @@ def test_examples_are_of_rows_that_the_pilot_has_not_seen(piloted: Config, tmp_p
         assert rows.n_rows == len(learned)
         assert not np.intersect1d(taught, training.validation_rows).size
         arrays, _ = map_tensors(tmp_path / "run" / "reranking" / f"examples{number}.safetensors")
-        assert arrays["inputs"].shape == (len(taught), 20, 16)
+        assert arrays["inputs"].shape == (len(taught), 20, 20)
         assert 0.5 < arrays["right"].any(axis=1).mean() <= 1
         assert other.config.data.validation_fraction == piloted.data.validation_fraction
 
@@ -170,9 +171,33 @@ def test_a_run_that_is_killed_while_a_pilot_trains_goes_on_to_the_same_bits(
             train_reranker(run, store, LOCAL, console=quiet())
     assert (tmp_path / "run" / "pilots" / "1" / "RERANKED").exists()
     assert not (tmp_path / "run" / "RERANKED").exists()
+    status = CliRunner().invoke(main, ["status", str(tmp_path / "run")]).output
+    assert "re-ranker not trained yet, 1 of 2 pilots have taught" in status
     train_reranker(run, store, LOCAL, console=quiet())
     digests = [read_json(path / "RERANKED", Reranked).digest for path in (taught, tmp_path / "run")]
     assert digests[0] == digests[1]
+
+
+def test_an_order_that_held_out_rows_find_worse_leaves_nothing_but_the_blend(
+    taught: Path, piloted: Config, tmp_path: Path, monkeypatch
+):
+    shutil.copytree(taught, tmp_path / "run")
+    (tmp_path / "run" / "RERANKED").unlink()
+    good = load(taught).reranker
+    assert good is not None
+    assert good.stacker is not None
+    bad = Stacker(good.stacker.arrays | {"w_G1": -good.stacker.arrays["w_G1"]})
+    monkeypatch.setattr("mach.launch.reranker.teach", lambda *nothing: None)
+    monkeypatch.setattr(RerankerTraining, "_learned", lambda self: bad)
+    run, store = set_up(piloted, tmp_path / "run")
+    train_reranker(run, store, LOCAL, console=quiet())
+    model = load(tmp_path / "run")
+    assert model.reranker is not None
+    assert not read_json(run.reranked, Reranked).learned
+    assert model.reranker.stacker is None
+    assert model.reranker.further == []
+    assert set(model.reranker.arrays) <= {"offsets", "gaps", "codes", "scales", "biases", "priors", "repeats"}
+    assert evaluate(model, rows_to_judge(model), curve=False)[-1]["P@1"] > 0.8
 
 
 def test_the_command_says_what_it_does(piloted: Config, tmp_path: Path):
@@ -212,6 +237,7 @@ def test_configurations_that_cannot_be_are_refused(piloted: Config):
         ("training", {"start": "there"}, "pilots = 2 with training.start"),
         ("reranking", {"views": ["bold", "bold"]}, "names one twice"),
         ("reranking", {"pilots": 0}, "only a learned order weighs them"),
+        ("reranking", {"bytes": 10**9}, "what a learned order weighs is not bounded"),
         ("reranking", {"pilots": 6}, "pilots"),
     ):
         from mach.config import parse_config
