@@ -13,7 +13,6 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import block_diag
 
 HIDDEN, NETWORKS = 64, 2
 CUT = 4.0  # standard deviations, at which inputs end
@@ -145,6 +144,8 @@ class Stacker:
         They stand side by side in one, whose objections are the mean of theirs. Cost: 6 FLOPs a weight, candidate and
         epoch, some seconds each. The same examples and seed give the same bits.
         """
+        from scipy.linalg import block_diag
+
         means = examples.inputs_NCI.mean(axis=(0, 1), dtype=np.float64)
         deviations = examples.inputs_NCI.std(axis=(0, 1), dtype=np.float64)
         scales = np.where(deviations > 1e-6, 1 / np.maximum(deviations, 1e-6), 0.0)

@@ -36,11 +36,8 @@ RERANKING_CLASS_BYTES, RERANKING_WEIGHT_BYTES = 20, 3  # as stored (`mach.rerank
 RERANKING_REPEAT_BYTES = 5  # at most, of a training row and of each of its classes (`mach.kernels.repeats`)
 RERANKING_WEIGHTS = 0.8  # a feature of a row and class of it, measured on gnd-core with the default threshold,
 RERANKING_PAIR_WEIGHTS = 0.08  # and a pair of features of it, on tate-leaf with the recipe's
-VIEW_WEIGHTS = 0.5  # of a further set, a feature of a row and class of it, at most, measured on the recipe's three
-RULE_BYTES, RULES = (
-    5,
-    8,
-)  # of a rule, and how many a feature has, at most on the same sets (`mach.kernels.associations`)
+VIEW_WEIGHTS = 0.4  # of a further set, a feature of a row and class of it, on go-gene2pubmed and tate-leaf,
+RULES, RULE_BYTES = 0.2, 5  # and rules, at most there (`mach.kernels.associations`)
 MIN_BUCKETS, MAX_BUCKETS = 64, 16384
 
 
@@ -382,7 +379,8 @@ def reranking_estimate(
     n_further = round(n_positives * VIEW_WEIGHTS * nonzeros_per_row)
     estimate += n_views * (n_classes * (RERANKING_CLASS_BYTES - 4) + n_further * RERANKING_WEIGHT_BYTES)
     if n_ruling:
-        estimate += 4 * n_classes + n_ruling * (OFFSET_BYTES + 4 + RULES * RULE_BYTES)
+        estimate += 4 * n_classes + n_ruling * (OFFSET_BYTES + 4)
+        estimate += round(n_positives * nonzeros_per_row * RULES) * RULE_BYTES
     return estimate if budget is None else min(budget, estimate)
 
 

@@ -114,6 +114,16 @@ def test_answers_are_the_candidates_in_the_order_of_the_network(taught: Path):
     found, plain = model.search(queries, 5), model.search(queries, 20, rerank=False)
     (batch, probs_NRB, _), *none = model.answered(queries)
     assert not none
+    for classifiers in reranker.further:
+        seen = queries.copy()
+        if classifiers.view.presence:
+            seen.data = np.full(len(seen.data), reranker.further[0].view.presence, np.float32)
+        margins_NK = (seen @ classifiers.matrix().T).toarray() + classifiers.arrays[-1]
+        found_NC = classifiers.margins(batch, plain.ids_Nk)
+        np.testing.assert_allclose(found_NC, np.take_along_axis(margins_NK, plain.ids_Nk, axis=1), atol=1e-4)
+    assert reranker.further[0].view.presence == pytest.approx(
+        2.7**-0.5, rel=0.01
+    )  # features of a row: 2, 70 % one more
     inputs_NCI = reranker.inputs(batch, plain.ids_Nk, plain.scores_Nk, probs_NRB)
     scores_NC = plain.scores_Nk - np.logaddexp(0, reranker.stacker.objections(inputs_NCI))
     np.testing.assert_allclose(found.scores_Nk, -np.sort(-scores_NC, axis=1)[:, :5], atol=1e-4)
