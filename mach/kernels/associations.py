@@ -8,12 +8,14 @@ of many. What a table holds of it is rounded to 8 bits.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 LEAST_ROWS, LEAST_CONFIDENCE = 2, 0.02  # of a rule that is kept: at most 50 a feature
 CODES = 255
@@ -38,6 +40,8 @@ def count_rules(x_ND: csr_array, y_NK: csr_array) -> tuple[Array, Array, Array, 
         Rules of feature f at ``offsets[f]..offsets[f + 1]``, classes ascending; ``supports`` are n_f. A confidence is
         its code / `CODES`.
     """
+    from scipy.sparse import csr_array  # here, as queries load this module and need none of it
+
     x_DN = csr_array((x_ND.data != 0, x_ND.indices, x_ND.indptr), shape=x_ND.shape, dtype=np.float32).T.tocsr()
     x_DN.eliminate_zeros()
     supports = np.diff(x_DN.indptr).astype(np.int32)
