@@ -308,8 +308,8 @@ class RerankingConfig(Section):
             raise ValueError("pairs = 1: one feature has no product with another: give 0, or 2 and more")
         if self.bytes is not None and (self.pilots or self.inputs):
             raise ValueError(
-                f"bytes = {self.bytes} with pilots = {self.pilots}, inputs = {self.inputs}: what a learned order weighs "
-                "is not bounded: leave bytes out, or give no pilots and no inputs"
+                f"bytes = {self.bytes} with pilots = {self.pilots}, inputs = {self.inputs}: what a learned order "
+                "weighs is not bounded: leave bytes out, or give no pilots and no inputs"
             )
         if self.views and not (self.pilots or self.inputs):
             raise ValueError(f"views = {self.views} with pilots = 0: only a learned order weighs them: leave them out")
