@@ -102,6 +102,8 @@ def is_alive(pid: int) -> bool:
 
 def start(config: Config, folder: Path, run: Path) -> subprocess.Popen[str]:
     (folder / "config.toml").write_text(to_toml(config))
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [sys.executable, "-m", "mach.cli", "train", str(folder / "config.toml"), str(run)],
         stderr=subprocess.PIPE,
