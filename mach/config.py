@@ -204,6 +204,14 @@ class TrainingConfig(Section):
         description="share of a head's buckets that a step of the softmax loss computes: its rows' own, however many, "
         "and random ones; a GPU computes all",
     )
+    dither: float = Field(
+        default=0.0,
+        ge=0.0,
+        lt=1.0,
+        description="errors of buckets (probability less target) below this are rounded at random to 0 or to this, and "
+        "products skip the zeros: as many steps learn as much for less work where products are float32; a GPU rounds "
+        "none",
+    )
     patience: int | None = Field(
         default=None, ge=1, description="stop after so many epochs without a better validation figure; none: never"
     )
@@ -387,11 +395,13 @@ class Config(Section):
         hashing, epochs = self.hashing, self.training.epochs
         if hashing.assignment == "learned" and epochs < 2 and hashing.relearn_epochs != []:
             raise ValueError(f"hashing.assignment = 'learned' with training.epochs = {epochs}: give at least 2")
-        if self.training.sampled < 1 and not self.network.hidden and self.network.trunk is None:
-            raise ValueError(
-                f"training.sampled = {self.training.sampled:g} with network.hidden = []: buckets are sampled behind "
-                "hidden layers: leave it out"
-            )
+        if not self.network.hidden and self.network.trunk is None:
+            for key, off in (("sampled", 1.0), ("dither", 0.0)):
+                if getattr(self.training, key) != off:
+                    raise ValueError(
+                        f"training.{key} = {getattr(self.training, key):g} with network.hidden = []: it is for buckets "
+                        "behind hidden layers: leave it out"
+                    )
         learned = hashing.relearn_epochs or []
         if learned != sorted({epoch for epoch in learned if 1 <= epoch < epochs}):
             raise ValueError(f"hashing.relearn_epochs = {learned}: give ascending epochs of 1 to {epochs - 1}")

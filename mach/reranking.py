@@ -1,7 +1,7 @@
 """Train a run's re-ranker in parts: candidates of training rows first, classifiers of classes next, then one file.
 
 Where an order is learned, pilots (`mach.launch.pilot`) leave their examples here first, and further sets of classifiers
-are fitted after the first one.
+are fitted beside the first one.
 Hard negatives of a class are the rows in whose candidates it stands though it is not theirs; the candidates come from
 the finished repetitions. A part is a file of the folder ``reranking``, whole or absent, so whoever makes it may die at
 any moment and parts that are there are not made again. The parts of rows follow from their number, and every class is
@@ -45,7 +45,7 @@ from mach.tensors import map_tensors, write_tensors
 from mach.theory import RERANKING_CLASS_BYTES, RERANKING_WEIGHT_BYTES
 
 Lists = tuple[Any, Any, Any, Any]  # begins, ends, lists and rows, as `mach.kernels.rerank.invert` takes them
-CANDIDATES, CLASSIFIERS = "candidates", "classifiers"  # stages; the other ones are named as their views
+STAGES = CANDIDATES, CLASSIFIERS = "candidates", "classifiers"  # made in parts, one after the other
 ROWS_A_PART, PAIRS_A_PART, MAX_PARTS = (
     2**16,
     2**18,
@@ -98,11 +98,6 @@ class RerankerTraining:
         return model
 
     @property
-    def stages(self) -> tuple[str, ...]:
-        """What is made in parts, one stage after the other."""
-        return (CANDIDATES, CLASSIFIERS, *self.settings.views)
-
-    @property
     def is_stacked(self) -> bool:
         """Whether all is kept that a learned order weighs."""
         return bool(self.settings.pilots or self.settings.inputs)
@@ -134,7 +129,7 @@ class RerankerTraining:
         if stage == CANDIDATES:
             made = self._candidates(begin, end, should_stop)
         else:
-            made = self._classifiers(stage, begin, end, should_stop)
+            made = self._classifiers(begin, end, should_stop)
         if made is None:
             return False
         arrays, notes = made
@@ -177,14 +172,13 @@ class RerankerTraining:
     def finish(self) -> Reranked:
         """Drop the smallest weights until the file fits, choose or learn the order, write the file, tidy up."""
         started = time.process_time()
-        notes = [self._map(stage, part)[1] for stage in self.stages for part in range(len(self._bounds(stage)) - 1)]
+        notes = [self._map(stage, part)[1] for stage in STAGES for part in range(len(self._bounds(stage)) - 1)]
         settings = self.settings
         with tempfile.TemporaryDirectory(prefix="mach-", dir=self._scratch_folder) as scratch:
             table, tables = self._repeats(), self._tables()
-            arrays, least = self._merged(Path(scratch), CLASSIFIERS)
+            arrays, least = self._merged(Path(scratch))
             for view in settings.views:
-                further = self._merged(Path(scratch), view)[0]
-                arrays |= {f"{view}.{name}": array for name, array in further.items()}
+                arrays |= self._merged(Path(scratch), f"{view}.")[0]
             stacker = self._learned()
             blend, is_learned = self._order(arrays | tables | {"repeats": table}, stacker)
             if is_learned:
@@ -196,7 +190,7 @@ class RerankerTraining:
                 arrays |= tables
             if (tables and len(table)) or blend.repeats:
                 if settings.bytes is not None:
-                    arrays, least = self._merged(Path(scratch), CLASSIFIERS, table.nbytes)
+                    arrays, least = self._merged(Path(scratch), reserved=table.nbytes)
                 arrays["repeats"] = table
             arrays["priors"] = prior_terms(self.run.class_counts_K(), blend.prior)
             metadata = {"fingerprint": self.fingerprint, "candidates": str(settings.candidates)}
@@ -264,30 +258,38 @@ class RerankerTraining:
             found += [part.ids_Nk.astype(np.int32) for part in parts]
         return {"ids": np.concatenate(found)}, {}
 
-    def _classifiers(self, stage: str, begin: int, end: int, should_stop: Callable[[], bool]) -> Any:
-        if should_stop():
-            return None
+    def _classifiers(self, begin: int, end: int, should_stop: Callable[[], bool]) -> Any:
+        """All sets of some classes; names of a further set's arrays begin with its own."""
         settings, store = self.settings, self.store
-        view = self._view(stage)
-        offsets, features, weights, biases, n_pairs = kernels.fit_classes(
-            store.feature_indptr,
-            store.feature_indices,
-            view.values(store.feature_values),
+        rows = (
             *self._rows_by_class(lambda: self._lists(of_classes=True), begin, end),
             *self._rows_by_class(lambda: self._lists(of_classes=False), begin, end),
-            store.n_features,
-            view.pairs,
-            view.loss == "logistic",
-            view.cost,
-            settings.negatives,
-            settings.iterations,
-            settings.tolerance,
-            view.threshold,
-            view.class_weights or store.n_features + N_HASHED,
-            begin,
-            view.power,
         )
-        arrays = {"offsets": offsets, "features": features, "weights": weights, "biases": biases}
+        arrays: dict[str, NDArray[Any]] = {}
+        n_pairs = 0
+        for prefix, view in self._views.items():
+            if should_stop():
+                return None
+            offsets, features, weights, biases, n_fitted = kernels.fit_classes(
+                store.feature_indptr,
+                store.feature_indices,
+                view.values(store.feature_values),
+                *rows,
+                store.n_features,
+                view.pairs,
+                view.loss == "logistic",
+                view.cost,
+                settings.negatives,
+                settings.iterations,
+                settings.tolerance,
+                view.threshold,
+                view.class_weights or store.n_features + N_HASHED,
+                begin,
+                view.power,
+            )
+            fitted = {"offsets": offsets, "features": features, "weights": weights, "biases": biases}
+            arrays |= {prefix + name: array for name, array in fitted.items()}
+            n_pairs += n_fitted
         return arrays, {"n_pairs": str(n_pairs)}
 
     def _lists(self, *, of_classes: bool) -> Iterator[Lists]:
@@ -369,12 +371,14 @@ class RerankerTraining:
         )
         return Stacker.learn(Examples(inputs, scores, right.astype(bool)), self.run.config.training.seed)
 
-    def _merged(self, scratch: Path, stage: str, reserved: int = 0) -> tuple[dict[str, NDArray[Any]], float]:
-        """All parts of a stage as the arrays of the file, mapped, and the smallest magnitude that the budget left.
+    def _merged(self, scratch: Path, prefix: str = "", reserved: int = 0) -> tuple[dict[str, NDArray[Any]], float]:
+        """A set's parts as arrays of the file, mapped, and the smallest magnitude that the budget left.
 
         ``reserved`` bytes of the budget are for something else.
         """
-        parts = [self._map(stage, part)[0] for part in range(len(self._bounds(stage)) - 1)]
+        names = ("offsets", "features", "weights", "biases")
+        found = [self._map(CLASSIFIERS, part)[0] for part in range(len(self._bounds(CLASSIFIERS)) - 1)]
+        parts = [{name: arrays[prefix + name] for name in names} for arrays in found]
         K = self.store.n_classes
         budget = self.settings.bytes
         most = (
@@ -382,13 +386,13 @@ class RerankerTraining:
             if budget is None
             else max(0, budget - reserved - RERANKING_CLASS_BYTES * K - 8) // RERANKING_WEIGHT_BYTES
         )
-        n_kept, least = most, self._view(stage).threshold
+        n_kept, least = most, self._views[prefix].threshold
         while True:
             if most is not None:
                 least = max(least, _magnitude(parts, n_kept or 0))
             offsets, begin = np.zeros(K + 1, np.int64), 0
             scales, biases = [], [part["biases"] for part in parts]
-            with (scratch / f"{stage}.gaps").open("wb") as gaps_, (scratch / f"{stage}.codes").open("wb") as codes_:
+            with (scratch / f"{prefix}gaps").open("wb") as gaps_, (scratch / f"{prefix}codes").open("wb") as codes_:
                 for part in parts:
                     ends, gaps, codes, scales_K = kernels.encode(
                         part["offsets"], part["features"], part["weights"], least
@@ -403,11 +407,11 @@ class RerankerTraining:
                 break
             n_kept = (n_kept or 0) - (n - most)  # steps that had to be cut count as well
         mapped = {
-            name: np.memmap(scratch / f"{stage}.{name}", dtype, "r") if n else np.empty(0, dtype)
+            name: np.memmap(scratch / f"{prefix}{name}", dtype, "r") if n else np.empty(0, dtype)
             for name, dtype in (("gaps", np.int16), ("codes", np.int8))
         }
-        whole = {"offsets": offsets} | mapped
-        return whole | {"scales": np.concatenate(scales), "biases": np.concatenate(biases)}, float(least)
+        whole = {"offsets": offsets, "scales": np.concatenate(scales), "biases": np.concatenate(biases)} | mapped
+        return {prefix + name: array for name, array in whole.items()}, float(least)
 
     def _order(self, arrays: dict[str, NDArray[Any]], stacker: Stacker | None) -> tuple[Blend, bool]:
         """The best blend on held-out rows, see `mach.blending.choose`, and whether the learned order is as good."""
@@ -449,14 +453,15 @@ class RerankerTraining:
         assert isinstance(batch, SparseBatch)
         return batch.matrix(self.store.n_features)
 
-    def _view(self, stage: str) -> View:
-        if stage == CLASSIFIERS:
-            return own_view(self.settings)
-        return further_view(next(view for view in self.settings.views if view == stage), self._row_features)
+    @property
+    def _views(self) -> dict[str, View]:
+        """Of every set, by what names of its arrays begin with."""
+        further = {f"{name}.": further_view(name, self._row_features) for name in self.settings.views}
+        return {"": own_view(self.settings)} | further
 
     @staticmethod
     def _name(stage: str, part: int) -> str:
-        return f"{'rows' if stage == CANDIDATES else 'c' if stage == CLASSIFIERS else stage}{part:03d}.safetensors"
+        return f"{'rows' if stage == CANDIDATES else 'classes'}{part:03d}.safetensors"
 
     @staticmethod
     def _name_of_examples(pilot: int) -> str:

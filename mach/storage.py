@@ -16,8 +16,8 @@
     classes/            CURRENT and 0001.safetensors, ...: changes of the classes since (`mach.living.versions`)
     curve.json          accuracy with fewer repetitions, as last measured (`mach.accuracy`)
     reranking/          log.txt, and while they are trained plan.json, finished parts of rows (rows000.safetensors:
-                        candidates, int32 (n, C)) and of classes (c000.safetensors: offsets, features, weights, biases;
-                        further sets are named as their view), and what pilots have taught (examples0.safetensors)
+                        candidates, int32 (n, C)) and of classes (classes000.safetensors: offsets, features, weights,
+                        biases; those of a further set follow its name), and what pilots taught (examples0.safetensors)
     pilots/             runs that teach the order of candidates, while they are trained (`mach.launch.pilot`)
     store/              the training data (only in remote runs, and only until all repetitions are finished)
 

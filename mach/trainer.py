@@ -145,6 +145,7 @@ class Trainer:
             seed=int(np.random.SeedSequence([self.training.seed, self.repetition]).generate_state(1)[0]),
             device=device,
             sampled=self.training.sampled,
+            dither=self.training.dither,
         )
         self._expect_targets()
         self.metrics: list[dict[str, Any]] = []

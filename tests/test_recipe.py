@@ -117,7 +117,7 @@ def test_many_buckets_are_sampled_where_rows_have_one_class():
     ("sections", "said"),
     [
         ({"training": {"sampled": 0.5, "loss": "binary"}}, "only the softmax loss samples buckets"),
-        ({"training": {"sampled": 0.5}, "network": {"hidden": []}}, "sampled behind hidden layers"),
+        ({"training": {"sampled": 0.5}, "network": {"hidden": []}}, "for buckets behind hidden layers"),
         ({"training": {"sampled": 0.0}}, "training.sampled = 0.0"),
         ({"reranking": {"pairs": 65}}, "reranking.pairs = 65"),
         ({"reranking": {"pairs": 1}}, "one feature has no product with another"),

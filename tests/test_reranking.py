@@ -32,7 +32,7 @@ from mach.networks.batch import SparseBatch, read_batch, read_classes, right_of
 from mach.ordering import prior_terms
 from mach.repetition import read_json
 from mach.reranker import Blend, Reranked, Reranker, combine, fingerprint, is_due
-from mach.reranking import RerankerTraining, fitting_bytes
+from mach.reranking import STAGES, RerankerTraining, fitting_bytes
 from mach.storage import Run
 from mach.tensors import map_tensors, write_tensors
 from mach.theory import RERANKING_REPEAT_BYTES
@@ -71,7 +71,7 @@ def train_here(config: Config, path: Path) -> None:
     train_shard(ShardJob(str(run.path), str(store.path), (0, 1)))
     training = RerankerTraining(run, store)
     training.begin()
-    for stage in training.stages:
+    for stage in STAGES:
         for part in training.parts(stage)[1]:
             assert training.make(stage, part)
     training.finish()

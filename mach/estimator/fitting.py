@@ -206,13 +206,13 @@ def _train_here(run: Run, store: Store, launch: LaunchConfig, device: str, conso
                 display.set(r, "finished")
     if is_due(run):
         from mach.launch.pilot import teach
-        from mach.reranking import RerankerTraining
+        from mach.reranking import STAGES, RerankerTraining
 
         training = RerankerTraining(run, store)
         training.begin()
         teach(training, lambda pilot, rows: _train_here(pilot, rows, launch, device, console), console)
         with _torch_kept():
-            for stage in training.stages:
+            for stage in STAGES:
                 for part in training.parts(stage)[1]:
                     training.make(stage, part)
             training.finish()

@@ -122,7 +122,7 @@ def binary_gradient(
     """``sigmoid(z + bias) - y`` over z, its transpose, and its sums over the batch.
 
     y is 1 at (outputs[i] - first, rows[i]); targets of other outputs than these B are passed over. Reads every logit
-    once and writes it twice.
+    once and writes it twice, or once where ``g_NB`` has no rows: then nobody wants the transpose.
     """
     wide_vectors()
     at_targets = np.empty(len(rows), np.float32)
@@ -139,7 +139,8 @@ def binary_gradient(
                 z_N[n] = narrow_like(z_N[n], p)
                 total += p
             sums_B[b] = total
-        transpose(z_BN, begin, end, g_NB)  # while the caches hold them
+        if len(g_NB):
+            transpose(z_BN, begin, end, g_NB)  # while the caches hold them
     _put(z_BN, rows, outputs, first, at_targets, np.ones(z_BN.shape[1], np.float32), g_NB, sums_B)
 
 
@@ -188,7 +189,8 @@ def softmax_gradient(
                 z_N[n] = narrow_like(z_N[n], p)
                 total += p
             sums_B[b] = total
-        transpose(z_BN, begin, end, g_NB)  # while the caches hold them
+        if len(g_NB):
+            transpose(z_BN, begin, end, g_NB)  # while the caches hold them
     _put(z_BN, rows, outputs, first, at_targets, np.float32(1.0) / counts_N, g_NB, sums_B)
 
 
@@ -207,8 +209,38 @@ def _put(
     for i in range(len(rows)):
         b, n = outputs[i] - first, rows[i]
         if 0 <= b < len(z_BN):
-            z_BN[b, n] = g_NB[n, b] = narrow_like(z_BN[b, n], at_targets[i])
+            z_BN[b, n] = narrow_like(z_BN[b, n], at_targets[i])
+            if len(g_NB):
+                g_NB[n, b] = z_BN[b, n]
             sums_B[b] -= shares_N[n]
+
+
+@njit(**FLAGS)
+def dithered(
+    g_BN: NDArray[Any], least: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+    """CSR of g, whose entries below ``least`` are rounded at random to 0 or, signs kept, to that: the mean is g.
+
+    An entry's chance to stay is its size over ``least``. What it is compared with lies evenly along a row (multiples of
+    the golden ratio from a start that is hashed from row and ``seed``), so that a sum over the row errs by less than
+    with chances drawn one by one.
+    """
+    B, N = g_BN.shape
+    indptr, rows, values = np.zeros(B + 1, np.int64), np.empty(B * N, np.int32), np.empty(B * N, np.float32)
+    bound = np.float32(least)
+    unit = bound * np.float32(2.0**-24)
+    m = 0
+    for b in range(B):
+        start = np.uint32((seed + b * 40503) & 0xFFFFFFFF)
+        start = np.uint32((start ^ (start >> np.uint32(16))) * np.uint32(0x7FEB352D))
+        start = np.uint32((start ^ (start >> np.uint32(15))) * np.uint32(0x846CA68B))
+        for n in range(N):
+            g: Any = widen(g_BN[b, n])
+            random = np.uint32(start + np.uint32(n) * np.uint32(2654435769)) >> np.uint32(8)
+            rows[m], values[m] = n, g if abs(g) >= bound else np.copysign(bound, g)
+            m += np.int64(abs(g) > unit * np.float32(random))
+        indptr[b + 1] = m
+    return indptr, rows[:m], values[:m]
 
 
 @njit(**FLAGS)

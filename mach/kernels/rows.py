@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
 from numba import njit, types
 from numba.core.cgutils import get_item_pointer
 from numba.extending import intrinsic
@@ -17,6 +18,7 @@ from mach.kernels.memory import CACHE_LINE
 INT32, INT64, FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 POINTER = ir.IntType(8).as_pointer()
 AHEAD = 8  # rows between asking for one and adding it
+WIDE = 128 if get_host_cpu_features().get("avx512f") else 64  # sums that half of the vector registers hold
 
 
 def _adder(width: int, ahead: int) -> Any:
@@ -92,8 +94,8 @@ def _adder(width: int, ahead: int) -> Any:
     return add
 
 
-_far_128, _far_16, _far_1 = (_adder(width, AHEAD) for width in (128, 16, 1))
-_near_128, _near_16, _near_1 = (_adder(width, 0) for width in (128, 16, 1))
+_far_wide, _far_16, _far_1 = (_adder(width, AHEAD) for width in (WIDE, 16, 1))
+_near_wide, _near_16, _near_1 = (_adder(width, 0) for width in (WIDE, 16, 1))
 
 
 @njit(cache=True, nogil=True)
@@ -111,12 +113,12 @@ def add_rows(
     Rows of a source that is far, beyond the caches, are asked for early, those after ``end`` too.
     """
     h, width = 0, len(out_H)
-    while h + 128 <= width:
+    while h + WIDE <= width:
         if is_far:
-            _far_128(out_H, scales, rows, begin, end, source, h)
+            _far_wide(out_H, scales, rows, begin, end, source, h)
         else:
-            _near_128(out_H, scales, rows, begin, end, source, h)
-        h += 128
+            _near_wide(out_H, scales, rows, begin, end, source, h)
+        h += WIDE
     while h + 16 <= width:
         if is_far:
             _far_16(out_H, scales, rows, begin, end, source, h)

@@ -25,7 +25,7 @@ from mach.launch.schedule import Schedule, shards_of
 from mach.launch.setup import plan_of
 from mach.repetition import RepetitionFiles
 from mach.reranker import FORMULAS, is_due
-from mach.reranking import RerankerTraining, fitting_bytes
+from mach.reranking import STAGES, RerankerTraining, fitting_bytes
 from mach.storage import Run
 
 LOCK_SECONDS = 0.2
@@ -49,7 +49,7 @@ def train_reranker(run: Run, store: Store, launch: LaunchConfig, *, console: Con
                 return
             training.begin()
             teach(training, lambda pilot, rows: _train_pilot(pilot, rows, launch, console), console)
-            for stage in training.stages:
+            for stage in STAGES:
                 _make(training, stage, launch, console)
             summary = training.finish()
     except KeyboardInterrupt:

@@ -150,6 +150,10 @@ def resolve(config: Config, store: Store, known: Assignment | None = None) -> tu
     from mach.networks.network import native_precision
     from mach.networks.trunks import build_trunk
 
+    precision = config.training.precision
+    if precision == "auto":
+        precision = "bfloat16" if config.launch.gpus else native_precision()
+    config = config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
     config = recipe.fill(config, recipe.Shape.of(store))
     n_buckets = config.hashing.buckets or _default_buckets(config, store)
     if n_buckets > store.n_classes:
@@ -166,13 +170,10 @@ def resolve(config: Config, store: Store, known: Assignment | None = None) -> tu
                 f"training.sampled = {config.training.sampled:g}: rows have other than one class, so their loss is "
                 'binary, and only the softmax loss samples buckets: leave it out, or set training.loss = "softmax"'
             )
-    precision = config.training.precision
-    if precision == "auto":
-        precision = "bfloat16" if config.launch.gpus else native_precision()
     config = config.model_copy(
         update={
             "hashing": _resolve_hashing(config, n_buckets),
-            "training": config.training.model_copy(update={"loss": loss, "precision": precision}),
+            "training": config.training.model_copy(update={"loss": loss}),
         }
     )
     if config.network.trunk is not None:

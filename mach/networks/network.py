@@ -49,6 +49,9 @@ class Network:
         its rows, and only its activations and their gradient, (N, H) each, travel.
     sampled : float
         Share of a head's outputs that a step of the softmax loss computes; on another device it computes all.
+    dither : float
+        Size below which entries of the gradient by the logits are rounded at random, to skip zeros in products; on
+        another device none are.
 
     Notes
     -----
@@ -69,6 +72,7 @@ class Network:
         seed: int,
         device: str = "cpu",
         sampled: float = 1.0,
+        dither: float = 0.0,
     ) -> None:
         torch.manual_seed(seed)
         self.device = torch.device(device)
@@ -88,7 +92,8 @@ class Network:
         self.output: OutputLayer | None = None
         if built is not None:
             self.trunk = built[0].to(self.device)
-            how: dict[str, Any] = {"bias": bias, "device": self.device, "sampled": sampled, "seed": seed}
+            how: dict[str, Any] = {"bias": bias, "device": self.device, "seed": seed}
+            how |= {"sampled": sampled, "dither": dither}
             self.output = OutputLayer(built[1], n_outputs, half=is_half, **how)
         elif self.input is not None:
             self.input.bias.copy_(torch.from_numpy(bias))

@@ -10,16 +10,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from mach.kernels.adam import adam_step, adam_step_half, adam_step_of_tensors
-from mach.kernels.loss import binary_gradient, loss_and_hits, softmax_gradient
+from mach.kernels.loss import binary_gradient, dithered, loss_and_hits, softmax_gradient
+from mach.kernels.sparse import sparse_forward
 from mach.networks.batch import Targets
 from mach.networks.buffers import Buffers, aligned, array_of, flat_array, is_in_main_memory
+from mach.networks.inference import NO_SCALE
 
 Loss = Literal["binary", "softmax"]
 MOMENTS = ("mean.output.weight", "square.output.weight", "mean.output.bias", "square.output.bias")
 SAMPLES = 1  # tells the random numbers of samples from others of the same seed and step
+DITHER_STRIDE = 48_271  # of the seed of random rounding, a step
 PAD = 32  # unused columns: rows a power of two apart would fall on the same lines of a cache
 
 
@@ -100,13 +104,19 @@ class OutputLayer:
     device : torch.device
     sampled : float
         Share of a head's outputs that a step of the softmax loss computes, see `Sample`.
+    dither : float
+        Size below which an entry of the gradient by the logits is rounded at random to 0 or to this
+        (`mach.kernels.loss.dithered`), in main memory; 0: none is.
     seed : int
-        Of the samples.
+        Of samples and rounding.
 
     Notes
     -----
     A step multiplies three times, 6 N H n_outputs FLOPs, and passes once over 28 bytes a weight; of sampled outputs
-    alone, whose moments rest while they are not drawn. In main memory its logits have a row for every output
+    alone, whose moments rest while they are not drawn. With dither two of the products skip the zeros, most of the
+    gradient, whose mean stays what it was (Wiedemann, Mehari, Kepp and Samek, "Dithered backprop: a sparse and
+    quantized backpropagation algorithm for more efficient deep neural network training", CVPR workshops 2020; there
+    with steps of a size that follows the layer's gradients). In main memory its logits have a row for every output
     (`mach.kernels.loss`), which is how oneDNN multiplies fastest.
     """
 
@@ -119,6 +129,7 @@ class OutputLayer:
         bias: NDArray[np.float32],
         device: torch.device,
         sampled: float = 1.0,
+        dither: float = 0.0,
         seed: int = 0,
     ) -> None:
         bound = width**-0.5
@@ -129,7 +140,7 @@ class OutputLayer:
         zeros = torch.zeros_like(weight), torch.zeros_like(weight), torch.zeros(n_outputs), torch.zeros(n_outputs)
         self.moments = [aligned(moment).to(device) for moment in zeros]
         self.buffers = Buffers()
-        self.sampled, self.seed = sampled, seed
+        self.sampled, self.dither, self.seed = sampled, dither, seed
         self.shares = 1.0 / (1.0 + np.exp(-bias.astype(np.float64)))  # of the rows to come that have an output
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -163,7 +174,7 @@ class OutputLayer:
     def _step_in_main_memory(
         self, hidden: Tensor, targets: Targets, loss: Loss, rate: float, n_steps: int, measured: bool
     ) -> tuple[Tensor, StepFigures | None]:
-        N, scale = len(hidden), 1.0 / len(hidden)
+        N, scale, rounding = len(hidden), 1.0 / len(hidden), self.seed + n_steps * DITHER_STRIDE
         whole = self.weights() | self.state() | ({} if self.half is None else {"half": self.half})
         part, sample = whole, None
         if self.sampled < 1 and loss == "softmax":
@@ -175,10 +186,10 @@ class OutputLayer:
             n_steps = max(1, round(n_steps * len(drawn) / len(self.shares)))  # as often the moments have moved
         weight, half, bias = part["output.weight"], part.get("half"), part["output.bias"].numpy()
         (B, H), multiplier = weight.shape, weight if half is None else half
-        hidden = hidden.to(multiplier.dtype)
+        hidden = hidden.to(multiplier.dtype).contiguous()
         shapes = {"z": (B, N), "g": (N, B + PAD), "back": (N, H), "by_weight": (B, H)}
         z_BN, g_NB, back, by_weight = (self.buffers.tensor(*named, hidden.dtype) for named in shapes.items())
-        g_NB = g_NB[:, :B]
+        g_NB = g_NB[: 0 if self.dither else N, :B]
         torch.mm(multiplier, hidden.T, out=z_BN)
         added_B = bias
         if sample is not None:
@@ -190,8 +201,13 @@ class OutputLayer:
         differentiate = binary_gradient if loss == "binary" else softmax_gradient
         for head, first in _heads(B, targets):
             differentiate(z[head], added_B[head], targets.rows, targets.outputs, first, g[:, head], by_bias[head])
-        torch.mm(g_NB, multiplier, out=back)
-        torch.mm(z_BN, hidden, out=by_weight)
+        if self.dither:
+            by_hidden = csr_array(dithered(z, self.dither, rounding)[::-1], shape=(B, N))
+            self._multiply(by_hidden, hidden, by_weight)
+            self._multiply(by_hidden.T.tocsr(), multiplier, back)
+        else:
+            torch.mm(g_NB, multiplier, out=back)
+            torch.mm(z_BN, hidden, out=by_weight)
         moments = [flat_array(part[name]) for name in MOMENTS]
         if half is None:
             adam_step(flat_array(weight), flat_array(by_weight.mul_(scale)), *moments[:2], rate, n_steps)
@@ -204,6 +220,14 @@ class OutputLayer:
             for name, tensor in whole.items():
                 tensor.index_copy_(0, drawn, part[name])
         return back, figures
+
+    def _multiply(self, csr: csr_array, dense: Tensor, out: Tensor) -> None:
+        """``out = csr @ dense``; sums are of float32."""
+        wide = self.buffers.tensor("wide", tuple(out.shape), torch.float32) if out.dtype == torch.bfloat16 else out
+        given = csr.indptr.astype(np.int64), csr.indices, csr.data, array_of(dense), NO_SCALE
+        sparse_forward(*given, np.zeros(out.shape[1], np.float32), wide.numpy())
+        if wide is not out:
+            out.copy_(wide)
 
     def _rows(self, name: str, whole: Tensor, rows: Tensor) -> Tensor:
         part = self.buffers.tensor(f"rows of {name}", (len(rows), *whole.shape[1:]), whole.dtype)

@@ -6,8 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_array
 
-from mach.kernels.loss import binary_gradient, exp, loss_and_hits, sigmoid, softmax_gradient, transpose
+from mach.kernels.loss import binary_gradient, dithered, exp, loss_and_hits, sigmoid, softmax_gradient, transpose
 from mach.kernels.memory import from_bfloat16, to_bfloat16
 
 B, N, FIRST = 70, 19, 70  # the second head's outputs
@@ -56,6 +60,53 @@ def test_gradient_is_p_less_y_and_its_sums(loss: str, half: bool):
     found = from_bfloat16(z) if half else z
     np.testing.assert_allclose(found, expected, rtol=1 / 256 if half else 2e-5, atol=1e-30)
     np.testing.assert_allclose(sums, expected.sum(axis=1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["binary", "softmax"])
+def test_without_rows_for_the_transpose_the_gradient_is_the_same(loss: str):
+    gradient, found = binary_gradient if loss == "binary" else softmax_gradient, []
+    for n_rows in (N, 0):
+        z, bias, rows, outputs, _, _ = given(half=False)
+        sums = np.empty(B, np.float32)
+        gradient(z, bias, rows, outputs, FIRST, np.empty((n_rows, B), np.float32), sums)
+        found.append((z, sums))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+
+
+@settings(max_examples=60, deadline=None)
+@drawn(st.integers(0, 2**32), st.integers(0, 2**31), st.floats(1e-3, 0.9), st.booleans(), st.integers(1, 60))
+def test_dither_keeps_what_is_large_and_makes_of_the_rest_nothing_or_its_bound(
+    seed: int, key: int, least: float, half: bool, n_rows: int
+):
+    generator = np.random.default_rng(seed)
+    g = (generator.standard_normal((7, n_rows)) ** 3 * 0.2).astype(np.float32)
+    g[:, 0] = 0
+    stored: Any = to_bfloat16(g) if half else g
+    exact = from_bfloat16(stored) if half else g
+    indptr, rows, values = dithered(stored, least, key)
+    found = csr_array((values, rows, indptr), shape=g.shape)
+    assert found.has_canonical_format
+    assert (values != 0).all()
+    bound, dense = np.float32(least), found.toarray()
+    is_large = np.abs(exact) >= bound
+    np.testing.assert_array_equal(dense[is_large], exact[is_large])
+    rounded = dense[~is_large]
+    assert np.isin(np.abs(rounded), [0, bound]).all()
+    assert (rounded * exact[~is_large] >= 0).all()
+    assert not dense[exact == 0].any()
+
+
+def test_dither_is_right_on_average_and_over_a_row_nearer_than_chance():
+    """Sums of 512 entries, each kept by a chance of its own, would err by 0.2 sqrt(sum of p (1 - p)), here 1.1."""
+    g = np.random.default_rng(0).random((40, 512), np.float32) * np.float32(0.1)
+    found = np.stack([csr_array(dithered(g, 0.2, 977 * i)[::-1], shape=g.shape).toarray() for i in range(500)])
+    chance = np.sqrt(g * (0.2 - g))
+    assert np.abs(found.mean(axis=0) - g).max() < 6 * chance.max() / np.sqrt(500)
+    assert np.abs(found.mean(axis=0) - g).mean() < chance.mean() / np.sqrt(500)
+    errors = found.sum(axis=2) - g.sum(axis=1)
+    assert np.sqrt((errors**2).mean()) < np.sqrt((chance**2).sum(axis=1).mean())
+    assert len({array.tobytes() for array in found}) == 500
 
 
 @pytest.mark.parametrize("half", [False, True])
