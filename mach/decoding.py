@@ -33,6 +33,8 @@ _LOOK_NS, _MEMBER_NS, _BUCKET_NS = 0.45, 2.3, 150.0  # a class in a repetition o
 _N_PEERS = 2  # repetitions whose buckets a table keeps beside each list of members: 2 or 4 bytes a class each
 FEW_CLASSES = 2048  # so many that are allowed are scored one by one, whatever K is: about 0.1 ms
 MAX_PADDING = 10_000  # columns beyond the number of classes that may be asked for
+_TOGETHER, _MOST_TOGETHER = 64, 2**21  # from so many queries on, and up to so many buckets of classes,
+_MET = 0.45  # all are scanned sixteen at a time if the first sixteen met such a part of the classes
 _CHUNK_VALUES = 2**18  # bucket scores transformed at once: they stay in the second cache level until searched
 _indexes: WeakKeyDictionary[Any, Index] = WeakKeyDictionary()
 
@@ -249,6 +251,8 @@ class Decoder:
         """
         from mach.kernels import decode
         from mach.kernels.heap import NO_CLASS
+        from mach.kernels.lanes import LANES
+        from mach.kernels.scan import scan
 
         probs_NRB = self._checked(probs_NRB)
         N, K = len(probs_NRB), self.assignment.n_classes
@@ -272,13 +276,36 @@ class Decoder:
         mask_K = np.empty(0, dtype=bool) if allowed_K is None else allowed_K.mask_K
         most = decode.UNLIMITED if budget is None else budget
         limit = _scan_beyond(self.assignment, k, method, budget)
-        top = TopK.empty(N, k)
-        for part in self._chunks(N):
+        is_open = method == "auto" and allowed_K is None and budget is None and self._may_scan_together(N, k)
+        places_KR, top = None, TopK.empty(N, k)
+        for part in self._chunks(N, LANES if is_open else 0):
             outputs = tuple(column[part] for column in vars(top).values())
             values_NRP = _padded(probs_NRB[part], self.aggregate)
-            decode.search(values_NRP, index, rule, mask_K, most, limit, outputs)
+            uncertain_N = np.arange(len(values_NRP))
+            if places_KR is not None:
+                slack = decode.slack_of(len(values_NRP[0]), rule)
+                uncertain_N = np.flatnonzero(~scan(values_NRP, places_KR, index, rule, slack, outputs))
+            if len(uncertain_N) == len(values_NRP):
+                decode.search(values_NRP, index, rule, mask_K, most, limit, outputs)
+            else:
+                for n in uncertain_N:
+                    one = tuple(column[n : n + 1] for column in outputs)
+                    decode.search(values_NRP[n : n + 1], index, rule, mask_K, most, limit, one)
+            if is_open and part.start == 0 and top.n_scored_N[part].mean() > K * _MET:
+                places_KR = self._places_KR()
         top.ids_Nk[top.ids_Nk == NO_CLASS] = -1
         return top
+
+    def _may_scan_together(self, n_queries: int, k: int) -> bool:
+        """Whether passes over all classes for sixteen queries at once may be cheaper than searching for each."""
+        K, R = self.assignment.n_classes, self.assignment.n_repetitions
+        return self._rule.n_needed == 0 and n_queries >= _TOGETHER and k <= K // 32 and K * R <= _MOST_TOGETHER
+
+    def _places_KR(self) -> NDArray[np.int32]:
+        """Where every class's values stand in `_padded` ones of a query."""
+        K, R = self.assignment.n_classes, self.assignment.n_repetitions
+        firsts_R = np.arange(R) * _padded_width(self.assignment.n_buckets)
+        return np.ascontiguousarray((self.assignment.buckets(np.arange(K)) + firsts_R[:, None]).T, np.int32)
 
     @cached_property
     def _rule(self) -> Rule:
@@ -340,9 +367,12 @@ class Decoder:
             raise DataError(f"bucket scores have shape {probs.shape}: need (N, R, B) = (N, {shape[0]}, {shape[1]})")
         return probs
 
-    def _chunks(self, n_queries: int) -> list[slice]:
-        n = max(1, _CHUNK_VALUES // (self.assignment.n_repetitions * self.assignment.n_buckets))
-        return [slice(begin, begin + n) for begin in range(0, n_queries, n)]
+    def _chunks(self, n_queries: int, first: int = 0) -> list[slice]:
+        """Queries whose scores are transformed together, after the ``first`` ones in multiples of so many."""
+        n = max(1, first, _CHUNK_VALUES // (self.assignment.n_repetitions * self.assignment.n_buckets))
+        n -= n % max(first, 1)
+        whole = [slice(0, first)] if first else []
+        return whole + [slice(begin, begin + n) for begin in range(first, n_queries, n)]
 
 
 def topk(
@@ -385,16 +415,21 @@ def affine(aggregate: str, n_buckets: int) -> tuple[float, float]:
 def _padded(probs_NRB: NDArray[Any], aggregate: str) -> NDArray[np.float32]:
     """`transform` in fewer passes over memory, with rows that end in -inf up to a multiple of `lanes.BLOCK`."""
     from mach.kernels.decode import clip
-    from mach.kernels.lanes import BLOCK
 
     N, R, B = probs_NRB.shape
-    values_NRP = np.empty((N, R, -(-B // BLOCK) * BLOCK), np.float32)
+    values_NRP = np.empty((N, R, _padded_width(B)), np.float32)
     low, high = limits(aggregate)
     clip(np.ascontiguousarray(probs_NRB, np.float32), low, high, aggregate == "logit-mean", values_NRP)
     if low > 0:
         np.log(values_NRP, out=values_NRP)
     values_NRP[:, :, B:] = -np.inf
     return values_NRP
+
+
+def _padded_width(n_buckets: int) -> int:
+    from mach.kernels.lanes import BLOCK
+
+    return -(-n_buckets // BLOCK) * BLOCK
 
 
 def limits(aggregate: str) -> tuple[np.float32, np.float32]:

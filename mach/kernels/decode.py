@@ -200,6 +200,12 @@ def clip(probs_NRB: Array, low: float, high: float, is_odds: bool, values_NRP: A
 
 
 @njit(cache=True, nogil=True)
+def slack_of(n_values: int, rule: Rule) -> Any:
+    """Above the error of any float32 sum of so many values."""
+    return 2.0**-22 * n_values * n_values * (rule.largest + abs(rule.shift))
+
+
+@njit(cache=True, nogil=True)
 def search(
     values_NRP: Array, index: Index, rule: Rule, allowed_K: Array, budget: int, limit: int, outputs: tuple[Array, ...]
 ) -> None:
@@ -217,7 +223,7 @@ def search(
     sums_L, hits_L = np.zeros(LENGTH, np.float32), np.empty(LENGTH, np.int64)
     live_G, masks_G = np.empty(LENGTH // LANES, np.int64), np.empty(LENGTH // LANES, np.uint32)
     next_R = np.empty(R, np.int64)
-    slack = 2.0**-22 * R * R * (rule.largest + abs(rule.shift))
+    slack = slack_of(R, rule)
     for n in range(N):
         query = Query(
             values_NRP[n], allowed_K, ids_Nk[n], scores_Nk[n], slack, sums_L, row_R, hits_L, live_G, masks_G, next_R

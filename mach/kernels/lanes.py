@@ -113,6 +113,35 @@ def reaching(context: Any, values: Any, r: Any, b: Any, least: Any) -> Any:
 
 
 @intrinsic
+def sum_rows(context: Any, out: Any, i: Any, starts: Any, values: Any, places: Any, begin: Any, end: Any) -> Any:
+    """``out[i] = starts + sum(values[places[j]] for j in range(begin, end))``, and a bit for every sum of at least 0.
+
+    Rows of ``out`` and ``values`` and ``starts`` have sixteen float32; there is at least one place.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        out, i, starts, values, places, begin, end = arguments
+        kinds = signature.args
+        start = _load(builder, _pointer(context, builder, kinds[2], starts, [I64(0)]), FLOAT)
+        entry, loop, done = builder.basic_block, builder.append_basic_block("places"), builder.append_basic_block("sum")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        j, total = builder.phi(I64), builder.phi(FLOATS)
+        place = builder.sext(builder.load(_pointer(context, builder, kinds[4], places, [j])), I64)
+        new = builder.fadd(total, _load(builder, _pointer(context, builder, kinds[3], values, [place, I64(0)]), FLOAT))
+        after = builder.add(j, I64(1))
+        for value, first, again in ((j, begin, after), (total, start, new)):
+            value.add_incoming(first, entry)
+            value.add_incoming(again, loop)
+        builder.cbranch(builder.icmp_signed("<", after, end), loop, done)
+        builder.position_at_end(done)
+        _store(builder, new, _pointer(context, builder, kinds[0], out, [i, I64(0)]))
+        return _bits(builder, builder.fcmp_ordered(">=", new, ir.Constant(FLOATS, [0.0] * LANES)))
+
+    return types.uint32(out, types.int64, starts, values, places, types.int64, types.int64), codegen
+
+
+@intrinsic
 def largest_below(context: Any, values: Any, r: Any, b: Any, limit: Any) -> Any:
     """The largest of ``values[r, b : b + 64]`` that is less than the limit; -inf if none is."""
 

@@ -11,8 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from mach.kernels.loss import binary_gradient, dithered, exp, loss_and_hits, sigmoid, softmax_gradient, transpose
+from mach.kernels.loss import binary_gradient, dithered, exp, loss_and_hits, sigmoid, softmax_gradient
 from mach.kernels.memory import from_bfloat16, to_bfloat16
+from mach.kernels.transpose import transpose
 
 B, N, FIRST = 70, 19, 70  # the second head's outputs
 

@@ -1,0 +1,79 @@
+"""Exact top-k of many queries by passes over all classes, sixteen queries side by side.
+
+A class's sums for sixteen queries are sums of whole rows of their transposed values, so a lookup serves all sixteen.
+What reaches the estimate of a query's k-th best sum, a few times k classes, is scored exactly; where fewer than k prove
+to be as good, the query is left to `mach.kernels.decode.search`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from mach.kernels.heap import NO_CLASS, UNKNOWN, sort_heap
+from mach.kernels.lanes import LANES, lowest_bit, sum_rows
+from mach.kernels.sweep import Index, Query, Rule, consider, least_sum
+from mach.kernels.transpose import transpose
+
+SAMPLE, STRIDE = 2048, 16  # about so many classes, or one in so many, give the estimate
+MOST_HITS, HITS_A_BEST = 2048, 8  # of a query: so many, and so many times k more
+
+Array = NDArray[Any]
+
+
+@njit(cache=True, nogil=True)
+def scan(
+    values_NRP: Array, places_KR: Array, index: Index, rule: Rule, slack: float, outputs: tuple[Array, ...]
+) -> NDArray[np.bool_]:
+    """Write the best classes of queries to the outputs (the columns of `mach.decoding.TopK`), those of sums alone.
+
+    ``places_KR`` says where a class's values stand in a query's (R, P) of them. Returns which queries are certain; what
+    was written for others is not to be used.
+    """
+    ids_Nk, scores_Nk, exact_N, n_scored_N, n_opened_N, bound_N = outputs
+    (N, R, P), (K, k) = values_NRP.shape, (len(places_KR), ids_Nk.shape[1])
+    stride = max(STRIDE, K // SAMPLE)
+    n_above = 2 * k // stride + 4
+    values_QV, values_VQ = np.full((LANES, R * P), UNKNOWN), np.empty((R * P, LANES), np.float32)
+    zeros_Q, starts_Q, places = np.zeros(LANES, np.float32), np.empty(LANES, np.float32), places_KR.reshape(-1)
+    sums, sample = np.empty((1, LANES), np.float32), np.empty((-(-K // stride), LANES), np.float32)
+    hits_Q, n_hits_Q = np.empty((LANES, MOST_HITS + HITS_A_BEST * k), np.int32), np.empty(LANES, np.int64)
+    everything, row_R, certain_N = np.empty(0, np.bool_), np.empty(R, np.float32), np.zeros(N, np.bool_)
+    none, no_places, no_masks = np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.uint32)
+    for begin in range(0, N, LANES):
+        n_queries = min(LANES, N - begin)
+        values_QV[:n_queries] = values_NRP[begin : begin + n_queries].reshape(n_queries, R * P)
+        transpose(values_QV, 0, LANES, values_VQ)
+        for i in range(len(sample)):
+            at = i * stride * R
+            sum_rows(sample, i, zeros_Q, values_VQ, places, at, at + R)
+        starts_Q[:] = UNKNOWN  # lanes without a query reach nothing
+        if len(sample) >= n_above:
+            for q in range(n_queries):
+                column = sample[:, q].copy()
+                starts_Q[q] = -np.partition(column, len(sample) - n_above)[len(sample) - n_above]
+        n_hits_Q[:] = 0
+        for hit in range(K):
+            mask: Any = sum_rows(sums, 0, starts_Q, values_VQ, places, hit * R, hit * R + R)
+            while mask != 0:
+                q = lowest_bit(mask)
+                mask &= mask - np.uint32(1)
+                if n_hits_Q[q] < hits_Q.shape[1]:
+                    hits_Q[q, n_hits_Q[q]] = hit
+                n_hits_Q[q] += 1
+        for q in range(n_queries):
+            n = begin + q
+            ids, scores = ids_Nk[n], scores_Nk[n]
+            ids[:], scores[:] = NO_CLASS, UNKNOWN
+            scratch = (slack, none, row_R, no_places, no_places, no_masks, no_places)
+            query = Query(values_NRP[n], everything, ids, scores, *scratch)
+            for hit in hits_Q[q, : min(n_hits_Q[q], hits_Q.shape[1])]:
+                consider(query, index, rule, np.int64(hit))
+            is_whole = starts_Q[q] > UNKNOWN and n_hits_Q[q] <= hits_Q.shape[1]
+            certain_N[n] = is_whole and least_sum(query, rule) - slack >= -starts_Q[q]
+            exact_N[n], n_scored_N[n], n_opened_N[n], bound_N[n] = True, K, 0, scores[0]
+            sort_heap(ids, scores)
+    return certain_N
