@@ -168,7 +168,7 @@ def test_a_batch_equals_its_queries_one_by_one(method):
     assignment = assignments(3000, 64, 4)[0]
     probs_NRB = bucket_scores("sharp", assignment, 9, np.random.default_rng(0))
     decoder = Decoder(assignment, "logit-mean")
-    decoder._chunks = lambda n: [slice(i, i + 4) for i in range(0, n, 4)]  # type: ignore[method-assign,assignment]
+    decoder._chunks = lambda n, first: [slice(i, i + 4) for i in range(first, n, 4)]  # type: ignore
     batch = decoder.topk(np.asfortranarray(probs_NRB), 7, method=method)
     single = TopK.concatenate([Decoder(assignment, "logit-mean").topk(p[None], 7, method=method) for p in probs_NRB])
     for name, column in vars(batch).items():
