@@ -10,7 +10,8 @@ It holds for sparse rows. Dense rows, linear networks and trunks of the user's o
 ``buckets``               the power of two nearest 3.2 sqrt(K), as re-ranking tells apart what shares buckets, or
                           N / 160 where that is more, up to 4,096: many rows can teach more buckets
 ``hidden``                one layer of 6125 / D^0.22, in steps of 64: wide where D, which bounds the bytes, is small;
-                          up to twice as wide for up to 50,000 rows and B = 512, less in proportion above
+                          up to twice as wide for up to 50,000 rows and B = 512, less in proportion above; at most
+                          1,024
 ``dropout``               0.3 where networks are twice as wide, 0.15 where they are not, 0.2 where the width is given;
                           less in proportion above 50,000 rows
 ``power``                 1 where a row has 16 to 40 features, 1.5 where it has 80: there the largest should outweigh
@@ -196,7 +197,7 @@ def _power(row_features: float) -> float:
 
 
 def _width(n_features: int, widening: float) -> int:
-    return 64 * min(max(round(6125 / n_features**0.22 * widening / 64), 4), 22)
+    return 64 * min(max(round(6125 / n_features**0.22 * widening / 64), 4), 16)
 
 
 def _epochs(n_rows: int) -> int:

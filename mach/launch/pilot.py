@@ -2,7 +2,8 @@
 
 What a finished run says of its own training rows is too good to learn from: networks and classifiers know these rows. A
 pilot is a run of its own in the folder ``pilots``, of the same configuration and trained by the same launcher, so it
-stops and goes on as the run itself does; what it leaves is one file of examples (`mach.reranking`).
+stops and goes on as the run itself does; what it leaves is one file of examples (`mach.reranking`). A pilot that is the
+only one has half of the repetitions: the order that it teaches is worth nearly as much (docs/log.md).
 """
 
 from __future__ import annotations
@@ -72,8 +73,16 @@ def _config(training: RerankerTraining, rows: Path) -> Config:
         row_features=training.store.row_features,
         cache=config.data.cache,
     )
-    reranking = config.reranking.model_copy(update={"pilots": 0, "inputs": True})
-    return config.model_copy(update={"data": data, "reranking": reranking})
+    n_repetitions = config.hashing.repetitions
+    hashing = {"repetitions": -(-n_repetitions // 2) if config.reranking.pilots == 1 else n_repetitions}
+    reranking = {"pilots": 0, "inputs": True}
+    return config.model_copy(
+        update={
+            "data": data,
+            "hashing": config.hashing.model_copy(update=hashing),
+            "reranking": config.reranking.model_copy(update=reranking),
+        }
+    )
 
 
 def _write(store: Store, rows: NDArray[np.int64], path: Path) -> None:

@@ -25,6 +25,7 @@ Kind = Literal["int4", "int8", "bfloat16", "float32"]
 Trunk = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 NO_SCALE = np.empty(0, np.float32)
 ANY = -1  # of a length that the file decides
+REPEATED = 4  # times that features of a batch occur on average, from which their rows of weights are widened once
 FEW_ROWS = 8  # below, a compiled product that reads bfloat16 in place beats widening for BLAS
 
 
@@ -157,14 +158,34 @@ def _sparse_layer(
     bias_H: NDArray[np.float32],
     out_NH: NDArray[np.float32],
 ) -> None:
-    from mach.kernels.sparse import sparse_forward, sparse_forward_int4, sparse_forward_kept
+    from mach.kernels.sparse import sparse_forward, sparse_forward_int4
 
     weight, scale_D = weights["input.weight"], weights.get("input.scale", NO_SCALE)
     if "input.offsets" in weights:
-        sparse_forward_kept(*csr, weight[None], weights["input.offsets"], scale_D, bias_H, out_NH)
+        _kept_layer(csr, (weight[None], weights["input.offsets"], scale_D), bias_H, out_NH)
     else:
         forward = sparse_forward_int4 if weight.dtype == np.uint8 else sparse_forward
         forward(*csr, weight, scale_D, bias_H, out_NH)
+
+
+def _kept_layer(
+    csr: tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]],
+    kept: tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]],
+    bias_H: NDArray[np.float32],
+    out_NH: NDArray[np.float32],
+) -> None:
+    from mach.kernels.sparse import sparse_forward, sparse_forward_kept
+
+    indptr, indices, values = csr
+    if len(indptr) > FEW_ROWS:
+        features_U, places = np.unique(indices, return_inverse=True)
+        if len(indices) >= REPEATED * len(features_U):
+            unit = (np.arange(len(features_U) + 1), features_U, np.ones(len(features_U), np.float32))
+            wide_UH = np.empty((len(features_U), len(bias_H)), np.float32)
+            sparse_forward_kept(*unit, *kept, np.zeros_like(bias_H), wide_UH)
+            sparse_forward(indptr, places.astype(np.int32), values, wide_UH, NO_SCALE, bias_H, out_NH)
+            return
+    sparse_forward_kept(*csr, *kept, bias_H, out_NH)
 
 
 def _dense_layers(weights: Weights) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -161,6 +163,16 @@ def test_examples_are_of_rows_that_the_pilot_has_not_seen(piloted: Config, tmp_p
         assert arrays["inputs"].shape == (len(taught), 20, 20)
         assert 0.5 < arrays["right"].any(axis=1).mean() <= 1
         assert other.config.data.validation_fraction == piloted.data.validation_fraction
+
+
+def test_a_single_pilot_has_half_of_the_repetitions(piloted: Config, tmp_path: Path):
+    halves = []
+    for n_pilots in (1, 2):
+        reranking = piloted.reranking.model_copy(update={"pilots": n_pilots})
+        run, store = set_up(piloted.model_copy(update={"reranking": reranking}), tmp_path / str(n_pilots))
+        training = cast(RerankerTraining, SimpleNamespace(run=run, store=store))
+        halves.append(pilot._config(training, tmp_path).hashing.repetitions)
+    assert halves == [1, 2]
 
 
 def test_a_run_that_is_killed_while_a_pilot_trains_goes_on_to_the_same_bits(

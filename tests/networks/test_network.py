@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, random_array
 from torch import nn
 
 from mach.config import NetworkConfig
@@ -192,6 +192,23 @@ def test_salient_weights_are_kept_within_their_bytes(n_rows: int, width: int, sh
         assert (np.abs(weights) <= half_steps)[~is_kept & (salience > 1.01 * least)].all()
     if share >= 1 + 1 / 15:  # room for all, and for what cuts long ways
         assert (np.abs(found - weights) <= half_steps).all()
+
+
+@pytest.mark.parametrize("n_rows", [4, 9, 300])
+def test_a_layer_of_kept_weights_answers_many_rows_as_few(n_rows: int):
+    """300 rows name each of 30 features often enough that its weights are spelled out once."""
+    rng = np.random.default_rng(n_rows)
+    drawn = rng.standard_normal((30, 21)).astype(np.float32)
+    kept, offsets, steps = to_kept(drawn, np.ones(30, np.float32), 0.4)
+    bias = rng.standard_normal(21).astype(np.float32)
+    weights = {"input.weight": kept, "input.offsets": offsets, "input.scale": steps, "input.bias": bias}
+    rows = random_array((n_rows, 30), density=0.3, rng=rng, dtype=np.float32).tocsr()
+    csr = rows.indptr.astype(np.int64), rows.indices.astype(np.int32), rows.data
+    found = bucket_logits(weights, SparseBatch(*csr))
+    expected = np.empty_like(found)
+    sparse_forward_kept(*csr, kept[None], offsets, steps, bias, expected)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert len(np.unique(csr[1])) == 30 or n_rows < 300
 
 
 def test_a_damaged_layer_of_kept_weights_reads_nothing_outside():
