@@ -3,11 +3,12 @@
     python benchmarks/training.py            # about four minutes
     python benchmarks/training.py --write    # also writes benchmarks/results/training-<date>.md
 
-Two shapes. Features follow a power law and targets are planted, so that both methods have something to learn: after as
-many steps on the same batches the loss must be no higher. Methods take turns in one process; figures are medians and,
-above all, their ratios. Both multiply in bfloat16 where the processor does so natively, and in float32 where it would
-only emulate it. Floors: bytes over the bandwidth, FLOPs over the rate of torch's 2048^3 product in that precision, both
-measured on as many threads in the same turns.
+Two shapes, errors dithered where the recipe does so. Features follow a power law and targets are planted, so that both
+methods have something to learn: after as many steps on the same batches the loss must be no higher. Methods take turns
+in one process; figures are medians and, above all, their ratios. Both multiply in bfloat16 where the processor does so
+natively, and in float32 where it would only emulate it. Floors: bytes over the bandwidth, FLOPs over the rate of
+torch's 2048^3 product in that precision, both measured on as many threads in the same turns; those of dithered errors
+are of the entries that are left.
 
 The plain baseline (`PlainStep`) is frozen: later versions of mach are measured against this very code.
 """
@@ -38,10 +39,12 @@ import mach.networks.trunks
 from mach.config import NetworkConfig
 from mach.networks.batch import SparseBatch, Targets, concatenated, rows_of
 from mach.networks.network import Network, native_precision
+from mach.recipe import DITHER
 
 RATE, DROPOUT, SEED, ROUNDS, CURVE = 3e-3, 0.2, 0, 15, 192
 PRECISION = native_precision()
 HALF = PRECISION == "bfloat16"
+ROUNDED = 0.0 if HALF else DITHER
 N_BATCHES = 24  # that the steps go through again and again
 
 
@@ -169,6 +172,7 @@ class MachStep:
             precision=PRECISION,
             bias=np.full(shape.n_buckets, prior(shape), np.float32),
             seed=SEED,
+            dither=ROUNDED,
         )
         self.batches = planted(shape)
 
@@ -225,6 +229,8 @@ PARTS = {
     "loss, gradient": (mach.networks.output, "binary_gradient"),
     "Adam": (mach.networks.output, "adam_step_half" if HALF else "adam_step"),
     "ReLU, dropout back": (mach.networks.trunks, "relu_dropout_backward"),
+    "dither": (mach.networks.output, "dithered"),
+    "products of errors": (mach.networks.output, "sparse_forward"),
     "columns of the batch": (mach.networks.network, "transpose_batch"),
     "sparse backward": (mach.networks.network, "sparse_backward"),
 }
@@ -237,13 +243,31 @@ def parts(step: MachStep, rounds: int = 2 * ROUNDS) -> dict[str, float]:
     products = taken.pop("products")
     if not HALF:
         del taken["Adam"][1::2]  # of the bias
-    found = {name: float(np.median(values)) for name, values in taken.items()}
-    for i, name in enumerate(("logits", "gradient by hidden", "gradient by weights")):
-        found[name] = float(np.median(products[i::3]))
+    if ROUNDED:
+        taken["products of errors"] = np.sum([taken["products of errors"][i::2] for i in range(2)], axis=0).tolist()
+    found = {name: float(np.median(values)) for name, values in taken.items() if values}
+    names = ("logits",) if ROUNDED else ("logits", "gradient by hidden", "gradient by weights")
+    for i, name in enumerate(names):
+        found[name] = float(np.median(products[i :: len(names)]))
     return found | {"rest": whole - sum(found.values()), "whole step": whole}
 
 
-def work(shape: Shape, batch: SparseBatch) -> dict[str, tuple[float, float]]:
+def share_kept(step: MachStep) -> float:
+    """Of the errors of a step, those that dither leaves."""
+    sizes = []
+
+    def watched(g_BN: Any, *rest: Any) -> Any:
+        found = dithered(g_BN, *rest)
+        sizes.append(len(found[1]) / g_BN.size)
+        return found
+
+    dithered, mach.networks.output.dithered = mach.networks.output.dithered, watched  # type: ignore[attr-defined]
+    step()
+    mach.networks.output.dithered = dithered  # type: ignore[attr-defined]
+    return float(np.mean(sizes)) if sizes else 1.0
+
+
+def work(shape: Shape, batch: SparseBatch, kept: float) -> dict[str, tuple[float, float]]:
     """Bytes and FLOPs of the parts of a step; a batch's weights count once however often its rows name them."""
     N, H, B = shape.n_rows, shape.width, shape.n_buckets
     weights = (2 if HALF else 4) * H * len(np.unique(batch.indices))
@@ -254,8 +278,11 @@ def work(shape: Shape, batch: SparseBatch) -> dict[str, tuple[float, float]]:
         "ReLU, dropout": (6 * N * H, 0.0),
         "logits": (0.0, product),
         "loss, gradient": (6 * N * B, 0.0),
-        "gradient by hidden": (0.0, product),
-        "gradient by weights": (0.0, product),
+        **(
+            {"dither": (4 * N * B, 0.0), "products of errors": (0.0, 2 * kept * product)}
+            if ROUNDED
+            else {"gradient by hidden": (0.0, product), "gradient by weights": (0.0, product)}
+        ),
         "Adam": (28 * H * B, 0.0),
         "ReLU, dropout back": (8 * N * H, 0.0),
         "columns of the batch": (16.0 * len(batch.indices), 0.0),
@@ -295,14 +322,15 @@ def report(n_threads: int) -> Iterator[str]:
             f"A step takes {1e3 * taken['mach']:.2f} ms, that of plain PyTorch {1e3 * taken['plain']:.2f} ms: "
             f"**{taken['plain'] / taken['mach']:.2f} times faster**. The three products of the output layer, "
             f"{shape.flops / 1e9:.2f} GFLOP, are **{shape.flops / taken['mach'] / peak:.0%} of the peak** over the "
-            f"whole step; peak {peak / 1e12:.2f} TFLOP/s, bandwidth {bandwidth / 1e9:.0f} GB/s.\n"
+            f"whole step{', which skips what dither rounds to 0' if ROUNDED else ''}; "
+            f"peak {peak / 1e12:.2f} TFLOP/s, bandwidth {bandwidth / 1e9:.0f} GB/s.\n"
         )
         if n_threads > 1:  # our own kernels run on one all the same
             continue
         found = {"batch read": taken["batch read"]} | parts(ours)
         floors = {
             part: n_bytes / bandwidth + n_flops / peak
-            for part, (n_bytes, n_flops) in work(shape, ours.batches[0][0]).items()
+            for part, (n_bytes, n_flops) in work(shape, ours.batches[0][0], share_kept(ours)).items()
         }
         yield "| part | ms | floor, ms |"
         yield "|---|---:|---:|"
