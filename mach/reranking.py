@@ -54,7 +54,6 @@ ROWS_A_PART, PAIRS_A_PART, MAX_PARTS = (
 MIN_ROW_PARTS = 8  # so that a few workers share a small set
 CHUNK_ROWS = 4096
 LEAST_FUNCTIONS = 4  # that tell candidates of training rows
-LISTED, LISTED_A_CLASS = 50, 5  # of candidates of training rows so many, or so many for each of a row's classes, count
 MAX_VALIDATION_ROWS = 20_000
 MAX_TEACHING_ROWS = 20_000  # of a pilot
 
@@ -240,14 +239,12 @@ class RerankerTraining:
         return self.plan.rows if stage == CANDIDATES else self.plan.classes
 
     def _candidates(self, begin: int, end: int, should_stop: Callable[[], bool]) -> Any:
-        """Best classes of some training rows by some of the repetitions, whose hard negatives they are.
+        """Best C classes of some training rows by some of the repetitions.
 
-        Fewer than the C of queries do: nothing far down the list is taken for one of the best. So do those of
-        `LEAST_FUNCTIONS` hash functions: on the rows they have learned from all agree about the best, and parts that
-        ask different repetitions give a class more kinds of negatives, for less.
+        Those of `LEAST_FUNCTIONS` hash functions do: on the rows they have learned from all agree about the best, and
+        parts that ask different repetitions give a class more kinds of negatives, for less.
         """
-        finished, store = self.run.finished(), self.store
-        n_listed = max(LISTED, round(LISTED_A_CLASS * len(store.class_ids) / max(store.n_rows, 1)))
+        finished = self.run.finished()
         n = min(len(finished), -(-LEAST_FUNCTIONS // self.run.config.hashing.heads))
         first = self.plan.rows.index(begin) * n
         asked = sorted(finished[(first + i) % len(finished)] for i in range(n))
@@ -257,7 +254,7 @@ class RerankerTraining:
             if should_stop():
                 return None
             queries = self._features(self.rows[first : min(first + CHUNK_ROWS, end)])
-            parts = model.search_in_parts(queries, min(n_listed, self.settings.candidates), rerank=False)
+            parts = model.search_in_parts(queries, self.settings.candidates, rerank=False)
             found += [part.ids_Nk.astype(np.int32) for part in parts]
         return {"ids": np.concatenate(found)}, {}
 

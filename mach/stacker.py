@@ -22,7 +22,7 @@ LEAST_LOG = np.float32(-30)
 SUPPORT = 1  # among the numbers of rules
 LEAST_SHARES = np.array([0.01, 0, 0.01, 0.01, 0.005], np.float32)  # that missing rules count as
 TAUGHT = 20  # candidates of a row that it learns from, those of best blend
-EPOCHS, LEAST_STEPS, BATCH, RATE, DECAY = 10, 1_000, 64, 1e-2, 0.05
+EPOCHS, LEAST_STEPS, BATCH, RATE, DECAY = 10, 2_000, 64, 1e-2, 0.05
 LIKELY = np.array([0.5, 0.2, 0.05, 0.01], np.float32)  # probabilities, buckets of which are counted
 ROW_INPUTS = ("aggregate", "log odds", "probability", "log rows", "log features", "log expected buckets")
 BUCKET_INPUTS = tuple(f"log buckets above {p:g}" for p in LIKELY)
@@ -167,9 +167,11 @@ def standardised(
 def _taught(
     examples: Examples, means_I: NDArray[np.float64], scales_I: NDArray[np.float64], seed: int
 ) -> list[NDArray[np.float32]]:
-    """Weights and biases of one network."""
+    """Weights and biases of one network, by Adam with decoupled decay (torch's own would import its compiler)."""
     import torch
     from torch.nn.functional import binary_cross_entropy_with_logits, silu, softplus
+
+    from mach.kernels.adam import adam_step
 
     generator = torch.Generator().manual_seed(seed)
     layers = []
@@ -181,10 +183,10 @@ def _taught(
     x_NCI = torch.from_numpy(standardised(examples.inputs_NCI, means_I, scales_I))
     scores_NC = torch.from_numpy(np.maximum(examples.scores_NC, LEAST_LOG))  # finite where candidates are too few
     right_NC = torch.from_numpy(examples.right_NC).float()
-    optimizer = torch.optim.AdamW(layers, lr=RATE, weight_decay=DECAY)
-    n_batches = -(-len(x_NCI) // BATCH)
+    flat = [layer.detach().numpy().reshape(-1) for layer in layers]
+    moments = [(np.zeros_like(weights), np.zeros_like(weights)) for weights in flat]
+    n_batches, step = -(-len(x_NCI) // BATCH), 0
     n_epochs = max(EPOCHS, -(-LEAST_STEPS // n_batches))
-    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / (n_epochs * n_batches))
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # operations are small, and bits do not depend on the machine's cores
     for _ in range(n_epochs):
@@ -194,10 +196,11 @@ def _taught(
                 hidden = (silu(hidden) if at else hidden) @ layers[at] + layers[at + 1]
             scores = ROOM + scores_NC[rows] - softplus(hidden[..., 0])
             loss = binary_cross_entropy_with_logits(scores, right_NC[rows])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            rates.step()
+            gradients = torch.autograd.grad(loss, layers)
+            rate, step = RATE * (1 - step / (n_epochs * n_batches)), step + 1
+            for weights, gradient, (mean, square) in zip(flat, gradients, moments, strict=True):
+                np.multiply(weights, np.float32(1 - rate * DECAY), out=weights)
+                adam_step(weights, gradient.contiguous().numpy().reshape(-1), mean, square, rate, step)
     torch.set_num_threads(n_threads)
     return [layer.detach().numpy() for layer in layers]
 
