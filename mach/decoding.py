@@ -283,8 +283,7 @@ class Decoder:
             values_NRP = _padded(probs_NRB[part], self.aggregate)
             uncertain_N = np.arange(len(values_NRP))
             if places_KR is not None:
-                slack = decode.slack_of(len(values_NRP[0]), rule)
-                uncertain_N = np.flatnonzero(~scan(values_NRP, places_KR, index, rule, slack, outputs))
+                uncertain_N = np.flatnonzero(~scan(values_NRP, places_KR, index, rule, outputs))
             if len(uncertain_N) == len(values_NRP):
                 decode.search(values_NRP, index, rule, mask_K, most, limit, outputs)
             else:

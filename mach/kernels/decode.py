@@ -28,7 +28,7 @@ from mach.kernels.lanes import (
     prefetch,
     reaching,
 )
-from mach.kernels.sweep import LENGTH, Index, Query, Rule, aggregate, consider, least_sum, sweep
+from mach.kernels.sweep import LENGTH, Index, Query, Rule, aggregate, consider, least_sum, slack_of, sweep
 
 AHEAD = 128  # buckets by which lists are asked for ahead of their turn
 LINE = 32  # entries of a list in a cache line, or half as many
@@ -197,12 +197,6 @@ def clip(probs_NRB: Array, low: float, high: float, is_odds: bool, values_NRP: A
                 values_NRP[n, r, b] = value / (one - value) if is_odds else value
             for b in range(B, values_NRP.shape[2]):
                 values_NRP[n, r, b] = one
-
-
-@njit(cache=True, nogil=True)
-def slack_of(n_values: int, rule: Rule) -> Any:
-    """Above the error of any float32 sum of so many values."""
-    return 2.0**-22 * n_values * n_values * (rule.largest + abs(rule.shift))
 
 
 @njit(cache=True, nogil=True)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mach.kernels.heap import NO_CLASS, UNKNOWN, sort_heap
 from mach.kernels.lanes import LANES, lowest_bit, sum_rows
-from mach.kernels.sweep import Index, Query, Rule, consider, least_sum
+from mach.kernels.sweep import Index, Query, Rule, consider, least_sum, slack_of
 from mach.kernels.transpose import transpose
 
 SAMPLE, STRIDE = 2048, 16  # about so many classes, or one in so many, give the estimate
@@ -26,7 +26,7 @@ Array = NDArray[Any]
 
 @njit(cache=True, nogil=True)
 def scan(
-    values_NRP: Array, places_KR: Array, index: Index, rule: Rule, slack: float, outputs: tuple[Array, ...]
+    values_NRP: Array, places_KR: Array, index: Index, rule: Rule, outputs: tuple[Array, ...]
 ) -> NDArray[np.bool_]:
     """Write the best classes of queries to the outputs (the columns of `mach.decoding.TopK`), those of sums alone.
 
@@ -36,7 +36,7 @@ def scan(
     ids_Nk, scores_Nk, exact_N, n_scored_N, n_opened_N, bound_N = outputs
     (N, R, P), (K, k) = values_NRP.shape, (len(places_KR), ids_Nk.shape[1])
     stride = max(STRIDE, K // SAMPLE)
-    n_above = 2 * k // stride + 4
+    n_above, slack = 2 * k // stride + 4, slack_of(R, rule)
     values_QV, values_VQ = np.full((LANES, R * P), UNKNOWN), np.empty((R * P, LANES), np.float32)
     zeros_Q, starts_Q, places = np.zeros(LANES, np.float32), np.empty(LANES, np.float32), places_KR.reshape(-1)
     sums, sample = np.empty((1, LANES), np.float32), np.empty((-(-K // stride), LANES), np.float32)

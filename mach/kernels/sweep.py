@@ -110,6 +110,12 @@ def _ranked(row_R: Array, rank: int) -> Any:
 
 
 @njit(cache=True, nogil=True, inline="always")
+def slack_of(n_values: int, rule: Rule) -> Any:
+    """More than the error of any float32 sum of so many values."""
+    return 2.0**-22 * n_values * n_values * (rule.largest + abs(rule.shift))
+
+
+@njit(cache=True, nogil=True, inline="always")
 def least_sum(query: Query, rule: Rule) -> Any:
     """Sum below which no class can replace one of the best; the slack covers every rounding."""
     score = np.float64(query.scores[0])
