@@ -25,13 +25,14 @@ It holds for sparse rows. Dense rows, linear networks and trunks of the user's o
                           buckets, those of its rows and random ones, for a quarter of the work
 ``dither``                0.2 where products are float32: most of a step's errors are rounded to 0, and its products
                           take a third to half of the time
-``epochs``                6 sqrt(45,000 / N), 3 to 15: more steps for fewer rows
+``epochs``                6 sqrt(45,000 / N), its whole part, 3 to 15: more steps for fewer rows
 ``candidates``            100
 ``loss, cost``            if neither is given, logistic and 4 where a row has 10 classes or more, as many are likely at
                           once there; classifiers' weights below 0.1 are dropped then
 ``pilots, views``         3 where a row has 10 classes or more, whose order takes more rows to learn, else 1, and all
-                          further views; none below 5,000 and above 300,000 rows, with other aggregates than log-means,
-                          for runs that start from another one, and where ``reranking.bytes`` is given
+                          further views but where there are ``pairs``, beside which they add little; none below 5,000
+                          and above 300,000 rows, with other aggregates than log-means, for runs that start from
+                          another one, and where ``reranking.bytes`` is given
 ``pairs``                 if neither loss nor cost is given, products of the 12 largest features of a row where it has
                           less than 30 and fewer than 10 classes; of a class's weights above 0.08 the 2,048 largest
                           stay; cost and power are 0.5 unless every row has one class
@@ -122,7 +123,9 @@ def fill(config: Config, shape: Shape) -> Config:
     if sparse and reranks and can_have_pilots(config, shape):
         choices["reranking"] |= {"pilots": 3 if shape.row_classes >= MANY_CLASSES else 1}
         if config.reranking.pilots or "pilots" not in config.reranking.model_fields_set:
-            choices["reranking"] |= {"views": list(get_args(ViewName))}
+            is_given = "pairs" in config.reranking.model_fields_set
+            has_pairs = config.reranking.pairs > 0 if is_given else "pairs" in choices["reranking"]
+            choices["reranking"] |= {"views": [] if has_pairs else list(get_args(ViewName))}
     if sparse and config.network.hidden and config.network.trunk is None:
         n_buckets = _buckets(shape.n_classes, shape.n_rows)
         is_softmax = config.training.loss == "softmax" or (config.training.loss == "auto" and shape.is_exclusive)
@@ -201,4 +204,4 @@ def _width(n_features: int, widening: float) -> int:
 
 
 def _epochs(n_rows: int) -> int:
-    return min(max(round(6 * math.sqrt(45_000 / n_rows)), 3), 15)
+    return min(max(int(6 * math.sqrt(45_000 / n_rows)), 3), 15)

@@ -54,12 +54,15 @@ def test_powers_follow_the_features_of_a_row_and_few_rows_get_wide_networks():
 
 
 def test_an_order_is_learned_where_rows_are_enough_and_not_too_many():
-    def found(n_rows=40_000, *, is_dense=False, row_classes=6.0, **sections):
-        shape = Shape(n_rows, 20_000, 200_000, is_dense=is_dense, row_features=15, row_classes=row_classes)
+    def found(n_rows=40_000, *, is_dense=False, row_classes=6.0, row_features=98, **sections):
+        shape = Shape(n_rows, 20_000, 200_000, is_dense=is_dense, row_features=row_features, row_classes=row_classes)
         reranking = fill(open_config(**sections), shape).reranking
         return reranking.pilots, len(reranking.views)
 
     assert (found(), found(row_classes=28.0), found(5_000), found(300_000)) == ((1, 3), (3, 3), (1, 3), (1, 3))
+    assert found(row_features=15) == (1, 0)  # products of features tell as much as further views
+    assert found(row_features=15, row_classes=28.0) == (3, 3)
+    assert found(row_features=15, reranking={"pairs": 0}) == (1, 3)
     for nothing in (
         found(4_999),
         found(300_001),
@@ -73,6 +76,14 @@ def test_an_order_is_learned_where_rows_are_enough_and_not_too_many():
         assert nothing == (0, 0)
     assert found(reranking={"pilots": 2}) == (2, 3)
     assert found(reranking={"pilots": 2, "views": []}) == (2, 0)
+
+
+def test_errors_are_dithered_where_products_are_float32():
+    shape = Shape(49_060, 12_558, 15_015, row_features=17, row_classes=6)
+    found = [fill(open_config(training={"precision": p}), shape).training for p in ("float32", "bfloat16", "auto")]
+    assert [(training.dither, training.epochs) for training in found] == [(0.2, 5), (0.0, 5), (0.0, 5)]
+    assert fill(open_config(training={"precision": "float32", "dither": 0.0}), shape).training.dither == 0
+    assert fill(open_config(), Shape(45_000, 12_558, 15_015)).training.epochs == 6  # the whole part
 
 
 def test_rows_of_many_classes_are_reranked_by_logistic_classifiers():

@@ -42,7 +42,8 @@ def test_a_run_made_before_some_keys_were_there_keeps_their_defaults(config: Con
     file, newer = tmp_path / "run/config.toml", ("keep = ", "power = ", 'loss = "hinge"')
     file.write_text("".join(line for line in file.read_text().splitlines(True) if not line.startswith(newer)))
     network = config.network.model_dump(include={"hidden", "weights"})
-    sparse = Config.model_validate(config.model_dump(exclude={"network", "reranking"}) | {"network": network})
+    left = config.model_dump(exclude={"network", "reranking"}, exclude_unset=True)
+    sparse = Config.model_validate(left | {"network": network})
     again, _ = set_up(sparse, tmp_path / "run")
     assert again.config.network == run.config.network
     assert again.config.reranking == run.config.reranking
