@@ -123,6 +123,15 @@ class RerankerTraining:
         there = set(names_in(self.folder))
         return n_parts, [part for part in range(n_parts) if self._name(stage, part) not in there]
 
+    def number_of(self, stage: str, part: int) -> int:
+        """Of a part among those of all stages, by which workers are told of it."""
+        return part if stage == CANDIDATES else len(self.plan.rows) - 1 + part
+
+    def part_of(self, number: int) -> tuple[str, int]:
+        """The stage and part that `number_of` gives this number."""
+        n_row_parts = self.number_of(CLASSIFIERS, 0)
+        return (CANDIDATES, number) if number < n_row_parts else (CLASSIFIERS, number - n_row_parts)
+
     def make(self, stage: str, part: int, should_stop: Callable[[], bool] = lambda: False) -> bool:
         """Make one part; False if it was told to stop before it was whole."""
         started = time.process_time()

@@ -123,13 +123,15 @@ class Driver:
         self.schedule, self.pool, self.display = schedule, pool, display
         self.n_workers = n_workers
         self.n_early_deaths = 0
+        self._asked: set[int] = set()  # workers that live or are on their way
         self._where: dict[int, str] = {}  # live workers
         self._shard: dict[int, Shard] = {}  # what each was told to train
 
     def drive(self) -> None:
         """Hand out shards and take messages, whichever comes first, until nothing is left."""
         for worker in range(self.n_workers):
-            self.pool.start(worker)
+            if worker not in self._asked:
+                self._start(worker)
         offered = self.pool.now()
         while not self.schedule.is_over:
             for worker, message in self.pool.receive(TICK_SECONDS):
@@ -140,6 +142,26 @@ class Driver:
                 for worker in self.schedule.idle():
                     self._offer(worker)
                 self.display.seconds_left(self.schedule.seconds_left(now))
+
+    def take_up(self, schedule: Schedule, display: Display, n_workers: int) -> None:
+        """Go on with other work, for which `drive` is called again, on the same workers.
+
+        Those that still make copies of what is done are told to leave off, and waited for.
+        """
+        for worker in self._shard:
+            self.pool.send(worker, {"pause": True})
+        while self._shard:
+            for worker, message in self.pool.receive(TICK_SECONDS):
+                self._handle(worker, message)
+        self.schedule, self.display, self.n_workers = schedule, display, n_workers
+        for worker in self._where:
+            schedule.joined(worker)
+        for worker in self._where:
+            self._offer(worker)
+
+    def _start(self, worker: int) -> None:
+        self._asked.add(worker)
+        self.pool.start(worker)
 
     def _handle(self, worker: int, message: Message) -> None:
         kind, now = message.pop("kind"), self.pool.now()
@@ -195,8 +217,9 @@ class Driver:
             self.n_early_deaths += 1
             if self.n_early_deaths >= max(MAX_EARLY_DEATHS, self.n_workers + 1):
                 raise IncompleteRunError(f"{cause} before it could take work, as {self.n_early_deaths - 1} before it")
+        self._asked.discard(worker)
         if self.schedule.n_waiting:
-            self.pool.start(worker)
+            self._start(worker)
 
     def _show_loss(self, shard: Shard, cause: str) -> None:
         for repetition in shard:

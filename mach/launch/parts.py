@@ -1,4 +1,4 @@
-"""What a worker process does for a re-ranker: orders are as for repetitions, their numbers are parts of a stage.
+"""What a worker process does for a re-ranker: orders are as for repetitions, their numbers are those of parts.
 
 Torch is not imported, so a worker starts in half a second.
 """
@@ -20,7 +20,7 @@ from mach.storage import Run
 
 
 def serve(channel: Channel, job: dict[str, Any], is_told_to_stop: Callable[[], bool]) -> None:
-    """Make parts of the job's stage, as `mach.launch.worker.main` trains repetitions, until the driver lets it go."""
+    """Make parts of any stage, as `mach.launch.worker.main` trains repetitions, until the driver lets it go."""
     training = RerankerTraining(Run.open(job["run"]), fetch_store(job["store"]))
     files = training.files
     with contextlib.suppress(OSError):
@@ -35,8 +35,8 @@ def serve(channel: Channel, job: dict[str, Any], is_told_to_stop: Callable[[], b
         if "pause" in order:
             continue
         try:
-            for part in order["train"]:
-                if not training.make(job["stage"], part, lambda: is_told_to_stop() or channel.has_message()):
+            for number in order["train"]:
+                if not training.make(*training.part_of(number), lambda: is_told_to_stop() or channel.has_message()):
                     return
             channel.send({"kind": "finished"})
         except Exception as error:

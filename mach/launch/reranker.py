@@ -49,8 +49,7 @@ def train_reranker(run: Run, store: Store, launch: LaunchConfig, *, console: Con
                 return
             training.begin()
             teach(training, lambda pilot, rows: _train_pilot(pilot, rows, launch, console), console)
-            for stage in STAGES:
-                _make(training, stage, launch, console)
+            _make_parts(training, launch, console)
             summary = training.finish()
     except KeyboardInterrupt:
         raise IncompleteRunError(
@@ -94,55 +93,71 @@ def _repeats(strength: float) -> str:
 class _StageDisplay(Display):
     """One line a stage, and one for whatever goes wrong in it."""
 
-    def __init__(self, console: Console, stage: str, n_parts: int) -> None:
+    def __init__(self, console: Console, stage: str, n_parts: int, first: int) -> None:
         super().__init__(console, [], [])
-        self._live, self._stage, self._n_parts = None, stage, n_parts
+        self._live, self._stage, self._first = None, stage, first
         self.note(f"re-ranker: {stage}, {n_parts} parts to make")
 
     def set(self, repetition: int, status: str) -> None:
         pass
 
     def event(self, repetition: int, text: str) -> None:
-        self.note(f"re-ranker: {self._stage}, part {repetition}: {text}")
+        self.note(f"re-ranker: {self._stage}, part {repetition - self._first}: {text}")
 
 
-def _make(training: RerankerTraining, stage: str, launch: LaunchConfig, console: Console) -> None:
-    """Make the missing parts of a stage."""
-    n_parts, missing = training.parts(stage)
-    if not missing:
-        return
-    schedule = Schedule(shards_of(missing, 1), launch.attempts)
-    with _pool(training, launch, stage, len(missing)) as (pool, n_workers):
-        Driver(schedule, pool, _StageDisplay(console, stage, len(missing)), min(n_workers, len(missing))).drive()
-    if schedule.given_up:
-        (part, *_), cause = next(iter(schedule.given_up.items()))
-        raise IncompleteRunError(
-            f"the re-ranker failed: {stage}, part {part} of {n_parts}: {cause} (log: {training.files.log}); the "
-            "repetitions are finished and answer without it; run the same command again to retry"
-        )
+def _make_parts(training: RerankerTraining, launch: LaunchConfig, console: Console) -> None:
+    """Make the missing parts of one stage after the other, on the same workers."""
+    driver = None
+    with contextlib.ExitStack() as stack:
+        for stage in STAGES:
+            n_parts, missing = training.parts(stage)
+            if not missing:
+                continue
+            first = training.number_of(stage, 0)
+            schedule = Schedule(shards_of([first + part for part in missing], 1), launch.attempts)
+            display = _StageDisplay(console, stage, len(missing), first)
+            n_workers = min(_n_workers(launch, len(missing)), len(missing))
+            if driver is None:
+                driver = Driver(schedule, stack.enter_context(_pool(training, launch)), display, n_workers)
+            else:
+                driver.take_up(schedule, display, n_workers)
+            driver.drive()
+            if schedule.given_up:
+                (number, *_), cause = next(iter(schedule.given_up.items()))
+                raise IncompleteRunError(
+                    f"the re-ranker failed: {stage}, part {number - first} of {n_parts}: {cause} (log: "
+                    f"{training.files.log}); the repetitions are finished and answer without it; run the same command "
+                    "again to retry"
+                )
+
+
+def _n_workers(launch: LaunchConfig, n_parts: int) -> int:
+    return (
+        local.n_workers(launch.model_copy(update={"gpus": 0.0}))
+        if launch.launcher == "local"
+        else launch.workers or n_parts
+    )
 
 
 @contextlib.contextmanager
-def _pool(training: RerankerTraining, launch: LaunchConfig, stage: str, n_parts: int) -> Iterator[tuple[Pool, int]]:
-    """Workers of the launcher that make parts of a stage, and how many to ask for; stopped in the end."""
+def _pool(training: RerankerTraining, launch: LaunchConfig) -> Iterator[Pool]:
+    """Workers of the launcher that make parts; stopped in the end."""
     run, store = training.run, training.store
     launch = launch.model_copy(update={"gpus": 0.0})  # nothing here would use one
     with contextlib.ExitStack() as stack:
         pool: Pool
         if launch.launcher == "local":
-            n_workers = local.n_workers(launch)
-            pool = local.LocalPool(run, store, launch, stage=stage)
+            pool = local.LocalPool(run, store, launch, parts="all")
         else:
             from mach.launch.cluster import RayPool
             from mach.launch.ray import Cluster
 
-            n_workers = min(launch.workers or n_parts, n_parts)
             n_bytes = launch.memory_bytes or plan_of(run.config, store).ledger.worker_bytes + fitting_bytes(run, store)
             launch = launch.model_copy(update={"memory_bytes": n_bytes})
             cluster = stack.enter_context(Cluster(launch.address))
-            pool = RayPool(cluster, run, store, launch, n_workers, stage=stage)
+            pool = RayPool(cluster, run, store, launch, launch.workers or 1, parts="all")
         try:
-            yield pool, n_workers
+            yield pool
         finally:
             pool.stop()
 

@@ -2,7 +2,7 @@
 
 Started as ``python -m mach.launch.worker FD`` with one end of a socket pair. Messages are JSON lines: first the
 job, then orders, ``{"train": [r, ...], "exclusive": true}``, ``{"pause": true}``, ``{"stop": true}``; the worker
-says ``ready`` and answers with ``progress``, ``finished``, ``paused`` or ``failed``. A job with a ``stage`` is one of
+says ``ready`` and answers with ``progress``, ``finished``, ``paused`` or ``failed``. A job with ``parts`` is one of
 `mach.launch.parts`: numbers are parts of a re-ranker. When the other end dies, the
 worker saves its state and goes.
 """
@@ -36,7 +36,7 @@ def main(descriptor: int) -> None:
     job = channel.receive()
     if job is None:
         return
-    if "stage" in job:
+    if "parts" in job:
         from mach.launch.parts import serve
 
         serve(channel, job, told_to_stop.is_set)
