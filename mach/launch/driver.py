@@ -124,6 +124,7 @@ class Driver:
         self.n_workers = n_workers
         self.n_early_deaths = 0
         self._asked: set[int] = set()  # workers that live or are on their way
+        self._leaving: set[int] = set()  # those of them that still have to do with what `take_up` left behind
         self._where: dict[int, str] = {}  # live workers
         self._shard: dict[int, Shard] = {}  # what each was told to train
 
@@ -146,17 +147,17 @@ class Driver:
     def take_up(self, schedule: Schedule, display: Display, n_workers: int) -> None:
         """Go on with other work, for which `drive` is called again, on the same workers.
 
-        Those that still make copies of what is done are told to leave off, and waited for.
+        Those that still make copies of what is done are told to leave off, and join when they have.
         """
+        self._leaving |= set(self._shard)
         for worker in self._shard:
             self.pool.send(worker, {"pause": True})
-        while self._shard:
-            for worker, message in self.pool.receive(TICK_SECONDS):
-                self._handle(worker, message)
+        self._shard.clear()
         self.schedule, self.display, self.n_workers = schedule, display, n_workers
-        for worker in self._where:
+        free = [worker for worker in self._where if worker not in self._leaving]
+        for worker in free:
             schedule.joined(worker)
-        for worker in self._where:
+        for worker in free:
             self._offer(worker)
 
     def _start(self, worker: int) -> None:
@@ -169,6 +170,12 @@ class Driver:
             self._bury(worker, message["cause"])
             return
         self.n_early_deaths = 0  # somebody lives
+        if worker in self._leaving:
+            if kind != "progress":
+                self._leaving.discard(worker)
+                self.schedule.joined(worker)
+                self._offer(worker)
+            return
         if kind == "progress":
             progress = Progress(**message)
             self._progressed(worker, now, progress)
@@ -218,6 +225,7 @@ class Driver:
             if self.n_early_deaths >= max(MAX_EARLY_DEATHS, self.n_workers + 1):
                 raise IncompleteRunError(f"{cause} before it could take work, as {self.n_early_deaths - 1} before it")
         self._asked.discard(worker)
+        self._leaving.discard(worker)
         if self.schedule.n_waiting:
             self._start(worker)
 

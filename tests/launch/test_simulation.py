@@ -52,6 +52,27 @@ def test_every_shard_is_finished_once_whatever_dies(seed):
     assert pool.now() >= least_makespan(pool)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_second_schedule_is_taken_up_by_the_same_workers(seed):
+    """Some die, some still train copies of stragglers when the first schedule is over, and one hangs on such a copy."""
+    pool = drawn_pool(6, 40, seed, seconds=40.0, deaths=4.0)
+    pool.speeds = [1.0, 0.05, *pool.speeds[2:]]
+    pool.hang_at = {0: 170.0} if seed % 2 else {}
+    display = Display(Console(quiet=True), list(range(40)), [])
+    first = Schedule([(r,) for r in range(20)], 3)
+    driver = Driver(first, pool, display, 4)
+    driver.drive()
+    n_started = [life.n_lives for life in pool._lives]
+    second = Schedule([(r,) for r in range(20, 40)], 3)
+    driver.take_up(second, display, 6)
+    driver.drive()
+    assert sorted([*first.finished, *second.finished]) == [(r,) for r in range(40)]
+    assert n_started[4:] == [0, 0]  # those were asked for now
+    again = [life.n_lives - before for life, before in zip(pool._lives, n_started, strict=True)]
+    assert min(again[4:]) >= 1
+    assert sum(again[:4]) <= pool.n_deaths  # only the dead are started anew
+
+
 def test_the_same_seed_gives_the_same_run():
     first, second, other = (drawn_pool(8, 30, seed, seconds=40.0, deaths=3.0) for seed in (1, 1, 2))
     assert makespan(first) == makespan(second) != makespan(other)
