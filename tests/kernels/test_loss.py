@@ -93,7 +93,7 @@ def test_dither_keeps_what_is_large_and_makes_of_the_rest_nothing_or_its_bound(
     is_large = np.abs(exact) >= bound
     np.testing.assert_array_equal(dense[is_large], exact[is_large])
     rounded = dense[~is_large]
-    assert np.isin(np.abs(rounded), [0, bound]).all()
+    assert np.isin(np.abs(rounded), np.array([0, bound], np.float32)).all()
     assert (rounded * exact[~is_large] >= 0).all()
     assert not dense[exact == 0].any()
 

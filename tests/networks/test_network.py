@@ -201,7 +201,7 @@ def test_a_layer_of_kept_weights_answers_many_rows_as_few(n_rows: int):
     drawn = rng.standard_normal((30, 21)).astype(np.float32)
     kept, offsets, steps = to_kept(drawn, np.ones(30, np.float32), 0.4)
     bias = rng.standard_normal(21).astype(np.float32)
-    weights = {"input.weight": kept, "input.offsets": offsets, "input.scale": steps, "input.bias": bias}
+    weights: dict[str, Any] = {"input.weight": kept, "input.offsets": offsets, "input.scale": steps, "input.bias": bias}
     rows = random_array((n_rows, 30), density=0.3, rng=rng, dtype=np.float32).tocsr()
     csr = rows.indptr.astype(np.int64), rows.indices.astype(np.int32), rows.data
     found = bucket_logits(weights, SparseBatch(*csr))
