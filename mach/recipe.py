@@ -23,8 +23,8 @@ It holds for sparse rows. Dense rows, linear networks and trunks of the user's o
                           start hidden units end up active in 8 % of the rows instead of 36
 ``sampled``               0.25 where the loss is softmax and B is 4,096, or more: a step computes a quarter of the
                           buckets, those of its rows and random ones, for a quarter of the work
-``dither``                0.2 where products are float32: most of a step's errors are rounded to 0, and its products
-                          take a third to half of the time
+``dither``                0.2 where products are float32 and the loss is binary: most of a step's errors are rounded to
+                          0, and its products take a third to half of the time; those of a softmax are too small
 ``epochs``                6 sqrt(45,000 / N), its whole part, 3 to 15: more steps for fewer rows
 ``candidates``            100
 ``loss, cost``            if neither is given, logistic and 4 where a row has 10 classes or more, as many are likely at
@@ -148,7 +148,7 @@ def fill(config: Config, shape: Shape) -> Config:
                 "rate": _rate(n_buckets),
                 "warmup": _warmup(shape.n_rows),
                 "sampled": SAMPLED if samples else 1.0,
-                "dither": DITHER if config.training.precision == "float32" else 0.0,
+                "dither": DITHER if config.training.precision == "float32" and not is_softmax else 0.0,
             },
         }
     if config.hashing.table is not None:

@@ -82,7 +82,8 @@ def test_errors_are_dithered_where_products_are_float32():
     shape = Shape(49_060, 12_558, 15_015, row_features=17, row_classes=6)
     found = [fill(open_config(training={"precision": p}), shape).training for p in ("float32", "bfloat16", "auto")]
     assert [(training.dither, training.epochs) for training in found] == [(0.2, 5), (0.0, 5), (0.0, 5)]
-    assert fill(open_config(training={"precision": "float32", "dither": 0.0}), shape).training.dither == 0
+    for keys in ({"dither": 0.0}, {"loss": "softmax"}):
+        assert fill(open_config(training={"precision": "float32"} | keys), shape).training.dither == 0
     assert fill(open_config(), Shape(45_000, 12_558, 15_015)).training.epochs == 6  # the whole part
 
 
