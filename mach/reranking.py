@@ -54,7 +54,7 @@ ROWS_A_PART, PAIRS_A_PART, MAX_PARTS = (
 MIN_ROW_PARTS = 8  # so that a few workers share a small set
 CHUNK_ROWS = 4096
 LEAST_FUNCTIONS = 4  # that tell candidates of training rows
-LISTED, LISTED_A_CLASS = 50, 5  # candidates of a training row: so many, or so many for each class that one has
+LISTED, LISTED_A_CLASS = 50, 5  # for a learned order: candidates of a training row, or of each class that one has
 MAX_VALIDATION_ROWS = 20_000
 MAX_TEACHING_ROWS = 20_000  # of a pilot
 
@@ -251,12 +251,16 @@ class RerankerTraining:
     def _candidates(self, begin: int, end: int, should_stop: Callable[[], bool]) -> Any:
         """Best classes of some training rows by some of the repetitions, whose hard negatives they are.
 
-        Fewer than the C of a query do, for what stands far down a list is not taken for one of the best, and half of
-        them is half of the fitting. So do those of `LEAST_FUNCTIONS` hash functions: on the rows they have learned from
-        all agree about the best, and parts that ask different repetitions give a class more kinds of negatives.
+        Fewer than the C of a query do where an order is learned: what stands far down a list is not taken for one of
+        the best there, and half of them is half of the fitting. So do those of `LEAST_FUNCTIONS` hash functions: on the
+        rows they have learned from all agree about the best, and parts that ask different repetitions give a class more
+        kinds of negatives.
         """
         finished, store = self.run.finished(), self.store
-        n_listed = max(LISTED, round(LISTED_A_CLASS * len(store.class_ids) / max(store.n_rows, 1)))
+        n_listed = self.settings.candidates
+        if self.is_stacked:
+            wanted = max(LISTED, round(LISTED_A_CLASS * len(store.class_ids) / max(store.n_rows, 1)))
+            n_listed = min(n_listed, wanted)
         n = min(len(finished), -(-LEAST_FUNCTIONS // self.run.config.hashing.heads))
         first = self.plan.rows.index(begin) * n
         asked = sorted(finished[(first + i) % len(finished)] for i in range(n))
@@ -266,7 +270,7 @@ class RerankerTraining:
             if should_stop():
                 return None
             queries = self._features(self.rows[first : min(first + CHUNK_ROWS, end)])
-            parts = model.search_in_parts(queries, min(n_listed, self.settings.candidates), rerank=False)
+            parts = model.search_in_parts(queries, n_listed, rerank=False)
             found += [part.ids_Nk.astype(np.int32) for part in parts]
         return {"ids": np.concatenate(found)}, {}
 
