@@ -137,8 +137,9 @@ def _likely_sum(query: Query, index: Index) -> Any:
                     add_listed(sums, n + j, values_RP, r, table_1RK, 0, r, begin + j, test)
             else:
                 start = np.uint32((index.multipliers_R[r] * begin + index.offsets_R[r]) % index.prime)
+                sums_of_block = sums[n:]  # steps are counted from the block's first class
                 for j in range(0, n_block, LANES):
-                    add_progression(sums, n + j, values_RP, r, steps_QRL, R, start, modulus, test)
+                    add_progression(sums_of_block, j, values_RP, r, steps_QRL, R, start, modulus, test)
         n += n_block
     return np.float64(np.partition(sums[:n], n - n_above)[n - n_above]) if n >= n_above else -np.inf
 
