@@ -90,7 +90,7 @@ def test_every_method_equals_the_oracle(aggregate, style):
                     assert np.array_equal(found.bound_N, expected[1][:, -1])
 
 
-@pytest.mark.parametrize("style", ["sharp", "noise"])
+@pytest.mark.parametrize("style", ["sharp", "noise", "ties"])
 @pytest.mark.parametrize("aggregate", ["mean", "unbiased-mean", "log-mean", "logit-mean"])
 def test_queries_scanned_together_have_the_oracle_s_answers(aggregate, style, monkeypatch):
     """77 queries: 16 by themselves, three whole scans and one that lacks queries; some are left to the search."""
@@ -112,7 +112,7 @@ def test_queries_scanned_together_have_the_oracle_s_answers(aggregate, style, mo
                 assert np.array_equal(found.bound_N, found.scores_Nk[:, -1])
     assert all(len(certain_N) == 61 for certain_N in scanned)
     share = np.concatenate(scanned[9:]).mean()  # classes that share the only bucket of one function are tied
-    assert share > 0.8
+    assert share > 0.8 or style == "ties"
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(AGGREGATES), st.sampled_from(STYLES), st.sampled_from(SHAPES))
