@@ -229,7 +229,7 @@ def train(
     A run in place of CONFIG, and no RUN, goes on with that run and its own configuration. With --from, CONFIG names the
     new rows, and all that it leaves open is as in the run to start from; its own rows are replayed beside them.
     """
-    from mach.config import load_config
+    from mach.config import load_config, load_run_config
     from mach.storage import Run
 
     for key, value in {"workers": workers, "launcher": launcher, "address": address}.items():
@@ -237,12 +237,12 @@ def train(
             overrides = (*overrides, f"launch.{key}={json.dumps(value)}")
     if start is not None:
         overrides = (*overrides, f"training.start={json.dumps(start)}")
-    if run is None:
-        if Run.is_at(config):
-            config, run = config / "config.toml", config
-        else:
-            run = Path("runs") / config.stem
-    options = load_config(config, list(overrides))
+    if run is None and Run.is_at(config):
+        run = config
+        options = load_run_config(run / "config.toml", list(overrides))[0]
+    else:
+        run = Path("runs") / config.stem if run is None else run
+        options = load_config(config, list(overrides))
     if dry_run:
         _print_ledger(options)
         return

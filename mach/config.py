@@ -11,6 +11,7 @@ import hashlib
 import tomllib
 from typing import Any, Literal, Self
 
+import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mach.errors import ConfigError
@@ -177,8 +178,10 @@ class NetworkConfig(Section):
                 f"keep = {self.keep} with weights = {self.weights!r}, hidden = {self.hidden}: weights are dropped from "
                 'an input layer in front of others, with weights = "int4"'
             )
-        if self.trunk_options:
-            _toml_value(self.trunk_options)  # refuses what the run's config.toml could not hold
+        try:
+            tomli_w.dumps(self.trunk_options)
+        except TypeError as error:
+            raise ValueError(f"trunk_options = {self.trunk_options}: {error}: use values that TOML knows") from error
         return self
 
 
@@ -408,6 +411,11 @@ class Config(Section):
         return self
 
 
+# Keys of earlier versions, and what took their place. A new configuration may not name them. A run that was made
+# with them still loads: `load_run_config` returns their values apart.
+RETIRED: dict[str, str] = {}
+
+
 def load_config(path: str | Place, overrides: list[str] | None = None) -> Config:
     """Read a TOML file and apply ``section.key=value`` overrides (values in TOML syntax; bare words are strings).
 
@@ -416,19 +424,28 @@ def load_config(path: str | Place, overrides: list[str] | None = None) -> Config
     ConfigError
         One line naming the file or override, the key, the value and what is allowed.
     """
-    try:
-        tree = tomllib.loads(read_bytes(place(path)).decode("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    return parse_config(tree, str(path), overrides)
+    return parse_config(_read_toml(path), str(path), overrides)
+
+
+def load_run_config(path: str | Place, overrides: list[str] | None = None) -> tuple[Config, dict[str, Any]]:
+    """The configuration that a run was made with, and the values of its keys that are `RETIRED` since."""
+    tree = _read_toml(path)
+    retired = {}
+    for key in RETIRED:
+        section, _, name = key.partition(".")
+        if isinstance(tree.get(section), dict) and name in tree[section]:
+            retired[key] = tree[section].pop(name)
+    return parse_config(tree, str(path), overrides), retired
 
 
 def parse_config(tree: dict[str, Any], where: str, overrides: list[str] | None = None) -> Config:
     """Validate a nested dictionary after overrides; ``where`` names its origin in messages."""
     for override in overrides or []:
         _apply(tree, override)
+    for key, reason in RETIRED.items():
+        section, _, name = key.partition(".")
+        if isinstance(tree.get(section), dict) and name in tree[section]:
+            raise ConfigError(f"{where}: {key} is no key any more: {reason}")
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -462,12 +479,16 @@ def fingerprint(config: Config, ignore: tuple[str, ...] = ()) -> str:
 
 def to_toml(config: Config) -> str:
     """The configuration as TOML text that `load_config` reads back to an equal object; unset keys are left out."""
-    lines = []
-    for section, values in config.model_dump(exclude_none=True).items():
-        lines.append(f"[{section}]")
-        lines += [f"{key} = {_toml_value(value)}" for key, value in values.items()]
-        lines.append("")
-    return "\n".join(lines)
+    return tomli_w.dumps(config.model_dump(exclude_none=True))
+
+
+def _read_toml(path: str | Place) -> dict[str, Any]:
+    try:
+        return tomllib.loads(read_bytes(place(path)).decode("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -510,23 +531,3 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return '"' + "".join(_toml_character(c) for c in value) + '"'
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_toml_value(k)} = {_toml_value(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, int | float):
-        return repr(value)
-    raise ValueError(f"{value!r} is a {type(value).__name__}: use strings, numbers, true or false, lists and tables")
-
-
-def _toml_character(character: str) -> str:
-    if character in '"\\':
-        return "\\" + character
-    return character if character.isprintable() else f"\\U{ord(character):08X}"

@@ -40,7 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from mach.config import Config, Section, load_config, to_toml
+from mach.config import Config, Section, load_run_config, to_toml
 from mach.data.store import ClassNames, Reference, Store
 from mach.errors import ConfigError, StorageError
 from mach.hashing import Assignment, TableAssignment, from_description
@@ -163,12 +163,22 @@ class Run:
         with atomic_file(self.path / "config.toml") as file:
             file.write(to_toml(config).encode())
         write_json(self.path / "manifest.json", manifest.model_dump())
-        for name in ("config", "manifest"):
+        for name in ("_configured", "manifest"):
             self.__dict__.pop(name, None)
 
-    @cached_property
+    @property
     def config(self) -> Config:
-        return load_config(self.path / "config.toml")
+        """What it was made with, as far as this version knows the keys."""
+        return self._configured[0]
+
+    @property
+    def retired(self) -> dict[str, Any]:
+        """Values of keys that are gone since (`mach.config.RETIRED`), such as ``{"hashing.assignment": "learned"}``."""
+        return self._configured[1]
+
+    @cached_property
+    def _configured(self) -> tuple[Config, dict[str, Any]]:
+        return load_run_config(self.path / "config.toml")
 
     @cached_property
     def manifest(self) -> Manifest:
