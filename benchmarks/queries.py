@@ -79,16 +79,16 @@ def single(model, queries, rerank):
 
 def parts(model, queries):
     """Milliseconds of processor a query: features, bucket scores, decoding of 5 and of C, re-ranking."""
-    read = [next(iter(model._read(query, 1))) for query in queries]
-    probs = [model._scorer.probabilities(batch, None)[0] for batch in read]
-    decoder = model._decoder(tuple(range(model.n_repetitions)))
+    read = [next(model.ensemble.read(query, 1)) for query in queries]
+    probs = [model.ensemble.scored(batch).probs_NRB for batch in read]
+    columns = tuple(range(model.n_repetitions))
     n_candidates = model.reranker.candidates if model.reranker else K_TOP
-    tops = [decoder.topk(p, n_candidates) for p in probs]
+    tops = [model.ensemble.topk(p, columns, n_candidates) for p in probs]
     actions = {
-        "features": lambda: [next(iter(model._read(query, 1))) for query in queries],
-        "scores": lambda: [model._scorer.probabilities(batch, None) for batch in read],
-        "decode": lambda: [decoder.topk(p, K_TOP) for p in probs],
-        "candidates": lambda: [decoder.topk(p, n_candidates) for p in probs],
+        "features": lambda: [next(model.ensemble.read(query, 1)) for query in queries],
+        "scores": lambda: [model.ensemble.scored(batch) for batch in read],
+        "decode": lambda: [model.ensemble.topk(p, columns, K_TOP) for p in probs],
+        "candidates": lambda: [model.ensemble.topk(p, columns, n_candidates) for p in probs],
     }
     if model.reranker:
         actions["rerank"] = lambda: [

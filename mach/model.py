@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any, Self
@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mach.calibration import Calibration, Curve, fingerprint
-from mach.decoding import Decoder, Subset, TopK, transform
+from mach.decoding import Subset, TopK, transform
 from mach.errors import ConfigError, DataError
-from mach.hashing import Assignment
 from mach.living.edits import Edits
 from mach.living.live import Allowed, Live
 from mach.living.recall import PLAIN, RERANKED, Candidates, Found
@@ -23,13 +22,12 @@ from mach.ordering import prior_terms, reorder, tail_terms, topk_with_terms
 from mach.queries import is_single
 from mach.repetition import read_json
 from mach.reranker import Reranked, Reranker, verify
-from mach.scoring import Scorer, shapes_of
+from mach.runs.ensemble import BucketScores, Ensemble
+from mach.scoring import Scorer
 from mach.storage import Run
 
 if TYPE_CHECKING:
     from mach.queries import Queries
-
-CHUNK_SCORES = 2**23  # bucket scores held at once: 32 MB
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,8 @@ class MachModel(Living):
     run : Run
     repetitions : list of int
         Finished repetitions to use. Build it with `mach.load`.
-    scorer : Scorer
-        Keeps their weights.
+    scorer : Scorer, optional
+        Keeps their weights; by default they are mapped into this process.
     edits : Edits, optional
         What was changed about the classes; by default they are as trained.
 
@@ -76,23 +74,19 @@ class MachModel(Living):
         What turns scores into probabilities, where the run has it.
     """
 
-    def __init__(self, run: Run, repetitions: list[int], scorer: Scorer, edits: Edits | None = None) -> None:
-        self.run = run
-        self.repetitions = repetitions
+    def __init__(
+        self, run: Run, repetitions: list[int], scorer: Scorer | None = None, edits: Edits | None = None
+    ) -> None:
+        self.run, self.repetitions = run, repetitions
+        self.ensemble = ensemble = Ensemble(run, repetitions, scorer)
         manifest = run.manifest
-        self.n_features = manifest.n_features
-        self.n_heads = run.config.hashing.heads
-        self.assignment = run.trained_assignment(repetitions)
-        self.n_buckets, self.n_repetitions = self.assignment.n_buckets, len(repetitions)
-        self.aggregate = "log-mean" if run.config.decoding.aggregate == "auto" else run.config.decoding.aggregate
-        layers = [max(shape) for name, shape in shapes_of(run).items() if not name.startswith("input.")]
-        self._widest = max(layers, default=0)  # a linear network over sparse rows has none
-        self._scorer = scorer
+        self.n_features, self.n_heads = manifest.n_features, ensemble.n_heads
+        self.assignment, self.n_buckets = ensemble.assignment, ensemble.n_buckets
+        self.n_repetitions, self.aggregate = ensemble.n_repetitions, ensemble.aggregate
         self.reranker = Reranker.load(run)
         self.calibration = Calibration.load(run)
         chosen = self.calibration.prior if self.calibration else 0.0
         self.prior = chosen if run.config.decoding.prior is None else run.config.decoding.prior
-        self._decoder = lru_cache(maxsize=64)(self._make_decoder)  # one for every set of repetitions that answered
         self._terms_of = lru_cache(maxsize=4)(self._make_terms)
         self._use(Edits(manifest.n_classes) if edits is None else edits)
 
@@ -104,7 +98,7 @@ class MachModel(Living):
 
     def close(self) -> None:
         """End the actors that keep the weights; nothing to do for a model of this process."""
-        self._scorer.close()
+        self.ensemble.close()
 
     def topk(
         self,
@@ -276,7 +270,7 @@ class MachModel(Living):
     ) -> TopK:
         """Best k of the trained classes that are allowed, as if nothing had been taught about them."""
         live = live or self._live
-        search = partial(self._decoder(columns).topk, allowed_K=live.parts(allowed)[0], budget=budget)
+        search = partial(self._best, columns, live.parts(allowed)[0], budget)
         reranker = self.reranker if rerank else None
         terms_K = self._trained_terms(live, rerank, tail)
         if k < 1 or (reranker is None and terms_K is None):  # the decoder refuses a k below 1
@@ -287,6 +281,16 @@ class MachModel(Living):
         assert terms_K is not None
         return topk_with_terms(search, probs_NRB, k, terms_K, self.run.config.decoding.candidates)
 
+    def _best(
+        self,
+        columns: tuple[int, ...],
+        allowed: Subset | None,
+        budget: int | None,
+        probs_NRB: NDArray[np.float32],
+        k: int,
+    ) -> TopK:
+        return self.ensemble.topk(probs_NRB, columns, k, allowed, budget)
+
     def first_and_reordered(
         self, batch: Batch, probs_NRB: NDArray[np.float32], columns: tuple[int, ...], k: int, live: Live
     ) -> Iterator[TopK]:
@@ -296,7 +300,7 @@ class MachModel(Living):
         """
         reranker, subset = self.reranker, live.parts(live.everything)[0]
         n_candidates = reranker.candidates if reranker else self.run.config.decoding.candidates
-        best = self._decoder(columns).topk(probs_NRB, max(k, min(n_candidates, live.edits.n_trained)), allowed_K=subset)
+        best = self.ensemble.topk(probs_NRB, columns, max(k, min(n_candidates, live.edits.n_trained)), subset)
         terms_K = self._trained_terms(live, rerank=False, tail=0.0)
         yield reorder(best, best.scores_Nk if terms_K is None else best.scores_Nk + terms_K[best.ids_Nk], k)
         if reranker is not None:
@@ -355,7 +359,7 @@ class MachModel(Living):
         terms_K: NDArray[np.float32] | None,
     ) -> NDArray[np.float32]:
         """Scores of given trained classes, -inf for an id of -1."""
-        scores_NC = self._decoder(columns).score(probs_NRB, ids_NC)
+        scores_NC = self.ensemble.score(probs_NRB, columns, ids_NC)
         if self.reranker is not None and rerank:
             scores_NC = self.reranker.rescore(_sparse(batch), ids_NC, scores_NC, probs_NRB)
         return scores_NC if terms_K is None else scores_NC + terms_K[ids_NC]
@@ -456,7 +460,7 @@ class MachModel(Living):
             "calibrated_rows": self.calibration.n_rows if self.calibration else 0,
             "has_class_names": self.run.class_names is not None,
             "takes_text": self.run.text_features is not None,
-            **self._scorer.sizes(),
+            **self.ensemble.sizes(),
             "worker_seconds": round(sum(summary.worker_seconds for summary in done), 1),
             "peak_worker_bytes": max(summary.peak_memory_bytes for summary in done),
             "peer_bytes": sum(summary.peer_bytes for summary in done),
@@ -488,12 +492,12 @@ class MachModel(Living):
         StorageError
             When a file has changed since.
         """
-        self._scorer.verify()
+        self.ensemble.verify()
         verify(self.run)
 
     def parse(self, line: str) -> Any:
         """A query as typed in a shell: a text, or numbers where the model takes them."""
-        return self._reader.parse(line)
+        return self.ensemble.reader.parse(line)
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -509,28 +513,9 @@ class MachModel(Living):
         all_counts_K = np.concatenate([counts_K, edits.counts_A])
         return terms_K + tail_terms(all_counts_K, self.run.manifest.n_rows, tail) if tail else terms_K
 
-    def _make_decoder(self, columns: tuple[int, ...]) -> Decoder:
-        is_all = len(columns) == self.n_repetitions
-        return Decoder(self.assignment if is_all else self.assignment_of(columns), self.aggregate)
-
-    def assignment_of(self, columns: Sequence[int]) -> Assignment:
-        """Assignment by the hash functions of the repetitions at these positions."""
-        return self.assignment.select(self.run.functions(columns))
-
-    def answered(
-        self, queries: Queries, repetitions: int | None = None
-    ) -> Iterator[tuple[Batch, NDArray[np.float32], tuple[int, ...]]]:
-        """Consecutive chunks of queries and their bucket probabilities (n, R' J, B), so that memory stays bounded.
-
-        With each chunk the positions (in `repetitions`) of those that answered it: all R or the first so many that are
-        wanted, unless some are kept in another process and have been lost.
-        """
-        if repetitions is not None and not 1 <= repetitions <= self.n_repetitions:
-            raise ConfigError(f"repetitions {repetitions}: need 1 to {self.n_repetitions}, as many as the model has")
-        wanted = None if repetitions == self.n_repetitions else repetitions
-        n_rows = max(1, CHUNK_SCORES // max(self.assignment.n_repetitions * self.n_buckets, self._widest))
-        for batch in self._read(queries, n_rows):
-            yield batch, *self._scorer.probabilities(batch, wanted)
+    def answered(self, queries: Queries, repetitions: int | None = None) -> Iterator[BucketScores]:
+        """As `mach.runs.ensemble.Ensemble.answered`."""
+        return self.ensemble.answered(queries, repetitions)
 
 
 def _sparse(batch: Batch) -> SparseBatch:

@@ -95,7 +95,7 @@ def test_only_allowed_classes_are_returned(model: MachModel, test_rows: Store):
 
 def test_chunks_of_queries_do_not_change_answers(model: MachModel, test_rows: Store, monkeypatch: pytest.MonkeyPatch):
     whole = model.search(test_rows, 5)
-    monkeypatch.setattr("mach.model.CHUNK_SCORES", 3 * 32 * 50)  # fifty rows at once
+    monkeypatch.setattr("mach.runs.ensemble.CHUNK_SCORES", 3 * 32 * 50)  # fifty rows at once
     parts = model.search(test_rows, 5)
     np.testing.assert_array_equal(parts.ids_Nk, whole.ids_Nk)
     assert parts.exact_N.all()

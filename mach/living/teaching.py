@@ -36,7 +36,7 @@ class Teaching:
     assignment: Assignment
     aggregate: str
     reranker: Any
-    _scorer: Any
+    ensemble: Any
     _live: Live
     decode_trained: Callable[..., TopK]
     candidates: Callable[..., Candidates]

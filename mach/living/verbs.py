@@ -22,9 +22,8 @@ from mach.living.edits import ASSOCIATE, EXAMPLE, TEXT, UPVOTE, Edits, Exemplars
 from mach.living.live import Allowed, Classes
 from mach.living.teaching import Teaching, place
 from mach.living.versions import Step, Turn, Versions
-from mach.networks.batch import Batch, concatenated, has_features, largest_features, rows_of
+from mach.networks.batch import Batch, concatenated, has_features, rows_of
 from mach.networks.inference import wide_matrix
-from mach.queries import QueryReader
 
 if TYPE_CHECKING:
     from mach.queries import Queries
@@ -221,7 +220,7 @@ class Living(Teaching):
         if len(sources) != len(targets):
             raise DataError(f"{len(sources)} sources and {len(targets)} targets: give as many")
 
-        for batch in self._read(targets, 2**20):
+        for batch in self.ensemble.read(targets, 2**20):
             if not has_features(batch).all():
                 target = targets[int(np.argmin(has_features(batch)))]
                 raise DataError(f"target {target!r:.60} has no known feature: no class is known to be meant")
@@ -347,35 +346,25 @@ class Living(Teaching):
         """Training rows of every trained class, and examples of every added one."""
         return np.concatenate([self.run.class_counts_K(), self._live.edits.counts_A])
 
-    @cached_property
-    def _reader(self) -> QueryReader:
-        manifest = self.run.manifest
-        return QueryReader(manifest.n_features, manifest.dense_input, self.run.text_features)
-
-    def _read(self, queries: Queries, n_rows: int) -> Iterator[Batch]:
-        """Batches as networks read them."""
-        for read in self._reader.batches(queries, n_rows):
-            yield largest_features(read, self.run.manifest.row_features)
-
     def _read_owned(self, given: Sequence[Any]) -> tuple[Batch, NDArray[np.int64]]:
         """All rows of several sets of queries, and which set each is of."""
         if all(isinstance(queries, Sequence) and all(isinstance(q, str) for q in queries) for queries in given):
             flat = [text for texts in given for text in ([texts] if isinstance(texts, str) else texts)]
             counts = [1 if isinstance(texts, str) else len(texts) for texts in given]
-            batch = concatenated(list(self._read(flat, max(len(flat), 1))))
+            batch = concatenated(list(self.ensemble.read(flat, max(len(flat), 1))))
             return batch, np.repeat(np.arange(len(given)), counts)
         if all(hasattr(queries, "tocsr") for queries in given):
             from scipy.sparse import vstack
 
             stacked = vstack([queries.tocsr() for queries in given], format="csr")
             counts = [queries.shape[0] for queries in given]
-            batch = concatenated(list(self._read(stacked, max(stacked.shape[0], 1))))
+            batch = concatenated(list(self.ensemble.read(stacked, max(stacked.shape[0], 1))))
             return batch, np.repeat(np.arange(len(given)), counts)
-        batches = [concatenated(list(self._read(queries, 2**20))) for queries in given]
+        batches = [concatenated(list(self.ensemble.read(queries, 2**20))) for queries in given]
         return concatenated(batches), np.repeat(np.arange(len(given)), [len(batch) for batch in batches])
 
     def _probabilities(self, batch: Batch) -> tuple[NDArray[np.float32], tuple[int, ...]]:
-        probs_NRB, columns = self._scorer.probabilities(batch)
+        probs_NRB, columns = self.ensemble.scorer.probabilities(batch)
         if len(columns) < len(self.repetitions):
             raise ConfigError("some repetitions do not answer: an edit needs them all: try again")
         return probs_NRB, columns
@@ -388,7 +377,7 @@ class Living(Teaching):
 
     @cached_property
     def _output_rows(self) -> list[NDArray[np.float32]]:
-        weights_of = getattr(self._scorer, "weights", None)
+        weights_of = getattr(self.ensemble.scorer, "weights", None)
         if weights_of is None:
             raise ConfigError("similar_classes reads the weights: load the model with the launcher local")
         found: list[NDArray[np.float32]] = []
@@ -403,7 +392,7 @@ class Living(Teaching):
     def _teach(self, queries: Queries, classes: Callable[[], NDArray[np.int64]], kind: int, rank: int) -> None:
         """Lift classes, (N, k) or -1 for none, so that each is among the best ``rank`` of its query."""
         self._insist_on_all_repetitions()
-        batch = concatenated(list(self._read(queries, 2**20)))
+        batch = concatenated(list(self.ensemble.read(queries, 2**20)))
         with self._turn() as turn:
             ids_Nk = classes()
             if len(ids_Nk) != len(batch):

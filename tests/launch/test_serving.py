@@ -91,7 +91,7 @@ class Checked:
 
 
 def parts_of(model: MachModel) -> list[Any]:
-    scorer: Any = model._scorer
+    scorer: Any = model.ensemble.scorer
     return scorer._parts
 
 
@@ -385,7 +385,7 @@ def test_one_that_has_answered_is_replaced_at_once_and_only_once(fake: FakeClust
     fake.actors[1].is_killed = True
     assert ask().is_degraded
     assert fake.starts == [0.0] * 4
-    scorer: Any = model._scorer
+    scorer: Any = model.ensemble.scorer
     scorer._lost(parts_of(model)[1], fake.actors[1], "as another thread sees it")
     assert not ask().is_degraded
     assert len(fake.actors) == 4

@@ -1,0 +1,1 @@
+"""Trained runs at work: their repetitions, wherever the weights are, as one ensemble."""
