@@ -16,15 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.config import RerankingConfig, RerankingLoss, ViewName
+from mach.data.rows import RowView
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-    from mach.networks.batch import SparseBatch
+    from mach.data.batch import SparseBatch
 
 ARRAYS = ("offsets", "gaps", "codes", "scales", "biases")
 DTYPES = dict(zip(ARRAYS, (np.int64, np.int16, np.int8, np.float32, np.float32), strict=True))
-Rows = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class View:
     power: float = 1.0
     presence: float = 0.0
 
-    def values(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Values of features as the view sees them before their power."""
-        return np.full(len(values), self.presence, np.float32) if self.presence else values
+    def rows(self, n_features: int) -> RowView:
+        """How the set sees rows of so many features."""
+        return RowView(presence=self.presence, power=self.power, pairs=self.pairs, n_features=n_features)
 
 
 # Further sets whose margins a learned order weighs, unlike each other: presence alone tells long rows from short ones
@@ -86,35 +86,25 @@ class Classifiers:
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]], view: View, n_features: int) -> None:
         self.arrays = tuple(np.asarray(arrays[name]) for name in ARRAYS)  # not memmap: calls cost less
-        self.view, self.n_features = view, n_features
+        self.view, self.rows = view, view.rows(n_features)
         self._scratch = threading.local()
-
-    @property
-    def n_columns(self) -> int:
-        """Features of the classifiers: D, and those of pairs."""
-        from mach.kernels.pairs import N_HASHED
-
-        return self.n_features + (N_HASHED if self.view.pairs > 1 else 0)
 
     def margins(self, batch: SparseBatch, ids_NC: NDArray[np.int64]) -> NDArray[np.float32]:
         """``w_k x_n + b_k`` of given classes, shape (N, C); reads 3 bytes for each of their weights."""
-        from mach.kernels.pairs import with_pairs
         from mach.kernels.rerank import margins
 
-        view = self.view
         margins_NC = np.empty(ids_NC.shape, np.float32)
         x_D = getattr(self._scratch, "x_D", None)
         if x_D is None:
-            x_D = self._scratch.x_D = np.zeros(self.n_columns + 1, np.float32)
-        rows: Rows = (batch.indptr, batch.indices, view.values(batch.values))
-        if view.pairs > 1 or view.power != 1:
-            rows = with_pairs(*rows, np.arange(len(batch)), view.pairs, self.n_features, view.power)
+            x_D = self._scratch.x_D = np.zeros(self.rows.n_columns + 1, np.float32)
+        seen = self.rows.sparse(batch)
+        rows = seen.indptr, seen.indices, seen.values
         offsets, gaps, codes, scales, biases = self.arrays
         margins(rows, ids_NC, offsets, gaps, codes, scales, biases, x_D, margins_NC)
         return margins_NC
 
     def matrix(self) -> csr_array:
-        """All weights but the biases, (K, `n_columns`), in plain numpy: the oracle of the compiled margins."""
+        """All weights but the biases, (K, columns of `rows`), in plain numpy: the oracle of the compiled margins."""
         from scipy.sparse import csr_array
 
         offsets, gaps, codes, scales, _ = self.arrays
@@ -122,4 +112,4 @@ class Classifiers:
         counts_K = np.diff(offsets)
         features = totals[1:] - np.repeat(totals[offsets[:-1]], counts_K)
         weights = codes * np.repeat(scales, counts_K)
-        return csr_array((weights, features, offsets), shape=(len(counts_K), self.n_columns))
+        return csr_array((weights, features, offsets), shape=(len(counts_K), self.rows.n_columns))

@@ -30,8 +30,8 @@ from mach.data.store import Store
 from mach.errors import StorageError
 from mach.kernels import rerank as kernels
 from mach.kernels.associations import count_rules
-from mach.kernels.pairs import N_HASHED
 from mach.kernels.repeats import LOAD, MAX_SLOTS, count_rows
+from mach.kernels.views import N_HASHED
 from mach.model import MachModel
 from mach.networks.batch import SparseBatch, read_batch, read_classes, right_of
 from mach.ordering import prior_terms
@@ -289,7 +289,7 @@ class RerankerTraining:
             offsets, features, weights, biases, n_fitted = kernels.fit_classes(
                 store.feature_indptr,
                 store.feature_indices,
-                view.values(store.feature_values),
+                view.rows(store.n_features).present(store.feature_values),
                 *rows,
                 store.n_features,
                 view.pairs,

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mach.data.batch import Batch
+from mach.data.rows import RowView
 from mach.errors import StorageError
-from mach.networks.batch import Batch, powered
 from mach.networks.inference import bucket_logits, bucket_probabilities, weight_shapes
 from mach.storage import TABLE, Run
 from mach.tensors import digest_of
@@ -66,13 +67,14 @@ class LocalScorer:
         shapes = shapes_of(run) | run.table_shapes
         self.weights = [run.load_weights(r, shapes) for r in repetitions]
         self._columns = tuple(range(len(repetitions)))
+        self._view = RowView(power=run.config.network.power)
         self._shape = run.config.hashing.heads, int(run.manifest.assignment["n_buckets"])
 
     def probabilities(
         self, batch: Batch, n_repetitions: int | None = None
     ) -> tuple[NDArray[np.float32], tuple[int, ...]]:
         n_heads, n_buckets = self._shape
-        batch = powered(batch, self._run.config.network.power)
+        batch = self._view.batch(batch)
         asked = list(zip(self.weights, self._trunks, strict=True))[:n_repetitions]
         probs_NRJB = np.empty((len(batch), len(asked), n_heads, n_buckets), np.float32)
         for r, (weights, trunk) in enumerate(asked):

@@ -22,7 +22,7 @@ from mach.cli import main
 from mach.config import Config, LaunchConfig, NetworkConfig, RerankingConfig, to_toml
 from mach.errors import ConfigError, StorageError
 from mach.evaluation import evaluate
-from mach.kernels.pairs import N_HASHED, with_pairs
+from mach.kernels.views import N_HASHED, with_pairs
 from mach.launch.reranker import train_reranker
 from mach.launch.setup import drop_store, plan_of, set_up
 from mach.loading import load

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mach.data.batch import SparseBatch
+from mach.data.rows import RowView
 from mach.data.store import DTYPES, FORMAT, Chunk, OldPart
 from mach.errors import DataError, StorageError
-from mach.kernels.sparse import keep_largest
 from mach.places import flush, flush_to_disk, is_alive
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ class StoreWriter:
             self._meta["row_features"] = row_features
         if old_parts:
             self._meta["old_parts"] = [asdict(part) for part in old_parts]
-        self._row_features = row_features
+        self._view = RowView(most=row_features)
         self._n_features, self._n_classes, self._dense = n_features, n_classes, dense
         self.n_rows = self._n_empty = self._n_unlabelled = 0
         self._largest_feature = self._largest_class = -1
@@ -160,9 +161,10 @@ class StoreWriter:
         if isinstance(chunk.features, tuple):
             indptr, indices, values = chunk.features
             self._largest_feature = max(self._largest_feature, int(indices.max(initial=-1)))
-            if self._row_features:
+            if self._view.most:
                 rows = indptr.astype(np.int64), indices.astype(np.int32), values.astype(np.float32)
-                indptr, indices, values = keep_largest(*rows, self._row_features)
+                seen = self._view.sparse(SparseBatch(*rows))
+                indptr, indices, values = seen.indptr, seen.indices, seen.values
             self._arrays["feature_indptr"].append(indptr[1:] + self._arrays["feature_indices"].n_entries)
             self._arrays["feature_indices"].append(indices)
             self._arrays["feature_values"].append(values)

@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mach.kernels.pairs import N_HASHED, with_pairs
+from mach.kernels.views import N_HASHED, with_pairs
 
 FIRST_ODDS = -16.0  # of dual variables that are as good as 0
 UNSEEN = -5.0  # log-odds of a class without a positive row
@@ -104,7 +104,7 @@ def fit_classes(
         CSR of rows by class, ascending within a class.
     n_features : int
     pairs : int
-        Largest features of a row whose products are features as well (`mach.kernels.pairs`); 0: none.
+        Largest features of a row whose products are features as well (`mach.kernels.views`); 0: none.
     is_logistic : bool
         Which loss: logistic, or else the squared hinge.
     cost : float
@@ -121,7 +121,7 @@ def fit_classes(
     seed : int
         Of the first class; the next have the following ones.
     power : float
-        That values of a row are raised to (`mach.kernels.pairs.with_pairs`).
+        That values of a row are raised to (`mach.kernels.views.with_pairs`).
 
     Returns
     -------

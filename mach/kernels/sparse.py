@@ -43,61 +43,6 @@ def gather_rows(
     return out_indptr, out_indices, out_values
 
 
-@njit(cache=True, nogil=True)
-def keep_largest(
-    indptr: NDArray[np.int64], indices: NDArray[np.int32], values: NDArray[np.float32], most: int
-) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
-    """The entries of largest magnitude of every CSR row, at most so many, rescaled to the norm of the whole row.
-
-    Of equal magnitudes the first are kept.
-    """
-    out_indptr = np.zeros(len(indptr), np.int64)
-    for n in range(len(indptr) - 1):
-        out_indptr[n + 1] = out_indptr[n] + min(indptr[n + 1] - indptr[n], most)
-    out_indices, out_values = np.empty(out_indptr[-1], np.int32), np.empty(out_indptr[-1], np.float32)
-    for n in range(len(indptr) - 1):
-        begin, end, out = indptr[n], indptr[n + 1], out_indptr[n]
-        n_equal, least, scale = end - begin, np.float32(-1.0), np.float32(1.0)
-        if end - begin > most:
-            sizes = np.sort(np.abs(values[begin:end]))
-            least = sizes[end - begin - most]
-            n_equal = most - (len(sizes) - np.searchsorted(sizes, least, side="right"))
-            kept = sizes[len(sizes) - most :]
-            if least > 0:
-                scale = np.sqrt((sizes * sizes).sum() / (kept * kept).sum())
-        for j in range(begin, end):
-            size = abs(values[j])
-            if size > least or (size == least and n_equal > 0):
-                n_equal -= size == least
-                out_indices[out], out_values[out] = indices[j], values[j] * scale
-                out += 1
-    return out_indptr, out_indices, out_values
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def raise_row(values: NDArray[np.float32], begin: int, end: int, power: float) -> None:
-    """Values of one row to a power in place, signs kept, rescaled to the norm that they had."""
-    before = after = 0.0
-    for j in range(begin, end):
-        size = abs(np.float64(values[j]))
-        root = np.sqrt(size)  # faster than a power
-        raised = root if power == 0.5 else size * root if power == 1.5 else size**power
-        before, after = before + size * size, after + raised * raised
-        values[j] = np.copysign(raised, values[j])
-    scale = np.sqrt(before / after) if after > 0 else 1.0
-    for j in range(begin, end):
-        values[j] *= scale
-
-
-@njit(cache=True, nogil=True)
-def raise_values(indptr: NDArray[np.int64], values: NDArray[np.float32], power: float) -> NDArray[np.float32]:
-    """A copy of the values of CSR rows, every row raised (`raise_row`)."""
-    raised = values.copy()
-    for n in range(len(indptr) - 1):
-        raise_row(raised, indptr[n], indptr[n + 1], power)
-    return raised
-
-
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def sparse_forward(
     indptr: NDArray[np.int64],

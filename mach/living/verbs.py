@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mach.data.batch import Batch, concatenated, has_features, rows_of
 from mach.data.store import Reference
 from mach.decoding import Subset
 from mach.errors import ConfigError, DataError
@@ -22,7 +23,6 @@ from mach.living.edits import ASSOCIATE, EXAMPLE, TEXT, UPVOTE, Edits, Exemplars
 from mach.living.live import Allowed, Classes
 from mach.living.teaching import Teaching, place
 from mach.living.versions import Step, Turn, Versions
-from mach.networks.batch import Batch, concatenated, has_features, rows_of
 from mach.networks.inference import wide_matrix
 
 if TYPE_CHECKING:

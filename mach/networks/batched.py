@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mach.config import HostMemory, NetworkConfig
+from mach.data.batch import Batch, SparseBatch
 from mach.errors import ConfigError
 from mach.hashing import Assignment
 from mach.kernels.batched import MASK, Dropout
-from mach.networks.batch import Batch, SparseBatch, powered
 from mach.networks.device_decoding import DeviceAssignment
 from mach.networks.feed import DeviceBatch
 from mach.networks.keys import step_keys
@@ -68,7 +68,7 @@ class BatchedNetwork:
     ) -> None:
         assert like.input is not None, "sparse rows"
         self.device, self.loss = torch.device(device), like.loss
-        self.n_repetitions, self.dropout, self.power = n_repetitions, config.dropout, config.power
+        self.n_repetitions, self.dropout, self.view = n_repetitions, config.dropout, like.view
         self.n_steps = like.n_steps
         self.kernels = _kernels(self.device)
         self.dtype = torch.bfloat16 if like.is_half else torch.float32
@@ -248,7 +248,7 @@ class Member:
     def logits(self, batch: Batch) -> Tensor:
         """Float32 logits of shape (N, J B) in main memory, without dropout."""
         whole = self.network
-        batch = powered(batch, whole.power)
+        batch = whole.view.batch(batch)
         assert isinstance(batch, SparseBatch)
         members = slice(self.index, self.index + 1)
         weight_SW, slots = whole.rows.look(batch.indices)

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mach.data.batch import SparseBatch, read_batch, read_classes
+from mach.data.rows import RowView
 from mach.data.store import Store
 from mach.kernels.batched import Columns, columns_of, gather_rows
-from mach.networks.batch import SparseBatch, powered, read_batch, read_classes
 from mach.networks.network import input_factors
 from mach.networks.offload import HostRows, new_event, new_stream, to_device
 
@@ -72,8 +73,8 @@ class Feed:
         Of features, the same for all repetitions.
     seed : int
         Of that.
-    power : float
-        Of the features' values, see `mach.networks.batch.powered`.
+    view : RowView
+        How networks see the rows.
     """
 
     def __init__(
@@ -85,17 +86,16 @@ class Feed:
         host: HostRows | None = None,
         dropout: float = 0.0,
         seed: int = 0,
-        power: float = 1.0,
+        view: RowView = RowView(),  # noqa: B008 - it is frozen
     ) -> None:
         self.store, self.device, self.host, self.dropout, self.seed = store, device, host, dropout, seed
-        self.power = power
+        self.view = view
         self.is_resident = is_resident and host is None
         self._worker = ThreadPoolExecutor(1, "mach-feed")
         self._stream: Any = new_stream(device) if device.type == "cuda" else None
         self._begun: tuple[NDArray[np.int64], int, Future[tuple[DeviceBatch, Any]]] | None = None
         if self.is_resident:
-            all_rows = powered(SparseBatch(store.feature_indptr, store.feature_indices, store.feature_values), power)
-            assert isinstance(all_rows, SparseBatch)
+            all_rows = view.sparse(SparseBatch(store.feature_indptr, store.feature_indices, store.feature_values))
             arrays = (all_rows.indptr, all_rows.indices, all_rows.values)
             classes = (store.class_indptr, store.class_ids)
             self._rows, self._classes = (
@@ -136,7 +136,7 @@ class Feed:
         return DeviceBatch(indptr_N1, indices, values, columns, offsets_N1, classes_M)
 
     def _read(self, rows_N: NDArray[np.int64], step: int) -> tuple[DeviceBatch, Any]:
-        batch = powered(read_batch(self.store, rows_N), self.power)
+        batch = self.view.batch(read_batch(self.store, rows_N))
         assert isinstance(batch, SparseBatch), "dense rows are not trained together"
         classes, counts = read_classes(self.store, rows_N)
         kept = self._kept(len(batch.values), step)

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mach.config import NetworkConfig
+from mach.data.batch import Batch, DenseBatch, SparseBatch, Targets
+from mach.data.rows import RowView
 from mach.errors import ConfigError, StorageError
 from mach.kernels.adam import adam_step, adam_step_of_tensors
 from mach.kernels.dense import draw
 from mach.kernels.memory import aligned_empty, to_bfloat16
 from mach.kernels.sparse import sparse_backward, sparse_forward, transpose_batch
-from mach.networks.batch import Batch, DenseBatch, SparseBatch, Targets, powered
 from mach.networks.buffers import Buffers, flat_array, is_in_main_memory
 from mach.networks.inference import NO_SCALE, stored_shape, stretches, wide_matrix, wide_rows
 from mach.networks.output import Loss, OutputLayer, StepFigures, loss_gradient, step_figures
@@ -80,7 +81,7 @@ class Network:
         self.precision = precision
         self.seed = seed
         self.n_steps = 0
-        self.input_dropout, self.power = config.input_dropout, config.power
+        self.input_dropout, self.view = config.input_dropout, RowView(power=config.power)
         self.buffers = Buffers()
         is_half = self.is_half
         built = build_trunk(config, n_features=n_features, dense_input=dense_input, half=is_half)
@@ -113,7 +114,7 @@ class Network:
         """
         self.n_steps += 1
         self._seed_dropout()
-        batch = powered(batch, self.power)
+        batch = self.view.batch(batch)
         if self.input_dropout:
             batch = _drop_inputs(batch, self.input_dropout, self.seed, self.n_steps)
         x = self._input(batch)
@@ -145,7 +146,7 @@ class Network:
     def logits(self, batch: Batch) -> Tensor:
         """Float32 logits of shape (N, n_outputs), without dropout."""
         self.trunk.eval()
-        logits = self._output(self._trunk(self._input(powered(batch, self.power)))).float().cpu()
+        logits = self._output(self._trunk(self._input(self.view.batch(batch)))).float().cpu()
         self.trunk.train()
         return logits
 

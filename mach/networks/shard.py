@@ -50,7 +50,7 @@ class BatchedShard:
             host=None if host_memory == "none" else self.network.rows,
             dropout=config.input_dropout,
             seed=like.seed,
-            power=config.power,
+            view=self.network.view,
         )
 
     def adopt(self, network: Network) -> Member:

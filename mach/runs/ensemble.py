@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mach.data.batch import Batch, rows_of
+from mach.data.rows import RowView
 from mach.decoding import Decoder, Subset, TopK
 from mach.errors import ConfigError
-from mach.networks.batch import Batch, largest_features, rows_of
 from mach.queries import QueryReader
 from mach.scoring import LocalScorer, Scorer, shapes_of
 from mach.storage import Run
@@ -106,8 +107,8 @@ class Ensemble:
 
     def read(self, queries: Queries, n_rows: int = 2**20) -> Iterator[Batch]:
         """Batches of at most ``n_rows`` queries as the networks read them."""
-        for batch in self.reader.batches(queries, n_rows):
-            yield largest_features(batch, self.run.manifest.row_features)
+        view = RowView(most=self.run.manifest.row_features)
+        return (view.batch(batch) for batch in self.reader.batches(queries, n_rows))
 
     def answered(self, queries: Queries, n_repetitions: int | None = None) -> Iterator[BucketScores]:
         """Bucket scores of consecutive chunks of queries, so that memory stays bounded.

@@ -17,6 +17,7 @@ if not torch.cuda.is_available() and "triton" not in sys.modules:
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 
 from mach.config import Config, HostMemory, NetworkConfig
+from mach.data.rows import RowView
 from mach.data.store import Store
 from mach.errors import ConfigError
 from mach.hashing import Assignment, TableAssignment, UniversalAssignment
@@ -83,7 +84,7 @@ class Pair:
         self.networks = [self.network(seed) for seed in range(R)]
         self.together = self.batched([self.network(seed) for seed in range(R)], host_memory)
         host = None if host_memory == "none" else self.together.rows
-        options: dict[str, Any] = {"host": host, "dropout": input_dropout, "seed": 0, "power": power}
+        options: dict[str, Any] = {"host": host, "dropout": input_dropout, "seed": 0, "view": RowView(power=power)}
         self.feed = Feed(store, self.together.device, is_resident=is_resident, **options)
         self.order = np.random.default_rng(0).permutation(store.n_rows)
 

@@ -13,10 +13,11 @@ from scipy.sparse import csr_array, random_array
 from torch import nn
 
 from mach.config import NetworkConfig
+from mach.data.batch import Batch, DenseBatch, SparseBatch, Targets, rows_of
+from mach.data.rows import RowView
 from mach.errors import ConfigError, StorageError
 from mach.kernels.memory import from_bfloat16, from_int4, to_bfloat16, to_int4, to_int8, to_kept
 from mach.kernels.sparse import sparse_forward_int4, sparse_forward_kept
-from mach.networks.batch import Batch, DenseBatch, SparseBatch, Targets, largest_features, powered, rows_of
 from mach.networks.inference import FEW_ROWS, bucket_logits, bucket_probabilities, stored_weights, wide_rows
 from mach.networks.network import Network, native_precision, refuse_missing
 from mach.networks.output import loss_gradient, mean_loss, step_figures
@@ -144,30 +145,14 @@ def test_stored_weights_of_which_the_salient_are_kept_answer_as_their_matrix_doe
     np.testing.assert_allclose(started.logits(batch).numpy(), bucket_logits(stored, batch), rtol=1e-4, atol=1e-4)
 
 
-@settings(deadline=None)
-@given(st.floats(0.3, 4.0), st.booleans(), st.integers(0, 2**32 - 1))
-def test_powers_keep_signs_order_and_length(power: float, dense: bool, seed: int):
-    rng = np.random.default_rng(seed)
-    x_ND = (rng.standard_normal((6, 9)) * (rng.random((6, 9)) < 0.6)).astype(np.float32)
-    x_ND[2] = 0
-    batch: Batch = DenseBatch(x_ND)
-    if not dense:
-        matrix = csr_array(x_ND)
-        batch = SparseBatch(matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data)
-    found = powered(batch, power)
-    found_ND = found.values_ND if isinstance(found, DenseBatch) else found.matrix(9).toarray()
-    raised_ND = np.sign(x_ND) * np.abs(x_ND.astype(np.float64)) ** power
-    lengths = np.linalg.norm(x_ND, axis=1) / np.maximum(np.linalg.norm(raised_ND, axis=1), 1e-30)
-    np.testing.assert_allclose(found_ND, raised_ND * lengths[:, None], rtol=1e-4, atol=1e-6)
-    assert powered(batch, 1.0) is batch
-
-
 def test_a_network_sees_powers_of_its_features_in_training_and_in_queries():
     plain, raised = (network_of(False, [16], power=power) for power in (1.0, 1.5))
     batch = batch_of(1, False)
-    np.testing.assert_allclose(raised.logits(batch).numpy(), plain.logits(powered(batch, 1.5)).numpy(), rtol=1e-6)
+    np.testing.assert_allclose(
+        raised.logits(batch).numpy(), plain.logits(RowView(power=1.5).batch(batch)).numpy(), rtol=1e-6
+    )
     raised.step(batch, TARGETS, 0.01)
-    plain.step(powered(batch, 1.5), TARGETS, 0.01)
+    plain.step(RowView(power=1.5).batch(batch), TARGETS, 0.01)
     for name, array in raised.weights().items():
         np.testing.assert_array_equal(array, plain.weights()[name])
 
@@ -238,21 +223,6 @@ def test_integers_are_within_half_a_step_of_the_weights(width: int):
     rows = matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data
     sparse_forward_int4(*rows, packed, steps, np.ones(width, np.float32), out)
     np.testing.assert_allclose(out, 1 + 2 * from_int4(packed, steps, width), rtol=1e-5)
-
-
-def test_rows_keep_their_largest_features_and_their_norm():
-    batch = SparseBatch(
-        np.array([0, 4, 6, 6]), np.array([1, 2, 3, 4, 0, 5], np.int32), np.array([1, -3, 2, 2, 1, 1], np.float32)
-    )
-    kept = largest_features(batch, 2)
-    assert isinstance(kept, SparseBatch)
-    assert kept.indptr.tolist() == [0, 2, 4, 4]
-    assert kept.indices.tolist() == [2, 3, 0, 5]
-    assert kept.values.tolist() == pytest.approx([-3 * (18 / 13) ** 0.5, 2 * (18 / 13) ** 0.5, 1, 1])
-    assert largest_features(batch, 0) is batch
-    again = largest_features(kept, 2)
-    assert isinstance(again, SparseBatch)
-    assert again.values.tolist() == kept.values.tolist()
 
 
 @pytest.mark.parametrize("dense", [False, True])

@@ -1,14 +1,12 @@
-"""Products of features against plain Python, and what linear classifiers learn by them."""
+"""Products of features: where they lie, and what linear classifiers learn by them."""
 
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.sparse import csr_array, random_array
 
-from mach.kernels.pairs import LENGTH, N_HASHED, hashed, with_pairs
 from mach.kernels.rerank import fit_classes
+from mach.kernels.views import N_HASHED, hashed, with_pairs
 
 
 def rows_of(n_rows: int, n_features: int, seed: int) -> csr_array:
@@ -22,34 +20,6 @@ def as_matrix(parts, n_features: int) -> csr_array:
     made = csr_array((values, indices, indptr), shape=(len(indptr) - 1, n_features + N_HASHED))
     made.sum_duplicates()
     return made
-
-
-def oracle(features: np.ndarray, values: np.ndarray, most: int, n_features: int, power: float) -> dict[int, float]:
-    """The row as a dictionary, by the definition."""
-    raised = np.sign(values) * np.abs(values) ** power
-    values = raised * (float(np.linalg.norm(values)) / max(float(np.linalg.norm(raised)), 1e-30))
-    found = dict(zip(features.tolist(), values.tolist(), strict=True))
-    order = sorted(range(len(values)), key=lambda j: (-abs(values[j]), j))[:most]
-    products = [(features[i], features[j], values[i] * values[j]) for a, i in enumerate(order) for j in order[:a]]
-    length = np.sqrt(sum(product**2 for *_, product in products))
-    for i, j, product in products:
-        column = n_features + hashed(int(i), int(j))
-        found[column] = found.get(column, 0.0) + product / length * LENGTH * np.linalg.norm(values)
-    return found
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32), st.sampled_from([0, 1, 2, 3, 64]), st.sampled_from([1.0, 0.5, 2.0]))
-def test_rows_with_pairs_are_those_of_the_definition(seed: int, most: int, power: float):
-    x = rows_of(5, 12, seed)
-    rows = np.array([4, 1, 1])
-    found = as_matrix(with_pairs(x.indptr, x.indices, x.data, rows, most, 12, power), 12)
-    for n, row in enumerate(rows):
-        span = slice(x.indptr[row], x.indptr[row + 1])
-        expected = oracle(x.indices[span], x.data[span].astype(float), most, 12, power)
-        span = slice(found.indptr[n], found.indptr[n + 1])
-        assert found.indices[span].tolist() == sorted(expected)
-        np.testing.assert_allclose(found.data[span], [expected[j] for j in sorted(expected)], rtol=1e-4)
 
 
 def test_a_pair_has_one_place_and_different_pairs_spread():

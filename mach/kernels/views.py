@@ -1,8 +1,9 @@
-"""Products of two features of a row as features of their own: with them a linear classifier is quadratic.
+"""How rows are seen (`mach.data.rows`), compiled: cut, raised to a power, with products of their features.
 
-A row's ``most`` features of largest magnitude, ``x_i``, give all products ``x_i x_j`` of i < j. They are scaled to a
-vector `LENGTH` times as long as the row, so that they neither vanish beside the features nor drown them, and hashed
-into `N_HASHED` features behind the row's own D: feature pairs that meet there add up.
+A row's ``most`` features of largest magnitude, ``x_i``, give all products ``x_i x_j`` of i < j. With them a linear
+classifier is quadratic. They are scaled to a vector `LENGTH` times as long as the row, so that they neither vanish
+beside the features nor drown them, and hashed into `N_HASHED` features behind the row's own D: products that meet there
+add up.
 """
 
 from __future__ import annotations
@@ -13,11 +14,64 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mach.kernels.sparse import raise_row
-
 N_HASHED = 2**20
 LENGTH = 0.7
 Array = NDArray[Any]
+
+
+@njit(cache=True, nogil=True)
+def keep_largest(
+    indptr: NDArray[np.int64], indices: NDArray[np.int32], values: NDArray[np.float32], most: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+    """The entries of largest magnitude of every CSR row, at most so many, rescaled to the norm of the whole row.
+
+    Of equal magnitudes the first are kept.
+    """
+    out_indptr = np.zeros(len(indptr), np.int64)
+    for n in range(len(indptr) - 1):
+        out_indptr[n + 1] = out_indptr[n] + min(indptr[n + 1] - indptr[n], most)
+    out_indices, out_values = np.empty(out_indptr[-1], np.int32), np.empty(out_indptr[-1], np.float32)
+    for n in range(len(indptr) - 1):
+        begin, end, out = indptr[n], indptr[n + 1], out_indptr[n]
+        n_equal, least, scale = end - begin, np.float32(-1.0), np.float32(1.0)
+        if end - begin > most:
+            sizes = np.sort(np.abs(values[begin:end]))
+            least = sizes[end - begin - most]
+            n_equal = most - (len(sizes) - np.searchsorted(sizes, least, side="right"))
+            kept = sizes[len(sizes) - most :]
+            if least > 0:
+                scale = np.sqrt((sizes * sizes).sum() / (kept * kept).sum())
+        for j in range(begin, end):
+            size = abs(values[j])
+            if size > least or (size == least and n_equal > 0):
+                n_equal -= size == least
+                out_indices[out], out_values[out] = indices[j], values[j] * scale
+                out += 1
+    return out_indptr, out_indices, out_values
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def raise_row(values: NDArray[np.float32], begin: int, end: int, power: float) -> None:
+    """Values of one row to a power in place, signs kept, rescaled to the norm that they had."""
+    before = after = 0.0
+    for j in range(begin, end):
+        size = abs(np.float64(values[j]))
+        root = np.sqrt(size)  # faster than a power
+        raised = root if power == 0.5 else size * root if power == 1.5 else size**power
+        before, after = before + size * size, after + raised * raised
+        values[j] = np.copysign(raised, values[j])
+    scale = np.sqrt(before / after) if after > 0 else 1.0
+    for j in range(begin, end):
+        values[j] *= scale
+
+
+@njit(cache=True, nogil=True)
+def raise_values(indptr: NDArray[np.int64], values: NDArray[np.float32], power: float) -> NDArray[np.float32]:
+    """A copy of the values of CSR rows, every row raised (`raise_row`)."""
+    raised = values.copy()
+    for n in range(len(indptr) - 1):
+        raise_row(raised, indptr[n], indptr[n + 1], power)
+    return raised
 
 
 @njit(cache=True, nogil=True)
