@@ -18,7 +18,6 @@ from mach.errors import ConfigError
 from mach.places import Place, place, read_bytes
 
 Format = Literal["auto", "repository", "svmlight", "npz", "npy", "csv", "jsonl", "parquet", "builtin"]
-AssignmentKind = Literal["universal", "random", "balanced", "clustered", "learned"]
 DOCUMENTS = "builtin:characters-names"  # the embedded set's classes, each a document of its name
 HostMemory = Literal["none", "input", "all"]
 MAX_PILOTS = 5
@@ -100,14 +99,6 @@ class TextConfig(Section):
         return self
 
 
-_USERS = {  # keys of [hashing] and the assignments that use them
-    "table": ("universal",),  # the default, which a table replaces
-    "capacity": ("universal", "learned"),
-    "choices": ("balanced", "clustered", "learned"),
-    "relearn_epochs": ("learned",),
-}
-
-
 class HashingConfig(Section):
     """How classes fall into buckets (`mach.hashing`)."""
 
@@ -116,32 +107,9 @@ class HashingConfig(Section):
         default=1, ge=1, le=64, description="J: hash functions of a repetition, each a head of its network"
     )
     buckets: int | None = Field(default=None, ge=2, le=2**20, description="B; none: chosen by `mach.theory.plan`")
-    capacity: int | None = Field(default=None, ge=1, le=2**31 - 1, description="most classes ever; none: K of the data")
-    seed: int = Field(default=0, ge=0, description="of the hash functions")
     table: str | None = Field(
         default=None, description=".npy file of buckets, integers of shape (R or more, K), used instead of hashing"
     )
-    assignment: AssignmentKind = Field(
-        default="universal", description="how classes come into buckets; all but universal keep a table"
-    )
-    choices: int | None = Field(
-        default=None,
-        ge=1,
-        le=64,
-        description="kappa: buckets of which a class takes the least loaded; none: by `mach.assignments.CHOICES`",
-    )
-    relearn_epochs: list[int] | None = Field(
-        default=None, description="epochs after which classes move; none: a third of all; empty: never"
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        kind = self.assignment
-        for name, kinds in _USERS.items():
-            value = getattr(self, name)
-            if value is not None and kind not in kinds:
-                raise ValueError(f"{name} = {value!r} with assignment = {kind!r}: only {', '.join(kinds)} can use it")
-        return self
 
 
 class NetworkConfig(Section):
@@ -219,7 +187,7 @@ class TrainingConfig(Section):
         default=None, ge=1, description="stop after so many epochs without a better validation figure; none: never"
     )
     checkpoint_seconds: float = Field(default=30.0, ge=0.0, description="least time between checkpoints")
-    seed: int = Field(default=0, ge=0, description="initial weights, row order and dropout")
+    seed: int = Field(default=0, ge=0, description="hash functions, initial weights, row order and dropout")
     start: str | None = Field(default=None, description="finished run whose weights training starts from")
     replay: float | None = Field(
         default=None, ge=0.0, description="rows of that run's own data drawn a new row, in every epoch; none: 1"
@@ -395,9 +363,6 @@ class Config(Section):
                 f"reranking.pilots = {self.reranking.pilots} with training.start: networks that started from others "
                 "have seen the rows that pilots would teach from: give 0"
             )
-        hashing, epochs = self.hashing, self.training.epochs
-        if hashing.assignment == "learned" and epochs < 2 and hashing.relearn_epochs != []:
-            raise ValueError(f"hashing.assignment = 'learned' with training.epochs = {epochs}: give at least 2")
         if not self.network.hidden and self.network.trunk is None:
             for key, off in (("sampled", 1.0), ("dither", 0.0)):
                 if getattr(self.training, key) != off:
@@ -405,15 +370,19 @@ class Config(Section):
                         f"training.{key} = {getattr(self.training, key):g} with network.hidden = []: it is for buckets "
                         "behind hidden layers: leave it out"
                     )
-        learned = hashing.relearn_epochs or []
-        if learned != sorted({epoch for epoch in learned if 1 <= epoch < epochs}):
-            raise ValueError(f"hashing.relearn_epochs = {learned}: give ascending epochs of 1 to {epochs - 1}")
         return self
 
 
 # Keys of earlier versions, and what took their place. A new configuration may not name them. A run that was made
 # with them still loads: `load_run_config` returns their values apart.
-RETIRED: dict[str, str] = {}
+_LOST = "other ways to place classes lost to hashing: leave it out, or give buckets of your own as hashing.table"
+RETIRED: dict[str, str] = {
+    "hashing.capacity": "hash functions are drawn for the classes of the data; later ones get theirs when they come",
+    "hashing.seed": "training.seed is the one seed of a run",
+    "hashing.assignment": _LOST,
+    "hashing.choices": _LOST,
+    "hashing.relearn_epochs": _LOST,
+}
 
 
 def load_config(path: str | Place, overrides: list[str] | None = None) -> Config:
@@ -477,9 +446,16 @@ def fingerprint(config: Config, ignore: tuple[str, ...] = ()) -> str:
     return hashlib.blake2b(repr(sorted(kept.items())).encode(), digest_size=16).hexdigest()
 
 
-def to_toml(config: Config) -> str:
-    """The configuration as TOML text that `load_config` reads back to an equal object; unset keys are left out."""
-    return tomli_w.dumps(config.model_dump(exclude_none=True))
+def to_toml(config: Config, retired: dict[str, Any] | None = None) -> str:
+    """The configuration as TOML text that `load_config` reads back to an equal object; unset keys are left out.
+
+    With ``retired``, values of retired keys as `load_run_config` returns them, it is that of a run that has them.
+    """
+    tree = config.model_dump(exclude_none=True)
+    for key, value in (retired or {}).items():
+        section, _, name = key.partition(".")
+        tree[section][name] = value
+    return tomli_w.dumps(tree)
 
 
 def _read_toml(path: str | Place) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, Self
 
@@ -377,6 +377,38 @@ def extends(longer: Assignment, shorter: Assignment) -> bool:
     """
     n = shorter.n_repetitions
     return longer.n_repetitions >= n and longer.select(list(range(n))).describe() == shorter.describe()
+
+
+def grown(known: Assignment, counts_K: NDArray[np.int64], seed: int) -> Assignment:
+    """An assignment that serves more classes, with the buckets of those that it served before.
+
+    Hash functions go on where their prime has room. Otherwise the buckets become a table. In it every new class, those
+    of most rows first, takes the less loaded of two buckets drawn at random; a class is as heavy as its rows are many,
+    and at least 1 ("the power of two choices", Mitzenmacher, IEEE TPDS 12, 2001).
+
+    Parameters
+    ----------
+    known : Assignment
+    counts_K : int64 array
+        Training rows of all classes, the old ones first.
+    seed : int
+    """
+    n_known, n_classes = known.n_classes, len(counts_K)
+    if n_classes == n_known:
+        return known
+    if isinstance(known, UniversalAssignment) and n_classes <= known.prime:
+        return replace(known, n_classes=n_classes)
+    loads_K = np.maximum(counts_K, 1)
+    order = (n_known + np.argsort(-counts_K[n_known:], kind="stable")).tolist()
+    table_RK = np.empty((known.n_repetitions, n_classes), np.int32)
+    table_RK[:, :n_known] = known.buckets(np.arange(n_known))
+    for r, buckets_K in enumerate(table_RK):
+        drawn_KC = np.random.default_rng([seed, r, n_known]).integers(0, known.n_buckets, (n_classes, 2), np.int32)
+        loads_B = np.bincount(buckets_K[:n_known], loads_K[:n_known], known.n_buckets).tolist()
+        for k, (first, second), load in zip(order, drawn_KC[order].tolist(), loads_K[order].tolist(), strict=True):
+            buckets_K[k] = bucket = second if loads_B[second] < loads_B[first] else first
+            loads_B[bucket] += load
+    return TableAssignment.from_table(table_RK, known.n_buckets)
 
 
 def _entry(description: dict[str, Any], name: str, kind: type = int) -> Any:

@@ -450,7 +450,7 @@ class MachModel(Living):
             "n_buckets": self.n_buckets,
             "n_repetitions": self.n_repetitions,
             "n_heads": self.n_heads,
-            "assignment": "table" if self.run.config.hashing.table else self.run.config.hashing.assignment,
+            "assignment": "learned table" if self.run.has_learned_tables else manifest.assignment["family"],
             "repetitions": self.repetitions,
             "n_rows": manifest.n_rows,
             "loss": manifest.loss,

@@ -4,7 +4,7 @@
 
     config.toml         the resolved configuration
     manifest.json       format number, hash functions, K, D, fingerprints of data and configuration
-    assignment.npy      buckets of all classes (where they come from a table; learned ones stand beside the weights)
+    assignment.npy      buckets of all classes (where they come from a table)
     class_counts.npy    training rows a class
     class_names.safetensors   UTF-8 and offsets (where the data has names)
     text/               text features (where the data is text)
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from mach.data.text import TextFeatures
 
 FORMAT: Literal[1] = 1
-TABLE = "assignment"  # name of a learned table, (J, K), among a repetition's weights
+TABLE = "assignment"  # among the weights of runs made until 2026: buckets that a repetition learned by itself, (J, K)
 
 
 class Manifest(Section):
@@ -161,7 +161,7 @@ class Run:
             with atomic_file(self.path / "assignment.npy") as file:
                 np.save(file, assignment.table_RK)
         with atomic_file(self.path / "config.toml") as file:
-            file.write(to_toml(config).encode())
+            file.write(to_toml(config, self.retired if Run.is_at(self.path) else None).encode())
         write_json(self.path / "manifest.json", manifest.model_dump())
         for name in ("_configured", "manifest"):
             self.__dict__.pop(name, None)
@@ -197,11 +197,11 @@ class Run:
         return [r * n_heads + j for r in repetitions for j in range(n_heads)]
 
     def trained_assignment(self, repetitions: Sequence[int]) -> Assignment:
-        """Assignment by which finished repetitions answer: where it is learned, the tables beside their weights.
+        """Assignment by which finished repetitions answer: the learned tables where they have some.
 
         Those of a remote run are fetched with the weights, once a machine.
         """
-        if self.config.hashing.assignment != "learned":
+        if not self.has_learned_tables:
             return self.assignment().select(self.functions(repetitions))
         tables = [self.load_weights(r, self.table_shapes)[TABLE] for r in repetitions]
         try:
@@ -214,8 +214,12 @@ class Run:
     @property
     def table_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of the table beside each repetition's weights; empty where there is none."""
-        hashing = self.config.hashing
-        return {TABLE: (hashing.heads, self.manifest.n_classes)} if hashing.assignment == "learned" else {}
+        return {TABLE: (self.config.hashing.heads, self.manifest.n_classes)} if self.has_learned_tables else {}
+
+    @property
+    def has_learned_tables(self) -> bool:
+        """Whether repetitions moved classes while they trained, as earlier versions could; the tables are read only."""
+        return self.retired.get("hashing.assignment") == "learned"
 
     def class_counts_K(self) -> NDArray[np.int64]:
         """Training rows of every class."""

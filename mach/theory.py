@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 # A parameter while training, at most: of the sparse input layer a float32 weight, or bfloat16 where products are (its
 # moments are one a row); of others a float32 weight, Adam's two float32 moments and a bfloat16 copy.
 INPUT_TRAINING_BYTES, TRAINING_BYTES = 4, 14
-AFFINITY_BYTES = 2**27  # of classes for buckets, held at once where assignments are learned (`mach.assignments`)
 PROCESS_BYTES = 400_000_000  # Python, torch, compiled kernels and a batch, as measured
 DEVICE_PROCESS_BYTES = 1_500_000_000  # of a GPU: context, libraries, what the allocator cannot join; an estimate
 MOMENTS_BYTES = 2**28  # of a GPU: pieces of moments that pass through (`mach.networks.offload`)
@@ -101,8 +100,6 @@ class Ledger:
         time; the same and its process, which is what a cluster reserves (mapped data come on top).
     reranking_bytes : int
         The optional re-ranker on disk: apart from all others, for it grows with K and the data.
-    learning_bytes : int
-        What a worker holds beside while classes move, where the assignment is learned.
     query_flops, one_vs_all_query_flops, example_flops, one_vs_all_example_flops : int
         Forward pass of one row through all repetitions; forward and backward pass in training.
     """
@@ -129,7 +126,6 @@ class Ledger:
     example_flops: int
     one_vs_all_example_flops: int
     reranking_bytes: int = 0
-    learning_bytes: int = 0
 
     @property
     def n_repetition_parameters(self) -> int:
@@ -154,7 +150,7 @@ class Ledger:
 
     @property
     def worker_bytes(self) -> int:
-        return self.training_bytes + self.learning_bytes + PROCESS_BYTES
+        return self.training_bytes + PROCESS_BYTES
 
     def device_bytes(
         self, n_together: int, n_rows: int = 256, *, number_bytes: int = 2, host_memory: HostMemory = "none"
@@ -247,7 +243,6 @@ def ledger(
     output_bytes: int | None = None,
     nonzeros_per_row: float = 100,
     table_assignment: bool = False,
-    n_choices: int = 0,
     reranking_bytes: int = 0,
 ) -> Ledger:
     """Count one configuration.
@@ -275,8 +270,6 @@ def ledger(
         Mean number of features of a sparse row; rounded.
     table_assignment : bool
         Whether buckets come from a table of shape (R, K) rather than from the universal family.
-    n_choices : int
-        Where the assignment is learned, the buckets that a class chooses from.
     reranking_bytes : int
         Of the re-ranker, from its budget or `reranking_estimate`; 0: there is none.
 
@@ -340,7 +333,6 @@ def ledger(
         example_flops=R * _training_flops(n_active, hidden, n_outputs),
         one_vs_all_example_flops=_training_flops(n_active, hidden, K),
         reranking_bytes=reranking_bytes,
-        learning_bytes=_learning_bytes(K, B, n_heads, n_choices) if n_choices else 0,
     )
 
 
@@ -500,12 +492,6 @@ def _table_index_bytes(n_classes: int, n_buckets: int, n_repetitions: int) -> in
     copies = n_copies * n_classes * width
     peers = n_peers * (n_classes + LANES) * width
     return n_repetitions * (copies + peers + n_classes * 4 + (n_buckets + 1) * 8)
-
-
-def _learning_bytes(n_classes: int, n_buckets: int, n_heads: int, n_choices: int) -> int:
-    """A block of float32 affinities, and the choices of all classes, as narrow as the table."""
-    width = np.min_scalar_type(n_buckets - 1).itemsize
-    return min(AFFINITY_BYTES, 4 * n_classes * n_heads * n_buckets) + n_heads * n_classes * n_choices * width
 
 
 def _layers(n_inputs: int, hidden: tuple[int, ...], n_outputs: int) -> list[int]:

@@ -19,20 +19,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mach.assignments import relearned
 from mach.config import Config
 from mach.data.store import Store
 from mach.errors import MachError, StorageError
-from mach.hashing import Assignment, TableAssignment
+from mach.hashing import Assignment
 from mach.networks.batch import read_batch, read_classes, read_targets
 from mach.networks.batched import Member
-from mach.networks.inference import bucket_probabilities, stored_weights
+from mach.networks.inference import stored_weights
 from mach.networks.network import Network
 from mach.networks.output import StepFigures, mean_figures, step_figures
 from mach.networks.rates import rate_at
 from mach.places import HOST
 from mach.repetition import RepetitionFiles, SignOfLife, Summary
-from mach.storage import TABLE, Run
+from mach.storage import Run
 from mach.tensors import map_tensors
 from mach.traffic import PeerTraffic
 
@@ -124,9 +123,6 @@ class Trainer:
             manifest, counts_K = run.manifest, run.class_counts_K()
             self.assignment: Assignment = run.assignment().select(run.functions([self.repetition]))
         self.counts_K = counts_K
-        self.learns = self.config.hashing.assignment == "learned"
-        if self.learns:
-            self._assign(self.assignment.buckets(np.arange(store.n_classes)))
         self.training = self.config.training
         self.rows, self.validation_rows = store.split(self.config.data.validation_fraction, self.training.seed)
         n_old = int(np.searchsorted(self.rows, store.n_old_rows)) if self.training.start is not None else 0
@@ -275,37 +271,9 @@ class Trainer:
                 self.best_precision, self.best_epoch = validation.bucket_precision, epoch + 1
                 if self.training.patience is not None:
                     self.best = {name: array.copy() for name, array in self._stored_weights().items()}
-        if self.learns and epoch + 1 in (self.config.hashing.relearn_epochs or []):
-            row |= {"moved": self._relearn()}
-            if len(self.validation_rows):  # figures of other buckets do not compare
-                self.best_precision, self.best_epoch, self.best = -1.0, epoch + 1, {}
         self.metrics.append(row)
         self.figures = []
         self._try(lambda: self.files.write_metrics(self.metrics))
-
-    def _relearn(self) -> float:
-        """Let every class move to a bucket that it has affinity for; return the share of moves.
-
-        The weights of a bucket stay: a class comes where its rows score high already. The bias follows the prior of
-        the new classes, and Adam's moments stay, for its correction of young moments counts steps from the first.
-        An output layer drawn anew was worse (docs/log.md).
-        """
-        hashing, n_buckets = self.config.hashing, self.assignment.n_buckets
-
-        def probabilities(rows: NDArray[np.int64]) -> NDArray[np.float32]:
-            logits_NJB = self.network.logits(read_batch(self.store, rows)).numpy().reshape(len(rows), -1, n_buckets)
-            return bucket_probabilities(logits_NJB, self.network.loss).reshape(len(rows), -1)
-
-        before_JK, odds = self.table_JK, self._log_odds()
-        assert hashing.choices is not None, "the configuration is resolved"
-        self._assign(relearned(self.store, self.rows, before_JK, n_buckets, hashing.choices, probabilities))
-        self.network.move_bias(self._log_odds() - odds)
-        self._expect_targets()
-        return float(np.mean(self.table_JK != before_JK))
-
-    def _assign(self, table_JK: NDArray[Any]) -> None:
-        assignment = TableAssignment.from_table(table_JK, self.assignment.n_buckets)
-        self.assignment, self.table_JK = assignment, assignment.table_RK
 
     def _sign(self, progress: Progress) -> None:
         told = asdict(progress) | {"pid": os.getpid(), "unix_seconds": time.time(), "device": str(self.network.device)}
@@ -366,9 +334,6 @@ class Trainer:
                 with self.files.local_file(self.files.state) as file:
                     arrays, metadata = map_tensors(file)
                     self.network.load_state(arrays)
-                    if self.learns:
-                        self._assign(np.array(arrays[TABLE]))
-                        self._expect_targets()
                     self.best = {name[len(BEST) :]: a.copy() for name, a in arrays.items() if name.startswith(BEST)}
             except StorageError:
                 if self._is_over():  # and its state has just been removed
@@ -392,7 +357,7 @@ class Trainer:
         }
         best = {BEST + name: array for name, array in self.best.items()}
         with self._storing():
-            self.files.save_state(self.network.state() | self._tables() | best, {"notes": json.dumps(notes)})
+            self.files.save_state(self.network.state() | best, {"notes": json.dumps(notes)})
         self.saved_step = self.network.n_steps
 
     def _try(self, write: Callable[[], None]) -> None:
@@ -410,10 +375,7 @@ class Trainer:
             if config.keep == 1 or store.is_dense
             else np.bincount(store.feature_indices, minlength=store.n_features)
         )
-        return stored_weights(self.network.weights(), config.weights, config.keep, rows_D) | self._tables()
-
-    def _tables(self) -> dict[str, NDArray[Any]]:
-        return {TABLE: self.table_JK} if self.learns else {}
+        return stored_weights(self.network.weights(), config.weights, config.keep, rows_D)
 
     def _finish(self) -> None:
         with self._storing():

@@ -2,9 +2,9 @@
 
 `train_shard` reads the run directory and the store, and writes the repetitions' own files; it knows nothing of
 other shards. Where and when it runs, and how often it is interrupted, never changes a bit of the weights: row
-order and dropout are functions of (seed, repetition, epoch, step), and a checkpoint holds everything else, a learned
-assignment with it. On a GPU the repetitions of a shard are trained together, as one batched network, on the same rows
-in the same order, that of the first; a checkpoint says whose order it follows, so that it goes on so anywhere.
+order and dropout are functions of (seed, repetition, epoch, step), and a checkpoint holds everything else. On a GPU
+the repetitions of a shard are trained together, as one batched network, on the same rows in the same order, that of the
+first; a checkpoint says whose order it follows, so that it goes on so anywhere.
 """
 
 from __future__ import annotations

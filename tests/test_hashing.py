@@ -13,6 +13,7 @@ from mach.hashing import (
     UniversalAssignment,
     extends,
     from_description,
+    grown,
     meeting_distances,
     smallest_prime_at_least,
 )
@@ -213,6 +214,29 @@ def test_impossible_tables():
         from_description({"family": "cuckoo"})
     with pytest.raises(StorageError, match="missing"):
         from_description(TableAssignment.from_table([[0]], 2).describe())
+
+
+@given(n_known=st.integers(2, 40), n_new=st.integers(0, 40), seed=st.integers(0, 99))
+@settings(deadline=None)
+def test_new_classes_take_the_less_loaded_of_two_buckets_and_old_ones_stay(n_known, n_new, seed):
+    known, n_classes = table(n_known, 7, 2, seed), n_known + n_new
+    counts_K = np.random.default_rng(seed).integers(0, 9, n_classes)
+    buckets_RK = grown(known, counts_K, seed).buckets(np.arange(n_classes))
+    np.testing.assert_array_equal(buckets_RK[:, :n_known], known.buckets(np.arange(n_known)))
+    for r, buckets_K in enumerate(buckets_RK):
+        choices_KC = np.random.default_rng([seed, r, n_known]).integers(0, 7, (n_classes, 2), np.int32)
+        loads_B = np.zeros(7, int)
+        for k in [*range(n_known), *sorted(range(n_known, n_classes), key=lambda k: -counts_K[k])]:
+            assert k < n_known or buckets_K[k] == min(choices_KC[k], key=lambda b: loads_B[b])  # first of equals
+            loads_B[buckets_K[k]] += max(1, counts_K[k])
+
+
+def test_hash_functions_go_on_while_their_prime_has_room():
+    known = universal(50, 7, 3, 8)  # has room for 58, hence p = 59
+    more = grown(known, np.ones(59, int), 0)
+    assert isinstance(more, UniversalAssignment)
+    np.testing.assert_array_equal(more.buckets(np.arange(50)), known.buckets(np.arange(50)))
+    assert isinstance(grown(known, np.ones(60, int), 0), TableAssignment)
 
 
 @pytest.mark.parametrize(

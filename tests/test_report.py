@@ -293,19 +293,6 @@ def test_an_unfinished_run_shows_its_curves_so_far(config: Config, tmp_path: Pat
     assert stopped.column("training", 0, "loss")[1] == f"{metrics[-1]['loss']:,.4f}"
 
 
-def test_learned_buckets_are_those_of_finished_repetitions(config: Config, tmp_path: Path):
-    hashing = config.hashing.model_copy(update={"assignment": "learned"})
-    training = config.training.model_copy(update={"epochs": 3})
-    run, store = set_up(config.model_copy(update={"hashing": hashing, "training": training}), tmp_path / "run")
-    assert "no repetition is finished" in Page(Path(str(write_report(run.path)))).texts["load"]
-    train_shard(ShardJob(str(run.path), str(store.path), (1,)))
-    found = bucket_load(run)
-    assert found.functions == [1]
-    table_K = run.trained_assignment([1]).buckets(np.arange(N_CLASSES))[0]
-    np.testing.assert_array_equal(found.classes_RB[0], np.bincount(table_K, minlength=32))
-    assert Page(Path(str(write_report(run.path)))).column("load", 0, "hash function") == ["1"]
-
-
 def test_probabilities_where_the_run_is_calibrated(trained: Path, planted: Path, tmp_path: Path):
     run = tmp_path / "run"
     shutil.copytree(trained, run)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mach import decoding
 from mach.errors import ConfigError
 from mach.hashing import MAX_CAPACITY, TableAssignment, UniversalAssignment
-from mach.theory import PROCESS_BYTES, Ledger, estimator_variance, ledger, plan, repetitions_needed
+from mach.theory import Ledger, estimator_variance, ledger, plan, repetitions_needed
 
 
 @given(st.integers(2, 10**8), st.integers(2, 10**5), st.floats(1e-9, 0.5))
@@ -63,17 +63,6 @@ def test_ledger_of_heads_and_int8():
     assert ledger(1000, 50, 16, 3, hidden=(8,), input_bytes=1, dense_input=True).input_bytes == 2
     kept = ledger(1000, 50, 16, 3, hidden=(8,), n_heads=2, input_bytes=0.5, keep=0.3, output_bytes=1)
     assert kept.repetition_bytes == int(0.3 * 50 * 8) + 8 * 51 + 4 * 50 + (8 + 4) * 32 + 4 * (8 + 32)
-
-
-def test_ledger_of_a_learned_assignment():
-    book, small = (
-        ledger(K, 50, 1024, 3, hidden=(8,), n_heads=2, table_assignment=True, n_choices=10) for K in (10**6, 99)
-    )
-    assert book.table_bytes == 3 * 2 * 10**6 * 2
-    assert book.learning_bytes == 2**27 + 2 * 10**6 * 10 * 2
-    assert book.worker_bytes - book.training_bytes - book.learning_bytes == PROCESS_BYTES
-    assert small.learning_bytes == 99 * 2 * (1024 * 4 + 10 * 2)
-    assert ledger(99, 50, 16, 3, table_assignment=True).learning_bytes == 0
 
 
 def test_ledger_of_the_linear_network():

@@ -249,9 +249,9 @@ class TestTogether:
     def test_it_learns_what_repetitions_learn_alone(
         self, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
-        """Together each becomes what it would alone on the rows of the first, learned assignments and all."""
+        """Together each becomes what it would alone on the rows of the first."""
         sections: dict[str, dict] = {
-            "hashing": {"assignment": "learned", "repetitions": 3, "heads": 2},
+            "hashing": {"repetitions": 3, "heads": 2},
             "data": {"validation_fraction": 0.1},
             "network": {"power": 0.5},
             "training": {"epochs": 3},

@@ -98,7 +98,7 @@ def _merged(tree: Tree, more: Tree) -> Tree:
 def _own_buckets(hashing: dict[str, Any], n_classes: int, table: Path) -> None:
     """Give every class a bucket of its own where there are few, and never ask for more buckets than classes."""
     n_buckets = hashing.get("buckets") or n_classes
-    if n_classes <= FEW_CLASSES and n_buckets >= n_classes and not {"table", "assignment"} & hashing.keys():
+    if n_classes <= FEW_CLASSES and n_buckets >= n_classes and "table" not in hashing:
         n_functions = hashing["repetitions"] * hashing["heads"]
         np.save(table, np.tile(np.arange(n_classes, dtype=np.int32), (n_functions, 1)))
         hashing |= {"table": str(table), "buckets": n_classes}
@@ -117,7 +117,6 @@ def small_choices(shape: recipe.Shape, *, is_exclusive: bool, seed: int) -> Tree
     tree: Tree = {
         "data": {"validation_fraction": recipe.held_out_fraction(n_rows)},
         "training": {"loss": "softmax" if is_exclusive else "binary", "batch": batch, "seed": seed},
-        "hashing": {"seed": seed},
     }
     if not is_exclusive and not tree["data"]["validation_fraction"]:
         tree["reranking"] = {"candidates": 0}  # its scores are far from probabilities, and nothing could mend them

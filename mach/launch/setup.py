@@ -9,10 +9,8 @@ from typing import Any, get_args
 import numpy as np
 
 from mach import __version__, recipe, theory
-from mach.assignments import CHOICES, DRAWN, draw_table, refuse_large
 from mach.config import (
     Config,
-    HashingConfig,
     HostMemory,
     LaunchConfig,
     NetworkConfig,
@@ -142,10 +140,13 @@ def _holds_something_else(path: Place) -> bool:
     return any(isinstance(path, Path) or not name.startswith((".", *LAYOUT)) for name in names)
 
 
-def resolve(config: Config, store: Store, known: Assignment | None = None) -> tuple[Config, Manifest, Assignment]:
+def resolve(
+    config: Config, store: Store, known: Assignment | None = None, **drawn: int | None
+) -> tuple[Config, Manifest, Assignment]:
     """Fill in all that is left to choose (`mach.recipe`), and describe the run to be; a bad trunk fails here.
 
-    With ``known`` the assignment is that as far as it goes, and not drawn or read anew.
+    With ``known`` the assignment is that, and not drawn or read anew. ``drawn`` holds the seed and capacity of hash
+    functions where others have been drawn before.
     """
     from mach.networks.network import native_precision
     from mach.networks.trunks import build_trunk
@@ -172,13 +173,13 @@ def resolve(config: Config, store: Store, known: Assignment | None = None) -> tu
             )
     config = config.model_copy(
         update={
-            "hashing": _resolve_hashing(config, n_buckets),
+            "hashing": config.hashing.model_copy(update={"buckets": n_buckets}),
             "training": config.training.model_copy(update={"loss": loss}),
         }
     )
     if config.network.trunk is not None:
         build_trunk(config.network, n_features=store.n_features, dense_input=store.is_dense)
-    assignment = _assignment(config, n_buckets, store, known)
+    assignment = known or _assignment(config, n_buckets, store, **drawn)
     manifest = Manifest(
         n_classes=store.n_classes,
         n_features=store.n_features,
@@ -306,8 +307,7 @@ def plan_by_counts(
         output_bytes=1 if config.network.weights in {"int4", "int8"} else None,
         nonzeros_per_row=nonzeros_per_row,
         reranking_bytes=estimate if reranking.candidates else 0,
-        table_assignment=config.hashing.table is not None or config.hashing.assignment != "universal",
-        n_choices=(config.hashing.choices or 0) if config.hashing.assignment == "learned" else 0,
+        table_assignment=config.hashing.table is not None,
     )
 
 
@@ -334,39 +334,18 @@ def _refuse_reranking(reranking: RerankingConfig, store: Store) -> None:
         raise ConfigError(f"reranking.bytes = {reranking.bytes}: {what} take {least} before any weight: give more")
 
 
-def _resolve_hashing(config: Config, n_buckets: int) -> HashingConfig:
-    hashing, epochs = config.hashing, config.training.epochs
-    chosen: dict[str, Any] = {"buckets": n_buckets}
-    if hashing.assignment in CHOICES:
-        chosen["choices"] = hashing.choices or CHOICES[hashing.assignment]
-    if hashing.assignment == "learned":
-        refuse_large(hashing.heads, n_buckets)
-        chosen["relearn_epochs"] = [-(-epochs // 3)] if hashing.relearn_epochs is None else hashing.relearn_epochs
-    return hashing.model_copy(update=chosen)
-
-
-def _assignment(config: Config, n_buckets: int, store: Store, known: Assignment | None = None) -> Assignment:
+def _assignment(
+    config: Config, n_buckets: int, store: Store, *, seed: int | None = None, capacity: int | None = None
+) -> Assignment:
     hashing, n_classes = config.hashing, store.n_classes
     n_functions = hashing.repetitions * hashing.heads
-    if known is not None and (hashing.table is not None or config.training.start is not None):
-        return known
-    if hashing.assignment in DRAWN:
-        if known is not None and known.n_buckets != n_buckets:
-            known = None  # another configuration, which is refused
-        rows, _ = store.split(config.data.validation_fraction, config.training.seed)
-        first = 0 if known is None else known.n_repetitions
-        if known is not None and first >= n_functions:
-            return known
-        table_RK = draw_table(hashing, store, rows, n_buckets, range(first, n_functions))
-        before = [] if known is None else [known.buckets(np.arange(n_classes))]
-        return TableAssignment.from_table(np.concatenate([*before, table_RK]), n_buckets)
     if hashing.table is None:
         return UniversalAssignment.draw(
             n_classes=n_classes,
             n_buckets=n_buckets,
             n_repetitions=n_functions,
-            seed=hashing.seed,
-            capacity=hashing.capacity,
+            seed=config.training.seed if seed is None else seed,
+            capacity=capacity,
         )
     try:
         table_RK = np.load(fetch_source(hashing.table), mmap_mode="r", allow_pickle=False)
@@ -403,11 +382,20 @@ def _reopen(config: Config, store: Store, path: Place) -> Run:
         training = config.training.model_copy(update={"precision": run.manifest.precision})
         config = config.model_copy(update={"training": training})
     mine, theirs = config.hashing, run.config.hashing
-    is_drawn = mine.assignment == theirs.assignment and mine.assignment in DRAWN
+    before, kind = run.assignment(), run.retired.get("hashing.assignment", "universal")
+    is_whole = mine.repetitions <= theirs.repetitions
+    if kind == "learned":
+        is_whole &= len(run.finished()) == theirs.repetitions
+    if kind != "universal" and not is_whole:
+        raise ConfigError(
+            f"{path} has {kind} buckets, which this version reads and does not make: train its other repetitions with "
+            f"version {run.manifest.mach_version}, or begin a new run"
+        )
     is_same_table = mine.table is not None and (mine.table, mine.repetitions) == (theirs.table, theirs.repetitions)
     is_started = config.training.start is not None
-    is_known = is_same_table or is_drawn or is_started
-    config, manifest, assignment = resolve(config, store, run.assignment() if is_known else None)
+    is_known = is_same_table or is_started or kind in {"random", "balanced", "clustered"}
+    drawn = {"seed": run.retired.get("hashing.seed"), "capacity": getattr(before, "prime", None)}
+    config, manifest, assignment = resolve(config, store, before if is_known else None, **drawn)
     manifest = manifest.model_copy(update={"n_rows": run.manifest.n_rows})  # with those that are not replayed
     differences = differing_keys(config, run.config, ignore=FREE_KEYS)
     if mine.repetitions < theirs.repetitions:
@@ -421,7 +409,7 @@ def _reopen(config: Config, store: Store, path: Place) -> Run:
         )
     if differences:
         raise ConfigError(f"{path} was made with another configuration: {'; '.join(differences)}")
-    if not extends(assignment, run.assignment()):
+    if not extends(assignment, before):
         raise ConfigError(
             f"this version of mach would place classes in other buckets than {path} does: go on with version "
             f"{run.manifest.mach_version}, or begin a new run"

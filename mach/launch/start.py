@@ -8,7 +8,6 @@ class and those that look like them, whichever run saw them first.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,14 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.assignments import balanced
 from mach.config import Config, completed, differing_keys
 from mach.data.joining import find, join
 from mach.data.prepare import prepare
 from mach.data.store import OldPart, Reference, Store
 from mach.data.transfer import META, fetch_store
 from mach.errors import ConfigError, DataError, IncompleteRunError, StorageError
-from mach.hashing import Assignment, TableAssignment, UniversalAssignment
+from mach.hashing import Assignment, TableAssignment, grown
 from mach.living.edits import Edits
 from mach.living.versions import Versions
 from mach.places import Place, is_there
@@ -33,7 +31,6 @@ from mach.storage import Run
 
 STORE = "store"  # folder of the training data in a remote run
 RATE_SHARE = 2 / 3  # of the run's own, for the first that starts from it; lower ones learn rare classes less
-NEW_CHOICES = 2  # buckets, drawn at random, of which a new class takes the least loaded
 BOUND = ("text.", "hashing.", "network.hidden", "network.power", "network.trunk", "data.row_features", "training.loss")
 # What each run says of its own rows, whatever those of the other were.
 OWN = ("class_names", "strong_columns", "weak_columns", "phrases", "word_dropout", "typos", "phrase_seed")
@@ -122,10 +119,8 @@ class Start:
         training: dict[str, Any] = {"replay": self.replay, "precision": "auto"}
         if theirs.training.start is None:
             training["rate"] = RATE_SHARE * theirs.training.rate
-        learned = theirs.hashing.assignment == "learned"
         updates: dict[str, dict[str, Any]] = {
             "data": dict.fromkeys(OWN),
-            "hashing": {"relearn_epochs": [] if learned else None},
             "training": training,
             "reranking": {
                 "candidates": theirs.reranking.candidates if self.replay else 0,
@@ -136,11 +131,7 @@ class Start:
         }
         sections = {name: getattr(theirs, name).model_copy(update=update) for name, update in updates.items()}
         mine = completed(config, theirs.model_copy(update=sections))
-        bound = [
-            key
-            for key in differing_keys(mine, theirs)
-            if key.startswith(BOUND) and not key.startswith("hashing.relearn_epochs")
-        ]
+        bound = [key for key in differing_keys(mine, theirs) if key.startswith(BOUND)]
         if bound:
             raise ConfigError(f"training.start: {self.run.path} has other weights than asked for: {'; '.join(bound)}")
         if mine.reranking.candidates and not self.replay:
@@ -167,31 +158,15 @@ class Start:
         return self.run.manifest.n_rows + store.n_rows - store.n_old_rows
 
     def assignment(self, counts_K: NDArray[np.int64]) -> Assignment:
-        """The run's assignment, with buckets for the classes that are new.
-
-        A universal family that has room for them simply goes on; otherwise the buckets become a table, in which every
-        new class comes into the less loaded of two buckets drawn at random.
+        """The run's assignment, with buckets for the classes that are new (`mach.hashing.grown`).
 
         Parameters
         ----------
         counts_K : int64 array
             Rows of all classes, the old ones first.
         """
-        hashing, n_classes = self.run.config.hashing, len(counts_K)
-        known = self.known.assignment
-        if n_classes == known.n_classes:
-            return known
-        if isinstance(known, UniversalAssignment) and n_classes <= known.prime:
-            return dataclasses.replace(known, n_classes=n_classes)
-        n_known = known.n_classes
-        table_RK = np.empty((known.n_repetitions, n_classes), np.int32)
-        for r, buckets_K in enumerate(known.buckets(np.arange(n_known))):
-            generator = np.random.default_rng([hashing.seed, r, n_known])
-            choices_KC = generator.integers(0, known.n_buckets, (n_classes, NEW_CHOICES), np.int32)
-            choices_KC[:n_known] = buckets_K[:, None]
-            rank_K = np.where(np.arange(n_classes) < n_known, np.inf, counts_K)  # old ones are there before
-            table_RK[r] = balanced(choices_KC, counts_K, known.n_buckets, rank_K)
-        return TableAssignment.from_table(table_RK, known.n_buckets)
+        seed = self.run.retired.get("hashing.seed", self.run.config.training.seed)
+        return grown(self.known.assignment, counts_K, seed)
 
     def store(self, config: Config, report: Report) -> Store:
         """Old rows, if any are replayed, and then the new ones.

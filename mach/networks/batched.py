@@ -220,7 +220,7 @@ class BatchedNetwork:
         return dropout[self.n_steps - first], rounding[self.n_steps - first]
 
     def _buckets(self, assignments: Sequence[Assignment]) -> DeviceAssignment:
-        """The assignments on the device; anew when they are others, as after classes moved."""
+        """The assignments on the device; anew when they are others."""
         known = self._assignment
         if known is None or any(mine is not theirs for mine, theirs in zip(known[0], assignments, strict=True)):
             known = self._assignment = (list(assignments), DeviceAssignment(assignments, self.device))
@@ -279,11 +279,6 @@ class Member:
             tensor[self.index].copy_(torch.from_numpy(np.ascontiguousarray(arrays[name])))
         for name, half in self.network.half.items():
             half[self.index].copy_(self.network.tensors[f"weights.{name}.weight"][self.index])
-
-    def move_bias(self, change: NDArray[np.float32]) -> None:
-        """Add to the output's bias, as when buckets change their classes."""
-        name = f"weights.{self.network.dense[-1] if self.network.dense else 'input'}.bias"
-        self.network.tensors[name][self.index] += torch.from_numpy(change).to(self.device)
 
     @property
     def _columns(self) -> slice:

@@ -154,13 +154,6 @@ class Network:
         """Arrays under the names that `mach.networks.inference` reads; views, but copies from another device."""
         return {name: tensor.cpu().numpy() for name, tensor in self._weights().items()}
 
-    def move_bias(self, change: NDArray[np.float32]) -> None:
-        """Add to the output's bias, as when buckets change their classes; moments stay."""
-        if self.output is not None:
-            self.output.bias += torch.from_numpy(change).to(self.device)
-        elif self.input is not None:
-            self.input.bias += torch.from_numpy(change)
-
     @property
     def samples(self) -> bool:
         """Whether steps compute a sample of the outputs."""

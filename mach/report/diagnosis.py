@@ -126,7 +126,7 @@ class Diagnosis:
 
 def bucket_load(run: Run) -> BucketLoad:
     """Count classes and rows of all buckets; cost O(R K). Learned assignments count where they are finished."""
-    if run.config.hashing.assignment == "learned":
+    if run.has_learned_tables:
         repetitions = run.finished()
         functions = run.functions(repetitions)
     else:

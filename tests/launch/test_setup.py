@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mach.config import Config, LaunchConfig
 from mach.data.prepare import prepare as prepare_data
-from mach.errors import ConfigError
+from mach.errors import ConfigError, StorageError
+from mach.hashing import UniversalAssignment, extends
 from mach.launch import setup, start
 from mach.launch.driver import Driver
 from mach.launch.setup import USABLE, plan_of, set_up, sharded
+from mach.loading import load
+from mach.report.diagnosis import bucket_load
+from mach.storage import Run
+from mach.tensors import map_tensors, write_tensors
 from mach.trainer import Progress
 from tests.launch.test_start import with_keys
 
@@ -47,6 +54,71 @@ def test_a_run_made_before_some_keys_were_there_keeps_their_defaults(config: Con
     again, _ = set_up(sparse, tmp_path / "run")
     assert again.config.network == run.config.network
     assert again.config.reranking == run.config.reranking
+
+
+def give_retired(run: Path, hashing: str) -> None:
+    """Make a run look as one of an earlier version that had other keys."""
+    file = run / "config.toml"
+    file.write_text(file.read_text().replace("[hashing]\n", f"[hashing]\n{hashing}\n"))
+
+
+def test_a_run_with_a_seed_and_capacity_of_its_own_is_extended_by_them(config: Config, tmp_path: Path):
+    run, _ = set_up(config, tmp_path / "run")
+    drawn = UniversalAssignment.draw(n_classes=120, n_buckets=32, n_repetitions=3, seed=5, capacity=200)
+    run.update(run.config, run.manifest.model_copy(update={"assignment": drawn.describe()}), drawn)
+    give_retired(tmp_path / "run", "seed = 5\ncapacity = 200")
+    for n in (4, 5):
+        again, _ = set_up(with_keys(config, hashing={"repetitions": n}), tmp_path / "run")
+        longer = again.assignment()
+        assert (longer.n_repetitions, extends(longer, drawn)) == (n, True)
+        assert again.retired == {"hashing.seed": 5, "hashing.capacity": 200}
+
+
+@pytest.mark.parametrize("kind", ["balanced", "learned"])
+def test_buckets_that_this_version_does_not_make_are_read_only(
+    config: Config, trained: Path, tmp_path: Path, kind: str
+):
+    shutil.copytree(trained, tmp_path / "run")
+    give_retired(tmp_path / "run", f'assignment = "{kind}"\nchoices = 2')
+    assert set_up(config, tmp_path / "run")[0].retired == {"hashing.assignment": kind, "hashing.choices": 2}
+    with pytest.raises(ConfigError, match=rf"run has {kind} buckets, which this version reads and does not make"):
+        set_up(with_keys(config, hashing={"repetitions": 4}), tmp_path / "run")
+    (tmp_path / "run/repetitions/r001/DONE").unlink()
+    if kind == "learned":
+        with pytest.raises(ConfigError, match="learned buckets"):
+            set_up(config, tmp_path / "run")
+    else:
+        set_up(config, tmp_path / "run")
+
+
+def test_learned_tables_beside_the_weights_are_those_that_answer(trained: Path, tmp_path: Path):
+    shutil.copytree(trained, tmp_path / "run")
+    give_retired(tmp_path / "run", 'assignment = "learned"')
+    run, tables = Run.open(tmp_path / "run"), np.random.default_rng(0).integers(0, 32, (3, 1, 120)).astype(np.uint8)
+
+    def put(repetition: int, table_JK: np.ndarray) -> None:
+        file = run.repetition(repetition).weights_file()
+        arrays, metadata = map_tensors(file)
+        changed = {name: np.array(array) for name, array in arrays.items()} | {"assignment": table_JK}
+        with file.open("wb") as stream:
+            write_tensors(stream, changed, metadata)
+
+    for repetition, table_JK in enumerate(tables):
+        put(repetition, table_JK)
+    for repetitions in ([0, 1, 2], [2, 0]):
+        model = load(run.path, repetitions=repetitions)
+        np.testing.assert_array_equal(model.assignment.buckets(np.arange(120)), tables[repetitions, 0])
+        assert model.topk(np.eye(1, 400), k=3)[0].shape == (1, 3)
+    np.testing.assert_array_equal(bucket_load(run).classes_RB[1], np.bincount(tables[1, 0], minlength=32))
+    wrong: list[tuple[np.ndarray, str]] = [
+        (np.full((1, 120), 32, np.uint8), "bucket 32"),
+        (np.zeros((1, 120), np.float32), "no unsigned integers"),
+        (np.zeros((1, 119), np.uint8), r"assignment is \(1, 119\)"),
+    ]
+    for table_JK, message in wrong:
+        put(1, table_JK)
+        with pytest.raises(StorageError, match=message):
+            load(run.path)
 
 
 def test_a_gpu_takes_as_many_repetitions_as_the_ledger_says(config: Config, tmp_path: Path):

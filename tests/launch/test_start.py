@@ -18,7 +18,7 @@ from mach.data.store import Store, split_rows
 from mach.data.transfer import fetch_store
 from mach.errors import ConfigError, DataError, IncompleteRunError
 from mach.evaluation import evaluate
-from mach.hashing import TableAssignment, UniversalAssignment
+from mach.hashing import TableAssignment
 from mach.launch.reranker import train_reranker
 from mach.launch.setup import set_up, shared_store
 from mach.launch.start import Start, training_store
@@ -207,22 +207,13 @@ def test_samples_go_by_the_rows_of_the_steps_to_come(
     np.testing.assert_allclose(told[0], np.minimum(expected, 1.0), rtol=0.01)
 
 
-def test_a_hash_family_with_room_goes_on_and_another_becomes_a_table(
-    old_config: Config, config: Config, tmp_path: Path
-):
-    roomy = learn(with_keys(old_config, hashing={"capacity": 500}, training={"epochs": 1}), tmp_path / "roomy")
-    run, _ = set_up(with_keys(config, training={"start": str(roomy.path)}), tmp_path / "run")
-    assert isinstance(run.assignment(), UniversalAssignment)
-    kinds: dict = {"learned": TableAssignment, "balanced": TableAssignment}
-    for kind, family in kinds.items():
-        first = learn(with_keys(old_config, hashing={"assignment": kind}, training={"epochs": 2}), tmp_path / kind)
-        run = learn(with_keys(config, training={"start": str(first.path)}), tmp_path / f"{kind}-2")
-        assert isinstance(run.trained_assignment([0, 1, 2]), family)
-        before, after = first.trained_assignment(range(R)), run.trained_assignment(range(R))
-        np.testing.assert_array_equal(after.buckets(range(N_OLD)), before.buckets(range(N_OLD)))
-        assert after.n_classes == N_ALL
-        loads = np.bincount(after.buckets(range(N_OLD, N_ALL))[0], minlength=32)
-        assert loads.max() <= 3  # new classes are spread
+def test_new_classes_are_spread_over_the_buckets_of_a_table(old: Run, tuned: Run):
+    before, after = old.assignment(), tuned.assignment()
+    assert isinstance(after, TableAssignment)
+    np.testing.assert_array_equal(after.buckets(range(N_OLD)), before.buckets(range(N_OLD)))
+    assert after.n_classes == N_ALL
+    loads = np.bincount(after.buckets(range(N_OLD, N_ALL))[0], minlength=32)
+    assert loads.max() <= 3
 
 
 def test_a_run_below_a_url_starts_another_that_starts_a_third(config: Config, old: Run, folder: Path, tmp_path: Path):

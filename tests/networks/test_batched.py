@@ -255,17 +255,6 @@ def test_dropped_features_are_those_of_the_first_repetition(store: Store, is_res
     assert np.abs(ours[1] - others["weights.input.weight"]).max() > 0.01
 
 
-def test_a_moved_bias_is_of_one_repetition(store: Store) -> None:
-    for hidden in ((24,), ()):
-        pair = Pair(store, hidden=hidden)
-        change = np.linspace(-1, 1, B).astype(np.float32)
-        before = [network.logits(read_batch(store, pair.order[:4])) for network in pair.networks]
-        pair.members[1].move_bias(change)
-        after = [member.logits(read_batch(store, pair.order[:4])) for member in pair.members]
-        torch.testing.assert_close(after[1], before[1] + torch.from_numpy(change))
-        torch.testing.assert_close(after[2], before[2])
-
-
 def test_a_device_without_enough_memory_says_what_to_do(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
