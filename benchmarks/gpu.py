@@ -27,9 +27,7 @@ import torch
 from hardware import commit, processor
 
 from mach.config import HostMemory, NetworkConfig
-from mach.decoding import Decoder
 from mach.hashing import UniversalAssignment
-from mach.networks.device_decoding import DeviceDecoder
 from mach.networks.network import Network
 from mach.networks.shard import BatchedShard
 
@@ -248,22 +246,6 @@ def run(bench: Bench, tiny: bool) -> None:
     if bench.is_cuda:
         ratio = figures[0][1] / figures[1][1]
         bench.add(f"{wide.name}: resident over from main memory, device memory", f"{ratio:.1f}x", ">= 3x")
-    decode(bench, amazon, 8 if tiny else 1024)
-
-
-def decode(bench: Bench, shape: Shape, n_queries: int) -> None:
-    """Exact top 10 of all classes, against the processor's decoder on sharp scores."""
-    assignment = UniversalAssignment.draw(
-        n_classes=shape.n_classes, n_buckets=shape.n_buckets, n_repetitions=shape.n_repetitions, seed=0
-    )
-    probs_NRB = np.random.default_rng(0).random((n_queries, shape.n_repetitions, shape.n_buckets), np.float32) ** 16
-    on_device = torch.from_numpy(probs_NRB).to(bench.device)
-    decoder = DeviceDecoder(assignment, device=str(bench.device))
-    found = decoder.topk(probs_NRB[:8])
-    expected = Decoder(assignment).topk(probs_NRB[:8])
-    assert (found.ids_Nk == expected.ids_Nk).all(), "not the processor's answers"
-    seconds = bench.timed(lambda i: decoder.topk(on_device), 0.5) / n_queries
-    bench.add(f"{shape.name}: exact top 10, a query of {n_queries}", f"{seconds * 1e6:.1f} us")
 
 
 def main() -> None:

@@ -4,7 +4,7 @@
     .venv/bin/python benchmarks/sampling.py /tmp/shapes/quarter --write          # some 20 minutes
 
 The set is repository text of rows of one class each; all but the share is the recipe's, without re-ranking. Training
-runs through the command line, one repetition after the other, so that seconds compare; accuracy is on all test rows.
+runs in this process, one repetition after the other, so that seconds compare; accuracy is on all test rows.
 The floor is the FLOPs of the output layer's three products over the rate of torch's own 2048^3 product on one thread,
 in the run's precision and measured just after.
 """
@@ -23,7 +23,11 @@ import torch
 from accuracy import mach
 from hardware import commit, processor
 
+from mach.config import load_config
+from mach.launch.setup import set_up
+from mach.networks import steps
 from mach.storage import Run
+from mach.training import ShardJob, train_shard
 
 SIDE = 2048
 
@@ -60,9 +64,11 @@ def main() -> None:
         config.write_text(f'[data]\ntrain = "{options.data / "train.txt"}"\ntest = "{options.data / "test.txt"}"\n')
         for share in options.shares:
             run = str(Path(folder, f"run-{share}"))
-            keys = [f"training.sampled={share}", f"hashing.buckets={options.buckets}", "hashing.repetitions=1"]
+            keys = [f"hashing.buckets={options.buckets}", "hashing.repetitions=1"]
             keys += ["reranking.candidates=0", "data.validation_fraction=0.0"]
-            mach("train", str(config), run, "--workers", "1", *(word for key in keys for word in ("--set", key)))
+            made, store = set_up(load_config(config, keys), run)
+            steps.SAMPLED = share
+            train_shard(ShardJob(str(made.path), str(store.path), (0,)))
             info, last = json.loads(mach("info", run, "--json")), json.loads(mach("evaluate", run, "--json"))[-1]
             rows.append((share, info["worker_seconds"], floor_seconds(Run.open(Path(run)), share), last))
             print(f"share {share}: {info['worker_seconds']:.0f} s, P@1 {last['P@1']:.1f}", flush=True)

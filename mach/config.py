@@ -117,19 +117,13 @@ class NetworkConfig(Section):
 
     hidden: list[int] = Field(default=[512], description="widths of hidden layers; empty: a linear network")
     dropout: float = Field(default=0.3, ge=0.0, lt=1.0, description="on hidden activations")
-    input_dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="on input features")
     power: float = Field(
         default=1.0, gt=0.0, le=8.0, description="of the features' values as networks see them, rows as long as before"
     )
     weights: Literal["int4", "int8", "bfloat16", "float32"] = Field(
         default="bfloat16",
-        description="type of stored matrices; int4 and int8 of the sparse input layer, the output layer is int8 then",
-    )
-    keep: float = Field(
-        default=1.0,
-        gt=0.0,
-        le=1.0,
-        description="with int4: most weights of a sparse input layer that are stored, a byte each; 1: all, half a byte",
+        description="type of stored matrices; int8 of the input layer over sparse rows and of the output layer; int4 "
+        "the same, but three tenths of the input layer's weights alone, where it is not the only layer",
     )
     trunk: str | None = Field(
         default=None, description="package.module:Class of a torch module used instead of the hidden layers"
@@ -140,12 +134,6 @@ class NetworkConfig(Section):
     def _check(self) -> Self:
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden = {self.hidden}: every width must be at least 1")
-        is_int4 = self.weights == "int4" or "weights" not in self.model_fields_set
-        if self.keep < 1 and not (is_int4 and self.hidden):
-            raise ValueError(
-                f"keep = {self.keep} with weights = {self.weights!r}, hidden = {self.hidden}: weights are dropped from "
-                'an input layer in front of others, with weights = "int4"'
-            )
         try:
             tomli_w.dumps(self.trunk_options)
         except TypeError as error:
@@ -162,26 +150,9 @@ class TrainingConfig(Section):
     epochs: int = Field(default=12, ge=1)
     batch: int = Field(default=256, ge=1, description="rows a step")
     rate: float = Field(default=3e-3, gt=0.0, description="peak learning rate of Adam")
-    schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="decay to 0, or none")
-    warmup: float = Field(default=0.0, ge=0.0, lt=1.0, description="share of all steps in which the rate rises from 0")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
         description="of dense matrix products; auto: bfloat16 where the processor multiplies it natively",
-    )
-    sampled: float = Field(
-        default=1.0,
-        gt=0.0,
-        le=1.0,
-        description="share of a head's buckets that a step of the softmax loss computes: its rows' own, however many, "
-        "and random ones; a GPU computes all",
-    )
-    dither: float = Field(
-        default=0.0,
-        ge=0.0,
-        lt=1.0,
-        description="errors of buckets (probability less target) below this are rounded at random to 0 or to this, and "
-        "products skip the zeros: as many steps learn as much for less work where products are float32; a GPU rounds "
-        "none",
     )
     patience: int | None = Field(
         default=None, ge=1, description="stop after so many epochs without a better validation figure; none: never"
@@ -195,8 +166,6 @@ class TrainingConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.sampled < 1 and self.loss == "binary":
-            raise ValueError(f'sampled = {self.sampled:g} with loss = "binary": only the softmax loss samples buckets')
         if self.replay is not None and self.start is None:
             raise ValueError(f"replay = {self.replay:g} needs training.start, the run whose rows it means")
         return self
@@ -363,13 +332,6 @@ class Config(Section):
                 f"reranking.pilots = {self.reranking.pilots} with training.start: networks that started from others "
                 "have seen the rows that pilots would teach from: give 0"
             )
-        if not self.network.hidden and self.network.trunk is None:
-            for key, off in (("sampled", 1.0), ("dither", 0.0)):
-                if getattr(self.training, key) != off:
-                    raise ValueError(
-                        f"training.{key} = {getattr(self.training, key):g} with network.hidden = []: it is for buckets "
-                        "behind hidden layers: leave it out"
-                    )
         return self
 
 
@@ -382,6 +344,12 @@ RETIRED: dict[str, str] = {
     "hashing.assignment": _LOST,
     "hashing.choices": _LOST,
     "hashing.relearn_epochs": _LOST,
+    "network.input_dropout": "features of rows are never dropped: leave it out",
+    "network.keep": 'weights = "int4" keeps three tenths of the input layer, other types keep all: leave it out',
+    "training.schedule": "the rate always falls to 0 in a line: leave it out",
+    "training.warmup": "it follows from the number of rows (mach.networks.steps): leave it out",
+    "training.sampled": "it follows from the loss and the number of buckets (mach.networks.steps): leave it out",
+    "training.dither": "it follows from the loss and the precision (mach.networks.steps): leave it out",
 }
 
 

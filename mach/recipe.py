@@ -16,15 +16,9 @@ It holds for sparse rows. Dense rows, linear networks and trunks of the user's o
                           less in proportion above 50,000 rows
 ``power``                 1 where a row has 16 to 40 features, 1.5 where it has 80: there the largest should outweigh
                           the rest; 0.5 where it has 13 or fewer: there the small ones should count as well
-``weights, keep``         int4, at most 0.3 bytes a weight: rounding the input layer costs no accuracy, and leaving its
+``weights``               int4, 0.3 bytes a weight of the input layer: rounding it costs no accuracy, and leaving its
                           least salient weights out little (docs/results.md)
 ``batch, rate``           512 and 6e-3, for 2,048 buckets and more 1e-2
-``warmup``                0 for 50,000 rows, rising to 10 % of the steps for 100,000: after many long steps at the
-                          start hidden units end up active in 8 % of the rows instead of 36
-``sampled``               0.25 where the loss is softmax and B is 4,096, or more: a step computes a quarter of the
-                          buckets, those of its rows and random ones, for a quarter of the work
-``dither``                0.2 where products are float32 and the loss is binary: most of a step's errors are rounded to
-                          0, and its products take a third to half of the time; those of a softmax are too small
 ``epochs``                6 sqrt(45,000 / N), its whole part, 3 to 15: more steps for fewer rows
 ``candidates``            100
 ``loss, cost``            if neither is given, logistic and 4 where a row has 10 classes or more, as many are likely at
@@ -55,14 +49,11 @@ if TYPE_CHECKING:
 
 ROW_FEATURES = 128
 CANDIDATES = 100
-KEEP = 0.3
 MANY_CLASSES, COST, THRESHOLD = 10, 4.0, 0.1
 FEW_FEATURES, PAIRS = 30, 12  # seen to gain at 6 to 17 features a row
 # network.power by the binary logarithm of a row's features: best were 0.5 at 6 and 9, 0.75 at 15, 1 at 17, 1.5 at 98
 LOG_FEATURES, POWERS = (3.75, 4.0, math.log2(40), math.log2(80)), (0.5, 1.0, 1.0, 1.5)
 PAIRS_COST, PAIRS_POWER, PAIRS_THRESHOLD, CLASS_WEIGHTS = 0.5, 0.5, 0.08, 2048
-MANY_BUCKETS, SAMPLED = 4096, 0.25
-DITHER = 0.2  # 0.1 to 0.5 were alike on validation rows
 LEAST_PILOT_ROWS, MOST_PILOT_ROWS = 5_000, 300_000
 
 
@@ -128,11 +119,8 @@ def fill(config: Config, shape: Shape) -> Config:
             choices["reranking"] |= {"views": [] if has_pairs else list(get_args(ViewName))}
     if sparse and config.network.hidden and config.network.trunk is None:
         n_buckets = _buckets(shape.n_classes, shape.n_rows)
-        is_softmax = config.training.loss == "softmax" or (config.training.loss == "auto" and shape.is_exclusive)
-        samples = is_softmax and (config.hashing.buckets or n_buckets) >= MANY_BUCKETS
         widening = 1 + _few(shape.n_rows) * min(1.0, 512 / n_buckets)
         is_given = "hidden" in config.network.model_fields_set
-        is_int4 = "weights" not in config.network.model_fields_set or config.network.weights == "int4"
         choices |= {
             "hashing": {"repetitions": 4, "heads": 2, "buckets": n_buckets},
             "network": {
@@ -140,15 +128,11 @@ def fill(config: Config, shape: Shape) -> Config:
                 "dropout": round((0.2 if is_given else 0.15 * widening) * _few(shape.n_rows), 3),
                 "power": _power(shape.row_features),
                 "weights": "int4",
-                "keep": KEEP if is_int4 else 1.0,
             },
             "training": {
                 "epochs": _epochs(shape.n_rows),
                 "batch": 512,
                 "rate": _rate(n_buckets),
-                "warmup": _warmup(shape.n_rows),
-                "sampled": SAMPLED if samples else 1.0,
-                "dither": DITHER if config.training.precision == "float32" and not is_softmax else 0.0,
             },
         }
     if config.hashing.table is not None:
@@ -184,10 +168,6 @@ def _buckets(n_classes: int, n_rows: int) -> int:
 
 def _rate(n_buckets: int) -> float:
     return round(6e-3 * min(max(n_buckets / 1024, 1.0), 2.0) ** 0.74, 3)
-
-
-def _warmup(n_rows: int) -> float:
-    return round(0.1 * min(max(n_rows / 50_000 - 1.0, 0.0), 1.0), 3)
 
 
 def _few(n_rows: int) -> float:

@@ -44,6 +44,7 @@ from mach.config import Config, Section, load_run_config, to_toml
 from mach.data.store import ClassNames, Reference, Store
 from mach.errors import ConfigError, StorageError
 from mach.hashing import Assignment, TableAssignment, from_description
+from mach.networks.inference import stored_shape
 from mach.places import (
     Place,
     atomic_file,
@@ -360,7 +361,7 @@ class Run:
         return self.path / "reranking"
 
     def load_weights(self, repetition: int, expected: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[Any]]:
-        """Map the weights of a finished repetition; those in ``expected`` must be there, in that shape; -1 is any.
+        """Map the weights of a finished repetition; those in ``expected`` must be there, of matrices of that shape.
 
         Raises
         ------
@@ -373,17 +374,14 @@ class Run:
         if metadata.get("repetition") != str(repetition):
             raise StorageError(f"{path} holds repetition {metadata.get('repetition')}: copy the right file here")
         for name, shape in expected.items():
-            found = arrays[name].shape if name in arrays else "missing"
-            if isinstance(found, str) or len(found) != len(shape) or any(map(_differ, found, shape)):
+            found = stored_shape(arrays, name, shape[-1]) if name in arrays else "missing"
+            if found != shape:
                 raise StorageError(f"{path}: {name} is {found}, the run needs {shape}: the file is of another run")
             scale = f"{name.removesuffix('.weight')}.scale"
-            if arrays[name].dtype == np.int8 and arrays.get(scale, arrays[name]).shape != found[:1]:
-                raise StorageError(f"{path}: {scale} is missing or not of shape {found[:1]}: copy the file anew")
+            is_scaled = name.endswith(".weight") and arrays[name].dtype in (np.int8, np.uint8)
+            if is_scaled and (scale not in arrays or arrays[scale].shape != shape[:1]):
+                raise StorageError(f"{path}: {scale} is missing or not of shape {shape[:1]}: copy the file anew")
         return arrays
-
-
-def _differ(found: int, needed: int) -> bool:
-    return needed not in (found, -1)
 
 
 @contextlib.contextmanager

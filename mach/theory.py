@@ -239,7 +239,6 @@ def ledger(
     dense_input: bool = False,
     weight_bytes: int = 2,
     input_bytes: float | None = None,
-    keep: float = 1.0,
     output_bytes: int | None = None,
     nonzeros_per_row: float = 100,
     table_assignment: bool = False,
@@ -260,10 +259,8 @@ def ledger(
     weight_bytes : int
         Of one weight on disk: 2 is bfloat16; biases take 4 always.
     input_bytes : float, optional
-        Of one weight of a sparse input layer on disk; by default as all others. 1 is int8, 0.5 int4, with 4 bytes a
-        feature more.
-    keep : float
-        Below 1 the most weights of that layer that are stored, in a byte each and 12 a feature.
+        Of one weight of a sparse input layer on disk; by default as all others. 1 is int8, with 4 bytes a feature
+        more; less is the share of its weights that are stored, in a byte each and 12 a feature.
     output_bytes : int, optional
         Of one weight of the output layer on disk; by default as all others. 1 is int8, with 4 bytes an output more.
     nonzeros_per_row : float
@@ -298,9 +295,9 @@ def ledger(
     if dense_input or input_bytes is None:
         input_bytes = weight_bytes
     width = hidden[0] if hidden else n_outputs
-    stored_input = n_features * (-(-width // 2) if input_bytes == 0.5 else width * int(input_bytes))
-    if keep < 1 and not dense_input:
-        stored_input = int(keep * n_features * width) + OFFSET_BYTES * (n_features + 1)
+    stored_input = int(input_bytes * n_features * width)
+    if input_bytes < 1:
+        stored_input += OFFSET_BYTES * (n_features + 1)
     if input_bytes <= 1:
         stored_input += BIAS_BYTES * n_features
     n_output_weights = n_outputs * hidden[-1] if hidden else 0
@@ -315,7 +312,7 @@ def ledger(
         n_heads=n_heads,
         hidden=hidden,
         weight_bytes=weight_bytes,
-        input_bytes=keep if keep < 1 else input_bytes,
+        input_bytes=input_bytes,
         dense_input=dense_input,
         n_active=n_active,
         n_input=layers[0],

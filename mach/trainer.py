@@ -28,7 +28,7 @@ from mach.networks.batched import Member
 from mach.networks.inference import stored_weights
 from mach.networks.network import Network
 from mach.networks.output import StepFigures, mean_figures, step_figures
-from mach.networks.rates import rate_at
+from mach.networks.steps import Steps
 from mach.places import HOST
 from mach.repetition import RepetitionFiles, SignOfLife, Summary
 from mach.storage import Run
@@ -130,6 +130,15 @@ class Trainer:
         self.n_replayed = min(n_old, round((self.training.replay or 0.0) * len(self.new_rows)))
         self.steps_per_epoch = -(-(len(self.new_rows) + self.n_replayed) // self.training.batch)
         self.n_steps = self.training.epochs * self.steps_per_epoch
+        self.how = Steps.of(
+            self.config.network,
+            n_rows=manifest.n_rows,
+            n_buckets=self.assignment.n_buckets,
+            dense_input=manifest.dense_input,
+            loss=manifest.loss,
+            precision=manifest.precision,
+            retired=run.retired,
+        )
         self.network: Network | Member = Network(
             self.config.network,
             n_features=store.n_features,
@@ -140,8 +149,8 @@ class Trainer:
             bias=self._log_odds(),
             seed=int(np.random.SeedSequence([self.training.seed, self.repetition]).generate_state(1)[0]),
             device=device,
-            sampled=self.training.sampled,
-            dither=self.training.dither,
+            sampled=self.how.sampled,
+            dither=self.how.dither,
         )
         self._expect_targets()
         self.metrics: list[dict[str, Any]] = []
@@ -182,7 +191,7 @@ class Trainer:
             figures = yield Wanted(
                 order[begin : begin + size],
                 order[begin + size : begin + 2 * size],
-                rate_at(step, self.n_steps, self.training),
+                self.how.rate(self.training.rate, step, self.n_steps),
                 measured=offset % MEASURE_EVERY == 0,
             )
             self.figures += [figures] if figures else []
@@ -369,13 +378,10 @@ class Trainer:
             self.files.note(f"skipped at step {self.network.n_steps}: {error}")
 
     def _stored_weights(self) -> dict[str, NDArray[Any]]:
-        config, store = self.config.network, self.store
-        rows_D = (
-            None
-            if config.keep == 1 or store.is_dense
-            else np.bincount(store.feature_indices, minlength=store.n_features)
-        )
-        return stored_weights(self.network.weights(), config.weights, config.keep, rows_D)
+        kind, store, rows_D = self.config.network.weights, self.store, None
+        if kind == "int4" and not store.is_dense:
+            rows_D = np.bincount(store.feature_indices, minlength=store.n_features)
+        return stored_weights(self.network.weights(), kind, rows_D)
 
     def _finish(self) -> None:
         with self._storing():

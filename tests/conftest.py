@@ -70,7 +70,7 @@ def config(planted: Path) -> Config:
             "hashing": {"repetitions": 3, "buckets": 32, "heads": 1},
             "network": {"hidden": [32], "dropout": 0.1, "weights": "bfloat16", "power": 1.0},
             "reranking": {"candidates": 0},
-            "training": {"epochs": 8, "batch": 64, "rate": 0.02, "precision": "float32", "dither": 0.0},
+            "training": {"epochs": 8, "batch": 64, "rate": 0.02, "precision": "float32"},
             "launch": {"workers": 2},
         },
         "fixture",

@@ -89,12 +89,6 @@ def test_every_key_is_described_or_named_after_its_meaning():
             assert field.description or key in undescribed, key
 
 
-@pytest.mark.parametrize("network", [{"weights": "bfloat16"}, {"hidden": []}])
-def test_weights_are_kept_of_int4_layers_in_front_of_others_alone(network):
-    with pytest.raises(ConfigError, match=r"network: keep = 0.3 with weights"):
-        parse_config({"data": {"train": "x"}, "network": network | {"keep": 0.3}}, "test")
-
-
 def test_a_retired_key_is_refused_in_a_new_configuration_and_kept_apart_in_a_run(tmp_path, monkeypatch):
     monkeypatch.setitem(config_module.RETIRED, "training.dance", "steps are steps")
     (tmp_path / "config.toml").write_text('[data]\ntrain = "x"\n[training]\ndance = 3\nepochs = 2\n')

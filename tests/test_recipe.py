@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mach.config import completed, differing_keys, load_config, parse_config
+from mach.config import completed, differing_keys, load_config, load_run_config, parse_config
 from mach.errors import ConfigError
 from mach.evaluation import evaluate
 from mach.launch.setup import FREE_KEYS, set_up
@@ -35,8 +35,8 @@ def test_every_shape_gets_a_sane_configuration(n_rows, n_features, n_classes):
 
 def test_many_rows_get_more_buckets_longer_steps_and_less_dropout():
     found = [fill(open_config(), Shape(n, 90_000, 33_513)) for n in (42_000, 335_000)]
-    keys = [(c.hashing.buckets, c.training.rate, c.training.warmup, c.network.dropout) for c in found]
-    assert keys == [(512, 6e-3, 0.0, 0.3), (2048, 1e-2, 0.1, 0.023)]
+    keys = [(c.hashing.buckets, c.training.rate, c.network.dropout) for c in found]
+    assert keys == [(512, 6e-3, 0.3), (2048, 1e-2, 0.023)]
     assert fill(open_config(), Shape(10**9, 90_000, 400_000)).hashing.buckets == 4096
 
 
@@ -78,13 +78,9 @@ def test_an_order_is_learned_where_rows_are_enough_and_not_too_many():
     assert found(reranking={"pilots": 2, "views": []}) == (2, 0)
 
 
-def test_errors_are_dithered_where_products_are_float32():
-    shape = Shape(49_060, 12_558, 15_015, row_features=17, row_classes=6)
-    found = [fill(open_config(training={"precision": p}), shape).training for p in ("float32", "bfloat16", "auto")]
-    assert [(training.dither, training.epochs) for training in found] == [(0.2, 5), (0.0, 5), (0.0, 5)]
-    for keys in ({"dither": 0.0}, {"loss": "softmax"}):
-        assert fill(open_config(training={"precision": "float32"} | keys), shape).training.dither == 0
-    assert fill(open_config(), Shape(45_000, 12_558, 15_015)).training.epochs == 6  # the whole part
+def test_epochs_are_the_whole_part_of_the_formula():
+    for n_rows, n_epochs in ((49_060, 5), (45_000, 6)):
+        assert fill(open_config(), Shape(n_rows, 12_558, 15_015)).training.epochs == n_epochs
 
 
 def test_rows_of_many_classes_are_reranked_by_logistic_classifiers():
@@ -111,42 +107,26 @@ def test_short_rows_are_reranked_by_pairs_of_features():
 
 @pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.name)
 def test_a_run_of_before_is_gone_on_with_as_it_began(path: Path):
-    old = load_config(path / "config.toml")
+    old, _ = load_run_config(path / "config.toml")
     given = parse_config({"data": {"train": old.data.train, "cache": old.data.cache}}, "test")
     shape = Shape(2_000_000, 300_000, 400_000, row_features=8, row_classes=1, is_exclusive=True)
     assert differing_keys(fill(completed(given, old), shape), old, ignore=FREE_KEYS) == []
 
 
-def test_many_buckets_are_sampled_where_rows_have_one_class():
-    large, small = (Shape(n, 300_000, 400_000, is_exclusive=True) for n in (1_800_000, 300_000))
-    assert [fill(open_config(), shape).training.sampled for shape in (large, small)] == [0.25, 1.0]
-    assert fill(open_config(), Shape(1_800_000, 300_000, 400_000)).training.sampled == 1.0
-    for sections in ({"hashing": {"buckets": 2048}}, {"training": {"loss": "binary"}}):
-        assert fill(open_config(**sections), large).training.sampled == 1.0
-
-
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"training": {"sampled": 0.5, "loss": "binary"}}, "only the softmax loss samples buckets"),
-        ({"training": {"sampled": 0.5}, "network": {"hidden": []}}, "for buckets behind hidden layers"),
-        ({"training": {"sampled": 0.0}}, "training.sampled = 0.0"),
+        ({"training": {"sampled": 0.5}}, "training.sampled is no key any more"),
+        ({"network": {"keep": 0.5}}, "network.keep is no key any more"),
         ({"reranking": {"pairs": 65}}, "reranking.pairs = 65"),
         ({"reranking": {"pairs": 1}}, "one feature has no product with another"),
     ],
 )
-def test_what_cannot_be_sampled_or_paired_gets_one_line(sections, said):
+def test_what_cannot_be_asked_for_gets_one_line(sections, said):
     with pytest.raises(ConfigError) as caught:
         open_config(**sections)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_rows_of_several_classes_refuse_samples(planted: Path, tmp_path: Path):
-    keys = {"train": str(planted / "train.txt"), "cache": str(tmp_path / "cache")}
-    with pytest.raises(ConfigError, match="rows have other than one class"):
-        set_up(open_config(data=keys, training={"sampled": 0.5}), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 def test_what_is_given_stays():
@@ -158,7 +138,6 @@ def test_what_is_given_stays():
     }
     config = open_config(**given_keys)
     filled = fill(config, Shape(50_000, 1000, 1000))
-    assert filled.network.keep == 1  # of float32
     for section, keys in given_keys.items():
         assert {key: getattr(getattr(filled, section), key) for key in keys} == keys
     assert filled.data.validation_fraction == 0.0  # there is nothing to choose with them

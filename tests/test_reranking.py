@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 from mach.blending import blends_of, given, is_open, mean_precision
 from mach.calibrating import calibrate
 from mach.cli import main
-from mach.config import Config, LaunchConfig, NetworkConfig, RerankingConfig, to_toml
+from mach.config import Config, LaunchConfig, RerankingConfig, to_toml
 from mach.errors import ConfigError, StorageError
 from mach.evaluation import evaluate
 from mach.kernels.views import N_HASHED, with_pairs
@@ -456,9 +456,5 @@ def test_damaged_files_and_dense_rows_get_one_line(paired: Config, copied: Path,
     np.save(tmp_path / "dense.classes.npy", np.arange(8))
     data = paired.data.model_copy(update={"train": str(tmp_path / "dense.npy"), "class_names": None})
     hashing = paired.hashing.model_copy(update={"table": None, "buckets": 4})
-    kept = NetworkConfig(hidden=[8], weights="int4", keep=0.2)
-    dense = paired.model_copy(update={"data": data, "hashing": hashing, "network": kept})
-    with pytest.raises(ConfigError, match="keep = 0.2 with weights = 'int4' and dense rows"):
-        set_up(dense, tmp_path / "kept")
     with pytest.raises(ConfigError, match="the rows are dense"):
         set_up(paired.model_copy(update={"data": data, "hashing": hashing}), tmp_path / "dense")

@@ -61,7 +61,7 @@ def test_ledger_of_heads_and_int8():
     assert book.index_bytes == ledger(1000, 50, 16, 6, hidden=(8,)).index_bytes
     assert plan(26_000, 100, n_heads=4).ledger.n_repetitions == 1
     assert ledger(1000, 50, 16, 3, hidden=(8,), input_bytes=1, dense_input=True).input_bytes == 2
-    kept = ledger(1000, 50, 16, 3, hidden=(8,), n_heads=2, input_bytes=0.5, keep=0.3, output_bytes=1)
+    kept = ledger(1000, 50, 16, 3, hidden=(8,), n_heads=2, input_bytes=0.3, output_bytes=1)
     assert kept.repetition_bytes == int(0.3 * 50 * 8) + 8 * 51 + 4 * 50 + (8 + 4) * 32 + 4 * (8 + 32)
 
 

@@ -16,7 +16,6 @@ from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
 
 CACHE_LINE = 64
-STRETCH = 4096  # rows whose temporaries are small
 
 
 def aligned_empty(shape: int | tuple[int, ...], dtype: Any) -> NDArray[Any]:
@@ -138,27 +137,15 @@ def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
 def to_int8(array_DH: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Round to 255 steps a row: integers of shape (D, H) and the step of every row, its largest magnitude / 127."""
     codes_DH, steps_D = np.empty(array_DH.shape, np.int8), np.empty(len(array_DH), np.float32)
-    _quantize(array_DH, 127, steps_D, codes_DH)
+    _quantize(array_DH, steps_D, codes_DH)
     return codes_DH, steps_D
 
 
-def to_int4(array_DH: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Round to 15 steps a row: bytes of shape (D, P), P = ceil(H / 2), and the step of every row, its largest / 7.
-
-    Byte p holds the weights p, in its lower half, and P + p; both 8 more than the integer.
-    """
-    packed_DP = np.empty((len(array_DH), -(-array_DH.shape[1] // 2)), np.uint8)
-    steps_D = np.empty(len(array_DH), np.float32)
-    for begin in range(0, len(array_DH), STRETCH):
-        rows = slice(begin, begin + STRETCH)
-        codes = np.empty(array_DH[rows].shape, np.int8)
-        _quantize(array_DH[rows], 7, steps_D[rows], codes)
-        _pack(codes, packed_DP[rows])
-    return packed_DP, steps_D
-
-
 def from_int4(packed_DP: NDArray[np.uint8], steps_D: NDArray[np.float32], width: int) -> NDArray[np.float32]:
-    """Weights of shape (D, H) from `to_int4`."""
+    """Weights of shape (D, H) as older runs store them: of shape (D, P) with P = ceil(H / 2), 15 steps a row.
+
+    Byte p holds the weights p, in its lower half, and P + p; both 8 more than the integer that a row's step multiplies.
+    """
     codes = np.concatenate([packed_DP & 15, packed_DP >> 4], axis=1)[:, :width].astype(np.float32)
     return (codes - 8) * steps_D[:, None]
 
@@ -238,23 +225,12 @@ def _keep(
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "nsz"})
-def _quantize(array_DH: NDArray[Any], largest: int, steps_D: NDArray[np.float32], codes_DH: NDArray[np.int8]) -> None:
+def _quantize(array_DH: NDArray[Any], steps_D: NDArray[np.float32], codes_DH: NDArray[np.int8]) -> None:
     for d in range(len(array_DH)):
         row, codes, size = array_DH[d], codes_DH[d], np.float32(0.0)
         for h in range(len(row)):
             size = max(size, abs(widen(row[h])))
-        steps_D[d] = size / np.float32(largest)
+        steps_D[d] = size / np.float32(127)
         step = steps_D[d] if size > 0 else np.float32(1.0)
         for h in range(len(row)):
             codes[h] = np.int8(np.rint(widen(row[h]) / step))
-
-
-@njit(cache=True, nogil=True)
-def _pack(codes_DH: NDArray[np.int8], packed_DP: NDArray[np.uint8]) -> None:
-    half = packed_DP.shape[1]
-    for d in range(len(codes_DH)):
-        low, high, packed = codes_DH[d, :half], codes_DH[d, half:], packed_DP[d]
-        for p in range(len(high)):
-            packed[p] = np.uint8(low[p] + 8) | np.uint8(high[p] + 8) << 4
-        if len(high) < half:  # an odd width
-            packed[half - 1] = np.uint8(low[half - 1] + 8)

@@ -75,7 +75,7 @@ def sparse_forward_int4(
     bias_H: NDArray[np.float32],
     out_NH: NDArray[np.float32],
 ) -> None:
-    """`sparse_forward` for weights of `mach.kernels.memory.to_int4`; reads half a byte a weight."""
+    """`sparse_forward` for weights as `mach.kernels.memory.from_int4` takes them; reads half a byte a weight."""
     half = weight_DP.shape[1]
     last = len(indices) - 1
     for n in range(len(indptr) - 1):

@@ -13,7 +13,6 @@ from mach.config import (
     Config,
     HostMemory,
     LaunchConfig,
-    NetworkConfig,
     RerankingConfig,
     completed,
     differing_keys,
@@ -25,6 +24,7 @@ from mach.data.writer import storage_errors
 from mach.errors import ConfigError, StorageError
 from mach.hashing import Assignment, TableAssignment, UniversalAssignment, extends
 from mach.launch.start import STORE, Start, training_data
+from mach.networks.inference import KEEP
 from mach.places import Place, is_there, names_in, place, remove_folder
 from mach.reranker import is_due
 from mach.storage import Manifest, Run
@@ -161,16 +161,10 @@ def resolve(
         raise ConfigError(
             f"hashing.buckets = {n_buckets} exceeds the {store.n_classes} classes: take fewer, or leave it out"
         )
-    _refuse_keep(config.network, store)
     _refuse_reranking(config.reranking, store)
     loss = config.training.loss
     if loss == "auto":
         loss = "softmax" if np.all(np.diff(store.class_indptr) == 1) else "binary"
-        if loss == "binary" and config.training.sampled < 1:
-            raise ConfigError(
-                f"training.sampled = {config.training.sampled:g}: rows have other than one class, so their loss is "
-                'binary, and only the softmax loss samples buckets: leave it out, or set training.loss = "softmax"'
-            )
     config = config.model_copy(
         update={
             "hashing": config.hashing.model_copy(update={"buckets": n_buckets}),
@@ -302,22 +296,12 @@ def plan_by_counts(
         n_heads=config.hashing.heads,
         dense_input=dense_input,
         weight_bytes=4 if config.network.weights == "float32" else 2,
-        input_bytes={"int4": 0.5, "int8": 1}.get(config.network.weights),
-        keep=config.network.keep,
+        input_bytes={"int4": KEEP if config.network.hidden else 1, "int8": 1}.get(config.network.weights),
         output_bytes=1 if config.network.weights in {"int4", "int8"} else None,
         nonzeros_per_row=nonzeros_per_row,
         reranking_bytes=estimate if reranking.candidates else 0,
         table_assignment=config.hashing.table is not None,
     )
-
-
-def _refuse_keep(network: NetworkConfig, store: Store) -> None:
-    if network.keep < 1 and (store.is_dense or network.weights != "int4"):
-        raise ConfigError(
-            f"network.keep = {network.keep} with weights = {network.weights!r} and "
-            f"{'dense' if store.is_dense else 'sparse'} rows: weights are dropped from a sparse input layer with "
-            'weights = "int4": set that, or leave the key out'
-        )
 
 
 def _refuse_reranking(reranking: RerankingConfig, store: Store) -> None:

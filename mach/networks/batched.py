@@ -22,7 +22,7 @@ from mach.data.batch import Batch, SparseBatch
 from mach.errors import ConfigError
 from mach.hashing import Assignment
 from mach.kernels.batched import MASK, Dropout
-from mach.networks.device_decoding import DeviceAssignment
+from mach.networks.device_assignment import DeviceAssignment
 from mach.networks.feed import DeviceBatch
 from mach.networks.keys import step_keys
 from mach.networks.network import ROUNDING_STRIDE, Network

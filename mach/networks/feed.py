@@ -15,7 +15,6 @@ from mach.data.batch import SparseBatch, read_batch, read_classes
 from mach.data.rows import RowView
 from mach.data.store import Store
 from mach.kernels.batched import Columns, columns_of, gather_rows
-from mach.networks.network import input_factors
 from mach.networks.offload import HostRows, new_event, new_stream, to_device
 
 
@@ -69,10 +68,6 @@ class Feed:
         Whether all rows are copied to the device once; else every batch travels. With ``host`` they travel.
     host : HostRows, optional
         Where weights are, if not on the device: rows of a batch's features are asked for with it.
-    dropout : float
-        Of features, the same for all repetitions.
-    seed : int
-        Of that.
     view : RowView
         How networks see the rows.
     """
@@ -84,16 +79,13 @@ class Feed:
         *,
         is_resident: bool,
         host: HostRows | None = None,
-        dropout: float = 0.0,
-        seed: int = 0,
         view: RowView = RowView(),  # noqa: B008 - it is frozen
     ) -> None:
-        self.store, self.device, self.host, self.dropout, self.seed = store, device, host, dropout, seed
-        self.view = view
+        self.store, self.device, self.host, self.view = store, device, host, view
         self.is_resident = is_resident and host is None
         self._worker = ThreadPoolExecutor(1, "mach-feed")
         self._stream: Any = new_stream(device) if device.type == "cuda" else None
-        self._begun: tuple[NDArray[np.int64], int, Future[tuple[DeviceBatch, Any]]] | None = None
+        self._begun: tuple[NDArray[np.int64], Future[tuple[DeviceBatch, Any]]] | None = None
         if self.is_resident:
             all_rows = view.sparse(SparseBatch(store.feature_indptr, store.feature_indices, store.feature_values))
             arrays = (all_rows.indptr, all_rows.indices, all_rows.values)
@@ -102,26 +94,26 @@ class Feed:
                 [torch.from_numpy(np.array(array)).to(device) for array in group] for group in (arrays, classes)
             )
 
-    def batch(self, rows_N: NDArray[np.int64], step: int, ahead_N: NDArray[np.int64] | None = None) -> DeviceBatch:
-        """Rows in the given order for a step; those of the next step begin to come."""
+    def batch(self, rows_N: NDArray[np.int64], ahead_N: NDArray[np.int64] | None = None) -> DeviceBatch:
+        """Rows in the given order; those of the next step begin to come."""
         if self.is_resident:
-            return self._gather(rows_N, step)
+            return self._gather(rows_N)
         begun, self._begun = self._begun, None
-        if begun is not None and begun[1] == step and np.array_equal(begun[0], rows_N):
-            batch, arrived = begun[2].result()
+        if begun is not None and np.array_equal(begun[0], rows_N):
+            batch, arrived = begun[1].result()
         else:
-            batch, arrived = self._worker.submit(self._read, rows_N, step).result()
+            batch, arrived = self._worker.submit(self._read, rows_N).result()
         if arrived is not None:
             self._wait_for(batch, arrived)
         if ahead_N is not None and len(ahead_N):
-            self._begun = (ahead_N, step + 1, self._worker.submit(self._read, ahead_N, step + 1))
+            self._begun = (ahead_N, self._worker.submit(self._read, ahead_N))
         return batch
 
     def close(self) -> None:
         """End the thread."""
         self._worker.shutdown(cancel_futures=True)
 
-    def _gather(self, rows_N: NDArray[np.int64], step: int) -> DeviceBatch:
+    def _gather(self, rows_N: NDArray[np.int64]) -> DeviceBatch:
         at = to_device(torch.from_numpy(rows_N), self.device)
         n_entries, n_classes = (
             int((indptr[rows_N + 1] - indptr[rows_N]).sum())
@@ -129,23 +121,18 @@ class Feed:
         )
         indptr_N1, indices, values = gather_rows(self._rows[0], at, n_entries, *self._rows[1:])
         offsets_N1, classes_M = gather_rows(self._classes[0], at, n_classes, self._classes[1])
-        kept = self._kept(n_entries, step)
-        if kept is not None:
-            values = values * to_device(torch.from_numpy(kept), self.device)
         columns = columns_of(indptr_N1, indices, values)
         return DeviceBatch(indptr_N1, indices, values, columns, offsets_N1, classes_M)
 
-    def _read(self, rows_N: NDArray[np.int64], step: int) -> tuple[DeviceBatch, Any]:
+    def _read(self, rows_N: NDArray[np.int64]) -> tuple[DeviceBatch, Any]:
         batch = self.view.batch(read_batch(self.store, rows_N))
         assert isinstance(batch, SparseBatch), "dense rows are not trained together"
         classes, counts = read_classes(self.store, rows_N)
-        kept = self._kept(len(batch.values), step)
-        values = batch.values if kept is None else batch.values * kept
         arrays: list[NDArray[Any]] = [batch.indptr, batch.indices, np.concatenate([[0], np.cumsum(counts)]), classes]
         if self._stream is None:
-            return self._sent(arrays, values), None
+            return self._sent(arrays, batch.values), None
         with torch.cuda.stream(self._stream):
-            return self._sent(arrays, values), new_event(self._stream)
+            return self._sent(arrays, batch.values), new_event(self._stream)
 
     def _sent(self, arrays: list[NDArray[Any]], values: NDArray[np.float32]) -> DeviceBatch:
         indptr_N1, indices, offsets_N1, classes_M = (
@@ -166,7 +153,3 @@ class Feed:
         for tensor in [*vars(batch).values(), *vars(batch.columns).values()]:
             if isinstance(tensor, Tensor):
                 tensor.record_stream(stream)
-
-    def _kept(self, n_entries: int, step: int) -> NDArray[np.float32] | None:
-        """Factors of the entries' values; steps count from 1, as those of networks."""
-        return input_factors((n_entries,), self.dropout, self.seed, step + 1) if self.dropout else None

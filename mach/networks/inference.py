@@ -3,10 +3,10 @@
 The weights are a mapping of names to arrays, float32 or bfloat16 bits (uint16), usually memory-mapped:
 ``input.weight`` (D, H) and ``input.bias`` (H,) of the sparse input layer; ``trunk.layers.i.weight`` (out, in) and
 ``.bias`` of hidden layers; ``output.weight`` (J B, H) and ``output.bias`` (J B,) for J hash functions. A linear network
-over sparse features is its input layer alone, with H = J B. An ``input.weight`` of int8, or of packed int4 (uint8,
-(D, ceil(H / 2))), stands beside ``input.scale`` (D,), by which its rows are multiplied; one of which only the salient
-weights are kept (uint8, (M,)) beside ``input.offsets`` (D + 1,) as well. An ``output.weight`` of int8 has an
-``output.scale`` (J B,).
+over sparse features is its input layer alone, with H = J B. Matrices of integers stand beside the factors of their
+rows, ``input.scale`` (D,) and ``output.scale`` (J B,): those of int8, an ``input.weight`` of which only the salient
+weights are kept (uint8, (M,), beside ``input.offsets`` (D + 1,)), and in older runs one of packed int4 (uint8,
+(D, ceil(H / 2))).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Weights = Mapping[str, NDArray[Any]]
 Kind = Literal["int4", "int8", "bfloat16", "float32"]
 Trunk = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 NO_SCALE = np.empty(0, np.float32)
-ANY = -1  # of a length that the file decides
+KEEP = 0.3  # share of the weights of an input layer of int4
 REPEATED = 4  # times that features of a batch occur on average, from which their rows of weights are widened once
 FEW_ROWS = 8  # below, a compiled product that reads bfloat16 in place beats widening for BLAS
 
@@ -61,15 +61,12 @@ def bucket_probabilities(logits_NB: NDArray[np.float32], loss: Literal["binary",
 def weight_shapes(
     config: NetworkConfig, *, n_features: int, n_outputs: int, dense_input: bool
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a network's weights; of one with a trunk, those outside it."""
+    """Names and shapes of a network's weights, however they are stored; of one with a trunk, those outside it."""
     widths = [*config.hidden, n_outputs]
     shapes: dict[str, tuple[int, ...]] = {}
     below = n_features
     if not dense_input:
-        stored = -(-widths[0] // 2) if config.weights == "int4" else widths[0]
-        shapes |= {"input.weight": (n_features, stored), "input.bias": (widths[0],)}
-        shapes |= {"input.scale": (n_features,)} if config.weights in {"int4", "int8"} else {}
-        shapes |= {"input.weight": (ANY,), "input.offsets": (n_features + 1,)} if config.keep < 1 else {}
+        shapes |= {"input.weight": (n_features, widths[0]), "input.bias": (widths[0],)}
         below = widths.pop(0)
     if config.trunk is not None:
         return shapes | {"output.bias": (n_outputs,)}
@@ -80,30 +77,27 @@ def weight_shapes(
     return shapes
 
 
-def stored_weights(
-    weights: Weights, kind: Kind, keep: float = 1.0, rows_D: NDArray[np.int64] | None = None
-) -> dict[str, NDArray[Any]]:
+def stored_weights(weights: Weights, kind: Kind, rows_D: NDArray[np.int64] | None = None) -> dict[str, NDArray[Any]]:
     """Trained weights (float32 or bfloat16) as they are stored: matrices as ``kind`` says, biases in float32.
 
-    With int4 and int8 the sparse input layer's matrix is of integers, that of the output layer int8, others are
-    bfloat16. With ``keep`` below 1 only such a share of the input layer's stays, a byte each: the weights of largest
-    ``abs(w) * rows^(1/4)``, where ``rows_D`` says in how many training rows a feature occurs. Among the salience
+    With int8 the matrices of the sparse input layer and of the output layer are integers, others are bfloat16. With
+    int4, where ``rows_D`` says in how many training rows a feature occurs, a share `KEEP` of the input layer's weights
+    stays, a byte each, unless it is the only layer: those of largest ``abs(w) * rows^(1/4)``. Among the salience
     measures ``abs(w) * norm(x)^a`` of Sun, Liu, Bair and Kolter ("A simple and effective pruning approach for large
     language models", ICLR 2024, with a = 1), a = 1/2 kept the most accuracy (docs/log.md).
     """
-    from mach.kernels.memory import from_bfloat16, to_bfloat16, to_int4, to_int8, to_kept
+    from mach.kernels.memory import from_bfloat16, to_bfloat16, to_int8, to_kept
 
     stored: dict[str, NDArray[Any]] = {}
     for name, array in weights.items():
+        layer = name.removesuffix(".weight")
         if array.ndim != 2 or array.dtype not in (np.float32, np.uint16):
             stored[name] = array
-        elif name == "input.weight" and keep < 1 and rows_D is not None:
+        elif name == "input.weight" and kind == "int4" and rows_D is not None and "output.weight" in weights:
             gains_D = (rows_D**0.25).astype(np.float32)
-            stored[name], stored["input.offsets"], stored["input.scale"] = to_kept(array, gains_D, keep)
-        elif name == "output.weight" and kind in {"int4", "int8"}:
-            stored[name], stored["output.scale"] = to_int8(array)
-        elif kind in {"int4", "int8"} and name == "input.weight":
-            stored[name], stored["input.scale"] = (to_int4 if kind == "int4" else to_int8)(array)
+            stored[name], stored["input.offsets"], stored["input.scale"] = to_kept(array, gains_D, KEEP)
+        elif layer in {"input", "output"} and kind in {"int4", "int8"}:
+            stored[name], stored[f"{layer}.scale"] = to_int8(array)
         elif array.dtype == np.uint16:
             stored[name] = from_bfloat16(array) if kind == "float32" else array
         else:
@@ -112,10 +106,11 @@ def stored_weights(
 
 
 def stored_shape(weights: Weights, name: str, width: int) -> tuple[int, ...]:
-    """Shape of the matrix that is stored; of packed int4 its bytes must be those of rows of ``width``."""
-    array = weights[name]
-    if name == "input.weight" and "input.offsets" in weights:
-        return len(weights["input.offsets"]) - 1, len(weights["input.bias"])
+    """Shape of the matrix that is stored under a name, with rows of ``width``; of damaged arrays another one."""
+    array, offsets = weights[name], weights.get("input.offsets")
+    if name == "input.weight" and offsets is not None:
+        is_sound = array.ndim == offsets.ndim == 1 and array.dtype == np.uint8 and offsets.dtype == np.int64
+        return (len(offsets) - 1, width) if is_sound else array.shape
     if array.dtype == np.uint8 and array.ndim == 2 and array.shape[1] == -(-width // 2):
         return (len(array), width)
     return array.shape

@@ -81,7 +81,7 @@ class Network:
         self.precision = precision
         self.seed = seed
         self.n_steps = 0
-        self.input_dropout, self.view = config.input_dropout, RowView(power=config.power)
+        self.view = RowView(power=config.power)
         self.buffers = Buffers()
         is_half = self.is_half
         built = build_trunk(config, n_features=n_features, dense_input=dense_input, half=is_half)
@@ -115,8 +115,6 @@ class Network:
         self.n_steps += 1
         self._seed_dropout()
         batch = self.view.batch(batch)
-        if self.input_dropout:
-            batch = _drop_inputs(batch, self.input_dropout, self.seed, self.n_steps)
         x = self._input(batch)
         activation = self._only_activation()
         if activation is not None:
@@ -320,19 +318,6 @@ class SparseInput:
             "mean.input.bias": self.bias_mean,
             "square.input.bias": self.bias_square,
         }
-
-
-def input_factors(shape: tuple[int, ...], rate: float, seed: int, step: int) -> NDArray[np.float32]:
-    """What dropout multiplies features with in a step: 0, or 1 / (1 - rate)."""
-    keep = np.random.default_rng([seed, step]).random(shape, dtype=np.float32) >= rate
-    return keep.astype(np.float32) / np.float32(1.0 - rate)
-
-
-def _drop_inputs(batch: Batch, rate: float, seed: int, step: int) -> Batch:
-    if isinstance(batch, DenseBatch):
-        return DenseBatch(batch.values_ND * input_factors(batch.values_ND.shape, rate, seed, step))
-    factors = input_factors(batch.values.shape, rate, seed, step)
-    return SparseBatch(batch.indptr, batch.indices, batch.values * factors)
 
 
 def native_precision() -> Literal["float32", "bfloat16"]:

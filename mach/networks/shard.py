@@ -48,8 +48,6 @@ class BatchedShard:
             self.network.device,
             is_resident=has_room(store, self.network.device),
             host=None if host_memory == "none" else self.network.rows,
-            dropout=config.input_dropout,
-            seed=like.seed,
             view=self.network.view,
         )
 
@@ -67,7 +65,7 @@ class BatchedShard:
         measured: bool = False,
     ) -> list[StepFigures] | None:
         """One step of all repetitions on some rows, while those of the next step begin to come."""
-        batch = self.feed.batch(rows, self.network.n_steps, ahead)
+        batch = self.feed.batch(rows, ahead)
         return self.network.step(batch, assignments, rate, measured=measured)
 
     def close(self) -> None:

@@ -68,7 +68,6 @@ class Pair:
         host_memory: HostMemory = "none",
         is_resident: bool = True,
         is_table: bool = False,
-        input_dropout: float = 0.0,
         power: float = 1.0,
     ) -> None:
         self.store, self.device, self.n_heads = store, device, n_heads
@@ -79,12 +78,12 @@ class Pair:
         if is_table:
             tables = [assignment.buckets(np.arange(store.n_classes)) for assignment in self.assignments]
             self.assignments = [TableAssignment.from_table(table, B) for table in tables]
-        self.config = NetworkConfig(hidden=list(hidden), dropout=dropout, input_dropout=input_dropout, power=power)
+        self.config = NetworkConfig(hidden=list(hidden), dropout=dropout, power=power)
         self.options: dict[str, Any] = {"loss": loss, "precision": precision}
         self.networks = [self.network(seed) for seed in range(R)]
         self.together = self.batched([self.network(seed) for seed in range(R)], host_memory)
         host = None if host_memory == "none" else self.together.rows
-        options: dict[str, Any] = {"host": host, "dropout": input_dropout, "seed": 0, "view": RowView(power=power)}
+        options: dict[str, Any] = {"host": host, "view": RowView(power=power)}
         self.feed = Feed(store, self.together.device, is_resident=is_resident, **options)
         self.order = np.random.default_rng(0).permutation(store.n_rows)
 
@@ -103,7 +102,7 @@ class Pair:
         return self.order[step * N : (step + 1) * N]
 
     def step_batched(self, step: int) -> list[StepFigures]:
-        batch = self.feed.batch(self.rows(step), step, self.rows(step + 1))
+        batch = self.feed.batch(self.rows(step), self.rows(step + 1))
         found = self.together.step(batch, self.assignments, 0.01, measured=True)
         assert found is not None
         return found
@@ -243,18 +242,6 @@ def test_powers_of_features_are_those_of_a_single_network(store: Store, is_resid
     assert max(pair.differences().values()) < 2e-3
 
 
-@pytest.mark.parametrize("is_resident", [True, False])
-def test_dropped_features_are_those_of_the_first_repetition(store: Store, is_resident: bool) -> None:
-    pair = Pair(store, input_dropout=0.4, is_resident=is_resident)
-    for step in range(4):
-        pair.step_batched(step)
-        pair.step_single(step)
-    first, others = pair.networks[0].state(), pair.networks[1].state()
-    ours = [member.state()["weights.input.weight"] for member in pair.members]
-    np.testing.assert_allclose(ours[0], first["weights.input.weight"], rtol=1e-3, atol=1e-3)
-    assert np.abs(ours[1] - others["weights.input.weight"]).max() > 0.01
-
-
 def test_a_device_without_enough_memory_says_what_to_do(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
@@ -307,7 +294,7 @@ def test_batches_of_rows_without_features_or_classes(
     bare_feed = Feed(bare, pair.together.device, is_resident=host is None, host=host)
     for step in range(5):
         feed, pair.store = (bare_feed, bare) if step in {1, 2} else (pair.feed, store)
-        pair.together.step(feed.batch(pair.rows(step), step), pair.assignments, 0.01)
+        pair.together.step(feed.batch(pair.rows(step)), pair.assignments, 0.01)
         pair.step_single(step)
     assert max(pair.differences().values()) < 2e-3, pair.differences()
 
@@ -328,13 +315,13 @@ def test_what_can_be_batched() -> None:
 def test_where_the_store_is(store: Store, tmp_path: Path) -> None:
     """Both kinds of feed give the same batches, whether or not they were announced."""
     device = torch.device("cpu")
-    feeds = [Feed(store, device, is_resident=kind, dropout=0.2, seed=5) for kind in (True, False)]
+    feeds = [Feed(store, device, is_resident=kind) for kind in (True, False)]
     rows = np.array([5, 0, 77, 5])
-    feeds[1].batch(rows, 6, rows[:2])
-    batches = [feed.batch(rows[:2], 7) for feed in feeds]
+    feeds[1].batch(rows, rows[:2])
+    batches = [feed.batch(rows[:2]) for feed in feeds]
     for name in ("indptr_N1", "slots", "values", "offsets_N1", "classes_M"):
         assert torch.equal(*(getattr(batch, name) for batch in batches)), name
-    unannounced = feeds[1].batch(rows, 9, rows[::-1])
-    assert torch.equal(unannounced.classes_M, feeds[0].batch(rows, 9).classes_M)
+    unannounced = feeds[1].batch(rows, rows[::-1])
+    assert torch.equal(unannounced.classes_M, feeds[0].batch(rows).classes_M)
     for feed in feeds:
         feed.close()
