@@ -29,11 +29,12 @@ import torch
 from hardware import commit, processor
 from torch import Tensor, nn
 
-from mach.data.readers import read_chunks, read_shape
+from mach.data.formats import FORMATS
 from mach.nn import MACHHead
 
 HERE = Path(__file__).resolve().parent
 BATCH = 128
+REPOSITORY: Any = FORMATS["repository"]
 
 # ----------------------------------------------------------------------------------------------- memory
 
@@ -186,7 +187,7 @@ class Setting:
 def load(path: Path) -> Rows:
     """All rows of a file."""
     columns: list[list[np.ndarray]] = [[np.zeros(1, np.int64)], [], [], [np.zeros(1, np.int64)], []]
-    for chunk in read_chunks(path, "repository", read_shape(path, "repository")):
+    for chunk in REPOSITORY.chunks(path, REPOSITORY.shape(path)):
         assert isinstance(chunk.features, tuple)
         indptr, indices, values = chunk.features
         columns[0].append(indptr[1:] + columns[0][-1][-1])

@@ -24,12 +24,13 @@ from pathlib import Path
 import numpy as np
 from hardware import commit, processor
 
-from mach.data.readers import read_chunks, read_shape
+from mach.data.formats import FORMATS
 from mach.data.writer import StoreWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 ROUNDS = 3
+REPOSITORY = FORMATS["repository"]
 PREPARE = """
 import re, sys, time
 from pathlib import Path
@@ -45,15 +46,15 @@ print(store.n_rows, seconds, peak)
 
 
 def read(path):
-    return sum(len(chunk.class_ids) for chunk in read_chunks(path, "repository", read_shape(path, "repository")))
+    return sum(len(chunk.class_ids) for chunk in REPOSITORY.chunks(path, REPOSITORY.shape(path)))
 
 
 def read_into_store(path):
-    shape = read_shape(path, "repository")
+    shape = REPOSITORY.shape(path)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         limits = {"n_features": shape.n_features, "n_classes": shape.n_classes}
         with StoreWriter(Path(folder) / "store", source="benchmark", **limits) as writer:
-            for chunk in read_chunks(path, "repository", shape):
+            for chunk in REPOSITORY.chunks(path, shape):
                 writer.append(chunk)
 
 

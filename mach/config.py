@@ -47,29 +47,11 @@ class DataConfig(Section):
     weak_columns: list[str] | None = Field(
         default=None, description="columns of a document of whose text passages are asked for"
     )
-    phrases: int | None = Field(
-        default=None, ge=0, le=1000, description="training rows sampled from a document, beside itself; none: 16"
-    )
-    word_dropout: float | None = Field(
-        default=None, ge=0.0, le=0.5, description="share of words that phrases leave out; none: 0.1"
-    )
-    typos: float | None = Field(
-        default=None, ge=0.0, le=1.0, description="share of longer words mistyped or cut short; none: 0.1"
-    )
-    phrase_seed: int | None = Field(default=None, ge=0, description="of the phrases; none: 0")
     row_features: int = Field(
         default=0, ge=0, description="features of a sparse row that count, those of largest magnitude; 0: all"
     )
     validation_fraction: float = Field(default=0.0, ge=0.0, lt=1.0, description="share of training rows held out")
     cache: str | None = Field(default=None, description="folder of prepared stores; none: the user's cache folder")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        for name in ("phrases", "word_dropout", "typos", "phrase_seed"):
-            value = getattr(self, name)
-            if value is not None and not self.has_documents:
-                raise ValueError(f"{name} = {value}: phrases are made of documents: set strong_columns or weak_columns")
-        return self
 
     @property
     def has_documents(self) -> bool:
@@ -85,7 +67,6 @@ class TextConfig(Section):
     n_features: int = Field(default=2**18, ge=2, le=2**31 - 1, description="D of hashing, most terms of a vocabulary")
     hashing: bool = Field(default=False, description="hash terms instead of fitting a vocabulary")
     min_rows: int = Field(default=1, ge=1, description="a vocabulary term occurs in at least so many rows")
-    tfidf: bool = Field(default=True, description="weight a term by its inverse row frequency")
     sublinear: bool = Field(default=False, description="1 + log(count) instead of the count of a term in a row")
 
     @model_validator(mode="after")
@@ -339,6 +320,11 @@ class Config(Section):
 # with them still loads: `load_run_config` returns their values apart.
 _LOST = "other ways to place classes lost to hashing: leave it out, or give buckets of your own as hashing.table"
 RETIRED: dict[str, str] = {
+    "data.phrases": "16 phrases are sampled from each document",
+    "data.word_dropout": "phrases leave out a tenth of the words",
+    "data.typos": "a tenth of the longer words of phrases is mistyped",
+    "data.phrase_seed": "phrases follow from the document alone",
+    "text.tfidf": "terms are always weighted by their inverse row frequency",
     "hashing.capacity": "hash functions are drawn for the classes of the data; later ones get theirs when they come",
     "hashing.seed": "training.seed is the one seed of a run",
     "hashing.assignment": _LOST,

@@ -42,7 +42,6 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from mach.config import Config, ViewName
-from mach.data import phrases
 
 if TYPE_CHECKING:
     from mach.data.store import Store
@@ -79,11 +78,10 @@ class Shape:
 
 
 def before_reading(config: Config) -> Config:
-    """A configuration whose ``data.row_features`` and settings of phrases are settled, before its rows are read."""
-    data = phrases.filled(config.data) if config.data.has_documents else config.data
-    if "row_features" not in data.model_fields_set:
-        data = data.model_copy(update={"row_features": ROW_FEATURES})
-    return config.model_copy(update={"data": data})
+    """A configuration whose ``data.row_features`` is settled, before its rows are read."""
+    if "row_features" in config.data.model_fields_set:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"row_features": ROW_FEATURES})})
 
 
 def fill(config: Config, shape: Shape) -> Config:

@@ -1,4 +1,4 @@
-"""Readers of numpy's files: npz pairs of sparse matrices and dense npy matrices, as chunks of rows.
+"""Numpy's files: npz pairs of sparse matrices and dense npy matrices, as chunks of rows.
 
 === =============================================================================================================
 npz CSR arrays ``X_data X_indices X_indptr X_shape`` and ``Y_indices Y_indptr Y_shape``: every stored entry of Y is
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from mach.data.readers import LIMIT, Shape, source_errors
+from mach.data.sources import BLOCK_BYTES, LIMIT, Numbers, Shape, checked, source_errors
 from mach.data.store import Chunk
 from mach.errors import DataError
 
@@ -103,69 +103,87 @@ class _Classes:
         return np.concatenate(([0], np.cumsum(lengths))), (keys & 0xFFFFFFFF).astype(np.int32)
 
 
-def matrix_shape(path: Path, kind: str, classes_optional: bool) -> Shape:
-    """N, D and K of an npz or npy file; K is None where the classes are plain integers or missing."""
-    with ExitStack() as stack:
-        if kind == "npz":
+class Npz(Numbers):
+    """Pairs of sparse matrices."""
+
+    is_packed = True
+
+    def shape(self, path: Path, classes_optional: bool = False) -> Shape:
+        with ExitStack() as stack:
             indptr, n_features = _indptr(stack, path, "X")
             n_rows = len(indptr) - 1
-        else:
-            n_rows, n_features = _dense(path).shape
-        classes = _Classes(stack, class_file(path, kind, classes_optional), n_rows)
-        return Shape(n_rows, n_features, classes.n_classes)
+            classes = self._classes(stack, path, n_rows, classes_optional)
+            return checked(Shape(n_rows, n_features, classes.n_classes), path, classes_optional)
 
-
-def matrix_chunks(path: Path, kind: str, shape: Shape, block_bytes: int, classes_optional: bool) -> Iterator[Chunk]:
-    """Rows of an npz or npy file, in chunks of about ``block_bytes``."""
-    with ExitStack() as stack:
-        source_of_classes = class_file(path, kind, classes_optional)
-        if kind == "npy":
-            dense = _dense(path)
-            n_rows = len(dense)
-            classes = _Classes(stack, source_of_classes, n_rows)
-            for begin, end in _row_blocks(np.arange(n_rows + 1) * (dense.shape[1] + 1), block_bytes // 4):
+    def chunks(
+        self, path: Path, shape: Shape, block_bytes: int = BLOCK_BYTES, classes_optional: bool = False
+    ) -> Iterator[Chunk]:
+        with ExitStack() as stack:
+            indptr, _ = _indptr(stack, path, "X")
+            n_rows = len(indptr) - 1
+            classes = self._classes(stack, path, n_rows, classes_optional)
+            indices, data = _Array(stack, path, "X_indices"), _Array(stack, path, "X_data", "iufb")
+            _check_length(indices, indptr)
+            _check_length(data, indptr)
+            for begin, end in _row_blocks(indptr + classes.indptr, block_bytes // 8):
+                rows = indptr[begin : end + 1]
+                ids = indices.read(rows[-1] - rows[0])
+                entry_rows = _check_range(path, "feature index", begin, rows, ids, shape.n_features)
+                unordered = np.flatnonzero(np.diff(entry_rows << 32 | ids.astype(np.int64)) <= 0)
+                if len(unordered):
+                    entry = unordered[0] + 1
+                    raise DataError(
+                        f"{path} row {begin + entry_rows[entry]}: feature index {ids[entry]} does not ascend: "
+                        "call X.sum_duplicates() before saving"
+                    )
                 with np.errstate(over="ignore"):
-                    values = np.ascontiguousarray(dense[begin:end], dtype=np.float32)
-                _check_finite(path, begin, np.arange(end - begin + 1) * dense.shape[1], values.ravel())
-                yield Chunk(*classes.read(begin, end, shape.n_classes), values, end / n_rows)
-            return
-        indptr, _ = _indptr(stack, path, "X")
-        n_rows = len(indptr) - 1
-        classes = _Classes(stack, source_of_classes, n_rows)
-        indices, data = _Array(stack, path, "X_indices"), _Array(stack, path, "X_data", "iufb")
-        _check_length(indices, indptr)
-        _check_length(data, indptr)
-        for begin, end in _row_blocks(indptr + classes.indptr, block_bytes // 8):
-            rows = indptr[begin : end + 1]
-            ids = indices.read(rows[-1] - rows[0])
-            entry_rows = _check_range(path, "feature index", begin, rows, ids, shape.n_features)
-            unordered = np.flatnonzero(np.diff(entry_rows << 32 | ids.astype(np.int64)) <= 0)
-            if len(unordered):
-                entry = unordered[0] + 1
-                raise DataError(
-                    f"{path} row {begin + entry_rows[entry]}: feature index {ids[entry]} does not ascend: "
-                    "call X.sum_duplicates() before saving"
-                )
-            with np.errstate(over="ignore"):
-                values = data.read(rows[-1] - rows[0]).astype(np.float32)
-            _check_finite(path, begin, rows, values)
-            features = rows - rows[0], ids.astype(np.int32), values
-            yield Chunk(*classes.read(begin, end, shape.n_classes), features, end / n_rows)
+                    values = data.read(rows[-1] - rows[0]).astype(np.float32)
+                _check_finite(path, begin, rows, values)
+                features = rows - rows[0], ids.astype(np.int32), values
+                yield Chunk(*classes.read(begin, end, shape.n_classes), features, end / n_rows)
 
-
-def class_file(path: Path, kind: str, classes_optional: bool) -> Path | None:
-    """The file with the classes of an npz or npy file; None where they are missing and may be."""
-    if kind == "npz":
+    @staticmethod
+    def _classes(stack: ExitStack, path: Path, n_rows: int, classes_optional: bool) -> _Classes:
         with source_errors(path), zipfile.ZipFile(path) as archive:
             has_classes = any(name.startswith("Y_") for name in archive.namelist())
-        return path if has_classes or not classes_optional else None
-    candidates = [path.with_suffix(".classes.npy"), path.with_suffix(".classes.npz")]
-    for candidate in candidates:
-        if candidate.exists():
-            return candidate
-    if classes_optional:
-        return None
-    raise DataError(f"{path} has no classes beside it: save them as {candidates[0].name} or {candidates[1].name}")
+        return _Classes(stack, path if has_classes or not classes_optional else None, n_rows)
+
+
+class Npy(Numbers):
+    """Dense matrices beside their classes."""
+
+    is_dense = True
+    is_packed = True
+
+    def shape(self, path: Path, classes_optional: bool = False) -> Shape:
+        with ExitStack() as stack:
+            n_rows, n_features = _dense(path).shape
+            n_classes = self._classes(stack, path, n_rows, classes_optional).n_classes
+            return checked(Shape(n_rows, n_features, n_classes), path, classes_optional)
+
+    def chunks(
+        self, path: Path, shape: Shape, block_bytes: int = BLOCK_BYTES, classes_optional: bool = False
+    ) -> Iterator[Chunk]:
+        with ExitStack() as stack:
+            dense = _dense(path)
+            n_rows, width = dense.shape
+            classes = self._classes(stack, path, n_rows, classes_optional)
+            for begin, end in _row_blocks(np.arange(n_rows + 1) * (width + 1), block_bytes // 4):
+                with np.errstate(over="ignore"):
+                    values = np.ascontiguousarray(dense[begin:end], dtype=np.float32)
+                _check_finite(path, begin, np.arange(end - begin + 1) * width, values.ravel())
+                yield Chunk(*classes.read(begin, end, shape.n_classes), values, end / n_rows)
+
+    def beside(self, path: Path, classes_optional: bool) -> list[Path]:
+        candidates = [path.with_suffix(".classes.npy"), path.with_suffix(".classes.npz")]
+        there = [candidate for candidate in candidates if candidate.exists()][:1]
+        if not there and not classes_optional:
+            names = " or ".join(candidate.name for candidate in candidates)
+            raise DataError(f"{path} has no classes beside it: save them as {names}")
+        return there
+
+    def _classes(self, stack: ExitStack, path: Path, n_rows: int, classes_optional: bool) -> _Classes:
+        return _Classes(stack, next(iter(self.beside(path, classes_optional)), None), n_rows)
 
 
 def _dense(path: Path) -> NDArray[Any]:

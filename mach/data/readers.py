@@ -1,4 +1,4 @@
-"""Readers of numeric text, repository and svmlight, as chunks of rows; and the files that all readers share.
+"""Numeric text, repository and svmlight, as chunks of rows.
 
 ========== ======================================================================================================
 repository header ``N D K``, then a line a row: ``k1,k2 f:v f:v``, all from 0; a line may begin with a blank
@@ -7,167 +7,65 @@ svmlight   ``k1,k2 qid:.. f:v f:v # comment``; indices and classes are taken as 
            features from 1 leaves column 0 empty); classes are non-negative, ``1.0`` is 1; blank lines are skipped
 ========== ======================================================================================================
 
-Files may be compressed (.gz, .bz2, .xz). Standard input holds the rows of repository text without a header, format
-``rows``; every line of it is a row. Feature indices must ascend; classes of a row are sorted, and equal ones
-merged. Memory is bounded by the block, whatever the file's size.
+Files may be compressed (.gz, .bz2, .xz). Standard input holds the rows of repository text without a header; every line
+of it is a row. Feature indices must ascend; classes of a row are sorted, and equal ones merged. Memory is bounded by
+the block, whatever the file's size.
 """
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import lzma
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from mach.data.sources import BLOCK_BYTES, LIMIT, STDIN, Numbers, Shape, SourceFile, checked, source_errors
 from mach.data.store import Chunk
 from mach.errors import DataError
 
-BLOCK_BYTES = 2**23
-STDIN = "standard input"  # its name in messages
-LIMIT = 2**31 - 1  # of D and K: indices are int32
 _TOKEN = re.compile(rb"[^\s#]*")
-COMPRESSED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
-class Shape(NamedTuple):
-    """N, D and K where a source states them; None: known after reading."""
+@dataclass(frozen=True)
+class NumericText(Numbers):
+    """Rows as lines of ``index:value`` pairs; svmlight unless they follow a header or come from standard input."""
 
-    n_rows: int | None
-    n_features: int | None
-    n_classes: int | None
+    has_header: bool = False
+    is_stdin: bool = False
 
+    def shape(self, path: Path, classes_optional: bool = False) -> Shape:
+        if not self.has_header:
+            return Shape(None, None, None)
+        return checked(_header(path), f"{path} line 1", classes_optional)
 
-class SourceFile:
-    """A plain or compressed file, read once from its beginning in blocks or lines.
-
-    Parameters
-    ----------
-    path : Path
-        Decompressed when it ends in .gz, .bz2 or .xz.
-    name : str, optional
-        What messages call it; by default its path.
-
-    Raises
-    ------
-    DataError
-        When it cannot be read, or its compressed data are damaged or cut short.
-    """
-
-    def __init__(self, path: Path, name: str | None = None) -> None:
-        self.path, self.name = path, name or str(path)
-
-    def __enter__(self) -> SourceFile:
-        with source_errors(self.name):
-            self._raw = self.path.open("rb")
-            self._n_bytes = max(1, self.path.stat().st_size)
-            opener = COMPRESSED.get(self.path.suffix.lower())
-            self.file: IO[bytes] = opener(self._raw) if opener else self._raw
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.file.close()
-        self._raw.close()
-
-    @property
-    def fraction(self) -> float:
-        """Share of the (compressed) bytes that have been read."""
-        return min(1.0, self._raw.tell() / self._n_bytes)
-
-    def blocks(self, n_bytes: int) -> Iterator[bytes]:
-        """Whole lines in blocks of about ``n_bytes``; each ends in a newline, added to the last line if need be."""
-        pending: list[bytes] = []
-        with source_errors(self.name):
-            while block := self.file.read(n_bytes):
-                end = block.rfind(b"\n") + 1
-                if end:
-                    yield b"".join([*pending, block[:end]])
-                    pending = []
-                pending.append(block[end:])
-        if rest := b"".join(pending):
-            yield rest + b"\n"
-
-    def lines(self) -> Iterator[str]:
-        """Decoded lines with their ends; a byte order mark at the beginning is dropped."""
-        with source_errors(self.name):
-            for number, line in enumerate(self.file, 1):
+    def chunks(
+        self, path: Path, shape: Shape, block_bytes: int = BLOCK_BYTES, classes_optional: bool = False
+    ) -> Iterator[Chunk]:
+        n_features, n_classes = (LIMIT if given is None else given for given in shape[1:])
+        is_svmlight = not (self.has_header or self.is_stdin)
+        n_rows, n_lines = 0, int(self.has_header)
+        with SourceFile(path, STDIN if self.is_stdin else None) as source:
+            if self.has_header:
+                with source_errors(source.name):
+                    source.file.readline()
+            for block in source.blocks(block_bytes):
+                rows_left = -1 if shape.n_rows is None else shape.n_rows - n_rows
                 try:
-                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    bad = line[error.start : error.start + 1].hex()
-                    raise DataError(
-                        f"{self.name} line {number}: byte 0x{bad} is not UTF-8: convert the file to UTF-8"
-                    ) from error
-
-
-@contextmanager
-def source_errors(name: object) -> Iterator[None]:
-    """Turn what reading a file can raise into a `DataError` of one line, which calls it ``name``."""
-    try:
-        yield
-    except (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile) as error:
-        raise DataError(f"{name} is damaged or cut short ({error}): fetch it again") from error
-    except OSError as error:
-        raise DataError(f"cannot read {name}: {error.strerror or error}") from error
-
-
-def read_shape(path: Path, kind: str, classes_optional: bool = False) -> Shape:
-    """What a file of format ``kind`` states about its size, without reading its rows.
-
-    Raises
-    ------
-    DataError
-        When it has no features, or no classes although they are not optional.
-    """
-    shape, place = Shape(None, None, None), str(path)
-    if kind in ("npz", "npy"):
-        from mach.data.matrices import matrix_shape
-
-        shape = matrix_shape(path, kind, classes_optional)
-    elif kind == "repository":
-        shape, place = _header(path), f"{path} line 1"
-    if shape.n_features == 0:
-        raise DataError(f"{place}: D = 0: rows need at least one feature: correct it")
-    if shape.n_classes == 0 and not classes_optional:
-        raise DataError(f"{place}: K = 0: rows need at least one class: correct it")
-    return shape
-
-
-def read_chunks(
-    path: Path, kind: str, shape: Shape, block_bytes: int = BLOCK_BYTES, classes_optional: bool = False
-) -> Iterator[Chunk]:
-    """Rows of a file of format ``kind``.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    kind : str
-        ``repository``, ``rows``, ``svmlight``, ``npz`` or ``npy``.
-    shape : Shape
-        From `read_shape`; features and classes beyond it are errors, None is no limit.
-    block_bytes : int
-        Text, or numbers, that make a chunk.
-    classes_optional : bool
-        Whether the class arrays of ``npz`` and ``npy`` may be missing: rows without classes.
-
-    Raises
-    ------
-    DataError
-        One line that names the file, the line or row, the value and what to do.
-    """
-    if kind in ("repository", "rows", "svmlight"):
-        return _text_chunks(SourceFile(path, STDIN if kind == "rows" else None), kind, shape, block_bytes)
-    from mach.data.matrices import matrix_chunks
-
-    return matrix_chunks(path, kind, shape, block_bytes, classes_optional)
+                    chunk = _parse(block, is_svmlight, rows_left, (n_features, n_classes), source.fraction)
+                except _TokenError as error:
+                    line = n_lines + 1 + block.count(b"\n", 0, error.position)
+                    raise DataError(f"{source.name} line {line}: {error}") from error
+                n_rows += len(chunk.class_indptr) - 1
+                n_lines += block.count(b"\n")
+                yield chunk
+        if shape.n_rows is not None and n_rows < shape.n_rows:
+            raise DataError(
+                f"{source.name} ends at line {n_lines} with {n_rows} rows, its header says N = {shape.n_rows}: "
+                "correct the header or fetch the file again"
+            )
 
 
 def _header(path: Path) -> Shape:
@@ -184,31 +82,6 @@ def _header(path: Path) -> Shape:
     if max(n_features, n_classes) > LIMIT:
         raise DataError(f"{path} line 1: D = {n_features} and K = {n_classes} must be at most {LIMIT}")
     return Shape(n_rows, n_features, n_classes)
-
-
-def _text_chunks(source: SourceFile, kind: str, shape: Shape, block_bytes: int) -> Iterator[Chunk]:
-    n_features, n_classes = (LIMIT if given is None else given for given in shape[1:])
-    n_rows, n_lines = 0, 0
-    with source:
-        if kind == "repository":
-            with source_errors(source.name):
-                source.file.readline()
-            n_lines = 1
-        for block in source.blocks(block_bytes):
-            rows_left = -1 if shape.n_rows is None else shape.n_rows - n_rows
-            try:
-                chunk = _parse(block, kind == "svmlight", rows_left, (n_features, n_classes), source.fraction)
-            except _TokenError as error:
-                line = n_lines + 1 + block.count(b"\n", 0, error.position)
-                raise DataError(f"{source.name} line {line}: {error}") from error
-            n_rows += len(chunk.class_indptr) - 1
-            n_lines += block.count(b"\n")
-            yield chunk
-    if shape.n_rows is not None and n_rows < shape.n_rows:
-        raise DataError(
-            f"{source.name} ends at line {n_lines} with {n_rows} rows, its header says N = {shape.n_rows}: "
-            "correct the header or fetch the file again"
-        )
 
 
 class _TokenError(Exception):

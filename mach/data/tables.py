@@ -1,4 +1,4 @@
-r"""Readers of text with class names: CSV, JSON lines, Parquet, plain lines, as chunks of texts and names.
+r"""Text with class names: CSV, JSON lines, Parquet, plain lines, as chunks of texts and names.
 
 The text of a row is its text columns joined by blanks. Its classes are a list of names, a string of names with a
 separator, or one name; integers are taken as names, empty names and missing values as no class. CSV and JSON lines
@@ -12,20 +12,24 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mach.config import DataConfig
-from mach.data.readers import BLOCK_BYTES, STDIN, SourceFile, source_errors
+from mach.data.sources import BLOCK_BYTES, STDIN, Format, SourceFile, source_errors
 from mach.errors import ConfigError, DataError
 
 CHUNK_ROWS = 2**15
 Columns: TypeAlias = tuple[list[str], list[str]]  # a row's texts by column, "" where missing, and its class names
 Text: TypeAlias = tuple[str, list[str]]
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_Choose: TypeAlias = Callable[[Collection[str], str], list[str]]  # the columns to read of those there are, and a place
+Choose: TypeAlias = Callable[[Collection[str], str], list[str]]  # the columns to read, of those there are at a place
 
 
 @dataclass(frozen=True)
@@ -40,71 +44,6 @@ class TextChunk:
 def joined(rows: Iterator[Columns]) -> Iterator[Text]:
     """The texts of each row joined by blanks."""
     return ((" ".join(filter(None, texts)), names) for texts, names in rows)
-
-
-def read_texts(
-    path: Path,
-    kind: str,
-    config: DataConfig,
-    block_bytes: int = BLOCK_BYTES,
-    classes_optional: bool = False,
-    columns: list[str] | None = None,
-    made: Callable[[Iterator[Columns]], Iterator[Text]] = joined,
-) -> Iterator[TextChunk]:
-    """Rows of a table.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    kind : str
-        ``csv``, ``jsonl``, ``parquet`` or ``lines``.
-    config : DataConfig
-        Names the columns and the separator of class names.
-    block_bytes : int
-        Characters of text that make a chunk; it ends after 32,768 rows anyway.
-    classes_optional : bool
-        Whether the class column may be missing: rows without classes.
-    columns : list of str, optional
-        Those of text, instead of ``config.text_columns``.
-    made : callable
-        Makes texts of the rows, as many as it likes.
-
-    Raises
-    ------
-    DataError
-        One line that names the file, the line (or the row, for Parquet), the value and what to do.
-    ConfigError
-        When the separator is empty.
-    """
-    if config.class_separator == "":
-        raise ConfigError("class_separator is empty: give a character, or leave it out where a string is one name")
-
-    of_text, key = (config.text_columns, "text_columns") if columns is None else (columns, "strong_ and weak_columns")
-
-    def choose(there: Collection[str], place: str) -> list[str]:
-        absent = classes_optional and config.class_column not in there
-        wanted = [*of_text, *([] if absent else [config.class_column])]
-        for name in wanted:
-            if name not in there:
-                raise DataError(
-                    f"{place} has no column {name!r}; there are {', '.join(there)}: set {key}, class_column"
-                )
-        return wanted
-
-    def row(values: list[Any], place: str) -> Columns:
-        return _row(values, place, of_text, config)
-
-    if kind == "parquet":
-        yield from _parquet(path, choose, lambda rows: made(row(*found) for found in rows), block_bytes)
-        return
-    with SourceFile(path, STDIN if kind == "lines" else None) as source:
-        if kind == "lines":
-            rows: Iterator[Text] = ((line.rstrip("\r\n"), []) for line in source.lines())
-        else:
-            records = (_csv_records if kind == "csv" else _json_records)(source, choose)
-            rows = made(row(values, f"{path} line {line}") for line, values in records)
-        yield from chunks_of(rows, block_bytes, lambda: source.fraction)
 
 
 def chunks_of(
@@ -125,75 +64,185 @@ def chunks_of(
         yield TextChunk(texts, names, fraction())
 
 
-def _csv_records(source: SourceFile, choose: _Choose) -> Iterator[tuple[int, list[Any]]]:
-    csv.field_size_limit(sys.maxsize)  # the default refuses texts of more than 128 KiB
-    reader = csv.reader(source.lines(), strict=True)
-    line = 1
-    try:
-        header = next(reader, [])
-        if not header:
-            raise DataError(f"{source.path} is empty or lacks a header: its first line must name the columns")
-        places = [header.index(name) for name in choose(header, f"{source.path} line 1")]
-        line = reader.line_num + 1
-        for record in reader:
-            if record and len(record) != len(header):
-                raise DataError(
-                    f"{source.path} line {line}: {len(record)} fields instead of {len(header)}: quote the text that "
-                    "holds a comma"
-                )
-            if record:  # csv yields [] for a blank line
-                yield line, [record[place] for place in places]
+class Table(Format, ABC):
+    """A format whose rows have columns of text, and one of class names."""
+
+    source_name: ClassVar[str | None] = None  # of its file in messages, instead of the path
+    only_columns: ClassVar[Sequence[str] | None] = None  # those of text, whatever the configuration says
+
+    @abstractmethod
+    def records(self, source: SourceFile, choose: Choose) -> Iterator[tuple[str, list[Any]]]:
+        """Of every row its place, as messages call it, and its values in the columns that ``choose`` gives.
+
+        Raises
+        ------
+        DataError
+            One line that names the file, the line (or the row), the value and what to do.
+        """
+
+    def texts(
+        self,
+        path: Path,
+        config: DataConfig,
+        block_bytes: int = BLOCK_BYTES,
+        classes_optional: bool = False,
+        columns: Sequence[str] | None = None,
+        made: Callable[[Iterator[Columns]], Iterator[Text]] = joined,
+    ) -> Iterator[TextChunk]:
+        """Texts of the rows and the names of their classes.
+
+        Parameters
+        ----------
+        path : Path
+            The file.
+        config : DataConfig
+            Names the columns and the separator of class names.
+        block_bytes : int
+            Characters of text that make a chunk; it ends after 32,768 rows anyway.
+        classes_optional : bool
+            Whether the class column may be missing: rows without classes.
+        columns : sequence of str, optional
+            Those of text, instead of ``config.text_columns``.
+        made : callable
+            Makes texts of the rows, as many as it likes.
+
+        Raises
+        ------
+        DataError
+            As `records`.
+        ConfigError
+            When the separator is empty.
+        """
+        if config.class_separator == "":
+            raise ConfigError("class_separator is empty: give a character, or leave it out where a string is one name")
+        key = "text_columns" if columns is None else "strong_ and weak_columns"
+        named = self.only_columns or columns or config.text_columns
+
+        def choose(there: Collection[str], place: str) -> list[str]:
+            absent = classes_optional and config.class_column not in there
+            chosen = [*named, *([] if absent else [config.class_column])]
+            for name in chosen:
+                if name not in there:
+                    raise DataError(
+                        f"{place} has no column {name!r}; there are {', '.join(there)}: set {key}, class_column"
+                    )
+            return chosen
+
+        with SourceFile(path, self.source_name) as source:
+            rows = made(_row(values, place, named, config) for place, values in self.records(source, choose))
+            yield from chunks_of(rows, block_bytes, lambda: source.fraction)
+
+
+@dataclass(frozen=True)
+class Csv(Table):
+    """Lines of fields below a header; a field in quotes may hold separators and line ends."""
+
+    separator: str = ","
+
+    def records(self, source: SourceFile, choose: Choose) -> Iterator[tuple[str, list[Any]]]:
+        csv.field_size_limit(sys.maxsize)  # the default refuses texts of more than 128 KiB
+        reader = csv.reader(source.lines(), strict=True, delimiter=self.separator)
+        line = 1
+        try:
+            header = next(reader, [])
+            if not header:
+                raise DataError(f"{source.path} is empty or lacks a header: its first line must name the columns")
+            places = [header.index(name) for name in choose(header, f"{source.path} line 1")]
             line = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"{source.path} line {line}: no valid CSV ({error}): correct its quotes") from error
-
-
-def _json_records(source: SourceFile, choose: _Choose) -> Iterator[tuple[int, list[Any]]]:
-    for line, text in enumerate(source.lines(), 1):
-        if not text.strip():
-            continue
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", "too deeply nested")
+            for record in reader:
+                if record and len(record) != len(header):
+                    raise DataError(
+                        f"{source.path} line {line}: {len(record)} fields instead of {len(header)}: quote the text "
+                        f"that holds {self.separator!r}"
+                    )
+                if record:  # csv yields [] for a blank line
+                    yield f"{source.path} line {line}", [record[place] for place in places]
+                line = reader.line_num + 1
+        except csv.Error as error:
             raise DataError(
-                f"{source.path} line {line}: {text.strip()!r:.40} is no JSON ({reason}): correct it"
+                f"{source.path} line {line}: no valid {self.name.upper()} ({error}): correct its quotes"
             ) from error
-        if not isinstance(record, dict):
-            raise DataError(f"{source.path} line {line}: {text.strip()!r:.40} is no JSON object: write one a line")
-        yield line, [record[name] for name in choose(record, f"{source.path} line {line}")]
 
 
-def _parquet(
-    path: Path,
-    choose: _Choose,
-    made: Callable[[Iterator[tuple[list[Any], str]]], Iterator[Text]],
-    block_bytes: int,
-) -> Iterator[TextChunk]:
-    import pyarrow
-    import pyarrow.parquet
+class JsonLines(Table):
+    """An object a line."""
 
-    n_done = 0
-    with source_errors(path):
-        try:
-            with pyarrow.parquet.ParquetFile(path) as file:
-                wanted = choose(file.schema_arrow.names, str(path))
-
-                def rows() -> Iterator[tuple[list[Any], str]]:
-                    nonlocal n_done
-                    for batch in file.iter_batches(batch_size=4096, columns=wanted):
-                        columns = [batch.column(name).to_pylist() for name in wanted]
-                        for values in zip(*columns, strict=True):
-                            n_done += 1
-                            yield list(values), f"{path} row {n_done - 1}"
-
-                yield from chunks_of(made(rows()), block_bytes, lambda: n_done / max(1, file.metadata.num_rows))
-        except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-            reason = str(error).partition("\n")[0]
-            raise DataError(f"{path} is no Parquet file or is damaged ({reason}): write it again") from error
+    def records(self, source: SourceFile, choose: Choose) -> Iterator[tuple[str, list[Any]]]:
+        for line, text in enumerate(source.lines(), 1):
+            if not text.strip():
+                continue
+            place = f"{source.path} line {line}"
+            try:
+                record = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                reason = getattr(error, "msg", "too deeply nested")
+                raise DataError(f"{place}: {text.strip()!r:.40} is no JSON ({reason}): correct it") from error
+            if not isinstance(record, dict):
+                raise DataError(f"{place}: {text.strip()!r:.40} is no JSON object: write one a line")
+            yield place, [record[name] for name in choose(record, place)]
 
 
-def _row(values: list[Any], place: str, columns: list[str], config: DataConfig) -> Columns:
+class Parquet(Table):
+    """Columns of a Parquet file; rows in messages count from 0."""
+
+    is_packed = True
+
+    def records(self, source: SourceFile, choose: Choose) -> Iterator[tuple[str, list[Any]]]:
+        import pyarrow
+        import pyarrow.parquet
+
+        path, begin = source.path, 0
+        with source_errors(path):
+            try:
+                with pyarrow.parquet.ParquetFile(path) as file:
+                    columns = choose(file.schema_arrow.names, str(path))
+                    for batch in file.iter_batches(batch_size=4096, columns=columns):
+                        values = [batch.column(name).to_pylist() for name in columns]
+                        source.share = (begin + len(batch)) / file.metadata.num_rows
+                        for n, row in enumerate(zip(*values, strict=True), begin):
+                            yield f"{path} row {n}", list(row)
+                        begin += len(batch)
+            except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+                reason = str(error).partition("\n")[0]
+                raise DataError(f"{path} is no Parquet file or is damaged ({reason}): write it again") from error
+
+
+class Lines(Table):
+    """Standard input: a text a line, without classes."""
+
+    source_name = STDIN
+    only_columns = ("line",)
+
+    def records(self, source: SourceFile, choose: Choose) -> Iterator[tuple[str, list[Any]]]:
+        return ((source.name, [line.rstrip("\r\n")]) for line in source.lines())
+
+
+def ids_of(
+    names_of_rows: list[list[str]], ids: dict[str, int], grow: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int32], int]:
+    """Ascending ids of the rows' names as a CSR pair, and how many names have none; with ``grow`` they get new ones."""
+    class_ids: list[int] = []
+    indptr, n_unknown = [0], 0
+    for names in names_of_rows:
+        if grow:
+            for name in names:
+                ids.setdefault(name, len(ids))
+        class_ids += sorted({ids[name] for name in names if name in ids})
+        n_unknown += sum(name not in ids for name in names)
+        indptr.append(len(class_ids))
+    return np.array(indptr, dtype=np.int64), np.array(class_ids, dtype=np.int32), n_unknown
+
+
+def numbered(names: Sequence[str], file: object) -> dict[str, int]:
+    """Ids of class names that a file lists, from 0; DataError where one stands there twice."""
+    ids: dict[str, int] = {}
+    for k, name in enumerate(names):
+        if ids.setdefault(name, k) != k:
+            raise DataError(f"{file} line {k + 1}: class {name!r:.60} stands on line {ids[name] + 1} too")
+    return ids
+
+
+def _row(values: list[Any], place: str, columns: Sequence[str], config: DataConfig) -> Columns:
     """Texts and class names; ``values`` are those of the text columns and, where there is one, the class column."""
     n_texts = len(columns)
     texts, classes = values[:n_texts], values[n_texts] if len(values) > n_texts else None

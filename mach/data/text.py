@@ -74,10 +74,9 @@ class TextFeatures:
             raise ConfigError(f"min_rows = {config.min_rows} needs a vocabulary: set hashing = false or min_rows = 1")
         self.config = config
         self.n_features = config.n_features
+        self._is_weighted = True  # by inverse row frequencies; only features of earlier versions may be not
         self._idf: NDArray[np.float32] = np.ones(0, dtype=np.float32)
         self._terms: _Terms | None = None
-        if config.hashing and not config.tfidf:  # nothing to learn
-            self._terms = _Terms(config, _hashed(config))
 
     def fit(self, texts: Iterable[str]) -> Self:
         """Learn the vocabulary and the inverse row frequencies in one pass.
@@ -118,8 +117,7 @@ class TextFeatures:
             words, characters = _numbered(ranking)
             terms = _Terms(config, (_Vocabulary(words), _Vocabulary(characters)))
             self.n_features = len(ranking)
-        if config.tfidf:
-            self._idf = (np.log((1 + n_rows) / (1 + frequencies)) + 1).astype(np.float32)
+        self._idf = (np.log((1 + n_rows) / (1 + frequencies)) + 1).astype(np.float32)
         self._terms = terms
         return self
 
@@ -137,7 +135,7 @@ class TextFeatures:
         Raises
         ------
         ConfigError
-            Before `fit`, where something has to be learnt.
+            Before `fit`.
         DataError
             When an element is no string.
         """
@@ -177,11 +175,12 @@ class TextFeatures:
             fingerprint = description.pop("fingerprint")
             if _digest(description, spelling, idf) != fingerprint:
                 raise ValueError("text.json, terms.txt and idf.npy do not belong together, or one is damaged")
+            is_weighted = description["config"].pop("tfidf", True)
             features = cls(TextConfig.model_validate(description["config"]))
         except Exception as error:  # the parsers of damaged files raise a dozen kinds, tokenize.TokenError among them
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise StorageError(f"cannot read text features of {folder}: {reason}; copy or fit them anew") from error
-        features.n_features, features._idf = description["n_features"], idf
+        features.n_features, features._idf, features._is_weighted = description["n_features"], idf, is_weighted
         if not features.config.hashing:
             n_words, terms = description["n_words"], spelling.decode("utf-8", "surrogatepass").split("\n")
             words = _Vocabulary(zip(terms[:n_words], count(), strict=False))
@@ -198,7 +197,7 @@ class TextFeatures:
 
     def _description(self) -> dict[str, Any]:
         words, _ = self._fitted().tables
-        config = self.config.model_dump()
+        config = self.config.model_dump() | {"tfidf": self._is_weighted}
         return {"format": FORMAT, "config": config, "n_words": len(words), "n_features": self.n_features}
 
     def _spelling(self) -> bytes:
@@ -212,7 +211,7 @@ class TextFeatures:
         values = counts.astype(np.float64)
         if self.config.sublinear:
             values = 1 + np.log(values)
-        if self.config.tfidf:
+        if self._is_weighted:
             values *= self._idf[indices]
         squares = np.bincount(rows, weights=values * values, minlength=len(lengths))
         values /= np.sqrt(squares)[rows]

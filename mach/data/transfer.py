@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from mach.data.sources import STDIN, source_errors
 from mach.data.store import Store
 from mach.data.writer import storage_errors
 from mach.errors import StorageError
@@ -92,6 +98,33 @@ def fetch_source(where: str | Place, cache: str | None = None) -> Path:
             fetch(file, folder / file.name)
 
     return kept(cache_folder(cache) / "sources" / key, fetched) / where.name
+
+
+@contextmanager
+def source_file(source: str, cache: str | None = None) -> Iterator[Path]:
+    """The source's file; for standard input a temporary copy, since its key is made of all its content."""
+    if source != "-":
+        with source_errors(source):
+            file = fetch_source(source, cache)
+        yield file
+        return
+    with source_errors(STDIN):
+        copy = tempfile.NamedTemporaryFile(prefix="mach-")  # noqa: SIM115  # errors of the block are not its own
+    with copy:
+        with source_errors(STDIN):
+            if sys.stdin is not None:  # None: it was closed before Python began
+                shutil.copyfileobj(sys.stdin.buffer, copy)
+            copy.flush()
+        yield Path(copy.name)
+
+
+def stamp(where: Place) -> tuple[str, int, int] | tuple[str, str]:
+    """What tells one state of a file from the next."""
+    with source_errors(where):
+        if not isinstance(where, Path):
+            return str(where), state_of(where)
+        status = where.stat()
+        return str(where.resolve()), status.st_size, status.st_mtime_ns
 
 
 def _meta(where: Place) -> dict[str, object]:

@@ -255,5 +255,4 @@ def _best_temperature(fitted: Fitted, store: Store, rows: NDArray[np.int64]) -> 
 def _fitted_text(config: TextConfig, texts: list[str]) -> TextFeatures:
     from mach.data.text import TextFeatures
 
-    features = TextFeatures(config)
-    return features.fit(texts) if config.tfidf or not config.hashing else features
+    return TextFeatures(config).fit(texts)

@@ -42,49 +42,50 @@ def save(path: Path, rows: list[Document]) -> str:
     return str(path)
 
 
-def test_phrases_hold_words_of_their_document_alone():
+def test_phrases_hold_words_of_their_document_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "PHRASES", 100)
+    monkeypatch.setattr(module, "TYPOS", 0.0)
     for document in documents(20, seed=0):
         own = Counter(document.text.split())
-        found = phrases(document, options(phrases=100, typos=0.0))
+        found = phrases(document)
         assert found[:2] == [document.strong[0], document.text]
         assert len(found) == 102
         assert all(text and Counter(text.split()) <= own for text in found)
         passages = [text for text in found[2:] if not set(text.split()) <= set(document.strong[0].split())]
         assert 30 <= len(passages) <= 70  # half are of the title
-        assert all(
-            text == document.strong[0] or f" {text} " in f" {document.weak[0]} "
-            for text in phrases(document, options(word_dropout=0.0, typos=0.0))[2:]
-        )
+        with monkeypatch.context() as whole:
+            whole.setattr(module, "WORD_DROPOUT", 0.0)
+            assert all(
+                text == document.strong[0] or f" {text} " in f" {document.weak[0]} " for text in phrases(document)[2:]
+            )
         assert min(len(text.split()) for text in passages) <= 3
         assert max(len(text.split()) for text in passages) >= 15
 
 
-def test_typing_errors_touch_as_many_longer_words_as_asked():
-    document = Document("d", [" ".join(WORDS)])
-    for share in (0.0, 0.3):
-        texts = phrases(document, options(phrases=50, typos=share, word_dropout=0.0))[1:]
-        wrong = sum(a != b for text in texts for a, b in zip(text.split(), WORDS, strict=True))
-        longer = sum(len(word) >= module.SHORTEST_MISTYPED for word in WORDS) * len(texts)
-        assert wrong == pytest.approx(share * longer, rel=0.15)
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_typing_errors_touch_as_many_longer_words_as_asked(share: float, monkeypatch: pytest.MonkeyPatch):
+    for name, value in (("PHRASES", 50), ("TYPOS", share), ("WORD_DROPOUT", 0.0)):
+        monkeypatch.setattr(module, name, value)
+    texts = phrases(Document("d", [" ".join(WORDS)]))[1:]
+    wrong = sum(a != b for text in texts for a, b in zip(text.split(), WORDS, strict=True))
+    longer = sum(len(word) >= module.SHORTEST_MISTYPED for word in WORDS) * len(texts)
+    assert wrong == pytest.approx(share * longer, rel=0.15)
 
 
-def test_phrases_follow_from_seed_and_document(tmp_path: Path):
+def test_phrases_follow_from_the_document(tmp_path: Path):
     first, second = documents(2, seed=1)
-    assert phrases(first, options()) == phrases(first, options())
-    assert phrases(first, options()) != phrases(first, options(phrase_seed=1))
+    assert phrases(first) == phrases(first)
     stores = []
     for number, rows in enumerate(([first, second], [second, first])):
         config = options(cache=str(tmp_path / str(number)))
         stores.append(prepare(config, TextConfig(), save(tmp_path / f"{number}.jsonl", rows)))
     here, there = stores
-    n = 2 + module.DEFAULTS["phrases"]
+    n = 2 + module.PHRASES
     assert (here.n_rows, here.class_ids.tolist()) == (2 * n, [0] * n + [1] * n)
     assert here.text_features is not None
     assert here.features(0, n).toarray().tolist() == there.features(n, 2 * n).toarray().tolist()
     again = prepare(options(cache=str(tmp_path / "2")), TextConfig(), str(tmp_path / "0.jsonl"))
     assert again.fingerprint == here.fingerprint
-    other = prepare(options(cache=str(tmp_path / "2"), phrase_seed=1), TextConfig(), str(tmp_path / "0.jsonl"))
-    assert other.fingerprint != here.fingerprint
     terms = {word for document in (first, second) for word in document.text.split()}
     assert here.n_features == len(terms)  # fitted on documents: mistyped words are no terms
 
@@ -104,9 +105,7 @@ def test_documents_that_are_none_are_named(tmp_path: Path, row: dict, given: dic
         prepare(options(cache=str(tmp_path)), TextConfig(), str(tmp_path / "d.jsonl"))
 
 
-def test_settings_of_phrases_need_documents(tmp_path: Path):
-    with pytest.raises(ConfigError, match="data: phrases = 3: phrases are made of documents: set strong_columns"):
-        parse_config({"data": {"train": "x", "phrases": 3}}, "test")
+def test_documents_are_of_text(tmp_path: Path):
     (tmp_path / "d.svm").write_text("0 1:1\n")
     with pytest.raises(ConfigError, match="has the format svmlight"):
         prepare(options(cache=str(tmp_path)), TextConfig(), str(tmp_path / "d.svm"))
@@ -127,13 +126,12 @@ def test_documents_are_found_by_passages_that_training_has_not_seen(tmp_path: Pa
             "class_column": "id",
             "strong_columns": ["title"],
             "weak_columns": ["body"],
-            "phrases": 40,
             "validation_fraction": 0.0,
         },
         "hashing": {"repetitions": 2, "buckets": 64, "heads": 1},
         "network": {"hidden": [64], "dropout": 0.0},
         "reranking": {"candidates": 0},
-        "training": {"epochs": 6, "batch": 64, "rate": 0.02, "precision": "float32"},
+        "training": {"epochs": 12, "batch": 64, "rate": 0.02, "precision": "float32"},
     }
     run, store = set_up(parse_config(tree, "test"), tmp_path / "run")
     train_shard(ShardJob(str(run.path), str(store.path), (0, 1)))

@@ -16,8 +16,8 @@ import pytest
 
 from mach.config import DataConfig, TextConfig
 from mach.data import characters, tables
-from mach.data import prepare as module
 from mach.data.prepare import prepare
+from mach.data.readers import NumericText
 from mach.data.store import Reference, Store
 from mach.errors import ConfigError, DataError, StorageError
 
@@ -126,7 +126,7 @@ def test_test_rows_take_the_shape_of_the_training_rows(home):
 
 
 def test_text_gets_features_and_ids_by_first_appearance(home):
-    store = ready(save_texts("t.jsonl", TEXTS), text=TextConfig(tfidf=False))
+    store = ready(save_texts("t.jsonl", TEXTS), text=TextConfig())
     assert names_of(store) == ["fruit", "red", "car"]
     assert classes_of(store) == [[0, 1], [0], [2], []]
     assert store.text_features is not None
@@ -161,15 +161,6 @@ def test_a_given_vocabulary_of_classes_drops_other_names(home):
     assert store.meta["n_unknown_classes"] == 1
     with pytest.raises(DataError, match=r"names\.txt line 3: class 'car' stands on line 1 too"):
         ready("t.jsonl", class_names=save("names.txt", "car\nfruit\ncar\n"))
-
-
-@pytest.mark.parametrize("text", [TextConfig(hashing=True, tfidf=False, n_features=32), TextConfig(min_rows=2)])
-def test_fitting_is_skipped_only_where_nothing_is_to_be_learnt(home, text):
-    stages: list[str] = []
-    source = save_texts("t.jsonl", [("red apple", ["a"]), ("red car", ["b"])])
-    store = prepare(options(), text, source, report=lambda stage, fraction: stages.append(stage))
-    assert list(dict.fromkeys(stages)) == (["reading"] if text.hashing else ["fitting text", "reading"])
-    assert store.n_features == (32 if text.hashing else 1)
 
 
 def test_builtin_characters(home, monkeypatch):
@@ -224,7 +215,7 @@ def test_every_stage_rises_to_one(home, monkeypatch, name):
 
 def test_a_second_call_does_not_read_the_source(home, monkeypatch):
     first = ready(save("a.txt", NUMBERS))
-    monkeypatch.setattr(module, "read_chunks", None)
+    monkeypatch.setattr(NumericText, "chunks", None)
     second = ready(str(home / "a.txt"))
     assert (second.path, second.fingerprint) == (first.path, first.fingerprint)
     assert prepare(options(), TextConfig(min_rows=3), "a.txt").path == first.path  # text options do not matter here
@@ -350,7 +341,7 @@ def test_a_store_of_other_text_does_not_fit(home):
 @pytest.mark.parametrize("name", ["a.svm", "a.csv", "a.jsonl"])
 def test_a_source_without_rows_is_refused(home, name):
     with pytest.raises(DataError, match=rf"{name} (holds no rows|is empty or lacks)"):
-        ready(save(name, ""), text=TextConfig(hashing=True, tfidf=False))
+        ready(save(name, ""))
 
 
 def test_a_header_of_no_rows_is_refused(home):

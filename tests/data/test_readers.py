@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from mach.data.readers import Shape, read_chunks, read_shape
+from mach.data.formats import FORMATS, ROWS
+from mach.data.sources import Numbers, Shape
 from mach.data.store import Chunk
 from mach.errors import DataError
 
@@ -40,8 +41,14 @@ def unpack(chunk: Chunk) -> list[Row]:
     ]
 
 
+def form(kind: str) -> Numbers:
+    found = ROWS if kind == "rows" else FORMATS[kind]
+    assert isinstance(found, Numbers)
+    return found
+
+
 def read(path: Path, kind: str = "repository", block_bytes: int = 2**20) -> list[Row]:
-    return [row for chunk in read_chunks(path, kind, read_shape(path, kind), block_bytes) for row in unpack(chunk)]
+    return [row for chunk in form(kind).chunks(path, form(kind).shape(path), block_bytes) for row in unpack(chunk)]
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -125,7 +132,7 @@ def test_svmlight_has_comments_query_ids_signs_and_blank_lines(tmp_path):
     expected = [([1, 3], [(1, 0.5)]), ([], [(2, 1)]), ([0], []), ([2], [(4, np.float32(1e-3))])]
     assert read(path, "svmlight") == expected
     assert read(path, "svmlight", block_bytes=3) == expected
-    assert read_shape(path, "svmlight") == Shape(None, None, None)
+    assert form("svmlight").shape(path) == Shape(None, None, None)
 
 
 @pytest.mark.parametrize(("ending", "compress"), [("gz", gzip.compress), ("bz2", bz2.compress), ("xz", lzma.compress)])
@@ -210,16 +217,16 @@ def test_bad_svmlight_text_is_named(tmp_path, text, complaint):
 def test_limits_come_from_the_given_shape(tmp_path):
     path = write(tmp_path / "rows.svm", "1 1:1\n3 2:1\n")
     with pytest.raises(DataError, match=r"line 2: class '3' is outside 0\.\.2: raise K = 3"):
-        list(read_chunks(path, "svmlight", Shape(None, 9, 3)))
+        list(form("svmlight").chunks(path, Shape(None, 9, 3)))
 
 
 def test_rows_without_a_header_are_those_of_standard_input(tmp_path):
     path = write(tmp_path / "copy", "3,1 2:1\n 4:1\n\n5:1 6:2")
-    shape = read_shape(path, "rows")
+    shape = form("rows").shape(path)
     expected = [([1, 3], [(2, 1)]), ([], [(4, 1)]), ([], []), ([], [(5, 1), (6, 2)])]
-    assert [row for chunk in read_chunks(path, "rows", shape, block_bytes=8) for row in unpack(chunk)] == expected
+    assert [row for chunk in form("rows").chunks(path, shape, block_bytes=8) for row in unpack(chunk)] == expected
     with pytest.raises(DataError, match=r"^standard input line 4: feature index '6' is outside 0\.\.5"):
-        list(read_chunks(path, "rows", Shape(None, 6, 9)))
+        list(form("rows").chunks(path, Shape(None, 6, 9)))
 
 
 def test_a_missing_file_and_a_directory_are_named(tmp_path):
@@ -253,7 +260,7 @@ def pair() -> tuple[csr_array, csr_array]:
 def test_npz_pairs_come_back(tmp_path, pair, block_bytes):
     features, classes = pair
     path = save_npz(tmp_path / "rows.npz", features, classes)
-    assert read_shape(path, "npz") == (40, 12, 5)
+    assert form("npz").shape(path) == (40, 12, 5)
     expected = [
         (
             classes.indices[classes.indptr[n] : classes.indptr[n + 1]].tolist(),
@@ -275,16 +282,16 @@ def test_dense_matrices_come_back_with_either_kind_of_classes(tmp_path, pair, bl
     path = tmp_path / "rows.npy"
     np.save(path, dense)
     np.save(tmp_path / "rows.classes.npy", np.arange(40) % 7)
-    assert read_shape(path, "npy") == (40, 12, None)
-    chunks = list(read_chunks(path, "npy", Shape(40, 12, None), block_bytes))
+    assert form("npy").shape(path) == (40, 12, None)
+    chunks = list(form("npy").chunks(path, Shape(40, 12, None), block_bytes))
     np.testing.assert_array_equal(np.concatenate([c.features for c in chunks]), dense.astype(np.float32))
     np.testing.assert_array_equal(np.concatenate([c.class_ids for c in chunks]), np.arange(40) % 7)
     assert chunks[-1].fraction == 1
 
     (tmp_path / "rows.classes.npy").unlink()
     save_npz(tmp_path / "rows.classes.npz", features, classes)
-    assert read_shape(path, "npy") == (40, 12, 5)
-    chunks = list(read_chunks(path, "npy", Shape(40, 12, 5), block_bytes))
+    assert form("npy").shape(path) == (40, 12, 5)
+    chunks = list(form("npy").chunks(path, Shape(40, 12, 5), block_bytes))
     np.testing.assert_array_equal(np.concatenate([c.class_ids for c in chunks]), classes.indices)
     np.testing.assert_array_equal(np.concatenate([np.diff(c.class_indptr) for c in chunks]), np.diff(classes.indptr))
 
@@ -302,16 +309,16 @@ def test_classes_of_arrays_may_be_missing_where_they_are_optional(tmp_path, pair
     save_npz(pairs, features, classes, Y_data=None, Y_indices=None, Y_indptr=None, Y_shape=None)
     np.save(dense, features.todense())
     for path, kind in ((pairs, "npz"), (dense, "npy")):
-        shape = read_shape(path, kind, classes_optional=True)
+        shape = form(kind).shape(path, classes_optional=True)
         assert tuple(shape) == (40, 12, None)
-        chunks = list(read_chunks(path, kind, shape, 64, classes_optional=True))
+        chunks = list(form(kind).chunks(path, shape, 64, classes_optional=True))
         assert sum(len(chunk.class_indptr) - 1 for chunk in chunks) == 40
         assert sum(len(chunk.class_ids) for chunk in chunks) == 0
         with pytest.raises(DataError, match="has no (array Y_indptr|classes beside it)"):
             read(path, kind)
     save_npz(pairs, features, classes, Y_indptr=None)  # some are there: then none may be missing
     with pytest.raises(DataError, match="has no array Y_indptr"):
-        read_shape(pairs, "npz", classes_optional=True)
+        form("npz").shape(pairs, classes_optional=True)
 
 
 def test_bad_arrays_are_named(tmp_path, pair):
@@ -391,6 +398,6 @@ def test_tate_leaf_agrees_with_plain_python():
             expected.append(
                 (sorted({int(k) for k in classes.split(",") if k}), [(int(i), np.float32(float(v))) for i, v in pairs])
             )
-    assert read_shape(path, "repository") == (n_rows, n_features, n_classes)
+    assert form("repository").shape(path) == (n_rows, n_features, n_classes)
     assert read(path, block_bytes=2**16) == expected
     assert math.isclose(sum(v**2 for _, features in expected for _, v in features) / n_rows, 1, rel_tol=1e-2)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from mach.config import DataConfig
-from mach.data.tables import read_texts
+from mach.data.formats import FORMATS, LINES
+from mach.data.tables import Table
 from mach.errors import ConfigError, DataError
 
 
@@ -26,8 +27,14 @@ def columns(**options: object) -> DataConfig:
     return DataConfig.model_validate({"train": "x", "class_separator": "|"} | options)
 
 
+def form(kind: str) -> Table:
+    found = LINES if kind == "lines" else FORMATS[kind]
+    assert isinstance(found, Table)
+    return found
+
+
 def texts(path: Path, kind: str, config: DataConfig, block_bytes: int = 2**20) -> list[tuple[str, list[str]]]:
-    chunks = list(read_texts(path, kind, config, block_bytes))
+    chunks = list(form(kind).texts(path, config, block_bytes))
     assert not chunks or chunks[-1].fraction > 0.9
     return [row for chunk in chunks for row in zip(chunk.texts, chunk.class_names, strict=True)]
 
@@ -80,13 +87,13 @@ def test_the_class_column_may_be_missing_where_classes_are_optional(tmp_path):
     lines = write(tmp_path / "t.jsonl", '{"text": "a"}\n{"text": "b", "classes": ["c"]}\n')
     parquet = save_parquet(tmp_path / "t.parquet", text=["a", "b"])
     for path in (csv, lines, parquet):
-        [chunk] = read_texts(path, path.suffix[1:], columns(), classes_optional=True)
+        [chunk] = form(path.suffix[1:]).texts(path, columns(), classes_optional=True)
         assert chunk.texts == ["a", "b"]
         assert chunk.class_names == ([[], ["c"]] if path == lines else [[], []])
         with pytest.raises(DataError, match="has no column 'classes'"):
             texts(path, path.suffix[1:], columns())
         with pytest.raises(DataError, match="has no column 'body'"):
-            list(read_texts(path, path.suffix[1:], columns(text_columns=["body"]), classes_optional=True))
+            list(form(path.suffix[1:]).texts(path, columns(text_columns=["body"]), classes_optional=True))
 
 
 def test_plain_lines_are_texts(tmp_path):
@@ -112,7 +119,7 @@ def test_an_empty_separator_is_refused(tmp_path):
     [
         ("t.csv", "", "is empty or lacks a header"),
         ("t.csv", "text,label\na,b\n", "line 1 has no column 'classes'; there are text, label: set"),
-        ("t.csv", 'text,classes\n"a\nb",c\nd\n', "line 4: 1 fields instead of 2: quote the text that holds a comma"),
+        ("t.csv", 'text,classes\n"a\nb",c\nd\n', "line 4: 1 fields instead of 2: quote the text that holds ','"),
         ("t.csv", 'text,classes\n"a"b,c\n', "line 2: no valid CSV ("),
         ("t.csv", b"text,classes\na,b\nstra\xdfe,c\n", "line 3: byte 0xdf is not UTF-8: convert the file to UTF-8"),
         ("t.jsonl", b'{"text": "\xdf"}', "line 1: byte 0xdf is not UTF-8"),

@@ -60,7 +60,6 @@ def assert_equal_to_oracle(texts: list[str], queries: list[str], config: TextCon
     vectorizer = oracle(
         analyzer="word" if is_word else "char_wb",
         ngram_range=tuple(config.words or config.characters or ()),
-        use_idf=config.tfidf,
         sublinear_tf=config.sublinear,
         min_df=config.min_rows,
     )
@@ -79,13 +78,12 @@ def assert_equal_to_oracle(texts: list[str], queries: list[str], config: TextCon
 
 
 @pytest.mark.parametrize("sublinear", [False, True])
-@pytest.mark.parametrize("tfidf", [False, True])
 @pytest.mark.parametrize(
     ("words", "characters"),
     [([1, 1], None), ([1, 3], None), ([2, 2], None), (None, [1, 1]), (None, [3, 5]), (None, [2, 16])],
 )
-def test_equals_sklearn(words, characters, tfidf, sublinear, tmp_path):
-    config = TextConfig(words=words, characters=characters, tfidf=tfidf, sublinear=sublinear)
+def test_equals_sklearn(words, characters, sublinear, tmp_path):
+    config = TextConfig(words=words, characters=characters, sublinear=sublinear)
     assert_equal_to_oracle(TEXTS, [*TEXTS, "unknown zebra apple apple"], config, tmp_path)
 
 
@@ -102,7 +100,7 @@ def test_equals_sklearn_on_any_text(tmp_path_factory, texts, queries, span, data
 
 
 def test_words_and_characters_share_one_norm_but_no_term(tmp_path):
-    features = TextFeatures(TextConfig(words=[1, 1], characters=[2, 2], tfidf=False)).fit(["ab", "ab c"])
+    features = TextFeatures(TextConfig(words=[1, 1], characters=[2, 2])).fit(["ab", "ab c"])
     assert terms(features, tmp_path) == ["ab", "c", " a", "ab", "b ", " c", "c "]  # words first, frequent first
     assert matrix(features, ["ab"]).toarray().tolist() == [[0.5, 0.0, 0.5, 0.5, 0.5, 0.0, 0.0]]
 
@@ -159,16 +157,16 @@ def hashed(text: str, n_features: int) -> dict[int, int]:
 
 
 def test_hashing_follows_its_definition():
-    config = TextConfig(words=[1, 1], characters=[2, 2], hashing=True, n_features=31, tfidf=False)
-    row = matrix(TextFeatures(config), ["größe ab ab größe"])
+    config = TextConfig(words=[1, 1], characters=[2, 2], hashing=True, n_features=31)
+    row = matrix(TextFeatures(config).fit(["größe ab ab größe"]), ["größe ab ab größe"])
     counts = hashed("größe ab ab größe", 31)
     norm = np.sqrt(sum(count**2 for count in counts.values()))
     assert dict(zip(row.indices.tolist(), (row.data * norm).round(4).tolist(), strict=True)) == counts
 
 
 def test_hashed_buckets_are_frozen():
-    config = TextConfig(words=[1, 2], characters=[3, 3], hashing=True, n_features=2**18, tfidf=False)
-    indices = TextFeatures(config).transform(["Äpfel sind rot"])[1]
+    config = TextConfig(words=[1, 2], characters=[3, 3], hashing=True, n_features=2**18)
+    indices = TextFeatures(config).fit(["Äpfel sind rot"]).transform(["Äpfel sind rot"])[1]
     assert indices.tolist() == [
         41186,
         41997,
@@ -190,7 +188,7 @@ def test_hashed_buckets_are_frozen():
     ]  # a model of last year reads this year's text: these may never change
 
 
-def test_hashing_with_idf_needs_fit():
+def test_hashing_needs_fit():
     config = TextConfig(hashing=True, n_features=64)
     with pytest.raises(ConfigError, match="call fit"):
         TextFeatures(config).transform(["a"])
@@ -230,9 +228,8 @@ def test_is_the_same_in_every_process(hashing, hash_seed):
 
 CONFIGS = [
     TextConfig(words=[1, 2], characters=[3, 5], sublinear=True),
-    TextConfig(words=None, characters=[1, 2], tfidf=False),
+    TextConfig(words=None, characters=[1, 2]),
     TextConfig(hashing=True, n_features=100),
-    TextConfig(hashing=True, n_features=100, tfidf=False),
 ]
 
 
@@ -324,3 +321,29 @@ def test_wrong_input_is_named():
 def test_no_text_gives_no_row():
     indptr, indices, values = TextFeatures(TextConfig()).fit(["a"]).transform([])
     assert (indptr.tolist(), len(indices), len(values)) == ([0], 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("config", "fingerprint", "values"),
+    [
+        (
+            TextConfig(words=[1, 1], characters=[2, 2]),
+            "c28ee6c669a33e58219e4546d19eae1b",
+            [1, 2, 1, 1, 2, 1, 1, 2, 1, 1],
+        ),
+        (TextConfig(hashing=True, n_features=100), "95fff609762ef4717d57aa43ddd12f1c", [1, 2, 1]),
+    ],
+)
+def test_features_of_earlier_versions_without_weights_load_and_answer(config, fingerprint, values, tmp_path):
+    former = TextFeatures(config).fit(["ab", "ab c", "c c d"])
+    former._is_weighted, former._idf = False, np.ones(0, np.float32)
+    former.save(tmp_path)
+    features = TextFeatures.load(tmp_path)
+    assert features.fingerprint() == fingerprint  # of the version that wrote such features
+    found = features.transform(["ab c c d"])[2]
+    np.testing.assert_allclose(found / found.min(), values, rtol=1e-6)
+
+
+def test_features_have_the_fingerprint_of_earlier_versions():
+    features = TextFeatures(TextConfig(words=[1, 2], sublinear=True)).fit(["ab", "ab c", "c c d"])
+    assert features.fingerprint() == "51e2f74e607590e6df0c3131e7d51fb0"

@@ -1,0 +1,59 @@
+"""The table of file formats: an entry is all that a format needs.
+
+To add one, write a reader (`mach.data.sources.Numbers` or `mach.data.tables.Table`), put its entry here, and its name
+into ``mach.config.Format``. `tests/data/test_formats.py` then asks for the same rows in the new format.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mach.data.matrices import Npy, Npz
+from mach.data.readers import NumericText
+from mach.data.sources import COMPRESSED, Format
+from mach.data.tables import Csv, JsonLines, Lines, Parquet
+from mach.errors import ConfigError
+
+_ENTRIES: tuple[Format, ...] = (
+    NumericText("repository", (".txt",), "a header N D K, then lines of classes and index:value pairs", True),
+    NumericText("svmlight", (".svm", ".svmlight", ".libsvm"), "lines of classes and index:value pairs"),
+    Npz("npz", (".npz",), "CSR arrays of features and classes, saved by numpy"),
+    Npy("npy", (".npy",), "a dense matrix, beside its classes in NAME.classes.npy or .npz"),
+    Csv("csv", (".csv",), "a header that names columns, then a row a line"),
+    JsonLines("jsonl", (".jsonl",), "an object a line"),
+    Parquet("parquet", (".parquet",), "columns of text and of class names"),
+)
+FORMATS: dict[str, Format] = {entry.name: entry for entry in _ENTRIES}
+BUILTIN = Format("builtin", (), "an embedded set")
+# standard input, whose lines are texts or numbers as the model has them
+LINES, ROWS = Lines("lines", (), "a text a line"), NumericText("rows", (), "repository text, no header", is_stdin=True)
+
+
+def format_of(name: str, source: str) -> Format:
+    """The format of a file, by its name in the configuration, or with ``auto`` by the file's ending.
+
+    Raises
+    ------
+    ConfigError
+        When the name or the ending is unknown.
+
+    Examples
+    --------
+    >>> format_of("auto", "train.jsonl.gz").name
+    'jsonl'
+    """
+    if name != "auto":
+        if name not in FORMATS:
+            raise ConfigError(f"data.format = {name!r} is unknown: there are auto, {', '.join(FORMATS)}")
+        return FORMATS[name]
+    path = Path(source.lower())
+    is_compressed = path.suffix in COMPRESSED
+    ending = path.with_suffix("").suffix if is_compressed else path.suffix
+    for entry in FORMATS.values():
+        if ending in entry.endings and not (is_compressed and entry.is_packed):
+            return entry
+    endings = ", ".join(ending for entry in FORMATS.values() for ending in entry.endings)
+    raise ConfigError(
+        f"the ending of {source} tells no format: it may be {endings}, text also with {', '.join(COMPRESSED)}; or set "
+        "format"
+    )

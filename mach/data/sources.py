@@ -1,0 +1,158 @@
+"""What all readers share: the contract of a file format, plain and compressed files, and what goes wrong with them."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, ClassVar, NamedTuple
+
+from mach.data.store import Chunk
+from mach.errors import DataError
+
+BLOCK_BYTES = 2**23
+STDIN = "standard input"  # its name in messages
+LIMIT = 2**31 - 1  # of D and K: indices are int32
+COMPRESSED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+
+class Shape(NamedTuple):
+    """N, D and K where a source states them; None: known after reading."""
+
+    n_rows: int | None
+    n_features: int | None
+    n_classes: int | None
+
+
+@dataclass(frozen=True)
+class Format:
+    """How files of one kind are read: an entry of `mach.data.formats.FORMATS`.
+
+    Attributes
+    ----------
+    name : str
+        As ``data.format`` calls it.
+    endings : tuple of str
+        Of files that are taken for it; none: it is read from elsewhere.
+    sentence : str
+        What such a file holds.
+    is_dense, is_packed : bool
+        Whether its rows are dense; whether another compression (.gz, .bz2, .xz) makes no sense.
+    """
+
+    name: str
+    endings: tuple[str, ...]
+    sentence: str
+    is_dense: ClassVar[bool] = False
+    is_packed: ClassVar[bool] = False
+
+
+class Numbers(Format, ABC):
+    """A format whose rows are features and class ids; both methods raise a DataError of one line."""
+
+    @abstractmethod
+    def shape(self, path: Path, classes_optional: bool = False) -> Shape:
+        """What a file states about its size, without reading its rows.
+
+        With ``classes_optional`` it may have no classes at all: rows of queries.
+        """
+
+    @abstractmethod
+    def chunks(
+        self, path: Path, shape: Shape, block_bytes: int = BLOCK_BYTES, classes_optional: bool = False
+    ) -> Iterator[Chunk]:
+        """Rows in chunks of about ``block_bytes``; what is beyond ``shape`` is an error, None there is no limit."""
+
+    def beside(self, path: Path, classes_optional: bool) -> list[Path]:
+        """Other files that are read with this one."""
+        return []
+
+
+def checked(shape: Shape, place: object, classes_optional: bool) -> Shape:
+    """A shape with features, and with classes unless they are optional."""
+    if shape.n_features == 0:
+        raise DataError(f"{place}: D = 0: rows need at least one feature: correct it")
+    if shape.n_classes == 0 and not classes_optional:
+        raise DataError(f"{place}: K = 0: rows need at least one class: correct it")
+    return shape
+
+
+class SourceFile:
+    """A plain or compressed file, read once from its beginning in blocks or lines.
+
+    Parameters
+    ----------
+    path : Path
+        Decompressed when it ends in .gz, .bz2 or .xz.
+    name : str, optional
+        What messages call it; by default its path.
+
+    Raises
+    ------
+    DataError
+        When it cannot be read, or its compressed data are damaged or cut short.
+    """
+
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        self.path, self.name = path, name or str(path)
+        self.share: float | None = None  # of the rows that are read, where a reader knows better than by the bytes
+
+    def __enter__(self) -> SourceFile:
+        with source_errors(self.name):
+            self._raw = self.path.open("rb")
+            self._n_bytes = max(1, self.path.stat().st_size)
+            opener = COMPRESSED.get(self.path.suffix.lower())
+            self.file: IO[bytes] = opener(self._raw) if opener else self._raw
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.close()
+        self._raw.close()
+
+    @property
+    def fraction(self) -> float:
+        """Share that has been read, of the (compressed) bytes."""
+        return min(1.0, self._raw.tell() / self._n_bytes) if self.share is None else self.share
+
+    def blocks(self, n_bytes: int) -> Iterator[bytes]:
+        """Whole lines in blocks of about ``n_bytes``; each ends in a newline, added to the last line if need be."""
+        pending: list[bytes] = []
+        with source_errors(self.name):
+            while block := self.file.read(n_bytes):
+                end = block.rfind(b"\n") + 1
+                if end:
+                    yield b"".join([*pending, block[:end]])
+                    pending = []
+                pending.append(block[end:])
+        if rest := b"".join(pending):
+            yield rest + b"\n"
+
+    def lines(self) -> Iterator[str]:
+        """Decoded lines with their ends; a byte order mark at the beginning is dropped."""
+        with source_errors(self.name):
+            for number, line in enumerate(self.file, 1):
+                try:
+                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    bad = line[error.start : error.start + 1].hex()
+                    raise DataError(
+                        f"{self.name} line {number}: byte 0x{bad} is not UTF-8: convert the file to UTF-8"
+                    ) from error
+
+
+@contextmanager
+def source_errors(name: object) -> Iterator[None]:
+    """Turn what reading a file can raise into a `DataError` of one line, which calls it ``name``."""
+    try:
+        yield
+    except (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile) as error:
+        raise DataError(f"{name} is damaged or cut short ({error}): fetch it again") from error
+    except OSError as error:
+        raise DataError(f"cannot read {name}: {error.strerror or error}") from error
