@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mach.errors import ConfigError
 from mach.places import Place, place, read_bytes
 
-Format = Literal["auto", "repository", "svmlight", "npz", "npy", "csv", "jsonl", "parquet", "builtin"]
+Format = Literal["auto", "repository", "svmlight", "npz", "npy", "csv", "tsv", "jsonl", "parquet", "builtin"]
 DOCUMENTS = "builtin:characters-names"  # the embedded set's classes, each a document of its name
 HostMemory = Literal["none", "input", "all"]
 MAX_PILOTS = 5

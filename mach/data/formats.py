@@ -20,6 +20,7 @@ _ENTRIES: tuple[Format, ...] = (
     Npz("npz", (".npz",), "CSR arrays of features and classes, saved by numpy"),
     Npy("npy", (".npy",), "a dense matrix, beside its classes in NAME.classes.npy or .npz"),
     Csv("csv", (".csv",), "a header that names columns, then a row a line"),
+    Csv("tsv", (".tsv",), "a header that names columns, then a row a line, with tabs between the fields", "\t"),
     JsonLines("jsonl", (".jsonl",), "an object a line"),
     Parquet("parquet", (".parquet",), "columns of text and of class names"),
 )

@@ -82,6 +82,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "npz": write_npz,
     "npy": write_npy,
     "csv": lambda path: write_table(path, ","),
+    "tsv": lambda path: write_table(path, "\t"),
     "jsonl": write_jsonl,
     "parquet": write_parquet,
 }
