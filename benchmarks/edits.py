@@ -128,16 +128,16 @@ def added(report: Report, model: MachModel, full: MachModel, data: dict[str, Any
     mixed_rows = np.array([n for n, classes in enumerate(truth) if classes and min(classes) < K0])
     before = {rerank: model.topk(X, 10, rerank=rerank)[0] for rerank in (True, False)}
     one = {rerank: milliseconds(lambda i, r=rerank: model.topk(X[[i]], 10, rerank=r)) for rerank in (True, False)}
-    model.add_classes("compiled", [examples_X[owners == 0]])
-    model.undo()
+    model.classes.add("compiled", [examples_X[owners == 0]])
+    model.classes.undo()
     alone = []
     for k in range(10):
         begin = time.perf_counter()
-        model.add_classes(f"alone {k}", [examples_X[owners == k]])
+        model.classes.add(f"alone {k}", [examples_X[owners == k]])
         alone.append(1000 * (time.perf_counter() - begin))
-        model.undo()
+        model.classes.undo()
     begin, processor_begin = time.perf_counter(), time.process_time()
-    given = model.add_classes([f"new {k}" for k in range(n_new)], [examples_X[owners == k] for k in range(n_new)])
+    given = model.classes.add([f"new {k}" for k in range(n_new)], [examples_X[owners == k] for k in range(n_new)])
     seconds, processor_seconds = time.perf_counter() - begin, time.process_time() - processor_begin
     assert given.tolist() == list(range(K0, K0 + n_new))
     report(
@@ -181,7 +181,7 @@ def removed(report: Report, model: MachModel, X: csr_array) -> None:
     """Bar 3: removed classes in any answer."""
     popular = np.bincount(model.topk(X, 5)[0].ravel(), minlength=model.n_classes)
     gone = np.argsort(-popular, kind="stable")[:500]
-    model.remove_classes(gone)
+    model.classes.remove(gone)
     allowed = np.ones(model.n_classes, np.bool_)
     ways: dict[str, dict[str, Any]] = {
         "re-ranked": {},
@@ -196,7 +196,7 @@ def removed(report: Report, model: MachModel, X: csr_array) -> None:
     counts = {name: int(np.isin(model.topk(X, **({"k": 10} | how))[0], gone).sum()) for name, how in ways.items()}
     listed = ", ".join(f"{name}: {count}" for name, count in counts.items())
     report(f"The 500 classes returned most often were removed. Of them returned, in {X.shape[0]:,} rows: {listed}.", "")
-    model.undo()
+    model.classes.undo()
 
 
 def upvoted(report: Report, model: MachModel, data: dict[str, Any]) -> None:
@@ -209,7 +209,7 @@ def upvoted(report: Report, model: MachModel, data: dict[str, Any]) -> None:
         rows, classes = (np.array(part) for part in zip(*(missed[i] for i in chosen), strict=True))
         others = np.setdiff1d(np.arange(len(truth)), rows)
         begin = time.perf_counter()
-        model.upvote(X[rows], classes)
+        model.classes.upvote(X[rows], classes)
         seconds = time.perf_counter() - begin
         after = model.topk(X, 10, rerank=rerank)[0]
         found = 100 * np.mean([k in after[n, :5] for n, k in zip(rows, classes, strict=True)])
@@ -219,7 +219,7 @@ def upvoted(report: Report, model: MachModel, data: dict[str, Any]) -> None:
             f"{found:.0f} % are now; P@1 of the other {len(others):,} rows {was:.2f} before, {now:.2f} after "
             f"({now - was:+.2f})."
         )
-        model.undo()
+        model.classes.undo()
     report("")
 
 
@@ -230,7 +230,7 @@ def fewer(report: Report, model: MachModel, data: dict[str, Any]) -> None:
     report(f"| all classes | {milliseconds(lambda i: model.topk(X[[i]], 10, rerank=False)):.2f} |")
     for n in (10, 1000, 10_000):
         drawn = np.random.default_rng(3).choice(model.n_classes, n, replace=False)
-        subset = model.subset(drawn)
+        subset = model.classes.subset(drawn)
         report(
             f"| {n:,} allowed, prepared once | "
             f"{milliseconds(lambda i, s=subset: model.topk(X[[i]], 10, rerank=False, allowed=s)):.2f} |"

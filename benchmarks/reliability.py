@@ -18,8 +18,8 @@ import numpy as np
 from hardware import commit, processor
 
 import mach
-from mach.calibrating import pairs_of
-from mach.calibration import TOP, Curve, calibration_error, naive, reliability
+from mach.ask import Ask
+from mach.curves import TOP, Curve, calibration_error, naive, pairs_of, reliability
 from mach.data.prepare import prepare
 from mach.evaluation import evaluate
 from mach.networks.batch import right_of
@@ -61,8 +61,8 @@ def cases_of(path: str) -> tuple[list[Case], list[str]]:
         cases.append(Case(name, curve, np.nonzero(found.ids_Nk >= 0)[1], right, probabilities))
     lines, chosen = [], model.prior
     for prior, tail in ((0.0, 0.0), (chosen, 0.0), (chosen, 0.5), (chosen, 1.0)):
-        model.prior = prior
-        for row in evaluate(model, store, curve=False, tail=tail):
+        model.classes.answerer = model.answerer.with_prior(prior)
+        for row in evaluate(model, store, curve=False, ask=Ask(tail=tail)):
             cells = [f"{100 * row[name]:.1f}" for name in ("P@1", "P@5", "nDCG@5", "PSP@1", "PSP@5")]
             is_new = not row["reranked"] or prior == chosen  # a re-ranker has its own prior
             if is_new:

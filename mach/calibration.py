@@ -1,72 +1,44 @@
-"""Calibration of a run: increasing curves that turn scores into probabilities that a class is right.
+"""Calibration of a run: ``calibration.json`` holds curves that turn its scores into probabilities (`mach.curves`).
 
-``calibration.json`` holds a curve for plain and one for re-ranked scores, each as knots between which it is straight,
-and the prior of plain scores that held-out rows chose. A curve is isotonic regression (Zadrozny & Elkan, "Transforming
-classifier scores into accurate multiclass probability estimates", KDD 2002) or beta calibration (Kull, Silva Filho &
-Flach, "Beta calibration", AISTATS 2017; on scores that are log-probabilities it includes Platt's logistic curve),
-whichever has the smaller expected calibration error under cross-validation.
-
-A curve knows the score alone, not the rank: it holds on average over the best `TOP` classes of a query, and the first
-of them may be right more often than it says (docs/log.md).
+There is one curve for plain and one for re-ranked scores, and the prior of plain scores that held-out rows chose. All
+is fitted to rows that the networks have not learned from.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self
+from collections.abc import Sequence
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
+from mach.ask import Answer, Ask
+from mach.blending import mean_precision
 from mach.config import Section
+from mach.curves import TOP, Curve, fit, pairs_of
+from mach.data.batch import SparseBatch, read_batch, right_of
+from mach.data.store import Store
+from mach.decoding import TopK
+from mach.errors import ConfigError
+from mach.living.answerer import Answerer
+from mach.living.edits import Edits
+from mach.ordering import CANDIDATES, prior_terms
 from mach.places import is_there
-from mach.repetition import read_json
-from mach.reranker import Reranked
-
-if TYPE_CHECKING:
-    from mach.storage import Run
+from mach.repetition import read_json, write_json
+from mach.reranker import Reranked, Reranker
+from mach.reranker import is_due as reranker_is_due
+from mach.reranking import learned_counts
+from mach.runs.ensemble import Ensemble
+from mach.storage import Run
 
 FORMAT: Literal[1] = 1
-TOP = 10  # classes of a query that curves are fitted to and errors are measured on
-BINS, FOLDS = 15, 5
-GROUP_PAIRS = 25  # least pairs behind a knot of isotonic regression
-BETA_KNOTS = 257
-
-Knots = tuple[NDArray[np.float64], NDArray[np.float64]]  # scores and probabilities, ascending
-
-
-class Curve(Section):
-    """A calibrated map from scores to probabilities, and how well it does.
-
-    ``ece_before`` and ``ece_after`` are expected calibration errors on the rows that it was fitted to: of the
-    probabilities that scores look like (`naive`), and of the curve, each row by a curve fitted to the others.
-    """
-
-    method: Literal["isotonic", "beta"]
-    scores: list[float] = Field(min_length=1)
-    probabilities: list[float]
-    n_pairs: int
-    ece_before: float
-    ece_after: float
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        is_ascending = np.all(np.diff(self.scores) > 0) and np.all(np.diff(self.probabilities) >= 0)
-        is_share = min(self.probabilities, default=-1) >= 0 and max(self.probabilities, default=2) <= 1
-        if len(self.scores) != len(self.probabilities) or not (is_ascending and is_share):
-            raise ValueError("the knots of a curve do not ascend within 0 and 1")
-        return self
-
-    def __call__(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Probabilities, in the shape of the scores; 0 where a score is -inf, beside an id of -1."""
-        found = _interpolated((np.array(self.scores), np.array(self.probabilities)), scores)
-        return np.where(np.isneginf(scores), 0, found).astype(np.float32)
+LEAST_ROWS, MOST_ROWS = 50, 20_000
+PRIORS = (0.0, -0.02, -0.05, -0.1, -0.15, -0.2, -0.3, 0.05, -0.5, -0.8, -1.2, -1.8)  # the first of equal ones is taken
 
 
 class Calibration(Section):
-    """The content of calibration.json; ``prior`` is that of plain scores where the configuration leaves it open."""
+    """The content of calibration.json; ``prior`` is that of plain scores."""
 
     format: Literal[1] = FORMAT
     fingerprint: str
@@ -81,133 +53,129 @@ class Calibration(Section):
         return read_json(run.calibration_file, cls) if is_there(run.calibration_file) else None
 
 
+def configured_prior(run: Run) -> float | None:
+    """The prior that an old run's configuration states; later ones leave it to their calibration."""
+    prior = run.retired.get("decoding.prior")
+    return None if prior is None else float(prior)
+
+
+def prior_of(run: Run, calibration: Calibration | None) -> float:
+    """Strength of ``log(1 + training rows)`` of a class in plain scores, see `mach.ordering.prior_terms`."""
+    configured = configured_prior(run)
+    if configured is not None:
+        return configured
+    return 0.0 if calibration is None else calibration.prior
+
+
 def fingerprint(run: Run, repetitions: Sequence[int]) -> str:
     """Digest of all that decides the scores of a model by these repetitions."""
     config = run.config
     digests = [run.repetition(r).summary().weights_digest for r in sorted(repetitions)]
-    parts: tuple[Any, ...] = (FORMAT, config.decoding.aggregate, config.decoding.prior, digests)
+    parts: tuple[Any, ...] = (FORMAT, config.decoding.aggregate, configured_prior(run), digests)
     if config.reranking.candidates and is_there(run.reranked):
         done = read_json(run.reranked, Reranked)
         parts = (*parts, done.digest, done.weight, done.settings.candidates)
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
-def naive(scores: NDArray[Any], aggregate: str) -> NDArray[np.float64]:
-    """The probability that a score looks like: its exponential, its logistic function, or itself, by the aggregate."""
-    values = np.asarray(scores, np.float64)
-    if aggregate == "log-mean":
-        return np.exp(np.minimum(values, 0))
-    return 1 / (1 + np.exp(-values)) if aggregate == "logit-mean" else np.clip(values, 0, 1)
+def calibrate_when_due(run: Run, store: Store) -> Calibration | None:
+    """Calibrate a finished run on its held-out rows, if there are enough and it was not done for these weights.
 
-
-def reliability(probabilities: NDArray[Any], right: NDArray[np.bool_], n_bins: int = BINS) -> NDArray[np.float64]:
-    """Rows of pairs, mean probability and share that is right, in bins of about as many pairs, by probability.
-
-    Examples
-    --------
-    >>> reliability(np.array([0.9, 0.1, 0.2, 0.8]), np.array([True, False, False, True]), n_bins=2).round(2).tolist()
-    [[2.0, 0.15, 0.0], [2.0, 0.85, 1.0]]
+    The mean of P@1, P@3 and P@5 on these rows chooses the prior of plain scores.
     """
-    order = np.argsort(probabilities, kind="stable")
-    parts = [part for part in np.array_split(order, n_bins) if len(part)]
-    return np.array([(len(part), np.mean(probabilities[part]), np.mean(right[part])) for part in parts])
+    held, finished = held_out(run, store), run.finished()
+    if len(finished) < run.config.hashing.repetitions or len(held) < LEAST_ROWS or reranker_is_due(run):
+        return None
+    made = Calibration.load(run)
+    if made is not None and made.fingerprint == fingerprint(run, finished):
+        return None
+    with Ensemble(run, finished) as ensemble:
+        prior = configured_prior(run)
+        prior = best_prior(ensemble, store, _some_of(held)) if prior is None else prior
+        answerer = Answerer(ensemble, Reranker.load(run), prior, Edits(run.manifest.n_classes))
+        return calibrate(answerer, store, held)
 
 
-def calibration_error(probabilities: NDArray[Any], right: NDArray[np.bool_], n_bins: int = BINS) -> float:
-    """Mean over pairs of the difference between probability and share that is right in their bin.
+def held_out(run: Run, store: Store) -> NDArray[np.int64]:
+    """Rows of the training data that nothing has learned from.
 
-    The expected calibration error (Naeini, Cooper & Hauskrecht, AAAI 2015) in bins of equal mass (Nixon et al.,
-    "Measuring calibration in deep learning", CVPR workshops 2019).
+    Raises
+    ------
+    ConfigError
+        When the store is not the run's training data.
     """
-    n, mean, share = reliability(probabilities, right, n_bins).T
-    return float(np.sum(n * np.abs(mean - share)) / n.sum())
+    if store.fingerprint != run.manifest.data_fingerprint:
+        raise ConfigError(
+            f"{run.path} was trained on data with fingerprint {run.manifest.data_fingerprint}, {run.config.data.train} "
+            f"has {store.fingerprint}: give DATA that it was not trained on"
+        )
+    return store.split(run.config.data.validation_fraction, run.config.training.seed)[1]
 
 
-def fit(scores: NDArray[np.float32], right: NDArray[np.bool_], rows: NDArray[np.int64], aggregate: str) -> Curve:
-    """The curve of least expected calibration error under cross-validation.
+def calibrate(answerer: Answerer, store: Store, rows: NDArray[np.int64] | None = None) -> Calibration:
+    """Fit curves to rows, by default all of the store, and write them into the run.
 
     Parameters
     ----------
-    scores, right : arrays of shape (n_pairs,)
-        Of pairs of query and class: the score, and whether the class is right.
-    rows : int array of shape (n_pairs,)
-        The query of each pair: pairs of one are never on both sides of a fold.
-    aggregate : str
-        What scores look like, see `naive`.
+    answerer : Answerer
+    store : Store
+        Prepared like the run's training data.
+    rows : int array, optional
+        Rows that the run has not learned from; of more than 20,000 some are taken, evenly.
+
+    Raises
+    ------
+    ConfigError
+        When there are fewer than 50 rows.
+    DataError
+        When no row has a class that the run knows.
     """
-    values, folds = np.asarray(scores, np.float64), rows % FOLDS
-    errors = {}
-    for name, knots_of in METHODS.items():
-        found = np.empty(len(values))
-        for fold in np.unique(folds):
-            is_held = folds == fold
-            knots = knots_of(values[~is_held], right[~is_held], aggregate)
-            found[is_held] = _interpolated(knots, values[is_held])
-        errors[name] = calibration_error(found, right)
-    best: Any = min(errors, key=lambda name: errors[name])
-    knots = METHODS[best](values, right, aggregate)
-    return Curve(
-        method=best,
-        scores=knots[0].tolist(),
-        probabilities=knots[1].tolist(),
-        n_pairs=len(values),
-        ece_before=calibration_error(naive(scores, aggregate), right),
-        ece_after=errors[best],
+    store.require_classes()
+    rows = np.arange(store.n_rows) if rows is None else rows
+    if len(rows) < LEAST_ROWS:
+        raise ConfigError(
+            f"{len(rows)} rows to calibrate on: need at least {LEAST_ROWS} that the run was not trained on: give DATA, "
+            "or train with data.validation_fraction, such as 0.03"
+        )
+    rows = _some_of(rows)
+    run, queries = answerer.ensemble.run, _queries(store, rows)
+
+    def curve(ask: Ask) -> Curve:
+        top = Answer.concatenate(list(answerer.answers(queries, TOP, ask)))
+        if not (top.ids_Nk >= 0).any():
+            raise ConfigError(f"{run.path} answers with no class, all are removed: there is nothing to calibrate")
+        right_Nk = right_of(store, rows, top.ids_Nk)
+        return fit(*pairs_of(top.ids_Nk, top.scores_Nk, right_Nk), answerer.ensemble.aggregate)
+
+    made = Calibration(
+        fingerprint=fingerprint(run, answerer.ensemble.repetitions),
+        n_rows=len(rows),
+        prior=answerer.prior,
+        plain=curve(Ask(rerank=False)),
+        reranked=None if answerer.reranker is None else curve(Ask()),
     )
+    write_json(run.calibration_file, made.model_dump())
+    return made
 
 
-def isotonic_knots(scores: NDArray[np.float64], right: NDArray[np.bool_], aggregate: str) -> Knots:
-    """Isotonic regression of groups of pairs: a knot at the mean score of each of its blocks.
+def best_prior(ensemble: Ensemble, store: Store, rows: NDArray[np.int64]) -> float:
+    """The strength of the best mean of P@1, P@3 and P@5 among the candidates of the aggregate alone."""
+    run = ensemble.run
+    top = TopK.concatenate(list(ensemble.search(_queries(store, rows), CANDIDATES)))
+    right_NC = right_of(store, rows, top.ids_Nk)
+    counts_K = learned_counts(run, store, rows)
 
-    Half a pair that is right below all others, and half a wrong one above, keep the ends from 0 and 1.
-    """
-    from scipy.optimize import isotonic_regression
+    def gain(prior: float) -> float:
+        terms_NC = prior_terms(counts_K, prior)[np.maximum(top.ids_Nk, 0)]
+        return mean_precision(top.scores_Nk + terms_NC, right_NC)
 
-    values, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    _, groups = np.unique((np.cumsum(counts) - 1) // GROUP_PAIRS, return_inverse=True)  # equal scores stay together
-    n, hits = np.bincount(groups, counts), np.bincount(groups[inverse], right)
-    n_with, hits_with = n.copy(), hits.copy()
-    n_with[0] += 0.5
-    hits_with[0] += 0.5
-    n_with[-1] += 0.5
-    found = isotonic_regression(hits_with / n_with, weights=n_with)
-    begins = found.blocks[:-1]
-    means = np.add.reduceat(np.bincount(groups, counts * values), begins) / np.add.reduceat(n, begins)
-    return means, found.x[begins]
+    return max(PRIORS, key=gain)
 
 
-def beta_knots(scores: NDArray[np.float64], right: NDArray[np.bool_], aggregate: str) -> Knots:
-    """``sigmoid(a log p - b log(1 - p) + c)`` of naive probabilities p, with a and b at least 0, at knots.
-
-    Fitted to Platt's targets ("Probabilistic outputs for support vector machines", 1999), which keep it finite.
-    """
-    from scipy.optimize import minimize
-
-    def features(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        p = np.clip(naive(values, aggregate), 1e-37, 1 - 1e-7)
-        return np.stack([np.log(p), -np.log1p(-p), np.ones_like(p)], axis=1)
-
-    n_right = right.sum()
-    targets = np.where(right, (n_right + 1) / (n_right + 2), 1 / (len(right) - n_right + 2))
-    design = features(scores)
-
-    def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        margins = design @ parameters
-        residuals = 0.5 * (1 + np.tanh(margins / 2)) - targets
-        return float(np.mean(np.logaddexp(0, margins) - targets * margins)), design.T @ residuals / len(margins)
-
-    bounds = [(0, None), (0, None), (None, None)]
-    found = minimize(loss, [1.0, 1.0, 0.0], jac=True, method="L-BFGS-B", bounds=bounds)
-    knots = np.unique(np.quantile(scores, np.linspace(0, 1, BETA_KNOTS)))
-    probabilities = 0.5 * (1 + np.tanh(features(knots) @ found.x / 2))
-    return knots, np.maximum.accumulate(probabilities)
+def _some_of(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST_ROWS)).astype(np.int64)]
 
 
-METHODS: dict[str, Callable[[NDArray[np.float64], NDArray[np.bool_], str], Knots]] = {
-    "isotonic": isotonic_knots,
-    "beta": beta_knots,
-}
-
-
-def _interpolated(knots: Knots, scores: NDArray[Any]) -> NDArray[np.float64]:
-    return np.interp(np.asarray(scores, np.float64), *knots)
+def _queries(store: Store, rows: NDArray[np.int64]) -> Any:
+    batch = read_batch(store, rows)
+    return batch.matrix(store.n_features) if isinstance(batch, SparseBatch) else batch.values_ND

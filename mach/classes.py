@@ -48,18 +48,19 @@ def add(
     random: float,
 ) -> None:
     """Add a class NAME, or those of a FILE, by a few examples or descriptive texts."""
+    import numpy as np
+
     if (name is None) == (source is None):
         raise DataError("give the NAME of one class, or --from FILE")
     given: list[tuple[str, list[str], list[str]]]
     given = _read_classes(source) if source else [(str(name), list(examples), list(texts))]
     model = _opened(run)
-    names = [entry[0] for entry in given]
-    rows = [[model.parse(line) for line in entry[1]] for entry in given]
+    rows: list[Any] = [[model.parse(line) for line in entry[1]] for entry in given]
     has_examples, has_texts = any(rows), any(entry[2] for entry in given)
     if has_examples and model.run.text_features is None:
-        rows = [_stacked(model, lines) for lines in rows]
-    ids = model.add_classes(
-        names,
+        rows = [np.reshape(lines, (-1, model.n_features)) for lines in rows]
+    ids = model.classes.add(
+        [entry[0] for entry in given],
         rows if has_examples else None,
         [entry[2] for entry in given] if has_texts else None,
         by=by,
@@ -74,7 +75,7 @@ def add(
 def remove(run: Place, chosen: tuple[str, ...]) -> None:
     """Remove classes: they are never returned again."""
     model = _opened(run)
-    model.remove_classes([_class_of(model, text) for text in chosen])
+    model.classes.remove([_class_of(model, text) for text in chosen])
     _said(model, f"removed {len(chosen)} classes")
 
 
@@ -85,7 +86,7 @@ def remove(run: Place, chosen: tuple[str, ...]) -> None:
 def rename(run: Place, chosen: str, name: str) -> None:
     """Give a CLASS another NAME."""
     model = _opened(run)
-    model.rename_class(_class_of(model, chosen), name)
+    model.classes.rename(_class_of(model, chosen), name)
     _said(model, f"renamed {chosen} to {name}")
 
 
@@ -99,7 +100,7 @@ def upvote(run: Place, query: str, chosen: str) -> None:
 
     model = _opened(run)
     parsed = model.parse(query)
-    model.upvote([parsed] if isinstance(parsed, str) else np.atleast_2d(parsed), [_class_of(model, chosen)])
+    model.classes.upvote([parsed] if isinstance(parsed, str) else np.atleast_2d(parsed), [_class_of(model, chosen)])
     _said(model, f"upvoted {chosen}")
 
 
@@ -110,7 +111,7 @@ def upvote(run: Place, query: str, chosen: str) -> None:
 def associate(run: Place, source: str, target: str) -> None:
     """Teach that the text SOURCE means what the text TARGET means."""
     model = _opened(run)
-    model.associate([source], [target])
+    model.classes.associate([source], [target])
     _said(model, f"associated {source!r} with {target!r}")
 
 
@@ -122,7 +123,7 @@ def subset(run: Place, name: str, chosen: tuple[str, ...]) -> None:
     """Store classes as a subset NAME for --allowed; without any, forget it. - reads a class a line from stdin."""
     model = _opened(run)
     lines = list(read_lines(chosen)) if chosen else []
-    model.name_subset(name, [_class_of(model, line) for line in lines] if chosen else None)
+    model.classes.name_subset(name, [_class_of(model, line) for line in lines] if chosen else None)
     _said(model, f"subset {name} has {len(lines)} classes" if chosen else f"forgot subset {name}")
 
 
@@ -133,56 +134,37 @@ def subset(run: Place, name: str, chosen: tuple[str, ...]) -> None:
 @_json
 def list_(run: Place, everything: bool, history: bool, as_json: bool) -> None:
     """Show what was changed: added, renamed and removed classes."""
-    if history:
-        from mach.living.versions import Versions
-        from mach.storage import Run
+    from mach.living.edits import TEXT
 
-        current = Versions(Run.open(run)).current()
+    editor = _opened(run).classes
+    edits = editor.edits
+    if history:
         rows = [
-            {"version": step.version, "of": step.parent, "verb": step.verb, "what": step.what} for step in current.steps
+            {"version": step.version, "of": step.parent, "verb": step.verb, "what": step.what}
+            for step in editor.history()
         ]
-        if rows or as_json:
-            print_table(rows, as_json)
-        if not as_json:
-            click.echo(f"the version that holds is {current.version}")
-        return
-    model = _opened(run)
-    edits = model.edits
-    removed = set(edits.removed.tolist())
-    changed = sorted({*edits.renamed, *removed, *range(edits.n_trained, edits.n_classes)})
-    rows = []
-    for k in range(edits.n_classes) if everything else changed:
-        state = "added" if k >= edits.n_trained else "renamed" if k in edits.renamed else "trained"
-        n_examples = int(edits.counts_A[k - edits.n_trained]) if k >= edits.n_trained else None
-        rows.append(
-            {
-                "id": str(k) if not as_json else k,
-                "name": model._live.name(k),
-                "state": "removed" if k in removed else state,
-                "examples": n_examples,
-            }
+        summary = f"the version that holds is {edits.version}"
+    else:
+        rows = [row if as_json else row | {"id": str(row["id"])} for row in editor.changes(everything=everything)]
+        subsets = "".join(f", subset {name} of {len(members):,}" for name, members in edits.subsets.items())
+        n_taught = 0 if edits.exemplars is None else int((edits.exemplars.kinds_M > TEXT).sum())
+        summary = (
+            f"version {edits.version}: {edits.n_trained:,} classes trained, {edits.n_added:,} added, "
+            f"{len(edits.removed):,} removed, {n_taught:,} pairs of feedback{subsets}"
         )
     if rows or as_json:
         print_table(rows, as_json)
     if not as_json:
-        subsets = "".join(f", subset {name} of {len(members):,}" for name, members in edits.subsets.items())
-        n_taught = 0 if edits.exemplars is None else int((edits.exemplars.kinds_M > 1).sum())
-        click.echo(
-            f"version {edits.version}: {edits.n_trained:,} classes trained, {edits.n_added:,} added, "
-            f"{len(removed):,} removed, {n_taught:,} pairs of feedback{subsets}"
-        )
+        click.echo(summary)
 
 
 @classes.command()
 @_run
 def undo(run: Place) -> None:
     """Go back to the version before; undoing again goes further back."""
-    from mach.living.versions import Versions
-    from mach.storage import Run
-
-    with Versions(Run.open(run)).turn() as turn:
-        edits, step = turn.undo()
-    click.echo(f"{run}: undone: {step.verb} {step.what}; version {edits.version} holds", err=True)
+    model = _opened(run)
+    step = model.classes.undo()
+    _said(model, f"undone: {step.verb} {step.what}")
 
 
 def _opened(run: Place) -> MachModel:
@@ -192,19 +174,13 @@ def _opened(run: Place) -> MachModel:
 
 
 def _said(model: MachModel, what: str) -> None:
-    click.echo(f"{model.run.path}: {what}; version {model.version} holds", err=True)
+    click.echo(f"{model.run.path}: {what}; version {model.classes.version} holds", err=True)
 
 
 def _class_of(model: MachModel, text: str) -> Any:
     """A name, or a number where there is no such name."""
-    is_number = text.isdecimal() and model._live.id_of(text) is None
+    is_number = text.isdecimal() and model.answerer.catalogue.id_of(text) is None
     return int(text) if is_number else text
-
-
-def _stacked(model: MachModel, rows: list[Any]) -> Any:
-    import numpy as np
-
-    return np.stack(rows) if rows else np.empty((0, model.n_features), np.float32)
 
 
 def _read_classes(source: str) -> list[tuple[str, list[str], list[str]]]:
@@ -215,7 +191,7 @@ def _read_classes(source: str) -> list[tuple[str, list[str], list[str]]]:
         raise DataError(f"cannot read {source}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{source} is not UTF-8: {error.reason} at byte {error.start}") from error
-    found = []
+    entries = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -230,7 +206,7 @@ def _read_classes(source: str) -> list[tuple[str, list[str], list[str]]]:
             raise DataError(
                 f'{source} line {number}: need {{"name": "...", "examples": ["..."], "texts": ["..."]}}, got {line:.60}'
             )
-        found.append((entry["name"], *lists))
-    if not found:
+        entries.append((entry["name"], *lists))
+    if not entries:
         raise DataError(f"{source} has no line: write one JSON object a class")
-    return found
+    return entries

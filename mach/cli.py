@@ -246,7 +246,7 @@ def train(
     if dry_run:
         _print_ledger(options)
         return
-    from mach.calibrating import calibrate_when_due
+    from mach.calibration import calibrate_when_due
     from mach.launch.launchers import train as train_run
     from mach.launch.reranker import train_reranker
     from mach.launch.setup import drop_store, set_up
@@ -307,6 +307,7 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Measure RUN on DATA (the configuration's data.test by default), in percent; re-ranked in the last row."""
+    from mach.ask import Ask
     from mach.evaluation import evaluate as evaluate_model
 
     source = data or model.run.config.data.test
@@ -316,7 +317,13 @@ def evaluate(
     cuts = tuple(sorted({parse_integer(k, "--at") for k in ks.split(",")}))
     with progress() as report:
         measured = evaluate_model(
-            model, store, ks=cuts, curve=curve, rerank=rerank, tail=tail, reliability=reliability, report=report
+            model,
+            store,
+            ks=cuts,
+            curve=curve,
+            ask=Ask(rerank=rerank, tail=tail),
+            reliability=reliability,
+            report=report,
         )
     if curve and not tail and model.repetitions == model.run.finished():
         _keep_curve(model, store, measured)
@@ -339,11 +346,10 @@ def evaluate(
 @_json
 def calibrate(model: MachModel, data: str | None, as_json: bool) -> None:
     """Fit probabilities to rows that RUN was not trained on: DATA, or the training rows it held out."""
-    from mach.calibrating import calibrate as calibrate_model
-    from mach.calibrating import held_out
+    from mach.calibration import held_out
 
     if data is not None:
-        found = calibrate_model(model, _prepared(model, data))
+        found = model.calibrate(_prepared(model, data))
     else:
         from mach.launch.start import training_store
 
@@ -352,7 +358,7 @@ def calibrate(model: MachModel, data: str | None, as_json: bool) -> None:
                 store = training_store(model.run, report)
         except StorageError as error:
             raise ConfigError(f"{error}: bring those rows back, or give DATA") from error
-        found = calibrate_model(model, store, held_out(model.run, store))
+        found = model.calibrate(store, held_out(model.run, store))
     if as_json:
         knots = {"scores", "probabilities"}
         click.echo(found.model_dump_json(exclude={"plain": knots, "reranked": knots}))
@@ -380,6 +386,7 @@ def predict(
     probabilities: bool,
 ) -> None:
     """Write the top k classes of every row of DATA."""
+    from mach.ask import Ask
     from mach.predictions import write_predictions
 
     def values(part: TopK) -> Any:
@@ -387,14 +394,13 @@ def predict(
             return part.scores_Nk
         return model.probabilities(part.ids_Nk, part.scores_Nk, rerank=rerank, tail=tail)
 
+    ask = Ask(allowed, rerank=rerank, tail=tail)
     if probabilities:
         model.curve(rerank=rerank)  # missing, it is missed before the work
     store = _prepared(model, data)
     kind = ("probability", "probabilities") if probabilities else ("score", "scores")
     with progress() as report:
-        parts = _reported(
-            model.search_in_parts(store, k, allowed=allowed, rerank=rerank, tail=tail), store.n_rows, report
-        )
+        parts = _reported(model.search_in_parts(store, k, ask), store.n_rows, report)
         write_predictions(output, ((part.ids_Nk, values(part)) for part in parts), model.name_function(), kind)
 
 
@@ -419,8 +425,8 @@ def query(
 ) -> None:
     """Answer QUERIES: texts, or rows as `index:value ...` where the model takes numbers; - reads lines from stdin."""
     for line in read_lines(queries):
-        how: dict[str, Any] = {"allowed": allowed, "rerank": rerank, "tail": tail, "probabilities": probabilities}
-        ids, scores = model.topk(model.parse(line), k, **how)
+        parsed = model.parse(line)
+        ids, scores = model.topk(parsed, k, allowed=allowed, rerank=rerank, tail=tail, probabilities=probabilities)
         found = ids[ids >= 0].tolist()
         names = model.names(found) if model.name_function() else None
         if as_json:
@@ -478,7 +484,9 @@ def _keep_curve(model: MachModel, store: Store, measured: list[dict[str, Any]]) 
 
     kept = [{name: value for name, value in row.items() if value is not None} for row in measured]
     with suppress(StorageError):
-        found = AccuracyCurve(fingerprint=store.fingerprint, n_rows=store.n_rows, version=model.version, rows=kept)
+        found = AccuracyCurve(
+            fingerprint=store.fingerprint, n_rows=store.n_rows, version=model.classes.version, rows=kept
+        )
         found.save(model.run)
 
 

@@ -156,17 +156,6 @@ class DecodingConfig(Section):
     """How R bucket scores become class scores (`mach.decoding`)."""
 
     aggregate: Aggregate = Field(default="auto", description="auto: log-mean")
-    prior: float | None = Field(
-        default=None,
-        description="strength of log(1 + rows of a class) without re-ranker, below 0 for rare ones; none: by "
-        "validation rows when training ends, else 0",
-    )
-    candidates: int = Field(
-        default=100,
-        ge=1,
-        le=10_000,
-        description="C: classes of a query to begin with where a prior or tail orders them",
-    )
 
 
 RerankingLoss = Literal["hinge", "logistic"]
@@ -325,6 +314,8 @@ RETIRED: dict[str, str] = {
     "data.typos": "a tenth of the longer words of phrases is mistyped",
     "data.phrase_seed": "phrases follow from the document alone",
     "text.tfidf": "terms are always weighted by their inverse row frequency",
+    "decoding.prior": "held-out rows choose it where training ends (data.validation_fraction)",
+    "decoding.candidates": "a query begins with 100 candidates and takes more where its certificate needs them",
     "hashing.capacity": "hash functions are drawn for the classes of the data; later ones get theirs when they come",
     "hashing.seed": "training.seed is the one seed of a run",
     "hashing.assignment": _LOST,

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mach.calibration import Calibration, Curve, fingerprint
-from mach.decoding import Subset, TopK, transform
+from mach.accuracy import AccuracyCurve
+from mach.ask import DEFAULTS, Allowed, Answer, Ask
+from mach.calibration import Calibration, calibrate, fingerprint, prior_of
+from mach.curves import Curve
+from mach.data.store import Reference, Store
 from mach.errors import ConfigError, DataError
+from mach.living.answerer import Answerer
+from mach.living.catalogue import Classes
+from mach.living.editor import ClassEditor
 from mach.living.edits import Edits
-from mach.living.live import Allowed, Live
-from mach.living.recall import PLAIN, RERANKED, Candidates, Found
-from mach.living.verbs import Living
-from mach.networks.batch import Batch, SparseBatch, rows_of
-from mach.ordering import prior_terms, reorder, tail_terms, topk_with_terms
+from mach.living.versions import Step, Versions
 from mach.queries import is_single
 from mach.repetition import read_json
 from mach.reranker import Reranked, Reranker, verify
-from mach.runs.ensemble import BucketScores, Ensemble
+from mach.runs.ensemble import Ensemble
 from mach.scoring import Scorer
 from mach.storage import Run
 
@@ -30,26 +31,7 @@ if TYPE_CHECKING:
     from mach.queries import Queries
 
 
-@dataclass(frozen=True)
-class Answer(TopK):
-    """The best k classes of every query, as `TopK`, and which repetitions they come from.
-
-    Attributes
-    ----------
-    answered_NR : bool array of shape (N, R)
-        Whether a repetition's scores went into the answer; only one kept in another process can be missing. Where the
-        first so many repetitions were asked for, R is their number.
-    """
-
-    answered_NR: NDArray[np.bool_]
-
-    @property
-    def is_degraded(self) -> bool:
-        """Whether a repetition was missing for some query; its answer is exact for those that were there."""
-        return not self.answered_NR.all()
-
-
-class MachModel(Living):
+class MachModel:
     """Exact top-k classes by R independent networks over hashed buckets; a context manager that closes it.
 
     Parameters
@@ -64,14 +46,16 @@ class MachModel(Living):
 
     Attributes
     ----------
-    n_classes, n_features, n_buckets, n_repetitions, n_heads : int
-        K (trained and added), D, B, R as far as used, and J: the hash functions of a repetition.
+    ensemble : Ensemble
+        The repetitions: queries to bucket scores, and these to the best trained classes.
     reranker : Reranker or None
         Linear classifiers that order the best classes anew, where the run has them.
-    prior : float
-        Strength of ``log(1 + training rows)`` of a class in scores without re-ranking, see `mach.ordering.prior_terms`.
     calibration : Calibration or None
         What turns scores into probabilities, where the run has it.
+    classes : ClassEditor
+        Adds, removes, renames and teaches classes, and knows their names.
+    n_features, n_buckets, n_repetitions, n_heads : int
+        D, B, R as far as used, and J: the hash functions of a repetition.
     """
 
     def __init__(
@@ -79,16 +63,13 @@ class MachModel(Living):
     ) -> None:
         self.run, self.repetitions = run, repetitions
         self.ensemble = ensemble = Ensemble(run, repetitions, scorer)
-        manifest = run.manifest
-        self.n_features, self.n_heads = manifest.n_features, ensemble.n_heads
+        self.n_features, self.n_heads = run.manifest.n_features, ensemble.n_heads
         self.assignment, self.n_buckets = ensemble.assignment, ensemble.n_buckets
         self.n_repetitions, self.aggregate = ensemble.n_repetitions, ensemble.aggregate
         self.reranker = Reranker.load(run)
         self.calibration = Calibration.load(run)
-        chosen = self.calibration.prior if self.calibration else 0.0
-        self.prior = chosen if run.config.decoding.prior is None else run.config.decoding.prior
-        self._terms_of = lru_cache(maxsize=4)(self._make_terms)
-        self._use(Edits(manifest.n_classes) if edits is None else edits)
+        edits = Edits(run.manifest.n_classes) if edits is None else edits
+        self.classes = ClassEditor(Answerer(ensemble, self.reranker, prior_of(run, self.calibration), edits))
 
     def __enter__(self) -> Self:
         return self
@@ -99,6 +80,21 @@ class MachModel(Living):
     def close(self) -> None:
         """End the actors that keep the weights; nothing to do for a model of this process."""
         self.ensemble.close()
+
+    @property
+    def answerer(self) -> Answerer:
+        """What answers by the version of the classes that holds now; whoever keeps it keeps that version."""
+        return self.classes.answerer
+
+    @property
+    def n_classes(self) -> int:
+        """K: all ids ever given, those of removed classes among them."""
+        return self.classes.edits.n_classes
+
+    @property
+    def prior(self) -> float:
+        """Strength of ``log(1 + training rows)`` of a class in scores without re-ranking."""
+        return self.answerer.prior
 
     def topk(
         self,
@@ -122,7 +118,7 @@ class MachModel(Living):
             Ids beyond the number of (allowed) classes are -1 with score -inf.
         allowed : optional
             Classes that may be returned: ids or names, a bool array of shape (K,), the name of a stored subset, or what
-            `subset` prepared of these.
+            ``model.classes.subset`` prepared of these.
         budget : int, optional
             Most trained classes to score a query; then the answer may be approximate, see `search`.
         rerank : bool
@@ -146,6 +142,7 @@ class MachModel(Living):
         DataError
             When queries do not fit the model.
         """
+        ask = Ask(allowed, budget, rerank, tail, repetitions)
         if probabilities:
             self.curve(rerank=rerank)  # missing, it is missed before the work
             if repetitions not in (None, self.n_repetitions):
@@ -153,39 +150,11 @@ class MachModel(Living):
                     f"the calibration is for all {self.n_repetitions} repetitions, not the first {repetitions}: leave "
                     "repetitions out, or ask for scores"
                 )
-        how: dict[str, Any] = {"allowed": allowed, "budget": budget, "rerank": rerank, "tail": tail}
-        found = self.search(queries, k, **how, repetitions=repetitions)
-        values_Nk = found.scores_Nk
+        answer = self._answer(queries, k, ask)
+        ids_Nk, values_Nk = answer.ids_Nk, answer.scores_Nk
         if probabilities:
-            values_Nk = self.probabilities(found.ids_Nk, values_Nk, rerank=rerank, tail=tail)
-        return (found.ids_Nk[0], values_Nk[0]) if is_single(queries) else (found.ids_Nk, values_Nk)
-
-    def probabilities(
-        self, ids: NDArray[np.int64], scores: NDArray[np.float32], *, rerank: bool = True, tail: float = 0.0
-    ) -> NDArray[np.float32]:
-        """Calibrated probabilities that classes are right, by their scores from `topk`, `search` or `score`.
-
-        They never order classes otherwise than scores without a tail do, and hold for the best 10 of all classes.
-
-        Raises
-        ------
-        ConfigError
-            When the run has no calibration, or one for other weights or settings.
-        """
-        terms_K = self._terms(self._live, 0.0, tail)
-        return self.curve(rerank=rerank)(scores if terms_K is None else scores - terms_K[ids])
-
-    def curve(self, *, rerank: bool = True) -> Curve:
-        """The curve of probabilities, of re-ranked scores where the model has them; errors as `probabilities`."""
-        path, found = self.run.path, self.calibration
-        repair = f"make one by `mach calibrate {path} DATA`, rows that the run was not trained on"
-        if found is None:
-            raise ConfigError(f"{path} has no calibration, which probabilities need: {repair}")
-        is_plain = not rerank or self.reranker is None
-        curve = found.plain if is_plain else found.reranked
-        if curve is None or found.fingerprint != self._fingerprint or (is_plain and found.prior != self.prior):
-            raise ConfigError(f"the calibration of {path} is for other repetitions, weights or settings: {repair}")
-        return curve
+            values_Nk = self.probabilities(ids_Nk, values_Nk, rerank=rerank, tail=tail)
+        return (ids_Nk[0], values_Nk[0]) if is_single(queries) else (ids_Nk, values_Nk)
 
     def search(
         self,
@@ -206,195 +175,11 @@ class MachModel(Living):
         k returned are the best *of these* by aggregate and classifier together. They are certainly the best of all
         classes by both where no score exceeds theirs elsewhere: ``scores_Nk[:, -1] >= bound_N``.
         """
-        how: dict[str, Any] = {"allowed": allowed, "budget": budget, "rerank": rerank, "tail": tail}
-        parts = list(self.search_in_parts(queries, k, **how, repetitions=repetitions))
-        if not parts:
-            raise DataError("there are no queries: give at least one")
-        return parts[0] if len(parts) == 1 else Answer.concatenate(parts)
+        return self._answer(queries, k, Ask(allowed, budget, rerank, tail, repetitions))
 
-    def search_in_parts(
-        self,
-        queries: Queries,
-        k: int = 10,
-        *,
-        allowed: Allowed = None,
-        budget: int | None = None,
-        rerank: bool = True,
-        tail: float = 0.0,
-        repetitions: int | None = None,
-    ) -> Iterator[Answer]:
+    def search_in_parts(self, queries: Queries, k: int = 10, ask: Ask = DEFAULTS) -> Iterator[Answer]:
         """As `search`, a few queries at a time: any number of them in bounded memory."""
-        live = self._live
-        subset = live.subset(allowed)
-        how: dict[str, Any] = {"allowed": subset, "budget": budget, "rerank": rerank, "tail": tail, "live": live}
-        for batch, probs_NRB, columns in self.answered(queries, repetitions):
-            top = self.decode(batch, probs_NRB, columns, k, **how)
-            answered_NR = np.zeros((len(probs_NRB), repetitions or self.n_repetitions), np.bool_)
-            answered_NR[:, list(columns)] = True
-            yield Answer(**vars(top), answered_NR=answered_NR)
-
-    def decode(
-        self,
-        batch: Batch,
-        probs_NRB: NDArray[np.float32],
-        columns: tuple[int, ...],
-        k: int,
-        *,
-        allowed: Allowed = None,
-        budget: int | None = None,
-        rerank: bool = True,
-        tail: float = 0.0,
-        live: Live | None = None,
-    ) -> TopK:
-        """Best k classes by bucket probabilities (n, R' J, B) of a batch, from `answered`."""
-        live = live or self._live
-        subset = live.subset(allowed)
-        how: dict[str, Any] = {"allowed": subset, "rerank": rerank, "tail": tail, "live": live}
-        top = self.decode_trained(batch, probs_NRB, columns, k, **how, budget=budget)
-        if live.recall.is_idle:
-            return top
-        return live.recall.best(self.candidates(top, batch, probs_NRB, columns, k, **how), k)
-
-    def decode_trained(
-        self,
-        batch: Batch,
-        probs_NRB: NDArray[np.float32],
-        columns: tuple[int, ...],
-        k: int,
-        *,
-        allowed: Subset | None = None,
-        budget: int | None = None,
-        rerank: bool = True,
-        tail: float = 0.0,
-        live: Live | None = None,
-    ) -> TopK:
-        """Best k of the trained classes that are allowed, as if nothing had been taught about them."""
-        live = live or self._live
-        search = partial(self._best, columns, live.parts(allowed)[0], budget)
-        reranker = self.reranker if rerank else None
-        terms_K = self._trained_terms(live, rerank, tail)
-        if k < 1 or (reranker is None and terms_K is None):  # the decoder refuses a k below 1
-            return search(probs_NRB, k)
-        if reranker is not None:
-            top = search(probs_NRB, max(k, min(reranker.candidates, live.edits.n_trained)))
-            return reranker.rerank(_sparse(batch), top, k, probs_NRB, terms_K)
-        assert terms_K is not None
-        return topk_with_terms(search, probs_NRB, k, terms_K, self.run.config.decoding.candidates)
-
-    def _best(
-        self,
-        columns: tuple[int, ...],
-        allowed: Subset | None,
-        budget: int | None,
-        probs_NRB: NDArray[np.float32],
-        k: int,
-    ) -> TopK:
-        return self.ensemble.topk(probs_NRB, columns, k, allowed, budget)
-
-    def first_and_reordered(
-        self, batch: Batch, probs_NRB: NDArray[np.float32], columns: tuple[int, ...], k: int, live: Live
-    ) -> Iterator[TopK]:
-        """Best k trained classes by plain and, where there is a re-ranker, by re-ranked scores: from one search.
-
-        Both are the best of the best C by aggregate; plain ones have no certificate for more than that.
-        """
-        reranker, subset = self.reranker, live.parts(live.everything)[0]
-        n_candidates = reranker.candidates if reranker else self.run.config.decoding.candidates
-        best = self.ensemble.topk(probs_NRB, columns, max(k, min(n_candidates, live.edits.n_trained)), subset)
-        terms_K = self._trained_terms(live, rerank=False, tail=0.0)
-        yield reorder(best, best.scores_Nk if terms_K is None else best.scores_Nk + terms_K[best.ids_Nk], k)
-        if reranker is not None:
-            yield reranker.rerank(_sparse(batch), best, k, probs_NRB)
-
-    def candidates(
-        self,
-        trained: TopK,
-        batch: Batch,
-        probs_NRB: NDArray[np.float32],
-        columns: tuple[int, ...],
-        k: int,
-        *,
-        allowed: Subset | None = None,
-        rerank: bool = True,
-        tail: float = 0.0,
-        live: Live,
-        found: Found | None = None,
-    ) -> Candidates:
-        """The best k trained classes with all others that can be above them: added ones, and those that were taught."""
-        terms_K = self._trained_terms(live, rerank, tail)
-
-        def score_trained(rows: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.float32]:
-            used, owners = np.unique(rows, return_inverse=True)
-            places = np.arange(len(rows)) - np.searchsorted(rows, used)[owners]
-            ids_NC = np.full((len(used), places.max(initial=-1) + 1), -1, np.int64)
-            ids_NC[owners, places] = ids
-            scores_NC = self._score_trained(rows_of(batch, used), probs_NRB[used], columns, ids_NC, rerank, terms_K)
-            return scores_NC[owners, places]
-
-        return live.recall.candidates(
-            trained,
-            batch,
-            probs_NRB,
-            self.run.functions(columns),
-            k,
-            RERANKED if rerank and self.reranker is not None else PLAIN,
-            score_trained,
-            allowed_K=live.parts(allowed)[1],
-            terms_K=self._terms(live, 0.0, tail),
-            found=found,
-        )
-
-    def _trained_terms(self, live: Live, rerank: bool, tail: float) -> NDArray[np.float32] | None:
-        reranks = rerank and self.reranker is not None
-        terms_K = self._terms(live, 0.0 if reranks else self.prior, tail)
-        return None if terms_K is None else terms_K[: live.edits.n_trained]
-
-    def _score_trained(
-        self,
-        batch: Batch,
-        probs_NRB: NDArray[np.float32],
-        columns: tuple[int, ...],
-        ids_NC: NDArray[np.int64],
-        rerank: bool,
-        terms_K: NDArray[np.float32] | None,
-    ) -> NDArray[np.float32]:
-        """Scores of given trained classes, -inf for an id of -1."""
-        scores_NC = self.ensemble.score(probs_NRB, columns, ids_NC)
-        if self.reranker is not None and rerank:
-            scores_NC = self.reranker.rescore(_sparse(batch), ids_NC, scores_NC, probs_NRB)
-        return scores_NC if terms_K is None else scores_NC + terms_K[ids_NC]
-
-    def _score_batch(
-        self,
-        batch: Batch,
-        probs_NRB: NDArray[np.float32],
-        columns: tuple[int, ...],
-        ids_NC: NDArray[np.int64],
-        *,
-        rerank: bool = True,
-        tail: float = 0.0,
-        live: Live,
-        found: Found | None = None,
-    ) -> NDArray[np.float32]:
-        """Scores of given classes, shape (N, C); -inf for removed ones and -1."""
-        edits, recall = live.edits, live.recall
-        trained_NC = np.where(ids_NC < edits.n_trained, ids_NC, -1)
-        terms_K = self._trained_terms(live, rerank, tail)
-        scores_NC = self._score_trained(batch, probs_NRB, columns, trained_NC, rerank, terms_K)
-        if not recall.is_idle:
-            mode = RERANKED if rerank and self.reranker is not None else PLAIN
-            added_terms_K = self._terms(live, 0.0, tail)
-            found = recall.find(batch, mode) if found is None else found
-            rows, at = np.nonzero(ids_NC >= edits.n_trained)
-            ids = ids_NC[rows, at]
-            values_NRB = transform(probs_NRB, self.aggregate)
-            added = recall.score_added(found, values_NRB, self.run.functions(columns), rows, ids, mode)
-            scores_NC[rows, at] = added if added_terms_K is None else added + added_terms_K[ids]
-            all_rows = np.repeat(np.arange(len(ids_NC)), ids_NC.shape[1])
-            scores_NC = recall.lifted(found, all_rows, ids_NC.ravel(), scores_NC.ravel()).reshape(ids_NC.shape)
-        if len(edits.removed):
-            scores_NC[edits.is_removed(ids_NC)] = -np.inf
-        return scores_NC
+        return self.answerer.answers(queries, k, ask)
 
     def score(self, queries: Queries, ids: ArrayLike, *, rerank: bool = True, tail: float = 0.0) -> NDArray[np.float32]:
         """Scores of given classes: ids of shape (C,) for all queries or (N, C); returns (N, C), or (C,) for one.
@@ -406,23 +191,23 @@ class MachModel(Living):
         DataError
             When an id is not a class.
         """
-        candidates, live, K = np.asarray(ids), self._live, self.n_classes
+        candidates, answerer, K = np.asarray(ids), self.answerer, self.n_classes
         if not candidates.size:
             candidates = candidates.astype(np.int64)
         if candidates.dtype.kind not in "iu":
-            raise DataError(f"ids are {candidates.dtype}: need integers 0..{K - 1}; `ids_of` gives those of names")
+            raise DataError(f"ids are {candidates.dtype}: need integers below {K}; `classes.ids_of` knows names")
         outside = candidates[(candidates < -1) | (candidates >= K)]
         if len(outside):
             raise DataError(f"candidate {outside[0]} is no class: need 0..{K - 1}, or -1 for none")
-        scores, begin = [], 0
-        for batch, probs_NRB, columns in self.answered(queries):
-            n = len(probs_NRB)
+        ask, found, begin = Ask(rerank=rerank, tail=tail), [], 0
+        for scores in self.ensemble.answered(queries):
+            n = len(scores.batch)
             rows = candidates[begin : begin + n] if candidates.ndim == 2 else np.tile(candidates, (n, 1))
-            scores.append(self._score_batch(batch, probs_NRB, columns, rows, rerank=rerank, tail=tail, live=live))
+            found.append(answerer.score(scores, rows, ask))
             begin += n
         if candidates.ndim == 2 and len(candidates) != begin:
             raise DataError(f"ids of shape {candidates.shape} for {begin} queries: give a row a query, or one for all")
-        scores_NC = np.concatenate(scores)
+        scores_NC = np.concatenate(found)
         return scores_NC[0] if is_single(queries) and candidates.ndim == 1 else scores_NC
 
     def bucket_scores(self, queries: Queries) -> NDArray[np.float32]:
@@ -431,26 +216,100 @@ class MachModel(Living):
         Those of repetitions that do not answer are NaN.
         """
         parts = [np.empty((0, self.assignment.n_repetitions, self.n_buckets), np.float32)]
-        for _, probs_NRB, columns in self.answered(queries):
+        for _, probs_NRB, columns in self.ensemble.answered(queries):
             parts.append(np.full((len(probs_NRB), *parts[0].shape[1:]), np.nan, np.float32))
-            parts[-1][:, self.run.functions(columns)] = probs_NRB
+            parts[-1][:, self.ensemble.functions(columns)] = probs_NRB
         return np.concatenate(parts)
+
+    def probabilities(
+        self, ids: NDArray[np.int64], scores: NDArray[np.float32], *, rerank: bool = True, tail: float = 0.0
+    ) -> NDArray[np.float32]:
+        """Calibrated probabilities that classes are right, by their scores from `topk`, `search` or `score`.
+
+        They never order classes otherwise than scores without a tail do, and hold for the best 10 of all classes.
+
+        Raises
+        ------
+        ConfigError
+            When the run has no calibration, or one for other weights or settings.
+        """
+        return self.curve(rerank=rerank)(self.answerer.without_tail(ids, scores, tail))
+
+    def curve(self, *, rerank: bool = True) -> Curve:
+        """The curve of probabilities, of re-ranked scores where the model has them; errors as `probabilities`."""
+        path, made = self.run.path, self.calibration
+        repair = f"make one by `mach calibrate {path} DATA`, rows that the run was not trained on"
+        if made is None:
+            raise ConfigError(f"{path} has no calibration, which probabilities need: {repair}")
+        curve = made.plain if not rerank or self.reranker is None else made.reranked
+        if curve is None or made.fingerprint != self._fingerprint:
+            raise ConfigError(f"the calibration of {path} is for other repetitions, weights or settings: {repair}")
+        return curve
+
+    def calibrate(self, store: Store, rows: NDArray[np.int64] | None = None) -> Calibration:
+        """Fit probabilities to rows that the run has not learned from, see `mach.calibration.calibrate`."""
+        self.calibration = calibrate(self.answerer, store, rows)
+        return self.calibration
+
+    @property
+    def accuracy_curve(self) -> list[dict[str, Any]] | None:
+        """Accuracy for the first 1, 2, ... repetitions, as ``mach evaluate`` last measured it; None if it never did."""
+        curve = AccuracyCurve.load(self.run)
+        return None if curve is None else curve.rows
+
+    def names(self, ids: ArrayLike) -> list[Any]:
+        """Names of classes, in the shape of ``ids``; as ``model.classes.names``."""
+        return self.classes.names(ids)
+
+    def name_function(self) -> Callable[[ArrayLike], list[Any]] | None:
+        """`names`, or None where the model has none."""
+        return self.names if self.answerer.catalogue.has_names else None
+
+    def add_classes(
+        self,
+        names: str | Sequence[str],
+        examples: Sequence[Any] | None = None,
+        texts: Sequence[str | Sequence[str]] | None = None,
+        *,
+        by: str = "networks",
+        random: float = 0.0,
+    ) -> NDArray[np.int64]:
+        """As ``model.classes.add``."""
+        return self.classes.add(names, examples, texts, by=by, random=random)
+
+    def remove_classes(self, classes: Classes) -> None:
+        """As ``model.classes.remove``."""
+        self.classes.remove(classes)
+
+    def upvote(self, queries: Queries, classes: Classes) -> None:
+        """As ``model.classes.upvote``."""
+        self.classes.upvote(queries, classes)
+
+    def undo(self) -> Step:
+        """As ``model.classes.undo``."""
+        return self.classes.undo()
+
+    def reference(self) -> Reference:
+        """What other rows must agree with to be this model's queries, with added and renamed classes."""
+        return Versions(self.run).reference(self.classes.edits)
 
     def info(self) -> dict[str, Any]:
         """What the model is: counts, aggregate, bytes on disk, and what its training reported."""
-        manifest = self.run.manifest
+        manifest, edits = self.run.manifest, self.classes.edits
         done = [self.run.repetition(r).summary() for r in self.repetitions]
         return {
             "path": str(self.run.path),
             "n_classes": self.n_classes,
-            "n_added": self.edits.n_added,
-            "n_removed": len(self.edits.removed),
-            "classes_version": self.version,
+            "n_added": edits.n_added,
+            "n_removed": len(edits.removed),
+            "classes_version": edits.version,
             "n_features": self.n_features,
             "n_buckets": self.n_buckets,
             "n_repetitions": self.n_repetitions,
             "n_heads": self.n_heads,
-            "assignment": "learned table" if self.run.has_learned_tables else manifest.assignment["family"],
+            "assignment": "table"
+            if self.run.config.hashing.table
+            else self.run.retired.get("hashing.assignment", "universal"),
             "repetitions": self.repetitions,
             "n_rows": manifest.n_rows,
             "loss": manifest.loss,
@@ -499,25 +358,12 @@ class MachModel(Living):
         """A query as typed in a shell: a text, or numbers where the model takes them."""
         return self.ensemble.reader.parse(line)
 
+    def _answer(self, queries: Queries, k: int, ask: Ask) -> Answer:
+        parts = list(self.answerer.answers(queries, k, ask))
+        if not parts:
+            raise DataError("there are no queries: give at least one")
+        return parts[0] if len(parts) == 1 else Answer.concatenate(parts)
+
     @cached_property
     def _fingerprint(self) -> str:
         return fingerprint(self.run, self.repetitions)
-
-    def _terms(self, live: Live, prior: float, tail: float) -> NDArray[np.float32] | None:
-        return self._terms_of(live.edits, prior, tail) if prior or tail else None
-
-    def _make_terms(self, edits: Edits, prior: float, tail: float) -> NDArray[np.float32]:
-        """What is added to the score of every class; a prior only to those of trained ones."""
-        counts_K = self.run.class_counts_K()
-        terms_K = np.pad(prior_terms(counts_K, prior), (0, edits.n_added))
-        all_counts_K = np.concatenate([counts_K, edits.counts_A])
-        return terms_K + tail_terms(all_counts_K, self.run.manifest.n_rows, tail) if tail else terms_K
-
-    def answered(self, queries: Queries, repetitions: int | None = None) -> Iterator[BucketScores]:
-        """As `mach.runs.ensemble.Ensemble.answered`."""
-        return self.ensemble.answered(queries, repetitions)
-
-
-def _sparse(batch: Batch) -> SparseBatch:
-    assert isinstance(batch, SparseBatch), "runs with dense input are refused a re-ranker"
-    return batch

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mach.data.batch import Batch, DenseBatch, SparseBatch
 from mach.data.store import Store
 from mach.errors import DataError
-from mach.networks.batch import Batch, DenseBatch, SparseBatch
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

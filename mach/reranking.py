@@ -32,13 +32,12 @@ from mach.kernels import rerank as kernels
 from mach.kernels.associations import count_rules
 from mach.kernels.repeats import LOAD, MAX_SLOTS, count_rows
 from mach.kernels.views import N_HASHED
-from mach.model import MachModel
 from mach.networks.batch import SparseBatch, read_batch, read_classes, right_of
 from mach.ordering import prior_terms
 from mach.places import Place, atomic_file, cache_folder, fetch, is_there, kept, names_in, remove, remove_folder
 from mach.repetition import RepetitionFiles, read_json, write_json
 from mach.reranker import RULES, Blend, Reranked, Reranker, fingerprint
-from mach.scoring import LocalScorer
+from mach.runs.ensemble import Ensemble
 from mach.stacker import TAUGHT, Examples, Stacker
 from mach.storage import Run
 from mach.tensors import map_tensors, write_tensors
@@ -90,13 +89,8 @@ class RerankerTraining:
         return RepetitionFiles(self.folder, -1)
 
     @cached_property
-    def model(self) -> MachModel:
-        return self._model_of(self.run.finished())
-
-    def _model_of(self, repetitions: list[int]) -> MachModel:
-        model = MachModel(self.run, repetitions, LocalScorer(self.run, repetitions))
-        model.prior = 0.0  # the blend has its own
-        return model
+    def ensemble(self) -> Ensemble:
+        return Ensemble(self.run, self.run.finished())
 
     @property
     def is_stacked(self) -> bool:
@@ -157,16 +151,15 @@ class RerankerTraining:
         """Keep what a finished pilot knows of rows that it has not seen, and whether it is right."""
         started = time.process_time()
         rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MAX_TEACHING_ROWS)).astype(int))]
-        model = MachModel(run, run.finished(), LocalScorer(run, run.finished()))
-        reranker = model.reranker
+        ensemble, reranker = Ensemble(run, run.finished()), Reranker.load(run)
         assert reranker is not None
         found = []
         for begin in range(0, len(rows), CHUNK_ROWS):
             part = rows[begin : begin + CHUNK_ROWS]
             done = 0
-            for batch, probs_NJB, columns in model.answered(self._features(part)):
+            for batch, probs_NJB, columns in ensemble.answered(self._features(part)):
                 assert isinstance(batch, SparseBatch)
-                top = model.decode(batch, probs_NJB, columns, self.settings.candidates, rerank=False)
+                top = ensemble.topk(probs_NJB, columns, self.settings.candidates)
                 blended_NC = reranker.blended(batch, top.ids_Nk, top.scores_Nk)
                 best_NT = np.argsort(-blended_NC, axis=1, kind="stable")[:, :TAUGHT]
                 ids_NT = np.take_along_axis(top.ids_Nk, best_NT, axis=1)
@@ -264,14 +257,13 @@ class RerankerTraining:
         n = min(len(finished), -(-LEAST_FUNCTIONS // self.run.config.hashing.heads))
         first = self.plan.rows.index(begin) * n
         asked = sorted(finished[(first + i) % len(finished)] for i in range(n))
-        model = self._model_of(asked)
+        ensemble = Ensemble(self.run, asked)
         found = []
         for first in range(begin, end, CHUNK_ROWS):
             if should_stop():
                 return None
             queries = self._features(self.rows[first : min(first + CHUNK_ROWS, end)])
-            parts = model.search_in_parts(queries, n_listed, rerank=False)
-            found += [part.ids_Nk.astype(np.int32) for part in parts]
+            found += [part.ids_Nk.astype(np.int32) for part in ensemble.search(queries, n_listed)]
         return {"ids": np.concatenate(found)}, {}
 
     def _classifiers(self, begin: int, end: int, should_stop: Callable[[], bool]) -> Any:
@@ -438,8 +430,8 @@ class RerankerTraining:
         options: dict[str, Any] = {"n_features": self.store.n_features, "row_features": self._row_features}
         reranker = Reranker(arrays, settings=settings, blend=blend, **options)
         found, stacked = [], []
-        for batch, probs_NJB, columns in self.model.answered(self._features(rows)):
-            top = self.model.decode(batch, probs_NJB, columns, settings.candidates, rerank=False)
+        for batch, probs_NJB, columns in self.ensemble.answered(self._features(rows)):
+            top = self.ensemble.topk(probs_NJB, columns, settings.candidates)
             assert isinstance(batch, SparseBatch)
             repeats = reranker.repeats(batch, top.ids_Nk)
             found.append((top.ids_Nk, top.scores_Nk, reranker.margins(batch, top.ids_Nk), *repeats))

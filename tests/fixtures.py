@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from mach.calibrating import calibrate_when_due
+from mach.calibration import calibrate_when_due
 from mach.config import Config, parse_config
 from mach.launch.reranker import train_reranker
 from mach.launch.setup import set_up
@@ -126,25 +126,25 @@ def more_things(folder: Path) -> dict[str, Any]:
 
 def edit(model: MachModel) -> None:
     """Every verb, one version each; the last but one is undone."""
-    model.add_classes(
+    model.classes.add(
         ["striped cup", "pair"],
         examples=[["red white cup", "white cup red ala"], ["hat hat black pink", "pink black hat"]],
     )
-    model.add_classes(["night", "secret"], texts=["black blue brown", []], by="hash")
-    model.upvote(["brown ala car", "white cup"], ["black hat", "red cup"])
-    model.associate(["ama ene"], ["green hat"], k=2)
-    model.remove_classes(["green car", "pair"])
-    model.rename_class("blue hat", "sky hat")
-    model.name_subset("warm", ["red cup", "yellow cup", "striped cup", "pink cup"])
-    model.remove_classes(["red cup"])
-    model.undo()
+    model.classes.add(["night", "secret"], texts=["black blue brown", []], by="hash")
+    model.classes.upvote(["brown ala car", "white cup"], ["black hat", "red cup"])
+    model.classes.associate(["ama ene"], ["green hat"], k=2)
+    model.classes.remove(["green car", "pair"])
+    model.classes.rename("blue hat", "sky hat")
+    model.classes.name_subset("warm", ["red cup", "yellow cup", "striped cup", "pink cup"])
+    model.classes.remove(["red cup"])
+    model.classes.undo()
 
 
 def edit_a_little(model: MachModel) -> None:
     """What a run that starts from this one takes over."""
-    model.add_classes(["striped cup"], examples=[["red white cup", "white cup red ala"]])
-    model.remove_classes(["green car"])
-    model.name_subset("warm", ["red cup", "yellow cup"])
+    model.classes.add(["striped cup"], examples=[["red white cup", "white cup red ala"]])
+    model.classes.remove(["green car"])
+    model.classes.name_subset("warm", ["red cup", "yellow cup"])
 
 
 COLOUR_QUERIES = ["a red thing", "something black and white", "BROWN", "nothing known"]
@@ -484,16 +484,16 @@ def described(model: MachModel) -> dict[str, Any]:
     """What a model says of itself; its path is left out."""
     name = model.name_function()
     info = {key: value for key, value in model.info().items() if key != "path"}
-    history = [[step.version, step.parent, step.verb, step.what] for step in model.history()]
+    history = [[step.version, step.parent, step.verb, step.what] for step in model.classes.history()]
     return {"names": name and name(range(model.n_classes)), "history": history, "info": info}
 
 
 def questions(model: MachModel, *, networks: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     """Verbs and their arguments, all that a model can be asked for; whatever its classes are only if wanted."""
     n_classes = model.n_classes
-    some = [k for k in range(0, n_classes, 2) if k not in model.edits.removed]
+    some = [k for k in range(0, n_classes, 2) if k not in model.classes.edits.removed]
     hows: list[dict[str, Any]] = [{}, {"tail": 0.5}, {"allowed": some}, {"budget": 4}, {"repetitions": 1}]
-    hows += [{"allowed": name} for name in model.edits.subsets]
+    hows += [{"allowed": name} for name in model.classes.edits.subsets]
     if model.reranker is not None:
         hows += [{"rerank": False}, {"rerank": False, "tail": 0.5}, {"rerank": False, "allowed": some}]
     if model.calibration is not None:
@@ -510,7 +510,7 @@ def questions(model: MachModel, *, networks: bool) -> Iterator[tuple[str, dict[s
         yield "bucket_scores", {}
     if not (model.run.config.network.hidden or model.run.manifest.dense_input):
         return  # there is no output layer
-    there = [k for k in some if model.edits.is_there_K is None or model.edits.is_there_K[k]]
+    there = [k for k in some if model.classes.edits.is_there_K is None or model.classes.edits.is_there_K[k]]
     yield "similar_classes", {"classes": there[:3], "k": 3}
 
 
@@ -518,7 +518,7 @@ def answer(model: MachModel, queries: list[Any], verb: str, how: dict[str, Any])
     """A verb's answer, as lists; scores as the shortest decimals that are the same float32."""
     asked: Any = queries if isinstance(queries[0], str) else np.array(queries, np.float32)
     if verb == "similar_classes":
-        ids, scores = model.similar_classes(**how)
+        ids, scores = model.classes.similar(**how)
     elif verb == "topk":
         ids, scores = model.topk(asked, **how)
     else:

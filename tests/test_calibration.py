@@ -13,10 +13,12 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mach.calibrating import calibrate, calibrate_when_due, held_out
-from mach.calibration import METHODS, Calibration, Curve, calibration_error, fingerprint, fit, naive, reliability
+from mach.ask import Ask
+from mach.calibration import Calibration, calibrate_when_due, fingerprint, held_out
 from mach.cli import main
 from mach.config import Config, to_toml
+from mach.curves import METHODS, Curve, calibration_error, fit, naive, reliability
+from mach.data.batch import right_of
 from mach.data.prepare import prepare
 from mach.data.store import Store
 from mach.decoding import Decoder, class_scores_oracle
@@ -26,11 +28,10 @@ from mach.hashing import UniversalAssignment
 from mach.launch.setup import set_up
 from mach.loading import load
 from mach.metrics import propensities
-from mach.networks.batch import right_of
 from mach.ordering import prior_terms, tail_terms, topk_with_terms
 from mach.storage import Run
 from mach.training import ShardJob, train_shard
-from tests.conftest import N_CLASSES
+from tests.conftest import N_CLASSES, N_FEATURES
 
 AGGREGATES = ("mean", "log-mean", "logit-mean", "min")
 
@@ -146,7 +147,7 @@ def test_prior_and_tail_of_a_model_are_the_formula(copied: Path, test_rows: Stor
     raw_NK = model.score(rows, np.arange(N_CLASSES))
     counts_K = model.run.class_counts_K()
     tail_K = -0.5 * np.log(propensities(counts_K, model.run.manifest.n_rows))
-    model.prior = -0.3
+    model.classes.answerer = model.answerer.with_prior(-0.3)
     prior_K = -0.3 * np.log(1 + counts_K)
     expected_NK = raw_NK + (prior_K - prior_K.max() + tail_K - tail_K.max())
     found = model.search(rows, 6, tail=0.5)
@@ -163,7 +164,7 @@ def test_probabilities_keep_the_order_and_need_a_calibration_of_these_weights(co
     model = load(copied)
     with pytest.raises(ConfigError, match="has no calibration.*mach calibrate"):
         model.topk(test_rows, probabilities=True)
-    calibrate(model, test_rows)
+    model.calibrate(test_rows)
     model = load(copied)
     ids, scores = model.topk(test_rows, 5)
     same, found = model.topk(test_rows, 5, probabilities=True)
@@ -181,15 +182,12 @@ def test_probabilities_keep_the_order_and_need_a_calibration_of_these_weights(co
         load(copied, repetitions=[0, 1]).topk(test_rows, probabilities=True)
     with pytest.raises(ConfigError, match="for all 3 repetitions, not the first 2"):
         load(copied).topk(test_rows, probabilities=True, repetitions=2)
-    model.prior = -0.5
-    with pytest.raises(ConfigError, match="or settings"):
-        model.topk(test_rows, probabilities=True)
     with pytest.raises(ConfigError, match="at least 50"):
-        calibrate(model, test_rows, np.arange(49))
+        model.calibrate(test_rows, np.arange(49))
 
 
 def test_damaged_files_are_one_line(copied: Path, test_rows: Store):
-    calibrate(load(copied), test_rows)
+    load(copied).calibrate(test_rows)
     file = copied / "calibration.json"
     whole = json.loads(file.read_text())
     spoils: list[dict[str, Any]] = [
@@ -212,13 +210,15 @@ def test_a_remote_run_is_calibrated_as_any_other(trained: Path, test_rows: Store
 
     where = place(f"memory://{tmp_path.name}/run")
     upload_folder(trained, where)
-    calibrate(load(where), test_rows)
+    load(where).calibrate(test_rows)
     model = load(where)
     assert model.calibration == Calibration.load(Run.open(where))
     assert model.topk(test_rows, 3, probabilities=True)[1].max() <= 1
 
 
-def test_training_ends_with_a_calibration_on_held_out_rows(config: Config, tmp_path: Path, planted: Path):
+def test_training_ends_with_a_calibration_on_held_out_rows(
+    config: Config, tmp_path: Path, planted: Path, test_rows: Store
+):
     held = config.model_copy(
         update={
             "data": config.data.model_copy(update={"validation_fraction": 0.05}),
@@ -253,8 +253,15 @@ def test_training_ends_with_a_calibration_on_held_out_rows(config: Config, tmp_p
     mach("predict", path, planted / "test.txt", "--probabilities", "-k", 2, "-o", tmp_path / "p.csv")
     assert (tmp_path / "p.csv").read_text().startswith("row,rank,id,probability")
     result = mach("train", tmp_path / "config.toml", path, "--set", "decoding.prior=-0.25")
-    assert "prior -0.25" in result.stderr
+    assert "decoding.prior is no key any more: held-out rows choose it" in result.stderr
+    # a run of old whose configuration states a prior keeps it, and its calibration is of that prior
+    old = (path / "config.toml").read_text()
+    (path / "config.toml").write_text(old.replace("[decoding]\n", "[decoding]\nprior = -0.25\ncandidates = 7\n"))
     assert load(path).prior == -0.25
+    with pytest.raises(ConfigError, match="or settings"):
+        load(path).topk(np.zeros(N_FEATURES, np.float32), probabilities=True)
+    assert load(path).calibrate(test_rows).prior == -0.25
+    assert load(path).topk(np.zeros(N_FEATURES, np.float32), probabilities=True)[1].max() <= 1
 
 
 def test_the_prior_of_best_ndcg_is_chosen(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -264,10 +271,9 @@ def test_the_prior_of_best_ndcg_is_chosen(config: Config, tmp_path: Path, monkey
     rows = held_out(run, store)
     figures, model = {}, load(run.path)
     for prior in (-9.0, 0.0, 9.0):
-        model.prior = prior
-        ids = model.topk(store.features(0, store.n_rows), 5)[0][rows]
-        figures[prior] = right_of(store, rows, ids)[:, 0].mean()
-    monkeypatch.setattr("mach.calibrating.PRIORS", (-9.0, 0.0, 9.0))
+        (answer,) = model.answerer.with_prior(prior).answers(store.features(0, store.n_rows), 5, Ask())
+        figures[prior] = right_of(store, rows, answer.ids_Nk[rows])[:, 0].mean()
+    monkeypatch.setattr("mach.calibration.PRIORS", (-9.0, 0.0, 9.0))
     made = calibrate_when_due(run, store)
     assert made is not None
     assert figures[9.0] < figures[made.prior] == max(figures.values())

@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
-from mach.calibrating import calibrate
 from mach.cli import main
 from mach.config import Config
+from mach.data.batch import SparseBatch
 from mach.data.prepare import prepare
 from mach.data.store import Store
 from mach.errors import ConfigError, DataError, MachError, StorageError
@@ -30,7 +30,6 @@ from mach.living.edits import Edits, Exemplars, hashed_buckets
 from mach.living.versions import Versions
 from mach.loading import load
 from mach.model import MachModel
-from mach.networks.batch import SparseBatch
 from mach.storage import Run
 from mach.tensors import map_tensors, write_tensors
 from mach.training import ShardJob, train_shard
@@ -70,7 +69,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
 def grown(run: Path) -> MachModel:
     """A model with four classes of three examples each."""
     model = load(run)
-    model.add_classes([f"new {k}" for k in range(NEW)], [rows_of_new(k, 3, 0) for k in range(NEW)])
+    model.classes.add([f"new {k}" for k in range(NEW)], [rows_of_new(k, 3, 0) for k in range(NEW)])
     return model
 
 
@@ -85,7 +84,7 @@ def reranked(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     changed["hashing"] = config.hashing.model_copy(update={"repetitions": 2})
     settings = config.model_copy(update=changed)
     train_here(settings, path)
-    calibrate(load(path), prepare(settings.data, settings.text, settings.data.train))
+    load(path).calibrate(prepare(settings.data, settings.text, settings.data.train))
     return path
 
 
@@ -100,10 +99,10 @@ def oracle(model: MachModel, queries, k: int, **how) -> tuple[np.ndarray, np.nda
 
 def changed_in_every_way(path: Path) -> MachModel:
     model = load(path)
-    model.add_classes([f"new {k}" for k in range(NEW)], [rows_of_new(k, 3, 0) for k in range(NEW)])
-    model.remove_classes([3, 50, N_CLASSES + 1])
+    model.classes.add([f"new {k}" for k in range(NEW)], [rows_of_new(k, 3, 0) for k in range(NEW)])
+    model.classes.remove([3, 50, N_CLASSES + 1])
     rows, classes = planted_queries(10, seed=5)
-    model.upvote(rows[:5], np.array([classes[(i + 5) % 10] for i in range(5)])[: len(classes)])
+    model.classes.upvote(rows[:5], np.array([classes[(i + 5) % 10] for i in range(5)])[: len(classes)])
     return model
 
 
@@ -138,14 +137,14 @@ def test_plain_answers_are_exact_for_every_k_and_subset(run: Path):
         scores_NK[:, ~mask] = -np.inf
         order = np.lexsort((np.broadcast_to(everything, scores_NK.shape), -scores_NK), axis=1)[:, :k]
         expected = np.where(np.isneginf(np.take_along_axis(scores_NK, order, axis=1)), -1, order)
-        for allowed in (mask, np.flatnonzero(mask).tolist(), model.subset(mask)):
+        for allowed in (mask, np.flatnonzero(mask).tolist(), model.classes.subset(mask)):
             np.testing.assert_array_equal(model.topk(queries, k, allowed=allowed)[0], expected)
 
 
 def test_tails_choose_among_all_added_classes(run: Path, monkeypatch: pytest.MonkeyPatch):
     """Those of few examples are favoured, though the aggregate alone has others before them."""
     model = load(run)
-    model.add_classes([f"new {k}" for k in range(NEW)], [rows_of_new(k, 4 ** (3 - k), 0) for k in range(NEW)])
+    model.classes.add([f"new {k}" for k in range(NEW)], [rows_of_new(k, 4 ** (3 - k), 0) for k in range(NEW)])
     rows, _ = planted_queries(40, seed=12)
     added = np.arange(N_CLASSES, N_CLASSES + NEW)
     order = np.argsort(-model.score(rows, added, tail=3.0), axis=1, kind="stable")
@@ -179,18 +178,18 @@ def test_a_class_may_be_known_by_a_text_alone(config: Config, tmp_path: Path):
     train_text_model(config, tmp_path, tmp_path / "run")
     model = load(tmp_path / "run")
     before = model.names(model.topk("wooden", 1)[0])
-    model.add_classes(["heavy old wood", "light"[::-1]], texts=["heavy and old and wooden", "square light"])
+    model.classes.add(["heavy old wood", "light"[::-1]], texts=["heavy and old and wooden", "square light"])
     assert model.names(model.topk("heavy and old and wooden", 1)[0]) == ["heavy old wood"]
     assert model.names(model.topk("wooden", 1)[0]) == before
     meant = model.topk("wooden and new", 3)[0]
     assert not np.isin(meant, model.topk("blue", 5)[0]).all()
-    model.associate("blue", "wooden and new")
+    model.classes.associate("blue", "wooden and new")
     assert np.isin(meant, model.topk("blue", 5)[0]).all()
     with pytest.raises(DataError, match="no example or text with known features"):
-        model.add_classes("unknown", texts=["qqq"])
-    ids = model.add_classes(["a", "b"], examples=[["red and heavy"], ["green", "green and old"]], texts=["x", "y"])
-    assert model.edits.counts_A[-2:].tolist() == [1, 2]
-    model.add_classes("by hash", by="hash")
+        model.classes.add("unknown", texts=["qqq"])
+    ids = model.classes.add(["a", "b"], examples=[["red and heavy"], ["green", "green and old"]], texts=["x", "y"])
+    assert model.classes.edits.counts_A[-2:].tolist() == [1, 2]
+    model.classes.add("by hash", by="hash")
     assert ids.tolist() == [len(Run.open(tmp_path / "run").class_names or ()) + 2 + i for i in range(2)]
 
 
@@ -208,7 +207,7 @@ def test_dense_models_grow_as_well(config: Config, tmp_path: Path):
     train_shard(ShardJob(str(run.path), str(store.path), (0, 1)))
     model = load(run.path)
     examples = [centres[[k]] + 0.1 * generator.standard_normal((3, 12), dtype=np.float32) for k in (20, 21)]
-    assert model.add_classes(["a", "b"], examples).tolist() == [20, 21]
+    assert model.classes.add(["a", "b"], examples).tolist() == [20, 21]
     for again in (model, load(run.path)):
         np.testing.assert_array_equal(again.topk(centres, 1)[0][:, 0], np.arange(22))
         assert again.names([20, 3]) == ["a", "3"]
@@ -217,11 +216,11 @@ def test_dense_models_grow_as_well(config: Config, tmp_path: Path):
 def test_removed_classes_are_in_no_answer(reranked: Path, tmp_path: Path):
     shutil.copytree(reranked, tmp_path / "run")
     model = load(tmp_path / "run")
-    model.add_classes([f"new {k}" for k in range(NEW)], [rows_of_new(k, 3, 0) for k in range(NEW)])
+    model.classes.add([f"new {k}" for k in range(NEW)], [rows_of_new(k, 3, 0) for k in range(NEW)])
     rows, classes = planted_queries(40, seed=4)
-    model.upvote(rows[[0]], [classes[1]])
+    model.classes.upvote(rows[[0]], [classes[1]])
     gone = np.array([*classes[:20], N_CLASSES, N_CLASSES + 2])
-    model.remove_classes(gone)
+    model.classes.remove(gone)
     mask = np.ones(model.n_classes, np.bool_)
     queries = csr_array(np.concatenate([rows.toarray(), rows_of_new(0, 3, 0).toarray()]))
     ways: list[dict] = [
@@ -233,10 +232,10 @@ def test_removed_classes_are_in_no_answer(reranked: Path, tmp_path: Path):
             ids, _ = again.topk(queries, **({"k": 10} | how))
             assert not np.isin(ids, gone).any(), how
         assert np.isneginf(again.score(queries, gone)).all()
-        assert not np.isin(again.similar_classes([1, 2], 50)[0], gone).any()
+        assert not np.isin(again.classes.similar([1, 2], 50)[0], gone).any()
     with pytest.raises(DataError, match="has been removed"):
-        model.remove_classes(gone[:1])
-    kept = model.edits.exemplars
+        model.classes.remove(gone[:1])
+    kept = model.classes.edits.exemplars
     assert kept is not None
     assert not np.isin(kept.classes_M, gone).any()
 
@@ -245,18 +244,18 @@ def test_undo_restores_every_bit_of_the_answers(grown: MachModel, run: Path):
     rows, classes = planted_queries(20, seed=8)
     answers = [load(run, version=0).topk(rows, 10), grown.topk(rows, 10)]
     reader = load(run)
-    grown.remove_classes(classes[:3])
-    grown.rename_class(7, "seven")
+    grown.classes.remove(classes[:3])
+    grown.classes.rename(7, "seven")
     assert grown.names([7]) == ["seven"]
-    steps = [grown.undo() for _ in range(3)]
+    steps = [grown.classes.undo() for _ in range(3)]
     assert [step.verb for step in steps] == ["rename", "remove", "add"]
     for model, expected in ((reader, answers[1]), (grown, answers[0]), (load(run, version=1), answers[1])):
         for found, wanted in zip(model.topk(rows, 10), expected, strict=True):
             np.testing.assert_array_equal(found, wanted)
     with pytest.raises(ConfigError, match="nothing to undo"):
-        grown.undo()
-    grown.rename_class(0, "zero")
-    assert (grown.version, [step.parent for step in grown.history()]) == (4, [0, 1, 2, 0])
+        grown.classes.undo()
+    grown.classes.rename(0, "zero")
+    assert (grown.classes.version, [step.parent for step in grown.classes.history()]) == (4, [0, 1, 2, 0])
     with pytest.raises(ConfigError, match="no version 9"):
         load(run, version=9)
 
@@ -267,13 +266,13 @@ def test_upvoted_classes_come_first_and_other_queries_stay(run: Path):
     others, other_classes = planted_queries(60, seed=11)
     before = model.topk(others, 5)
     wrong = np.roll(classes[:20], 1)
-    model.upvote(rows[:20], wrong)
+    model.classes.upvote(rows[:20], wrong)
     assert (model.topk(rows[:20], 1)[0][:, 0] == wrong).all()
     taught = np.isin(other_classes, classes[:20])  # rows of the same classes are meant to change
     after = model.topk(others, 5)
     np.testing.assert_array_equal(after[0][~taught], before[0][~taught])
     np.testing.assert_array_equal(after[1][~taught], before[1][~taught])
-    model.upvote(rows.toarray()[30], "class number 5")
+    model.classes.upvote(rows.toarray()[30], "class number 5")
     assert model.topk(rows.toarray()[30], 1)[0].tolist() == [5]
 
 
@@ -285,33 +284,33 @@ def test_names_are_refused_where_they_are_taken_or_unknown(grown: MachModel):
         ([""], "need a line of text"),
     ]:
         with pytest.raises(DataError, match=words):
-            grown.add_classes(names, [rows_of_new(0, 1, 0)] * len(names))
+            grown.classes.add(names, [rows_of_new(0, 1, 0)] * len(names))
     with pytest.raises(DataError, match="no class named 'nobody'"):
-        grown.remove_classes(["nobody"])
+        grown.classes.remove(["nobody"])
     with pytest.raises(DataError, match="none of the 124 classes"):
-        grown.rename_class(124, "x")
+        grown.classes.rename(124, "x")
     with pytest.raises(DataError, match="one entry for each of the 2 names"):
-        grown.add_classes(["a", "b"], [rows_of_new(0, 1, 0)])
+        grown.classes.add(["a", "b"], [rows_of_new(0, 1, 0)])
     with pytest.raises(ConfigError, match="needs all finished repetitions"):
-        load(grown.run.path, repetitions=[0, 1]).add_classes("a", [rows_of_new(0, 1, 0)])
-    grown.remove_classes("new 1")
-    assert grown.add_classes("new 1", [rows_of_new(1, 3, 0)]).tolist() == [124]  # ids are never given again
+        load(grown.run.path, repetitions=[0, 1]).classes.add("a", [rows_of_new(0, 1, 0)])
+    grown.classes.remove("new 1")
+    assert grown.classes.add("new 1", [rows_of_new(1, 3, 0)]).tolist() == [124]  # ids are never given again
 
 
 def test_named_subsets_are_stored_and_lose_removed_classes(grown: MachModel, run: Path):
     rows, _ = planted_queries(10, seed=1)
-    grown.name_subset("few", ["new 1", 3, 4, 5])
+    grown.classes.name_subset("few", ["new 1", 3, 4, 5])
     again = load(run)
     assert set(again.topk(rows, 4, allowed="few")[0].ravel()) == {3, 4, 5, 121}
-    again.remove_classes([4])
+    again.classes.remove([4])
     assert set(again.topk(rows, 4, allowed="few")[0].ravel()) == {3, 5, 121, -1}
-    prepared = grown.subset("few")
-    grown.remove_classes([5])  # takes over what the other editor did
+    prepared = grown.classes.subset("few")
+    grown.classes.remove([5])  # takes over what the other editor did
     assert set(grown.topk(rows, 4, allowed=prepared)[0].ravel()) == {3, 121, -1}
     with pytest.raises(DataError, match="no subset 'many'"):
         grown.topk(rows, allowed="many")
-    grown.name_subset("few", None)
-    assert grown.edits.subsets == {}
+    grown.classes.name_subset("few", None)
+    assert grown.classes.edits.subsets == {}
 
 
 def test_fewer_repetitions_are_those_of_a_smaller_model(grown: MachModel, run: Path):
@@ -330,25 +329,25 @@ def test_classes_can_be_added_before_and_after_repetitions_are(config: Config, g
     _, store = set_up(more, run)
     train_shard(ShardJob(str(run), str(store.path), (before,)))
     model = load(run)
-    assert model.add_classes("later", [rows_of_new(NEW, 3, 0)]).tolist() == [N_CLASSES + NEW]
+    assert model.classes.add("later", [rows_of_new(NEW, 3, 0)]).tolist() == [N_CLASSES + NEW]
     for k in range(NEW + 1):
         own, _ = load(run).topk(rows_of_new(k, 3, 0), 1)
         assert (own[:, 0] == N_CLASSES + k).all()
 
 
 def test_masks_are_not_kept_after_the_call(grown: MachModel):
-    grown.remove_classes([3])
+    grown.classes.remove([3])
     rows, _ = planted_queries(2, seed=1)
     for _ in range(3):
         grown.topk(rows, allowed=np.ones(grown.n_classes, np.bool_))
     gc.collect()
-    assert (len(grown._live._left), len(grown._live._parts)) == (0, 0)
+    assert (len(grown.answerer.catalogue._left), len(grown.answerer.catalogue._trained)) == (0, 0)
 
 
 def test_a_class_without_names_beside_it_can_be_given_one(model: MachModel, run: Path):
     (run / "class_names.safetensors").unlink()
     assert load(run).name_function() is None
-    load(run).rename_class(3, "three")
+    load(run).classes.rename(3, "three")
     assert load(run).names([3, 4]) == ["three", "4"]
 
 
@@ -357,7 +356,7 @@ def test_similar_classes_share_buckets(model: MachModel):
     buckets_RK = model.assignment.buckets(np.arange(N_CLASSES))
     shared = []
     for k in range(0, N_CLASSES, 10):
-        ids, cosines = model.similar_classes(k, 3)
+        ids, cosines = model.classes.similar(k, 3)
         assert k not in ids
         assert (np.diff(cosines) <= 0).all()
         shared.append((buckets_RK[:, ids[0]] == buckets_RK[:, k]).any())
@@ -404,7 +403,7 @@ def test_a_file_that_was_tampered_with_is_refused_in_one_line(grown: MachModel, 
 
 def test_an_editor_that_is_killed_leaves_the_old_or_the_new_version(grown: MachModel, run: Path):
     generator = np.random.default_rng(0)
-    version = grown.version
+    version = grown.classes.version
     for _ in range(12):
         ready, begun = os.pipe()
         child = os.fork()
@@ -412,7 +411,7 @@ def test_an_editor_that_is_killed_leaves_the_old_or_the_new_version(grown: MachM
             editor = load(run)
             os.write(begun, b"x")
             while True:
-                editor.rename_class(5, f"name {editor.version + 1}")
+                editor.classes.rename(5, f"name {editor.classes.version + 1}")
                 os.write(begun, b"x")
         for _ in range(1 + generator.integers(0, 3)):  # however slow the machine is, some versions are made
             os.read(ready, 1)
@@ -422,12 +421,12 @@ def test_an_editor_that_is_killed_leaves_the_old_or_the_new_version(grown: MachM
         os.close(ready)
         os.close(begun)
         model = load(run)
-        assert model.version >= version
-        expected = f"name {model.version}" if model.version > 1 else "class number 5"
+        assert model.classes.version >= version
+        expected = f"name {model.classes.version}" if model.classes.version > 1 else "class number 5"
         assert model.names([5, N_CLASSES]) == [expected, "new 0"]
-        version = model.version
+        version = model.classes.version
     assert version > 4  # they did not all die before they wrote anything
-    load(run).rename_class(6, "after them")
+    load(run).classes.rename(6, "after them")
     assert not [name for name in os.listdir(run / "classes") if name.endswith(".tmp")]
 
 
@@ -451,7 +450,7 @@ def test_a_write_that_stops_anywhere_leaves_the_old_version(
 
             monkeypatch.setattr(os, name, sometimes)
             try:
-                grown.rename_class(9, f"{name} {n_calls}")
+                grown.classes.rename(9, f"{name} {n_calls}")
             except MachError:
                 is_new = (run / "classes/CURRENT").read_bytes() != before
             else:
@@ -460,7 +459,7 @@ def test_a_write_that_stops_anywhere_leaves_the_old_version(
             wanted = f"{name} {n_calls}" if is_new else "class number 9"
             assert load(run).names([9]) == [wanted]
             if is_new:
-                load(run).undo()
+                load(run).classes.undo()
                 before = (run / "classes/CURRENT").read_bytes()
             grown = load(run)
 
@@ -472,7 +471,7 @@ def test_two_editors_lose_no_edit(run: Path):
     def edit(which: int) -> None:
         try:
             for i in range(10):
-                models[which].rename_class(10 * which + i, f"{which} {i}")
+                models[which].classes.rename(10 * which + i, f"{which} {i}")
         except BaseException as error:
             failures.append(error)
 
@@ -491,8 +490,8 @@ def test_a_remote_run_is_edited_and_a_second_editor_refused(trained: Path):
     where = place("memory://edited/run")
     upload_folder(trained, where, last="manifest.json")
     first, second = load(where), load(where)
-    first.add_classes("new", [rows_of_new(0, 3, 0)])
-    second.rename_class(0, "zero")  # it takes the other's version over first
+    first.classes.add("new", [rows_of_new(0, 3, 0)])
+    second.classes.rename(0, "zero")  # it takes the other's version over first
     assert load(where).names([0, N_CLASSES]) == ["zero", "new"]
     versions = Versions(Run.open(where))
     with versions.turn() as turn, versions.turn() as other:
@@ -577,7 +576,7 @@ def test_evaluate_keeps_the_accuracy_by_repetitions(run: Path, planted: Path):
 
 def test_rows_of_added_classes_can_be_evaluated(run: Path, tmp_path: Path):
     model = load(run)
-    model.add_classes(["a", "b"], [rows_of_new(k, 3, 0) for k in range(2)])
+    model.classes.add(["a", "b"], [rows_of_new(k, 3, 0) for k in range(2)])
     matrix = rows_of_new(1, 8, 5)
     lines = [f"{N_CLASSES + 1} " + " ".join(f"{j}:{x:.4f}" for j, x in zip(row.indices, row.data, strict=True))
              for row in (matrix[[n]] for n in range(8))]  # fmt: skip
@@ -587,10 +586,10 @@ def test_rows_of_added_classes_can_be_evaluated(run: Path, tmp_path: Path):
 
 
 def test_arrays_round_trip(grown: MachModel, tmp_path: Path):
-    grown.remove_classes([2])
-    grown.rename_class(1, "naïve — 名前")
-    grown.name_subset("odd", [1, 5])
-    edits = grown.edits
+    grown.classes.remove([2])
+    grown.classes.rename(1, "naïve — 名前")
+    grown.classes.name_subset("odd", [1, 5])
+    edits = grown.classes.edits
     with (tmp_path / "x").open("wb") as file:
         write_tensors(file, edits.to_arrays(), {})
     arrays = map_tensors(tmp_path / "x")[0]
@@ -601,19 +600,30 @@ def test_arrays_round_trip(grown: MachModel, tmp_path: Path):
     assert (read.names, dict(read.renamed)) == (edits.names, dict(edits.renamed))
 
 
+def test_a_model_has_short_names_for_common_edits(run: Path):
+    model = load(run)
+    (added,) = model.add_classes("new", [rows_of_new(0, 3, 0)])
+    rows, _ = planted_queries(1, seed=1)
+    model.upvote(rows, [added])
+    assert model.topk(rows, 1)[0].tolist() == [[added]]
+    model.remove_classes("new")
+    assert added not in model.topk(rows, 50)[0]
+    assert [model.undo().verb for _ in range(3)] == ["remove", "upvote", "add"]
+
+
 def test_what_cannot_be_meant_is_refused(grown: MachModel):
-    version, mask = grown.version, np.zeros(grown.n_classes, int)
+    version, mask = grown.classes.version, np.zeros(grown.n_classes, int)
     with pytest.raises(DataError, match="give a mask as bool"):
         grown.topk(rows_of_new(0, 1, 0), allowed=mask)
     for wrong in (
-        lambda: grown.add_classes([5], [rows_of_new(0, 1, 0)]),  # type: ignore[list-item]
-        lambda: grown.add_classes([], []),
-        lambda: grown.remove_classes([]),
-        lambda: grown.name_subset(" ", [1]),
+        lambda: grown.classes.add([5], [rows_of_new(0, 1, 0)]),  # type: ignore[list-item]
+        lambda: grown.classes.add([], []),
+        lambda: grown.classes.remove([]),
+        lambda: grown.classes.name_subset(" ", [1]),
     ):
         with pytest.raises(DataError, match="need|give"):
             wrong()
-    assert grown.version == version
+    assert grown.classes.version == version
 
 
 def test_rows_prepared_like_a_run_know_its_added_classes(run: Path, grown: MachModel, tmp_path: Path):

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from rich.console import Console
 from scipy.sparse import csr_array
 
+from mach.ask import Ask
 from mach.blending import blends_of, given, is_open, mean_precision
-from mach.calibrating import calibrate
 from mach.cli import main
 from mach.config import Config, LaunchConfig, RerankingConfig, to_toml
 from mach.errors import ConfigError, StorageError
@@ -108,7 +108,7 @@ def test_it_tells_apart_what_the_buckets_cannot(reranked: Path):
     assert [row["reranked"] for row in [*curve, last]] == [False, False, True]
     assert curve[-1]["P@1"] < 0.7
     assert last["P@1"] > 0.95
-    assert len(evaluate(model, rows_of(model), curve=False, rerank=False)) == 1
+    assert len(evaluate(model, rows_of(model), curve=False, ask=Ask(rerank=False))) == 1
     done = read_json(model.run.reranked, Reranked)
     assert done.validated
     assert done.weight > 0
@@ -338,7 +338,7 @@ def test_reranked_scores_have_a_tail_and_probabilities_of_their_own(copied: Path
     found = model.search(rows, 5, tail=2.0)
     np.testing.assert_array_equal(model.score(rows, found.ids_Nk, tail=2.0), found.scores_Nk)
     assert np.any(found.ids_Nk != model.topk(rows, 5)[0])
-    made = calibrate(model, rows)
+    made = model.calibrate(rows)
     assert made.reranked is not None
     assert made.reranked != made.plain
     for rerank, curve in ((True, made.reranked), (False, made.plain)):

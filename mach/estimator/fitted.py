@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.calibration import naive
+from mach.ask import Ask
+from mach.curves import naive
 from mach.data.store import ClassNames
 from mach.errors import StorageError
 from mach.estimator.rows import Features, Kept, n_rows_of
@@ -134,7 +135,7 @@ class Fitted:
                 ids.append(np.argsort(-logits_NK, axis=1, kind="stable")[:, :k])
                 values.append(np.take_along_axis(self._probabilities(logits_NK), ids[-1], axis=1))
         else:
-            for found in self.model.search_in_parts(features, k, allowed=self._allowed_K):
+            for found in self.model.search_in_parts(features, k, Ask(self._allowed_K)):
                 ids.append(found.ids_Nk)
                 values.append(self._of_scores(found.scores_Nk))
         return np.concatenate(ids), np.concatenate(values)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach import recipe
-from mach.calibrating import LEAST_ROWS, calibrate_when_due, held_out
+from mach.calibration import LEAST_ROWS, calibrate_when_due, held_out
 from mach.config import Config, LaunchConfig, TextConfig, parse_config
 from mach.data.store import Chunk, Store
 from mach.data.writer import StoreWriter

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mach.data.batch import Batch, DenseBatch, SparseBatch
 from mach.errors import ConfigError, DegradedWarning, IncompleteRunError, MachError
 from mach.launch.ray import Actor, ActorLostError, Call, Cluster, Resources, node_name
-from mach.networks.batch import Batch, DenseBatch, SparseBatch
 from mach.scoring import LocalScorer
 from mach.storage import Run
 

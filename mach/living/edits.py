@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mach.data.batch import Batch, DenseBatch, SparseBatch, concatenated, has_features, rows_of, unit_rows
 from mach.data.store import ClassNames
 from mach.errors import StorageError
-from mach.networks.batch import Batch, DenseBatch, SparseBatch, concatenated, has_features, rows_of, unit_rows
 
 FORMAT = "1"
 EXAMPLE, TEXT, UPVOTE, ASSOCIATE = range(4)  # kinds of exemplars
@@ -55,12 +55,12 @@ class Exemplars:
     lifts_M2: NDArray[np.float32]
 
     @classmethod
-    def of(cls, batch: Batch, classes: ArrayLike, kind: int) -> Exemplars:
-        """Rows of one kind that lift nothing yet, brought to length 1; rows without features are left out."""
+    def of(cls, batch: Batch, classes: ArrayLike, kinds: ArrayLike) -> Exemplars:
+        """Rows that lift nothing yet, brought to length 1; rows without features are left out."""
         batch, classes_M = unit_rows(batch), np.asarray(classes, np.int64)
-        is_empty = ~has_features(batch)
-        made = cls(batch, classes_M, np.full(len(classes_M), kind, np.uint8), np.zeros((len(classes_M), 2), np.float32))
-        return made.where(~is_empty) if is_empty.any() else made
+        M, is_kept = len(classes_M), has_features(batch)
+        made = cls(batch, classes_M, np.full(M, kinds, np.uint8), np.zeros((M, 2), np.float32))
+        return made if is_kept.all() else made.where(is_kept)
 
     def __len__(self) -> int:
         return len(self.classes_M)
@@ -77,22 +77,22 @@ class Exemplars:
         arrays = ((getattr(self, name), getattr(others, name)) for name in ("classes_M", "kinds_M", "lifts_M2"))
         return Exemplars(concatenated([self.batch, others.batch]), *map(np.concatenate, arrays))
 
-    def centroids(self) -> tuple[NDArray[np.int64], Exemplars]:
-        """Classes of those that are examples or texts, ascending, and the mean of each one's, brought to length 1."""
+    def centroids(self) -> Exemplars:
+        """The mean of each class's examples and texts, brought to length 1; classes ascend."""
         is_in = self.kinds_M <= TEXT
         kept = self if is_in.all() else self.where(is_in)
         classes, owners = np.unique(kept.classes_M, return_inverse=True)
         if isinstance(kept.batch, DenseBatch):
             sums = np.zeros((len(classes), kept.batch.values_ND.shape[1]), np.float32)
             np.add.at(sums, owners, kept.batch.values_ND)
-            return classes, Exemplars.of(DenseBatch(sums), classes, EXAMPLE)
+            return Exemplars.of(DenseBatch(sums), classes, EXAMPLE)
         from scipy.sparse import csr_array
 
         M = len(kept)
         is_of_CM = csr_array((np.ones(M, np.float32), (owners, np.arange(M))), shape=(len(classes), M))
         sums_CD = is_of_CM @ kept.batch.matrix(int(kept.batch.indices.max(initial=0)) + 1)
         indptr, indices = sums_CD.indptr.astype(np.int64), sums_CD.indices.astype(np.int32)
-        return classes, Exemplars.of(SparseBatch(indptr, indices, sums_CD.data), classes, EXAMPLE)
+        return Exemplars.of(SparseBatch(indptr, indices, sums_CD.data), classes, EXAMPLE)
 
     def resembling(self, batch: Batch, least: float, most: int = 2**30) -> Pairs:
         """Pairs of a query and an exemplar with a cosine of at least ``least``, above 0: the ``most`` closest a query.
@@ -180,6 +180,11 @@ class Edits:
         """K0 + A: the number of ids ever given."""
         return self.n_trained + self.n_added
 
+    @property
+    def is_trained_only(self) -> bool:
+        """Whether scores are those of the trained classes: none was added, and nothing was shown."""
+        return self.n_added == 0 and self.exemplars is None
+
     @cached_property
     def is_there_K(self) -> NDArray[np.bool_] | None:
         """Whether a class may be returned, shape (K0 + A,); None where all may."""
@@ -210,13 +215,11 @@ class Edits:
                 row_A[:] = self.table_FA[function]
         return hashed_nA
 
-    def extended(
-        self, names: Sequence[str], table_FA: NDArray[np.uint32], counts_A: NDArray[np.int64], **changes: Any
-    ) -> Edits:
+    def extended(self, names: Sequence[str], table_FA: NDArray[np.uint32], counts_A: NDArray[np.int64]) -> Edits:
         """With further classes."""
         table = np.concatenate([self.table_FA, table_FA], axis=1)
         counts = np.concatenate([self.counts_A, counts_A])
-        return replace(self, names=(*self.names, *names), table_FA=table, counts_A=counts, **changes)
+        return replace(self, names=(*self.names, *names), table_FA=table, counts_A=counts)
 
     def without(self, ids: NDArray[np.int64]) -> Edits:
         """With some more classes removed, and what was known of them forgotten but for their ids and names."""

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.calibrating import pairs_of
-from mach.calibration import TOP, calibration_error, naive, reliability
+from mach.curves import TOP, calibration_error, naive, pairs_of, reliability
+from mach.data.batch import read_classes, right_of
 from mach.data.store import Store
 from mach.decoding import TopK
 from mach.errors import ConfigError
 from mach.evaluation import evaluate
 from mach.model import MachModel
-from mach.networks.batch import read_classes, right_of
 from mach.storage import Run
 
 SHOWN = 5  # classes of a query that recall counts and examples show
@@ -93,7 +92,7 @@ class ClassRecall:
 
 @dataclass(frozen=True, eq=False)
 class Trust:
-    """How far probabilities of some scores can be trusted: bins as of `mach.calibration.reliability`, and errors."""
+    """How far probabilities of some scores can be trusted: bins as of `mach.curves.reliability`, and errors."""
 
     scores: str
     bins: dict[str, NDArray[np.float64]]
@@ -109,7 +108,7 @@ class Diagnosis:
     curve : list of dict
         From `mach.evaluation.evaluate`.
     top : TopK
-        The best `mach.calibration.TOP` classes of every row, re-ranked where the model can.
+        The best `mach.curves.TOP` classes of every row, re-ranked where the model can.
     right_Nk : bool array of shape (N, k)
         Whether each of them is one of its row's own.
     recall : ClassRecall

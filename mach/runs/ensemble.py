@@ -44,6 +44,12 @@ class BucketScores(NamedTuple):
         """Those of some of the queries."""
         return BucketScores(rows_of(self.batch, rows), self.probs_NRB[rows], self.columns)
 
+    def first(self, n_repetitions: int) -> BucketScores:
+        """Those of the first so many of the repetitions that answered."""
+        n_functions = self.probs_NRB.shape[1] // len(self.columns) * n_repetitions
+        columns = self.columns[:n_repetitions]
+        return BucketScores(self.batch, np.ascontiguousarray(self.probs_NRB[:, :n_functions]), columns)
+
 
 class Ensemble:
     """R repetitions of a run; a context manager that gives back what is kept elsewhere. Safe to share between threads.

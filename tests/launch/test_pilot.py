@@ -15,6 +15,7 @@ from rich.console import Console
 
 from mach.cli import main
 from mach.config import Config, LaunchConfig, load_config, to_toml
+from mach.data.batch import SparseBatch
 from mach.data.prepare import prepare
 from mach.errors import ConfigError, IncompleteRunError, StorageError
 from mach.evaluation import evaluate
@@ -114,8 +115,9 @@ def test_answers_are_the_candidates_in_the_order_of_the_network(taught: Path):
     assert reranker.stacker is not None
     assert [classifiers.view.loss for classifiers in reranker.further] == ["logistic", "logistic"]
     found, plain = model.search(queries, 5), model.search(queries, 20, rerank=False)
-    (batch, probs_NRB, _), *none = model.answered(queries)
+    (batch, probs_NRB, _), *none = model.ensemble.answered(queries)
     assert not none
+    assert isinstance(batch, SparseBatch)
     for classifiers in reranker.further:
         seen = queries.copy()
         if classifiers.view.presence:

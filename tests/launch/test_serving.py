@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from mach import cli
+from mach.ask import Answer
 from mach.config import Config
 from mach.data.prepare import prepare
 from mach.data.store import Store
@@ -27,10 +28,10 @@ from mach.launch.ray import ActorLostError, Cluster, Resources
 from mach.launch.serving import RemoteScorer
 from mach.launch.setup import set_up
 from mach.loading import load
-from mach.model import Answer, MachModel
+from mach.model import MachModel
 from mach.storage import Run
 from mach.training import ShardJob, train_shard
-from tests.fixtures import QUERIES
+from tests.fixtures import COLOUR_QUERIES
 
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 
@@ -156,7 +157,7 @@ def _node(actor: Any) -> str:
 def test_texts_and_dense_rows(nodes: Any, dense: Path):
     rows = np.random.default_rng(1).standard_normal((30, 12), dtype=np.float32)
     text = Path(__file__).parents[1] / "fixtures/run-format-1"
-    for path, queries in ((text, QUERIES), (text, QUERIES[0]), (dense, rows), (dense, rows[0])):
+    for path, queries in ((text, COLOUR_QUERIES), (text, COLOUR_QUERIES[0]), (dense, rows), (dense, rows[0])):
         with load(path, launcher="ray", workers=1, start_seconds=600) as remote:
             expect_bits(remote.search(queries, 3), load(path).search(queries, 3))
 
@@ -413,15 +414,15 @@ def test_classes_are_changed_over_actors_as_in_one_process(fake: FakeCluster, tr
     remote = model_on(fake, tmp_path / "run")
     rows = np.zeros((4, remote.n_features), np.float32)
     rows[:, [361, 364, 370]] = [[0.5, 0.5, 0.5], [0.3, 0.5, 0.6], [0.6, 0.5, 0.3], [0.5, 0.4, 0.6]]
-    remote.add_classes("new", [rows[:3]])
-    remote.remove_classes([1, 2])
+    remote.classes.add("new", [rows[:3]])
+    remote.classes.remove([1, 2])
     local = load(tmp_path / "run")
     assert local.topk(rows[:3], 1)[0].ravel().tolist() == [local.n_classes - 1] * 3
     for how in ({}, {"repetitions": 2}, {"tail": 1.0}):
         for found, wanted in zip(list(remote.topk(rows, **how)), list(local.topk(rows, **how)), strict=True):
             np.testing.assert_array_equal(found, wanted)
     with pytest.raises(ConfigError, match="launcher local"):
-        remote.similar_classes(5)
+        remote.classes.similar(5)
 
 
 def test_a_run_that_is_another_on_its_node_is_refused(fake: FakeCluster, trained: Path):

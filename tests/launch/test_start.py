@@ -336,8 +336,8 @@ def test_classes_added_and_removed_after_training_stay_so(
     with load(tmp_path / "old") as model:
         rows = np.zeros((3, N_FEATURES), np.float32)
         rows[:, 396:] = 0.5
-        added = model.add_classes(["added"], [rows])
-        model.remove_classes([7])
+        added = model.classes.add(["added"], [rows])
+        model.classes.remove([7])
     assert added.tolist() == [N_OLD]
     buckets = Versions(Run.open(tmp_path / "old")).load().buckets(range(R), 32)  # where the networks expect it
     lines = rows_of(range(N_OLD + 1, N_ALL), 64, seed=5)
@@ -354,7 +354,7 @@ def test_classes_added_and_removed_after_training_stay_so(
     assert not (tmp_path / "run").exists()  # rather than a run that does not know what was removed
     run, store = set_up(started, tmp_path / "run")
     with load(tmp_path / "old") as model:
-        model.remove_classes([8])
+        model.classes.remove([8])
     assert set_up(started, tmp_path / "run")[1].path == store.path  # what is done to the other run later is its own
     np.testing.assert_array_equal(run.assignment().buckets(added), buckets)
     assert run.class_counts_K()[N_OLD] == 3

@@ -1,36 +1,53 @@
-"""One version of a run's classes, prepared for a model: their names, and which of them a query may return."""
+"""One version of a run's classes: their names, and which of them a query may return."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from mach.ask import Allowed
 from mach.decoding import Subset
 from mach.errors import DataError
 from mach.living.edits import Edits
-from mach.living.recall import Recall
 
 Classes = Any  # ids, names, or one of them
-Allowed = Any  # a mask of all classes, ids, names, the name of a subset, or a prepared Subset
+
+
+class TrainedNames:
+    """Names of the classes as trained, if they have any, and the way back; shared by all versions."""
+
+    def __init__(self, names: Sequence[str] | None) -> None:
+        self.names = names
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """Classes by their names, the first of equal ones."""
+        names = self.names or ()
+        return {names[k]: k for k in range(len(names) - 1, -1, -1)}
 
 
 @dataclass(frozen=True, eq=False)
-class Live:
-    """One version of the classes, prepared for a model."""
+class Catalogue:
+    """One version of the classes: what they are called, and which are there.
+
+    Parameters
+    ----------
+    edits : Edits
+        What this version changed.
+    trained : TrainedNames
+    """
 
     edits: Edits
-    recall: Recall
-    trained_names: Sequence[str] | None
-    trained_ids: Callable[[], Mapping[str, int]]
-    subsets: dict[str, Subset] = field(default_factory=dict)
+    trained: TrainedNames
+    _stored: dict[str, Subset] = field(default_factory=dict)
     _left: WeakKeyDictionary[Subset, Subset | None] = field(default_factory=WeakKeyDictionary)  # None: all of it
-    _parts: WeakKeyDictionary[Subset, tuple[Subset, NDArray[np.bool_]]] = field(default_factory=WeakKeyDictionary)
+    _trained: WeakKeyDictionary[Subset, Subset] = field(default_factory=WeakKeyDictionary)
 
     @cached_property
     def everything(self) -> Subset | None:
@@ -50,36 +67,43 @@ class Live:
             )
         return self._left[subset] or subset
 
-    def parts(self, subset: Subset | None) -> tuple[Subset | None, NDArray[np.bool_] | None]:
-        """A subset's trained classes, and its mask."""
-        K0 = self.edits.n_trained
-        if subset is None:
-            return None, None
-        if self.recall.is_idle:
-            return subset, None
-        if subset not in self._parts:
-            ids_C = subset.ids_C
-            trained = Subset(K0, ids=ids_C[: np.searchsorted(ids_C, K0)])
-            self._parts[subset] = trained, subset.mask_K
-        return self._parts[subset]
+    def trained_of(self, subset: Subset | None) -> Subset | None:
+        """The trained classes of a subset; None where all classes are allowed."""
+        if subset is None or self.edits.is_trained_only:
+            return subset
+        if subset not in self._trained:
+            K0, ids_C = self.edits.n_trained, subset.ids_C
+            self._trained[subset] = Subset(K0, ids=ids_C[: np.searchsorted(ids_C, K0)])
+        return self._trained[subset]
 
     @property
     def has_names(self) -> bool:
         """Whether any class has a name: as trained, added or renamed."""
-        return self.trained_names is not None or bool(self.edits.names) or bool(self.edits.renamed)
+        return self.trained.names is not None or bool(self.edits.names) or bool(self.edits.renamed)
 
     def name(self, k: int) -> str:
         """The name of a class; its number where trained classes have none."""
-        return self.edits.name(k, self.trained_names)
+        return self.edits.name(k, self.trained.names)
+
+    def names(self, ids: ArrayLike) -> list[Any]:
+        """Names of classes, in the shape of ``ids`` as nested lists; padding (-1) gives None."""
+        if not self.has_names:
+            raise DataError("the run has no class names: set data.class_names when training, or use ids")
+        K = self.edits.n_classes
+        outside = [int(k) for k in np.ravel(ids) if not -1 <= k < K]
+        if outside:
+            raise DataError(f"class {outside[0]} is none of the {K} classes 0..{K - 1}")
+        nested: list[Any] = _nested(np.asarray(ids), lambda k: self.name(k) if k >= 0 else None)
+        return nested
 
     def id_of(self, name: str) -> int | None:
         """The class of a name, the first of equal ones; None where there is none."""
         if name in self._changed_ids:
             return self._changed_ids[name]
-        if self.trained_names is None:
+        if self.trained.names is None:
             k = int(name) if name.isdecimal() and str(int(name)) == name else self.edits.n_trained
         else:
-            k = self.trained_ids().get(name, self.edits.n_trained)
+            k = self.trained.ids.get(name, self.edits.n_trained)
         is_there = k < self.edits.n_trained and k not in self.edits.renamed and not self.edits.is_removed(k)
         return k if is_there else None
 
@@ -101,12 +125,12 @@ class Live:
                 )
             return self.left_of(allowed)
         if isinstance(allowed, str):
-            if allowed not in self.subsets:
+            if allowed not in self._stored:
                 if allowed not in self.edits.subsets:
                     known = sorted(self.edits.subsets)
                     raise DataError(f"there is no subset {allowed!r}: there are {known}; a list allows classes by name")
-                self.subsets[allowed] = Subset(K, ids=self.edits.subsets[allowed])
-            return self.subsets[allowed]
+                self._stored[allowed] = Subset(K, ids=self.edits.subsets[allowed])
+            return self._stored[allowed]
         given = np.asarray(allowed)
         if given.shape == (K,) and given.dtype.kind in "iu" and K > 2 and given.max() <= 1:
             raise DataError(f"allowed holds {K} integers of 0 and 1: give a mask as bool, or ids")
@@ -145,3 +169,7 @@ class Live:
         if len(gone):
             raise DataError(f"class {gone[0]} ({self.name(int(gone[0]))}) has been removed: undo brings it back")
         return ids
+
+
+def _nested(ids: NDArray[Any], name: Callable[[int], Any]) -> Any:
+    return name(int(ids)) if ids.ndim == 0 else [_nested(part, name) for part in ids]
