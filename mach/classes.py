@@ -9,7 +9,7 @@ import click
 
 from mach.errors import DataError
 from mach.places import Place, place, read_bytes
-from mach.shell import PLACE, print_table, read_lines
+from mach.shell import PLACE, print_table, read_lines, trunk_option
 
 if TYPE_CHECKING:
     from mach.model import MachModel
@@ -28,6 +28,7 @@ def classes() -> None:
 
 @classes.command()
 @_run
+@trunk_option
 @click.argument("name", required=False)
 @click.option("--example", "examples", multiple=True, help="A query of the class, as `mach query` takes it.")
 @click.option("--text", "texts", multiple=True, help="A text that describes it.")
@@ -40,6 +41,7 @@ def classes() -> None:
 @click.option("--random", type=float, default=0.0, show_default=True, help="Share of buckets that are hashed anyway.")
 def add(
     run: Place,
+    trunk: str | None,
     name: str | None,
     examples: tuple[str, ...],
     texts: tuple[str, ...],
@@ -54,7 +56,7 @@ def add(
         raise DataError("give the NAME of one class, or --from FILE")
     given: list[tuple[str, list[str], list[str]]]
     given = _read_classes(source) if source else [(str(name), list(examples), list(texts))]
-    model = _opened(run)
+    model = _opened(run, trunk)
     rows: list[Any] = [[model.parse(line) for line in entry[1]] for entry in given]
     has_examples, has_texts = any(rows), any(entry[2] for entry in given)
     if has_examples and model.run.text_features is None:
@@ -71,34 +73,37 @@ def add(
 
 @classes.command()
 @_run
+@trunk_option
 @click.argument("chosen", metavar="CLASS...", nargs=-1, required=True)
-def remove(run: Place, chosen: tuple[str, ...]) -> None:
+def remove(run: Place, trunk: str | None, chosen: tuple[str, ...]) -> None:
     """Remove classes: they are never returned again."""
-    model = _opened(run)
+    model = _opened(run, trunk)
     model.classes.remove([_class_of(model, text) for text in chosen])
     _said(model, f"removed {len(chosen)} classes")
 
 
 @classes.command()
 @_run
+@trunk_option
 @click.argument("chosen", metavar="CLASS")
 @click.argument("name")
-def rename(run: Place, chosen: str, name: str) -> None:
+def rename(run: Place, trunk: str | None, chosen: str, name: str) -> None:
     """Give a CLASS another NAME."""
-    model = _opened(run)
+    model = _opened(run, trunk)
     model.classes.rename(_class_of(model, chosen), name)
     _said(model, f"renamed {chosen} to {name}")
 
 
 @classes.command()
 @_run
+@trunk_option
 @click.argument("query")
 @click.argument("chosen", metavar="CLASS")
-def upvote(run: Place, query: str, chosen: str) -> None:
+def upvote(run: Place, trunk: str | None, query: str, chosen: str) -> None:
     """Teach that QUERY is of a CLASS."""
     import numpy as np
 
-    model = _opened(run)
+    model = _opened(run, trunk)
     parsed = model.parse(query)
     model.classes.upvote([parsed] if isinstance(parsed, str) else np.atleast_2d(parsed), [_class_of(model, chosen)])
     _said(model, f"upvoted {chosen}")
@@ -106,22 +111,24 @@ def upvote(run: Place, query: str, chosen: str) -> None:
 
 @classes.command()
 @_run
+@trunk_option
 @click.argument("source")
 @click.argument("target")
-def associate(run: Place, source: str, target: str) -> None:
+def associate(run: Place, trunk: str | None, source: str, target: str) -> None:
     """Teach that the text SOURCE means what the text TARGET means."""
-    model = _opened(run)
+    model = _opened(run, trunk)
     model.classes.associate([source], [target])
     _said(model, f"associated {source!r} with {target!r}")
 
 
 @classes.command()
 @_run
+@trunk_option
 @click.argument("name")
 @click.argument("chosen", metavar="[CLASS...]", nargs=-1)
-def subset(run: Place, name: str, chosen: tuple[str, ...]) -> None:
+def subset(run: Place, trunk: str | None, name: str, chosen: tuple[str, ...]) -> None:
     """Store classes as a subset NAME for --allowed; without any, forget it. - reads a class a line from stdin."""
-    model = _opened(run)
+    model = _opened(run, trunk)
     lines = list(read_lines(chosen)) if chosen else []
     model.classes.name_subset(name, [_class_of(model, line) for line in lines] if chosen else None)
     _said(model, f"subset {name} has {len(lines)} classes" if chosen else f"forgot subset {name}")
@@ -129,14 +136,15 @@ def subset(run: Place, name: str, chosen: tuple[str, ...]) -> None:
 
 @classes.command("list")
 @_run
+@trunk_option
 @click.option("--all", "everything", is_flag=True, help="Also the classes that are as trained.")
 @click.option("--history", is_flag=True, help="The changes that were made, in place of classes.")
 @_json
-def list_(run: Place, everything: bool, history: bool, as_json: bool) -> None:
+def list_(run: Place, trunk: str | None, everything: bool, history: bool, as_json: bool) -> None:
     """Show what was changed: added, renamed and removed classes."""
     from mach.living.edits import TEXT
 
-    editor = _opened(run).classes
+    editor = _opened(run, trunk).classes
     edits = editor.edits
     if history:
         rows = [
@@ -160,17 +168,18 @@ def list_(run: Place, everything: bool, history: bool, as_json: bool) -> None:
 
 @classes.command()
 @_run
-def undo(run: Place) -> None:
+@trunk_option
+def undo(run: Place, trunk: str | None) -> None:
     """Go back to the version before; undoing again goes further back."""
-    model = _opened(run)
+    model = _opened(run, trunk)
     step = model.classes.undo()
     _said(model, f"undone: {step.verb} {step.what}")
 
 
-def _opened(run: Place) -> MachModel:
+def _opened(run: Place, trunk: str | None) -> MachModel:
     from mach.loading import load
 
-    return load(run)
+    return load(run, trunk=trunk)
 
 
 def _said(model: MachModel, what: str) -> None:

@@ -32,8 +32,10 @@ from mach.shell import (
     print_values,
     progress,
     read_lines,
+    trunk_option,
     warnings_as_lines,
 )
+from mach.trunk import agreed
 
 if TYPE_CHECKING:
     from mach.calibration import Calibration
@@ -109,6 +111,7 @@ def _asks(verb: Callable[..., None]) -> Callable[..., None]:
     @_launcher
     @_address
     @_actors
+    @trunk_option
     @functools.wraps(verb)
     def opened(
         run: Place,
@@ -116,15 +119,14 @@ def _asks(verb: Callable[..., None]) -> Callable[..., None]:
         launcher: str | None,
         address: str | None,
         workers: int | None,
+        trunk: str | None,
         **options: Any,
     ) -> None:
         from mach.loading import load
 
         chosen = parse_numbers(repetitions, None) if repetitions else None
-        with (
-            warnings_as_lines(),
-            load(run, repetitions=chosen, launcher=launcher or "local", address=address, workers=workers) as model,
-        ):
+        where: dict[str, Any] = {"launcher": launcher or "local", "address": address, "workers": workers}
+        with warnings_as_lines(), load(run, repetitions=chosen, trunk=trunk, **where) as model:
             verb(model, **options)
 
     return opened
@@ -212,6 +214,7 @@ def plan(
 @_address
 @click.option("--repetitions", metavar="0-3,5", help="Train these only; others may be trained elsewhere.")
 @click.option("--from", "start", metavar="RUN", help="Fine-tune: start from the weights of this finished run.")
+@trunk_option
 @click.option("--dry-run", is_flag=True, help="Read the data and print the ledger; train nothing.")
 def train(
     config: Place,
@@ -222,12 +225,14 @@ def train(
     address: str | None,
     repetitions: str | None,
     start: str | None,
+    trunk: str | None,
     dry_run: bool,
 ) -> None:
     """Train the repetitions of CONFIG into RUN, a folder or URL (runs/NAME by default), or go on where it stopped.
 
     A run in place of CONFIG, and no RUN, goes on with that run and its own configuration. With --from, CONFIG names the
     new rows, and all that it leaves open is as in the run to start from; its own rows are replayed beside them.
+    --trunk sets network.trunk, and must be given wherever a configuration or run names one.
     """
     from mach.config import load_config, load_run_config
     from mach.storage import Run
@@ -243,8 +248,10 @@ def train(
     else:
         run = Path("runs") / config.stem if run is None else run
         options = load_config(config, list(overrides))
+    if options.network.trunk is not None:
+        agreed(options.network.trunk, trunk, config)
     if dry_run:
-        _print_ledger(options)
+        _print_ledger(options, trunk)
         return
     from mach.calibration import calibrate_when_due
     from mach.launch.launchers import train as train_run
@@ -255,7 +262,7 @@ def train(
     if repetitions:  # before a run is made, as far as can be
         parse_numbers(repetitions, options.hashing.repetitions if is_stated else None)
     with progress() as report:
-        opened, store = set_up(options, run, report=report)
+        opened, store = set_up(options, run, report=report, trunk=trunk)
     n_repetitions = opened.config.hashing.repetitions
     chosen = parse_numbers(repetitions, n_repetitions) if repetitions else None
     train_run(opened, store, options.launch, repetitions=chosen)
@@ -444,24 +451,26 @@ def query(
 @click.argument("data", required=False)
 @click.option("-o", "--output", type=PLACE, help="The HTML file; report.html in RUN by default.")
 @click.option("--images", type=PLACE, help="Folder for the plots as PNG files, too.")
-def write_report(run: Place, data: str | None, output: Place | None, images: Place | None) -> None:
+@trunk_option
+def write_report(run: Place, data: str | None, output: Place | None, images: Place | None, trunk: str | None) -> None:
     """Write one HTML page about RUN, finished or not: curves, accuracy on DATA (data.test by default), costs."""
     from mach.report.sections import write_report as write
 
     with warnings_as_lines(), progress() as report:
-        where = write(run, data, output=output, images=images, report=report)
+        where = write(run, data, output=output, images=images, trunk=trunk, report=report)
     click.echo(where)
 
 
 @main.command()
 @_run
 @click.option("--verify", is_flag=True, help="Also compare all weights with the digests that training recorded.")
+@trunk_option
 @_json
-def info(run: Place, verify: bool, as_json: bool) -> None:
+def info(run: Place, verify: bool, trunk: str | None, as_json: bool) -> None:
     """Show what the model in RUN is: counts, bytes, training cost, and bytes exchanged between repetitions (0)."""
     from mach.loading import load
 
-    model = load(run)
+    model = load(run, trunk=trunk)
     if verify:
         model.verify()
     print_values(model.info(), as_json)
@@ -520,18 +529,20 @@ def _prepared(model: MachModel, source: str) -> Store:
     return store
 
 
-def _print_ledger(config: Config) -> None:
+def _print_ledger(config: Config, trunk: str | None) -> None:
     """What `train` would build, from the prepared data."""
     from mach.launch.launchers import n_workers
-    from mach.launch.setup import plan_of, resolve
+    from mach.launch.setup import plan_of, resolve, with_trunk
     from mach.launch.start import Start, training_data
     from mach.recipe import before_reading
 
+    config = with_trunk(config, trunk)
     start = Start.of(config)
     config = before_reading(config if start is None else start.complete(config))
     with progress() as report:
         store = training_data(config, None, report)
-    resolved, _, _ = resolve(config, store, None if start is None else start.assignment(start.counts_K(store)))
+    known = None if start is None else start.assignment(start.counts_K(store))
+    resolved, _, _ = resolve(config, store, known, trunk)
     chosen = plan_of(resolved, store, n_workers=n_workers(config.launch, resolved.hashing.repetitions))
     print_rows(chosen.rows(), as_json=False)
 

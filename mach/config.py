@@ -107,7 +107,9 @@ class NetworkConfig(Section):
         "the same, but three tenths of the input layer's weights alone, where it is not the only layer",
     )
     trunk: str | None = Field(
-        default=None, description="package.module:Class of a torch module used instead of the hidden layers"
+        default=None,
+        description="package.module:Class of a torch module used instead of the hidden layers; "
+        "never imported for being named here: the caller must pass it too (trunk=, --trunk)",
     )
     trunk_options: dict[str, Any] = Field(default={}, description="keyword arguments of the trunk's class")
 

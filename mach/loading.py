@@ -11,6 +11,7 @@ from mach.model import MachModel
 from mach.places import Place
 from mach.scoring import LocalScorer
 from mach.storage import Run
+from mach.trunk import Trunk
 
 
 def load(
@@ -18,6 +19,7 @@ def load(
     *,
     repetitions: Sequence[int] | None = None,
     version: int | None = None,
+    trunk: Trunk | None = None,
     launcher: str = "local",
     address: str | None = None,
     workers: int | None = None,
@@ -37,6 +39,9 @@ def load(
         Use these only.
     version : int, optional
         Of the run's classes, where they were changed since it was trained; 0 as trained, by default as they are now.
+    trunk : class or str, optional
+        Where the run's networks have a trunk of its maker's own (``network.trunk``): that class, or its name
+        "package.module:Class". It is code, so a run never imports it by itself.
     launcher : {"local", "ray"}
         With "ray", actors on a Ray cluster map the weights, each those of some repetitions, and answer the same; see
         `mach.launch.serving.serve`, which takes the remaining arguments and gives their defaults.
@@ -61,7 +66,8 @@ def load(
         When one of the wanted repetitions, or any at all, is not finished; when the cluster cannot be reached, or no
         actor is ready in time.
     ConfigError
-        When the launcher is unknown or does not take an argument, or ray is not installed.
+        When the launcher is unknown or does not take an argument, or ray is not installed; when the run has a trunk
+        that was not passed.
 
     Examples
     --------
@@ -84,7 +90,8 @@ def load(
         raise ConfigError(f"launcher {launcher!r} is unknown: choose local or ray")
     if launcher == "local" and given:
         raise ConfigError(f"{', '.join(given)}: the launcher local takes no such argument: choose the launcher ray")
-    run = Run.open(path)
+    run = Run.open(path, trunk)
+    run.agreed_trunk()
     chosen = _chosen(run, repetitions)
     edits = Versions(run).load(version)
     if launcher == "local":

@@ -60,10 +60,13 @@ class LocalScorer:
     ------
     StorageError
         When a file is damaged or of another run.
+    ConfigError
+        When its networks have a trunk that the caller did not pass.
     """
 
     def __init__(self, run: Run, repetitions: list[int]) -> None:
         self._run, self._repetitions = run, repetitions
+        self._trunk = run.agreed_trunk()
         shapes = shapes_of(run) | run.table_shapes
         self.weights = [run.load_weights(r, shapes) for r in repetitions]
         self._columns = tuple(range(len(repetitions)))
@@ -106,7 +109,7 @@ class LocalScorer:
         from mach.networks.trunks import load_trunk
 
         D, is_dense = manifest.n_features, manifest.dense_input
-        return [load_trunk(network, weights, n_features=D, dense_input=is_dense) for weights in self.weights]
+        return [load_trunk(network, self._trunk, part, n_features=D, dense_input=is_dense) for part in self.weights]
 
 
 def shapes_of(run: Run) -> dict[str, tuple[int, ...]]:

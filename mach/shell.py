@@ -25,6 +25,11 @@ class _PlaceType(click.ParamType[Any]):
 
 
 PLACE = _PlaceType()
+trunk_option = click.option(
+    "--trunk",
+    metavar="PACKAGE.MODULE:CLASS",
+    help="The torch module that network.trunk names; it is code of its maker, so say that you trust it.",
+)
 
 
 def read_lines(queries: tuple[str, ...]) -> Iterator[str]:

@@ -62,6 +62,7 @@ from mach.places import (
 )
 from mach.repetition import RepetitionFiles, read_json, write_json
 from mach.tensors import map_tensors, write_tensors
+from mach.trunk import Trunk, agreed
 
 if TYPE_CHECKING:
     from mach.data.text import TextFeatures
@@ -88,13 +89,16 @@ class Manifest(Section):
 
 
 class Run:
-    """A run directory, here or below a URL, opened for reading or training."""
+    """A run directory, here or below a URL, opened for reading or training.
 
-    def __init__(self, path: Place) -> None:
-        self.path = path
+    ``trunk`` is what the caller passed as the class of its networks (`mach.trunk`); reading files needs none.
+    """
+
+    def __init__(self, path: Place, trunk: Trunk | None = None) -> None:
+        self.path, self.trunk = path, trunk
 
     @classmethod
-    def open(cls, path: str | Place) -> Run:
+    def open(cls, path: str | Place, trunk: Trunk | None = None) -> Run:
         """Open an existing run; its format is checked.
 
         Raises
@@ -102,7 +106,7 @@ class Run:
         StorageError
             When the folder is no run or of a newer format.
         """
-        run = cls(place(path))
+        run = cls(place(path), trunk)
         try:
             found = re.search(rb'"format": *(\d+)', read_bytes(run.path / "manifest.json"))
         except OSError as error:
@@ -131,6 +135,7 @@ class Run:
         counts_K: NDArray[np.int64] | None = None,
         weights: Mapping[int, Path] | None = None,
         last: Callable[[Run], None] = lambda run: None,
+        trunk: Trunk | None = None,
     ) -> Run:
         """Lay out a new run: it is there whole, or not at all. Of two creators at once, one fails or both agree.
 
@@ -154,7 +159,7 @@ class Run:
                 last(run)
         except OSError as error:
             raise StorageError(f"cannot create {path}: {error.strerror}") from error
-        return cls(final)
+        return cls(final, trunk)
 
     def update(self, config: Config, manifest: Manifest, assignment: Assignment) -> None:
         """Replace configuration, manifest and assignment, as when R is raised."""
@@ -180,6 +185,16 @@ class Run:
     @cached_property
     def _configured(self) -> tuple[Config, dict[str, Any]]:
         return load_run_config(self.path / "config.toml")
+
+    def agreed_trunk(self) -> Trunk | None:
+        """The trunk that the caller passed, once it is seen to be the one that the run names.
+
+        Raises
+        ------
+        ConfigError
+            When it is not.
+        """
+        return agreed(self.config.network.trunk, self.trunk, self.path / "config.toml")
 
     @cached_property
     def manifest(self) -> Manifest:

@@ -151,6 +151,7 @@ class Trainer:
             device=device,
             sampled=self.how.sampled,
             dither=self.how.dither,
+            trunk=run.agreed_trunk(),
         )
         self._expect_targets()
         self.metrics: list[dict[str, Any]] = []

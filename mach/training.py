@@ -31,6 +31,7 @@ from mach.storage import Run
 from mach.tensors import map_tensors
 from mach.traffic import PeerTraffic
 from mach.trainer import Progress, Pulse, Trainer, TrainingError, TrainingStoppedError, Wanted
+from mach.trunk import Trunk
 
 LOCK_SECONDS = 0.2
 
@@ -54,6 +55,8 @@ class ShardJob:
         Whether the repetitions are one batched network, where their kind allows it; by default on a GPU.
     host_memory : {"none", "input", "all"}, optional
         What of such a network stays in main memory: nothing, input layers, moments of other layers as well.
+    trunk : class or str, optional
+        What the caller of the training passed (`mach.trunk`).
     """
 
     run: str
@@ -64,6 +67,7 @@ class ShardJob:
     device: str = "cpu"
     together: bool | None = None
     host_memory: HostMemory | None = None
+    trunk: Trunk | None = None
 
 
 def train_shard(
@@ -91,13 +95,13 @@ def train_shard(
     StorageError
         When finished weights cannot be written.
     ConfigError
-        When the device is not there, or lacks memory.
+        When the device is not there, or lacks memory; when the run has a trunk that the job does not name.
     TrainingError
         When the loss is no longer finite, or a socket was opened.
     """
     refuse_missing(job.device)
     torch.set_num_threads(job.threads)
-    run = Run.open(job.run)
+    run = Run.open(job.run, job.trunk)
     missing = [files for r in job.repetitions if not (files := run.repetition(r)).is_done]
     if not missing:
         return

@@ -532,12 +532,12 @@ def changed(path: Path) -> list[str]:
     """Questions that a run answers otherwise than on the day it was made, if only by a bit."""
     expected = json.loads((path / "expected.json").read_text())
     if "versions" not in expected:
-        with load(path) as model:
+        with load(path, trunk=Run.open(path).config.network.trunk) as model:
             found = model.topk(expected["queries"], k=3)
         return [] if found[1].tolist() == expected["scores"] and found[0].tolist() == expected["ids"] else ["topk"]
     others = []
     for version in expected["versions"]:
-        with load(path, version=version["version"]) as model:
+        with load(path, version=version["version"], trunk=Run.open(path).config.network.trunk) as model:
             for asked in version["answers"]:
                 found_ = answer(model, expected["queries"], asked["verb"], asked["how"])
                 if any(asked[name] != value for name, value in found_.items()):

@@ -45,8 +45,9 @@ def changed(config: Config, **sections: dict) -> Config:
 
 
 def began(config: Config, url: str, *repetitions: int, exclusive: bool = True) -> tuple[Run, ShardJob]:
-    run, store = set_up(config, url)
-    return run, ShardJob(str(run.path), shared_store(run, store), repetitions, exclusive=exclusive)
+    trunk = config.network.trunk
+    run, store = set_up(config, url, trunk=trunk)
+    return run, ShardJob(str(run.path), shared_store(run, store), repetitions, exclusive=exclusive, trunk=trunk)
 
 
 def weights(path: str | Path, *repetitions: int) -> list[bytes]:

@@ -32,8 +32,9 @@ from mach.training import ShardJob, train_shard
 
 def job_of(config: Config, path: Path, *repetitions: int, **sections: dict) -> tuple[Run, ShardJob]:
     changed = {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
-    run, store = set_up(config.model_copy(update=changed), path)
-    return run, ShardJob(str(run.path), str(store.path), repetitions)
+    trunk = sections.get("network", {}).get("trunk")
+    run, store = set_up(config.model_copy(update=changed), path, trunk=trunk)
+    return run, ShardJob(str(run.path), str(store.path), repetitions, trunk=trunk)
 
 
 def stop_after(n_steps: int):

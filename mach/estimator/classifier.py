@@ -25,6 +25,8 @@ from mach.estimator.rows import Features, Rows, n_rows_of
 from mach.estimator.vocabulary import Form, Targets, Vocabulary
 from mach.queries import canonical
 from mach.recipe import Shape
+from mach.storage import Run
+from mach.trunk import Trunk, name_of
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -102,6 +104,9 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     kept_rows : int
         Training rows, drawn at random, at most 64 MiB of them, that are kept and pickled with the classifier, for
         `partial_fit` to learn them again lest it forget. `save` leaves them out.
+    trunk : class or str, optional
+        A `torch.nn.Module` of your own instead of the hidden layers, or its name "package.module:Class"; see
+        ``docs/pytorch.md``. With ``n_jobs`` or Ray, other processes must be able to import it.
     config : dict, optional
         Any other key of `mach.config`, such as ``{"text.words": [1, 2], "network.weights": "int8"}``.
 
@@ -161,6 +166,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         verbose: int = 0,
         max_proba_bytes: int = 2**30,
         kept_rows: int = 10_000,
+        trunk: Trunk | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
         self.repetitions = repetitions
@@ -180,6 +186,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         self.verbose = verbose
         self.max_proba_bytes = max_proba_bytes
         self.kept_rows = kept_rows
+        self.trunk = trunk
         self.config = config
 
     def fit(self, X: Any, y: Any) -> Self:
@@ -394,6 +401,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         parameters = self.get_params(deep=False)
         if isinstance(self.random_state, np.random.RandomState):
             parameters["random_state"] = None
+        if self.trunk is not None:
+            parameters["trunk"] = name_of(self.trunk)
         description = {
             "format": FORMAT,
             "parameters": parameters,
@@ -412,19 +421,25 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         self._fitted.copy_to(Path(path), {FILE: content}, names)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path, *, trunk: Trunk | None = None) -> Self:
         """Open what `save` wrote; weights are mapped where they lie, which must stay.
+
+        Parameters
+        ----------
+        path : str or Path
+        trunk : class or str, optional
+            As of `mach.load`: where the classifier has one it must be passed here too, since it is code.
 
         Raises
         ------
         mach.MachError
-            When the folder is none of these, or damaged.
+            When the folder is none of these, or damaged, or has a trunk that was not passed.
         """
         try:
             description = json.loads((Path(path) / FILE).read_bytes())
             if description["format"] != FORMAT:
                 raise StorageError(f"{path} has format {description['format']!r}, this version reads {FORMAT}")
-            classifier = cls(**description["parameters"])
+            classifier = cls(**description["parameters"] | {"trunk": trunk})  # never what the file says
             classifier.classes_ = Vocabulary.from_json(description["classes"]).array
             form = description["form"]
             classifier._form = _Form(form["form"], np.dtype(form["dtype"]), form["is_sparse"])
@@ -439,7 +454,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise StorageError(f"{path}: {FILE} is damaged ({error}): save the classifier anew") from error
-        classifier._fitted = Fitted(Path(path), len(classifier.classes_), temperature, rate=rate)
+        Run.open(path, trunk).agreed_trunk()
+        classifier._fitted = Fitted(Path(path), len(classifier.classes_), temperature, rate=rate, trunk=trunk)
         return classifier
 
     @property
@@ -519,6 +535,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             most_kept=self.kept_rows,
             device=self._device,
             console=self._console(),
+            trunk=self.trunk,
         )
         self.classes_ = vocabulary.array
         self._form = _Form(targets.form, targets.dtype, targets.is_sparse)

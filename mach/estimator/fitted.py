@@ -26,6 +26,7 @@ from mach.estimator.rows import Features, Kept, n_rows_of
 from mach.loading import load
 from mach.places import flush_to_disk, temporary_name
 from mach.tensors import write_tensors
+from mach.trunk import Trunk
 
 if TYPE_CHECKING:
     from mach.model import MachModel
@@ -64,6 +65,8 @@ class Fitted:
         Rows that further training replays.
     rate : float
         Learning rate of its first training.
+    trunk : class or str, optional
+        As of `mach.load`.
     """
 
     def __init__(
@@ -74,14 +77,15 @@ class Fitted:
         folder: Folder | None = None,
         kept: Kept | None = None,
         rate: float = 0.0,
+        trunk: Trunk | None = None,
     ) -> None:
         self.path, self.n_classes, self.temperature, self.kept = path, n_classes, temperature, kept
-        self.rate = rate
+        self.rate, self.trunk = rate, trunk
         self._folder = folder
 
     def __getstate__(self) -> dict[str, Any]:
         files = {str(file.relative_to(self.path)): file.read_bytes() for file in _files(self.path)}
-        state = {name: getattr(self, name) for name in ("n_classes", "temperature", "kept", "rate")}
+        state = {name: getattr(self, name) for name in ("n_classes", "temperature", "kept", "rate", "trunk")}
         return state | {"files": files}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -96,7 +100,7 @@ class Fitted:
     @cached_property
     def model(self) -> MachModel:
         """The run as a model; its ids beyond K are spare."""
-        return load(self.path)
+        return load(self.path, trunk=self.trunk)
 
     @property
     def is_exclusive(self) -> bool:

@@ -26,6 +26,7 @@ from mach.networks.batch import SparseBatch, read_batch, read_classes
 from mach.places import short_lived
 from mach.reranker import is_due
 from mach.storage import Run
+from mach.trunk import Trunk
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,6 +50,7 @@ def fit(
     most_kept: int = 0,
     device: str = "cpu",
     console: Console,
+    trunk: Trunk | None = None,
 ) -> Fitted:
     """Train a new run on rows in memory.
 
@@ -67,6 +69,8 @@ def fit(
         "cpu" or "cuda:N".
     console : Console
         Where progress goes.
+    trunk : class or str, optional
+        As of `mach.load`.
 
     Notes
     -----
@@ -79,8 +83,9 @@ def fit(
         tree = _merged(small_choices(shape, is_exclusive=is_exclusive, seed=seed), given)
         tree["data"]["train"] = str(store.path)
         _own_buckets(tree["hashing"], shape.n_classes, folder.path / "table.npy")
-        run = train(parse_config(tree, WHERE), folder.path / RUN, device=device, console=console)
-        fitted = Fitted(folder.path / RUN, rows.n_classes, folder=folder, rate=run.config.training.rate)
+        run = train(parse_config(tree, WHERE), folder.path / RUN, device=device, console=console, trunk=trunk)
+        rate = run.config.training.rate
+        fitted = Fitted(folder.path / RUN, rows.n_classes, folder=folder, rate=rate, trunk=trunk)
         held = held_out(run, store)
         if is_exclusive and len(held) >= LEAST_ROWS:
             fitted.temperature = _best_temperature(fitted, store, held)
@@ -162,9 +167,9 @@ def write_store(rows: Rows, config: Config, path: Path) -> Store:
     return Store.open(path)
 
 
-def train(config: Config, path: Path, *, device: str = "cpu", console: Console) -> Run:
+def train(config: Config, path: Path, *, device: str = "cpu", console: Console, trunk: Trunk | None = None) -> Run:
     """Train a run to its end: repetitions, re-ranker, calibration; one worker is this process itself."""
-    run, store = set_up(config, path)
+    run, store = set_up(config, path, trunk=trunk)
     launch = config.launch
     if launch.launcher == "local" and launch.workers == 1:
         gpus = launch.model_copy(update={"gpus": 1.0 if device != "cpu" else 0.0})
@@ -197,6 +202,7 @@ def _train_here(run: Run, store: Store, launch: LaunchConfig, device: str, conso
                 threads=launch.threads,
                 device=device,
                 host_memory=launch.host_memory,
+                trunk=run.trunk,
             )
             for r in shard:
                 display.set(r, f"here, {device}")

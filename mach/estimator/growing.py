@@ -81,11 +81,11 @@ def go_on(
             "launch": launch,
         }
         tree["training"] |= {"rate": rate, "seed": seed}
-        train(parse_config(tree, WHERE), folder.path / RUN, device=device, console=console)
+        train(parse_config(tree, WHERE), folder.path / RUN, device=device, console=console, trunk=run.trunk)
         for name in (START, STORE, "cache"):
             shutil.rmtree(folder.path / name, ignore_errors=True)
     kept = kept.joined(rows, most_kept, generator)
-    return Fitted(folder.path / RUN, rows.n_classes, fitted.temperature, folder, kept, fitted.rate)
+    return Fitted(folder.path / RUN, rows.n_classes, fitted.temperature, folder, kept, fitted.rate, run.trunk)
 
 
 def _numbers(features: Any, run: Run) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mach.errors import ConfigError
+from mach.trunk import name_of
 
 PARAMETERS = {  # constructor arguments and the configuration keys that they stand for
     "repetitions": "hashing.repetitions",
@@ -50,6 +51,10 @@ def given_by(parameters: dict[str, Any]) -> dict[str, dict[str, Any]]:
             raise ConfigError(f"{name} = {value!r} and config[{key!r}] = {flat[key]!r} say the same: give one of them")
         if value is not None:
             flat[key] = _toml_value([value] if name == "hidden" and np.ndim(value) == 0 else value)
+    if parameters.get("trunk") is not None:
+        if "network.trunk" in flat:
+            raise ConfigError("trunk and config['network.trunk'] say the same: give trunk alone")
+        flat["network.trunk"] = name_of(parameters["trunk"])
     launcher = parameters["launcher"]
     flat |= {"launch.launcher": launcher, "launch.workers": _n_workers(parameters["n_jobs"], launcher)}
     tree: dict[str, dict[str, Any]] = {}

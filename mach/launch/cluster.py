@@ -25,6 +25,7 @@ from mach.launch.schedule import shards_of
 from mach.launch.setup import shared_store
 from mach.places import Place
 from mach.storage import Run
+from mach.trunk import for_workers
 
 MESSAGES_A_SECOND = 400.0  # what the driver takes without falling behind, from all workers together
 
@@ -76,6 +77,7 @@ class RayPool:
             "host_memory": launch.host_memory,
             "report_seconds": n_workers / MESSAGES_A_SECOND,
             **job,
+            **for_workers(run.agreed_trunk()),
         }
         self._server = cluster.start(StoreServer, str(store.path), resources=Resources(cpus=0), here=True)
         self._actors: dict[int, Actor] = {}

@@ -13,6 +13,7 @@ from mach.data.store import Store
 from mach.launch.driver import Message, train
 from mach.launch.process import STOP_SECONDS, WorkerProcess
 from mach.storage import Run
+from mach.trunk import for_workers
 
 
 def train_locally(
@@ -40,7 +41,7 @@ class LocalPool:
 
     def __init__(self, run: Run, store: Store, launch: LaunchConfig, **job: str) -> None:
         self._job: Message = {"run": str(run.path), "store": str(store.path), "threads": launch.threads}
-        self._job |= {"host_memory": launch.host_memory, **job}
+        self._job |= {"host_memory": launch.host_memory, **job, **for_workers(run.agreed_trunk())}
         self._gpus = launch.gpus
         self._workers: dict[int, WorkerProcess] = {}
         self._selector = selectors.DefaultSelector()

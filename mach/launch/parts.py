@@ -21,7 +21,7 @@ from mach.storage import Run
 
 def serve(channel: Channel, job: dict[str, Any], is_told_to_stop: Callable[[], bool]) -> None:
     """Make parts of any stage, as `mach.launch.worker.main` trains repetitions, until the driver lets it go."""
-    training = RerankerTraining(Run.open(job["run"]), fetch_store(job["store"]))
+    training = RerankerTraining(Run.open(job["run"], job.get("trunk")), fetch_store(job["store"]))
     files = training.files
     with contextlib.suppress(OSError):
         files.local_log.parent.mkdir(parents=True, exist_ok=True)

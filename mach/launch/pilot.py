@@ -44,7 +44,7 @@ def teach(training: RerankerTraining, train: Callable[[Run, Store], None], conso
         folder = training.run.path / "pilots"
         own = folder if isinstance(folder, Path) else cache_folder() / f"pilots-{training.fingerprint}"
         rows = kept(own / f"rows{pilot}", partial(_write, training.store, learned))
-        run, store = set_up(_config(training, rows), folder / str(pilot))
+        run, store = set_up(_config(training, rows), folder / str(pilot), trunk=training.run.trunk)
         train(run, store)
         training.examine(pilot, run, taught)
         for place in {folder, own}:

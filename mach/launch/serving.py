@@ -22,6 +22,7 @@ from mach.errors import ConfigError, DegradedWarning, IncompleteRunError, MachEr
 from mach.launch.ray import Actor, ActorLostError, Call, Cluster, Resources, node_name
 from mach.scoring import LocalScorer
 from mach.storage import Run
+from mach.trunk import find_as, for_workers
 
 GRACE_SECONDS = 1.0  # for an answer that has arrived while another was waited for
 LATE_TIMEOUTS = 3  # timeouts after which an actor that still has not answered is given up
@@ -54,10 +55,11 @@ def serve(
     Raises
     ------
     ConfigError
-        When ray is not installed.
+        When ray is not installed, or the run has a trunk that was not passed.
     IncompleteRunError
         When the cluster cannot be reached, or no actor is ready in time.
     """
+    for_workers(run.agreed_trunk())  # fails before a cluster is asked for anything
     cluster = Cluster(address)
     needs = Resources(cpus=threads, custom=resources or {})
     n_workers = min(workers or max(1, cluster.capacity(needs)), len(repetitions))
@@ -80,16 +82,19 @@ class ScoreServer:
     fingerprints : tuple of str
         Of the data and the configuration that the run must have.
     repetitions : list of int
+    job : dict
+        Of `mach.trunk.for_workers`.
     """
 
-    def __init__(self, path: str, fingerprints: tuple[str, str], repetitions: list[int]) -> None:
-        self._path, self._fingerprints, self._repetitions = path, fingerprints, repetitions
+    def __init__(self, path: str, fingerprints: tuple[str, str], repetitions: list[int], job: dict[str, Any]) -> None:
+        self._path, self._fingerprints, self._repetitions, self._job = path, fingerprints, repetitions, job
         self._scorer: LocalScorer | None = None
 
     def open(self) -> None:
         """Map the weights and answer a query, so that the first one of a user finds everything compiled."""
         try:
-            run = Run.open(self._path)
+            find_as(self._job.get("path", []))
+            run = Run.open(self._path, self._job.get("trunk"))
             if fingerprints_of(run) != self._fingerprints:
                 raise ConfigError(f"{self._path} is another run there: give a path or URL that all nodes see alike")
             self._scorer = LocalScorer(run, self._repetitions)
@@ -158,7 +163,7 @@ class RemoteScorer:
     ) -> None:
         self._cluster, self._repetitions, self._resources = cluster, repetitions, resources
         self._path = str(run.path.absolute() if isinstance(run.path, Path) else run.path)
-        self._fingerprints = fingerprints_of(run)
+        self._fingerprints, self._job = fingerprints_of(run), for_workers(run.agreed_trunk())
         self._timeout_seconds, self._clock = timeout_seconds, clock
         self._lock = Lock()  # of the parts; never held while an answer is waited for
         self._is_closed = False
@@ -287,7 +292,7 @@ class RemoteScorer:
         for part in self._parts:
             if part.actor is None and not self._is_closed and self._clock() >= part.start_at:
                 repetitions = [self._repetitions[column] for column in part.columns]
-                arguments = (self._path, self._fingerprints, repetitions)
+                arguments = (self._path, self._fingerprints, repetitions, self._job)
                 part.actor = self._cluster.start(ScoreServer, *arguments, resources=self._resources, spread=True)
                 part.pending, part.deadline = part.actor.call("open"), self._clock() + OPENING_SECONDS
                 part.has_answered = False

@@ -28,6 +28,7 @@ from mach.networks.inference import KEEP
 from mach.places import Place, is_there, names_in, place, remove_folder
 from mach.reranker import is_due
 from mach.storage import Manifest, Run
+from mach.trunk import Trunk, agreed, name_of
 
 LAYOUT = (
     "config.toml",
@@ -54,26 +55,38 @@ FREE_KEYS = (
 
 
 def set_up(
-    config: Config, path: str | Place, report: Callable[[str, float], None] = lambda stage, fraction: None
+    config: Config,
+    path: str | Place,
+    report: Callable[[str, float], None] = lambda stage, fraction: None,
+    *,
+    trunk: Trunk | None = None,
 ) -> tuple[Run, Store]:
     """Prepare the training data and open the run, creating it if it does not exist.
 
     A remote run takes the prepared data along, unless they are a store behind a URL themselves: then its URL is all
     that nodes, and a driver that goes on with it elsewhere, need (`shared_store`).
 
+    ``trunk`` is what the caller passes as the class of the networks; where nothing else names one, it does.
+
     Raises
     ------
     ConfigError
-        When an existing run was made with another configuration or from other data; the message names the keys.
+        When the configuration, or the run that it goes on with or starts from, has a trunk that was not passed; when an
+        existing run was made with another configuration or from other data; the message names the keys.
     DataError, StorageError
         From reading the data and writing the run.
     """
     path = place(path)
     is_run = Run.is_at(path)
+    config = with_trunk(config, trunk)
     given = completed(config, Run.open(path).config) if is_run else config
     start = None if is_run else Start.of(given)
     if start is not None:
         given = start.complete(given)
+    if config.network.trunk is not None:
+        agreed(config.network.trunk, trunk, "the configuration")
+    else:
+        agreed(given.network.trunk, trunk, (path if start is None else start.run.path) / "config.toml")
     config = given if is_run else recipe.before_reading(given)
     store = training_data(config, path if is_run else None, report)
     if not store.is_dense and store.row_features != config.data.row_features:  # it was prepared apart
@@ -89,22 +102,31 @@ def set_up(
             "check data.class_column and data.class_names"
         )
     if is_run or Run.is_at(path):  # others may have created it while the data were read
-        return _reopen(config, store, path), store
+        return _reopen(config, store, path, trunk), store
     if _holds_something_else(path) and not Run.is_at(path):
         raise ConfigError(f"{path} exists and is no run: give an empty or new folder, or remove it")
     counts_K = None if start is None else start.counts_K(store)
     known = None if start is None or counts_K is None else start.assignment(counts_K)
-    config, manifest, assignment = resolve(config, store, known)
+    config, manifest, assignment = resolve(config, store, known, trunk)
     if start is not None:
         manifest = manifest.model_copy(update={"n_rows": start.n_rows(store)})
     begun: dict[str, Any] = {} if start is None else {"weights": start.weights(), "last": start.keep_removed}
+    begun["trunk"] = trunk
     try:
         _share(config, store, path)
         return Run.create(path, config, manifest, store, assignment, counts_K, **begun), store
     except StorageError:
         if not Run.is_at(path):
             raise
-        return _reopen(config, store, path), store  # another process was faster
+        return _reopen(config, store, path, trunk), store  # another process was faster
+
+
+def with_trunk(config: Config, trunk: Trunk | None) -> Config:
+    """A configuration that names the trunk that the caller passed, unless it names one itself."""
+    if trunk is None or config.network.trunk is not None:
+        return config
+    network = config.network.model_copy(update={"trunk": name_of(trunk)})
+    return config.model_copy(update={"network": network})
 
 
 def shared_store(run: Run, store: Store) -> str:
@@ -141,12 +163,16 @@ def _holds_something_else(path: Place) -> bool:
 
 
 def resolve(
-    config: Config, store: Store, known: Assignment | None = None, **drawn: int | None
+    config: Config,
+    store: Store,
+    known: Assignment | None = None,
+    trunk: Trunk | None = None,
+    **drawn: int | None,
 ) -> tuple[Config, Manifest, Assignment]:
     """Fill in all that is left to choose (`mach.recipe`), and describe the run to be; a bad trunk fails here.
 
-    With ``known`` the assignment is that, and not drawn or read anew. ``drawn`` holds the seed and capacity of hash
-    functions where others have been drawn before.
+    With ``known`` the assignment is that, and not drawn or read anew. ``trunk`` is what the caller passed. ``drawn``
+    holds the seed and capacity of hash functions where others have been drawn before.
     """
     from mach.networks.network import native_precision
     from mach.networks.trunks import build_trunk
@@ -172,7 +198,7 @@ def resolve(
         }
     )
     if config.network.trunk is not None:
-        build_trunk(config.network, n_features=store.n_features, dense_input=store.is_dense)
+        build_trunk(config.network, trunk, n_features=store.n_features, dense_input=store.is_dense)
     assignment = known or _assignment(config, n_buckets, store, **drawn)
     manifest = Manifest(
         n_classes=store.n_classes,
@@ -354,8 +380,8 @@ def _default_buckets(config: Config, store: Store) -> int:
     return plan.ledger.n_buckets
 
 
-def _reopen(config: Config, store: Store, path: Place) -> Run:
-    run = Run.open(path)
+def _reopen(config: Config, store: Store, path: Place, trunk: Trunk | None) -> Run:
+    run = Run.open(path, trunk)
     if run.manifest.data_fingerprint != store.fingerprint:
         raise ConfigError(
             f"data.train: {path} was trained on data with fingerprint {run.manifest.data_fingerprint}, "
@@ -379,7 +405,7 @@ def _reopen(config: Config, store: Store, path: Place) -> Run:
     is_started = config.training.start is not None
     is_known = is_same_table or is_started or kind in {"random", "balanced", "clustered"}
     drawn = {"seed": run.retired.get("hashing.seed"), "capacity": getattr(before, "prime", None)}
-    config, manifest, assignment = resolve(config, store, before if is_known else None, **drawn)
+    config, manifest, assignment = resolve(config, store, before if is_known else None, trunk, **drawn)
     manifest = manifest.model_copy(update={"n_rows": run.manifest.n_rows})  # with those that are not replayed
     differences = differing_keys(config, run.config, ignore=FREE_KEYS)
     if mine.repetitions < theirs.repetitions:

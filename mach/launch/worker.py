@@ -3,8 +3,8 @@
 Started as ``python -m mach.launch.worker FD`` with one end of a socket pair. Messages are JSON lines: first the
 job, then orders, ``{"train": [r, ...], "exclusive": true}``, ``{"pause": true}``, ``{"stop": true}``; the worker
 says ``ready`` and answers with ``progress``, ``finished``, ``paused`` or ``failed``. A job with ``parts`` is one of
-`mach.launch.parts`: numbers are parts of a re-ranker. When the other end dies, the
-worker saves its state and goes.
+`mach.launch.parts`: numbers are parts of a re-ranker. ``trunk`` and ``path`` are of `mach.trunk.for_workers`. When the
+other end dies, the worker saves its state and goes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from mach.errors import ConfigError, MachError
 from mach.launch.channel import Channel
+from mach.trunk import find_as
 
 if TYPE_CHECKING:
     from mach.repetition import RepetitionFiles
@@ -36,6 +37,7 @@ def main(descriptor: int) -> None:
     job = channel.receive()
     if job is None:
         return
+    find_as(job.get("path", []))
     if "parts" in job:
         from mach.launch.parts import serve
 
@@ -64,6 +66,7 @@ def main(descriptor: int) -> None:
             order["exclusive"],
             job["device"],
             host_memory=job.get("host_memory"),
+            trunk=job.get("trunk"),
         )
         try:
             train_shard(

@@ -23,6 +23,7 @@ from mach.networks.buffers import Buffers, flat_array, is_in_main_memory
 from mach.networks.inference import NO_SCALE, stored_shape, stretches, wide_matrix, wide_rows
 from mach.networks.output import Loss, OutputLayer, StepFigures, loss_gradient, step_figures
 from mach.networks.trunks import TRUNK, HiddenLayers, ReluDropout, build_trunk
+from mach.trunk import Trunk
 
 INPUT_WEIGHT_SCALE = 0.05
 ROUNDING_STRIDE = 40_014  # of the seed of random rounding, a step
@@ -53,6 +54,8 @@ class Network:
     dither : float
         Size below which entries of the gradient by the logits are rounded at random, to skip zeros in products; on
         another device none are.
+    trunk : class or str, optional
+        What the caller passed for ``config.trunk`` (`mach.trunk`).
 
     Notes
     -----
@@ -74,6 +77,7 @@ class Network:
         device: str = "cpu",
         sampled: float = 1.0,
         dither: float = 0.0,
+        trunk: Trunk | None = None,
     ) -> None:
         torch.manual_seed(seed)
         self.device = torch.device(device)
@@ -84,7 +88,7 @@ class Network:
         self.view = RowView(power=config.power)
         self.buffers = Buffers()
         is_half = self.is_half
-        built = build_trunk(config, n_features=n_features, dense_input=dense_input, half=is_half)
+        built = build_trunk(config, trunk, n_features=n_features, dense_input=dense_input, half=is_half)
         self.input: SparseInput | None = None
         if not dense_input:
             width = config.hidden[0] if config.hidden else n_outputs

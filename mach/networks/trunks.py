@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +17,7 @@ from mach.kernels.dense import relu_dropout, relu_dropout_backward, relu_dropout
 from mach.kernels.memory import from_bfloat16
 from mach.networks.buffers import flat_array, is_in_main_memory
 from mach.networks.inference import Weights
+from mach.trunk import Trunk, agreed, class_of
 
 TRUNK = "trunk."  # prefix of the names of its weights
 
@@ -122,20 +120,22 @@ class HiddenLayers(nn.Module):
 
 
 def build_trunk(
-    config: NetworkConfig, *, n_features: int, dense_input: bool, half: bool = False
+    config: NetworkConfig, given: Trunk | None, *, n_features: int, dense_input: bool, half: bool = False
 ) -> tuple[nn.Module, int] | None:
     """What lies between the input and the output layer, and its width; None for a linear network over sparse features.
 
     A user's trunk is called as ``Class(in_features, **trunk_options)`` and has an attribute ``out_features``. It
-    receives dense features, or the pre-activations of a sparse input layer of width ``hidden[0]``.
+    receives dense features, or the pre-activations of a sparse input layer of width ``hidden[0]``. The class is
+    ``given`` by the caller, and the configuration must name the same.
     """
-    if config.trunk is not None:
+    given = agreed(config.trunk, given, "the configuration")
+    if given is not None:
         if not dense_input and len(config.hidden) != 1:
             raise ConfigError(
                 f"network.hidden = {config.hidden}: with a trunk over sparse features, give one width, that of the "
                 "input layer in front of the trunk"
             )
-        trunk = _user_trunk(config, n_features if dense_input else config.hidden[0])
+        trunk = _user_trunk(given, config, n_features if dense_input else config.hidden[0])
         return trunk, int(trunk.out_features)  # type: ignore[arg-type]
     if dense_input:
         hidden = HiddenLayers(n_features, config.hidden, config.dropout, activate_input=False, half=half)
@@ -147,10 +147,10 @@ def build_trunk(
 
 
 def load_trunk(
-    config: NetworkConfig, weights: Weights, *, n_features: int, dense_input: bool
+    config: NetworkConfig, given: Trunk | None, weights: Weights, *, n_features: int, dense_input: bool
 ) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
     """A user's trunk with trained weights, as a function from arrays to arrays for `mach.networks.inference`."""
-    built = build_trunk(config, n_features=n_features, dense_input=dense_input)
+    built = build_trunk(config, given, n_features=n_features, dense_input=dense_input)
     assert built is not None
     module = built[0]
     wide = {n: from_bfloat16(a) if a.dtype == np.uint16 else np.array(a) for n, a in weights.items()}
@@ -166,22 +166,12 @@ def load_trunk(
     return activations
 
 
-def _user_trunk(config: NetworkConfig, in_features: int) -> nn.Module:
-    assert config.trunk is not None
-    module_name, _, class_name = config.trunk.partition(":")
-    if os.getcwd() not in sys.path:  # the user's module usually lies where the command was typed
-        sys.path.append(os.getcwd())
-    try:
-        trunk_class = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"network.trunk = {config.trunk!r} cannot be imported ({error}): write package.module:Class and make sure "
-            "that the package is on the Python path"
-        ) from error
+def _user_trunk(given: Trunk, config: NetworkConfig, in_features: int) -> nn.Module:
+    trunk_class: Callable[..., nn.Module] = class_of(given)
     try:
         trunk = trunk_class(in_features, **config.trunk_options)
     except TypeError as error:
         raise ConfigError(f"network.trunk = {config.trunk!r} refuses its arguments: {error}") from error
-    if not isinstance(trunk, nn.Module) or not isinstance(getattr(trunk, "out_features", None), int):
-        raise ConfigError(f"network.trunk = {config.trunk!r} must be a torch.nn.Module with an integer out_features")
+    if not isinstance(getattr(trunk, "out_features", None), int):
+        raise ConfigError(f"network.trunk = {config.trunk!r} needs an attribute out_features, an integer")
     return trunk

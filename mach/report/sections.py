@@ -44,6 +44,7 @@ from mach.report.page import (
 )
 from mach.shell import shown
 from mach.storage import Run, spell_seconds
+from mach.trunk import Trunk
 
 if TYPE_CHECKING:
     from mach.model import MachModel
@@ -71,6 +72,7 @@ def write_report(
     *,
     output: Place | None = None,
     images: Place | None = None,
+    trunk: Trunk | None = None,
     report: Report = lambda stage, fraction: None,
 ) -> Place:
     """Write a page about a run, finished or not.
@@ -86,6 +88,8 @@ def write_report(
         The HTML file; by default ``report.html`` in the run.
     images : Place, optional
         A folder for the plots as PNG files.
+    trunk : class or str, optional
+        As of `mach.load`.
     report : callable
         Called with a stage and the fraction done.
 
@@ -97,13 +101,14 @@ def write_report(
     Raises
     ------
     ConfigError
-        When matplotlib or Jinja are not installed.
+        When matplotlib or Jinja are not installed, or the run has a trunk that was not passed.
     StorageError, DataError
         When the run or the given data cannot be read, or the page cannot be written.
     """
     page = Page()
     with plots.style():
-        run = Run.open(path)
+        run = Run.open(path, trunk)
+        run.agreed_trunk()
         sections = _sections(run, data, report)
         content = page.render(
             sections,
@@ -134,7 +139,7 @@ def _write_images(sections: list[Section], folder: Place) -> None:
 
 
 def _sections(run: Run, data: str | None, report: Report) -> list[Section]:
-    model = load(run.path) if run.finished() else None
+    model = load(run.path, trunk=run.trunk) if run.finished() else None
     store, why = _test_rows(run, model, data, report)
     found = diagnose(model, store, report) if model and store else None
     source = data or run.config.data.test

@@ -426,7 +426,7 @@ def test_classes_are_changed_over_actors_as_in_one_process(fake: FakeCluster, tr
 
 
 def test_a_run_that_is_another_on_its_node_is_refused(fake: FakeCluster, trained: Path):
-    server = serving.ScoreServer(str(trained), ("other data", "other configuration"), [0])
+    server = serving.ScoreServer(str(trained), ("other data", "other configuration"), [0], {})
     with pytest.raises(ConfigError, match=r"is another run there: .* \(on node here\)"):
         server.open()
 

@@ -64,7 +64,7 @@ def network_of(
 ) -> Network:
     config = NetworkConfig(hidden=hidden, dropout=options.pop("dropout", 0.0), **options)
     bias = np.linspace(-4, -2, B).astype(np.float32)
-    shape: dict[str, Any] = {"n_features": D, "n_outputs": B, "dense_input": dense}
+    shape: dict[str, Any] = {"n_features": D, "n_outputs": B, "dense_input": dense, "trunk": config.trunk}
     return Network(config, loss=loss, precision=precision, bias=bias, seed=seed, device=device, **shape)
 
 
@@ -331,7 +331,7 @@ def test_a_users_trunk_trains_and_answers(dense: bool):
     assert figures.bucket_precision >= 4 / 6
     config = NetworkConfig(hidden=[12], dropout=0.0, trunk=trunk)
     weights = network.weights()
-    answer = load_trunk(config, weights, n_features=D, dense_input=dense)
+    answer = load_trunk(config, trunk, weights, n_features=D, dense_input=dense)
     np.testing.assert_allclose(
         bucket_logits(weights, batch, answer), network.logits(batch).numpy(), rtol=1e-4, atol=1e-5
     )
@@ -342,9 +342,11 @@ def test_a_users_trunk_trains_and_answers(dense: bool):
     [
         ("no_such_package:Trunk", "cannot be imported"),
         ("tests.networks.test_network:Missing", "cannot be imported"),
-        ("tests.networks.test_network", "cannot be imported"),
-        ("torch.nn:ReLU", "refuses its arguments|must be a torch"),
-        ("torch.nn:Flatten", "refuses its arguments|must be a torch"),
+        ("tests.networks.test_network", "give package.module:Class"),
+        ("torch.nn:ReLU", "needs an attribute out_features"),
+        ("torch.nn:GRU", "refuses its arguments"),
+        ("builtins:dict", "no class of torch.nn.Module"),
+        ("os:getcwd", "no class of torch.nn.Module"),
     ],
 )
 def test_a_bad_trunk_is_named(trunk: str, words: str):
