@@ -243,8 +243,8 @@ def train(
     if start is not None:
         overrides = (*overrides, f"training.start={json.dumps(start)}")
     if run is None and Run.is_at(config):
-        run = config
-        options = load_run_config(run / "config.toml", list(overrides))[0]
+        config, run = config / "config.toml", config
+        options = load_run_config(config, list(overrides))[0]
     else:
         run = Path("runs") / config.stem if run is None else run
         options = load_config(config, list(overrides))

@@ -6,12 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
 from click.testing import CliRunner, Result
 from torch import nn
 
@@ -31,10 +33,10 @@ from mach.trunk import for_workers
 FIXTURE = Path(__file__).parents[1] / "fixtures/run-format-1"
 HONEST = f"{__name__}:Honest"
 NAMES = ["evil_trunk:Trunk", "os:system", "os:spawnvp", "subprocess:Popen"]
-OPTIONS = {
-    "os:spawnvp": '{{file = "touch", args = ["touch", "{marker}"]}}',
-    "os:system": '{{command = "touch {marker}"}}',
-    "subprocess:Popen": '{{executable = "/bin/sh", shell = true}}',
+OPTIONS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "os:spawnvp": lambda marker: {"file": "touch", "args": ["touch", marker]},
+    "os:system": lambda marker: {"command": f"touch {marker}"},
+    "subprocess:Popen": lambda marker: {"executable": "/bin/sh", "shell": True, "args": f"touch {marker}"},
 }
 
 
@@ -73,12 +75,9 @@ def turned(source: Path, path: Path, name: str, marker: Path) -> Path:
     """A copy of a run that names code."""
     shutil.copytree(source, path)
     write_module(path, marker)
-    text = (path / "config.toml").read_text()
-    assert "trunk_options = {}" in text
-    options = OPTIONS.get(name, "{{}}").format(marker=marker)
-    (path / "config.toml").write_text(
-        text.replace("trunk_options = {}", f'trunk = "{name}"\ntrunk_options = {options}')
-    )
+    tree = tomllib.loads((path / "config.toml").read_text())
+    tree["network"] |= {"trunk": name, "trunk_options": OPTIONS.get(name, lambda marker: {})(str(marker))}
+    (path / "config.toml").write_text(tomli_w.dumps(tree))
     return path
 
 
@@ -177,15 +176,14 @@ def test_actors_refuse(hostile: Path, name: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_configuration_is_not_trained(config: Config, name: str, tmp_path: Path, marker: Path):
-    text = to_toml(config).replace("trunk_options = {}", f'trunk = "{name}"')
+    network = config.network.model_copy(update={"trunk": name})
     path = tmp_path / "run.toml"
-    path.write_text(text)
+    path.write_text(to_toml(config.model_copy(update={"network": network})))
     for options in ([], ["--trunk", HONEST], ["--dry-run"]):
         expect_refused(shell("train", path, tmp_path / "run", *options), path, name)
     (tmp_path / "plain.toml").write_text(to_toml(config))
     result = shell("train", tmp_path / "plain.toml", tmp_path / "run", "--set", f"network.trunk={name}")
     expect_refused(result, tmp_path / "plain.toml", name)
-    network = config.network.model_copy(update={"trunk": name})
     with pytest.raises(ConfigError) as caught:
         set_up(config.model_copy(update={"network": network}), tmp_path / "run")
     expect_line(str(caught.value), "the configuration", name)
