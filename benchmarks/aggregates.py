@@ -16,8 +16,9 @@ from hardware import commit, processor
 
 import mach
 from mach.data.prepare import prepare
-from mach.decoding import AGGREGATES, Decoder
-from mach.metrics import evaluate
+from mach.sketch.aggregates import AGGREGATES
+from mach.sketch.decoder import Decoder
+from mach.sketch.metrics import evaluate
 
 CUTS = (1, 3, 5)
 

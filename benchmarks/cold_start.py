@@ -29,7 +29,7 @@ from hardware import commit, processor
 from mach.config import TextConfig, load_config
 from mach.data import characters
 from mach.data.text import WORD, TextFeatures
-from mach.metrics import evaluate
+from mach.sketch.metrics import evaluate
 
 TOP, BLOCK_ROWS = 5, 256
 K1, B = 1.2, 0.75

@@ -21,8 +21,10 @@ from hardware import commit, processor
 from numba import njit
 from turns import medians, ratio
 
-from mach.decoding import Decoder, transform
-from mach.hashing import TableAssignment, UniversalAssignment
+from mach.sketch.aggregates import transform
+from mach.sketch.decoder import Decoder
+from mach.sketch.hashing import UniversalAssignment
+from mach.sketch.tables import TableAssignment
 
 K, R, B, N, K_TOP, ROUNDS = 670_091, 16, 4096, 16, 10, 5
 

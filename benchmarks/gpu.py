@@ -27,9 +27,9 @@ import torch
 from hardware import commit, processor
 
 from mach.config import HostMemory, NetworkConfig
-from mach.hashing import UniversalAssignment
 from mach.networks.network import Network
 from mach.networks.shard import BatchedShard
+from mach.sketch.hashing import UniversalAssignment
 
 WARM_UP, LEAST = 5, 5  # steps
 ROOT = Path(__file__).parent.parent

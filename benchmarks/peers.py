@@ -39,7 +39,7 @@ from mach.config import DataConfig, TextConfig
 from mach.data.prepare import prepare
 from mach.data.store import Store
 from mach.errors import MachError
-from mach.metrics import evaluate, propensities
+from mach.sketch.metrics import evaluate, propensities
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"

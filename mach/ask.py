@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.decoding import TopK
 from mach.errors import ConfigError
+from mach.sketch.answers import TopK
 
-Allowed = Any  # a mask of all classes, ids, names, the name of a stored subset, or a prepared `mach.decoding.Subset`
+Allowed = (
+    Any  # a mask of all classes, ids, names, the name of a stored subset, or a prepared `mach.sketch.answers.Subset`
+)
 
 
 @dataclass(frozen=True)

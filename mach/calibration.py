@@ -19,7 +19,6 @@ from mach.config import Section
 from mach.curves import TOP, Curve, fit, pairs_of
 from mach.data.batch import SparseBatch, read_batch, right_of
 from mach.data.store import Store
-from mach.decoding import TopK
 from mach.errors import ConfigError
 from mach.living.answerer import Answerer
 from mach.living.edits import Edits
@@ -30,6 +29,7 @@ from mach.reranker import Reranked, Reranker
 from mach.reranker import is_due as reranker_is_due
 from mach.reranking import learned_counts
 from mach.runs.ensemble import Ensemble
+from mach.sketch.answers import TopK
 from mach.storage import Run
 
 FORMAT: Literal[1] = 1

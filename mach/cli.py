@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from mach.calibration import Calibration
     from mach.config import Config
     from mach.data.store import Store
-    from mach.decoding import TopK
     from mach.model import MachModel
+    from mach.sketch.answers import TopK
 
 
 class _Group(click.Group):
@@ -181,9 +181,9 @@ def plan(
     as_json: bool,
 ) -> None:
     """Choose B and R for K classes within a budget, and print the ledger."""
-    from mach import theory
+    from mach.sketch.bounds import plan as plan_sketch
 
-    chosen = theory.plan(
+    chosen = plan_sketch(
         n_classes,
         n_features,
         memory_bytes=parse_bytes(memory, "--memory") if memory else None,

@@ -81,13 +81,13 @@ class TextConfig(Section):
 
 
 class HashingConfig(Section):
-    """How classes fall into buckets (`mach.hashing`)."""
+    """How classes fall into buckets (`mach.sketch.hashing`)."""
 
     repetitions: int = Field(default=4, ge=1, le=1024, description="R")
     heads: int = Field(
         default=1, ge=1, le=64, description="J: hash functions of a repetition, each a head of its network"
     )
-    buckets: int | None = Field(default=None, ge=2, le=2**20, description="B; none: chosen by `mach.theory.plan`")
+    buckets: int | None = Field(default=None, ge=2, le=2**20, description="B; none: by `mach.sketch.bounds.plan`")
     table: str | None = Field(
         default=None, description=".npy file of buckets, integers of shape (R or more, K), used instead of hashing"
     )
@@ -155,7 +155,7 @@ class TrainingConfig(Section):
 
 
 class DecodingConfig(Section):
-    """How R bucket scores become class scores (`mach.decoding`)."""
+    """How R bucket scores become class scores (`mach.sketch.decoder`)."""
 
     aggregate: Aggregate = Field(default="auto", description="auto: log-mean")
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from mach.config import Section
+from mach.sketch.aggregates import naive
 
 TOP = 10  # classes of a query that curves are fitted to and errors are measured on
 BINS, FOLDS = 15, 5
@@ -32,7 +33,8 @@ class Curve(Section):
     """A calibrated map from scores to probabilities, and how well it does.
 
     ``ece_before`` and ``ece_after`` are expected calibration errors on the rows that it was fitted to: of the
-    probabilities that scores look like (`naive`), and of the curve, each row by a curve fitted to the others.
+    probabilities that scores look like (`mach.sketch.aggregates.naive`), and of the curve, each row by a curve
+    fitted to the others.
     """
 
     method: Literal["isotonic", "beta"]
@@ -54,14 +56,6 @@ class Curve(Section):
         """Probabilities, in the shape of the scores; 0 where a score is -inf, beside an id of -1."""
         found = _interpolated((np.array(self.scores), np.array(self.probabilities)), scores)
         return np.where(np.isneginf(scores), 0, found).astype(np.float32)
-
-
-def naive(scores: NDArray[Any], aggregate: str) -> NDArray[np.float64]:
-    """The probability that a score looks like: its exponential, its logistic function, or itself, by the aggregate."""
-    values = np.asarray(scores, np.float64)
-    if aggregate == "log-mean":
-        return np.exp(np.minimum(values, 0))
-    return 1 / (1 + np.exp(-values)) if aggregate == "logit-mean" else np.clip(values, 0, 1)
 
 
 def reliability(probabilities: NDArray[Any], right: NDArray[np.bool_], n_bins: int = BINS) -> NDArray[np.float64]:
@@ -105,7 +99,7 @@ def fit(scores: NDArray[np.float32], right: NDArray[np.bool_], rows: NDArray[np.
     rows : int array of shape (n_pairs,)
         The query of each pair: pairs of one are never on both sides of a fold.
     aggregate : str
-        What scores look like, see `naive`.
+        What scores look like, see `mach.sketch.aggregates.naive`.
     """
     values, folds = np.asarray(scores, np.float64), rows % FOLDS
     errors = {}

@@ -10,13 +10,14 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from mach.ask import DEFAULTS, Ask
-from mach.curves import TOP, calibration_error, naive, pairs_of
+from mach.curves import TOP, calibration_error, pairs_of
 from mach.data.batch import right_of
 from mach.data.store import Store
-from mach.decoding import TopK
-from mach.metrics import evaluate as evaluate_ids
-from mach.metrics import propensities
 from mach.model import MachModel
+from mach.sketch.aggregates import naive
+from mach.sketch.answers import TopK
+from mach.sketch.metrics import evaluate as evaluate_ids
+from mach.sketch.metrics import propensities
 
 
 def evaluate(
@@ -44,7 +45,7 @@ def evaluate(
         What to measure: with ``rerank`` the model's re-ranker as well, if it has one.
     reliability : bool
         Add ``ECE``, the expected calibration error of the model's probabilities for its best 10 classes, and
-        ``ECE uncalibrated``, that of what scores look like (`mach.curves.naive`), where all repetitions answer.
+        ``ECE uncalibrated``, that of `mach.sketch.aggregates.naive`, where all repetitions answer.
     report : callable
         Called with a stage and the fraction done, once a chunk of rows.
 

@@ -307,9 +307,7 @@ class MachModel:
             "n_buckets": self.n_buckets,
             "n_repetitions": self.n_repetitions,
             "n_heads": self.n_heads,
-            "assignment": "table"
-            if self.run.config.hashing.table
-            else self.run.retired.get("hashing.assignment", "universal"),
+            "assignment": self.run.assignment_kind,
             "repetitions": self.repetitions,
             "n_rows": manifest.n_rows,
             "loss": manifest.loss,

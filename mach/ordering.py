@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.decoding import TopK
-from mach.metrics import propensities
+from mach.sketch.answers import TopK
+from mach.sketch.metrics import propensities
 
 CANDIDATES = 100  # C to begin with: enough for a certificate in nearly every query, and little beside the search
 MAX_CANDIDATES = 10_000  # of a query, whatever it takes for a certificate: 120 KB

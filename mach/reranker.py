@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 
 from mach.classifiers import ARRAYS, DTYPES, Classifiers, further_view, own_view
 from mach.config import RerankingConfig, RerankingLoss, Section, ViewName
-from mach.decoding import TopK
 from mach.errors import StorageError
 from mach.ordering import reorder, repeat_terms
 from mach.places import cache_folder, fetch, is_there, kept
 from mach.repetition import read_json
+from mach.sketch.answers import TopK
 from mach.stacker import BUCKET_INPUTS, COUNT_INPUTS, NAMES, ROW_INPUTS, RULE_INPUTS, Stacker, inputs_of
 from mach.tensors import digest_of, map_tensors
 

@@ -38,10 +38,10 @@ from mach.places import Place, atomic_file, cache_folder, fetch, is_there, kept,
 from mach.repetition import RepetitionFiles, read_json, write_json
 from mach.reranker import RULES, Blend, Reranked, Reranker, fingerprint
 from mach.runs.ensemble import Ensemble
+from mach.sketch.ledger import RERANKING_CLASS_BYTES, RERANKING_WEIGHT_BYTES
 from mach.stacker import TAUGHT, Examples, Stacker
 from mach.storage import Run
 from mach.tensors import map_tensors, write_tensors
-from mach.theory import RERANKING_CLASS_BYTES, RERANKING_WEIGHT_BYTES
 
 Lists = tuple[Any, Any, Any, Any]  # begins, ends, lists and rows, as `mach.kernels.rerank.invert` takes them
 STAGES = CANDIDATES, CLASSIFIERS = "candidates", "classifiers"  # made in parts, one after the other

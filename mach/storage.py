@@ -43,7 +43,6 @@ from pydantic import Field
 from mach.config import Config, Section, load_run_config, to_toml
 from mach.data.store import ClassNames, Reference, Store
 from mach.errors import ConfigError, StorageError
-from mach.hashing import Assignment, TableAssignment, from_description
 from mach.networks.inference import stored_shape
 from mach.places import (
     Place,
@@ -61,6 +60,8 @@ from mach.places import (
     upload_folder,
 )
 from mach.repetition import RepetitionFiles, read_json, write_json
+from mach.sketch.hashing import Assignment
+from mach.sketch.tables import TableAssignment, from_description
 from mach.tensors import map_tensors, write_tensors
 from mach.trunk import Trunk, agreed
 
@@ -231,6 +232,13 @@ class Run:
     def table_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of the table beside each repetition's weights; empty where there is none."""
         return {TABLE: (self.config.hashing.heads, self.manifest.n_classes)} if self.has_learned_tables else {}
+
+    @property
+    def assignment_kind(self) -> str:
+        """Where buckets come from: "universal", "table", or what earlier versions had beside."""
+        if self.config.hashing.table:
+            return "table"
+        return str(self.retired.get("hashing.assignment", self.manifest.assignment["family"]))
 
     @property
     def has_learned_tables(self) -> bool:

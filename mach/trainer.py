@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from mach.config import Config
 from mach.data.store import Store
 from mach.errors import MachError, StorageError
-from mach.hashing import Assignment
 from mach.networks.batch import read_batch, read_classes, read_targets
 from mach.networks.batched import Member
 from mach.networks.inference import stored_weights
@@ -31,6 +30,7 @@ from mach.networks.output import StepFigures, mean_figures, step_figures
 from mach.networks.steps import Steps
 from mach.places import HOST
 from mach.repetition import RepetitionFiles, SignOfLife, Summary
+from mach.sketch.hashing import Assignment
 from mach.storage import Run
 from mach.tensors import map_tensors
 from mach.traffic import PeerTraffic

@@ -17,18 +17,19 @@ from mach.ask import Ask
 from mach.calibration import Calibration, calibrate_when_due, fingerprint, held_out
 from mach.cli import main
 from mach.config import Config, to_toml
-from mach.curves import METHODS, Curve, calibration_error, fit, naive, reliability
+from mach.curves import METHODS, Curve, calibration_error, fit, reliability
 from mach.data.batch import right_of
 from mach.data.prepare import prepare
 from mach.data.store import Store
-from mach.decoding import Decoder, class_scores_oracle
 from mach.errors import ConfigError, StorageError
 from mach.evaluation import evaluate
-from mach.hashing import UniversalAssignment
 from mach.launch.setup import set_up
 from mach.loading import load
-from mach.metrics import propensities
 from mach.ordering import prior_terms, tail_terms, topk_with_terms
+from mach.sketch.aggregates import naive
+from mach.sketch.decoder import Decoder, class_scores_oracle
+from mach.sketch.hashing import UniversalAssignment
+from mach.sketch.metrics import propensities
 from mach.storage import Run
 from mach.training import ShardJob, train_shard
 from tests.conftest import N_CLASSES, N_FEATURES

@@ -12,12 +12,12 @@ from scipy.sparse import csr_array, csr_matrix
 from mach.config import Config
 from mach.data.prepare import prepare
 from mach.data.store import Store
-from mach.decoding import topk_oracle
 from mach.errors import ConfigError, DataError, IncompleteRunError, StorageError
 from mach.evaluation import evaluate
 from mach.launch.setup import set_up
 from mach.loading import load
 from mach.model import MachModel
+from mach.sketch.decoder import topk_oracle
 from mach.storage import Run
 from mach.tensors import map_tensors
 from mach.training import ShardJob, train_shard

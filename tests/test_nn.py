@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mach.decoding import topk_oracle
 from mach.errors import ConfigError, DataError
-from mach.hashing import MAX_CAPACITY, smallest_prime_at_least
 from mach.nn import HeadLedger, MACHHead
+from mach.sketch.decoder import topk_oracle
+from mach.sketch.hashing import MAX_CAPACITY, smallest_prime_at_least
 
 H, K, B, R = 6, 50, 8, 3
 

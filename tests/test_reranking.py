@@ -26,16 +26,16 @@ from mach.kernels.views import N_HASHED, with_pairs
 from mach.launch.reranker import train_reranker
 from mach.launch.setup import drop_store, plan_of, set_up
 from mach.loading import load
-from mach.metrics import evaluate as metrics
 from mach.model import MachModel
 from mach.networks.batch import SparseBatch, read_batch, read_classes, right_of
 from mach.ordering import prior_terms
 from mach.repetition import read_json
 from mach.reranker import Blend, Reranked, Reranker, combine, fingerprint, is_due
 from mach.reranking import STAGES, RerankerTraining, fitting_bytes
+from mach.sketch.ledger import RERANKING_REPEAT_BYTES
+from mach.sketch.metrics import evaluate as metrics
 from mach.storage import Run
 from mach.tensors import map_tensors, write_tensors
-from mach.theory import RERANKING_REPEAT_BYTES
 from mach.training import ShardJob, train_shard
 from tests.conftest import N_CLASSES, write_repository
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mach.data.store import Store
 from mach.errors import DataError
-from mach.hashing import Assignment
+from mach.sketch.hashing import Assignment
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.ask import Ask
-from mach.curves import naive
 from mach.data.store import ClassNames
 from mach.errors import StorageError
 from mach.estimator.rows import Features, Kept, n_rows_of
 from mach.loading import load
 from mach.places import flush_to_disk, temporary_name
+from mach.sketch.aggregates import naive
 from mach.tensors import write_tensors
 from mach.trunk import Trunk
 

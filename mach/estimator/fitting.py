@@ -122,6 +122,7 @@ def small_choices(shape: recipe.Shape, *, is_exclusive: bool, seed: int) -> Tree
     tree: Tree = {
         "data": {"validation_fraction": recipe.held_out_fraction(n_rows)},
         "training": {"loss": "softmax" if is_exclusive else "binary", "batch": batch, "seed": seed},
+        "hashing": {},
     }
     if not is_exclusive and not tree["data"]["validation_fraction"]:
         tree["reranking"] = {"candidates": 0}  # its scores are far from probabilities, and nothing could mend them

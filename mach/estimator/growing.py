@@ -21,10 +21,10 @@ from mach.data.writer import StoreWriter
 from mach.estimator.fitted import RUN, Fitted, Folder
 from mach.estimator.fitting import STORE, WHERE, Tree, train
 from mach.estimator.rows import Kept, Rows, concatenated
-from mach.hashing import TableAssignment
 from mach.networks.inference import stored_weights, wide_rows
 from mach.places import atomic_file, short_lived
 from mach.repetition import write_json
+from mach.sketch.tables import TableAssignment
 from mach.storage import Run
 from mach.tensors import map_tensors
 

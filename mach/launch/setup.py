@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from mach import __version__, recipe, theory
+from mach import __version__, recipe
 from mach.config import (
     Config,
     HostMemory,
@@ -22,11 +22,14 @@ from mach.data.store import Store
 from mach.data.transfer import META, fetch_source, upload_store
 from mach.data.writer import storage_errors
 from mach.errors import ConfigError, StorageError
-from mach.hashing import Assignment, TableAssignment, UniversalAssignment, extends
 from mach.launch.start import STORE, Start, training_data
 from mach.networks.inference import KEEP
 from mach.places import Place, is_there, names_in, place, remove_folder
 from mach.reranker import is_due
+from mach.sketch import bounds
+from mach.sketch.hashing import Assignment, UniversalAssignment
+from mach.sketch.ledger import RERANKING_CLASS_BYTES, RERANKING_REPEAT_BYTES, reranking_estimate
+from mach.sketch.tables import TableAssignment, extends
 from mach.storage import Manifest, Run
 from mach.trunk import Trunk, agreed, name_of
 
@@ -216,7 +219,7 @@ def resolve(
     return config, manifest, assignment
 
 
-def plan_of(config: Config, store: Store, n_workers: int = 1) -> theory.Plan:
+def plan_of(config: Config, store: Store, n_workers: int = 1) -> bounds.Plan:
     """The ledger of a resolved configuration, as it will be trained on these rows."""
     return plan_by_counts(
         config,
@@ -297,12 +300,12 @@ def plan_by_counts(
     nonzeros_per_row: float,
     dense_input: bool,
     n_workers: int = 1,
-) -> theory.Plan:
+) -> bounds.Plan:
     """As `plan_of`, where the rows themselves are not at hand; ``n_positives`` pairs of a row and a class of it."""
     reranking = config.reranking
     is_chosen = reranking.repeats is None and (config.data.validation_fraction or 0) > 0
     may_count = is_chosen or bool(reranking.repeats) or (bool(reranking.pilots) and reranking.repeats is None)
-    estimate = theory.reranking_estimate(
+    estimate = reranking_estimate(
         n_classes,
         n_positives,
         nonzeros_per_row,
@@ -312,7 +315,7 @@ def plan_by_counts(
         n_views=len(reranking.views),
         n_ruling=n_features if reranking.pilots or reranking.inputs else 0,
     )
-    return theory.plan(
+    return bounds.plan(
         n_classes,
         n_features,
         n_workers=n_workers,
@@ -336,9 +339,9 @@ def _refuse_reranking(reranking: RerankingConfig, store: Store) -> None:
             f"reranking.candidates = {reranking.candidates}: the rows are dense, re-ranking takes sparse rows only: "
             "set it to 0"
         )
-    least, what = theory.RERANKING_CLASS_BYTES * store.n_classes + 8, f"{store.n_classes} classes"
+    least, what = RERANKING_CLASS_BYTES * store.n_classes + 8, f"{store.n_classes} classes"
     if reranking.repeats:
-        least += theory.RERANKING_REPEAT_BYTES * (store.n_rows + len(store.class_ids))
+        least += RERANKING_REPEAT_BYTES * (store.n_rows + len(store.class_ids))
         what += f" and counts of up to {store.n_rows} rows (reranking.repeats)"
     if reranking.candidates and reranking.bytes is not None and reranking.bytes < least:
         raise ConfigError(f"reranking.bytes = {reranking.bytes}: {what} take {least} before any weight: give more")
@@ -376,7 +379,7 @@ def _assignment(
 
 def _default_buckets(config: Config, store: Store) -> int:
     hashing = config.hashing
-    plan = theory.plan(store.n_classes, store.n_features, n_repetitions=hashing.repetitions, n_heads=hashing.heads)
+    plan = bounds.plan(store.n_classes, store.n_features, n_repetitions=hashing.repetitions, n_heads=hashing.heads)
     return plan.ledger.n_buckets
 
 

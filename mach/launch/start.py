@@ -23,10 +23,11 @@ from mach.data.prepare import prepare
 from mach.data.store import OldPart, Reference, Store
 from mach.data.transfer import META, fetch_store
 from mach.errors import ConfigError, DataError, IncompleteRunError, StorageError
-from mach.hashing import Assignment, TableAssignment, grown
 from mach.living.edits import Edits
 from mach.living.versions import Versions
 from mach.places import Place, is_there
+from mach.sketch.hashing import Assignment
+from mach.sketch.tables import TableAssignment, grown
 from mach.storage import Run
 
 STORE = "store"  # folder of the training data in a remote run
@@ -158,7 +159,7 @@ class Start:
         return self.run.manifest.n_rows + store.n_rows - store.n_old_rows
 
     def assignment(self, counts_K: NDArray[np.int64]) -> Assignment:
-        """The run's assignment, with buckets for the classes that are new (`mach.hashing.grown`).
+        """The run's assignment, with buckets for the classes that are new (`mach.sketch.tables.grown`).
 
         Parameters
         ----------

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from mach.ask import Answer, Ask
 from mach.data.batch import Batch, SparseBatch
-from mach.decoding import TopK
 from mach.living.catalogue import Catalogue, TrainedNames
 from mach.living.edits import Edits
 from mach.living.recall import PLAIN, RERANKED, Candidates, Recall, Resemblance
 from mach.ordering import CANDIDATES, prior_terms, reorder, tail_terms, topk_with_terms
 from mach.reranker import Reranker
 from mach.runs.ensemble import BucketScores, Ensemble
+from mach.sketch.answers import TopK
 
 if TYPE_CHECKING:
     from mach.queries import Queries

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mach.ask import Allowed
-from mach.decoding import Subset
 from mach.errors import DataError
 from mach.living.edits import Edits
+from mach.sketch.answers import Subset
 
 Classes = Any  # ids, names, or one of them
 

@@ -17,7 +17,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from mach.ask import Allowed, Ask
 from mach.data.batch import Batch, concatenated, has_features
-from mach.decoding import Subset
 from mach.errors import ConfigError, DataError
 from mach.living.answerer import Answerer
 from mach.living.catalogue import Classes
@@ -26,6 +25,7 @@ from mach.living.similarity import most_similar, output_rows
 from mach.living.teaching import anchored, lifted, loads, place
 from mach.living.versions import Step, Turn, Versions
 from mach.runs.ensemble import BucketScores
+from mach.sketch.answers import Subset
 
 if TYPE_CHECKING:
     from mach.queries import Queries

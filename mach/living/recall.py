@@ -23,10 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.data.batch import Batch
-from mach.decoding import Decoder, TopK, reduce, transform
-from mach.hashing import TableAssignment
 from mach.living.edits import Edits, Exemplars, Pairs
 from mach.runs.ensemble import BucketScores, Ensemble
+from mach.sketch.aggregates import reduce, transform
+from mach.sketch.answers import TopK
+from mach.sketch.decoder import Decoder
+from mach.sketch.tables import TableAssignment
 
 OFFSETS = (0.93, 1.0)  # of plain and of re-ranked scores
 AGGREGATE, COSINE, RIVALS = 0.3, 0.4, 0.1

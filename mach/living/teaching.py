@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from mach.ask import Ask
 from mach.data.batch import has_features
-from mach.hashing import TableAssignment
 from mach.living.answerer import Answerer
 from mach.living.edits import Edits, Exemplars
 from mach.living.recall import NEAR_FROM, PLAIN, RERANKED, lifts_of
 from mach.runs.ensemble import BucketScores
+from mach.sketch.tables import TableAssignment
 
 MARGIN = 0.05  # of the scale between the tenth and the best class: how far lifts put a class above others
 SAME_COSINE = 0.999  # exemplars of different classes that are the same row cannot both be first

@@ -20,7 +20,6 @@ from torch import Tensor
 from mach.config import HostMemory, NetworkConfig
 from mach.data.batch import Batch, SparseBatch
 from mach.errors import ConfigError
-from mach.hashing import Assignment
 from mach.kernels.batched import MASK, Dropout
 from mach.networks.device_assignment import DeviceAssignment
 from mach.networks.feed import DeviceBatch
@@ -29,6 +28,7 @@ from mach.networks.network import ROUNDING_STRIDE, Network
 from mach.networks.offload import Adam, HostRows, ResidentRows, host_tensor, to_device
 from mach.networks.output import StepFigures
 from mach.networks.trunks import ReluDropout
+from mach.sketch.hashing import Assignment
 
 INPUT, SQUARE = "weights.input.weight", "square.input.weight"
 KEY_STEPS = 256  # whose keys are computed at once

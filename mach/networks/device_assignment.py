@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mach.errors import ConfigError
-from mach.hashing import Assignment, TableAssignment, UniversalAssignment
+from mach.sketch.hashing import Assignment, UniversalAssignment
+from mach.sketch.tables import TableAssignment
 
 
 class DeviceAssignment:

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from mach.config import HostMemory, NetworkConfig
 from mach.data.store import Store
-from mach.hashing import Assignment
 from mach.networks.batched import BatchedNetwork, Member
 from mach.networks.feed import Feed, has_room
 from mach.networks.network import Network
 from mach.networks.output import StepFigures
+from mach.sketch.hashing import Assignment
 
 
 class BatchedShard:

@@ -1,8 +1,8 @@
 """MACH as the output layer of a PyTorch model of your own: loss, exact top-k and log-probabilities for any K.
 
 `MACHHead` has the shape of `torch.nn.AdaptiveLogSoftmaxWithLoss`. In place of K outputs it has R groups of B; class k
-stands for output ``h_r(k)`` of group r (`mach.hashing`), and each group is a small classifier of its own over hidden
-states that all share. Weights, gradients and moments take O(R B H), whatever K is.
+stands for output ``h_r(k)`` of group r (`mach.sketch.hashing`), and each group is a small classifier of its own over
+hidden states that all share. Weights, gradients and moments take O(R B H), whatever K is.
 
 Three estimates of a class's probability come of its R bucket probabilities ``P_r``:
 
@@ -10,8 +10,8 @@ Three estimates of a class's probability come of its R bucket probabilities ``P_
 ``log-mean``    ``mean_r log P_r``: what is trained and what ranks. An upper estimate, for a bucket holds other classes
                 too: over all classes the exponentials sum to more than 1
 ``unbiased``    ``log((mean_r P_r - c) / (1 - c))``, c the chance that two classes share a bucket: exact on average over
-                the hash functions, but noisy (`mach.theory.estimator_variance`), and -87.3 where noise leaves nothing.
-                With c = 1 / B it is theorem 1 of Medini et al., "Extreme Classification in Log Memory", NeurIPS 2019;
+                the hash functions, but noisy (`mach.sketch.bounds.estimator_variance`), and -87.3 where noise leaves
+                nothing. With c = 1 / B it is theorem 1 of Medini et al., "Extreme Classification in Log Memory", 2019;
                 with the c of this family the estimates of all classes sum to 1 on average, as they should
 ``normalized``  ``power * mean_r log P_r`` less its log-sum-exp over all classes: a distribution, at a cost of O(K).
                 A power of R gives the product of experts (Hinton, Neural Computation 14, 2002), far too sure where

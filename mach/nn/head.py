@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mach.decoding import Decoder
 from mach.errors import ConfigError, DataError
-from mach.hashing import UniversalAssignment
 from mach.nn.ledger import HeadLedger
 from mach.nn.targets import Target, in_range, one_a_row, pairs
-from mach.theory import plan
+from mach.sketch.bounds import plan
+from mach.sketch.decoder import Decoder
+from mach.sketch.hashing import UniversalAssignment
 
 Loss = Literal["softmax", "binary"]
 Estimate = Literal["log-mean", "unbiased", "normalized"]
@@ -71,8 +71,8 @@ class MACHHead(nn.Module):
     in_features, n_classes : int
         H and K.
     n_buckets, n_repetitions : int, optional
-        B and R. By default those of `mach.theory.plan` without a budget: B the power of two nearest K / 16, 64 to
-        16,384; R at least 4, and so many that all pairs of classes can be told apart with probability 0.99.
+        B and R. By default those of `mach.sketch.bounds.plan` without a budget: B the power of two nearest K / 16,
+        64 to 16,384; R at least 4, and so many that all pairs of classes can be told apart with probability 0.99.
     seed : int
         Of the hash functions; weights are drawn by torch's own generator.
     loss : {"softmax", "binary"}
@@ -161,7 +161,7 @@ class MACHHead(nn.Module):
         return self._assignment
 
     def buckets(self, classes: Tensor) -> Tensor:
-        """``h_r(k)`` of classes of shape (n,), int64 of shape (R, n), on their device; equal to `mach.hashing`."""
+        """``h_r(k)`` of classes of shape (n,), int64 of shape (R, n), on their device; as `mach.sketch.hashing`."""
         images_RN = self.multipliers_R[:, None] * classes + self.offsets_R[:, None]  # < 2**62: exact
         return images_RN.remainder_(self.prime).remainder_(self.n_buckets)
 
@@ -277,7 +277,7 @@ class MACHHead(nn.Module):
 
         Notes
         -----
-        The search runs on the processor (`mach.decoding.Decoder`), on rows by the 32 MB of scores.
+        The search runs on the processor (`mach.sketch.decoder.Decoder`), on rows by the 32 MB of scores.
         """
         hidden_NH, is_single = self._rows(input)
         mask_K = allowed.cpu().numpy() if isinstance(allowed, Tensor) else allowed

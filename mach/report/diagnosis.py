@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.curves import TOP, calibration_error, naive, pairs_of, reliability
+from mach.curves import TOP, calibration_error, pairs_of, reliability
 from mach.data.batch import read_classes, right_of
 from mach.data.store import Store
-from mach.decoding import TopK
 from mach.errors import ConfigError
 from mach.evaluation import evaluate
 from mach.model import MachModel
+from mach.sketch.aggregates import naive
+from mach.sketch.answers import TopK
 from mach.storage import Run
 
 SHOWN = 5  # classes of a query that recall counts and examples show

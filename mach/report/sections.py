@@ -185,7 +185,7 @@ def _about(run: Run, model: MachModel | None, found: Diagnosis | None) -> Sectio
     buckets = int(manifest.assignment["n_buckets"])
     facts = {"repetitions": f"{len(run.finished())} of {hashing.repetitions} finished"} | facts
     facts |= {"hash functions of a repetition": hashing.heads, "buckets": buckets}
-    facts |= {"assignment": "learned table" if run.has_learned_tables else manifest.assignment["family"]}
+    facts |= {"assignment": run.assignment_kind}
     if model is not None:
         told = model.info()
         facts |= {meaning: _value(name, told[name]) for name, meaning in MEASURED.items() if name in told}

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from mach.data.batch import Batch, rows_of
 from mach.data.rows import RowView
-from mach.decoding import Decoder, Subset, TopK
 from mach.errors import ConfigError
 from mach.queries import QueryReader
 from mach.scoring import LocalScorer, Scorer, shapes_of
+from mach.sketch.answers import Subset, TopK
+from mach.sketch.decoder import Decoder
 from mach.storage import Run
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Ensemble:
     assignment : Assignment
         Of the trained classes, by the hash functions of these repetitions.
     aggregate : str
-        How bucket scores become class scores, see `mach.decoding`.
+        How bucket scores become class scores, see `mach.sketch.decoder`.
     n_buckets, n_heads, n_repetitions : int
         B, J and R.
 
@@ -147,7 +148,7 @@ class Ensemble:
         allowed: Subset | None = None,
         budget: int | None = None,
     ) -> TopK:
-        """Best k trained classes by aggregate, see `mach.decoding.Decoder.topk`.
+        """Best k trained classes by aggregate, see `mach.sketch.decoder.Decoder.topk`.
 
         Parameters
         ----------

@@ -224,8 +224,8 @@ def test_a_hopeless_failure_is_not_tried_again(config: Config, tmp_path: Path):
 
 def test_raising_the_repetitions_never_moves_a_class(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     set_up(run_with(config, hashing={"repetitions": 1}), tmp_path / "run")
-    monkeypatch.setattr("mach.hashing.N_CANDIDATES", 1)
-    monkeypatch.setattr("mach.hashing._least_common", lambda candidates, *rest: (sum(candidates) % 113 + 1, {}))
+    monkeypatch.setattr("mach.sketch.hashing.N_CANDIDATES", 1)
+    monkeypatch.setattr("mach.sketch.hashing._least_common", lambda candidates, *rest: (sum(candidates) % 113 + 1, {}))
     with pytest.raises(ConfigError, match="would place classes in other buckets"):
         set_up(config, tmp_path / "run")
 

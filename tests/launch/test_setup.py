@@ -14,12 +14,13 @@ import pytest
 from mach.config import Config, LaunchConfig
 from mach.data.prepare import prepare as prepare_data
 from mach.errors import ConfigError, StorageError
-from mach.hashing import UniversalAssignment, extends
 from mach.launch import setup, start
 from mach.launch.driver import Driver
 from mach.launch.setup import USABLE, plan_of, set_up, sharded
 from mach.loading import load
 from mach.report.diagnosis import bucket_load
+from mach.sketch.hashing import UniversalAssignment
+from mach.sketch.tables import extends
 from mach.storage import Run
 from mach.tensors import map_tensors, write_tensors
 from mach.trainer import Progress

@@ -18,7 +18,6 @@ from mach.data.store import Store, split_rows
 from mach.data.transfer import fetch_store
 from mach.errors import ConfigError, DataError, IncompleteRunError
 from mach.evaluation import evaluate
-from mach.hashing import TableAssignment
 from mach.launch.reranker import train_reranker
 from mach.launch.setup import set_up, shared_store
 from mach.launch.start import Start, training_store
@@ -28,6 +27,7 @@ from mach.networks import steps
 from mach.networks.batch import Batch, read_batch, read_classes
 from mach.networks.network import Network
 from mach.places import place
+from mach.sketch.tables import TableAssignment
 from mach.storage import Run
 from mach.trainer import TrainingStoppedError
 from mach.training import ShardJob, train_shard

@@ -20,7 +20,6 @@ from mach.config import Config, HostMemory, NetworkConfig
 from mach.data.rows import RowView
 from mach.data.store import Store
 from mach.errors import ConfigError
-from mach.hashing import Assignment, TableAssignment, UniversalAssignment
 from mach.kernels import batched as reference
 from mach.kernels import triton_batched
 from mach.launch.setup import set_up
@@ -31,7 +30,9 @@ from mach.networks.feed import Feed
 from mach.networks.keys import step_keys
 from mach.networks.network import Network
 from mach.networks.output import StepFigures
-from mach.theory import ledger
+from mach.sketch.hashing import Assignment, UniversalAssignment
+from mach.sketch.ledger import ledger
+from mach.sketch.tables import TableAssignment
 
 R, B, N = 3, 32, 50
 CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA")])

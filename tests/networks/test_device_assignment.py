@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mach.hashing import Assignment, TableAssignment, UniversalAssignment
 from mach.networks.device_assignment import DeviceAssignment
+from mach.sketch.hashing import Assignment, UniversalAssignment
+from mach.sketch.tables import TableAssignment
 
 K, B, R = 700, 16, 5
 CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA")])

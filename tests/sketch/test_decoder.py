@@ -12,82 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
 
-from mach import decoding
-from mach.decoding import (
-    AGGREGATES,
-    MAX_PADDING,
-    Decoder,
-    TopK,
-    _modulus,
-    _padded,
-    class_scores_oracle,
-    score,
-    topk,
-    topk_oracle,
-    transform,
-)
 from mach.errors import ConfigError, DataError
-from mach.hashing import MAX_CAPACITY, Assignment, TableAssignment, UniversalAssignment
-from mach.kernels import lanes
-from mach.kernels.scan import scan
-
-SHAPES = [
-    (3000, 64, 4),
-    (1000, 37, 5),
-    (700, 200, 1),
-    (5, 8, 3),
-    (20_000, 60, 6),
-]  # K, B, R: B off powers of two and of 64, R = 1, K < B, more members of a bucket than are looked up at once
-
-
-@functools.cache
-def assignments(K: int, B: int, R: int) -> tuple[Assignment, Assignment, Assignment]:
-    """The same buckets twice (implicit and as a table), and a table with empty and crowded buckets."""
-    implicit = UniversalAssignment.draw(n_classes=K, n_buckets=B, n_repetitions=R, seed=0, capacity=K + 50)
-    crowded_RK = np.random.default_rng(1).geometric(0.1, (R, K)) % (B // 2)
-    table = TableAssignment.from_table(implicit.buckets(np.arange(K)), B)
-    return implicit, table, TableAssignment.from_table(crowded_RK, B)
-
-
-def bucket_scores(style: str, assignment: Assignment, n: int, rng: np.random.Generator) -> np.ndarray:
-    shape = (n, assignment.n_repetitions, assignment.n_buckets)
-    probs_NRB = np.exp(rng.normal(-7, 1, shape))
-    if style == "sharp":
-        for probs_RB in probs_NRB:
-            classes = rng.integers(0, assignment.n_classes, 6)
-            probs_RB[np.arange(shape[1])[:, None], assignment.buckets(classes)] = rng.uniform(0.2, 1, (shape[1], 6))
-    elif style == "ties":
-        probs_NRB = rng.integers(0, 3, shape) / 2  # zeros and ones saturate the logarithms
-    elif style == "equal":
-        probs_NRB = np.full(shape, 0.25)
-    elif style == "damaged":
-        probs_NRB[rng.random(shape) < 0.1] = np.nan
-        probs_NRB[rng.random(shape) < 0.05] = 0
-        probs_NRB[rng.random(shape) < 0.05] = np.inf
-    return probs_NRB.astype(np.float32)
-
-
-STYLES = ["sharp", "noise", "ties", "equal", "damaged"]
-
-
-def assert_same(found: TopK, expected: tuple[np.ndarray, np.ndarray]) -> None:
-    np.testing.assert_array_equal(found.ids_Nk, expected[0])
-    np.testing.assert_array_equal(found.scores_Nk, expected[1])  # to the last bit
-
-
-@pytest.mark.parametrize("aggregate", AGGREGATES)
-@pytest.mark.parametrize("style", STYLES)
-def test_every_method_equals_the_oracle(aggregate, style):
-    for shape in SHAPES:
-        for assignment in assignments(*shape):
-            probs_NRB = bucket_scores(style, assignment, 3, np.random.default_rng(7))
-            for k in (1, 10, 60):
-                expected = topk_oracle(probs_NRB, assignment, k, aggregate)
-                for method in ("auto", "gather", "threshold"):
-                    found = topk(probs_NRB, assignment, k, aggregate=aggregate, method=method)
-                    assert_same(found, expected)
-                    assert found.exact_N.all()
-                    assert np.array_equal(found.bound_N, expected[1][:, -1])
+from mach.sketch import decoder as module
+from mach.sketch.aggregates import AGGREGATES
+from mach.sketch.answers import TopK
+from mach.sketch.decoder import MAX_PADDING, Decoder, class_scores_oracle, topk_oracle
+from mach.sketch.hashing import MAX_CAPACITY, UniversalAssignment
+from mach.sketch.index import modulus_of
+from mach.sketch.kernels import lanes
+from mach.sketch.kernels.scan import scan
+from tests.sketch.cases import SHAPES, STYLES, assert_same, assignments, bucket_scores, topk
 
 
 @pytest.mark.parametrize("style", ["sharp", "noise", "ties"])
@@ -95,13 +29,13 @@ def test_every_method_equals_the_oracle(aggregate, style):
 def test_queries_scanned_together_have_the_oracle_s_answers(aggregate, style, monkeypatch):
     """77 queries: 16 by themselves, three whole scans and one that lacks queries; some are left to the search."""
     scanned = []
-    monkeypatch.setattr(decoding, "_MET", -1.0)
+    monkeypatch.setattr(module, "_MET", -1.0)
 
     def watched(*given: Any) -> np.ndarray:
         scanned.append(scan(*given))
         return scanned[-1]
 
-    monkeypatch.setattr("mach.kernels.scan.scan", watched)
+    monkeypatch.setattr("mach.sketch.kernels.scan.scan", watched)
     for K, R, B in ((3000, 1, 70), (5000, 4, 64), (700, 7, 33)):
         for assignment in assignments(K, B, R):
             probs_NRB = bucket_scores(style, assignment, 77, np.random.default_rng(7))
@@ -115,7 +49,7 @@ def test_queries_scanned_together_have_the_oracle_s_answers(aggregate, style, mo
     assert share > 0.8 or style == "ties"
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from(AGGREGATES), st.sampled_from(STYLES), st.sampled_from(SHAPES))
+@given(st.integers(0, 2**32 - 1), st.sampled_from(list(AGGREGATES)), st.sampled_from(STYLES), st.sampled_from(SHAPES))
 @settings(max_examples=60, deadline=None)
 def test_a_budget_keeps_its_promises(seed, aggregate, style, shape):
     rng = np.random.default_rng(seed)
@@ -163,18 +97,6 @@ def test_only_allowed_classes_are_returned(share, method):
         assert_same(found, (np.where(np.isfinite(scores_Nk), best_Nk, -1), scores_Nk))
 
 
-@pytest.mark.parametrize("method", ["gather", "threshold"])
-def test_a_batch_equals_its_queries_one_by_one(method):
-    assignment = assignments(3000, 64, 4)[0]
-    probs_NRB = bucket_scores("sharp", assignment, 9, np.random.default_rng(0))
-    decoder = Decoder(assignment, "logit-mean")
-    decoder._chunks = lambda n, first: [slice(i, i + 4) for i in range(first, n, 4)]  # type: ignore
-    batch = decoder.topk(np.asfortranarray(probs_NRB), 7, method=method)
-    single = TopK.concatenate([Decoder(assignment, "logit-mean").topk(p[None], 7, method=method) for p in probs_NRB])
-    for name, column in vars(batch).items():
-        np.testing.assert_array_equal(column, getattr(single, name), err_msg=name)
-
-
 @pytest.mark.parametrize("method", ["auto", "threshold"])
 def test_flat_scores_cost_little_more_than_a_scan(method):
     for assignment in assignments(20_000, 60, 6):
@@ -198,35 +120,13 @@ def test_a_budget_for_a_scan_is_never_left_half_used():
         assert small.n_scored_N.min() > 7000  # buckets are opened until the next does not fit
 
 
-@given(
-    st.integers(0, 2**32 - 1),
-    st.sampled_from(AGGREGATES),
-    st.sampled_from(["sharp", "noise", "ties"]),
-    st.integers(1, 9),
-    st.integers(2, 70),
-    st.integers(1, 3000),
-)
-@settings(max_examples=80, deadline=None)
-def test_thresholds_find_what_the_oracle_finds(seed, aggregate, style, R, B, K):
-    """Repetitions of very different scale, so that thresholds differ between them, in any order."""
-    rng = np.random.default_rng(seed)
-    whole = UniversalAssignment.draw(n_classes=K, n_buckets=B, n_repetitions=R, seed=seed)
-    implicit = whole.select(rng.permutation(R)[: rng.integers(1, R + 1)].tolist())
-    table = TableAssignment.from_table(implicit.buckets(np.arange(K)), B)
-    probs_NRB = bucket_scores(style, implicit, 2, rng) ** rng.uniform(0.2, 2, (implicit.n_repetitions, 1))
-    k = int(rng.integers(1, 40))
-    expected = topk_oracle(probs_NRB, implicit, k, aggregate)
-    for assignment in (implicit, table):
-        assert_same(topk(probs_NRB, assignment, k, aggregate=aggregate, method="threshold"), expected)
-
-
 @pytest.mark.parametrize("features", [{}, {"avx512f": True}])
 def test_sixteen_lanes_equal_numpy(features, monkeypatch):
     """With and without gather instructions, as far as the processor has them."""
     if features and not llvm.get_host_cpu_features().get("avx512f", False):
         pytest.skip("the processor has no AVX-512")
     host = SimpleNamespace(get_host_cpu_features=lambda: features, get_host_cpu_name=lambda: "unknown")
-    monkeypatch.setattr("mach.kernels.lanes.llvm", host)
+    monkeypatch.setattr("mach.sketch.kernels.lanes.llvm", host)
     progression: Any = lanes.add_progression
     listed: Any = lanes.add_listed
 
@@ -240,7 +140,7 @@ def test_sixteen_lanes_equal_numpy(features, monkeypatch):
     steps, lists = rng.integers(0, 97, (1, 2, 32)).astype(np.uint32), rng.integers(0, 70, (1, 2, 20)).astype(np.uint16)
     for is_counting in (False, True):
         sums = np.zeros(32, np.float32)
-        bits = run(sums, values_RB, steps, lists, _modulus(97, 70), (np.float32(-0.5), np.float32(0.1), is_counting))
+        bits = run(sums, values_RB, steps, lists, modulus_of(97, 70), (np.float32(-0.5), np.float32(0.1), is_counting))
         found = values_RB[1][np.concatenate([lists[0, 1, 3:19], (96 + steps[0, 1, 16:].astype(np.int64)) % 97 % 70])]
         expected = np.where(found < np.float32(0.1), -1, 0) if is_counting else found
         np.testing.assert_array_equal(sums, expected.astype(np.float32))
@@ -250,19 +150,11 @@ def test_sixteen_lanes_equal_numpy(features, monkeypatch):
 
 @given(st.integers(1, MAX_CAPACITY), st.lists(st.integers(0, MAX_CAPACITY), min_size=1))
 def test_division_by_multiplication_is_exact(n_buckets, images):
-    _, _, multiplier, shift = (int(number) for number in _modulus(MAX_CAPACITY, n_buckets))
+    _, _, multiplier, shift = (int(number) for number in modulus_of(MAX_CAPACITY, n_buckets))
     assert multiplier < 2**32
     largest = MAX_CAPACITY // n_buckets * n_buckets
     for z in (*images, largest, largest - 1):
         assert z * multiplier >> shift == z // n_buckets
-
-
-@pytest.mark.parametrize("aggregate", AGGREGATES)
-def test_padded_values_are_the_transformed_ones(aggregate):
-    probs_NRB = bucket_scores("damaged", assignments(1000, 37, 5)[0], 4, np.random.default_rng(5))
-    values_NRP = _padded(probs_NRB, aggregate)
-    np.testing.assert_array_equal(values_NRP[:, :, :37], transform(probs_NRB, aggregate))
-    assert np.isneginf(values_NRP[:, :, 37:]).all()
 
 
 def test_few_buckets_are_opened_on_sharp_scores():
@@ -290,7 +182,7 @@ def test_ten_million_implicit_classes_need_no_table():
     assert found.ids_Nk[0].tolist() == truth.tolist()
     assert found.exact_N[0]
     assert peak_bytes < K / 2  # a K-sized array of single bytes would show
-    np.testing.assert_array_equal(found.scores_Nk, score(probs_NRB, assignment, truth[None]))
+    np.testing.assert_array_equal(found.scores_Nk, Decoder(assignment).score(probs_NRB, truth[None]))
 
 
 @pytest.mark.parametrize("n_buckets", [4096, 5000])
@@ -305,53 +197,6 @@ def test_the_largest_capacity_can_be_decoded(n_buckets):
     )
     assert truth in twins
     assert np.array_equal(found.ids_Nk[0], twins[:3])
-
-
-@pytest.mark.parametrize("aggregate", AGGREGATES)
-def test_score_equals_the_oracle(aggregate):
-    for assignment in assignments(1000, 37, 5):
-        rng = np.random.default_rng(5)
-        probs_NRB = bucket_scores("damaged", assignment, 4, rng)
-        ids_NC = rng.integers(-1, 1000, (4, 50))
-        expected = np.take_along_axis(class_scores_oracle(probs_NRB, assignment, aggregate), ids_NC, axis=1)
-        expected[ids_NC == -1] = -np.inf
-        np.testing.assert_array_equal(score(probs_NRB, assignment, ids_NC, aggregate), expected)
-
-
-def test_the_oracle_by_hand():
-    assignment = TableAssignment.from_table([[0, 1, 1], [0, 0, 1], [1, 0, 1], [1, 1, 1]], 2)
-    probs_NRB = np.array([[[0.1, 0.4], [0.2, 0.8], [0.6, 0.5], [0.3, 0.7]]], dtype=np.float32)
-    values = np.array([[0.1, 0.2, 0.5, 0.7], [0.4, 0.2, 0.6, 0.7], [0.4, 0.8, 0.5, 0.7]])
-    expected = {
-        "mean": values.mean(axis=1),
-        "unbiased-mean": 2 * (values.mean(axis=1) - 1 / 2),
-        "log-mean": np.log(values).mean(axis=1),
-        "logit-mean": np.log(values / (1 - values)).mean(axis=1),
-        "min": values.min(axis=1),
-        "median": np.median(values, axis=1),
-    }
-    assert sorted(expected) == sorted(AGGREGATES)
-    for aggregate, scores in expected.items():
-        np.testing.assert_allclose(class_scores_oracle(probs_NRB, assignment, aggregate)[0], scores, rtol=1e-5)
-
-
-def test_unbiased_mean_is_unbiased():
-    probs_K = np.array([0.6, 0.3, 0.1, 0.0])
-    p, rng = 10_007, np.random.default_rng(2)
-    assignment = UniversalAssignment(4, 5, p, rng.integers(1, p, 20_000), rng.integers(0, p, 20_000))
-    probs_1RB = np.stack([np.bincount(row, probs_K, minlength=5) for row in assignment.buckets(np.arange(4))])[None]
-    assert class_scores_oracle(probs_1RB, assignment, "unbiased-mean")[0] == pytest.approx(probs_K, abs=0.02)
-
-
-@pytest.mark.parametrize("aggregate", AGGREGATES)
-def test_transform_is_monotone_and_finite(aggregate):
-    probs = np.array([np.nan, -np.inf, -1, 0, 1e-45, 1e-38, 1e-4, 0.5, 1 - 2**-24, 1, 7, np.inf], dtype=np.float32)
-    values = transform(probs, aggregate)
-    assert values.dtype == np.float32
-    assert np.isfinite(values).all()
-    assert np.all(np.diff(values) >= 0)
-    assert values[7] > values[6] > values[0]
-    assert values[0] == values[3]
 
 
 def test_ties_go_to_the_smaller_class():
@@ -370,11 +215,15 @@ def test_misfits():
         (ConfigError, "budget 3", lambda: topk(probs_NRB, assignment, method="gather", budget=3)),
         (DataError, r"\(N, 3, 8\)", lambda: topk(probs_NRB[:, :2], assignment)),
         (DataError, r"shape \(5,\)", lambda: topk(probs_NRB, assignment, allowed_K=np.ones(4, dtype=bool))),
-        (DataError, "candidate 5", lambda: score(probs_NRB, assignment, [[0, 1], [5, 0]])),
-        (DataError, r"\(1, 2\).*\(2, 3, 8\).*\(2, C\)", lambda: score(probs_NRB, assignment, [[0, 1]])),
-        (DataError, "float64: need integers", lambda: score(probs_NRB, assignment, [[0.9], [1.0]])),
-        (DataError, "bool: need integers", lambda: score(probs_NRB, assignment, [[True], [False]])),
-        (DataError, f"candidate {2**64 - 1}", lambda: score(probs_NRB, assignment, np.full((2, 1), 2**64 - 1, "u8"))),
+        (DataError, "candidate 5", lambda: Decoder(assignment).score(probs_NRB, [[0, 1], [5, 0]])),
+        (DataError, r"\(1, 2\).*\(2, 3, 8\).*\(2, C\)", lambda: Decoder(assignment).score(probs_NRB, [[0, 1]])),
+        (DataError, "float64: need integers", lambda: Decoder(assignment).score(probs_NRB, [[0.9], [1.0]])),
+        (DataError, "bool: need integers", lambda: Decoder(assignment).score(probs_NRB, [[True], [False]])),
+        (
+            DataError,
+            f"candidate {2**64 - 1}",
+            lambda: Decoder(assignment).score(probs_NRB, np.full((2, 1), 2**64 - 1, "u8")),
+        ),
         (ConfigError, r"k 1000000000 .* 10005: there are K = 5", lambda: topk(probs_NRB, assignment, 10**9)),
         (ConfigError, r"^k 10006 ", lambda: topk(probs_NRB, assignment, 5 + MAX_PADDING + 1)),
     ]

@@ -1,4 +1,4 @@
-"""Compiled exact top-k over hashed bucket scores (numba); `mach.decoding` prepares the arrays and is the way in.
+"""Compiled exact top-k over hashed bucket scores (numba); `mach.sketch.decoder` prepares the arrays and is the way in.
 
 Two ideas carry the speed. The members of a bucket, and their buckets in every other repetition, are arithmetic
 progressions modulo p, so implicit members need neither a table nor a multiplication; sixteen are looked up at once.
@@ -16,8 +16,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mach.kernels.heap import NO_CLASS, UNKNOWN, inlined, sort_heap, uncounted
-from mach.kernels.lanes import (
+from mach.sketch.kernels.heap import NO_CLASS, UNKNOWN, inlined, sort_heap, uncounted
+from mach.sketch.kernels.lanes import (
     BLOCK,
     LANES,
     add_listed,
@@ -28,7 +28,7 @@ from mach.kernels.lanes import (
     prefetch,
     reaching,
 )
-from mach.kernels.sweep import LENGTH, Index, Query, Rule, aggregate, consider, least_sum, slack_of, sweep
+from mach.sketch.kernels.sweep import LENGTH, Index, Query, Rule, aggregate, consider, least_sum, slack_of, sweep
 
 AHEAD = 128  # buckets by which lists are asked for ahead of their turn
 LINE = 32  # entries of a list in a cache line, or half as many
@@ -204,7 +204,7 @@ def clip(probs_NRB: Array, low: float, high: float, is_odds: bool, values_NRP: A
 def search(
     values_NRP: Array, index: Index, rule: Rule, allowed_K: Array, budget: int, limit: int, outputs: tuple[Array, ...]
 ) -> None:
-    """Write the best classes of every query to the outputs (the columns of `mach.decoding.TopK`).
+    """Write the best classes of every query to the outputs (the columns of `mach.sketch.answers.TopK`).
 
     The threshold algorithm runs until it has a certificate, would score more than ``budget`` classes, or
     has met more than ``limit``, or is bound to, and a scan is cheaper; a negative ``limit`` scans at once.

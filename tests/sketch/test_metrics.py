@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mach.errors import ConfigError, DataError
-from mach.metrics import evaluate, propensities
+from mach.sketch.metrics import evaluate, propensities
 
 LOG = math.log2(3)  # 1 / LOG is the discount of rank 2
 

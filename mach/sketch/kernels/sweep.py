@@ -8,8 +8,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mach.kernels.heap import UNKNOWN, inlined, offer, uncounted
-from mach.kernels.lanes import LANES, add_listed, add_progression, fill, lowest_bit, prefetch
+from mach.sketch.kernels.heap import UNKNOWN, inlined, offer, uncounted
+from mach.sketch.kernels.lanes import LANES, add_listed, add_progression, fill, lowest_bit, prefetch
 
 LENGTH = 256  # members handled at once: their partial sums and steps stay in the first cache level
 
@@ -42,9 +42,11 @@ class Index(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """How values become a score: ``gain * sum / R + shift``, or (``n_needed > 0``) an order statistic."""
+    """How values become a score: ``gain * mean + shift``, of all values or (``n_needed > 0``) of some ranks."""
 
-    n_needed: int  # 0: sum; otherwise the number of values that must reach a score for the class to reach it
+    n_needed: int  # 0: of all; otherwise the number of values that must reach a score for the class to reach it
+    first: int  # rank of the first value in the mean, the smallest has 0,
+    end: int  # and the one after the last
     gain: float
     shift: float
     largest: float  # no value has a larger magnitude
@@ -84,29 +86,33 @@ def _fill_row(row_R: Array, values_RP: Array, index: Index, k: int) -> None:
 
 @uncounted
 def aggregate(row_R: Array, rule: Rule) -> Any:
-    """Score of one class from its R values: float64 in the order of repetitions, rounded once."""
+    """Score of one class from its R values: a float64 sum, rounded once."""
     n = len(row_R)
     if rule.n_needed == 0:
         total = 0.0
         for r in range(n):
             total += np.float64(row_R[r])
         return np.float32(rule.gain * (total / n) + rule.shift)
-    if rule.n_needed == n:
-        return _ranked(row_R, 0)
-    return np.float32((np.float64(_ranked(row_R, (n - 1) // 2)) + np.float64(_ranked(row_R, n // 2))) / 2)
+    return np.float32(rule.gain * (_sum_of_ranks(row_R, rule.first, rule.end) / (rule.end - rule.first)) + rule.shift)
 
 
 @uncounted
-def _ranked(row_R: Array, rank: int) -> Any:
-    """The value that would stand at this place if they were sorted."""
+def _sum_of_ranks(row_R: Array, first: int, end: int) -> Any:
+    """Sum of the values of ranks first to end - 1, in ascending order; equal values are found at once."""
+    rank, last = 0, UNKNOWN
     for value in row_R:
-        n_less, n_equal = 0, 0
-        for other in row_R:
-            n_less += other < value
-            n_equal += other == value
-        if n_less <= rank < n_less + n_equal:
-            return value
-    return UNKNOWN
+        rank += value == UNKNOWN
+    total = 0.0 if rank <= first else -np.inf
+    while rank < end:
+        smallest, n_equal = np.float32(np.inf), 0
+        for value in row_R:
+            if last < value < smallest:
+                smallest, n_equal = value, 0
+            n_equal += value == smallest
+        for _ in range(max(rank, first), min(rank + n_equal, end)):
+            total += np.float64(smallest)
+        rank, last = rank + n_equal, smallest
+    return total
 
 
 @njit(cache=True, nogil=True, inline="always")

@@ -2,7 +2,7 @@
 
 A class's sums for sixteen queries are sums of whole rows of their transposed values, so a lookup serves all sixteen.
 What reaches the estimate of a query's k-th best sum, a few times k classes, is scored exactly; where fewer than k prove
-to be as good, the query is left to `mach.kernels.decode.search`.
+to be as good, the query is left to `mach.sketch.kernels.search.search`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mach.kernels.heap import NO_CLASS, UNKNOWN, sort_heap
-from mach.kernels.lanes import LANES, lowest_bit, sum_rows
-from mach.kernels.sweep import Index, Query, Rule, consider, least_sum, slack_of
 from mach.kernels.transpose import transpose
+from mach.sketch.kernels.heap import NO_CLASS, UNKNOWN, sort_heap
+from mach.sketch.kernels.lanes import LANES, lowest_bit, sum_rows
+from mach.sketch.kernels.sweep import Index, Query, Rule, consider, least_sum, slack_of
 
 SAMPLE, STRIDE = 2048, 16  # about so many classes, or one in so many, give the estimate
 MOST_HITS, HITS_A_BEST = 2048, 8  # of a query: so many, and so many times k more
@@ -28,7 +28,7 @@ Array = NDArray[Any]
 def scan(
     values_NRP: Array, places_KR: Array, index: Index, rule: Rule, outputs: tuple[Array, ...]
 ) -> NDArray[np.bool_]:
-    """Write the best classes of queries to the outputs (the columns of `mach.decoding.TopK`), those of sums alone.
+    """Write the best classes of queries to the outputs (columns of `mach.sketch.answers.TopK`), those of sums alone.
 
     ``places_KR`` says where a class's values stand in a query's (R, P) of them. Returns which queries are certain; what
     was written for others is not to be used.

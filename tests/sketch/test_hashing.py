@@ -6,17 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mach.errors import ConfigError, StorageError
-from mach.hashing import (
+from mach.sketch.hashing import (
     MAX_CAPACITY,
     Assignment,
-    TableAssignment,
     UniversalAssignment,
-    extends,
-    from_description,
-    grown,
     meeting_distances,
     smallest_prime_at_least,
 )
+from mach.sketch.tables import TableAssignment, extends, from_description, grown
 
 
 def universal(n_classes: int, n_buckets: int, n_repetitions: int, seed: int) -> Assignment:

@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mach import decoding
 from mach.errors import ConfigError
-from mach.hashing import MAX_CAPACITY, TableAssignment, UniversalAssignment
-from mach.theory import Ledger, estimator_variance, ledger, plan, repetitions_needed
+from mach.sketch.bounds import estimator_variance, plan, repetitions_needed
+from mach.sketch.hashing import MAX_CAPACITY, UniversalAssignment
+from mach.sketch.index import index_of
+from mach.sketch.ledger import Ledger, ledger
+from mach.sketch.tables import TableAssignment
 
 
 @given(st.integers(2, 10**8), st.integers(2, 10**5), st.floats(1e-9, 0.5))
@@ -93,7 +95,7 @@ def test_model_bytes_count_the_index_of_the_decoder(n_buckets, n_repetitions):
     universal = UniversalAssignment.draw(n_classes=K, n_buckets=B, n_repetitions=R, seed=0)
     table = TableAssignment.from_table(universal.buckets(np.arange(K)), B)
     for assignment, table_bytes in ((universal, 0), (table, table.table_RK.nbytes)):
-        arrays = [value for value in decoding._index(assignment) if isinstance(value, np.ndarray)]
+        arrays = [value for value in index_of(assignment) if isinstance(value, np.ndarray)]
         arrays = [array for array in arrays if not np.shares_memory(array, table.table_RK)]  # counted on disk
         bytes_at = {array.__array_interface__["data"][0]: array.nbytes for array in arrays if array.size}
         book = ledger(K, 50, B, R, table_assignment=assignment is table)

@@ -1,0 +1,134 @@
+"""How the R bucket scores of a class become one score.
+
+Every aggregate puts bucket scores on a scale, ranks a class's R values, takes the mean of some ranks, and maps it by an
+affine function. So each is monotone in every bucket score, which is all that exact top-k needs; and an entry of
+`AGGREGATES` says all that the numpy oracle here and the compiled decoder have to know of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mach.errors import ConfigError
+
+_TINY = np.finfo(np.float32).tiny
+_BELOW_ONE = np.float32(1 - 2.0**-24)
+Scale = Literal["probability", "logarithm", "log-odds"]
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """One way to make a score of R bucket scores.
+
+    Parameters
+    ----------
+    meaning : str
+        One sentence.
+    scale : {"probability", "logarithm", "log-odds"}
+        What bucket scores are mapped to before, see `transform`.
+    ranks : callable
+        Of n values in ascending order, the first whose mean is taken, and the one after the last.
+    affine : callable
+        For B buckets, what the mean is multiplied with (above 0), and what is added then.
+    """
+
+    meaning: str
+    scale: Scale = "probability"
+    ranks: Callable[[int], tuple[int, int]] = lambda n: (0, n)
+    affine: Callable[[int], tuple[float, float]] = lambda n_buckets: (1.0, 0.0)
+
+    @property
+    def limits(self) -> tuple[np.float32, np.float32]:
+        """Between which bucket scores are clipped: logarithms of them are finite."""
+        low = np.float32(0) if self.scale == "probability" else _TINY
+        return low, _BELOW_ONE if self.scale == "log-odds" else np.float32(1)
+
+    @property
+    def largest(self) -> float:
+        """No value on the scale has a larger magnitude."""
+        return 1.0 if self.scale == "probability" else -float(np.log(_TINY))
+
+
+AGGREGATES = {
+    "mean": Aggregate("the mean probability"),
+    "unbiased-mean": Aggregate(
+        "B / (B - 1) * (mean - 1 / B), which estimates the probability of an exclusive class without bias "
+        "(Medini et al., NeurIPS 2019)",
+        affine=lambda n_buckets: (n_buckets / (n_buckets - 1), -1 / (n_buckets - 1)),
+    ),
+    "log-mean": Aggregate("the mean logarithm: a repetition that rules a class out is heard", "logarithm"),
+    "logit-mean": Aggregate("the mean log-odds: a repetition that is sure is heard as well", "log-odds"),
+    "min": Aggregate("the least probability: all repetitions must agree", ranks=lambda n: (0, 1)),
+    "median": Aggregate(
+        "the middle probability, or the mean of the middle two", ranks=lambda n: ((n - 1) // 2, n // 2 + 1)
+    ),
+}
+
+
+def aggregate_of(name: str) -> Aggregate:
+    """The entry of `AGGREGATES`.
+
+    Raises
+    ------
+    ConfigError
+        When there is none of this name.
+    """
+    if name not in AGGREGATES:
+        raise ConfigError(f"unknown aggregate {name!r}: choose one of {', '.join(AGGREGATES)}")
+    return AGGREGATES[name]
+
+
+def transform(probs: ArrayLike, aggregate: str) -> NDArray[np.float32]:
+    """Put bucket scores on the scale of an aggregate; monotone, finite, float32, same shape.
+
+    Scores are clipped to [0, 1] and NaN becomes the lowest score. Logarithms have a floor at the smallest normal
+    float32 (-87.3), log-odds lie between -87.3 and 16.6.
+
+    Raises
+    ------
+    ConfigError
+        When the aggregate is unknown.
+
+    Examples
+    --------
+    >>> transform([0.0, 0.25, float("nan")], "mean").tolist()
+    [0.0, 0.25, 0.0]
+    """
+    entry = aggregate_of(aggregate)
+    low, high = entry.limits
+    values = np.fmax(np.ascontiguousarray(probs, dtype=np.float32), low)  # fmax, unlike maximum, drops NaN
+    np.minimum(values, high, out=values)
+    if entry.scale == "log-odds":
+        values /= 1 - values
+    return values if entry.scale == "probability" else np.log(values, out=values)
+
+
+def reduce(values: NDArray[np.float32], aggregate: str, n_buckets: int) -> NDArray[np.float32]:
+    """Reduce the first axis (repetitions) of transformed values to scores.
+
+    Sums are float64, rounded once: of all values in the order of repetitions, of some ranks in ascending order. Both
+    are monotone in floating point as well.
+    """
+    entry = aggregate_of(aggregate)
+    first, end = entry.ranks(len(values))
+    if (first, end) != (0, len(values)):
+        values = np.sort(values, axis=0)
+    total = np.zeros(values.shape[1:])
+    for row in values[first:end]:
+        total += row
+    gain, shift = entry.affine(n_buckets)
+    return (gain * (total / (end - first)) + shift).astype(np.float32)
+
+
+def naive(scores: ArrayLike, aggregate: str) -> NDArray[np.float64]:
+    """The probability that a score looks like: its exponential, its logistic function or itself, by the scale."""
+    values = np.asarray(scores, np.float64)
+    scale = aggregate_of(aggregate).scale
+    if scale == "logarithm":
+        return np.exp(np.minimum(values, 0))
+    return 1 / (1 + np.exp(-values)) if scale == "log-odds" else np.clip(values, 0, 1)

@@ -1,0 +1,172 @@
+"""Explicit assignments, wherever their buckets come from; how assignments are read, compared and given more classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mach.errors import ConfigError, StorageError
+from mach.sketch.hashing import MAX_CAPACITY, Assignment, UniversalAssignment, digest_of
+
+_DAMAGED = "the file is damaged or was made by an incompatible version"
+
+
+@dataclass(frozen=True, eq=False)
+class TableAssignment:
+    """Explicit assignment by a table, for learned or balanced placements; R K integers of 1, 2 or 4 bytes.
+
+    Parameters
+    ----------
+    table_RK : unsigned integer array of shape (R, K)
+        Bucket of every class; build it with `from_table`, which picks the narrowest type.
+    n_buckets : int
+        B.
+    """
+
+    table_RK: NDArray[np.unsignedinteger[Any]]
+    n_buckets: int
+
+    @classmethod
+    def from_table(cls, table: ArrayLike, n_buckets: int) -> TableAssignment:
+        """Check a table of shape (R, K) and narrow it to the smallest unsigned type that holds B - 1."""
+        table_RK = np.asarray(table)
+        if table_RK.ndim != 2 or table_RK.size == 0:
+            raise ConfigError(f"an assignment table needs shape (R, K) with entries, got shape {table_RK.shape}")
+        outside = np.argwhere((table_RK < 0) | (table_RK >= n_buckets))
+        if len(outside):
+            r, k = map(int, outside[0])
+            raise ConfigError(
+                f"repetition {r} places class {k} in bucket {table_RK[r, k]}: buckets are 0..{n_buckets - 1}"
+            )
+        return cls(np.ascontiguousarray(table_RK, dtype=np.min_scalar_type(n_buckets - 1)), n_buckets)
+
+    @property
+    def n_classes(self) -> int:
+        return self.table_RK.shape[1]
+
+    @property
+    def n_repetitions(self) -> int:
+        return self.table_RK.shape[0]
+
+    @cached_property
+    def inverse(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Offsets (R, B+1) int64 and members (R, K) int32: bucket b of r holds members[r, offsets[r, b]:...[b + 1]]."""
+        counts_RB = np.stack([np.bincount(row, minlength=self.n_buckets) for row in self.table_RK])
+        offsets_RB1 = np.zeros((self.n_repetitions, self.n_buckets + 1), dtype=np.int64)
+        np.cumsum(counts_RB, axis=1, out=offsets_RB1[:, 1:])
+        members_RK = np.argsort(self.table_RK, axis=1, kind="stable").astype(np.int32)
+        return offsets_RB1, members_RK
+
+    def buckets(self, classes: ArrayLike) -> NDArray[np.int32]:
+        return self.table_RK[:, np.asarray(classes, dtype=np.int64)].astype(np.int32)
+
+    def members(self, repetition: int, bucket: int) -> NDArray[np.int64]:
+        offsets_RB1, members_RK = self.inverse
+        begin, end = offsets_RB1[repetition, bucket], offsets_RB1[repetition, bucket + 1]
+        return members_RK[repetition, begin:end].astype(np.int64)
+
+    def select(self, repetitions: list[int]) -> TableAssignment:
+        return TableAssignment(self.table_RK[repetitions], self.n_buckets)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "family": "table",
+            "n_classes": self.n_classes,
+            "n_buckets": self.n_buckets,
+            "checksum": self.checksum(),
+        }
+
+    def checksum(self) -> str:
+        """Digest of the whole table."""
+        return digest_of(np.array([self.n_buckets], dtype="<i8"), self.table_RK)
+
+
+def from_description(description: dict[str, Any], table: ArrayLike | None = None) -> Assignment:
+    """Rebuild an assignment from `Assignment.describe` (and its array, for tables) and verify the checksum.
+
+    Raises
+    ------
+    StorageError
+        When the family is unknown, an entry is missing or impossible, or the checksum differs.
+    """
+    family = description.get("family")
+    if family not in ("universal", "table"):
+        raise StorageError(f"unknown hash family {family!r}: this version knows 'universal' and 'table'")
+    n_buckets, checksum = _entry(description, "n_buckets"), _entry(description, "checksum", str)
+    assignment: Any
+    if family == "universal":
+        n_classes, prime = _entry(description, "n_classes"), _entry(description, "prime")
+        a_R, b_R = (np.array(_entry(description, name, list), np.int64) for name in ("multipliers", "offsets"))
+        if len(a_R) != len(b_R) or n_classes > prime:
+            raise StorageError(
+                f"{n_classes} classes, prime {prime}, {len(a_R)} multipliers, {len(b_R)} offsets: {_DAMAGED}"
+            )
+        assignment = UniversalAssignment(n_classes, n_buckets, prime, a_R, b_R)
+    else:
+        if table is None:
+            raise StorageError("the assignment is a table but its array is missing")
+        try:
+            assignment = TableAssignment.from_table(table, n_buckets)
+        except ConfigError as error:
+            raise StorageError(f"{error}: {_DAMAGED}") from None
+    if assignment.checksum() != checksum:
+        raise StorageError(f"assignment checksum is {assignment.checksum()}, described as {checksum}: {_DAMAGED}")
+    return assignment
+
+
+def extends(longer: Assignment, shorter: Assignment) -> bool:
+    """Whether the first repetitions of one assignment are exactly those of another, and both serve the same classes.
+
+    Examples
+    --------
+    >>> two, five = (UniversalAssignment.draw(n_classes=99, n_buckets=9, n_repetitions=R, seed=4) for R in (2, 5))
+    >>> extends(five, two), extends(two, five)
+    (True, False)
+    """
+    n = shorter.n_repetitions
+    return longer.n_repetitions >= n and longer.select(list(range(n))).describe() == shorter.describe()
+
+
+def grown(known: Assignment, counts_K: NDArray[np.int64], seed: int) -> Assignment:
+    """An assignment that serves more classes, with the buckets of those that it served before.
+
+    Hash functions go on where their prime has room. Otherwise the buckets become a table. In it every new class, those
+    of most rows first, takes the less loaded of two buckets drawn at random; a class is as heavy as its rows are many,
+    and at least 1 ("the power of two choices", Mitzenmacher, IEEE TPDS 12, 2001).
+
+    Parameters
+    ----------
+    known : Assignment
+    counts_K : int64 array
+        Training rows of all classes, the old ones first.
+    seed : int
+    """
+    n_known, n_classes = known.n_classes, len(counts_K)
+    if n_classes == n_known:
+        return known
+    if isinstance(known, UniversalAssignment) and n_classes <= known.prime:
+        return replace(known, n_classes=n_classes)
+    loads_K = np.maximum(counts_K, 1)
+    order = (n_known + np.argsort(-counts_K[n_known:], kind="stable")).tolist()
+    table_RK = np.empty((known.n_repetitions, n_classes), np.int32)
+    table_RK[:, :n_known] = known.buckets(np.arange(n_known))
+    for r, buckets_K in enumerate(table_RK):
+        drawn_KC = np.random.default_rng([seed, r, n_known]).integers(0, known.n_buckets, (n_classes, 2), np.int32)
+        loads_B = np.bincount(buckets_K[:n_known], loads_K[:n_known], known.n_buckets).tolist()
+        for k, (first, second), load in zip(order, drawn_KC[order].tolist(), loads_K[order].tolist(), strict=True):
+            buckets_K[k] = bucket = second if loads_B[second] < loads_B[first] else first
+            loads_B[bucket] += load
+    return TableAssignment.from_table(table_RK, known.n_buckets)
+
+
+def _entry(description: dict[str, Any], name: str, kind: type = int) -> Any:
+    """One entry of a description: an integer of 0 to `MAX_CAPACITY`, a list of them, or a string."""
+    value: Any = description.get(name)
+    numbers: Any = {int: [value], list: value}.get(kind, [])
+    if type(value) is not kind or not all(type(number) is int and 0 <= number <= MAX_CAPACITY for number in numbers):
+        raise StorageError(f"assignment: {name} is {'missing' if value is None else f'{value!r:.60}'}: {_DAMAGED}")
+    return value
