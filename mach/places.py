@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias, TypeVar
 
 from mach.errors import ConfigError, MachError, StorageError
 
@@ -72,10 +72,7 @@ def place(text: str | Place) -> Place:
 def exists(where: Place) -> bool:
     """Whether a file or folder is there; unlike pathlib's and fsspec's own, it never takes a failure for an absence."""
     try:
-        if isinstance(where, Path):
-            where.stat()
-        else:
-            _insist(where, lambda: where.fs.info(where.path))
+        where.stat() if isinstance(where, Path) else _insist(where, lambda: where.fs.info(where.path))
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
@@ -91,16 +88,14 @@ def is_there(where: Place) -> bool:
 
 def read_bytes(where: Place) -> bytes:
     """The content of a small file."""
-    if isinstance(where, Path):
-        return where.read_bytes()
-    content: bytes = _insist(where, lambda: where.fs.cat_file(where.path))
-    return content
+    return (
+        where.read_bytes() if isinstance(where, Path) else _insist(where, lambda: bytes(where.fs.cat_file(where.path)))
+    )
 
 
 def state_of(where: UPath) -> str:
     """What tells one state of a remote file from the next: a digest of its size, time, etag and such."""
-    state: str = _insist(where, lambda: where.fs.ukey(where.path))
-    return state
+    return _insist(where, lambda: str(where.fs.ukey(where.path)))
 
 
 def names_in(folder: Place) -> list[str]:
@@ -117,10 +112,7 @@ def names_in(folder: Place) -> list[str]:
 def remove(where: Place) -> None:
     """Remove a file, if it is there."""
     with contextlib.suppress(FileNotFoundError):
-        if isinstance(where, Path):
-            where.unlink()
-        else:
-            _insist(where, lambda: where.fs.rm_file(where.path))
+        where.unlink() if isinstance(where, Path) else _insist(where, lambda: where.fs.rm_file(where.path))
 
 
 @contextlib.contextmanager
@@ -134,13 +126,22 @@ def atomic_file(where: Place) -> Iterator[BinaryIO]:
     """
     try:
         if isinstance(where, Path):
-            with _renamed(where) as file:
-                yield file
+            temporary = temporary_name(where)
+            try:
+                with temporary.open("wb") as file:
+                    yield file
+                    file.flush()
+                    flush(file.fileno())
+                temporary.replace(where)
+                flush_to_disk(where.parent)  # names appear in the order in which they were given
+            finally:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
         else:
-            with tempfile.NamedTemporaryFile(prefix="mach-") as file:
-                yield file  # type: ignore[misc]
-                file.flush()
-                upload(Path(file.name), where)
+            with tempfile.NamedTemporaryFile(prefix="mach-") as copy:
+                yield copy  # type: ignore[misc]
+                copy.flush()
+                upload(Path(copy.name), where)
     except OSError as error:
         raise StorageError(
             f"cannot write {where}: {error.strerror}; what was there before is untouched: make room or give access, "
@@ -171,7 +172,11 @@ def upload(file: Path, where: UPath) -> None:
         temporary = temporary_name(where).path
         try:
             put(temporary)
-            _move(fs, temporary, where.path)
+            try:
+                fs.mv(temporary, where.path)
+            except Exception:
+                fs.rm_file(where.path)  # hdfs does not rename over a file
+                fs.mv(temporary, where.path)
         finally:
             with contextlib.suppress(Exception):  # it has mostly moved away
                 fs.rm_file(temporary)
@@ -249,17 +254,8 @@ def cache_folder(configured: str | None = None) -> Path:
 def kept(path: Path, make: Callable[[Path], None]) -> Path:
     """A file or folder of the cache; where it is missing one process of the machine makes it, and the others wait.
 
-    Parameters
-    ----------
-    path : Path
-        Where it is kept: a name that tells its content.
-    make : callable
-        Makes it under the name that it is given; what it leaves there when it fails is removed.
-
-    Raises
-    ------
-    StorageError
-        When it cannot be fetched or written.
+    Its name tells its content. ``make`` makes it under the name that it is given; what it leaves there when it fails is
+    removed. Raises StorageError when it cannot be fetched or written.
     """
     try:
         if path.exists():
@@ -301,11 +297,10 @@ def temporary_name(where: AnyPlace) -> AnyPlace:
 def is_alive(process: int) -> bool:
     """Whether a process of this machine lives, as far as we may know."""
     try:
-        os.kill(process, 0)
+        with contextlib.suppress(PermissionError, OverflowError):  # another user's, or no number of a process
+            os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, OverflowError):  # another user's, or no number of a process
-        return True
     return True
 
 
@@ -339,21 +334,6 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def _renamed(path: Path) -> Iterator[BinaryIO]:
-    temporary = temporary_name(path)
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            flush(file.fileno())
-        temporary.replace(path)
-        flush_to_disk(path.parent)  # names appear in the order in which they were given
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
 def _is_left_over(where: Place) -> bool:
     host, _, process = where.name.removesuffix(".tmp").rpartition("-")
     if host.endswith(f".{HOST}") and process.isdigit():
@@ -370,14 +350,6 @@ def _discard(where: Place) -> None:
         shutil.rmtree(where, ignore_errors=True)
     else:
         remove(where)
-
-
-def _move(fs: Any, temporary: str, path: str) -> None:
-    try:
-        fs.mv(temporary, path)
-    except Exception:
-        fs.rm_file(path)  # hdfs does not rename over a file
-        fs.mv(temporary, path)
 
 
 def _names_below(folder: UPath) -> list[str]:

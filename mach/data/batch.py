@@ -64,9 +64,7 @@ def read_batch(store: Store, rows: NDArray[np.int64]) -> Batch:
     """Rows of the store, in the given order, copied out of the memory map."""
     if store.is_dense:
         return DenseBatch(store.dense_ND[rows])
-    from mach.kernels.sparse import gather_rows
-
-    return SparseBatch(*gather_rows(store.feature_indptr, store.feature_indices, store.feature_values, rows))
+    return rows_of(SparseBatch(store.feature_indptr, store.feature_indices, store.feature_values), rows)
 
 
 def unit_rows(batch: Batch) -> Batch:
@@ -97,23 +95,15 @@ def rows_of(batch: Batch, rows: NDArray[np.int64]) -> Batch:
 
 
 def concatenated(batches: Sequence[Batch]) -> Batch:
-    """One batch of the rows of several, all of one kind.
-
-    Raises
-    ------
-    DataError
-        When there is none.
-    """
+    """One batch of the rows of several, all of one kind; DataError when there is none."""
     if not batches:
         raise DataError("there are no rows: give at least one")
-    if isinstance(batches[0], DenseBatch):
-        return DenseBatch(np.concatenate([batch.values_ND for batch in batches]))  # type: ignore[union-attr]
     parts: list[Any] = list(batches)
+    if isinstance(parts[0], DenseBatch):
+        return DenseBatch(np.concatenate([part.values_ND for part in parts]))
     counts = np.concatenate([np.diff(part.indptr) for part in parts])
-    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return SparseBatch(
-        indptr, np.concatenate([part.indices for part in parts]), np.concatenate([part.values for part in parts])
-    )
+    arrays = (np.concatenate([getattr(part, name) for part in parts]) for name in ("indices", "values"))
+    return SparseBatch(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), *arrays)
 
 
 def read_classes(store: Store, rows: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

@@ -32,6 +32,8 @@ def join(
 ) -> Store:
     """All old rows, then all new ones, as a store of the cache; made once.
 
+    Cost: reading and writing all rows once; memory is bounded by blocks of them and the class names.
+
     Parameters
     ----------
     new : Store
@@ -45,15 +47,8 @@ def join(
         How the rows of ``old`` were split.
     removed : int64 array, optional
         Ids of known classes that are no more: old rows lose them.
-    cache : str, optional
-        Folder of the cache, as ``data.cache``.
-    report : callable, optional
+    cache, report : optional
         As of `mach.data.prepare.prepare`.
-
-    Returns
-    -------
-    Store
-        Cost: reading and writing all rows once; memory is bounded by blocks of them and the class names.
 
     Raises
     ------

@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from operator import length_hint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -56,6 +57,7 @@ def prepare(
     Where ``config`` names strong or weak columns of documents, features are fitted on these, and rows are phrases
     sampled from them (`mach.data.phrases`).
     Numeric formats: features and classes are taken as they stand, ``config.class_names`` names the classes.
+
     With ``like`` classes are optional: a missing class column or array means rows without classes, and
     ``config.class_names`` is not looked at. With ``grows`` as well the rows are for training: they need classes, and
     those that ``like`` does not know come after its own. ``config.class_names`` may then list all, its own first.
@@ -97,8 +99,8 @@ def prepare(
         When the store cannot be written, or ``destination`` holds something else.
     """
     with source_errors(source):
-        needs_nothing = is_store(place(source))
-    if needs_nothing:
+        is_prepared = is_store(place(source))
+    if is_prepared:
         if destination is not None:
             raise ConfigError(f"{source} is a store already and used as it is: leave out the destination {destination}")
         if config.class_names is not None and like is None:
@@ -134,41 +136,26 @@ def prepare(
 
 
 def texts_of(config: DataConfig, source: str, rows: Sequence[int], like: Store | Reference) -> list[str] | None:
-    """Texts of some rows of a source that `prepare` has read; None where it is a store or holds numbers.
+    """Texts of some rows of a source that `prepare` has read; None where it is a store, standard input or of numbers.
 
-    Parameters
-    ----------
-    config : DataConfig
-    source : str
-        As of `prepare`, but not standard input, which is gone.
-    rows : sequence of int
-        The source is read up to the last of them.
-    like : Store or Reference
-        As of `prepare`.
+    The source is read up to the last of the rows.
     """
     if source == "-" or is_store(place(source)):
         return None
     form = _format(config, source, like)
     if isinstance(form, Numbers):
         return None
-    found: dict[int, str] = {}
-    asked, begin = set(rows), 0
+    asked = set(rows)
     with source_file(source, config.cache) as file:
-        for chunk in _read_texts(config, source, file, form):
-            found |= {row: chunk.texts[row - begin] for row in asked if begin <= row < begin + len(chunk.texts)}
-            begin += len(chunk.texts)
-            if len(found) == len(asked):
-                break
+        if isinstance(form, Table):
+            chunks = form.texts(file, config, classes_optional=True)
+        else:
+            from mach.data import characters
+
+            chunks = chunks_of(characters.rows(_BUILTIN[source]))
+        texts = islice((text for chunk in chunks for text in chunk.texts), max(asked, default=-1) + 1)
+        found = {row: text for row, text in enumerate(texts) if row in asked}
     return [found[row] for row in rows]
-
-
-def _read_texts(config: DataConfig, source: str, file: Path, form: Format) -> Iterable[TextChunk]:
-    """Rows of a source of text as they are; classes may be missing."""
-    if isinstance(form, Table):
-        return form.texts(file, config, classes_optional=True)
-    from mach.data import characters
-
-    return chunks_of(characters.rows(_BUILTIN[source]))
 
 
 @dataclass(frozen=True)

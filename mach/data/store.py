@@ -104,15 +104,12 @@ class ClassNames(Sequence[str]):
         return self.utf8[self.offsets[k] : self.offsets[k + 1]].tobytes().decode("utf-8", "surrogatepass")
 
 
+def _mapped(name: str) -> cached_property[Any]:
+    return cached_property(lambda store: store._map(name))
+
+
 class Store:
     """A prepared set of rows, opened for reading; build one with `mach.data.prepare` or `mach.data.writer`.
-
-    Parameters
-    ----------
-    path : Path
-        The directory; use `open`, which checks it.
-    meta : dict
-        The contents of ``meta.json``.
 
     Attributes
     ----------
@@ -157,7 +154,13 @@ class Store:
                 if actual != size:
                     raise StorageError(f"store {path}: {name} has {actual} bytes instead of {size}: rebuild it")
             store = cls(path, meta)
-            for name, n_bytes in store._bytes_by_count().items():
+            counted = {
+                "feature_indptr": 8 * (store.n_rows + 1),
+                "features": 4 * store.n_rows * store.n_features,
+                "class_indptr": 8 * (store.n_rows + 1),
+                "class_name_offsets": 8 * (store.n_classes + 1),
+            }
+            for name, n_bytes in counted.items():
                 if meta["bytes"].get(name, n_bytes) != n_bytes:
                     raise ValueError(f"{name} has {meta['bytes'][name]} bytes, its count needs {n_bytes}")
             return store
@@ -179,29 +182,15 @@ class Store:
         """Stored feature values: N * D for dense rows."""
         return self.n_rows * self.n_features if self.is_dense else len(self.feature_indices)
 
-    @cached_property
-    def feature_indptr(self) -> NDArray[np.int64]:
-        return self._map("feature_indptr")
-
-    @cached_property
-    def feature_indices(self) -> NDArray[np.int32]:
-        return self._map("feature_indices")
-
-    @cached_property
-    def feature_values(self) -> NDArray[np.float32]:
-        return self._map("feature_values")
+    feature_indptr: cached_property[NDArray[np.int64]] = _mapped("feature_indptr")
+    feature_indices: cached_property[NDArray[np.int32]] = _mapped("feature_indices")
+    feature_values: cached_property[NDArray[np.float32]] = _mapped("feature_values")
+    class_indptr: cached_property[NDArray[np.int64]] = _mapped("class_indptr")
+    class_ids: cached_property[NDArray[np.int32]] = _mapped("class_ids")
 
     @cached_property
     def dense_ND(self) -> NDArray[np.float32]:
         return self._map("features").reshape(self.n_rows, self.n_features)
-
-    @cached_property
-    def class_indptr(self) -> NDArray[np.int64]:
-        return self._map("class_indptr")
-
-    @cached_property
-    def class_ids(self) -> NDArray[np.int32]:
-        return self._map("class_ids")
 
     @cached_property
     def class_names(self) -> ClassNames | None:
@@ -227,13 +216,7 @@ class Store:
         return counts_K
 
     def require_classes(self) -> None:
-        """Refuse rows of which none has a known class: nothing can be measured on them.
-
-        Raises
-        ------
-        DataError
-            When that is so.
-        """
+        """Raise a DataError where no row has a known class: nothing can be measured on them."""
         if not len(self.class_ids):
             raise DataError(
                 f"{self.meta['source']} has no row with a known class: check data.class_column and data.class_separator"
@@ -279,15 +262,6 @@ class Store:
         span = slice(indptr[0], indptr[-1])
         shape = (len(indptr) - 1, self.n_features)
         return csr_array((self.feature_values[span], self.feature_indices[span], indptr - indptr[0]), shape=shape)
-
-    def _bytes_by_count(self) -> dict[str, int]:
-        offsets = 8 * (self.n_rows + 1)
-        return {
-            "feature_indptr": offsets,
-            "features": 4 * self.n_rows * self.n_features,
-            "class_indptr": offsets,
-            "class_name_offsets": 8 * (self.n_classes + 1),
-        }
 
     def _map(self, name: str) -> NDArray[Any]:
         if name not in self.meta["bytes"]:

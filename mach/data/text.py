@@ -44,11 +44,6 @@ Ranking: TypeAlias = list[tuple[int, int, str, int]]  # kind (0 a word), minus r
 class TextFeatures:
     """Turns texts into rows of a sparse matrix.
 
-    Parameters
-    ----------
-    config : TextConfig
-        Kinds of terms, vocabulary or hashing, weights.
-
     Attributes
     ----------
     n_features : int
@@ -128,9 +123,8 @@ class TextFeatures:
 
         Returns
         -------
-        indptr : int64, shape (n + 1,)
-        indices : int32, ascending and unique within a row
-        values : float32
+        indptr, indices, values : int64, int32 and float32 arrays
+            Indices are ascending and unique within a row.
 
         Raises
         ------
@@ -141,9 +135,7 @@ class TextFeatures:
         """
         blocks = [self._weigh(*block) for block in self._fitted().blocks(texts)]
         lengths, indices, values = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-        indptr = np.zeros(len(lengths) + 1, dtype=np.int64)
-        np.cumsum(lengths, out=indptr[1:])
-        return indptr, indices, values
+        return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), indices, values
 
     def fingerprint(self) -> str:
         """Digest of configuration, terms and inverse row frequencies; equal ones give equal features."""
@@ -181,13 +173,14 @@ class TextFeatures:
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise StorageError(f"cannot read text features of {folder}: {reason}; copy or fit them anew") from error
         features.n_features, features._idf, features._is_weighted = description["n_features"], idf, is_weighted
+        tables = _hashed(features.config)
         if not features.config.hashing:
             n_words, terms = description["n_words"], spelling.decode("utf-8", "surrogatepass").split("\n")
-            words = _Vocabulary(zip(terms[:n_words], count(), strict=False))
-            characters = _Vocabulary(zip(terms[n_words:], count(n_words), strict=False))
-            features._terms = _Terms(features.config, (words, characters))
-        else:
-            features._terms = _Terms(features.config, _hashed(features.config))
+            tables = (
+                _Vocabulary(zip(terms[:n_words], count(), strict=False)),
+                _Vocabulary(zip(terms[n_words:], count(n_words), strict=False)),
+            )
+        features._terms = _Terms(features.config, tables)
         return features
 
     def _fitted(self) -> _Terms:
@@ -222,8 +215,7 @@ class _Terms:
     """Ids of a text's terms, by one table a kind of term; repeated pieces of text are looked up."""
 
     def __init__(self, config: TextConfig, tables: Tables) -> None:
-        self.words = config.words
-        self.characters = config.characters
+        self.words, self.characters = config.words, config.characters
         self.replace(tables)
 
     def replace(self, tables: Tables) -> None:
@@ -299,8 +291,7 @@ class _Hashed(dict[str, int]):
     """Computes ids: the CRC-32 of the term's UTF-8 bytes, begun with the kind of term, modulo D. Stores nothing."""
 
     def __init__(self, kind: int, n_features: int) -> None:
-        self.kind = kind
-        self.n_features = n_features
+        self.kind, self.n_features = kind, n_features
 
     def __missing__(self, term: str) -> int:
         return crc32(term.encode("utf-8", "surrogatepass"), self.kind) % self.n_features

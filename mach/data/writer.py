@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
-import os
-import platform
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,20 +19,19 @@ from numpy.typing import NDArray
 
 from mach.data.batch import SparseBatch
 from mach.data.rows import RowView
-from mach.data.store import DTYPES, FORMAT, Chunk, OldPart
+from mach.data.store import DTYPES, FORMAT, Chunk, ClassNames, OldPart
 from mach.errors import DataError, StorageError
-from mach.places import flush, flush_to_disk, is_alive
+from mach.places import flush, flush_to_disk, sweep, temporary_name
 
 if TYPE_CHECKING:
     from mach.data.text import TextFeatures
 
 
 class StoreWriter:
-    """Builds a store from chunks in a temporary sibling directory, renamed into place when all is on disk.
+    """Builds a store from chunks in a temporary folder beside it, renamed into place when all is on disk.
 
-    Leave the ``with`` block normally and the store is there, complete and flushed; leave it by an exception
-    and nothing remains. What a killed process left behind is removed by the next writer of the same store on the
-    same host. Memory is bounded by the chunks given to `append`.
+    Leave the ``with`` block normally and the store is there, complete and flushed; leave it by an exception and nothing
+    remains. The next writer in the same folder removes what a killed process left. Memory is bounded by the chunks.
 
     Parameters
     ----------
@@ -48,7 +44,7 @@ class StoreWriter:
     n_features, n_classes : int, optional
         D and K; taken from the largest index and id (or the width of dense rows) where they are not given.
     row_features : int
-        Most features of a sparse row to keep, those of largest magnitude, rescaled to the row's norm; 0: all.
+        Most features of a sparse row to keep (`mach.data.rows.RowView`); 0: all.
     key : str
         What the store was made of (`mach.data.prepare` recognises its own by it).
     old_parts : sequence of OldPart
@@ -102,25 +98,20 @@ class StoreWriter:
         self.path = Path(path)
         self.class_names: Iterable[str] | None = None
         self.text_features: TextFeatures | None = None
-        self.n_unknown_classes = 0
-        self._meta: dict[str, Any] = {
-            "format": FORMAT,
-            "kind": "dense" if dense else "sparse",
-            "source": source,
-            "key": key,
-        }
+        self.n_rows = self.n_unknown_classes = 0
+        kind = "dense" if dense else "sparse"
+        self._meta: dict[str, Any] = {"format": FORMAT, "kind": kind, "source": source, "key": key}
         if row_features and not dense:
             self._meta["row_features"] = row_features
         if old_parts:
             self._meta["old_parts"] = [asdict(part) for part in old_parts]
-        self._view = RowView(most=row_features)
-        self._n_features, self._n_classes, self._dense = n_features, n_classes, dense
-        self.n_rows = self._n_empty = self._n_unlabelled = 0
+        self._view, self._dense = RowView(most=row_features), dense
+        self._n_features, self._n_classes = n_features, n_classes
+        self._n_empty = self._n_unlabelled = 0
         self._largest_feature = self._largest_class = -1
         self._arrays: dict[str, _ArrayFile] = {}
         # beside the store, hence on its file system, and under a name that no other writer has
-        self._prefix = f".{self.path.name}.{platform.node()}-"
-        self._folder = self.path.with_name(f"{self._prefix}{os.getpid()}-{secrets.token_hex(4)}.partial")
+        self._folder = temporary_name(self.path.with_name(f"{self.path.name}-{secrets.token_hex(4)}"))
 
     @property
     def n_features(self) -> int:
@@ -135,16 +126,15 @@ class StoreWriter:
             if self.path.exists():
                 raise StorageError(f"{self.path} exists already: remove it or choose another destination")
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._sweep()
+            sweep(self.path.parent)
         names = ["features"] if self._dense else ["feature_indptr", "feature_indices", "feature_values"]
         try:
             with storage_errors(self.path):
                 self._folder.mkdir()
             for name in [*names, "class_indptr", "class_ids"]:
-                self._open(name)
-            for name in ("feature_indptr", "class_indptr"):
-                if name in self._arrays:
-                    self._arrays[name].append(np.zeros(1))
+                array = self._open(name)
+                if name.endswith("indptr"):
+                    array.append(np.zeros(1))
         except BaseException:
             self._discard()
             raise
@@ -152,29 +142,27 @@ class StoreWriter:
 
     def append(self, chunk: Chunk) -> None:
         """Write some rows; the chunk's arrays may be used again afterwards."""
-        n_rows = len(chunk.class_indptr) - 1
-        if isinstance(chunk.features, tuple) == self._dense:
+        n_rows, features = len(chunk.class_indptr) - 1, chunk.features
+        if isinstance(features, tuple) == self._dense:
             raise DataError(f"{self._meta['kind']} rows expected: give StoreWriter the kind of all chunks")
-        n_rows_of_features = len(chunk.features[0]) - 1 if isinstance(chunk.features, tuple) else len(chunk.features)
+        n_rows_of_features = len(features[0]) - 1 if isinstance(features, tuple) else len(features)
         if n_rows != n_rows_of_features:
             raise DataError(f"a chunk has classes of {n_rows} rows and features of {n_rows_of_features}: give the same")
-        if isinstance(chunk.features, tuple):
-            indptr, indices, values = chunk.features
+        if isinstance(features, tuple):
+            indptr, indices, values = features
             self._largest_feature = max(self._largest_feature, int(indices.max(initial=-1)))
-            if self._view.most:
-                rows = indptr.astype(np.int64), indices.astype(np.int32), values.astype(np.float32)
-                seen = self._view.sparse(SparseBatch(*rows))
-                indptr, indices, values = seen.indptr, seen.indices, seen.values
-            self._arrays["feature_indptr"].append(indptr[1:] + self._arrays["feature_indices"].n_entries)
-            self._arrays["feature_indices"].append(indices)
-            self._arrays["feature_values"].append(values)
-            self._n_empty += int(np.count_nonzero(np.diff(indptr) == 0))
+            arrays: Any = zip((indptr, indices, values), (np.int64, np.int32, np.float32), strict=True)
+            seen = self._view.sparse(SparseBatch(*(array.astype(dtype, copy=False) for array, dtype in arrays)))
+            self._arrays["feature_indptr"].append(seen.indptr[1:] + self._arrays["feature_indices"].n_entries)
+            self._arrays["feature_indices"].append(seen.indices)
+            self._arrays["feature_values"].append(seen.values)
+            self._n_empty += int(np.count_nonzero(np.diff(seen.indptr) == 0))
         else:
-            self._arrays["features"].append(chunk.features)
-            self._largest_feature = max(self._largest_feature, chunk.features.shape[1] - 1)
+            self._arrays["features"].append(features)
+            self._largest_feature = max(self._largest_feature, features.shape[1] - 1)
         self._arrays["class_indptr"].append(chunk.class_indptr[1:] + self._arrays["class_ids"].n_entries)
         self._arrays["class_ids"].append(chunk.class_ids)
-        self._largest_class = max(self._largest_class, int(chunk.class_ids.max(initial=-1)))
+        self.serve(int(chunk.class_ids.max(initial=-1)) + 1)
         self._n_unlabelled += int(np.count_nonzero(np.diff(chunk.class_indptr) == 0))
         self.n_rows += n_rows
 
@@ -191,24 +179,21 @@ class StoreWriter:
         finally:
             self._discard()  # after a success the folder has moved away
 
-    def _sweep(self) -> None:
-        """Remove what writers of this store on this host left behind whose processes are gone."""
-        for folder in self.path.parent.glob(f"{glob.escape(self._prefix)}*.partial"):
-            process = folder.name.removeprefix(self._prefix).partition("-")[0]
-            if process.isdigit() and not is_alive(int(process)):
-                shutil.rmtree(folder, ignore_errors=True)
-
     def _open(self, name: str) -> _ArrayFile:
         self._arrays[name] = _ArrayFile(self._folder / name, np.dtype(DTYPES[name]), self.path)
         return self._arrays[name]
 
     def _finish(self) -> None:
-        n_features, n_classes = self.n_features, self.n_classes
-        _check_limit("feature index", self._largest_feature, n_features)
-        _check_limit("class", self._largest_class, n_classes)
+        sizes = {"n_rows": self.n_rows, "n_features": self.n_features, "n_classes": self.n_classes}
+        for what, largest, n in (
+            ("feature index", self._largest_feature, self.n_features),
+            ("class", self._largest_class, self.n_classes),
+        ):
+            if largest >= n:
+                raise DataError(f"{what} {largest} is outside 0..{n - 1}: raise the limit or correct the row")
         if self.class_names is not None:
-            self._write_class_names(self.class_names, n_classes)
-        fingerprint = hashlib.blake2b(repr((self.n_rows, n_features, n_classes)).encode(), digest_size=16)
+            self._write_class_names(self.class_names)
+        fingerprint = hashlib.blake2b(repr(tuple(sizes.values())).encode(), digest_size=16)
         for name, array in self._arrays.items():
             array.close()
             fingerprint.update(f"{name} {array.digest.hexdigest()}".encode())
@@ -220,10 +205,8 @@ class StoreWriter:
                 for path in [*folder.iterdir(), folder]:
                     flush_to_disk(path)
                 fingerprint.update(self.text_features.fingerprint().encode())
-            meta = self._meta | {
-                "n_rows": self.n_rows,
-                "n_features": n_features,
-                "n_classes": n_classes,
+            meta = self._meta | sizes
+            meta |= {
                 "n_rows_without_features": self._n_empty,
                 "n_rows_without_classes": self._n_unlabelled,
                 "n_unknown_classes": self.n_unknown_classes,
@@ -237,15 +220,16 @@ class StoreWriter:
             self._folder.rename(self.path)
             flush_to_disk(self.path.parent)
 
-    def _write_class_names(self, names: Iterable[str], n_classes: int) -> None:
+    def _write_class_names(self, names: Iterable[str]) -> None:
         utf8, offsets = self._open("class_name_bytes"), self._open("class_name_offsets")
         offsets.append(np.zeros(1))
-        for block in _blocks_of(names):
-            encoded = [name.encode("utf-8", "surrogatepass") for name in block]
-            offsets.append(utf8.n_entries + np.cumsum([len(name) for name in encoded]))
-            utf8.append(np.frombuffer(b"".join(encoded), dtype=np.uint8))
-        if offsets.n_entries - 1 != n_classes:
-            raise DataError(f"{offsets.n_entries - 1} class names for {n_classes} classes: give one a class")
+        left = iter(names)
+        while block := list(islice(left, 2**16)):
+            part = ClassNames.of(block)
+            offsets.append(utf8.n_entries + part.offsets[1:])
+            utf8.append(part.utf8)
+        if offsets.n_entries - 1 != self.n_classes:
+            raise DataError(f"{offsets.n_entries - 1} class names for {self.n_classes} classes: give one a class")
 
     def _discard(self) -> None:
         for array in self._arrays.values():
@@ -276,17 +260,6 @@ class _ArrayFile:
             self.file.flush()
             flush(self.file.fileno())
             self.file.close()
-
-
-def _check_limit(what: str, largest: int, limit: int) -> None:
-    if largest >= limit:
-        raise DataError(f"{what} {largest} is outside 0..{limit - 1}: raise the limit or correct the row")
-
-
-def _blocks_of(names: Iterable[str]) -> Iterator[list[str]]:
-    iterator = iter(names)
-    while block := list(islice(iterator, 2**16)):
-        yield block
 
 
 @contextmanager

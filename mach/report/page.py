@@ -44,12 +44,15 @@ class Text:
 
 @dataclass
 class Table:
-    """Rows of cells under headings; columns are aligned by their cells."""
+    """Rows of cells under headings; columns are aligned by their cells, of which integers are numbers."""
 
     kind: ClassVar[str] = "table"
     headings: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[Any]]
     caption: str = ""
+
+    def __post_init__(self) -> None:
+        self.rows = [[Number(f"{cell:,}") if isinstance(cell, int) else cell for cell in row] for row in self.rows]
 
 
 @dataclass

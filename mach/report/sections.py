@@ -75,7 +75,7 @@ def write_report(
     trunk: Trunk | None = None,
     report: Report = lambda stage, fraction: None,
 ) -> Place:
-    """Write a page about a run, finished or not.
+    """Write a page about a run, finished or not, and return where it is.
 
     Parameters
     ----------
@@ -83,7 +83,8 @@ def write_report(
         The run.
     data : str, optional
         Rows with their classes, as of `mach.data.prepare.prepare`; by default the run's ``data.test``. Without either,
-        or without a finished repetition, the page holds what needs no rows.
+        or without a finished repetition, the page holds what needs no rows. Cost: two to three passes of the model over
+        the rows, one over the K classes.
     output : Place, optional
         The HTML file; by default ``report.html`` in the run.
     images : Place, optional
@@ -92,11 +93,6 @@ def write_report(
         As of `mach.load`.
     report : callable
         Called with a stage and the fraction done.
-
-    Returns
-    -------
-    Place
-        The HTML file. Cost: two to three passes of the model over the rows, one over the K classes.
 
     Raises
     ------
@@ -131,11 +127,9 @@ def _write_images(sections: list[Section], folder: Place) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"cannot make the folder {folder}: {error.strerror}") from error
-    for section in sections:
-        for block in section.blocks:
-            if isinstance(block, Plot):
-                with atomic_file(folder / f"{block.name}.png") as file:
-                    file.write(plots.png(block.figure))
+    for block in (block for section in sections for block in section.blocks if isinstance(block, Plot)):
+        with atomic_file(folder / f"{block.name}.png") as file:
+            file.write(plots.png(block.figure))
 
 
 def _sections(run: Run, data: str | None, report: Report) -> list[Section]:
@@ -143,24 +137,23 @@ def _sections(run: Run, data: str | None, report: Report) -> list[Section]:
     store, why = _test_rows(run, model, data, report)
     found = diagnose(model, store, report) if model and store else None
     source = data or run.config.data.test
-    sections = [_about(run, model, found), _training(run)]
     if model and store and found and source:
         names = _namer(model)
-        sections += [
-            _accuracy(found, store, source),
-            _reliability(run, found),
-            _bucket_load(run),
-            _classes(run, found, store, names),
-            _examples(model, found, store, source, names),
-        ]
+        accuracy = _accuracy(found, store, source)
+        classes = [_classes(run, found, store, names), _examples(model, found, store, source, names)]
     else:
-        sections += [
-            Section("accuracy", "Accuracy", [Text(why)]),
-            _reliability(run, None),
-            _bucket_load(run),
-        ]
+        accuracy, classes = Section("accuracy", "Accuracy", [Text(why)]), []
     nonzeros = store.n_nonzeros / store.n_rows if store else None
-    return [*sections, _ledger(run, nonzeros), _configuration(run.config)]
+    return [
+        _about(run, model, found),
+        _training(run),
+        accuracy,
+        _reliability(run, found),
+        _bucket_load(run),
+        *classes,
+        _ledger(run, nonzeros),
+        _configuration(run.config),
+    ]
 
 
 def _test_rows(run: Run, model: MachModel | None, data: str | None, report: Report) -> tuple[Store | None, str]:
@@ -193,10 +186,7 @@ def _about(run: Run, model: MachModel | None, found: Diagnosis | None) -> Sectio
         last = found.curve[-1]
         facts |= {f"P@{k}, %": percent(last[f"P@{k}"]) for k in (1, 3, 5)}
         facts |= {"measured": f"{'re-ranked, ' if last['reranked'] else ''}{len(found.right_Nk):,} rows"}
-    rows = [
-        [name.replace("_", " ").removeprefix("n "), value if isinstance(value, Number) else _value(name, value)]
-        for name, value in facts.items()
-    ]
+    rows = [[name.replace("_", " ").removeprefix("n "), _value(name, value)] for name, value in facts.items()]
     return Section("about", "The run", [Table(["", ""], rows)])
 
 
@@ -214,7 +204,7 @@ def _training(run: Run) -> Section:
         last = metrics[-1] if metrics else {}
         rows.append(
             [
-                Number(state["repetition"]),
+                state["repetition"],
                 state["state"],
                 Number(f"{state['epoch'] or 0} of {state['n_epochs']}"),
                 decimals(state["loss"], 4),
@@ -235,7 +225,7 @@ def _accuracy(found: Diagnosis, store: Store, source: str) -> Section:
     names = [f"{measure}@{k}" for measure in ("P", "nDCG", "PSP", "recall", "hit") for k in cuts]
     names = [name for name in names if name not in ("nDCG@1", "hit@1")]  # those equal P@1
     rows = [
-        [Number(row["n_repetitions"]), "re-ranked" if row["reranked"] else "", *(percent(row[name]) for name in names)]
+        [row["n_repetitions"], "re-ranked" if row["reranked"] else "", *(percent(row[name]) for name in names)]
         for row in found.curve
     ]
     unknown = store.meta["n_unknown_classes"]
@@ -258,7 +248,7 @@ def _reliability(run: Run, found: Diagnosis | None) -> Section:
     if calibration is not None:
         curves = {"plain": calibration.plain, "re-ranked": calibration.reranked}
         rows = [
-            [name, curve.method, Number(f"{curve.n_pairs:,}"), percent(curve.ece_before), percent(curve.ece_after)]
+            [name, curve.method, curve.n_pairs, percent(curve.ece_before), percent(curve.ece_after)]
             for name, curve in curves.items()
             if curve is not None
         ]
@@ -274,15 +264,12 @@ def _bucket_load(run: Run) -> Section:
     if not found.functions:
         return Section("load", title, [Text("The assignment is learned, and no repetition is finished yet.")])
     rows = [
-        [Number(function), *(Number(f"{value:,}") for value in (*_spread(classes), *_spread(counts)))]
+        [function, *_spread(classes), *_spread(counts)]
         for function, classes, counts in zip(found.functions, found.classes_RB, found.rows_RB, strict=True)
     ]
-    headings = [
-        "hash function",
-        *(f"{what}, {of}" for what in ("classes", "rows") for of in ("least", "median", "most")),
-    ]
+    headings = [f"{what}, {of}" for what in ("classes", "rows") for of in ("least", "median", "most")]
     text = "A line a hash function. A row counts once for each of its classes."
-    return Section("load", title, [Plot("load", plots.load(found), text), Table(headings, rows)])
+    return Section("load", title, [Plot("load", plots.load(found), text), Table(["hash function", *headings], rows)])
 
 
 def _classes(run: Run, found: Diagnosis, store: Store, names: Callable[[int], str]) -> Section:
@@ -298,11 +285,7 @@ def _classes(run: Run, found: Diagnosis, store: Store, names: Callable[[int], st
     )
     text += f"the best {SHOWN} of the rows that have it."
     rows = [
-        [
-            Number(plots.spell_group(group)),
-            *(Number(f"{group[key]:,}") for key in ("n_classes", "n_rows")),
-            percent(group["recall"]),
-        ]
+        [Number(plots.spell_group(group)), group["n_classes"], group["n_rows"], percent(group["recall"])]
         for group in groups
     ]
     blocks: list[Block] = [
@@ -315,9 +298,8 @@ def _classes(run: Run, found: Diagnosis, store: Store, names: Callable[[int], st
         for k in ids.tolist():
             other, n_times = mistaken_for(store, k, found.top, found.right_Nk)
             asked, hits = int(recall.n_rows_K[k]), int(recall.n_found_K[k])
-            numbers = [Number(f"{value:,}") for value in (counts_K[k], asked, hits)]
             first = f"{names(other)} ({n_times:,})" if n_times else ""
-            table.append([Number(k), names(k), *numbers, percent(hits / asked), first])
+            table.append([Number(k), names(k), int(counts_K[k]), asked, hits, percent(hits / asked), first])
         headings = ["class", "name", "training rows", "rows", "found", f"recall@{SHOWN}, %", "often first instead"]
         blocks.append(Table(headings, table, f"{caption}; among equals, those of most rows."))
     return Section("classes", "Worst and best classes", blocks)
@@ -403,4 +385,6 @@ def _spread(counts_B: NDArray[np.int64]) -> tuple[int, int, int]:
 def _value(name: str, value: Any) -> str:
     if name.endswith("_bytes"):
         return Number(" ".join(quantity(value, "bytes")))
+    if isinstance(value, Number):
+        return value
     return Number(shown(value)) if isinstance(value, int | float) else plain(value)

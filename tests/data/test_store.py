@@ -218,7 +218,7 @@ def test_an_interrupt_as_the_folder_is_made_leaves_nothing_behind(tmp_path, monk
 
     def mkdir(path: Path, *arguments: object, **options: object) -> None:
         made(path, *arguments, **options)  # type: ignore[arg-type]
-        if path.suffix == ".partial":
+        if path.suffix == ".tmp":
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
@@ -237,13 +237,12 @@ def test_what_killed_writers_left_is_removed_but_nothing_else(tmp_path):
     killed.start()
     killed.join()
     [left] = tmp_path.iterdir()
-    prefix = left.name.partition(f"-{killed.pid}-")[0]
+    prefix = left.name.removesuffix(f"-{killed.pid}.tmp")
     kept = [
-        left.name.replace(".st[o]re.", ".store."),  # another store's
-        f"{prefix}-{os.getppid()}-12345678.partial",  # a living process'
-        f"{prefix}-{10**30}-12345678.partial",
-        f"{prefix}-x.partial",
-        left.name.replace(f"-{killed.pid}-", f"-elsewhere-{killed.pid}-"),  # another host's
+        f"{prefix}-{os.getppid()}.tmp",  # a living process'
+        f"{prefix}-{10**30}.tmp",
+        f"{prefix}-x.tmp",
+        f"{prefix}-elsewhere-{killed.pid}.tmp",  # another host's
     ]
     for name in kept:
         (tmp_path / name).mkdir()
