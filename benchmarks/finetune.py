@@ -21,12 +21,12 @@ from hardware import commit, processor
 from rich.console import Console
 
 from mach.config import Config, LaunchConfig, parse_config
+from mach.data.batch import right_of
 from mach.data.prepare import prepare
 from mach.launch.launchers import train
 from mach.launch.reranker import train_reranker
 from mach.launch.setup import set_up
 from mach.loading import load
-from mach.networks.batch import right_of
 from mach.storage import Run
 
 NEW_SHARE, TUNING_SHARE = 1 / 6, 1 / 5

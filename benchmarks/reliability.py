@@ -20,9 +20,9 @@ from hardware import commit, processor
 import mach
 from mach.ask import Ask
 from mach.curves import TOP, Curve, calibration_error, pairs_of, reliability
+from mach.data.batch import right_of
 from mach.data.prepare import prepare
 from mach.evaluation import evaluate
-from mach.networks.batch import right_of
 from mach.report import plots
 from mach.report.diagnosis import Trust
 from mach.sketch.aggregates import naive

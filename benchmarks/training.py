@@ -37,7 +37,7 @@ import mach.networks.network
 import mach.networks.output
 import mach.networks.trunks
 from mach.config import NetworkConfig
-from mach.networks.batch import SparseBatch, Targets, concatenated, rows_of
+from mach.data.batch import SparseBatch, Targets, concatenated, rows_of
 from mach.networks.network import Network, native_precision
 from mach.recipe import DITHER
 

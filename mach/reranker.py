@@ -31,7 +31,7 @@ from mach.stacker import BUCKET_INPUTS, COUNT_INPUTS, NAMES, ROW_INPUTS, RULE_IN
 from mach.tensors import digest_of, map_tensors
 
 if TYPE_CHECKING:
-    from mach.networks.batch import SparseBatch
+    from mach.data.batch import SparseBatch
     from mach.storage import Run
 
 FORMAT: Literal[1] = 1

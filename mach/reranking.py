@@ -26,13 +26,13 @@ from scipy.sparse import csr_array
 from mach.blending import Judged, best_of, choose, given, is_open, precisions
 from mach.classifiers import ARRAYS, View, further_view, own_view
 from mach.config import RerankingConfig, Section
+from mach.data.batch import SparseBatch, read_batch, read_classes, right_of
 from mach.data.store import Store
 from mach.errors import StorageError
 from mach.kernels import rerank as kernels
 from mach.kernels.associations import count_rules
 from mach.kernels.repeats import LOAD, MAX_SLOTS, count_rows
 from mach.kernels.views import N_HASHED
-from mach.networks.batch import SparseBatch, read_batch, read_classes, right_of
 from mach.ordering import prior_terms
 from mach.places import Place, atomic_file, cache_folder, fetch, is_there, kept, names_in, remove, remove_folder
 from mach.repetition import RepetitionFiles, read_json, write_json

@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from mach.config import Config
+from mach.data.batch import read_batch, read_classes, read_targets
 from mach.data.store import Store
 from mach.errors import MachError, StorageError
-from mach.networks.batch import read_batch, read_classes, read_targets
 from mach.networks.batched import Member
 from mach.networks.inference import stored_weights
 from mach.networks.network import Network

@@ -20,6 +20,7 @@ from mach.ask import Ask
 from mach.blending import blends_of, given, is_open, mean_precision
 from mach.cli import main
 from mach.config import Config, LaunchConfig, RerankingConfig, to_toml
+from mach.data.batch import SparseBatch, read_batch, read_classes, right_of
 from mach.errors import ConfigError, StorageError
 from mach.evaluation import evaluate
 from mach.kernels.views import N_HASHED, with_pairs
@@ -27,7 +28,6 @@ from mach.launch.reranker import train_reranker
 from mach.launch.setup import drop_store, plan_of, set_up
 from mach.loading import load
 from mach.model import MachModel
-from mach.networks.batch import SparseBatch, read_batch, read_classes, right_of
 from mach.ordering import prior_terms
 from mach.repetition import read_json
 from mach.reranker import Blend, Reranked, Reranker, combine, fingerprint, is_due

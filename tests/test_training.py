@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from mach.config import Config
+from mach.data.batch import read_batch, read_classes
 from mach.data.store import Store
 from mach.errors import ConfigError, StorageError
 from mach.launch.setup import set_up
-from mach.networks.batch import read_batch, read_classes
 from mach.networks.steps import Steps
 from mach.places import HOST
 from mach.repetition import RepetitionFiles

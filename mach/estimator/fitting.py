@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mach import recipe
 from mach.calibration import LEAST_ROWS, calibrate_when_due, held_out
 from mach.config import Config, LaunchConfig, TextConfig, parse_config
+from mach.data.batch import SparseBatch, read_batch, read_classes
 from mach.data.store import Chunk, Store
 from mach.data.writer import StoreWriter
 from mach.estimator.fitted import BLOCK_SCORES, FEW_CLASSES, FEW_PARAMETERS, RUN, Fitted, Folder
@@ -22,7 +23,6 @@ from mach.launch.launchers import train as launch_training
 from mach.launch.reranker import train_reranker
 from mach.launch.schedule import shards_of
 from mach.launch.setup import set_up, sharded
-from mach.networks.batch import SparseBatch, read_batch, read_classes
 from mach.places import short_lived
 from mach.reranker import is_due
 from mach.storage import Run

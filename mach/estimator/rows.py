@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.networks.batch import ranges
+from mach.data.batch import ranges
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from mach.config import MAX_PILOTS, Config, DataConfig
+from mach.data.batch import ranges, read_classes
 from mach.data.store import Chunk, Store
 from mach.data.writer import StoreWriter
 from mach.launch.setup import set_up
-from mach.networks.batch import ranges, read_classes
 from mach.places import Place, cache_folder, kept, remove_folder
 from mach.reranking import RerankerTraining
 from mach.storage import Run

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.config import NetworkConfig
-from mach.networks.batch import Batch, DenseBatch
+from mach.data.batch import Batch, DenseBatch
 
 Weights = Mapping[str, NDArray[Any]]
 Kind = Literal["int4", "int8", "bfloat16", "float32"]

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 
+from mach.data.batch import Targets
 from mach.kernels.adam import adam_step, adam_step_half, adam_step_of_tensors
 from mach.kernels.loss import binary_gradient, dithered, loss_and_hits, softmax_gradient
 from mach.kernels.sparse import sparse_forward
-from mach.networks.batch import Targets
 from mach.networks.buffers import Buffers, aligned, array_of, flat_array, is_in_main_memory
 from mach.networks.inference import NO_SCALE
 

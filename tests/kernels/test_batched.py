@@ -15,12 +15,12 @@ import torch
 if not torch.cuda.is_available() and "triton" not in sys.modules:
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 
+from mach.data.batch import Targets
 from mach.kernels import batched, triton_batched
 from mach.kernels.adam import adam_step
 from mach.kernels.batched import Columns, Dropout, columns_of, gather_rows
 from mach.kernels.dense import relu_dropout
 from mach.kernels.sparse import batch_targets, sparse_backward, sparse_forward, transpose_batch
-from mach.networks.batch import Targets
 from mach.networks.output import loss_gradient, step_figures
 
 R, D = 3, 40

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from mach import trainer as trainer_module
 from mach.config import Config, LaunchConfig, parse_config
+from mach.data.batch import Batch, read_batch, read_classes
 from mach.data.joining import find, join
 from mach.data.prepare import prepare
 from mach.data.store import Store, split_rows
@@ -24,7 +25,6 @@ from mach.launch.start import Start, training_store
 from mach.living.versions import Versions
 from mach.loading import load
 from mach.networks import steps
-from mach.networks.batch import Batch, read_batch, read_classes
 from mach.networks.network import Network
 from mach.places import place
 from mach.sketch.tables import TableAssignment

@@ -17,6 +17,7 @@ if not torch.cuda.is_available() and "triton" not in sys.modules:
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 
 from mach.config import Config, HostMemory, NetworkConfig
+from mach.data.batch import read_batch, read_targets
 from mach.data.rows import RowView
 from mach.data.store import Store
 from mach.errors import ConfigError
@@ -24,7 +25,6 @@ from mach.kernels import batched as reference
 from mach.kernels import triton_batched
 from mach.launch.setup import set_up
 from mach.networks import offload
-from mach.networks.batch import read_batch, read_targets
 from mach.networks.batched import BatchedNetwork, Member, can_be_batched
 from mach.networks.feed import Feed
 from mach.networks.keys import step_keys

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mach.config import NetworkConfig
-from mach.networks.batch import SparseBatch, Targets
+from mach.data.batch import SparseBatch, Targets
 from mach.networks.network import Network
 from mach.networks.output import Loss, OutputLayer
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mach.config import NetworkConfig
-from mach.networks.batch import SparseBatch, Targets
+from mach.data.batch import SparseBatch, Targets
 from mach.networks.network import Network
 from mach.networks.output import SAMPLES, OutputLayer, Sample
 
