@@ -22,7 +22,7 @@ DOCUMENTS = "builtin:characters-names"  # the embedded set's classes, each a doc
 HostMemory = Literal["none", "input", "all"]
 MAX_PILOTS = 5
 ViewName = Literal["presence", "cautious", "bold"]
-Aggregate = Literal["auto", "mean", "unbiased-mean", "log-mean", "logit-mean", "min", "median"]
+Aggregate = Literal["auto", "mean", "unbiased-mean", "log-mean", "logit-mean", "min", "median", "trimmed-mean"]
 
 
 class Section(BaseModel):

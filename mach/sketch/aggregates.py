@@ -67,6 +67,10 @@ AGGREGATES = {
     "median": Aggregate(
         "the middle probability, or the mean of the middle two", ranks=lambda n: ((n - 1) // 2, n // 2 + 1)
     ),
+    "trimmed-mean": Aggregate(
+        "the mean without the lowest and the highest of three or more: one repetition that went wrong is not heard",
+        ranks=lambda n: (1, n - 1) if n > 2 else (0, n),
+    ),
 }
 
 

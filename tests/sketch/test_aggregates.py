@@ -15,14 +15,15 @@ from mach.sketch.hashing import UniversalAssignment
 from mach.sketch.tables import TableAssignment
 from tests.sketch.cases import SHAPES, STYLES, assert_same, assignments, bucket_scores, topk
 
-PROBS_RN = np.array([[0.1, 0.2, 0.5, 0.7], [0.4, 0.2, 0.6, 0.7], [0.4, 0.8, 0.5, 0.7]])  # of the classes by hand
+PROBS_KR = np.array([[0.1, 0.2, 0.5, 0.7], [0.4, 0.2, 0.6, 0.7], [0.4, 0.8, 0.5, 0.7]])  # of the classes by hand
 BY_HAND = {
-    "mean": PROBS_RN.mean(axis=1),
-    "unbiased-mean": 2 * (PROBS_RN.mean(axis=1) - 1 / 2),
-    "log-mean": np.log(PROBS_RN).mean(axis=1),
-    "logit-mean": np.log(PROBS_RN / (1 - PROBS_RN)).mean(axis=1),
-    "min": PROBS_RN.min(axis=1),
-    "median": np.median(PROBS_RN, axis=1),
+    "mean": PROBS_KR.mean(axis=1),
+    "unbiased-mean": 2 * (PROBS_KR.mean(axis=1) - 1 / 2),
+    "log-mean": np.log(PROBS_KR).mean(axis=1),
+    "logit-mean": np.log(PROBS_KR / (1 - PROBS_KR)).mean(axis=1),
+    "min": PROBS_KR.min(axis=1),
+    "median": np.median(PROBS_KR, axis=1),
+    "trimmed-mean": np.sort(PROBS_KR, axis=1)[:, 1:-1].mean(axis=1),
 }
 
 
@@ -134,3 +135,11 @@ class TestEveryAggregate:
 def test_an_unknown_name_lists_the_known_ones():
     with pytest.raises(ConfigError, match="unknown aggregate 'max': choose one of mean, .*, log-mean, .*median"):
         aggregate_of("max")
+
+
+def test_a_trimmed_mean_does_not_hear_one_repetition_that_went_wrong():
+    right, other = [0.3, 0.25, 0.35, 0.0, 0.3], [0.1, 0.05, 0.1, 1.0, 0.1]  # the fourth of five has lost its weights
+    probs_RN = np.array([right, other], np.float32).T
+    best = {name: int(scores_of(probs_RN, name).argmax()) for name in ("mean", "log-mean", "trimmed-mean")}
+    assert best == {"mean": 1, "log-mean": 1, "trimmed-mean": 0}
+    np.testing.assert_array_equal(scores_of(probs_RN[:2], "trimmed-mean"), scores_of(probs_RN[:2], "mean"))
