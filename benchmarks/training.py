@@ -33,13 +33,14 @@ from hardware import commit, processor
 from torch import nn
 from turns import medians
 
+import mach.kernels.loss
 import mach.networks.network
 import mach.networks.output
 import mach.networks.trunks
 from mach.config import NetworkConfig
 from mach.data.batch import SparseBatch, Targets, concatenated, rows_of
 from mach.networks.network import Network, native_precision
-from mach.recipe import DITHER
+from mach.networks.steps import DITHER
 
 RATE, DROPOUT, SEED, ROUNDS, CURVE = 3e-3, 0.2, 0, 15, 192
 PRECISION = native_precision()
@@ -226,7 +227,7 @@ PARTS = {
     "sparse forward": (mach.networks.network, "sparse_forward"),
     "ReLU, dropout": (mach.networks.trunks, "relu_dropout_half" if HALF else "relu_dropout"),
     "products": (torch, "mm"),
-    "loss, gradient": (mach.networks.output, "binary_gradient"),
+    "loss, gradient": (mach.kernels.loss, "binary_gradient"),
     "Adam": (mach.networks.output, "adam_step_half" if HALF else "adam_step"),
     "ReLU, dropout back": (mach.networks.trunks, "relu_dropout_backward"),
     "dither": (mach.networks.output, "dithered"),

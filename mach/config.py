@@ -127,8 +127,9 @@ class NetworkConfig(Section):
 class TrainingConfig(Section):
     """How one repetition is fitted (`mach.training`)."""
 
-    loss: Literal["auto", "binary", "softmax"] = Field(
-        default="auto", description="auto: softmax where every row has exactly one class, else binary cross-entropy"
+    loss: str = Field(
+        default="auto",
+        description="one of `mach.kernels.losses`; auto: softmax where every row has exactly one class, else binary",
     )
     epochs: int = Field(default=12, ge=1)
     batch: int = Field(default=256, ge=1, description="rows a step")

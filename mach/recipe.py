@@ -42,6 +42,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from mach.config import Config, ViewName
+from mach.kernels.losses import named
 
 if TYPE_CHECKING:
     from mach.data.store import Store
@@ -78,7 +79,9 @@ class Shape:
 
 
 def before_reading(config: Config) -> Config:
-    """A configuration whose ``data.row_features`` is settled, before its rows are read."""
+    """A configuration whose loss is known and whose ``data.row_features`` is settled, before its rows are read."""
+    if config.training.loss != "auto":
+        named(config.training.loss)
     if "row_features" in config.data.model_fields_set:
         return config
     return config.model_copy(update={"data": config.data.model_copy(update={"row_features": ROW_FEATURES})})

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from mach.data.batch import Batch
 from mach.data.rows import RowView
 from mach.errors import StorageError
-from mach.networks.inference import bucket_logits, bucket_probabilities, weight_shapes
+from mach.kernels.losses import named
+from mach.networks.inference import bucket_logits, weight_shapes
 from mach.storage import TABLE, Run
 from mach.tensors import digest_of
 
@@ -82,7 +83,7 @@ class LocalScorer:
         probs_NRJB = np.empty((len(batch), len(asked), n_heads, n_buckets), np.float32)
         for r, (weights, trunk) in enumerate(asked):
             logits_NJB = bucket_logits(weights, batch, trunk).reshape(-1, n_heads, n_buckets)
-            probs_NRJB[:, r] = bucket_probabilities(logits_NJB, self._run.manifest.loss)
+            probs_NRJB[:, r] = named(self._run.manifest.loss).probabilities(logits_NJB)
         return probs_NRJB.reshape(len(batch), len(asked) * n_heads, n_buckets), self._columns[:n_repetitions]
 
     def sizes(self) -> dict[str, int]:

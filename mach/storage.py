@@ -82,7 +82,7 @@ class Manifest(Section):
     n_rows: int = Field(ge=1)
     dense_input: bool
     row_features: int = 0
-    loss: Literal["binary", "softmax"]
+    loss: str
     precision: Literal["float32", "bfloat16"]
     data_fingerprint: str
     config_fingerprint: str

@@ -10,12 +10,12 @@ that a network drops the same on every device.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mach.kernels.adam import adam_step_of_tensors
+from mach.kernels.losses import Loss
 from mach.kernels.sparse import DECAY, EPSILON
 
 MASK = 0xFFFFFFFF
@@ -187,49 +187,35 @@ def narrowed_at_random(numbers: Tensor, bits: Tensor) -> Tensor:
 
 
 def targets_of(buckets_FM: Tensor, offsets_N1: Tensor, repetition: int, n_heads: int, n_outputs: int) -> Tensor:
-    """Whether an output of a repetition is a target of a row: shape (N, n_outputs), bool."""
+    """Whether an output of a repetition is a target of a row: shape (N, J, B), bool."""
     n_rows, n_buckets = len(offsets_N1) - 1, n_outputs // n_heads
     rows_M = torch.repeat_interleave(torch.arange(n_rows, device=buckets_FM.device), offsets_N1.diff())
     is_target_NJB = torch.zeros(n_rows, n_heads, n_buckets, dtype=torch.bool, device=buckets_FM.device)
     for head in range(n_heads):
         is_target_NJB[rows_M, head, buckets_FM[repetition * n_heads + head].long()] = True
-    return is_target_NJB.view(n_rows, n_outputs)
+    return is_target_NJB
 
 
-def loss_gradient(
-    logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor, n_heads: int, loss: Literal["binary", "softmax"]
-) -> None:
-    """Gradient of the summed loss by the logits, p - y, in their place; as `mach.networks.output.loss_gradient`.
+def loss_gradient(logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor, n_heads: int, loss: Loss) -> None:
+    """Gradient of the summed loss by the logits in their place.
 
     ``buckets_FM`` holds the buckets of all rows' classes, one row's after another's as ``offsets_N1`` says; two
     classes of a row may share one.
     """
     for r, logits_NO in enumerate(logits_RNO):
-        is_target_NO = targets_of(buckets_FM, offsets_N1, r, n_heads, logits_NO.shape[1])
-        if loss == "binary":
-            logits_NO.copy_(torch.sigmoid(logits_NO.float()) - is_target_NO.float())
-            continue
-        is_target_NJB = is_target_NO.view(len(logits_NO), n_heads, -1)
-        counts_NJ1 = is_target_NJB.sum(2, keepdim=True)
-        probs_NJB = torch.softmax(logits_NO.float().view(is_target_NJB.shape), 2) * (counts_NJ1 > 0)
-        logits_NO.copy_((probs_NJB - is_target_NJB / counts_NJ1.clamp(min=1)).view(logits_NO.shape))
+        is_target_NJB = targets_of(buckets_FM, offsets_N1, r, n_heads, logits_NO.shape[1])
+        logits_NO.copy_(
+            loss.tensor_errors(logits_NO.float().view(is_target_NJB.shape), is_target_NJB).view_as(logits_NO)
+        )
 
 
-def figures(
-    logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor, n_heads: int, loss: Literal["binary", "softmax"]
-) -> Tensor:
+def figures(logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor, n_heads: int, loss: Loss) -> Tensor:
     """Loss, and the rows and heads whose top bucket is a target, of every repetition: sums, shape (R, 2), float64."""
     found = []
-    for r, half_NO in enumerate(logits_RNO):
-        logits_NO = half_NO.float()
-        is_target_NO = targets_of(buckets_FM, offsets_N1, r, n_heads, logits_NO.shape[1])
-        logits_NJB, is_target_NJB = (x.view(len(x), n_heads, -1) for x in (logits_NO, is_target_NO))
-        at_targets_NJ, counts_NJ = (logits_NJB * is_target_NJB).sum(2), is_target_NJB.sum(2)
-        if loss == "binary":
-            losses_NJ = torch.nn.functional.softplus(logits_NJB).sum(2) - at_targets_NJ
-        else:
-            losses_NJ = torch.logsumexp(logits_NJB, 2) - at_targets_NJ / counts_NJ.clamp(min=1)
-            losses_NJ *= counts_NJ > 0
+    for r, logits_NO in enumerate(logits_RNO):
+        is_target_NJB = targets_of(buckets_FM, offsets_N1, r, n_heads, logits_NO.shape[1])
+        logits_NJB = logits_NO.float().view(is_target_NJB.shape)
+        losses_NJ = loss.tensor_value(logits_NJB, is_target_NJB)
         hits = is_target_NJB.gather(2, logits_NJB.argmax(2, keepdim=True)).sum()
         found.append(torch.stack([losses_NJ.sum(dtype=torch.float64), hits.double()]))
     return torch.stack(found)

@@ -1,4 +1,4 @@
-"""Gradients of the losses by the logits, in place and with their sums, and transposes.
+"""The losses' fast paths (`mach.kernels.losses`): gradients by the logits, in place, with their sums and transposes.
 
 Logits stand here with a row for every output, (B, N): so the products before and after read their operands as they
 lie, and sums over the batch run along memory. They are float32 or bfloat16 without the bias, and become the gradient of
@@ -192,27 +192,18 @@ def dithered(
 
 
 @njit(**FLAGS)
-def loss_and_hits(
-    z_BN: NDArray[Any],
-    bias_B: NDArray[np.float32],
-    rows: NDArray[np.int64],
-    outputs: NDArray[np.int64],
-    first: int,
-    is_binary: bool,
-) -> tuple[float, int]:
-    """The loss over one head's outputs, summed over the batch, and of how many rows the largest logit is a target."""
+def binary_loss(
+    z_BN: NDArray[Any], bias_B: NDArray[np.float32], rows: NDArray[np.int64], outputs: NDArray[np.int64], first: int
+) -> float:
+    """The loss over one head's outputs, summed over the batch; arguments are those of `binary_gradient`."""
     wide_vectors()
     N = z_BN.shape[1]
     total: Any = 0.0
-    n_hits = 0
-    largest_N, best_N = np.full(N, -np.inf, np.float32), np.zeros(N, np.int32)
     products_N = np.ones(N, np.float32)  # of 1 + e**-|z|, whose logarithms are taken once in 64 outputs
     for b in range(len(z_BN)):
         z_N, bias, linear = z_BN[b], bias_B[b], np.float32(0.0)
         for n in range(N):
             z = widen(z_N[n]) + bias
-            best_N[n] = b if z > largest_N[n] else best_N[n]
-            largest_N[n] = max(largest_N[n], z)
             products_N[n] *= np.float32(1.0) + exp(-abs(z))
             linear += max(z, np.float32(0.0))
         total += linear
@@ -220,19 +211,57 @@ def loss_and_hits(
             for n in range(N):
                 total += float(np.log(products_N[n]))
                 products_N[n] = np.float32(1.0)
+    for i in range(len(rows)):
+        b = outputs[i] - first
+        if 0 <= b < len(z_BN):
+            total -= widen(z_BN[b, rows[i]]) + bias_B[b]
+    return total
+
+
+@njit(**FLAGS)
+def softmax_loss(
+    z_BN: NDArray[Any], bias_B: NDArray[np.float32], rows: NDArray[np.int64], outputs: NDArray[np.int64], first: int
+) -> float:
+    """`binary_loss` of the softmax cross-entropy."""
+    wide_vectors()
+    N = z_BN.shape[1]
+    total: Any = 0.0
+    largest_N, _ = _best(z_BN, bias_B)
     counts_N, sums_N = np.zeros(N, np.float32), np.zeros(N, np.float32)
-    if not is_binary:
-        total = 0.0
-        for b in range(len(z_BN)):
-            z_N, bias = z_BN[b], bias_B[b]
-            for n in range(N):
-                sums_N[n] += exp(widen(z_N[n]) + bias - largest_N[n])
-        for i in range(len(rows)):
-            counts_N[rows[i]] += np.float32(0 <= outputs[i] - first < len(z_BN))
+    for b in range(len(z_BN)):
+        z_N, bias = z_BN[b], bias_B[b]
+        for n in range(N):
+            sums_N[n] += exp(widen(z_N[n]) + bias - largest_N[n])
+    for i in range(len(rows)):
+        counts_N[rows[i]] += np.float32(0 <= outputs[i] - first < len(z_BN))
     for i in range(len(rows)):
         b, n = outputs[i] - first, rows[i]
         if 0 <= b < len(z_BN):
-            z = widen(z_BN[b, n]) + bias_B[b]
-            total += -z if is_binary else (np.log(sums_N[n]) + largest_N[n] - z) / counts_N[n]
-            n_hits += best_N[n] == b
-    return total, n_hits
+            total += (np.log(sums_N[n]) + largest_N[n] - widen(z_BN[b, n]) - bias_B[b]) / counts_N[n]
+    return total
+
+
+@njit(**FLAGS)
+def n_hits(
+    z_BN: NDArray[Any], bias_B: NDArray[np.float32], rows: NDArray[np.int64], outputs: NDArray[np.int64], first: int
+) -> int:
+    """Of how many rows the largest logit is a target."""
+    _, best_N = _best(z_BN, bias_B)
+    n = 0
+    for i in range(len(rows)):
+        n += best_N[rows[i]] == outputs[i] - first
+    return n
+
+
+@njit(**FLAGS)
+def _best(z_BN: NDArray[Any], bias_B: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """The largest logit of every row, and the first output that has it."""
+    N = z_BN.shape[1]
+    largest_N, best_N = np.full(N, -np.inf, np.float32), np.zeros(N, np.int32)
+    for b in range(len(z_BN)):
+        z_N, bias = z_BN[b], bias_B[b]
+        for n in range(N):
+            z = widen(z_N[n]) + bias
+            best_N[n] = b if z > largest_N[n] else best_N[n]
+            largest_N[n] = max(largest_N[n], z)
+    return largest_N, best_N

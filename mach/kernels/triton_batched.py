@@ -8,7 +8,7 @@ Checked on a processor with Triton's interpreter (``TRITON_INTERPRET=1``), and c
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from mach.kernels import batched
 from mach.kernels.adam import BETA1, BETA2
 from mach.kernels.adam import EPSILON as ADAM_EPSILON
 from mach.kernels.batched import Columns, Dropout
+from mach.kernels.losses import BINARY, SOFTMAX, Loss
 from mach.kernels.sparse import DECAY, EPSILON
 
 try:
@@ -416,24 +417,24 @@ def sparse_backward(
     )
 
 
-def loss_gradient(
-    logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor, n_heads: int, loss: Literal["binary", "softmax"]
-) -> None:
+def loss_gradient(logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor, n_heads: int, loss: Loss) -> None:
     n_repetitions, n_rows, n_outputs = logits_RNO.shape
     n_buckets, n_classes = n_outputs // n_heads, buckets_FM.shape[1]
     arguments = (logits_RNO, buckets_FM, offsets_N1, n_rows, n_outputs, n_buckets, n_heads, n_classes)
-    if loss == "binary":
+    if loss is BINARY:
         block = min(triton.next_power_of_2(n_outputs), 1024)
         grid = (n_repetitions * n_rows, triton.cdiv(n_outputs, block))
         binary_gradient_kernel[grid](*arguments, BLOCK=block)
-    else:
+    elif loss is SOFTMAX:
         block = min(triton.next_power_of_2(n_buckets), 1024)
         softmax_gradient_kernel[(n_repetitions * n_rows, n_heads)](*arguments, BLOCK=block)
+    else:
+        batched.loss_gradient(logits_RNO, buckets_FM, offsets_N1, n_heads, loss)
 
 
-def figures(
-    logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor, n_heads: int, loss: Literal["binary", "softmax"]
-) -> Tensor:
+def figures(logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor, n_heads: int, loss: Loss) -> Tensor:
+    if loss not in (BINARY, SOFTMAX):
+        return batched.figures(logits_RNO, buckets_FM, offsets_N1, n_heads, loss)
     n_repetitions, n_rows, n_outputs = logits_RNO.shape
     n_buckets = n_outputs // n_heads
     out_RNJ2 = torch.empty((n_repetitions, n_rows, n_heads, 2), device=logits_RNO.device)
@@ -444,7 +445,7 @@ def figures(
         offsets_N1,
         out_RNJ2,
         *sizes,
-        IS_BINARY=loss == "binary",
+        IS_BINARY=loss is BINARY,
         BLOCK=min(triton.next_power_of_2(n_buckets), 1024),
     )
     return out_RNJ2.sum((1, 2), dtype=torch.float64)

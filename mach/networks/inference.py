@@ -48,16 +48,6 @@ def bucket_logits(weights: Weights, batch: Batch, trunk: Trunk | None = None) ->
     return x_NH
 
 
-def bucket_probabilities(logits_NB: NDArray[np.float32], loss: Literal["binary", "softmax"]) -> NDArray[np.float32]:
-    """Logistic function of every logit, or the softmax over the last axis; accurate to float32 in both tails."""
-    if loss == "softmax":
-        exponentials_NB = np.exp(logits_NB - logits_NB.max(axis=-1, keepdims=True))
-        return exponentials_NB / exponentials_NB.sum(axis=-1, keepdims=True)
-    decay_NB = np.exp(-np.abs(logits_NB))  # at most 1: no overflow
-    probs_NB: NDArray[np.float32] = np.where(logits_NB >= 0, np.float32(1.0), decay_NB) / (1 + decay_NB)
-    return probs_NB
-
-
 def weight_shapes(
     config: NetworkConfig, *, n_features: int, n_outputs: int, dense_input: bool
 ) -> dict[str, tuple[int, ...]]:

@@ -17,11 +17,12 @@ from mach.data.rows import RowView
 from mach.errors import ConfigError, StorageError
 from mach.kernels.adam import adam_step, adam_step_of_tensors
 from mach.kernels.dense import draw
+from mach.kernels.losses import named
 from mach.kernels.memory import aligned_empty, to_bfloat16
 from mach.kernels.sparse import sparse_backward, sparse_forward, transpose_batch
 from mach.networks.buffers import Buffers, flat_array, is_in_main_memory
 from mach.networks.inference import NO_SCALE, stored_shape, stretches, wide_matrix, wide_rows
-from mach.networks.output import Loss, OutputLayer, StepFigures, loss_gradient, step_figures
+from mach.networks.output import OutputLayer, StepFigures, loss_gradient, step_figures
 from mach.networks.trunks import TRUNK, HiddenLayers, ReluDropout, build_trunk
 from mach.trunk import Trunk
 
@@ -39,7 +40,8 @@ class Network:
         D, and B times the number of the repetition's hash functions.
     dense_input : bool
         Whether batches are dense.
-    loss : {"binary", "softmax"}
+    loss : str
+        One of `mach.kernels.losses.LOSSES`.
     precision : {"float32", "bfloat16"}
         Of matrix products; master weights are float32, but those of a sparse input layer are of this precision too.
     bias : float32 array of shape (n_outputs,)
@@ -70,7 +72,7 @@ class Network:
         n_features: int,
         n_outputs: int,
         dense_input: bool,
-        loss: Loss,
+        loss: str,
         precision: Literal["float32", "bfloat16"],
         bias: NDArray[np.float32],
         seed: int,
@@ -81,7 +83,7 @@ class Network:
     ) -> None:
         torch.manual_seed(seed)
         self.device = torch.device(device)
-        self.loss = loss
+        self.loss = named(loss)
         self.precision = precision
         self.seed = seed
         self.n_steps = 0
@@ -102,9 +104,8 @@ class Network:
             self.output = OutputLayer(built[1], n_outputs, half=is_half, **how)
         elif self.input is not None:
             self.input.bias.copy_(torch.from_numpy(bias))
-        named = [(TRUNK + name, parameter) for name, parameter in self.trunk.named_parameters()]
-        self.parameters = dict(named)
-        self.moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in named}
+        self.parameters = {TRUNK + name: parameter for name, parameter in self.trunk.named_parameters()}
+        self.moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self.parameters.items()}
 
     @property
     def is_half(self) -> bool:
@@ -159,7 +160,7 @@ class Network:
     @property
     def samples(self) -> bool:
         """Whether steps compute a sample of the outputs."""
-        return self.output is not None and self.output.sampled < 1 and self.loss == "softmax"
+        return self.output is not None and self.output.sampled < 1 and self.loss.is_exclusive
 
     def expect(self, shares: NDArray[np.float64]) -> None:
         """Take how large a part of the rows of coming steps has each output as a target: samples go by it."""

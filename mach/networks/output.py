@@ -5,22 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
-from torch import Tensor, nn
+from torch import Tensor
 
 from mach.data.batch import Targets
 from mach.kernels.adam import adam_step, adam_step_half, adam_step_of_tensors
-from mach.kernels.loss import binary_gradient, dithered, loss_and_hits, softmax_gradient
+from mach.kernels.loss import dithered, n_hits
+from mach.kernels.losses import Loss
 from mach.kernels.sparse import sparse_forward
 from mach.networks.buffers import Buffers, aligned, array_of, flat_array, is_in_main_memory
 from mach.networks.inference import NO_SCALE
 
-Loss = Literal["binary", "softmax"]
 MOMENTS = ("mean.output.weight", "square.output.weight", "mean.output.bias", "square.output.bias")
 SAMPLES = 1  # tells the random numbers of samples from others of the same seed and step
 DITHER_STRIDE = 48_271  # of the seed of random rounding, a step
@@ -177,7 +177,7 @@ class OutputLayer:
         N, scale, rounding = len(hidden), 1.0 / len(hidden), self.seed + n_steps * DITHER_STRIDE
         whole = self.weights() | self.state() | ({} if self.half is None else {"half": self.half})
         part, sample = whole, None
-        if self.sampled < 1 and loss == "softmax":
+        if self.sampled < 1 and loss.is_exclusive:
             n_sampled = math.ceil(self.sampled * len(self.shares) / targets.n_heads)
             generator = np.random.default_rng([self.seed, n_steps, SAMPLES])
             sample = Sample.draw(targets, N, self.shares, n_sampled, generator)
@@ -198,9 +198,10 @@ class OutputLayer:
             z_BN[own] -= torch.from_numpy(sample.corrections)[own[0]].to(z_BN.dtype)
         z, g, by_bias = array_of(z_BN), array_of(g_NB), np.empty(B, np.float32)
         figures = _figures(z, added_B, targets, loss) if measured else None
-        differentiate = binary_gradient if loss == "binary" else softmax_gradient
         for head, first in _heads(B, targets):
-            differentiate(z[head], added_B[head], targets.rows, targets.outputs, first, g[:, head], by_bias[head])
+            loss.gradient_kernel(
+                z[head], added_B[head], targets.rows, targets.outputs, first, g[:, head], by_bias[head]
+            )
         if self.dither:
             by_hidden = csr_array(dithered(z, self.dither, rounding)[::-1], shape=(B, N))
             self._multiply(by_hidden, hidden, by_weight)
@@ -255,55 +256,27 @@ def _heads(n_outputs: int, targets: Targets) -> Iterator[tuple[slice, int]]:
 
 def _figures(z_BN: NDArray[Any], bias_B: NDArray[np.float32], targets: Targets, loss: Loss) -> StepFigures:
     """`step_figures` of logits as `mach.kernels.loss` has them."""
-    N, total, n_hits = z_BN.shape[1], 0.0, 0
+    total = hits = 0.0
     for head, first in _heads(len(z_BN), targets):
-        given = z_BN[head], bias_B[head], targets.rows, targets.outputs, first, loss == "binary"
-        loss_of_head, hits_of_head = loss_and_hits(*given)
-        total, n_hits = total + loss_of_head, n_hits + hits_of_head
-    n = max(1, N * targets.n_heads)
-    return StepFigures(total / n, n_hits / n)
+        given = z_BN[head], bias_B[head], targets.rows, targets.outputs, first
+        total, hits = total + loss.loss_kernel(*given), hits + n_hits(*given)
+    n = max(1, z_BN.shape[1] * targets.n_heads)
+    return StepFigures(total / n, hits / n)
 
 
 def loss_gradient(logits: Tensor, targets: Targets, loss: Loss) -> Tensor:
-    """Gradient by the logits of the loss summed over rows and heads, p - y, without a dense target matrix.
-
-    Overwrites the logits. For softmax a row's target mass is shared equally by a head's buckets, and a row without
-    one pulls nothing.
-    """
-    rows, outputs = (torch.from_numpy(ids).to(logits.device) for ids in (targets.rows, targets.outputs))
-    if loss == "binary":
-        gradient = logits.sigmoid_()
-        gradient[rows, outputs] -= 1
-        return gradient
-    counts_NJ = _counts(logits, rows, outputs, targets.n_heads)
-    probs_NJB = torch.softmax(_by_head(logits, targets.n_heads), 2).mul_((counts_NJ > 0)[:, :, None])
-    gradient = probs_NJB.view(logits.shape)
-    heads = outputs // probs_NJB.shape[2]
-    gradient[rows, outputs] -= (1.0 / counts_NJ[rows, heads]).to(gradient.dtype)
-    return gradient
-
-
-def mean_loss(logits: Tensor, targets: Targets, loss: Loss) -> float:
-    """Mean over rows and heads of the binary (summed over buckets) or softmax cross-entropy."""
-    rows, outputs = torch.from_numpy(targets.rows), torch.from_numpy(targets.outputs)
-    at_targets = logits[rows, outputs]
-    if loss == "binary":
-        total = nn.functional.softplus(logits).sum() - at_targets.sum()
-    else:
-        counts_NJ = _counts(logits, rows, outputs, targets.n_heads)
-        normalizers_NJ = torch.logsumexp(_by_head(logits, targets.n_heads), 2)
-        heads = outputs // (logits.shape[1] // targets.n_heads)
-        total = ((normalizers_NJ[rows, heads] - at_targets) / counts_NJ[rows, heads]).sum()
-    return float(total) / max(1, len(logits) * targets.n_heads)
+    """Gradient by the logits of the loss summed over rows and heads."""
+    is_target_NJB = _is_target(logits, targets)
+    return loss.tensor_errors(logits.view(is_target_NJB.shape), is_target_NJB).view(logits.shape)
 
 
 def step_figures(logits: Tensor, targets: Targets, loss: Loss) -> StepFigures:
     """Mean loss and bucket precision of a batch."""
-    is_target = torch.zeros_like(logits, dtype=torch.bool)
-    is_target[torch.from_numpy(targets.rows), torch.from_numpy(targets.outputs)] = True
-    best_NJ = _by_head(logits, targets.n_heads).argmax(2, keepdim=True)
-    hits = _by_head(is_target, targets.n_heads).gather(2, best_NJ).sum().item()
-    return StepFigures(mean_loss(logits, targets, loss), hits / max(1, best_NJ.numel()))
+    is_target_NJB = _is_target(logits, targets)
+    logits_NJB = logits.view(is_target_NJB.shape)
+    hits = is_target_NJB.gather(2, logits_NJB.argmax(2, keepdim=True)).sum()
+    n = max(1, len(logits) * targets.n_heads)
+    return StepFigures(float(loss.tensor_value(logits_NJB, is_target_NJB).sum()) / n, float(hits) / n)
 
 
 def mean_figures(figures: Sequence[StepFigures]) -> StepFigures:
@@ -314,11 +287,8 @@ def mean_figures(figures: Sequence[StepFigures]) -> StepFigures:
     )
 
 
-def _by_head(outputs: Tensor, n_heads: int) -> Tensor:
-    return outputs.view(len(outputs), n_heads, -1)
-
-
-def _counts(logits: Tensor, rows: Tensor, outputs: Tensor, n_heads: int) -> Tensor:
-    """Targets of every row and head, shape (N, n_heads)."""
-    heads = outputs // (logits.shape[1] // n_heads)
-    return torch.bincount(rows * n_heads + heads, minlength=len(logits) * n_heads).view(len(logits), n_heads)
+def _is_target(logits: Tensor, targets: Targets) -> Tensor:
+    """Whether buckets are targets, shape (N, J, B)."""
+    is_target = torch.zeros_like(logits, dtype=torch.bool)
+    is_target[torch.from_numpy(targets.rows), torch.from_numpy(targets.outputs)] = True
+    return is_target.view(len(logits), targets.n_heads, -1)

@@ -12,6 +12,7 @@ from typing import Any
 
 from mach.config import NetworkConfig
 from mach.errors import ConfigError
+from mach.kernels.losses import named
 
 MANY_BUCKETS, SAMPLED = 4096, 0.25
 DITHER = 0.2  # 0.1 to 0.5 were alike on validation rows
@@ -71,8 +72,9 @@ class Steps:
         steps = cls()
         if not dense_input and config.hidden and config.trunk is None:
             warmup = round(0.1 * min(max(n_rows / 50_000 - 1.0, 0.0), 1.0), 3)
-            samples = loss == "softmax" and n_buckets >= MANY_BUCKETS
-            dithers = loss == "binary" and precision == "float32"
+            is_exclusive = named(loss).is_exclusive
+            samples = is_exclusive and n_buckets >= MANY_BUCKETS
+            dithers = not is_exclusive and precision == "float32"
             steps = cls(warmup, SAMPLED if samples else 1.0, DITHER if dithers else 0.0)
         retired = retired or {}
         for key, value in GONE.items():

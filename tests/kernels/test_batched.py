@@ -20,6 +20,7 @@ from mach.kernels import batched, triton_batched
 from mach.kernels.adam import adam_step
 from mach.kernels.batched import Columns, Dropout, columns_of, gather_rows
 from mach.kernels.dense import relu_dropout
+from mach.kernels.losses import named
 from mach.kernels.sparse import batch_targets, sparse_backward, sparse_forward, transpose_batch
 from mach.networks.output import loss_gradient, step_figures
 
@@ -185,10 +186,10 @@ def test_loss_gradient_counts_a_bucket_once(
     logits = torch.from_numpy(generator.standard_normal((R, 4, n_heads * n_buckets), dtype=np.float32))
     ours = logits.clone().to(device)
     offsets = torch.from_numpy(np.r_[0, np.cumsum(counts)].astype(np.int32)).to(device)
-    kernel.loss_gradient(ours, torch.from_numpy(buckets).to(device), offsets, n_heads, loss)
+    kernel.loss_gradient(ours, torch.from_numpy(buckets).to(device), offsets, n_heads, named(loss))
     for r in range(R):
         targets = batch_targets(counts, buckets[r * n_heads : (r + 1) * n_heads], n_buckets)
-        expected = loss_gradient(logits[r].clone(), Targets(*targets, n_heads), loss)  # type: ignore[arg-type]
+        expected = loss_gradient(logits[r].clone(), Targets(*targets, n_heads), named(loss))
         torch.testing.assert_close(ours[r].cpu(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -204,10 +205,14 @@ def test_figures_are_the_processors(kernel: ModuleType, device: str, loss: str, 
     logits[1] *= 40
     logits[2, :, buckets[2 * n_heads, 4]] = 200
     offsets = torch.from_numpy(np.r_[0, np.cumsum(counts)].astype(np.int32)).to(device)
-    ours = kernel.figures(logits.to(device), torch.from_numpy(buckets).to(device), offsets, n_heads, loss) / 5 / n_heads
+    ours = (
+        kernel.figures(logits.to(device), torch.from_numpy(buckets).to(device), offsets, n_heads, named(loss))
+        / 5
+        / n_heads
+    )
     for r in range(R):
         targets = batch_targets(counts, buckets[r * n_heads : (r + 1) * n_heads], n_buckets)
-        expected = step_figures(logits[r], Targets(*targets, n_heads), loss)  # type: ignore[arg-type]
+        expected = step_figures(logits[r], Targets(*targets, n_heads), named(loss))
         assert ours[r].tolist() == pytest.approx([expected.loss, expected.bucket_precision], rel=1e-5)
     assert ours[2, 1] > 0
 

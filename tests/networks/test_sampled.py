@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mach.config import NetworkConfig
 from mach.data.batch import SparseBatch, Targets
+from mach.kernels.losses import named
 from mach.networks.network import Network
 from mach.networks.output import SAMPLES, OutputLayer, Sample
 
@@ -71,7 +72,10 @@ def layer_of(sampled: float, *, half: bool = False) -> OutputLayer:
 def test_a_step_on_all_outputs_is_the_step_without_samples(half: bool):
     targets = targets_of(np.random.default_rng(3), uneven_shares(0))
     hidden = torch.rand(N, H, generator=torch.Generator().manual_seed(1))
-    steps = [(layer := layer_of(s, half=half), layer.step(hidden, targets, "softmax", 0.1, 1)[0]) for s in (1.0, 0.999)]
+    steps = [
+        (layer := layer_of(s, half=half), layer.step(hidden, targets, named("softmax"), 0.1, 1)[0])
+        for s in (1.0, 0.999)
+    ]
     (plain, plain_back), (sampled, sampled_back) = steps
     assert torch.equal(plain.weight, sampled.weight)
     assert torch.equal(plain.bias, sampled.bias)
@@ -90,7 +94,7 @@ def test_a_step_follows_the_corrected_loss_and_leaves_other_outputs_alone():
     z = z.index_put(own, at_own)
     loss = (torch.logsumexp(z.view(N, J, -1), 2)).sum() - at_own.sum()
     (expected,) = torch.autograd.grad(loss, hidden)
-    back, figures = layer.step(hidden.detach(), targets, "softmax", 0.1, 1, measured=True)
+    back, figures = layer.step(hidden.detach(), targets, named("softmax"), 0.1, 1, measured=True)
     torch.testing.assert_close(back, expected, atol=1e-5, rtol=1e-4)
     assert figures is not None
     assert figures.loss == pytest.approx(float(loss.detach()) / (N * J), rel=1e-4)
