@@ -119,10 +119,7 @@ def remove(where: Place) -> None:
 def atomic_file(where: Place) -> Iterator[BinaryIO]:
     """Open a file that takes its name only when the block ends well.
 
-    Raises
-    ------
-    StorageError
-        When it cannot be written, for example on a full disk; then nothing is left of it.
+    Raises StorageError when it cannot be written, for example on a full disk; then nothing is left of it.
     """
     try:
         if isinstance(where, Path):

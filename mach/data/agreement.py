@@ -24,15 +24,11 @@ def agreed_shape(
     source : str
         As messages call it.
     shape : Shape
-        What the source states.
-    is_dense : bool
-        Whether its rows are dense.
-    like : Store or Reference, optional
-        The training store.
+        What it states.
+    is_dense, like, grows
+        Whether its rows are dense; the training store, and whether classes may come to its own.
     names : sequence of str, optional
         Of classes, from 0.
-    grows : bool
-        Whether classes may come to those of ``like``.
 
     Raises
     ------
@@ -70,13 +66,7 @@ def agreed_shape(
 
 
 def agreed_store(store: Store, like: Store | Reference | None, grows: bool = False) -> Store:
-    """A store given as the source, after a check that its features and classes mean what those of ``like`` do.
-
-    Raises
-    ------
-    DataError
-        When they do not.
-    """
+    """A store given as the source; DataError where its features and classes do not mean what those of ``like`` do."""
     if like is None or store.fingerprint == like.fingerprint:
         return store
     shape = Shape(store.n_rows, store.n_features, store.n_classes)

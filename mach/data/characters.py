@@ -79,10 +79,7 @@ def character(name: str) -> str:
     >>> character("GREEK SMALL LETTER ALPHA")
     'α'
 
-    Raises
-    ------
-    DataError
-        When there is none.
+    Raises DataError when there is none.
     """
     try:
         return unicodedata.lookup(name)
@@ -102,11 +99,6 @@ def rows(
     has one description of 38 % of the classes, 12.7 thousand rows. All texts of a split differ. The rows
     depend on the arguments and the version of Unicode alone; all of train take about 15 s, of test 2 s. On the way
     ``report`` is called with the share of classes done.
-
-    Raises
-    ------
-    DataError
-        When ``split`` is neither train nor test.
     """
     if split not in ("train", "test"):
         raise DataError(f"split {split!r}: give 'train' or 'test'")

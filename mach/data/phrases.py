@@ -29,13 +29,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 @dataclass(frozen=True)
 class Document:
-    """A class by its own texts.
-
-    Parameters
-    ----------
-    name : str
-    strong, weak : sequence of str
-    """
+    """A class by its own texts."""
 
     name: str
     strong: Sequence[str]
@@ -50,10 +44,7 @@ class Document:
 def documents_of(rows: Iterable[tuple[list[str], list[str]]], config: DataConfig, source: str) -> Iterator[Document]:
     """Documents of a table's rows, each the texts of its strong and then its weak columns, and its class names.
 
-    Raises
-    ------
-    DataError
-        When a row has not exactly one name, or no text.
+    Raises DataError when a row has not exactly one name, or no text.
     """
     n_strong = len(config.strong_columns or []) if config.strong_columns or config.weak_columns else 1
     for number, (texts, names) in enumerate(rows, 1):

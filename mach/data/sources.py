@@ -85,19 +85,10 @@ def checked(shape: Shape, place: object, classes_optional: bool) -> Shape:
 
 
 class SourceFile:
-    """A plain or compressed file, read once from its beginning in blocks or lines.
+    """A file, read once from its beginning in blocks or lines; decompressed when it ends in .gz, .bz2 or .xz.
 
-    Parameters
-    ----------
-    path : Path
-        Decompressed when it ends in .gz, .bz2 or .xz.
-    name : str, optional
-        What messages call it; by default its path.
-
-    Raises
-    ------
-    DataError
-        When it cannot be read, or its compressed data are damaged or cut short.
+    Messages call it by its name, or else its path. Raises DataError when it cannot be read, or its compressed data are
+    damaged or cut short.
     """
 
     def __init__(self, path: Path, name: str | None = None) -> None:

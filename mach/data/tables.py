@@ -108,10 +108,8 @@ class Table(Format, ABC):
 
         Raises
         ------
-        DataError
-            As `records`.
-        ConfigError
-            When the separator is empty.
+        DataError, ConfigError
+            As `records`; when the separator is empty.
         """
         if config.class_separator == "":
             raise ConfigError("class_separator is empty: give a character, or leave it out where a string is one name")

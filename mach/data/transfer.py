@@ -39,17 +39,7 @@ def is_store(where: Place) -> bool:
 def fetch_store(where: str | Place, cache: str | None = None) -> Store:
     """Open a store; one behind a URL is fetched into the cache, once a machine, and verified.
 
-    Parameters
-    ----------
-    where : str or Place
-        The directory, or its URL.
-    cache : str, optional
-        Folder of the cache, as ``data.cache``.
-
-    Raises
-    ------
-    StorageError
-        When it is no store, cannot be fetched, or is damaged.
+    Raises StorageError when it is no store, cannot be fetched, or is damaged.
     """
     where = place(where)
     if isinstance(where, Path):
@@ -67,10 +57,7 @@ def fetch_store(where: str | Place, cache: str | None = None) -> Store:
 def upload_store(store: Store, where: Place) -> None:
     """Copy a store to a URL, where it exists once its meta.json does; an equal one there is left alone.
 
-    Raises
-    ------
-    StorageError
-        When it cannot be written, or there is another store.
+    Raises StorageError when it cannot be written, or there is another store.
     """
     with storage_errors(where):
         if is_store(where):

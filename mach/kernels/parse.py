@@ -91,17 +91,15 @@ def _real(text: NDArray[np.uint8], i: int, powers: NDArray[np.float64]) -> tuple
 @njit(cache=True, nogil=True, error_model="numpy")
 def _sort_unique(ids: NDArray[np.int32]) -> int:
     """Sort ids in place, merge equal ones and return how many remain."""
-    if len(ids) < 2:
+    if len(ids) < 2 or np.all(ids[1:] > ids[:-1]):
         return len(ids)
-    if not np.all(ids[1:] > ids[:-1]):
-        ids.sort()
-        n_unique = 1
-        for j in range(1, len(ids)):
-            if ids[j] != ids[n_unique - 1]:
-                ids[n_unique] = ids[j]
-                n_unique += 1
-        return n_unique
-    return len(ids)
+    ids.sort()
+    n_unique = 1
+    for j in range(1, len(ids)):
+        if ids[j] != ids[n_unique - 1]:
+            ids[n_unique] = ids[j]
+            n_unique += 1
+    return n_unique
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

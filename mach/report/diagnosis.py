@@ -149,18 +149,8 @@ def diagnose(
 ) -> Diagnosis:
     """Ask a model for the best classes of all rows of a store that knows their classes.
 
-    Parameters
-    ----------
-    model : MachModel
-    store : Store
-        Prepared like the model's training data.
-    report : callable
-        Called with a stage and the fraction done.
-
-    Raises
-    ------
-    DataError
-        When no row has a class that the model knows.
+    ``report`` is called with a stage and the fraction done. Raises DataError when no row has a class that the model
+    knows.
     """
     curve = evaluate(model, store, report=report)
     trust = []

@@ -102,13 +102,7 @@ class Section:
 
 
 class Page:
-    """The template, read before any work is done.
-
-    Raises
-    ------
-    ConfigError
-        When Jinja is not installed.
-    """
+    """The template, read before any work is done; ConfigError when Jinja is not installed."""
 
     def __init__(self) -> None:
         try:

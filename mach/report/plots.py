@@ -47,13 +47,7 @@ _STYLE: Any = {
 
 
 def style() -> AbstractContextManager[None]:
-    """The block within which figures are drawn and saved.
-
-    Raises
-    ------
-    ConfigError
-        When matplotlib is not installed.
-    """
+    """The block within which figures are drawn and saved; ConfigError when matplotlib is not installed."""
     try:
         import matplotlib as mpl
     except ImportError as error:
@@ -64,10 +58,7 @@ def style() -> AbstractContextManager[None]:
 def training(metrics_R: Sequence[list[dict[str, Any]]]) -> Figure:
     """Loss, bucket precision and rows a second by epoch, a line a repetition; of validation rows dashed.
 
-    Parameters
-    ----------
-    metrics_R : sequence of lists of dict
-        Rows of ``metrics.jsonl`` of every repetition; empty lists are left out.
+    ``metrics_R`` holds the rows of every repetition's ``metrics.jsonl``; empty lists are left out.
     """
     panels = {
         "loss": ("loss", "validation_loss"),
@@ -96,13 +87,7 @@ def training(metrics_R: Sequence[list[dict[str, Any]]]) -> Figure:
 
 
 def repetitions(curve: Sequence[dict[str, Any]]) -> Figure:
-    """Accuracy by the number of repetitions; a star is re-ranked.
-
-    Parameters
-    ----------
-    curve : sequence of dict
-        From `mach.evaluation.evaluate`.
-    """
+    """Accuracy by the number of repetitions, a curve of `mach.evaluation.evaluate`; a star is re-ranked."""
     measures = ("P", "nDCG", "PSP")
     cuts = [int(name.partition("@")[2]) for name in curve[0] if name.startswith("P@")]
     figure, axes = _figure(len(measures))
@@ -153,15 +138,7 @@ def load(found: BucketLoad) -> Figure:
 
 
 def recall(groups: Sequence[dict[str, Any]], k: int) -> Figure:
-    """Recall of classes by their training rows.
-
-    Parameters
-    ----------
-    groups : sequence of dict
-        From `mach.report.diagnosis.ClassRecall.by_training_rows`.
-    k : int
-        The classes of a query that count.
-    """
+    """Recall@k of classes by their training rows, in groups of `mach.report.diagnosis.ClassRecall`."""
     figure, (panel,) = _figure(1, width=max(3.6, 0.58 * len(groups) + 1))
     values = [100 * group["recall"] for group in groups]
     bars = panel.bar([f"{group['least']:,}+" for group in groups], values, color=COLOURS[0], width=0.7)
@@ -186,11 +163,7 @@ def spell_group(group: dict[str, Any]) -> str:
 def svg(figure: Figure, name: str) -> str:
     """The figure as an ``<svg>`` element for an HTML page, in the page's own ink.
 
-    Parameters
-    ----------
-    figure : matplotlib.figure.Figure
-    name : str
-        Goes before the ids that the element refers to: those of several figures in a page must differ.
+    The name goes before the ids that the element refers to: those of several figures in a page must differ.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
