@@ -242,7 +242,10 @@ class _Task:
         ids = numbered(names or [], self.config.class_names)
         is_open = names is None or (self.grows and self.config.class_names is None)
         chunks = self.text_source()
-        features = (self.like and self.like.text_features) or self.fitted(self.text_source(whole=True)())
+        features = self.like.text_features if self.like is not None else None
+        if features is None:
+            has_phrases = self.has_documents or self.source == DOCUMENTS
+            features = self.fitted((self.text_source(whole=True) if has_phrases else chunks)())
         with self.writer(path, key, features.n_features, None if is_open else len(ids)) as writer:
             for chunk in self.reported("reading", chunks()):
                 indptr, class_ids, n_unknown = ids_of(chunk.class_names, ids, grow=is_open)
