@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
+from pydantic import Field, ValidationError
 
+from mach.config import Section
 from mach.errors import DataError
 from mach.places import Place, place, read_bytes
 from mach.shell import PLACE, print_table, read_lines, trunk_option
@@ -54,17 +55,16 @@ def add(
 
     if (name is None) == (source is None):
         raise DataError("give the NAME of one class, or --from FILE")
-    given: list[tuple[str, list[str], list[str]]]
-    given = _read_classes(source) if source else [(str(name), list(examples), list(texts))]
+    given = _read_entries(source) if source else [Entry(name=str(name), examples=list(examples), texts=list(texts))]
     model = _opened(run, trunk)
-    rows: list[Any] = [[model.parse(line) for line in entry[1]] for entry in given]
-    has_examples, has_texts = any(rows), any(entry[2] for entry in given)
+    rows: list[Any] = [[model.parse(line) for line in entry.examples] for entry in given]
+    has_examples, has_texts = any(rows), any(entry.texts for entry in given)
     if has_examples and model.run.text_features is None:
         rows = [np.reshape(lines, (-1, model.n_features)) for lines in rows]
     ids = model.classes.add(
-        [entry[0] for entry in given],
+        [entry.name for entry in given],
         rows if has_examples else None,
-        [entry[2] for entry in given] if has_texts else None,
+        [entry.texts for entry in given] if has_texts else None,
         by=by,
         random=random,
     )
@@ -192,8 +192,15 @@ def _class_of(model: MachModel, text: str) -> Any:
     return int(text) if is_number else text
 
 
-def _read_classes(source: str) -> list[tuple[str, list[str], list[str]]]:
-    """Names, examples and texts of JSON lines."""
+class Entry(Section):
+    """A line of the file that ``mach classes add --from`` takes."""
+
+    name: str
+    examples: list[str] = Field(default=[])
+    texts: list[str] = Field(default=[])
+
+
+def _read_entries(source: str) -> list[Entry]:
     try:
         lines = read_bytes(place(source)).decode().splitlines()
     except OSError as error:
@@ -202,20 +209,12 @@ def _read_classes(source: str) -> list[tuple[str, list[str], list[str]]]:
         raise DataError(f"{source} is not UTF-8: {error.reason} at byte {error.start}") from error
     entries = []
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            lists = [entry.get(key, []) for key in ("examples", "texts")]
-            is_right = isinstance(entry.get("name"), str) and not entry.keys() - {"name", "examples", "texts"}
-            is_right &= all(isinstance(texts, list) and all(isinstance(t, str) for t in texts) for texts in lists)
-        except (ValueError, AttributeError):
-            is_right = False
-        if not is_right:
-            raise DataError(
-                f'{source} line {number}: need {{"name": "...", "examples": ["..."], "texts": ["..."]}}, got {line:.60}'
-            )
-        entries.append((entry["name"], *lists))
+        if line.strip():
+            try:
+                entries.append(Entry.model_validate_json(line))
+            except ValidationError as error:
+                need = '{"name": "...", "examples": ["..."], "texts": ["..."]}'
+                raise DataError(f"{source} line {number}: need {need}, got {line:.60}") from error
     if not entries:
         raise DataError(f"{source} has no line: write one JSON object a class")
     return entries

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -265,17 +265,9 @@ class MachModel:
         """`names`, or None where the model has none."""
         return self.names if self.answerer.catalogue.has_names else None
 
-    def add_classes(
-        self,
-        names: str | Sequence[str],
-        examples: Sequence[Any] | None = None,
-        texts: Sequence[str | Sequence[str]] | None = None,
-        *,
-        by: str = "networks",
-        random: float = 0.0,
-    ) -> NDArray[np.int64]:
+    def add_classes(self, *arguments: Any, **options: Any) -> NDArray[np.int64]:
         """As ``model.classes.add``."""
-        return self.classes.add(names, examples, texts, by=by, random=random)
+        return self.classes.add(*arguments, **options)
 
     def remove_classes(self, classes: Classes) -> None:
         """As ``model.classes.remove``."""

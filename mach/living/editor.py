@@ -21,7 +21,7 @@ from mach.errors import ConfigError, DataError
 from mach.living.answerer import Answerer
 from mach.living.catalogue import Classes
 from mach.living.edits import ASSOCIATE, EXAMPLE, TEXT, UPVOTE, Edits, Exemplars, hashed_buckets
-from mach.living.similarity import most_similar, output_rows
+from mach.living.similarity import output_rows, similar
 from mach.living.teaching import anchored, lifted, loads, place
 from mach.living.versions import Step, Turn, Versions
 from mach.runs.ensemble import BucketScores
@@ -264,14 +264,9 @@ class ClassEditor:
         for k in range(edits.n_classes) if everything else sorted(changed):
             is_added = k >= edits.n_trained
             state = "added" if is_added else "renamed" if k in edits.renamed else "trained"
-            rows.append(
-                {
-                    "id": k,
-                    "name": catalogue.name(k),
-                    "state": "removed" if edits.is_removed(k) else state,
-                    "examples": int(edits.counts_A[k - edits.n_trained]) if is_added else None,
-                }
-            )
+            state = "removed" if edits.is_removed(k) else state
+            examples = int(edits.counts_A[k - edits.n_trained]) if is_added else None
+            rows.append({"id": k, "name": catalogue.name(k), "state": state, "examples": examples})
         return rows
 
     def similar(self, classes: Classes, k: int = 10) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -297,11 +292,8 @@ class ClassEditor:
         -----
         Cost: O(R J B H) once a model; O(R J (B + K)) a class; 4 bytes a class and hash function while it lasts.
         """
-        ids, edits = self.ids_of(classes), self.edits
-        trained_RK = self._ensemble.assignment.buckets(np.arange(edits.n_trained))
-        buckets_RK = np.concatenate([trained_RK, self.answerer.recall.table_RA.astype(np.int32)], axis=1)
-        found = [most_similar(self._output_rows, buckets_RK, i, k, edits.is_there_K) for i in ids.tolist()]
-        ids_nk, cosines_nk = (np.stack(parts) for parts in zip(*found, strict=True))
+        answers = [similar(self.answerer, self._output_rows, one, k) for one in self.ids_of(classes).tolist()]
+        ids_nk, cosines_nk = (np.stack(parts) for parts in zip(*answers, strict=True))
         return (ids_nk[0], cosines_nk[0]) if np.ndim(classes) == 0 else (ids_nk, cosines_nk)
 
     def subset(self, allowed: Allowed) -> Subset | None:

@@ -76,7 +76,7 @@ class Versions:
         where = self.folder / "CURRENT"
         return read_json(where, Current) if is_there(where) else Current()
 
-    def load(self, version: int | None = None) -> Edits:
+    def load(self, version: int | None = None, current: Current | None = None) -> Edits:
         """A version, by default the one that holds; mapped.
 
         Raises
@@ -86,14 +86,11 @@ class Versions:
         StorageError
             When its file is damaged.
         """
-        current = self.current()
-        return self.read(current, current.version if version is None else version)
-
-    def read(self, current: Current, version: int) -> Edits:
-        """A version by what CURRENT says of it."""
-        n_trained = self.run.manifest.n_classes
+        current = self.current() if current is None else current
+        version = current.version if version is None else version
+        manifest = self.run.manifest
         if version == 0:
-            return Edits(n_trained)
+            return Edits(manifest.n_classes)
         step = current.step(version)
         if step is None:
             known = ", ".join(map(str, [0, *(step.version for step in current.steps)]))
@@ -111,33 +108,30 @@ class Versions:
             check(where)
             path = where
         else:
-            remote = where
-            path = kept(
-                cache_folder() / "classes" / f"{step.digest}.safetensors", lambda file: fetch(remote, file, check)
-            )
+            remote, copy = where, cache_folder() / "classes" / f"{step.digest}.safetensors"
+            path = kept(copy, lambda file: fetch(remote, file, check))
         try:
             return Edits.from_arrays(
                 map_tensors(path)[0],
                 version=version,
-                n_trained=n_trained,
-                n_features=self.run.manifest.n_features,
-                n_buckets=int(self.run.manifest.assignment["n_buckets"]),
+                n_trained=manifest.n_classes,
+                n_features=manifest.n_features,
+                n_buckets=int(manifest.assignment["n_buckets"]),
             )
         except StorageError as error:
             raise StorageError(f"{where} is damaged: {error}: copy it anew, or undo it") from None
 
     def reference(self, edits: Edits) -> Reference:
         """What other rows must agree with to be queries by one of the versions, with its added and renamed classes."""
-        found = self.run.reference()
+        trained = self.run.reference()
         if not (edits.n_added or edits.renamed):
-            return found
-        names = None
-        if found.class_names is not None:
-            trained = found.class_names
-            names = ClassNames.of(edits.name(k, trained) for k in range(edits.n_classes))
+            return trained
+        names = trained.class_names
+        if names is not None:
+            names = ClassNames.of(edits.name(k, trained.class_names) for k in range(edits.n_classes))
         step = self.current().step(edits.version)
-        fingerprint = f"{found.fingerprint}-{step.digest if step else ''}"
-        return replace(found, n_classes=edits.n_classes, class_names=names, fingerprint=fingerprint)
+        fingerprint = f"{trained.fingerprint}-{step.digest if step else ''}"
+        return replace(trained, n_classes=edits.n_classes, class_names=names, fingerprint=fingerprint)
 
     def file(self, version: int, digest: str) -> Place:
         """Behind a URL the name holds the digest as well, so that two editors never write the same file."""
@@ -176,7 +170,7 @@ class Turn:
 
     def latest(self) -> Edits:
         """The version that holds."""
-        return self.versions.read(self.current, self.current.version)
+        return self.versions.load(current=self.current)
 
     def write(self, edits: Edits, verb: str, what: str) -> Edits:
         """Make the next version, and the one that holds; returns it with its number.
@@ -193,14 +187,8 @@ class Turn:
         with atomic_file(self.versions.file(number, digest)) as file:
             metadata = {"format": FORMAT, "version": str(number), "data": self.versions.run.manifest.data_fingerprint}
             write_tensors(file, arrays, metadata)
-        step = Step(
-            version=number,
-            parent=current.version,
-            verb=verb,
-            what=what,
-            digest=digest,
-            unix_seconds=round(time.time(), 3),
-        )
+        now = round(time.time(), 3)
+        step = Step(version=number, parent=current.version, verb=verb, what=what, digest=digest, unix_seconds=now)
         self._point(Current(version=number, steps=[*current.steps, step]))
         return replace(edits, version=number)
 
@@ -215,7 +203,7 @@ class Turn:
         step = self.current.step(self.current.version)
         if step is None:
             raise ConfigError(f"{self.versions.run.path}: the classes are as trained: there is nothing to undo")
-        edits = self.versions.read(self.current, step.parent)
+        edits = self.versions.load(step.parent, self.current)
         self._point(Current(version=step.parent, steps=self.current.steps))
         return edits, step
 
