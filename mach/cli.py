@@ -279,13 +279,15 @@ def train(
 @_json
 def status(run: Place, as_json: bool) -> None:
     """Show how far every repetition of RUN is, from its files alone."""
+    from mach.runs.status import outlook
+    from mach.runs.status import status as status_of
     from mach.storage import Run
 
     opened = Run.open(run)
-    rows = [opened.status(r) for r in range(opened.config.hashing.repetitions)]
+    rows = [status_of(opened, r) for r in range(opened.config.hashing.repetitions)]
     print_table(rows, as_json)
     if not as_json:
-        click.echo(opened.outlook(rows))
+        click.echo(outlook(rows))
         if opened.config.reranking.candidates:
             n_pilots = opened.config.reranking.pilots
             taught = f", {opened.n_pilots_taught} of {n_pilots} pilots have taught" if n_pilots else ""

@@ -22,6 +22,7 @@ from mach.launch.setup import drop_store, set_up, shared_store
 from mach.loading import load
 from mach.places import exists, names_in, place, read_bytes
 from mach.repetition import SILENCE_SECONDS, SignOfLife
+from mach.runs.status import outlook, status
 from mach.storage import Run
 from mach.trainer import TrainingError, TrainingStoppedError
 from mach.training import ShardJob, train_shard
@@ -262,31 +263,31 @@ def sign(**changes: object) -> SignOfLife:
 
 def test_status_is_told_by_files_alone(config: Config, trained: Path, tmp_path: Path):
     run, _ = began(config, f"local://{tmp_path}/run", 0)
-    assert [run.status(r)["state"] for r in range(3)] == ["waiting"] * 3
+    assert [status(run, r)["state"] for r in range(3)] == ["waiting"] * 3
     run.repetition(0).write_progress(sign(host="node-7"))
     run.repetition(1).write_progress(sign(unix_seconds=time.time() - SILENCE_SECONDS - 60))
-    rows = [run.status(r) for r in range(3)]
+    rows = [status(run, r) for r in range(3)]
     assert [row["state"] for row in rows] == ["training", "stopped", "waiting"]
     assert (rows[0]["host"], rows[0]["step"], rows[0]["n_steps"], rows[0]["seconds_left"]) == ("node-7", 40, 376, 84.0)
     assert rows[0]["heard_seconds_ago"] < 60 < SILENCE_SECONDS < rows[1]["heard_seconds_ago"]
     # 336 steps in 84 s: 4 a second; 336 + 336 + 376 steps are left
-    assert run.outlook(rows) == "0 of 3 repetitions finished, 1 trained now: about 4 min left"
+    assert outlook(rows) == "0 of 3 repetitions finished, 1 trained now: about 4 min left"
     shown = CliRunner().invoke(main, ["status", str(run.path)]).stdout
     assert "node-7" in shown
     assert shown.endswith("about 4 min left\n")
     finished = Run.open(trained)
-    assert finished.outlook([finished.status(r) for r in range(3)]) == "3 of 3 repetitions finished"
+    assert outlook([status(finished, r) for r in range(3)]) == "3 of 3 repetitions finished"
     run.repetition(0).sign.write_bytes(b"{")
-    assert run.status(0)["state"] == "waiting"
+    assert status(run, 0)["state"] == "waiting"
 
 
 def test_a_local_lock_is_the_truth(config: Config, tmp_path: Path):
     run, _ = began(config, str(tmp_path / "run"), 0)
     run.repetition(0).folder.mkdir(parents=True)
     run.repetition(0).write_progress(sign())
-    assert run.status(0)["state"] == "stopped"
+    assert status(run, 0)["state"] == "stopped"
     with run.repetition(0).locked():
-        assert run.status(0)["state"] == "training"
+        assert status(run, 0)["state"] == "training"
 
 
 def test_damaged_weights_are_found_out_and_not_kept(

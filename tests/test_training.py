@@ -23,6 +23,7 @@ from mach.launch.setup import set_up
 from mach.networks.steps import Steps
 from mach.places import HOST
 from mach.repetition import RepetitionFiles
+from mach.runs.status import status
 from mach.storage import Run
 from mach.tensors import digest_of, map_tensors
 from mach.traffic import PeerTraffic
@@ -98,16 +99,16 @@ def test_a_trainer_waits_for_another_of_the_same_repetition(config: Config, tmp_
     run, job = job_of(config, tmp_path / "run", 0)
     with run.repetition(0).locked() as is_ours:
         assert is_ours
-        assert run.status(0)["state"] == "training"
+        assert status(run, 0)["state"] == "training"
         with pytest.raises(TrainingStoppedError, match="while another process trained"):
             train_shard(job, should_stop=stop_after(3))
-    assert run.status(0)["state"] == "waiting"
+    assert status(run, 0)["state"] == "waiting"
 
 
 def test_status_writes_nothing(config: Config, tmp_path: Path):
     run, _ = job_of(config, tmp_path / "run", 0)
     before = sorted(tmp_path.rglob("*"))
-    assert run.status(0)["state"] == "waiting"
+    assert status(run, 0)["state"] == "waiting"
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -298,7 +299,7 @@ class TestTogether:
         alone = dataclasses.replace(job, repetitions=(1,), together=False)
         with pytest.raises(TrainingStoppedError):
             train_shard(alone, should_stop=stop_after(30))
-        assert [run.status(r)["state"] for r in (0, 1)] != ["finished"] * 2
+        assert [status(run, r)["state"] for r in (0, 1)] != ["finished"] * 2
         train_shard(job)  # the two are at different steps now, and trained one after the other
         for r in (0, 1):
             metrics = [each.repetition(r).read_metrics() for each in (run, whole)]

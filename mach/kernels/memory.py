@@ -141,13 +141,12 @@ def to_int8(array_DH: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float3
     return codes_DH, steps_D
 
 
-def from_int4(packed_DP: NDArray[np.uint8], steps_D: NDArray[np.float32], width: int) -> NDArray[np.float32]:
-    """Weights of shape (D, H) as older runs store them: of shape (D, P) with P = ceil(H / 2), 15 steps a row.
+def unpacked(packed_DP: NDArray[np.uint8], width: int) -> NDArray[np.int8]:
+    """Integers of shape (D, H) as older runs pack them, two a byte: (D, P) with P = ceil(H / 2).
 
-    Byte p holds the weights p, in its lower half, and P + p; both 8 more than the integer that a row's step multiplies.
+    Byte p holds the integers p, in its lower half, and P + p; both are 8 more than they say.
     """
-    codes = np.concatenate([packed_DP & 15, packed_DP >> 4], axis=1)[:, :width].astype(np.float32)
-    return (codes - 8) * steps_D[:, None]
+    return np.concatenate([packed_DP & 15, packed_DP >> 4], axis=1)[:, :width].astype(np.int8) - np.int8(8)
 
 
 def to_kept(

@@ -66,36 +66,6 @@ def sparse_forward(
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
-def sparse_forward_int4(
-    indptr: NDArray[np.int64],
-    indices: NDArray[np.int32],
-    values: NDArray[np.float32],
-    weight_DP: NDArray[np.uint8],
-    scale_D: NDArray[np.float32],
-    bias_H: NDArray[np.float32],
-    out_NH: NDArray[np.float32],
-) -> None:
-    """`sparse_forward` for weights as `mach.kernels.memory.from_int4` takes them; reads half a byte a weight."""
-    half = weight_DP.shape[1]
-    last = len(indices) - 1
-    for n in range(len(indptr) - 1):
-        row = out_NH[n]
-        row[:] = bias_H
-        low, high = row[:half], row[half:]
-        for j in range(indptr[n], indptr[n + 1]):
-            ahead = indices[min(j + 2, last)]
-            for h in range(0, half, 64):
-                prefetch(weight_DP, ahead, h)
-            value, source = values[j] * scale_D[indices[j]], weight_DP[indices[j]]
-            for h in range(len(high)):
-                low[h] += value * np.float32(np.int32(source[h] & np.uint8(15)) - np.int32(8))
-            for h in range(len(high)):
-                high[h] += value * np.float32(np.int32(source[h] >> np.uint8(4)) - np.int32(8))
-            if len(high) < half:  # an odd width
-                low[half - 1] += value * np.float32(np.int32(source[half - 1] & np.uint8(15)) - np.int32(8))
-
-
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def sparse_forward_kept(
     indptr: NDArray[np.int64],
     indices: NDArray[np.int32],

@@ -114,8 +114,6 @@ def stretches(n_rows: int, width: int) -> list[slice]:
 
 def wide_rows(weights: Weights, rows: slice, width: int) -> NDArray[np.float32]:
     """Rows of a stored ``input.weight`` of H = ``width`` as float32, whatever type they are stored in."""
-    from mach.kernels.memory import from_int4
-
     if "input.offsets" in weights:
         features = np.arange(*rows.indices(len(weights["input.offsets"]) - 1), dtype=np.int32)
         wide_DH = np.empty((len(features), width), np.float32)
@@ -123,7 +121,10 @@ def wide_rows(weights: Weights, rows: slice, width: int) -> NDArray[np.float32]:
         _sparse_layer(unit, weights, np.zeros(width, np.float32), wide_DH)
         return wide_DH
     if weights["input.weight"].dtype == np.uint8:
-        return from_int4(weights["input.weight"][rows], weights["input.scale"][rows], width)
+        from mach.kernels.memory import unpacked
+
+        codes_DH = unpacked(weights["input.weight"][rows], width)
+        return codes_DH.astype(np.float32) * weights["input.scale"][rows, None]
     return wide_matrix(weights, "input", rows)
 
 
@@ -143,14 +144,19 @@ def _sparse_layer(
     bias_H: NDArray[np.float32],
     out_NH: NDArray[np.float32],
 ) -> None:
-    from mach.kernels.sparse import sparse_forward, sparse_forward_int4
+    from mach.kernels.memory import unpacked
+    from mach.kernels.sparse import sparse_forward
 
     weight, scale_D = weights["input.weight"], weights.get("input.scale", NO_SCALE)
     if "input.offsets" in weights:
         _kept_layer(csr, (weight[None], weights["input.offsets"], scale_D), bias_H, out_NH)
+    elif weight.dtype == np.uint8:
+        indptr, indices, values = csr
+        features_U, places = np.unique(indices, return_inverse=True)
+        codes_UH = unpacked(weight[features_U], len(bias_H))
+        sparse_forward(indptr, places.astype(np.int32), values, codes_UH, scale_D[features_U], bias_H, out_NH)
     else:
-        forward = sparse_forward_int4 if weight.dtype == np.uint8 else sparse_forward
-        forward(*csr, weight, scale_D, bias_H, out_NH)
+        sparse_forward(*csr, weight, scale_D, bias_H, out_NH)
 
 
 def _kept_layer(

@@ -42,8 +42,9 @@ from mach.report.page import (
     plain,
     quantity,
 )
+from mach.runs.status import outlook, spell_seconds, status
 from mach.shell import shown
-from mach.storage import Run, spell_seconds
+from mach.storage import Run
 from mach.trunk import Trunk
 
 if TYPE_CHECKING:
@@ -191,9 +192,9 @@ def _about(run: Run, model: MachModel | None, found: Diagnosis | None) -> Sectio
 
 
 def _training(run: Run) -> Section:
-    states = [run.status(r) for r in range(run.config.hashing.repetitions)]
+    states = [status(run, r) for r in range(run.config.hashing.repetitions)]
     metrics_R = [run.repetition(r).read_metrics() for r in range(len(states))]
-    blocks: list[Block] = [Text(f"{run.outlook(states)}.")]
+    blocks: list[Block] = [Text(f"{outlook(states)}.")]
     if any(metrics_R):
         validated = any("validation_loss" in row for rows in metrics_R for row in rows)
         caption = "A line a repetition" + ("; dashed: of validation rows." if validated else ".")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.sparse import csr_array, random_array
+from scipy.sparse import random_array
 from torch import nn
 
 from mach.config import NetworkConfig
@@ -17,8 +17,8 @@ from mach.data.batch import Batch, DenseBatch, SparseBatch, Targets, rows_of
 from mach.data.rows import RowView
 from mach.errors import ConfigError, StorageError
 from mach.kernels.losses import named
-from mach.kernels.memory import from_bfloat16, from_int4, to_bfloat16, to_int8, to_kept
-from mach.kernels.sparse import sparse_forward_int4, sparse_forward_kept
+from mach.kernels.memory import from_bfloat16, to_bfloat16, to_int8, to_kept
+from mach.kernels.sparse import sparse_forward_kept
 from mach.networks.inference import (
     FEW_ROWS,
     bucket_logits,
@@ -227,16 +227,12 @@ def test_packed_integers_of_older_runs_are_read(width: int):
     half = -(-width // 2)
     upper = np.pad(codes[:, half:] + 8, ((0, 0), (0, 2 * half - width)))
     packed = (codes[:, :half] + 8 | upper << 4).astype(np.uint8)
-    weights = (codes * steps[:, None]).astype(np.float32)
-    np.testing.assert_array_equal(from_int4(packed, steps, width), weights)
-    stored: dict[str, Any] = {"input.weight": packed, "input.scale": steps, "input.bias": np.ones(width, np.float32)}
+    weights, bias = (codes * steps[:, None]).astype(np.float32), np.ones(width, np.float32)
+    stored: dict[str, Any] = {"input.weight": packed, "input.scale": steps, "input.bias": bias}
     assert stored_shape(stored, "input.weight", width) == weights.shape
     np.testing.assert_array_equal(wide_rows(stored, slice(2, 5), width), weights[2:5])
-    matrix = csr_array(np.eye(7, dtype=np.float32) * 2)
-    out = np.empty((7, width), np.float32)
-    rows = matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data
-    sparse_forward_int4(*rows, packed, steps, np.ones(width, np.float32), out)
-    np.testing.assert_allclose(out, 1 + 2 * weights, rtol=1e-5)
+    batch = SparseBatch(np.arange(8), np.array([3, 0, 6, 6, 1, 2, 5], np.int32), np.full(7, 2, np.float32))
+    np.testing.assert_allclose(bucket_logits(stored, batch), 1 + 2 * weights[batch.indices], rtol=1e-5)
 
 
 @pytest.mark.parametrize("dense", [False, True])
