@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mach.errors import ConfigError
-from mach.sketch.ledger import Ledger, check_count, ledger, shown
+from mach.sketch.ledger import Ledger, check_count, shown
 
 MIN_BUCKETS, MAX_BUCKETS = 64, 16384
 
@@ -100,7 +100,7 @@ def plan(
     n_heads : int
         Hash functions of a repetition; R and the bounds on it count functions, and are divided by it.
     **costs
-        Passed on to `ledger`.
+        Passed on to `Ledger`.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def plan(
         least = -(-max(2, repetitions_needed(n_classes, B, delta)) // n_heads)
         choices = range(least, max(least, -(-8 // n_heads)) + 1) if limited else [max(least, -(-4 // n_heads))]
         for R in choices if n_repetitions is None else [n_repetitions]:
-            candidates.append(ledger(n_classes, n_features, B, R, hidden, n_heads=n_heads, **costs))
+            candidates.append(Ledger(n_classes, n_features, B, R, hidden, n_heads=n_heads, **costs))
     bytes_limit = math.inf if memory_bytes is None else memory_bytes
     parameters_limit = math.inf if n_parameters is None else n_parameters
     fitting = [c for c in candidates if c.disk_bytes <= bytes_limit and c.n_parameters <= parameters_limit]

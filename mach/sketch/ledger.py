@@ -7,7 +7,7 @@ MACH they hold 90 to 99 % of all parameters.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -42,54 +42,137 @@ RULES, RULE_BYTES = 0.2, 5  # and rules, at most there (`mach.kernels.associatio
 class Ledger:
     """What one configuration costs: parameters and bytes of arrays exact, FLOPs with a multiply-add as two.
 
-    Attributes
+    Parameters
     ----------
-    n_classes, n_features, n_buckets, n_repetitions, n_heads, hidden : int and tuple of int
-        K, D, B, R, the hash functions of a repetition and the widths of the hidden layers.
-    weight_bytes, input_bytes, dense_input, n_active : int, float, bool, int
-        Assumed: bytes of a stored weight, of one of a sparse input layer, and the features of one row (all D, or the
-        non-zero ones).
-    n_input, n_hidden, n_output : int
-        Parameters (weights and biases) of one repetition's first, middle and last layers; the linear
-        network has no other layer than its first, counted as input.
-    n_parameters, n_one_vs_all_parameters : int
-        All R repetitions; one network of the same hidden widths with K outputs.
-    repetition_bytes : int
-        One repetition's arrays on disk, biases in float32; a file's header adds a kilobyte.
-    table_bytes, index_bytes : int
-        The assignment's array on disk (0 for the universal family); the decoder's index in memory.
-    disk_bytes, model_bytes, training_bytes, worker_bytes : int
-        All repetitions and the assignment on disk; the same and the decoder's index, as in memory once every
-        mapped page was touched; weights and Adam moments of the one repetition that a worker trains at a
-        time; the same and its process, which is what a cluster reserves (mapped data come on top).
+    n_classes, n_features, n_buckets, n_repetitions : int
+        K, D, B and R, each 1 to `MAX_CAPACITY`.
+    hidden : tuple of int
+        Widths of the hidden layers; ``()`` is the linear network, sparse input straight into its outputs.
+    n_heads : int
+        Hash functions of a repetition, each with B outputs of its network.
+    dense_input : bool
+        Whether a row has all D features rather than ``nonzeros_per_row``; changes FLOPs only.
+    weight_bytes : int
+        Of one weight on disk: 2 is bfloat16; biases take 4 always.
+    input_bytes : float, optional
+        Of one weight of a sparse input layer on disk; by default as all others. 1 is int8, with 4 bytes a feature
+        more; less is the share of its weights that are stored, in a byte each and 12 a feature.
+    output_bytes : int, optional
+        Of one weight of the output layer on disk; by default as all others. 1 is int8, with 4 bytes an output more.
+    nonzeros_per_row : float
+        Mean number of features of a sparse row; rounded.
+    table_assignment : bool
+        Whether buckets come from a table of shape (R, K) rather than from the universal family.
     reranking_bytes : int
-        The optional re-ranker on disk: apart from all others, for it grows with K and the data.
-    query_flops, one_vs_all_query_flops, example_flops, one_vs_all_example_flops : int
-        Forward pass of one row through all repetitions; forward and backward pass in training.
+        Of the re-ranker on disk, from its budget or `reranking_estimate`; 0: there is none. Apart from all others, for
+        it grows with K and the data.
+
+    Raises
+    ------
+    ConfigError
+        When a count is out of range.
     """
 
     n_classes: int
     n_features: int
     n_buckets: int
     n_repetitions: int
-    n_heads: int
-    hidden: tuple[int, ...]
-    weight_bytes: int
-    input_bytes: float
-    dense_input: bool
-    n_active: int
-    n_input: int
-    n_hidden: int
-    n_output: int
-    n_one_vs_all_parameters: int
-    repetition_bytes: int
-    table_bytes: int
-    index_bytes: int
-    query_flops: int
-    one_vs_all_query_flops: int
-    example_flops: int
-    one_vs_all_example_flops: int
+    hidden: tuple[int, ...] = (512,)
+    _: KW_ONLY
+    n_heads: int = 1
+    dense_input: bool = False
+    weight_bytes: int = 2
+    input_bytes: float | None = None
+    output_bytes: int | None = None
+    nonzeros_per_row: float = 100
+    table_assignment: bool = False
     reranking_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("n_classes", "n_features", "n_buckets", "n_repetitions", "n_heads", "weight_bytes"):
+            check_count(name, getattr(self, name))
+        check_count("nonzeros_per_row", self.nonzeros_per_row, least=0)
+        for i, width in enumerate(self.hidden, 1):
+            check_count(f"hidden layer {i}", width)
+
+    @property
+    def n_outputs(self) -> int:
+        return self.n_heads * self.n_buckets
+
+    @property
+    def n_active(self) -> int:
+        """Features of a row: all, or the non-zero ones."""
+        return self.n_features if self.dense_input else min(round(self.nonzeros_per_row), self.n_features)
+
+    @property
+    def n_input(self) -> int:
+        """Parameters of a repetition's first layer, the only one of the linear network."""
+        return _layers(self.n_features, self.hidden, self.n_outputs)[0]
+
+    @property
+    def n_hidden(self) -> int:
+        return sum(_layers(self.n_features, self.hidden, self.n_outputs)[1:-1])
+
+    @property
+    def n_output(self) -> int:
+        return _layers(self.n_features, self.hidden, self.n_outputs)[-1] if self.hidden else 0
+
+    @property
+    def n_one_vs_all_parameters(self) -> int:
+        """Of one network of the same hidden widths with K outputs."""
+        return sum(_layers(self.n_features, self.hidden, self.n_classes))
+
+    @property
+    def input_weight_bytes(self) -> float:
+        """Of one stored weight of the input layer."""
+        return self.weight_bytes if self.dense_input or self.input_bytes is None else self.input_bytes
+
+    @property
+    def repetition_bytes(self) -> int:
+        """One repetition's arrays on disk, biases in float32; a file's header adds a kilobyte."""
+        n_outputs, hidden, D = self.n_outputs, self.hidden, self.n_features
+        n_biases = sum(hidden) + n_outputs
+        n_input = D * (hidden[0] if hidden else n_outputs)
+        n_output = n_outputs * hidden[-1] if hidden else 0
+        stored = int(self.input_weight_bytes * n_input)
+        stored += OFFSET_BYTES * (D + 1) if self.input_weight_bytes < 1 else 0
+        stored += BIAS_BYTES * D if self.input_weight_bytes <= 1 else 0
+        stored += (self.n_repetition_parameters - n_biases - n_input - n_output) * self.weight_bytes
+        is_int8 = self.output_bytes == 1 and bool(hidden)
+        stored += n_output + BIAS_BYTES * n_outputs if is_int8 else n_output * self.weight_bytes
+        return stored + n_biases * BIAS_BYTES
+
+    @property
+    def table_bytes(self) -> int:
+        """The assignment's array on disk; 0 for the universal family."""
+        width = np.min_scalar_type(self.n_buckets - 1).itemsize
+        return self.n_heads * self.n_repetitions * self.n_classes * width if self.table_assignment else 0
+
+    @property
+    def index_bytes(self) -> int:
+        """The decoder's index in memory (`mach.sketch.index`)."""
+        n_functions = self.n_heads * self.n_repetitions
+        if self.table_assignment:
+            return _table_index_bytes(self.n_classes, self.n_buckets, n_functions)
+        return n_functions * ((n_functions + 1) * STEPS_BYTES + 3 * 8)
+
+    @property
+    def query_flops(self) -> int:
+        """Forward pass of one row through all repetitions."""
+        return self.n_repetitions * _forward_flops(self.n_active, self.hidden, self.n_outputs)
+
+    @property
+    def one_vs_all_query_flops(self) -> int:
+        return _forward_flops(self.n_active, self.hidden, self.n_classes)
+
+    @property
+    def example_flops(self) -> int:
+        """Forward and backward pass of one row in training."""
+        return self.n_repetitions * _training_flops(self.n_active, self.hidden, self.n_outputs)
+
+    @property
+    def one_vs_all_example_flops(self) -> int:
+        return _training_flops(self.n_active, self.hidden, self.n_classes)
 
     @property
     def n_repetition_parameters(self) -> int:
@@ -101,19 +184,23 @@ class Ledger:
 
     @property
     def disk_bytes(self) -> int:
+        """All repetitions and the assignment."""
         return self.n_repetitions * self.repetition_bytes + self.table_bytes
 
     @property
     def model_bytes(self) -> int:
+        """The same and the decoder's index, as in memory once every mapped page was touched."""
         return self.disk_bytes + self.index_bytes
 
     @property
     def training_bytes(self) -> int:
+        """Weights and Adam moments of the one repetition that a worker trains at a time."""
         input_bytes = TRAINING_BYTES if self.dense_input else INPUT_TRAINING_BYTES
         return input_bytes * self.n_input + TRAINING_BYTES * (self.n_hidden + self.n_output)
 
     @property
     def worker_bytes(self) -> int:
+        """The same and its process, which is what a cluster reserves; mapped data come on top."""
         return self.training_bytes + PROCESS_BYTES
 
     def device_bytes(
@@ -171,7 +258,11 @@ class Ledger:
             *([("heads of a repetition", self.n_heads, "")] if self.n_heads > 1 else []),
             *((f"width of hidden layer {i}", width, "") for i, width in enumerate(self.hidden, 1)),
             ("assumed: a stored weight", self.weight_bytes, "bytes"),
-            *([("assumed: one of the input layer", self.input_bytes, "bytes")] if self.input_bytes < 2 else []),
+            *(
+                [("assumed: one of the input layer", self.input_weight_bytes, "bytes")]
+                if self.input_weight_bytes < 2
+                else []
+            ),
             ("assumed: features in a row", self.n_active, "dense" if self.dense_input else "sparse"),
             ("parameters a repetition", per_repetition, ""),
             ("input layer", 100 * self.n_input / per_repetition, "%"),
@@ -190,111 +281,6 @@ class Ledger:
             ("query, one-vs-all", self.one_vs_all_query_flops, "FLOPs"),
             *([("re-ranker on disk, grows with K", self.reranking_bytes, "bytes")] if self.reranking_bytes else []),
         ]
-
-
-def ledger(
-    n_classes: int,
-    n_features: int,
-    n_buckets: int,
-    n_repetitions: int,
-    hidden: tuple[int, ...] = (512,),
-    *,
-    n_heads: int = 1,
-    dense_input: bool = False,
-    weight_bytes: int = 2,
-    input_bytes: float | None = None,
-    output_bytes: int | None = None,
-    nonzeros_per_row: float = 100,
-    table_assignment: bool = False,
-    reranking_bytes: int = 0,
-) -> Ledger:
-    """Count one configuration.
-
-    Parameters
-    ----------
-    n_classes, n_features, n_buckets, n_repetitions : int
-        K, D, B and R, each 1 to `MAX_CAPACITY`.
-    hidden : tuple of int
-        Widths of the hidden layers; ``()`` is the linear network, sparse input straight into its outputs.
-    n_heads : int
-        Hash functions of a repetition, each with B outputs of its network.
-    dense_input : bool
-        Whether a row has all D features rather than ``nonzeros_per_row``; changes FLOPs only.
-    weight_bytes : int
-        Of one weight on disk: 2 is bfloat16; biases take 4 always.
-    input_bytes : float, optional
-        Of one weight of a sparse input layer on disk; by default as all others. 1 is int8, with 4 bytes a feature
-        more; less is the share of its weights that are stored, in a byte each and 12 a feature.
-    output_bytes : int, optional
-        Of one weight of the output layer on disk; by default as all others. 1 is int8, with 4 bytes an output more.
-    nonzeros_per_row : float
-        Mean number of features of a sparse row; rounded.
-    table_assignment : bool
-        Whether buckets come from a table of shape (R, K) rather than from the universal family.
-    reranking_bytes : int
-        Of the re-ranker, from its budget or `reranking_estimate`; 0: there is none.
-
-    Raises
-    ------
-    ConfigError
-        When a count is out of range.
-    """
-    counts = {
-        "n_classes": n_classes,
-        "n_features": n_features,
-        "n_buckets": n_buckets,
-        "n_repetitions": n_repetitions,
-        "n_heads": n_heads,
-        "weight_bytes": weight_bytes,
-        "nonzeros_per_row": nonzeros_per_row,
-        **{f"hidden layer {i}": width for i, width in enumerate(hidden, 1)},
-    }
-    for name, count in counts.items():
-        check_count(name, count, least=0 if name == "nonzeros_per_row" else 1)
-    K, B, R = n_classes, n_buckets, n_repetitions
-    n_outputs, n_functions = n_heads * B, n_heads * R
-    n_active = n_features if dense_input else min(round(nonzeros_per_row), n_features)
-    layers = _layers(n_features, hidden, n_outputs)
-    n_biases = sum(hidden) + n_outputs
-    if dense_input or input_bytes is None:
-        input_bytes = weight_bytes
-    width = hidden[0] if hidden else n_outputs
-    stored_input = int(input_bytes * n_features * width)
-    if input_bytes < 1:
-        stored_input += OFFSET_BYTES * (n_features + 1)
-    if input_bytes <= 1:
-        stored_input += BIAS_BYTES * n_features
-    n_output_weights = n_outputs * hidden[-1] if hidden else 0
-    stored_output = n_output_weights * weight_bytes
-    if output_bytes == 1 and hidden:
-        stored_output = n_output_weights + BIAS_BYTES * n_outputs
-    return Ledger(
-        n_classes=K,
-        n_features=n_features,
-        n_buckets=B,
-        n_repetitions=R,
-        n_heads=n_heads,
-        hidden=hidden,
-        weight_bytes=weight_bytes,
-        input_bytes=input_bytes,
-        dense_input=dense_input,
-        n_active=n_active,
-        n_input=layers[0],
-        n_hidden=sum(layers[1:-1]),
-        n_output=layers[-1] if hidden else 0,
-        n_one_vs_all_parameters=sum(_layers(n_features, hidden, K)),
-        repetition_bytes=stored_input
-        + (sum(layers) - n_biases - n_features * width - n_output_weights) * weight_bytes
-        + stored_output
-        + n_biases * BIAS_BYTES,
-        table_bytes=n_functions * K * np.min_scalar_type(B - 1).itemsize if table_assignment else 0,
-        index_bytes=_table_index_bytes(K, B, n_functions) if table_assignment else _universal_index_bytes(n_functions),
-        query_flops=R * _forward_flops(n_active, hidden, n_outputs),
-        one_vs_all_query_flops=_forward_flops(n_active, hidden, K),
-        example_flops=R * _training_flops(n_active, hidden, n_outputs),
-        one_vs_all_example_flops=_training_flops(n_active, hidden, K),
-        reranking_bytes=reranking_bytes,
-    )
 
 
 def reranking_estimate(
@@ -346,11 +332,6 @@ def check_count(name: str, count: float, least: int = 1) -> None:
 def shown(number: float) -> str:
     """For one line of a message: a number of hundreds of digits is not printed."""
     return "a number of more than 20 digits" if 10**20 <= abs(number) < math.inf else str(number)
-
-
-def _universal_index_bytes(n_repetitions: int) -> int:
-    """Steps for all pairs of repetitions and for the scan, and three integers of each function."""
-    return n_repetitions * ((n_repetitions + 1) * STEPS_BYTES + 3 * 8)
 
 
 def _table_index_bytes(n_classes: int, n_buckets: int, n_repetitions: int) -> int:

@@ -31,7 +31,7 @@ from mach.networks.keys import step_keys
 from mach.networks.network import Network
 from mach.networks.output import StepFigures
 from mach.sketch.hashing import Assignment, UniversalAssignment
-from mach.sketch.ledger import ledger
+from mach.sketch.ledger import Ledger
 from mach.sketch.tables import TableAssignment
 
 R, B, N = 3, 32, 50
@@ -271,7 +271,7 @@ def test_the_ledger_counts_what_stays_on_a_device(
         if host_memory != "all" or n.startswith("weights.") or not n.endswith(".weight")
     ]
     shape: dict[str, Any] = {"hidden": case["hidden"], "n_heads": case.get("n_heads", 1)}
-    counted = ledger(store.n_classes, store.n_features, B, R, **shape)
+    counted = Ledger(store.n_classes, store.n_features, B, R, **shape)
     options: dict[str, Any] = {"number_bytes": together.dtype.itemsize, "host_memory": host_memory}
     ours = counted.device_bytes(R, 0, **options) - counted.device_bytes(0, 0, **options)
     gradients = R * together.dtype.itemsize * (counted.n_hidden + counted.n_output)

@@ -10,7 +10,7 @@ from mach.errors import ConfigError
 from mach.sketch.bounds import estimator_variance, plan, repetitions_needed
 from mach.sketch.hashing import MAX_CAPACITY, UniversalAssignment
 from mach.sketch.index import index_of
-from mach.sketch.ledger import Ledger, ledger
+from mach.sketch.ledger import Ledger
 from mach.sketch.tables import TableAssignment
 
 
@@ -42,33 +42,33 @@ def test_variance_of_the_unbiased_estimate():
 
 
 def test_ledger_by_hand():
-    book = ledger(1000, 50, 16, 3, hidden=(8, 4), nonzeros_per_row=9.6)
+    book = Ledger(1000, 50, 16, 3, hidden=(8, 4), nonzeros_per_row=9.6)
     assert (book.n_input, book.n_hidden, book.n_output) == (50 * 8 + 8, 8 * 4 + 4, 4 * 16 + 16)
     assert book.n_parameters == 3 * (408 + 36 + 80)
     assert book.n_one_vs_all_parameters == 408 + 36 + 4 * 1000 + 1000
     assert book.repetition_bytes == 2 * (50 * 8 + 8 * 4 + 4 * 16) + 4 * (8 + 4 + 16)
     assert book.disk_bytes == 3 * book.repetition_bytes
-    assert ledger(1000, 50, 16, 3, (8, 4), weight_bytes=4).disk_bytes == 4 * book.n_parameters
+    assert Ledger(1000, 50, 16, 3, (8, 4), weight_bytes=4).disk_bytes == 4 * book.n_parameters
     assert book.training_bytes == 4 * 408 + 14 * (36 + 80)
     assert book.query_flops == 3 * 2 * (10 * 8 + 8 * 4 + 4 * 16)
     assert book.example_flops == 3 * 2 * (2 * 10 * 8 + 3 * (8 * 4 + 4 * 16))
     assert book.one_vs_all_query_flops == 2 * (10 * 8 + 8 * 4 + 4 * 1000)
-    assert ledger(1000, 50, 16, 3, hidden=(8, 4), dense_input=True).query_flops == 3 * 2 * (50 * 8 + 8 * 4 + 4 * 16)
+    assert Ledger(1000, 50, 16, 3, hidden=(8, 4), dense_input=True).query_flops == 3 * 2 * (50 * 8 + 8 * 4 + 4 * 16)
 
 
 def test_ledger_of_heads_and_int8():
-    book = ledger(1000, 50, 16, 3, hidden=(8,), n_heads=2, input_bytes=1)
+    book = Ledger(1000, 50, 16, 3, hidden=(8,), n_heads=2, input_bytes=1)
     assert book.n_output == 8 * 32 + 32
     assert book.repetition_bytes == 50 * 8 + 4 * 50 + 2 * 8 * 32 + 4 * (8 + 32)
-    assert book.index_bytes == ledger(1000, 50, 16, 6, hidden=(8,)).index_bytes
+    assert book.index_bytes == Ledger(1000, 50, 16, 6, hidden=(8,)).index_bytes
     assert plan(26_000, 100, n_heads=4).ledger.n_repetitions == 1
-    assert ledger(1000, 50, 16, 3, hidden=(8,), input_bytes=1, dense_input=True).input_bytes == 2
-    kept = ledger(1000, 50, 16, 3, hidden=(8,), n_heads=2, input_bytes=0.3, output_bytes=1)
+    assert Ledger(1000, 50, 16, 3, hidden=(8,), input_bytes=1, dense_input=True).input_weight_bytes == 2
+    kept = Ledger(1000, 50, 16, 3, hidden=(8,), n_heads=2, input_bytes=0.3, output_bytes=1)
     assert kept.repetition_bytes == int(0.3 * 50 * 8) + 8 * 51 + 4 * 50 + (8 + 4) * 32 + 4 * (8 + 32)
 
 
 def test_ledger_of_the_linear_network():
-    book = ledger(1000, 50, 16, 3, hidden=(), nonzeros_per_row=10)
+    book = Ledger(1000, 50, 16, 3, hidden=(), nonzeros_per_row=10)
     assert (book.n_input, book.n_hidden, book.n_output) == (50 * 16 + 16, 0, 0)
     assert book.n_one_vs_all_parameters == 50 * 1000 + 1000
     assert book.query_flops == 3 * 2 * 10 * 16
@@ -76,7 +76,7 @@ def test_ledger_of_the_linear_network():
 
 
 def test_ledger_rows_print_shares_that_add_up():
-    rows = {name: (value, unit) for name, value, unit in ledger(1000, 50, 16, 3, hidden=(8,)).rows()}
+    rows = {name: (value, unit) for name, value, unit in Ledger(1000, 50, 16, 3, hidden=(8,)).rows()}
     assert sum(rows[f"{layer}"][0] for layer in ("input layer", "hidden layers", "output layer")) == pytest.approx(100)
     assert rows["model on disk"] == (3 * (2 * (50 * 8 + 8 * 16) + 4 * (8 + 16)), "bytes")
 
@@ -86,7 +86,7 @@ def test_rows_print_what_was_assumed():
     assert ("width of hidden layer 2", 4, "") in rows
     assert ("assumed: a stored weight", 4, "bytes") in rows
     assert ("assumed: features in a row", 7, "sparse") in rows
-    assert ("assumed: features in a row", 50, "dense") in ledger(1000, 50, 16, 3, dense_input=True).rows()
+    assert ("assumed: features in a row", 50, "dense") in Ledger(1000, 50, 16, 3, dense_input=True).rows()
 
 
 @pytest.mark.parametrize(("n_buckets", "n_repetitions"), [(300, 7), (70_000, 3), (16, 1)])
@@ -98,7 +98,7 @@ def test_model_bytes_count_the_index_of_the_decoder(n_buckets, n_repetitions):
         arrays = [value for value in index_of(assignment) if isinstance(value, np.ndarray)]
         arrays = [array for array in arrays if not np.shares_memory(array, table.table_RK)]  # counted on disk
         bytes_at = {array.__array_interface__["data"][0]: array.nbytes for array in arrays if array.size}
-        book = ledger(K, 50, B, R, table_assignment=assignment is table)
+        book = Ledger(K, 50, B, R, table_assignment=assignment is table)
         assert book.index_bytes == sum(bytes_at.values())
         assert book.disk_bytes == R * book.repetition_bytes + table_bytes
         assert book.model_bytes == book.disk_bytes + book.index_bytes
@@ -107,7 +107,7 @@ def test_model_bytes_count_the_index_of_the_decoder(n_buckets, n_repetitions):
 def test_ledger_counts_what_torch_counts():
     torch = pytest.importorskip("torch")
     network = torch.nn.Sequential(torch.nn.Linear(50, 8), torch.nn.ReLU(), torch.nn.Linear(8, 16))
-    assert ledger(1000, 50, 16, 1, hidden=(8,)).n_parameters == sum(p.numel() for p in network.parameters())
+    assert Ledger(1000, 50, 16, 1, hidden=(8,)).n_parameters == sum(p.numel() for p in network.parameters())
 
 
 def test_plan_at_the_measured_point():
@@ -129,7 +129,7 @@ def test_plan_keeps_its_budget_and_is_the_best_that_does(n_classes, n_features, 
         for B in [2**i for i in range(1, 15)]:
             if min(64, (n_classes + 1) / 2) <= B <= min(start, n_classes):
                 least = max(2, repetitions_needed(n_classes, B))
-                yield from (ledger(n_classes, n_features, B, R) for R in range(least, max(least, 8) + 1))
+                yield from (Ledger(n_classes, n_features, B, R) for R in range(least, max(least, 8) + 1))
 
     allowed = [book for book in candidates() if fits(book)]
     if not allowed:
@@ -152,7 +152,7 @@ def test_plan_keeps_what_is_given():
 def test_impossible_numbers():
     cases: dict[str, Callable[[], object]] = {
         "delta is 1": lambda: repetitions_needed(10, 4, 1.0),
-        "n_buckets is 0": lambda: ledger(10, 10, 0, 1),
+        "n_buckets is 0": lambda: Ledger(10, 10, 0, 1),
         "n_workers is 0": lambda: plan(10, 10, n_workers=0),
         "takes .* bytes": lambda: plan(10**6, 10**6, memory_bytes=1000),
         "fit 0 bytes": lambda: plan(1000, 10, memory_bytes=0),
@@ -162,14 +162,14 @@ def test_impossible_numbers():
         "memory_bytes is inf.*finite": lambda: plan(1000, 10, memory_bytes=math.inf),  # type: ignore[arg-type]
         "n_parameters is nan.*finite": lambda: plan(1000, 10, n_parameters=math.nan),  # type: ignore[arg-type]
         "memory_bytes is -1.*finite": lambda: plan(1000, 10, memory_bytes=-1),
-        "nonzeros_per_row is inf": lambda: ledger(1000, 10, 16, 2, nonzeros_per_row=math.inf),
+        "nonzeros_per_row is inf": lambda: Ledger(1000, 10, 16, 2, nonzeros_per_row=math.inf),
         f"n_classes is a number of .* at most {MAX_CAPACITY}": lambda: plan(10**400, 10),
-        "n_classes is 2147483648": lambda: ledger(2**31, 10, 16, 2),
+        "n_classes is 2147483648": lambda: Ledger(2**31, 10, 16, 2),
         "n_classes is 10{10}:": lambda: repetitions_needed(10**10, 16),
         "n_features is a number": lambda: plan(10, 10**400),
         "n_buckets is a number": lambda: plan(10, 10, n_buckets=10**5000),
         "n_workers is a number": lambda: plan(10, 10, n_workers=10**400),
-        "hidden layer 2 is 0": lambda: ledger(10, 10, 2, 1, hidden=(8, 0)),
+        "hidden layer 2 is 0": lambda: Ledger(10, 10, 2, 1, hidden=(8, 0)),
     }
     for message, call in cases.items():
         with pytest.raises(ConfigError, match=rf"\A(?=.*{message}).+\Z"):  # on one line
