@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from mach.config import Config
-from mach.data.batch import read_batch, read_classes, read_targets
+from mach.data.batch import read_batch, read_targets
+from mach.data.epochs import Epochs
 from mach.data.store import Store
 from mach.errors import MachError, StorageError
 from mach.networks.batched import Member
@@ -61,7 +62,7 @@ class Progress:
 
 
 @dataclass(frozen=True, eq=False)
-class Wanted:
+class Step:
     """The next step of a repetition: its rows, those of the step after in the same epoch, and how to go."""
 
     rows: NDArray[np.int64]
@@ -124,11 +125,9 @@ class Trainer:
             self.assignment: Assignment = run.assignment().select(run.functions([self.repetition]))
         self.counts_K = counts_K
         self.training = self.config.training
-        self.rows, self.validation_rows = store.split(self.config.data.validation_fraction, self.training.seed)
-        n_old = int(np.searchsorted(self.rows, store.n_old_rows)) if self.training.start is not None else 0
-        self.old_rows, self.new_rows = self.rows[:n_old], self.rows[n_old:]
-        self.n_replayed = min(n_old, round((self.training.replay or 0.0) * len(self.new_rows)))
-        self.steps_per_epoch = -(-(len(self.new_rows) + self.n_replayed) // self.training.batch)
+        self.epochs = Epochs(store, self.config)
+        self.validation_rows = self.epochs.validation_rows
+        self.steps_per_epoch = -(-self.epochs.n_rows // self.training.batch)
         self.n_steps = self.training.epochs * self.steps_per_epoch
         self.how = Steps.of(
             self.config.network,
@@ -167,14 +166,14 @@ class Trainer:
         self.order_of = order_of
         self._resume()
 
-    def step(self, wanted: Wanted) -> list[StepFigures] | None:
+    def step(self, wanted: Step) -> list[StepFigures] | None:
         """A step of this repetition alone."""
         assert isinstance(self.network, Network)
         batch, targets = read_batch(self.store, wanted.rows), read_targets(self.store, wanted.rows, self.assignment)
         figures = self.network.step(batch, targets, wanted.rate, measured=wanted.measured)
         return [figures] if figures else None
 
-    def steps(self) -> Generator[Wanted, StepFigures | None, None]:
+    def steps(self) -> Generator[Step, StepFigures | None, None]:
         """Train to the end, or to where another trainer of this repetition is found to have finished it.
 
         Yields what the next step is, and takes its figures when it was made.
@@ -186,10 +185,10 @@ class Trainer:
             step = self.network.n_steps
             epoch, offset = divmod(step, self.steps_per_epoch)
             if offset == 0 or step == first_step:
-                order = self._order(epoch)
+                order = self.epochs.order(epoch, self.order_of)
                 epoch_started, epoch_first_step = time.monotonic(), step
             begin, size = offset * self.training.batch, self.training.batch
-            figures = yield Wanted(
+            figures = yield Step(
                 order[begin : begin + size],
                 order[begin + size : begin + 2 * size],
                 self.how.rate(self.training.rate, step, self.n_steps),
@@ -221,15 +220,6 @@ class Trainer:
         if not self._is_over():
             self._finish()
 
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        """Rows of an epoch: all of the training rows, or all new ones and some old ones against forgetting."""
-        generator = np.random.default_rng([self.training.seed, self.order_of, epoch])
-        rows = self.new_rows
-        if self.n_replayed:
-            replayed = generator.choice(self.old_rows, self.n_replayed, replace=False, shuffle=False)
-            rows = np.concatenate([rows, replayed])
-        return generator.permutation(rows)
-
     def _log_odds(self) -> NDArray[np.float32]:
         """Log odds of every bucket, taking its classes as exclusive: the loss starts near that of the prior."""
         n_rows = max(1, self.store.n_rows)
@@ -245,13 +235,8 @@ class Trainer:
         """Tell a network that samples its outputs how often each is a target in the rows that its steps see."""
         if not isinstance(self.network, Network) or not self.network.samples:
             return  # repetitions that are trained together compute all
-        counts_K = np.zeros(self.store.n_classes)
-        parts = ((self.new_rows, len(self.new_rows)), (self.old_rows, self.n_replayed))
-        for rows, n_seen in parts:
-            if n_seen:
-                seen_K = np.bincount(read_classes(self.store, rows)[0], minlength=self.store.n_classes)
-                counts_K += seen_K * (n_seen / len(rows))
-        self.network.expect(np.minimum(self._by_output(counts_K) / sum(n for _, n in parts), 1.0))
+        expected = self._by_output(self.epochs.counts_K()) / self.epochs.n_rows
+        self.network.expect(np.minimum(expected, 1.0))
 
     def _progress(self, epoch: int, speed: float) -> Progress:
         mean = mean_figures(self.figures)

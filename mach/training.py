@@ -30,7 +30,7 @@ from mach.repetition import RepetitionFiles
 from mach.storage import Run
 from mach.tensors import map_tensors
 from mach.traffic import PeerTraffic
-from mach.trainer import Progress, Pulse, Trainer, TrainingError, TrainingStoppedError, Wanted
+from mach.trainer import Progress, Pulse, Step, Trainer, TrainingError, TrainingStoppedError
 from mach.trunk import Trunk
 
 LOCK_SECONDS = 0.2
@@ -167,14 +167,14 @@ def _train_together(trainers: Iterator[Trainer], n: int, store: Store, job: Shar
                 shard = stack.enter_context(contextlib.closing(made))
             trainer.network = shard.adopt(trainer.network)
 
-        def step(wanted: Wanted) -> list[StepFigures] | None:
+        def step(wanted: Step) -> list[StepFigures] | None:
             assignments = [trainer.assignment for trainer in begun]
             return shard.step(wanted.rows, wanted.ahead, assignments, wanted.rate, measured=wanted.measured)
 
         _walk(begun, step, pulse)
 
 
-def _walk(trainers: list[Trainer], step: Callable[[Wanted], list[StepFigures] | None], pulse: Pulse) -> None:
+def _walk(trainers: list[Trainer], step: Callable[[Step], list[StepFigures] | None], pulse: Pulse) -> None:
     """Let trainers walk side by side, each to its end; one that fails leaves the others alone."""
     walks = [trainer.steps() for trainer in trainers]
     wanted = [next(walk, None) for walk in walks]

@@ -125,7 +125,8 @@ class MACHHead(nn.Module):
         super().__init__()
         if loss not in get_args(Loss):
             raise ConfigError(f"unknown loss {loss!r}: choose one of {', '.join(get_args(Loss))}")
-        B, R = _sizes(in_features, n_classes, n_buckets, n_repetitions)
+        sizes = plan(n_classes, in_features, hidden=(), n_buckets=n_buckets, n_repetitions=n_repetitions).ledger
+        B, R = sizes.n_buckets, sizes.n_repetitions
         drawn = UniversalAssignment.draw(n_classes=n_classes, n_buckets=B, n_repetitions=R, seed=seed)
         self.in_features, self.n_classes, self.n_buckets, self.n_repetitions = in_features, n_classes, B, R
         self.loss = loss
@@ -299,15 +300,8 @@ class MACHHead(nn.Module):
 
     def ledger(self, n_rows: int, *, n_moments: int = 2) -> HeadLedger:
         """What a training step of ``n_rows`` takes; see `HeadLedger`."""
-        return HeadLedger(
-            self.in_features,
-            self.n_classes,
-            self.n_buckets,
-            self.n_repetitions,
-            n_rows,
-            self.bias is not None,
-            n_moments,
-        )
+        sizes = self.in_features, self.n_classes, self.n_buckets, self.n_repetitions, n_rows
+        return HeadLedger(*sizes, has_bias=self.bias is not None, n_moments=n_moments)
 
     def _softmax(self, hidden_NH: Tensor, target: Target) -> Tensor:
         """``log-mean`` of each row's class, shape (N,)."""
@@ -390,12 +384,6 @@ class MACHHead(nn.Module):
             )
             return
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
-
-
-def _sizes(in_features: int, n_classes: int, n_buckets: int | None, n_repetitions: int | None) -> tuple[int, int]:
-    """B and R, those left open by the planner's rule for a linear network."""
-    chosen = plan(n_classes, in_features, hidden=(), n_buckets=n_buckets, n_repetitions=n_repetitions).ledger
-    return chosen.n_buckets, chosen.n_repetitions
 
 
 def _meeting_chance(prime: int, n_buckets: int) -> float:
