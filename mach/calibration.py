@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.ask import Answer, Ask
-from mach.blending import mean_precision
 from mach.config import Section
 from mach.curves import TOP, Curve, fit, pairs_of
 from mach.data.batch import SparseBatch, read_batch, right_of
@@ -25,9 +24,11 @@ from mach.living.edits import Edits
 from mach.ordering import CANDIDATES, prior_terms
 from mach.places import is_there
 from mach.repetition import read_json, write_json
-from mach.reranker import Reranked, Reranker
-from mach.reranker import is_due as reranker_is_due
-from mach.reranking import learned_counts
+from mach.reranking.blend import mean_precision
+from mach.reranking.fitting import learned_counts
+from mach.reranking.model import Reranker
+from mach.reranking.record import Record
+from mach.reranking.record import is_due as reranker_is_due
 from mach.runs.ensemble import Ensemble
 from mach.sketch.answers import TopK
 from mach.storage import Run
@@ -73,8 +74,8 @@ def fingerprint(run: Run, repetitions: Sequence[int]) -> str:
     digests = [run.repetition(r).summary().weights_digest for r in sorted(repetitions)]
     parts: tuple[Any, ...] = (FORMAT, config.decoding.aggregate, configured_prior(run), digests)
     if config.reranking.candidates and is_there(run.reranked):
-        done = read_json(run.reranked, Reranked)
-        parts = (*parts, done.digest, done.weight, done.settings.candidates)
+        done = read_json(run.reranked, Record)
+        parts = (*parts, done.digest, done.weight, done.settings["candidates"])
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 

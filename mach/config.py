@@ -21,7 +21,6 @@ Format = Literal["auto", "repository", "svmlight", "npz", "npy", "csv", "tsv", "
 DOCUMENTS = "builtin:characters-names"  # the embedded set's classes, each a document of its name
 HostMemory = Literal["none", "input", "all"]
 MAX_PILOTS = 5
-ViewName = Literal["presence", "cautious", "bold"]
 Aggregate = Literal["auto", "mean", "unbiased-mean", "log-mean", "logit-mean", "min", "median", "trimmed-mean"]
 
 
@@ -161,52 +160,21 @@ class DecodingConfig(Section):
     aggregate: Aggregate = Field(default="auto", description="auto: log-mean")
 
 
-RerankingLoss = Literal["hinge", "logistic"]
-
-
 class RerankingConfig(Section):
-    """Linear classifiers that put the best classes of the repetitions in a better order (`mach.reranking`)."""
+    """What is known of a query's best classes, which puts them in a better order (`mach.reranking`)."""
 
     candidates: int = Field(default=0, ge=0, le=10_000, description="C: classes of a query to order anew; 0: none")
-    loss: RerankingLoss = Field(default="hinge", description="of a row's margin: squared hinge, or logistic")
-    cost: float = Field(
-        default=1.0, gt=0.0, description="of a row's loss, beside half the squared length of the weights"
-    )
-    negatives: int = Field(default=100_000, ge=1, description="most rows that a class is told apart from")
     pairs: int = Field(
         default=0,
         ge=0,
         le=64,
         description="largest features of a row whose products are features of the classifiers as well; 0: none",
     )
-    power: float = Field(
-        default=1.0,
-        gt=0.0,
-        le=4.0,
-        description="of the features' values as classifiers see them, rows as long as before",
-    )
-    iterations: int = Field(default=6, ge=1, description="most passes over the rows of a class")
-    tolerance: float = Field(default=0.1, gt=0.0, description="violation of optimality at which a class is done")
-    threshold: float = Field(default=0.05, ge=0.0, description="smaller weights are dropped")
-    class_weights: int | None = Field(
-        default=None,
-        ge=1,
-        description="most weights of a class that are stored, the largest; none: all above threshold",
-    )
-    bytes: int | None = Field(default=None, ge=1, description="most of the stored file; the smallest weights go first")
-    weight: float | None = Field(
-        default=None, ge=0.0, description="of the classifiers beside the aggregate; none: by validation rows, else 0.5"
-    )
-    prior: float | None = Field(
-        default=None,
-        description="strength of log(1 + rows of a class), below 0 for rare ones; none: by validation rows, else -0.1",
-    )
     repeats: float | None = Field(
         default=None,
         description="strength of what training rows with a query's set of features, whatever their values, say of its "
         "classes, below 0 to put classes last that such a row has; 0: off; none: by validation rows, else 0",
     )
-
     pilots: int = Field(
         default=0,
         ge=0,
@@ -214,28 +182,11 @@ class RerankingConfig(Section):
         description="runs on part of the rows, thrown away, whose other rows teach an order of candidates (a fifth of "
         "the rows each); 0: aggregate, classifiers and counts are blended",
     )
-    views: list[ViewName] = Field(
-        default=[],
-        description="further sets of classifiers, which a learned order weighs: of the features' presence alone, "
-        "logistic of cost 1 (cautious) and of cost 16 (bold)",
-    )
-    inputs: bool = Field(
-        default=False, description="whether all is kept that a learned order weighs where none is learned, as in pilots"
-    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.pairs == 1:
             raise ValueError("pairs = 1: one feature has no product with another: give 0, or 2 and more")
-        if self.bytes is not None and (self.pilots or self.inputs):
-            raise ValueError(
-                f"bytes = {self.bytes} with pilots = {self.pilots}, inputs = {self.inputs}: what a learned order "
-                "weighs is not bounded: leave bytes out, or give no pilots and no inputs"
-            )
-        if self.views and not (self.pilots or self.inputs):
-            raise ValueError(f"views = {self.views} with pilots = 0: only a learned order weighs them: leave them out")
-        if len(set(self.views)) < len(self.views):
-            raise ValueError(f"views = {self.views} names one twice: leave it out once")
         return self
 
 
@@ -310,6 +261,8 @@ class Config(Section):
 
 # Keys of earlier versions, and what took their place. A new configuration may not name them. A run that was made
 # with them still loads: `load_run_config` returns their values apart.
+_DERIVED = "how classifiers are fitted follows from the rows: leave it out"
+_BLEND = "held-out rows choose the blend: leave it out, and give data.validation_fraction"
 _LOST = "other ways to place classes lost to hashing: leave it out, or give buckets of your own as hashing.table"
 RETIRED: dict[str, str] = {
     "data.phrases": "16 phrases are sampled from each document",
@@ -330,6 +283,19 @@ RETIRED: dict[str, str] = {
     "training.warmup": "it follows from the number of rows (mach.networks.steps): leave it out",
     "training.sampled": "it follows from the loss and the number of buckets (mach.networks.steps): leave it out",
     "training.dither": "it follows from the loss and the precision (mach.networks.steps): leave it out",
+    "reranking.loss": _DERIVED,
+    "reranking.cost": _DERIVED,
+    "reranking.power": _DERIVED,
+    "reranking.threshold": _DERIVED,
+    "reranking.class_weights": _DERIVED,
+    "reranking.negatives": _DERIVED,
+    "reranking.iterations": _DERIVED,
+    "reranking.tolerance": _DERIVED,
+    "reranking.bytes": "a re-ranker takes what it takes, as `mach plan` says: leave it out, or give fewer candidates",
+    "reranking.weight": _BLEND,
+    "reranking.prior": _BLEND,
+    "reranking.views": "further sets of classifiers gained less than they took: leave it out",
+    "reranking.inputs": "pilots keep what a learned order weighs by themselves: leave it out",
 }
 
 

@@ -22,7 +22,8 @@ from mach.living.edits import Edits
 from mach.living.versions import Step, Versions
 from mach.queries import is_single
 from mach.repetition import read_json
-from mach.reranker import Reranked, Reranker, verify
+from mach.reranking.model import Reranker
+from mach.reranking.record import Record, verify
 from mach.runs.ensemble import Ensemble
 from mach.scoring import Scorer
 from mach.storage import Run
@@ -322,13 +323,13 @@ class MachModel:
         """What the re-ranker is; its bytes grow with K, unlike all others."""
         if self.reranker is None:
             return {"reranker_bytes": 0}
-        done = read_json(self.run.reranked, Reranked)
+        done = read_json(self.run.reranked, Record)
         return {
             "reranker_bytes": self.reranker.n_bytes,
             "reranker_weights": done.n_weights,
             "reranker_candidates": self.reranker.candidates,
-            **{f"reranker_{name}": value for name, value in self.reranker.blend.model_dump().items()},
-            "reranker_learned": self.reranker.stacker is not None,
+            **{f"reranker_{name}": value for name, value in self.reranker.blend.strengths.items()},
+            "reranker_learned": self.reranker.order is not None,
             "reranker_cpu_seconds": done.cpu_seconds,
             "reranker_repetitions": done.repetitions,
         }

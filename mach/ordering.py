@@ -1,4 +1,4 @@
-"""Order by aggregate and what is counted: rows of a class (a prior; its propensity for the tail), rows like the query.
+"""Order by aggregate and what is counted of a class: its rows (a prior), or its propensity (for the tail).
 
 Every term is at most 0, so no class scores above its aggregate. Hence the best C classes of the aggregate hold the best
 k of the sum whenever the k-th sum exceeds what the aggregate of all others can reach; where it does not, C grows.
@@ -31,26 +31,6 @@ def prior_terms(counts_K: NDArray[np.int64], prior: float) -> NDArray[np.float32
     [0.0, -0.69, -1.39]
     """
     return _at_most_0(prior * np.log1p(counts_K))
-
-
-def repeat_terms(counts_NC: NDArray[np.integer], totals_N: NDArray[np.integer], repeats: float) -> NDArray[np.float32]:
-    """``repeats * log((1 + n_k) / (1 + n))``, of n training rows with the query's set of features n_k with class k.
-
-    So with strengths above 0, which suit data whose equal rows have equal classes. With those below 0 it is ``repeats *
-    log(1 + n_k)``: they put classes last that the row is known to have, and suit data that hold no pair of row and
-    class twice, as where one asks what a user who has bought these things will buy next. Counts end at 255. float32 of
-    shape (N, C), at most 0.
-
-    Examples
-    --------
-    >>> counts_NC, totals_N = np.array([[3, 1]]), np.array([3])
-    >>> repeat_terms(counts_NC, totals_N, 1.0).astype(float).round(2).tolist()
-    [[0.0, -0.69]]
-    >>> repeat_terms(counts_NC, totals_N, -1.0).astype(float).round(2).tolist()
-    [[-1.39, -0.69]]
-    """
-    known_NC, all_N = np.log1p(counts_NC, dtype=np.float32), np.log1p(totals_N, dtype=np.float32)
-    return np.float32(repeats) * (known_NC - all_N[:, None] if repeats > 0 else known_NC)
 
 
 def tail_terms(counts_K: NDArray[np.int64], n_rows: int, tail: float) -> NDArray[np.float32]:

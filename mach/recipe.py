@@ -21,15 +21,11 @@ It holds for sparse rows. Dense rows, linear networks and trunks of the user's o
 ``batch, rate``           512 and 6e-3, for 2,048 buckets and more 1e-2
 ``epochs``                6 sqrt(45,000 / N), its whole part, 3 to 15: more steps for fewer rows
 ``candidates``            100
-``loss, cost``            if neither is given, logistic and 4 where a row has 10 classes or more, as many are likely at
-                          once there; classifiers' weights below 0.1 are dropped then
-``pilots, views``         3 where a row has 10 classes or more, whose order takes more rows to learn, else 1, and all
-                          further views but where there are ``pairs``, beside which they add little; none below 5,000
-                          and above 300,000 rows, with other aggregates than log-means, for runs that start from
-                          another one, and where ``reranking.bytes`` is given
-``pairs``                 if neither loss nor cost is given, products of the 12 largest features of a row where it has
-                          less than 30 and fewer than 10 classes; of a class's weights above 0.08 the 2,048 largest
-                          stay; cost and power are 0.5 unless every row has one class
+``pairs``                 products of the 12 largest features of a row where it has less than 30 and fewer than 10
+                          classes
+``pilots``                3 where a row has 10 classes or more, whose order takes more rows to learn, else 1; none below
+                          5,000 and above 300,000 rows, with other aggregates than log-means, and for runs that start
+                          from another one
 ========================  ======================================================================================
 """
 
@@ -37,23 +33,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mach.config import Config, ViewName
+from mach.config import Config
 from mach.kernels.losses import named
+from mach.reranking.settings import MANY_CLASSES
 
 if TYPE_CHECKING:
     from mach.data.store import Store
 
 ROW_FEATURES = 128
 CANDIDATES = 100
-MANY_CLASSES, COST, THRESHOLD = 10, 4.0, 0.1
 FEW_FEATURES, PAIRS = 30, 12  # seen to gain at 6 to 17 features a row
 # network.power by the binary logarithm of a row's features: best were 0.5 at 6 and 9, 0.75 at 15, 1 at 17, 1.5 at 98
 LOG_FEATURES, POWERS = (3.75, 4.0, math.log2(40), math.log2(80)), (0.5, 1.0, 1.0, 1.5)
-PAIRS_COST, PAIRS_POWER, PAIRS_THRESHOLD, CLASS_WEIGHTS = 0.5, 0.5, 0.08, 2048
 LEAST_PILOT_ROWS, MOST_PILOT_ROWS = 5_000, 300_000
 
 
@@ -103,21 +98,11 @@ def fill(config: Config, shape: Shape) -> Config:
         "data": {"validation_fraction": held_out_fraction(shape.n_rows) if sparse and reranks else 0.0},
         "reranking": {"candidates": CANDIDATES if sparse else 0},
     }
-    is_open = not {"loss", "cost"} & config.reranking.model_fields_set
-    if sparse and shape.row_classes >= MANY_CLASSES and is_open:
-        choices["reranking"] |= {"loss": "logistic", "cost": COST, "threshold": THRESHOLD}
-    elif sparse and 0 < shape.row_features < FEW_FEATURES and is_open:
+    has_many_classes = shape.row_classes >= MANY_CLASSES
+    if sparse and not has_many_classes and 0 < shape.row_features < FEW_FEATURES:
         choices["reranking"] |= {"pairs": PAIRS}
-        if "pairs" not in config.reranking.model_fields_set or config.reranking.pairs:
-            choices["reranking"] |= {"threshold": PAIRS_THRESHOLD, "class_weights": CLASS_WEIGHTS}
-            if not shape.is_exclusive:
-                choices["reranking"] |= {"cost": PAIRS_COST, "power": PAIRS_POWER}
     if sparse and reranks and can_have_pilots(config, shape):
-        choices["reranking"] |= {"pilots": 3 if shape.row_classes >= MANY_CLASSES else 1}
-        if config.reranking.pilots or "pilots" not in config.reranking.model_fields_set:
-            is_given = "pairs" in config.reranking.model_fields_set
-            has_pairs = config.reranking.pairs > 0 if is_given else "pairs" in choices["reranking"]
-            choices["reranking"] |= {"views": [] if has_pairs else list(get_args(ViewName))}
+        choices["reranking"] |= {"pilots": 3 if has_many_classes else 1}
     if sparse and config.network.hidden and config.network.trunk is None:
         n_buckets = _buckets(shape.n_classes, shape.n_rows)
         widening = 1 + _few(shape.n_rows) * min(1.0, 512 / n_buckets)
@@ -153,8 +138,7 @@ def fill(config: Config, shape: Shape) -> Config:
 def can_have_pilots(config: Config, shape: Shape) -> bool:
     """Whether an order is learned where nothing is said of it: there are rows enough, and time."""
     has_logs = config.decoding.aggregate in {"auto", "log-mean"}
-    is_bounded = config.reranking.bytes is not None or config.training.start is not None
-    return LEAST_PILOT_ROWS <= shape.n_rows <= MOST_PILOT_ROWS and has_logs and not is_bounded
+    return LEAST_PILOT_ROWS <= shape.n_rows <= MOST_PILOT_ROWS and has_logs and config.training.start is None
 
 
 def held_out_fraction(n_rows: int) -> float:

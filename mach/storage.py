@@ -10,7 +10,7 @@
     text/               text features (where the data is text)
     repetitions/r000/   weights.safetensors, metrics.jsonl, log.txt, DONE, and while it is trained
                         state.safetensors and progress.json
-    reranker.safetensors   linear classifiers of all classes (where [reranking] asks for them), see `mach.reranker`
+    reranker.safetensors   what orders the best classes anew (where [reranking] asks for it), see `mach.reranking.model`
     RERANKED            what they were trained from and with, written after them
     calibration.json    probabilities of scores, by rows held out or given (`mach.calibration`)
     classes/            CURRENT and 0001.safetensors, ...: changes of the classes since (`mach.living.versions`)

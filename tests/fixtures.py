@@ -26,7 +26,7 @@ from mach.launch.setup import set_up
 from mach.living.versions import Versions
 from mach.loading import load
 from mach.model import MachModel
-from mach.reranker import is_due
+from mach.reranking.record import is_due
 from mach.storage import FORMAT, Run
 from mach.training import ShardJob, train_shard
 
@@ -456,7 +456,7 @@ def train(folder: Path, kind: Kind, made: Path) -> Path:
     train_reranker(run, store, run.config.launch)
     calibrate_when_due(run, store)
     with load(made) as model:
-        assert bool(run.config.reranking.pilots) == (model.reranker is not None and model.reranker.stacker is not None)
+        assert bool(run.config.reranking.pilots) == (model.reranker is not None and model.reranker.order is not None)
         if kind.edit:
             kind.edit(model)
     return made

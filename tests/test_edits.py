@@ -34,8 +34,8 @@ from mach.storage import Run
 from mach.tensors import map_tensors, write_tensors
 from mach.training import ShardJob, train_shard
 from tests.conftest import N_CLASSES, N_FEATURES
+from tests.reranking.test_fitting import train_here
 from tests.test_model import train_text_model
-from tests.test_reranking import train_here
 
 NEW = 4
 

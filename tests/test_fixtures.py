@@ -11,7 +11,7 @@ import pytest
 
 import mach
 from mach.errors import MachError
-from mach.reranker import is_due
+from mach.reranking.record import is_due
 from mach.storage import FORMAT, Run
 from tests.fixtures import answer, described
 

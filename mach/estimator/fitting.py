@@ -24,7 +24,7 @@ from mach.launch.reranker import train_reranker
 from mach.launch.schedule import shards_of
 from mach.launch.setup import set_up, sharded
 from mach.places import short_lived
-from mach.reranker import is_due
+from mach.reranking.record import is_due
 from mach.storage import Run
 from mach.trunk import Trunk
 
@@ -212,7 +212,8 @@ def _train_here(run: Run, store: Store, launch: LaunchConfig, device: str, conso
                 display.set(r, "finished")
     if is_due(run):
         from mach.launch.pilot import teach
-        from mach.reranking import STAGES, RerankerTraining
+        from mach.reranking.fitting import RerankerTraining
+        from mach.reranking.parts import STAGES
 
         training = RerankerTraining(run, store)
         training.begin()

@@ -253,14 +253,13 @@ def fit_classes(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def encode(offsets: Array, features: Array, weights: Array, least: float) -> tuple[Array, Array, Array, Array]:
-    """Keep the weights of at least this magnitude: features as steps from the one before, weights in 8 bits.
+def encode(offsets: Array, features: Array, weights: Array) -> tuple[Array, Array, Array, Array]:
+    """Pack weights: features as steps from the one before, values in 8 bits.
 
     Parameters
     ----------
     offsets, features, weights : int64 array of shape (n + 1,), int32 and float32 arrays
         CSR of classes, features ascending.
-    least : float
 
     Returns
     -------
@@ -273,25 +272,23 @@ def encode(offsets: Array, features: Array, weights: Array, least: float) -> tup
     for k in range(n_classes):
         previous = 0
         for j in range(offsets[k], offsets[k + 1]):
-            if abs(weights[j]) >= least:
-                n += 1 + max(features[j] - previous - 1, 0) // GAP
-                previous = features[j]
-                scales[k] = max(scales[k], abs(weights[j]) / np.float32(127))
+            n += 1 + max(features[j] - previous - 1, 0) // GAP
+            previous = features[j]
+            scales[k] = max(scales[k], abs(weights[j]) / np.float32(127))
         out[k + 1] = n
     gaps, codes = np.empty(n, np.int16), np.zeros(n, np.int8)
     n = 0
     for k in range(n_classes):
         previous = 0
         for j in range(offsets[k], offsets[k + 1]):
-            if abs(weights[j]) >= least:
-                gap = features[j] - previous
-                previous = features[j]
-                while gap > GAP:
-                    gaps[n] = GAP
-                    gap -= GAP
-                    n += 1
-                gaps[n], codes[n] = gap, np.rint(weights[j] / scales[k])
+            gap = features[j] - previous
+            previous = features[j]
+            while gap > GAP:
+                gaps[n] = GAP
+                gap -= GAP
                 n += 1
+            gaps[n], codes[n] = gap, np.rint(weights[j] / scales[k])
+            n += 1
     return out, gaps, codes, scales
 
 

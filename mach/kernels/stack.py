@@ -1,4 +1,4 @@
-"""A network of two hidden layers over each candidate's inputs, compiled; `mach.stacker.Stacker.objections` in numpy."""
+"""A network of two hidden layers over each candidate's inputs, compiled; `mach.reranking.order` has it in numpy."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import Any
 from mach.data.transfer import fetch_store
 from mach.errors import ConfigError, MachError
 from mach.launch.channel import Channel
-from mach.reranking import RerankerTraining
+from mach.reranking.fitting import RerankerTraining
 from mach.storage import Run
 
 

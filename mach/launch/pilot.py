@@ -24,7 +24,7 @@ from mach.data.store import Chunk, Store
 from mach.data.writer import StoreWriter
 from mach.launch.setup import set_up
 from mach.places import Place, cache_folder, kept, remove_folder
-from mach.reranking import RerankerTraining
+from mach.reranking.fitting import RerankerTraining
 from mach.storage import Run
 
 BLOCK_ROWS = 2**16
@@ -32,7 +32,7 @@ BLOCK_ROWS = 2**16
 
 def teach(training: RerankerTraining, train: Callable[[Run, Store], None], console: Console) -> None:
     """Have every pilot that has not taught yet trained by ``train``, to its end, and keep its examples."""
-    n_pilots = training.settings.pilots
+    n_pilots = training.config.pilots
     for pilot in training.missing_pilots():
         console.print(
             f"re-ranker: pilot {pilot + 1} of {n_pilots}, on {1 - 1 / MAX_PILOTS:.0%} of the rows, whose other rows "
@@ -75,7 +75,7 @@ def _config(training: RerankerTraining, rows: Path) -> Config:
     )
     n_repetitions = config.hashing.repetitions
     hashing = {"repetitions": -(-n_repetitions // 2) if config.reranking.pilots == 1 else n_repetitions}
-    reranking = {"pilots": 0, "inputs": True}
+    reranking = {"pilots": 0}
     return config.model_copy(
         update={
             "data": data,

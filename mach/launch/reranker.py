@@ -24,15 +24,26 @@ from mach.launch.pilot import teach
 from mach.launch.schedule import Schedule, shards_of
 from mach.launch.setup import plan_of
 from mach.repetition import RepetitionFiles
-from mach.reranker import FORMULAS, is_due
-from mach.reranking import STAGES, RerankerTraining, fitting_bytes
+from mach.reranking.fitting import RerankerTraining, fitting_bytes
+from mach.reranking.parts import STAGES
+from mach.reranking.record import is_due
+from mach.reranking.settings import FitSettings
 from mach.storage import Run
 
 LOCK_SECONDS = 0.2
 
 
-def train_reranker(run: Run, store: Store, launch: LaunchConfig, *, console: Console | None = None) -> None:
-    """Train the re-ranker if one is due (`mach.reranker.is_due`); another driver of this machine is waited for.
+def train_reranker(
+    run: Run,
+    store: Store,
+    launch: LaunchConfig,
+    *,
+    console: Console | None = None,
+    settings: FitSettings | None = None,
+) -> None:
+    """Train the re-ranker if one is due (`mach.reranking.record.is_due`); another driver of this machine is waited for.
+
+    With ``settings``, classifiers are fitted as these say, as pilots' are as those of their run.
 
     Raises
     ------
@@ -47,8 +58,8 @@ def train_reranker(run: Run, store: Store, launch: LaunchConfig, *, console: Con
         with _held(training.files):
             if not is_due(run):  # another driver made it meanwhile
                 return
-            training.begin()
-            teach(training, lambda pilot, rows: _train_pilot(pilot, rows, launch, console), console)
+            training.begin(settings)
+            teach(training, lambda pilot, rows: _train_pilot(pilot, rows, launch, console, training.settings), console)
             _make_parts(training, launch, console)
             summary = training.finish()
     except KeyboardInterrupt:
@@ -56,15 +67,9 @@ def train_reranker(run: Run, store: Store, launch: LaunchConfig, *, console: Con
             f"stopped while the re-ranker was trained; all repetitions and its finished parts are in {run.path}: run "
             "the same command again to go on"
         ) from None
-    formula = (
-        "order learned by a network over aggregate, margins and counts"
-        if summary.learned
-        else f"score = aggregate - {summary.weight:g} {FORMULAS[summary.settings.loss]} "
-        f"{summary.prior:+g} log(1 + rows)" + _repeats(summary.repeats)
-    )
     console.print(
         f"re-ranker: {summary.n_weights:,} weights, {summary.n_bytes:,} bytes, {summary.cpu_seconds:.0f} s of "
-        f"processors; {formula}" + (", chosen by held-out rows" if summary.validated else ""),
+        f"processors; {summary.formula}" + (", chosen by held-out rows" if summary.validated else ""),
         highlight=False,
         soft_wrap=True,
     )
@@ -78,16 +83,9 @@ def train_reranker(run: Run, store: Store, launch: LaunchConfig, *, console: Con
         )
 
 
-def _train_pilot(pilot: Run, rows: Store, launch: LaunchConfig, console: Console) -> None:
+def _train_pilot(pilot: Run, rows: Store, launch: LaunchConfig, console: Console, settings: FitSettings) -> None:
     train(pilot, rows, launch, console=console)
-    train_reranker(pilot, rows, launch, console=console)
-
-
-def _repeats(strength: float) -> str:
-    """The formula's part about rows with the query's features (`mach.ordering.repeat_terms`)."""
-    if strength == 0:
-        return ""
-    return f" {strength:+g} log(" + ("share of equal rows)" if strength > 0 else "1 + equal rows of the class)")
+    train_reranker(pilot, rows, launch, console=console, settings=settings)
 
 
 class _StageDisplay(Display):

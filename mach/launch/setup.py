@@ -25,10 +25,11 @@ from mach.errors import ConfigError, StorageError
 from mach.launch.start import STORE, Start, training_data
 from mach.networks.inference import KEEP
 from mach.places import Place, is_there, names_in, place, remove_folder
-from mach.reranker import is_due
+from mach.reranking.record import is_due
+from mach.reranking.signals.contract import Scale
+from mach.reranking.signals.roster import expected_bytes
 from mach.sketch import bounds
 from mach.sketch.hashing import Assignment, UniversalAssignment
-from mach.sketch.ledger import RERANKING_CLASS_BYTES, RERANKING_REPEAT_BYTES, reranking_estimate
 from mach.sketch.tables import TableAssignment, extends
 from mach.storage import Manifest, Run
 from mach.trunk import Trunk, agreed, name_of
@@ -305,15 +306,15 @@ def plan_by_counts(
     reranking = config.reranking
     is_chosen = reranking.repeats is None and (config.data.validation_fraction or 0) > 0
     may_count = is_chosen or bool(reranking.repeats) or (bool(reranking.pilots) and reranking.repeats is None)
-    estimate = reranking_estimate(
-        n_classes,
-        n_positives,
-        nonzeros_per_row,
-        reranking.bytes,
-        reranking.pairs,
-        n_counted=n_rows + n_positives if may_count else 0,
-        n_views=len(reranking.views),
-        n_ruling=n_features if reranking.pilots or reranking.inputs else 0,
+    scale = Scale(
+        n_classes=n_classes,
+        n_features=n_features,
+        n_rows=n_rows,
+        n_positives=n_positives,
+        row_features=nonzeros_per_row,
+        pairs=reranking.pairs,
+        counts_repeats=may_count,
+        is_learned=reranking.pilots > 0,
     )
     return bounds.plan(
         n_classes,
@@ -328,7 +329,7 @@ def plan_by_counts(
         input_bytes={"int4": KEEP if config.network.hidden else 1, "int8": 1}.get(config.network.weights),
         output_bytes=1 if config.network.weights in {"int4", "int8"} else None,
         nonzeros_per_row=nonzeros_per_row,
-        reranking_bytes=estimate if reranking.candidates else 0,
+        reranking_bytes=expected_bytes(scale) if reranking.candidates else 0,
         table_assignment=config.hashing.table is not None,
     )
 
@@ -339,12 +340,6 @@ def _refuse_reranking(reranking: RerankingConfig, store: Store) -> None:
             f"reranking.candidates = {reranking.candidates}: the rows are dense, re-ranking takes sparse rows only: "
             "set it to 0"
         )
-    least, what = RERANKING_CLASS_BYTES * store.n_classes + 8, f"{store.n_classes} classes"
-    if reranking.repeats:
-        least += RERANKING_REPEAT_BYTES * (store.n_rows + len(store.class_ids))
-        what += f" and counts of up to {store.n_rows} rows (reranking.repeats)"
-    if reranking.candidates and reranking.bytes is not None and reranking.bytes < least:
-        raise ConfigError(f"reranking.bytes = {reranking.bytes}: {what} take {least} before any weight: give more")
 
 
 def _assignment(

@@ -126,8 +126,6 @@ class Start:
             "reranking": {
                 "candidates": theirs.reranking.candidates if self.replay else 0,
                 "pilots": 0,
-                "views": [],
-                "inputs": False,
             },
         }
         sections = {name: getattr(theirs, name).model_copy(update=update) for name, update in updates.items()}

@@ -16,7 +16,7 @@ from mach.living.catalogue import Catalogue, TrainedNames
 from mach.living.edits import Edits
 from mach.living.recall import PLAIN, RERANKED, Candidates, Recall, Resemblance
 from mach.ordering import CANDIDATES, prior_terms, reorder, tail_terms, topk_with_terms
-from mach.reranker import Reranker
+from mach.reranking.model import Reranker
 from mach.runs.ensemble import BucketScores, Ensemble
 from mach.sketch.answers import TopK
 

@@ -30,12 +30,6 @@ OFFSET_BYTES = 8
 STEPS_BYTES = 4 * 256  # a precomputed progression of the decoder's index (`mach.sketch.kernels.sweep.Index`)
 N_PEERS = 2  # repetitions whose buckets the index of a table keeps beside each list of members, and
 LANES = 16  # zeros at the end of these (`mach.sketch.kernels.lanes`)
-RERANKING_CLASS_BYTES, RERANKING_WEIGHT_BYTES = 20, 3  # as stored (`mach.reranker`)
-RERANKING_REPEAT_BYTES = 5  # at most, of a training row and of each of its classes (`mach.kernels.repeats`)
-RERANKING_WEIGHTS = 0.8  # a feature of a row and class of it, measured on gnd-core with the default threshold,
-RERANKING_PAIR_WEIGHTS = 0.08  # and a pair of features of it, on tate-leaf with the recipe's
-VIEW_WEIGHTS = 0.4  # of a further set, a feature of a row and class of it, on go-gene2pubmed and tate-leaf,
-RULES, RULE_BYTES = 0.2, 5  # and rules, at most there (`mach.kernels.associations`)
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,7 @@ class Ledger:
     table_assignment : bool
         Whether buckets come from a table of shape (R, K) rather than from the universal family.
     reranking_bytes : int
-        Of the re-ranker on disk, from its budget or `reranking_estimate`; 0: there is none. Apart from all others, for
+        Of the re-ranker on disk (`mach.reranking.signals`); 0: there is none. Apart from all others, for
         it grows with K and the data.
 
     Raises
@@ -281,46 +275,6 @@ class Ledger:
             ("query, one-vs-all", self.one_vs_all_query_flops, "FLOPs"),
             *([("re-ranker on disk, grows with K", self.reranking_bytes, "bytes")] if self.reranking_bytes else []),
         ]
-
-
-def reranking_estimate(
-    n_classes: int,
-    n_positives: int,
-    nonzeros_per_row: float,
-    budget: int | None = None,
-    pairs: int = 0,
-    n_counted: int = 0,
-    n_views: int = 0,
-    n_ruling: int = 0,
-) -> int:
-    """Bytes of a re-ranker, at most its budget: a class's features are mostly those of its own rows.
-
-    Parameters
-    ----------
-    n_classes, n_positives : int
-        K, and the pairs of a training row and a class of it.
-    nonzeros_per_row : float
-        Mean number of features of a row.
-    budget, pairs : int, optional
-        As ``reranking.bytes`` and ``reranking.pairs``.
-    n_counted : int, optional
-        Training rows and pairs of one with a class, where they may be counted (``reranking.repeats``).
-    n_views : int, optional
-        Further sets of classifiers (``reranking.views``).
-    n_ruling : int, optional
-        D, where an order is learned (``reranking.pilots``) and weighs rules of features as well.
-    """
-    n_paired = min(float(pairs), nonzeros_per_row)
-    weights_a_row = RERANKING_WEIGHTS * nonzeros_per_row + RERANKING_PAIR_WEIGHTS * n_paired * max(n_paired - 1, 0) / 2
-    n_weights = round(n_positives * weights_a_row)
-    estimate = n_classes * RERANKING_CLASS_BYTES + 8 + n_weights * RERANKING_WEIGHT_BYTES
-    estimate += n_counted * RERANKING_REPEAT_BYTES
-    n_further = round(n_positives * VIEW_WEIGHTS * nonzeros_per_row)
-    estimate += n_views * (n_classes * (RERANKING_CLASS_BYTES - 4) + n_further * RERANKING_WEIGHT_BYTES)
-    if n_ruling:
-        estimate += 4 * n_classes + n_ruling * (OFFSET_BYTES + 4)
-        estimate += round(n_positives * nonzeros_per_row * RULES) * RULE_BYTES
-    return estimate if budget is None else min(budget, estimate)
 
 
 def check_count(name: str, count: float, least: int = 1) -> None:

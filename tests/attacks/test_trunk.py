@@ -25,7 +25,7 @@ from mach.estimator.classifier import MACHClassifier
 from mach.launch import serving
 from mach.launch.launchers import train as launch_training
 from mach.launch.setup import set_up
-from mach.reranking import RerankerTraining
+from mach.reranking.fitting import RerankerTraining
 from mach.storage import Run
 from mach.training import ShardJob, train_shard
 from mach.trunk import for_workers

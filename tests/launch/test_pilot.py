@@ -27,9 +27,11 @@ from mach.launch.setup import set_up
 from mach.loading import load
 from mach.model import MachModel
 from mach.repetition import read_json
-from mach.reranker import Reranked
-from mach.reranking import RerankerTraining
-from mach.stacker import Stacker
+from mach.reranking.fitting import RerankerTraining
+from mach.reranking.order import LearnedOrder
+from mach.reranking.record import Record
+from mach.reranking.settings import FitSettings
+from mach.reranking.signals.contract import Shortlist
 from mach.tensors import map_tensors, write_tensors
 from tests.conftest import N_CLASSES, write_repository
 
@@ -59,7 +61,7 @@ def piloted(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
         "test": str(write_repository(folder / "test.txt", lines[3500:])),
         "validation_fraction": 0.1,
     }
-    reranking = {"candidates": 20, "pilots": 2, "views": ["presence", "bold"], "threshold": 0.01}
+    reranking = {"candidates": 20, "pilots": 2, "pairs": 0}
     sections = {
         "data": config.data.model_copy(update=data),
         "hashing": config.hashing.model_copy(update={"repetitions": 2, "table": str(folder / "table.npy")}),
@@ -96,7 +98,7 @@ def test_folds_share_the_rows_among_them():
 
 def test_an_order_is_learned_and_pilots_leave_nothing(taught: Path):
     model = load(taught)
-    done = read_json(model.run.reranked, Reranked)
+    done = read_json(model.run.reranked, Record)
     assert done.learned
     assert done.n_bytes == sum(array.nbytes for array in map_tensors(taught / "reranker.safetensors")[0].values())
     assert not (taught / "pilots").exists()
@@ -112,24 +114,16 @@ def test_answers_are_the_candidates_in_the_order_of_the_network(taught: Path):
     model = load(taught)
     reranker, queries = model.reranker, rows_to_judge(model).features(0, 60)
     assert reranker is not None
-    assert reranker.stacker is not None
-    assert [classifiers.view.loss for classifiers in reranker.further] == ["logistic", "logistic"]
+    assert reranker.order is not None
     found, plain = model.search(queries, 5), model.search(queries, 20, rerank=False)
     (batch, probs_NRB, _), *none = model.ensemble.answered(queries)
     assert not none
     assert isinstance(batch, SparseBatch)
-    for classifiers in reranker.further:
-        seen = queries.copy()
-        if classifiers.view.presence:
-            seen.data = np.full(len(seen.data), reranker.further[0].view.presence, np.float32)
-        margins_NK = (seen @ classifiers.matrix().T).toarray() + classifiers.arrays[-1]
-        found_NC = classifiers.margins(batch, plain.ids_Nk)
-        np.testing.assert_allclose(found_NC, np.take_along_axis(margins_NK, plain.ids_Nk, axis=1), atol=1e-4)
-    assert reranker.further[0].view.presence == pytest.approx(
-        2.7**-0.5, rel=0.01
-    )  # features of a row: 2, 70 % one more
-    inputs_NCI = reranker.inputs(batch, plain.ids_Nk, plain.scores_Nk, probs_NRB)
-    scores_NC = plain.scores_Nk - np.logaddexp(0, reranker.stacker.objections(inputs_NCI))
+    shortlist = Shortlist(batch, plain.ids_Nk, plain.scores_Nk, probs_NRB)
+    inputs_NCI = reranker.inputs(shortlist)
+    oracles = np.concatenate([signal.oracle(shortlist) for signal in reranker.signals], axis=2)
+    np.testing.assert_allclose(inputs_NCI, oracles, rtol=1e-4, atol=1e-3)
+    scores_NC = plain.scores_Nk - np.logaddexp(0, reranker.order.objections(inputs_NCI))
     np.testing.assert_allclose(found.scores_Nk, -np.sort(-scores_NC, axis=1)[:, :5], atol=1e-4)
     np.testing.assert_array_equal(model.score(queries, found.ids_Nk), found.scores_Nk)
     one, _ = model.topk(queries[[3]], 5)
@@ -148,11 +142,13 @@ def test_examples_are_of_rows_that_the_pilot_has_not_seen(piloted: Config, tmp_p
     train(run, store, LOCAL, console=quiet())
     training, seen = RerankerTraining(run, store), []
     training.begin()
+    asked = FitSettings(cost=2.0, keeps_inputs=True)
 
     def train_pilot(other, rows):
         seen.append((other, rows))
         train(other, rows, LOCAL, console=quiet())
-        train_reranker(other, rows, LOCAL, console=quiet())
+        train_reranker(other, rows, LOCAL, console=quiet(), settings=asked)
+        assert read_json(other.reranked, Record).settings["cost"] == 2
         assert RerankerTraining(other, rows).missing_pilots() == []  # it has none of its own
 
     pilot.teach(training, train_pilot, quiet())
@@ -162,7 +158,7 @@ def test_examples_are_of_rows_that_the_pilot_has_not_seen(piloted: Config, tmp_p
         assert rows.n_rows == len(learned)
         assert not np.intersect1d(taught, training.validation_rows).size
         arrays, _ = map_tensors(tmp_path / "run" / "reranking" / f"examples{number}.safetensors")
-        assert arrays["inputs"].shape == (len(taught), 20, 20)
+        assert arrays["inputs"].shape == (len(taught), 20, 18)
         assert 0.5 < arrays["right"].any(axis=1).mean() <= 1
         assert other.config.data.validation_fraction == piloted.data.validation_fraction
 
@@ -198,7 +194,7 @@ def test_a_run_that_is_killed_while_a_pilot_trains_goes_on_to_the_same_bits(
     status = CliRunner().invoke(main, ["status", str(tmp_path / "run")]).output
     assert "re-ranker not trained yet, 1 of 2 pilots have taught" in status
     train_reranker(run, store, LOCAL, console=quiet())
-    digests = [read_json(path / "RERANKED", Reranked).digest for path in (taught, tmp_path / "run")]
+    digests = [read_json(path / "RERANKED", Record).digest for path in (taught, tmp_path / "run")]
     assert digests[0] == digests[1]
 
 
@@ -209,23 +205,23 @@ def test_an_order_that_held_out_rows_find_worse_leaves_nothing_but_the_blend(
     (tmp_path / "run" / "RERANKED").unlink()
     good = load(taught).reranker
     assert good is not None
-    assert good.stacker is not None
-    bad = Stacker(good.stacker.arrays | {"w_G1": -good.stacker.arrays["w_G1"]})
+    assert good.order is not None
+    bad = LearnedOrder(good.order.arrays | {"w_G1": -good.order.arrays["w_G1"]})
     monkeypatch.setattr("mach.launch.reranker.teach", lambda *nothing: None)
     monkeypatch.setattr(RerankerTraining, "_learned", lambda self: bad)
     run, store = set_up(piloted, tmp_path / "run")
     train_reranker(run, store, LOCAL, console=quiet())
     model = load(tmp_path / "run")
     assert model.reranker is not None
-    assert not read_json(run.reranked, Reranked).learned
-    assert model.reranker.stacker is None
-    assert model.reranker.further == []
-    assert set(model.reranker.arrays) <= {"offsets", "gaps", "codes", "scales", "biases", "priors", "repeats"}
+    assert not read_json(run.reranked, Record).learned
+    assert model.reranker.order is None
+    names = set(map_tensors(run.reranker_file)[0])  # type: ignore[arg-type]
+    assert names <= {"offsets", "gaps", "codes", "scales", "biases", "priors", "repeats"}
     assert evaluate(model, rows_to_judge(model), curve=False)[-1]["P@1"] > 0.8
 
 
 def test_the_command_says_what_it_does(piloted: Config, tmp_path: Path):
-    settings = piloted.reranking.model_copy(update={"pilots": 1, "views": []})
+    settings = piloted.reranking.model_copy(update={"pilots": 1})
     (tmp_path / "run.toml").write_text(to_toml(piloted.model_copy(update={"reranking": settings})))
     done = CliRunner().invoke(main, ["train", str(tmp_path / "run.toml"), str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
@@ -239,17 +235,18 @@ def test_damaged_orders_are_refused(taught: Path, tmp_path: Path):
     file = tmp_path / "run" / "reranker.safetensors"
     arrays, metadata = map_tensors(taught / "reranker.safetensors")
     arrays = {name: np.array(array) for name, array in arrays.items()}
-    for changes, views in (
-        ({"stacker.w_IH": arrays["stacker.w_IH"][:-1]}, None),
-        ({"stacker.b_1": None}, None),
-        ({"rules.supports": arrays["rules.supports"][:-1]}, None),
-        ({"log_rows": None}, None),
-        ({"bold.codes": None}, None),
-        ({}, "presence"),
+    for changes, notes in (
+        ({"stacker.w_IH": arrays["stacker.w_IH"][:-1]}, {}),
+        ({"stacker.b_1": None}, {}),
+        ({"rules.supports": arrays["rules.supports"][:-1]}, {}),
+        ({"log_rows": None}, {}),
+        ({name: None for name in arrays if name.startswith("rules.")}, {}),
+        ({"stacker.means": arrays["stacker.means"][:-1]}, {}),
+        ({}, {"views": "bold"}),
     ):
         changed = {name: array for name, array in (arrays | changes).items() if array is not None}
         with file.open("wb") as out:
-            write_tensors(out, changed, metadata if views is None else metadata | {"views": views})
+            write_tensors(out, changed, metadata | notes)
         with pytest.raises(StorageError, match="train it again"):
             load(tmp_path / "run")
 
@@ -259,9 +256,6 @@ def test_configurations_that_cannot_be_are_refused(piloted: Config):
     for section, keys, message in (
         ("decoding", {"aggregate": "min"}, "pilots = 2 with decoding.aggregate = 'min'"),
         ("training", {"start": "there"}, "pilots = 2 with training.start"),
-        ("reranking", {"views": ["bold", "bold"]}, "names one twice"),
-        ("reranking", {"pilots": 0}, "only a learned order weighs them"),
-        ("reranking", {"bytes": 10**9}, "what a learned order weighs is not bounded"),
         ("reranking", {"pilots": 6}, "pilots"),
     ):
         from mach.config import parse_config

@@ -45,9 +45,9 @@ def test_a_run_that_appears_while_the_data_are_read_is_joined(
 
 def test_a_run_made_before_some_keys_were_there_keeps_their_defaults(config: Config, tmp_path: Path):
     config = with_keys(config, network={"hidden": [8], "weights": "int4", "power": 1.0})
-    config = with_keys(config, reranking={"candidates": 0, "loss": "hinge"})
+    config = with_keys(config, reranking={"candidates": 0, "pairs": 0})
     run, _ = set_up(config, tmp_path / "run")
-    file, newer = tmp_path / "run/config.toml", ("power = ", 'loss = "hinge"')
+    file, newer = tmp_path / "run/config.toml", ("power = ", "pairs = ")
     file.write_text("".join(line for line in file.read_text().splitlines(True) if not line.startswith(newer)))
     network = config.network.model_dump(include={"hidden", "weights"})
     left = config.model_dump(exclude={"network", "reranking"}, exclude_unset=True)

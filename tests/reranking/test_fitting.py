@@ -8,7 +8,6 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,29 +16,35 @@ from rich.console import Console
 from scipy.sparse import csr_array
 
 from mach.ask import Ask
-from mach.blending import blends_of, given, is_open, mean_precision
 from mach.cli import main
-from mach.config import Config, LaunchConfig, RerankingConfig, to_toml
+from mach.config import Config, LaunchConfig, to_toml
 from mach.data.batch import SparseBatch, read_batch, read_classes, right_of
 from mach.errors import ConfigError, StorageError
 from mach.evaluation import evaluate
 from mach.kernels.views import N_HASHED, with_pairs
 from mach.launch.reranker import train_reranker
-from mach.launch.setup import drop_store, plan_of, set_up
+from mach.launch.setup import set_up
 from mach.loading import load
 from mach.model import MachModel
 from mach.ordering import prior_terms
 from mach.repetition import read_json
-from mach.reranker import Blend, Reranked, Reranker, combine, fingerprint, is_due
-from mach.reranking import STAGES, RerankerTraining, fitting_bytes
-from mach.sketch.ledger import RERANKING_REPEAT_BYTES
+from mach.reranking.blend import Blend, mean_precision, path_of
+from mach.reranking.fitting import RerankerTraining, fitting_bytes
+from mach.reranking.model import Reranker
+from mach.reranking.parts import STAGES
+from mach.reranking.record import Record, fingerprint, is_due
+from mach.reranking.settings import FitSettings
+from mach.reranking.signals.classifiers import Classifiers
+from mach.reranking.signals.contract import Shortlist
+from mach.reranking.signals.repeats import REPEAT_BYTES, Repeats
 from mach.sketch.metrics import evaluate as metrics
 from mach.storage import Run
 from mach.tensors import map_tensors, write_tensors
 from mach.training import ShardJob, train_shard
 from tests.conftest import N_CLASSES, write_repository
 
-SETTINGS = {"candidates": 20, "threshold": 0.01, "pairs": 0, "power": 1.0, "class_weights": None}
+SETTINGS = {"candidates": 20, "pairs": 0}
+FITTING = FitSettings(threshold=0.01)
 
 
 def changed(config: Config, **settings) -> Config:
@@ -65,12 +70,12 @@ def paired(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
     )
 
 
-def train_here(config: Config, path: Path) -> None:
+def train_here(config: Config, path: Path, settings: FitSettings | None = FITTING) -> None:
     """Repetitions and re-ranker in this process."""
     run, store = set_up(config, path)
     train_shard(ShardJob(str(run.path), str(store.path), (0, 1)))
     training = RerankerTraining(run, store)
-    training.begin()
+    training.begin(settings)
     for stage in STAGES:
         for part in training.parts(stage)[1]:
             assert training.make(stage, part)
@@ -98,6 +103,20 @@ def rows_of(model: MachModel):
     return prepare(config.data, config.text, config.data.test, like=model.run.reference())
 
 
+def parts_of(model: MachModel) -> tuple[Reranker, Classifiers, Repeats]:
+    """The re-ranker and two of its signals."""
+    reranker = model.reranker
+    assert reranker is not None
+    classifiers, repeats = reranker.signal("classifiers"), reranker.signal("repeats")
+    assert isinstance(classifiers, Classifiers)
+    assert isinstance(repeats, Repeats)
+    return reranker, classifiers, repeats
+
+
+def losses(margins_NC: np.ndarray) -> np.ndarray:
+    return np.square(np.maximum(0, 1 - margins_NC))
+
+
 def quiet() -> Console:
     return Console(file=io.StringIO())
 
@@ -109,7 +128,7 @@ def test_it_tells_apart_what_the_buckets_cannot(reranked: Path):
     assert curve[-1]["P@1"] < 0.7
     assert last["P@1"] > 0.95
     assert len(evaluate(model, rows_of(model), curve=False, ask=Ask(rerank=False))) == 1
-    done = read_json(model.run.reranked, Reranked)
+    done = read_json(model.run.reranked, Record)
     assert done.validated
     assert done.weight > 0
     assert model.info()["reranker_bytes"] == done.n_bytes == 3 * done.n_weights + 20 * N_CLASSES + 8
@@ -120,13 +139,13 @@ def test_answers_are_the_candidates_in_the_order_of_the_formula(reranked: Path):
     model = load(reranked)
     queries = rows_of(model).features(0, 50)
     plain, found = model.search(queries, 20, rerank=False), model.search(queries, 5)
-    assert model.reranker is not None
-    margins_NK = (queries @ model.reranker.classifiers.matrix().T).toarray() + model.reranker.arrays["biases"]
+    reranker, classifiers, _ = parts_of(model)
+    margins_NK = (queries @ classifiers.own.matrix().T).toarray() + classifiers.arrays["biases"]
     margins_NC = np.take_along_axis(margins_NK, plain.ids_Nk, axis=1).astype(np.float32)
-    blend = model.reranker.blend
-    priors_K = blend.prior * np.log(1 + model.run.class_counts_K())
+    strengths = reranker.blend.strengths
+    priors_K = strengths["prior"] * np.log(1 + model.run.class_counts_K())
     priors_NC = (priors_K - priors_K.max())[plain.ids_Nk].astype(np.float32)
-    scores_NC = combine(plain.scores_Nk, margins_NC, priors_NC, blend.weight, model.reranker.classifiers.view.loss)
+    scores_NC = plain.scores_Nk - strengths["weight"] * losses(margins_NC) + priors_NC
     np.testing.assert_allclose(found.scores_Nk, -np.sort(-scores_NC, axis=1)[:, :5], atol=1e-4)
     np.testing.assert_array_equal(model.score(queries, found.ids_Nk), found.scores_Nk)
     assert found.exact_N.all()
@@ -142,41 +161,42 @@ def test_answers_are_the_candidates_in_the_order_of_the_formula(reranked: Path):
 
 
 def test_logistic_classifiers_order_by_their_own_loss(paired: Config, tmp_path: Path):
-    train_here(changed(paired, loss="logistic", cost=4.0), tmp_path / "run")
+    train_here(paired, tmp_path / "run", FitSettings(loss="logistic", cost=4.0, threshold=0.01))
     model = load(tmp_path / "run")
-    assert model.reranker is not None
-    assert read_json(model.run.reranked, Reranked).settings.loss == model.reranker.classifiers.view.loss == "logistic"
+    reranker, classifiers, _ = parts_of(model)
+    assert read_json(model.run.reranked, Record).settings["loss"] == classifiers.loss == "logistic"
+    assert "log(1 + exp(-margin))" in read_json(model.run.reranked, Record).formula
     assert evaluate(model, rows_of(model), curve=False)[-1]["P@1"] > 0.95  # of classes that networks cannot tell apart
-    queries, blend = rows_of(model).features(0, 50), model.reranker.blend
+    queries = rows_of(model).features(0, 50)
     found = model.search(queries, 5)
-    margins_NK = (queries @ model.reranker.classifiers.matrix().T).toarray() + model.reranker.arrays["biases"]
+    margins_NK = (queries @ classifiers.own.matrix().T).toarray() + classifiers.arrays["biases"]
     losses_NC = np.log(1 + np.exp(-np.take_along_axis(margins_NK.astype(np.float64), found.ids_Nk, axis=1)))
-    priors_NC = model.reranker.arrays["priors"][found.ids_Nk]
-    scores_NC = model.score(queries, found.ids_Nk, rerank=False) - blend.weight * losses_NC + priors_NC
+    priors_NC = reranker.signal("prior").arrays["priors"][found.ids_Nk]
+    weight = reranker.blend.strengths["weight"]
+    scores_NC = model.score(queries, found.ids_Nk, rerank=False) - weight * losses_NC + priors_NC
     np.testing.assert_allclose(found.scores_Nk, scores_NC, atol=1e-3)
 
 
 def test_classifiers_of_pairs_answer_by_the_weights_in_the_file(paired: Config, reranked: Path, tmp_path: Path):
-    train_here(changed(paired, pairs=6, power=0.5), tmp_path / "run")
-    model, plain = load(tmp_path / "run"), load(reranked).reranker
-    assert model.reranker is not None
-    assert plain is not None
-    views = model.reranker.classifiers.view, plain.classifiers.view
-    assert [(view.pairs, view.power) for view in views] == [(6, 0.5), (0, 1.0)]
+    train_here(changed(paired, pairs=6), tmp_path / "run", FitSettings(threshold=0.01, pairs=6, power=0.5))
+    model = load(tmp_path / "run")
+    (reranker, classifiers, _), (_, plain, _) = parts_of(model), parts_of(load(reranked))
+    assert [(one.own.view.pairs, one.own.view.power) for one in (classifiers, plain)] == [(6, 0.5), (0, 1.0)]
     assert evaluate(model, rows_of(model), curve=False)[-1]["P@1"] > 0.95
-    queries, blend = rows_of(model).features(0, 50), model.reranker.blend
+    queries = rows_of(model).features(0, 50)
     wide = with_pairs(
         queries.indptr.astype(np.int64), queries.indices, queries.data, np.arange(50), 6, model.n_features, 0.5
     )
-    weights = model.reranker.classifiers.matrix()
-    assert weights.shape[1] == model.n_features + N_HASHED > plain.classifiers.matrix().shape[1]
+    weights = classifiers.own.matrix()
+    assert weights.shape[1] == model.n_features + N_HASHED > plain.own.matrix().shape[1]
     assert (np.concatenate([weights.indices]) >= model.n_features).any()
     rows = csr_array((wide[2], wide[1], wide[0]), shape=(50, weights.shape[1]))
-    margins_NK = (rows @ weights.T).toarray() + model.reranker.arrays["biases"]
+    margins_NK = (rows @ weights.T).toarray() + classifiers.arrays["biases"]
     found = model.search(queries, 5)
-    losses_NC = np.square(np.maximum(0, 1 - np.take_along_axis(margins_NK, found.ids_Nk, axis=1)))
-    priors_NC = model.reranker.arrays["priors"][found.ids_Nk]
-    scores_NC = model.score(queries, found.ids_Nk, rerank=False) - blend.weight * losses_NC + priors_NC
+    losses_NC = losses(np.take_along_axis(margins_NK, found.ids_Nk, axis=1))
+    priors_NC = reranker.signal("prior").arrays["priors"][found.ids_Nk]
+    weight = reranker.blend.strengths["weight"]
+    scores_NC = model.score(queries, found.ids_Nk, rerank=False) - weight * losses_NC + priors_NC
     np.testing.assert_allclose(found.scores_Nk, scores_NC, atol=1e-3)
     one, scores = model.topk(queries[[3]].toarray()[0], 5)
     np.testing.assert_array_equal(one, found.ids_Nk[3])
@@ -209,20 +229,20 @@ def once(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
 def test_what_never_recurs_is_put_last(once: Config, tmp_path: Path):
     train_here(once, tmp_path / "run")
     model = load(tmp_path / "run")
-    done, rows = read_json(model.run.reranked, Reranked), rows_of(model)
+    done, rows = read_json(model.run.reranked, Record), rows_of(model)
     assert done.repeats < -1
-    assert model.reranker is not None
-    table = model.reranker.arrays["repeats"]
+    assert "log(1 + equal rows of the class)" in done.formula
+    reranker, classifiers, repeats = parts_of(model)
+    table = repeats.arrays["repeats"]
     assert done.n_bytes == 3 * done.n_weights + 20 * N_CLASSES + 8 + table.nbytes
-    assert 4 * table.size <= RERANKING_REPEAT_BYTES * 2 * model.run.manifest.n_rows + 8
+    assert 4 * table.size <= REPEAT_BYTES * 2 * model.run.manifest.n_rows + 8
     found = evaluate(model, rows, curve=False)[-1]["P@1"]
     train_here(changed(once, repeats=0.0), tmp_path / "other")
     other = load(tmp_path / "other")
-    assert other.reranker is not None
-    assert "repeats" not in other.reranker.arrays
+    assert parts_of(other)[2].arrays == {}
     assert evaluate(other, rows, curve=False)[-1]["P@1"] < 0.25  # one of five by chance, less for what networks recall
     assert found > 0.4
-    queries, blend = rows.features(0, 40), model.reranker.blend
+    queries, strengths = rows.features(0, 40), reranker.blend.strengths
     answer, plain = model.search(queries, 5), model.search(queries, 20, rerank=False)
     np.testing.assert_array_equal(model.score(queries, answer.ids_Nk), answer.scores_Nk)
     known_NK = known_pairs(once, model)
@@ -231,12 +251,12 @@ def test_what_never_recurs_is_put_last(once: Config, tmp_path: Path):
         [[known_NK.get((form, int(k)), 0) for k in ids] for form, ids in zip(forms, plain.ids_Nk, strict=True)]
     )
     batch = SparseBatch(queries.indptr.astype(np.int64), queries.indices, queries.data)
-    counts_NC, _ = model.reranker.repeats(batch, plain.ids_Nk)
+    shortlist = Shortlist(batch, plain.ids_Nk, plain.scores_Nk, np.empty((40, 0, 0), np.float32))
+    counts_NC, _ = repeats.counts(shortlist)
     np.testing.assert_array_equal(counts_NC, known_NC)
-    terms_NC = model.reranker.arrays["priors"][plain.ids_Nk] + blend.repeats * np.log1p(known_NC)
-    scores_NC = combine(
-        plain.scores_Nk, model.reranker.margins(batch, plain.ids_Nk), terms_NC.astype(np.float32), blend.weight
-    )
+    terms_NC = reranker.signal("prior").arrays["priors"][plain.ids_Nk] + strengths["repeats"] * np.log1p(known_NC)
+    losses_NC = losses(classifiers.columns(shortlist)[:, :, 0])
+    scores_NC = plain.scores_Nk - strengths["weight"] * losses_NC + terms_NC
     np.testing.assert_allclose(answer.scores_Nk, -np.sort(-scores_NC, axis=1)[:, :5], atol=1e-4)
 
 
@@ -249,34 +269,18 @@ def known_pairs(config: Config, model: MachModel) -> Counter:
     return Counter((tuple(x[[row]].indices), int(k)) for row, k in zip(rows, classes, strict=True))
 
 
-def test_a_budget_keeps_room_for_repeats_or_leaves_them_out(once: Config, tmp_path: Path):
-    for budget, is_there in ((20 * N_CLASSES + 90_000, True), (20 * N_CLASSES + 40_000, False)):
-        train_here(changed(once, bytes=budget), tmp_path / str(budget))
-        arrays, _ = map_tensors(tmp_path / str(budget) / "reranker.safetensors")
-        assert ("repeats" in arrays) is is_there
-        assert sum(array.nbytes for array in arrays.values()) <= budget
-    with pytest.raises(
-        ConfigError, match=r"counts of up to 1260 rows \(reranking.repeats\) take 15008 before any weight"
-    ):
-        set_up(changed(once, bytes=12_000, repeats=1.0), tmp_path / "small")
-
-
-def test_a_run_without_pairs_keeps_the_fingerprint_of_before_they_were_known(reranked: Path):
-    run = load(reranked).run
-    settings = run.config.reranking.model_dump()
-    assert (settings.pop("pairs"), settings.pop("class_weights"), settings.pop("repeats")) == (0, None, None)
-    assert [settings.pop(key) for key in ("power", "pilots", "views", "inputs")] == [1.0, 0, [], False]
+def test_a_run_of_an_earlier_version_keeps_its_fingerprint(copied: Path):
+    """Keys of its time that are gone count, but for the youngest at their defaults; so no re-ranker is due anew."""
+    keys = {"candidates": 20, "loss": "hinge", "cost": 2.0, "negatives": 50, "iterations": 6, "tolerance": 0.1}
+    keys |= {"threshold": 0.01, "bytes": None, "weight": None, "prior": -0.1}
+    file = copied / "config.toml"
+    sections = [part for part in file.read_text().split("\n[") if not part.startswith("reranking]")]
+    text = "reranking]\n" + "".join(f"{name} = {value!r}\n" for name, value in keys.items() if value is not None)
+    file.write_text("\n[".join([*sections, text.replace("'", '"') + "pairs = 0\nviews = []\ninputs = false\n"]))
+    run = Run.open(copied)
     digests = [run.repetition(r).summary().weights_digest for r in range(2)]
-    parts = (1, settings, run.config.decoding.aggregate, run.manifest.data_fingerprint, digests)
+    parts = (1, keys, run.config.decoding.aggregate, run.manifest.data_fingerprint, digests)
     assert fingerprint(run) == hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
-
-
-@pytest.mark.parametrize("loss", ["hinge", "logistic"])
-def test_extreme_margins_keep_scores_finite(loss: Any):
-    margins_NC = np.array([[np.nan, np.inf, -np.inf, -1e38]], np.float32)
-    scores_NC = combine(np.zeros((1, 4), np.float32), margins_NC, np.zeros((1, 4), np.float32), 3.0, loss)
-    assert np.isfinite(scores_NC).all()
-    assert scores_NC[0, 1] == 0
 
 
 def test_prior_terms_order_equal_classes_by_their_rows():
@@ -301,35 +305,21 @@ def test_held_out_rows_choose_the_blend_of_best_precision(paired: Config, rerank
     model, batch = load(reranked), read_batch(store, rows)
     assert isinstance(batch, SparseBatch)
     found_precisions = {}
-    for weight, prior in blends_of(run.config.reranking):
+    for weight, prior in path_of(FITTING):
         assert model.reranker is not None
-        model.reranker.blend = Blend(weight=weight, prior=prior)
+        model.reranker.blend = Blend({"weight": weight, "prior": prior})
         right_Nk = right_of(store, rows, model.topk(batch.matrix(store.n_features), 5)[0])
         found_precisions[weight, prior] = np.mean([right_Nk[:, :k].mean() for k in (1, 3, 5)])
-    done = read_json(run.reranked, Reranked)
+    done = read_json(run.reranked, Record)
     assert found_precisions[done.weight, done.prior] > max(found_precisions.values()) - 0.01
-    fixed = run.config.reranking.model_copy(update={"weight": 2.5, "prior": -0.25})
-    assert is_open(fixed)
-    assert given(fixed, repeats=1.0) == Blend(weight=2.5, prior=-0.25, repeats=1.0)
-    assert not is_open(fixed.model_copy(update={"repeats": 0.0}))
 
 
 def test_memory_of_fitting_grows_with_the_largest_class_and_pairs(paired: Config, tmp_path: Path):
-    run, store = set_up(changed(paired, negatives=10), tmp_path / "run")
-    n_rows, n_features = int(run.class_counts_K().max()) + 10, store.n_nonzeros / store.n_rows
-    assert fitting_bytes(run, store) == round(n_rows * (24 + 12 * n_features))
-    other, _ = set_up(changed(paired, negatives=10**6, pairs=3), tmp_path / "other")
+    run, store = set_up(paired, tmp_path / "run")
+    n_features = store.n_nonzeros / store.n_rows
+    assert fitting_bytes(run, store) == round(store.n_rows * (24 + 12 * n_features))
+    other, _ = set_up(changed(paired, pairs=3), tmp_path / "other")
     assert fitting_bytes(other, store) == round(store.n_rows * (24 + 12 * (n_features + 3)))
-
-
-def test_the_path_of_blends_goes_by_what_the_classifiers_see():
-    hinge, pairs, logistic = (
-        blends_of(RerankingConfig(**keys)) for keys in ({}, {"pairs": 4}, {"loss": "logistic", "pairs": 4})
-    )
-    assert hinge[0] == (0.1, -0.01)
-    assert min(weight for weight, _ in pairs) == 0.5
-    assert pairs[-3:] == hinge[-3:]
-    assert (0.8, 0.0) in logistic
 
 
 def test_reranked_scores_have_a_tail_and_probabilities_of_their_own(copied: Path):
@@ -359,7 +349,7 @@ def test_a_file_of_the_first_version_is_read(copied: Path):
         write_tensors(opened, old, {"fingerprint": "x", "candidates": "20", "weight": "3.0"})
     model = load(copied)
     assert model.reranker is not None
-    assert model.reranker.blend == Blend(weight=3.0, prior=0.0)
+    assert model.reranker.blend == Blend({"weight": 3.0, "prior": 0.0, "repeats": 0.0})
     assert model.topk(rows_of(model).features(0, 3), 5)[0].shape == (3, 5)
 
 
@@ -370,44 +360,26 @@ def test_workers_make_the_bits_of_this_process_after_a_kill_and_again_for_other_
     (copied / "RERANKED").unlink()
     run, store = set_up(paired, copied)
     training = RerankerTraining(run, store)
-    training.begin()
+    training.begin(FITTING)
     training.make("candidates", 0)  # and then it was killed
     first = (copied / "reranking" / "rows000.safetensors").stat().st_mtime_ns
     assert not training.make("candidates", 1, should_stop=lambda: True)
     assert training.parts("candidates")[1] == list(range(1, 8))
     begun = RerankerTraining(run, store)
     begun.begin()
+    assert begun.settings == FITTING  # as the plan says
     assert (copied / "reranking" / "rows000.safetensors").stat().st_mtime_ns == first
     train_reranker(run, store, LaunchConfig(workers=2), console=quiet())
     assert (copied / "reranker.safetensors").read_bytes() == bits
     assert not list((copied / "reranking").glob("*.safetensors"))
     assert not is_due(run)
-    run, store = set_up(changed(paired, cost=0.1), copied)
+    run, store = set_up(changed(paired, pairs=3), copied)
     assert is_due(run)
     assert load(copied).reranker is not None  # the old one answers until the new one is whole
     train_reranker(run, store, LaunchConfig(workers=1), console=quiet())
     assert (copied / "reranker.safetensors").read_bytes() != bits
     run, _ = set_up(changed(paired, candidates=0), copied)
     assert load(copied).reranker is None
-
-
-def test_the_smallest_weights_go_until_the_file_fits(paired: Config, copied: Path):
-    full = Reranker.load(Run.open(copied))
-    assert full is not None
-    budget = 20 * N_CLASSES + 8 + 3 * 500
-    config = changed(paired, bytes=budget, weight=2.0)
-    with pytest.raises(ConfigError, match="reranking.bytes = 100: 120 classes take 2408"):
-        set_up(changed(paired, bytes=100), copied)
-    run, store = set_up(config, copied)
-    train_reranker(run, store, LaunchConfig(workers=2), console=quiet())
-    small = Reranker.load(run)
-    assert small is not None
-    assert budget - 100 < small.n_bytes <= budget
-    assert small.blend.weight == 2.0
-    full_KD, small_KD = abs(full.classifiers.matrix()).toarray(), abs(small.classifiers.matrix()).toarray()
-    assert full_KD[(small_KD == 0) & (full_KD > 0)].max() <= full_KD[small_KD > 0].min() + full_KD.max() / 127
-    assert plan_of(run.config, store).ledger.reranking_bytes == budget
-    drop_store(run)
 
 
 def test_the_command_line_trains_it_once_all_repetitions_are_finished(paired: Config, tmp_path: Path):

@@ -14,20 +14,15 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mach.reranking.signals.contract import SignalFile
+
 HIDDEN, NETWORKS = 64, 2
+SECTION = "stacker."  # of its arrays' names in a re-ranker's file
 CUT = 4.0  # standard deviations, at which inputs end
 ROOM = 8.0  # log-odds of a class are its score and this: room below the aggregate for whatever the network says
-LARGEST_LOG = np.float32(-1e-3)  # of an aggregate, where its odds are still finite in float32
 LEAST_LOG = np.float32(-30)
-SUPPORT = 1  # among the numbers of rules
-LEAST_SHARES = np.array([0.01, 0, 0.01, 0.01, 0.005], np.float32)  # that missing rules count as
 TAUGHT = 20  # candidates of a row that it learns from, those of best blend
 EPOCHS, LEAST_STEPS, BATCH, RATE, DECAY = 10, 2_000, 64, 1e-2, 0.05
-LIKELY = np.array([0.5, 0.2, 0.05, 0.01], np.float32)  # probabilities, buckets of which are counted
-ROW_INPUTS = ("aggregate", "log odds", "probability", "log rows", "log features", "log expected buckets")
-BUCKET_INPUTS = tuple(f"log buckets above {p:g}" for p in LIKELY)
-RULE_INPUTS = ("log confidence", "log support", "log second confidence", "log noisy or", "log mean confidence")
-COUNT_INPUTS = ("log equal rows with it", "log equal rows")
 NAMES = ("means", "scales", "w_IH", "b_H", "w_HG", "b_G", "w_G1", "b_1")
 
 
@@ -38,7 +33,7 @@ class Examples:
     Attributes
     ----------
     inputs_NCI, scores_NC : float32 arrays
-        See `inputs_of`; aggregates.
+        Columns of all signals, one after the other; aggregates.
     right_NC : bool array
     """
 
@@ -47,54 +42,8 @@ class Examples:
     right_NC: NDArray[np.bool_]
 
 
-def inputs_of(
-    scores_NC: NDArray[np.float32],
-    log_rows_NC: NDArray[np.float32],
-    n_features_N: NDArray[np.integer],
-    probs_NRB: NDArray[np.float32],
-    margins: list[NDArray[np.float32]],
-    rules_NC5: NDArray[np.float32],
-    known_NC: NDArray[np.integer],
-    alike_N: NDArray[np.integer],
-) -> NDArray[np.float32]:
-    """What the network is told of every candidate, shape (N, C, I), before it is standardised.
-
-    Parameters
-    ----------
-    scores_NC : aggregates, log-means of probabilities
-    log_rows_NC : ``log(1 + training rows)`` of the class
-    n_features_N : features of the row
-    probs_NRB : bucket probabilities; of a hash function their sum and how many are above each of `LIKELY`, which are
-        means over functions, tell how many classes to expect
-    margins : of every set of classifiers, shape (N, C) each
-    rules_NC5 : of the rules that the row fulfils (`mach.kernels.associations.rules_for`)
-    known_NC, alike_N : training rows with the row's features, those with the class and all (`mach.kernels.repeats`)
-
-    Returns
-    -------
-    float32 array of shape (N, C, 17 + number of sets)
-    """
-    logs_NC = np.clip(scores_NC, LEAST_LOG, LARGEST_LOG)
-    chances_NC = np.exp(logs_NC)
-    columns = [logs_NC, logs_NC - np.log1p(-chances_NC), chances_NC, log_rows_NC]
-    n_expected_N = probs_NRB.sum(axis=2).mean(axis=1)
-    columns += [np.log1p(n_features_N, dtype=np.float32)[:, None], np.log(np.maximum(n_expected_N, 1e-3))[:, None]]
-    for p in LIKELY:
-        n_above_N = np.count_nonzero(probs_NRB > p, axis=2).mean(axis=1)
-        columns.append(np.log1p(n_above_N, dtype=np.float32)[:, None])
-    columns += margins
-    for i in range(rules_NC5.shape[2]):
-        numbers_NC = rules_NC5[:, :, i]
-        columns.append(np.log1p(numbers_NC) if i == SUPPORT else np.log(np.maximum(numbers_NC, LEAST_SHARES[i])))
-    columns += [np.log1p(known_NC, dtype=np.float32), np.log1p(alike_N, dtype=np.float32)[:, None]]
-    inputs_NCI = np.empty((*scores_NC.shape, len(columns)), np.float32)
-    for i, column in enumerate(columns):
-        inputs_NCI[:, :, i] = column
-    return inputs_NCI
-
-
-class Stacker:
-    """Scores of candidates, from all that is known of them.
+class LearnedOrder:
+    """Scores of the classes of a shortlist, from the columns of all signals.
 
     Parameters
     ----------
@@ -109,13 +58,24 @@ class Stacker:
     def n_inputs(self) -> int:
         return len(self.arrays["means"])
 
-    def is_whole(self) -> bool:
-        """Whether all arrays fit each other."""
-        found = self.arrays
-        n_hidden = [found["b_H"].size, found["b_G"].size]
-        shapes = [(self.n_inputs,), (self.n_inputs,), (self.n_inputs, n_hidden[0]), (n_hidden[0],)]
-        shapes += [(n_hidden[0], n_hidden[1]), (n_hidden[1],), (n_hidden[1], 1), (1,)]
-        return all(found[name].shape == shape for name, shape in zip(NAMES, shapes, strict=True))
+    @classmethod
+    def load(cls, file: SignalFile) -> Self | None:
+        """The order of a file; None where it has none.
+
+        Raises
+        ------
+        StorageError
+            When arrays are missing or do not fit each other.
+        """
+        if not any(name.startswith(SECTION) for name in file.arrays):
+            return None
+        n_in, H, G = (file.array(SECTION + name, np.float32, (-1,)).size for name in ("means", "b_H", "b_G"))
+        shapes = ((n_in,), (n_in,), (n_in, H), (H,), (H, G), (G,), (G, 1), (1,))
+        return cls({n: file.array(SECTION + n, np.float32, shape) for n, shape in zip(NAMES, shapes, strict=True)})
+
+    def named_arrays(self) -> dict[str, NDArray[np.float32]]:
+        """Arrays by their names in a file."""
+        return {SECTION + name: array for name, array in self.arrays.items()}
 
     def _standardised(self, inputs_NCI: NDArray[np.float32]) -> NDArray[np.float32]:
         return standardised(inputs_NCI, self.arrays["means"], self.arrays["scales"])

@@ -1,0 +1,346 @@
+"""Train a run's re-ranker in parts: candidates of training rows first, classifiers of classes next, then one file.
+
+Where an order is learned, pilots (`mach.launch.pilot`) leave their examples here first. Hard negatives of a class are
+the rows in whose candidates it stands though it is not theirs; the candidates come from the finished repetitions. A
+part is a file of the folder ``reranking``, whole or absent, so whoever makes it may die at any moment and parts that
+are there are not made again. The parts of rows follow from their number, and every class is fitted alone
+(`mach.kernels.rerank`): neither workers nor the cut of the classes change a bit.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from mach.data.batch import SparseBatch, read_batch, read_classes, right_of
+from mach.data.store import Store
+from mach.kernels import rerank as kernels
+from mach.kernels.views import N_HASHED
+from mach.places import atomic_file
+from mach.repetition import RepetitionFiles, write_json
+from mach.reranking.blend import Blend, Trial, best_of, choose, precisions, untried
+from mach.reranking.model import Reranker
+from mach.reranking.order import TAUGHT, Examples, LearnedOrder
+from mach.reranking.parts import CANDIDATES, CLASSIFIERS, STAGES, Parts, name_of, name_of_examples
+from mach.reranking.record import Record, fingerprint
+from mach.reranking.settings import FitSettings, fit_settings
+from mach.reranking.signals.contract import Material, Shortlist, Signal
+from mach.reranking.signals.roster import SIGNALS
+from mach.runs.ensemble import Ensemble
+from mach.storage import Run
+from mach.tensors import write_tensors
+
+Lists = tuple[Any, Any, Any, Any]  # begins, ends, lists and rows, as `mach.kernels.rerank.invert` takes them
+PAIRS_A_PART, MAX_PARTS = 2**18, 128  # some seconds each; every part of classes reads all candidates
+CHUNK_ROWS = 4096
+LEAST_FUNCTIONS = 4  # that tell candidates of training rows
+LISTED, LISTED_A_CLASS = 50, 5  # for a learned order: candidates of a training row, or of each class that one has
+MAX_VALIDATION_ROWS = 20_000
+MAX_TEACHING_ROWS = 20_000  # of a pilot
+
+
+class RerankerTraining:
+    """The making of a re-ranker for a run whose repetitions are finished.
+
+    Parameters
+    ----------
+    run : Run
+    store : Store
+        The training data, sparse.
+    """
+
+    def __init__(self, run: Run, store: Store) -> None:
+        self.run, self.store, self.config = run, store, run.config.reranking
+        self.fingerprint = fingerprint(run)
+        self.folder = Parts(run.reranking_folder, self.fingerprint)
+        self.rows, self.validation_rows = store.split(run.config.data.validation_fraction, run.config.training.seed)
+
+    @property
+    def files(self) -> RepetitionFiles:
+        """Lock and log."""
+        return self.folder.lock_and_log
+
+    @property
+    def settings(self) -> FitSettings:
+        """How classifiers are fitted; the plan says it, once the work has begun."""
+        settings = self.folder.plan.settings
+        assert settings is not None, "a plan without settings counts as none"
+        return settings
+
+    def begin(self, settings: FitSettings | None = None) -> None:
+        """Cut the rows; what is there of other settings or weights is removed first.
+
+        Parameters
+        ----------
+        settings : FitSettings, optional
+            Those of another fitting, as pilots take those of their run; by default what suits the rows.
+        """
+        wanted = settings or fit_settings(self.config, self.store, self.run.retired)
+        self.folder.begin(wanted, len(self.rows), is_given=settings is not None)
+
+    def parts(self, stage: str) -> tuple[int, list[int]]:
+        """How many parts a stage has, and which of them are missing; the classes are cut once it is their turn."""
+        if stage != CANDIDATES and not self.folder.plan.classes:
+            self._cut_classes()
+        return self.folder.missing(stage)
+
+    def number_of(self, stage: str, part: int) -> int:
+        """Of a part among those of all stages, by which workers are told of it."""
+        return part if stage == CANDIDATES else len(self.folder.plan.rows) - 1 + part
+
+    def part_of(self, number: int) -> tuple[str, int]:
+        """The stage and part that `number_of` gives this number."""
+        n_row_parts = self.number_of(CLASSIFIERS, 0)
+        return (CANDIDATES, number) if number < n_row_parts else (CLASSIFIERS, number - n_row_parts)
+
+    def make(self, stage: str, part: int, should_stop: Callable[[], bool] = lambda: False) -> bool:
+        """Make one part; False if it was told to stop before it was whole."""
+        started = time.process_time()
+        begin, end = self.folder.bounds(stage)[part : part + 2]
+        made = self._candidates(begin, end, should_stop) if stage == CANDIDATES else self._classifiers(begin, end)
+        if made is not None:
+            arrays, notes = made
+            self.folder.write(name_of(stage, part), arrays, notes, started)
+        return made is not None
+
+    def missing_pilots(self) -> list[int]:
+        """Pilots that have not taught yet."""
+        return [pilot for pilot in range(self.config.pilots) if not self.folder.has(name_of_examples(pilot))]
+
+    def examine(self, pilot: int, run: Run, rows: NDArray[np.int64]) -> None:
+        """Keep what a finished pilot knows of rows that it has not seen, and whether it is right."""
+        started = time.process_time()
+        rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MAX_TEACHING_ROWS)).astype(int))]
+        reranker = Reranker.load(run)
+        assert reranker is not None
+        inputs, scores, right = [], [], []
+        with Ensemble(run, run.finished()) as ensemble:
+            for part, whole in self._shortlists(ensemble, rows):
+                best_NT = np.argsort(-reranker.blended(whole), axis=1, kind="stable")[:, :TAUGHT]
+                ids_NT = np.take_along_axis(whole.ids_NC, best_NT, axis=1)
+                scores_NT = np.take_along_axis(whole.scores_NC, best_NT, axis=1)
+                inputs.append(reranker.inputs(Shortlist(whole.batch, ids_NT, scores_NT, whole.probs_NRB)))
+                scores.append(scores_NT)
+                right.append(right_of(self.store, part, ids_NT).astype(np.uint8))
+        arrays = {name: np.concatenate(a) for name, a in (("inputs", inputs), ("scores", scores), ("right", right))}
+        self.folder.write(name_of_examples(pilot), arrays, {}, started)
+
+    def finish(self) -> Record:
+        """Fit the other signals, choose the blend or learn the order, write the file, tidy up."""
+        started = time.process_time()
+        folder, config, settings = self.folder, self.config, self.settings
+        notes = [folder.map(name)[1] for name in folder.names()]
+        with tempfile.TemporaryDirectory(prefix="mach-", dir=folder.scratch) as scratch:
+            signals = [kind.fit(self._material(Path(scratch))) for kind in SIGNALS]
+            order = self._learned()
+            blend, is_learned = self._choice(signals, order)
+            in_order = is_learned or (order is None and settings.keeps_inputs)
+            arrays = order.named_arrays() if order and is_learned else {}
+            metadata = {"fingerprint": self.fingerprint, "candidates": str(config.candidates)}
+            metadata |= {name: repr(strength) for name, strength in blend.strengths.items()}
+            metadata |= {"signals": ",".join(one.name for one in signals if one.has_columns)} if in_order else {}
+            for signal in signals:
+                arrays |= signal.kept(blend.of(signal), in_order=in_order)
+                metadata |= signal.notes
+            with atomic_file(self.run.reranker_file) as file:
+                digest = write_tensors(file, arrays, metadata)
+        strengths: dict[str, Any] = dict(blend.strengths)
+        record = Record(
+            fingerprint=self.fingerprint,
+            repetitions=self.run.finished(),
+            settings=config.model_dump() | settings.model_dump(),
+            **strengths,
+            validated=len(self.validation_rows) > 0,
+            learned=is_learned,
+            n_weights=len(arrays["codes"]),
+            n_bytes=sum(array.nbytes for array in arrays.values()),
+            n_pairs=sum(int(note.get("n_pairs", 0)) for note in notes),
+            cpu_seconds=round(sum(float(note["seconds"]) for note in notes) + time.process_time() - started, 2),
+            digest=digest,
+        )
+        write_json(self.run.reranked, record.model_dump())
+        folder.tidy()
+        return record
+
+    @cached_property
+    def ensemble(self) -> Ensemble:
+        """The finished repetitions."""
+        return Ensemble(self.run, self.run.finished())
+
+    def _candidates(self, begin: int, end: int, should_stop: Callable[[], bool]) -> Any:
+        """Best classes of some training rows by some of the repetitions, whose hard negatives they are.
+
+        Fewer than the C of a query do where an order is learned: what stands far down a list is not taken for one of
+        the best there, and half of them is half of the fitting. So do those of `LEAST_FUNCTIONS` hash functions: on the
+        rows they have learned from all agree about the best, and parts that ask different repetitions give a class more
+        kinds of negatives.
+        """
+        finished, store = self.run.finished(), self.store
+        n_listed = self.config.candidates
+        if self.settings.keeps_inputs:
+            wanted = max(LISTED, round(LISTED_A_CLASS * len(store.class_ids) / max(store.n_rows, 1)))
+            n_listed = min(n_listed, wanted)
+        n = min(len(finished), -(-LEAST_FUNCTIONS // self.run.config.hashing.heads))
+        first = self.folder.plan.rows.index(begin) * n
+        asked = sorted(finished[(first + i) % len(finished)] for i in range(n))
+        found = []
+        with Ensemble(self.run, asked) as ensemble:
+            for first in range(begin, end, CHUNK_ROWS):
+                if should_stop():
+                    return None
+                queries = self._features(self.rows[first : min(first + CHUNK_ROWS, end)])
+                found += [top.ids_Nk.astype(np.int32) for top in ensemble.search(queries, n_listed)]
+        return {"ids": np.concatenate(found)}, {}
+
+    def _classifiers(self, begin: int, end: int) -> Any:
+        """Classifiers of some classes."""
+        settings, store = self.settings, self.store
+        offsets, features, weights, biases, n_pairs = kernels.fit_classes(
+            store.feature_indptr,
+            store.feature_indices,
+            store.feature_values,
+            *self._rows_by_class(lambda: self._lists(of_classes=True), begin, end),
+            *self._rows_by_class(lambda: self._lists(of_classes=False), begin, end),
+            store.n_features,
+            settings.pairs,
+            settings.loss == "logistic",
+            settings.cost,
+            settings.negatives,
+            settings.iterations,
+            settings.tolerance,
+            settings.threshold,
+            settings.class_weights or store.n_features + N_HASHED,
+            begin,
+            settings.power,
+        )
+        arrays = {"offsets": offsets, "features": features, "weights": weights, "biases": biases}
+        return arrays, {"n_pairs": str(n_pairs)}
+
+    def _lists(self, *, of_classes: bool) -> Iterator[Lists]:
+        """Of consecutive training rows: where each one's list begins and ends, the lists, and the rows' numbers."""
+        for part, (begin, end) in enumerate(pairwise(self.folder.bounds(CANDIDATES))):
+            rows = self.rows[begin:end]
+            if of_classes:
+                indptr = self.store.class_indptr
+                yield indptr[rows], indptr[rows + 1], self.store.class_ids, rows
+            else:
+                ids_NC = self.folder.map(name_of(CANDIDATES, part))[0]["ids"]
+                begins = np.arange(len(ids_NC)) * ids_NC.shape[1]
+                yield begins, begins + ids_NC.shape[1], ids_NC.reshape(-1), rows
+
+    @staticmethod
+    def _rows_by_class(lists: Callable[[], Iterator[Lists]], begin: int, end: int) -> tuple[Any, Any]:
+        """CSR of the rows in whose list each of the classes stands, ascending within a class."""
+        indptr, rows = np.zeros(end - begin + 1, np.int64), np.empty(0, np.int32)
+        for part in lists():
+            kernels.invert(part, begin, indptr[1:], rows)
+        np.cumsum(indptr, out=indptr)
+        rows, places = np.empty(indptr[-1], np.int32), indptr[:-1].copy()
+        for part in lists():
+            kernels.invert(part, begin, places, rows)
+        return indptr, rows
+
+    def _cut_classes(self) -> None:
+        """Cut the classes into parts of about as many pairs of row and class."""
+        K = self.store.n_classes
+        pairs_K = np.zeros(K, np.int64)
+        for part in range(len(self.folder.bounds(CANDIDATES)) - 1):
+            ids_NC = self.folder.map(name_of(CANDIDATES, part))[0]["ids"]
+            pairs_K += np.bincount(ids_NC.ravel() + 1, minlength=K + 1)[1:]
+        np.minimum(pairs_K, self.settings.negatives, out=pairs_K)
+        totals_K = np.cumsum(pairs_K + self.run.class_counts_K() + 1)
+        n_parts = min(max(1, -(-int(totals_K[-1]) // PAIRS_A_PART)), MAX_PARTS, K)
+        cuts = np.searchsorted(totals_K, totals_K[-1] * np.arange(1, n_parts) / n_parts)
+        self.folder.cut_classes(np.unique([0, *cuts.tolist(), K]).tolist())
+
+    def _material(self, scratch: Path) -> Material:
+        repeats = self.config.repeats
+        is_of_use = len(self.validation_rows) > 0 or self.settings.keeps_inputs
+        return Material(
+            store=self.store,
+            rows=self.rows,
+            settings=self.settings,
+            counts_K=self.run.class_counts_K(),
+            learned_K=learned_counts(self.run, self.store, self.validation_rows),
+            counts_repeats=is_of_use if repeats is None else repeats != 0,
+            parts=[self.folder.map(name)[0] for name in self.folder.names(STAGES[1:])],
+            scratch=scratch,
+        )
+
+    def _learned(self) -> LearnedOrder | None:
+        """The order that pilots have taught; None where there were none."""
+        if not self.config.pilots:
+            return None
+        found = [self.folder.map(name_of_examples(pilot))[0] for pilot in range(self.config.pilots)]
+        inputs, scores, right = (np.concatenate([part[n] for part in found]) for n in ("inputs", "scores", "right"))
+        return LearnedOrder.learn(Examples(inputs, scores, right.astype(bool)), self.run.config.training.seed)
+
+    def _choice(self, signals: Sequence[Signal], order: LearnedOrder | None) -> tuple[Blend, bool]:
+        """The best blend on held-out rows, and whether the learned order is as good."""
+        given = {} if self.config.repeats is None else {"repeats": self.config.repeats}
+        rows = self.validation_rows[:MAX_VALIDATION_ROWS]
+        if not len(rows):
+            return untried(given), order is not None
+        reranker = Reranker(signals, untried(given), self.config.candidates)
+        ids, scores, ordered = [], [], []
+        columns: dict[str, list[NDArray[np.float32]]] = {one.name: [] for one in signals if one.strength}
+        for _, shortlist in self._shortlists(self.ensemble, rows):
+            ids.append(shortlist.ids_NC)
+            scores.append(shortlist.scores_NC)
+            for signal in signals:
+                if signal.strength:
+                    columns[signal.name].append(signal.columns(shortlist))
+            if order is not None:
+                ordered.append(order.scores(shortlist.scores_NC, reranker.inputs(shortlist)))
+        ids_NC = np.concatenate(ids)
+        whole = {name: np.concatenate(found) for name, found in columns.items()}
+        trial = Trial(signals, ids_NC, np.concatenate(scores), whole, right_of(self.store, rows, ids_NC))
+        blend = choose(trial, self.settings, given)
+        if order is None:
+            return blend, False
+        gains_AN = np.stack([precisions(np.concatenate(ordered), trial.right_NC), trial.gains(blend)])
+        return blend, best_of(gains_AN, usual=0) == 0
+
+    def _shortlists(self, ensemble: Ensemble, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Shortlist]]:
+        """Shortlists of some rows by an ensemble, a few rows at a time."""
+        for begin in range(0, len(rows), CHUNK_ROWS):
+            part = rows[begin : begin + CHUNK_ROWS]
+            done = 0
+            for batch, probs_NRB, columns in ensemble.answered(self._features(part)):
+                assert isinstance(batch, SparseBatch)
+                top = ensemble.topk(probs_NRB, columns, self.config.candidates)
+                yield part[done : done + len(batch)], Shortlist(batch, top.ids_Nk, top.scores_Nk, probs_NRB)
+                done += len(batch)
+
+    def _features(self, rows: NDArray[np.int64]) -> csr_array:
+        batch = read_batch(self.store, rows)
+        assert isinstance(batch, SparseBatch)
+        return batch.matrix(self.store.n_features)
+
+
+def fitting_bytes(run: Run, store: Store) -> int:
+    """Most memory that the rows of one class take while it is fitted, if all have as many features as the mean."""
+    settings = fit_settings(run.config.reranking, store, run.retired)
+    n_rows = min(int(run.class_counts_K().max(initial=0)) + settings.negatives, store.n_rows)
+    n_features = store.n_nonzeros / max(store.n_rows, 1)
+    n_paired = min(float(settings.pairs), n_features)
+    return round(n_rows * (24 + 12 * (n_features + n_paired * max(n_paired - 1, 0) / 2)))
+
+
+def learned_counts(run: Run, store: Store, held: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows of every class, shape (K,), without those held out.
+
+    Counted with the rest, a held-out row would make its own classes more frequent than they were to the networks, and
+    the prior that it chooses too favourable to frequent classes.
+    """
+    counts_K = run.class_counts_K() - np.bincount(read_classes(store, held)[0], minlength=store.n_classes)
+    return np.maximum(counts_K, 0)

@@ -1,0 +1,122 @@
+"""The re-ranker of a run as it answers: signals, and the blend or learned order that makes one score of them.
+
+``reranker.safetensors`` holds the arrays of the signals that it needs (`mach.reranking.signals`) and those of a learned
+order, named ``stacker.*``. Its metadata hold the fingerprint, C, the strengths of the blend, the notes of the signals,
+and with a learned order their names: the file is whole by itself. Files without priors, of the first version, have 0
+for all of them, those without a loss the squared hinge, without pairs none, a power of 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mach.errors import StorageError
+from mach.ordering import reorder
+from mach.places import is_there
+from mach.reranking.blend import WEIGHT, Blend
+from mach.reranking.order import LearnedOrder
+from mach.reranking.record import local_file
+from mach.reranking.signals.contract import Shortlist, Signal, SignalFile
+from mach.reranking.signals.roster import SIGNALS
+from mach.sketch.answers import TopK
+from mach.tensors import map_tensors
+
+if TYPE_CHECKING:
+    from mach.data.batch import SparseBatch
+    from mach.storage import Run
+
+OLD_ORDER = "prior,rules"  # signals whose data a learned order of earlier versions cannot do without
+
+
+class Reranker:
+    """Puts shortlists in a better order; safe to share between threads.
+
+    Parameters
+    ----------
+    signals : sequence of Signal
+    blend : Blend
+    candidates : int
+        C: classes of a query to order.
+    order : LearnedOrder, optional
+        Scores in place of the blend.
+    """
+
+    def __init__(
+        self, signals: Sequence[Signal], blend: Blend, candidates: int, order: LearnedOrder | None = None
+    ) -> None:
+        self.signals, self.blend, self.candidates, self.order = signals, blend, candidates, order
+
+    @classmethod
+    def load(cls, run: Run) -> Self | None:
+        """The re-ranker of a run, mapped; None where it has none, or its configuration says that it wants none.
+
+        Raises
+        ------
+        StorageError
+            When the file is damaged or of another run.
+        """
+        if run.config.reranking.candidates == 0 or not is_there(run.reranked):
+            return None
+        arrays, notes = map_tensors(local_file(run))
+        file = SignalFile(run.reranker_file, arrays, notes, run.manifest.n_classes, run.manifest.n_features)
+        missing = [name for name in ("candidates", WEIGHT) if name not in notes]
+        if missing:
+            raise StorageError(f"{file.where}: its metadata lack {', '.join(missing)}: train it again")
+        signals = [kind.load(file) for kind in SIGNALS]
+        blend = Blend({one.strength: file.note(one.strength, "0", float) for one in signals if one.strength})
+        order = LearnedOrder.load(file)
+        in_order = file.note("signals", OLD_ORDER).split(",") if order else []
+        for signal in signals:
+            if (signal.name in in_order and not signal.has_columns) or (blend.of(signal) and not signal.has_terms):
+                raise StorageError(f"{file.where}: the arrays of its {signal.name} are missing: train it again")
+        n_columns = sum(signal.n_columns for signal in signals)
+        if order and order.n_inputs != n_columns:
+            raise StorageError(f"{file.where}: its learned order is no network of {n_columns} inputs: train it again")
+        return cls(signals, blend, file.note("candidates", "0", int), order)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the arrays, on disk and in memory once every page was touched."""
+        found = [array for one in (*self.signals, self.order) if one for array in one.arrays.values()]
+        return sum(array.nbytes for array in found)
+
+    def signal(self, name: str) -> Signal:
+        """The signal of this name."""
+        return next(signal for signal in self.signals if signal.name == name)
+
+    def inputs(self, shortlist: Shortlist) -> NDArray[np.float32]:
+        """What a learned order weighs: the columns of all signals, shape (N, C, I)."""
+        return np.concatenate([signal.columns(shortlist) for signal in self.signals], axis=2)
+
+    def blended(self, shortlist: Shortlist) -> NDArray[np.float32]:
+        """Scores by the blend, shape (N, C)."""
+        return self.blend.scores(
+            shortlist.scores_NC, shortlist.ids_NC, self.signals, lambda signal: signal.columns(shortlist)
+        )
+
+    def rescore(
+        self,
+        batch: SparseBatch,
+        ids_NC: NDArray[np.int64],
+        scores_NC: NDArray[np.float32],
+        probs_NRB: NDArray[np.float32],
+    ) -> NDArray[np.float32]:
+        """Scores of given classes by the learned order, else the blend, shape (N, C); arguments as of `Shortlist`."""
+        shortlist = Shortlist(batch, ids_NC, scores_NC, probs_NRB)
+        return self.order.scores(scores_NC, self.inputs(shortlist)) if self.order else self.blended(shortlist)
+
+    def rerank(
+        self,
+        batch: SparseBatch,
+        top: TopK,
+        k: int,
+        probs_NRB: NDArray[np.float32],
+        terms_K: NDArray[np.float32] | None = None,
+    ) -> TopK:
+        """The best k of the candidates, also by further terms of their classes, see `mach.ordering.reorder`."""
+        scores_NC = self.rescore(batch, top.ids_Nk, top.scores_Nk, probs_NRB)
+        return reorder(top, scores_NC if terms_K is None else scores_NC + terms_K[top.ids_Nk], k)

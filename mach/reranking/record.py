@@ -1,0 +1,142 @@
+"""What a finished re-ranker tells about itself, and whether a run is due one."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ConfigDict
+
+from mach.config import Section
+from mach.errors import StorageError
+from mach.places import cache_folder, fetch, is_there, kept
+from mach.repetition import read_json
+from mach.reranking.signals.classifiers import FORMULAS
+from mach.tensors import digest_of, map_tensors
+
+if TYPE_CHECKING:
+    from mach.storage import Run
+
+FORMAT: Literal[1] = 1
+# Keys that runs of earlier versions had in their configuration, in its order and with its defaults.
+RETIRED_KEYS: dict[str, Any] = {
+    "candidates": 0,
+    "loss": "hinge",
+    "cost": 1.0,
+    "negatives": 100_000,
+    "pairs": 0,
+    "power": 1.0,
+    "iterations": 6,
+    "tolerance": 0.1,
+    "threshold": 0.05,
+    "class_weights": None,
+    "bytes": None,
+    "weight": None,
+    "prior": None,
+    "repeats": None,
+    "pilots": 0,
+    "views": [],
+    "inputs": False,
+}
+YOUNG_KEYS = ("pairs", "class_weights", "repeats", "power", "pilots", "views", "inputs")  # left out at their defaults
+
+
+class Record(Section):
+    """The content of RERANKED.
+
+    Attributes
+    ----------
+    fingerprint : str
+        Of what the re-ranker was made from and with.
+    repetitions : list of int
+        Those that the candidates come from.
+    settings : dict
+        ``candidates``, ``repeats`` and ``pilots`` of the configuration, and the settings of the fitting.
+    weight, prior, repeats : float
+        The blend, which is without effect where an order is learned.
+    validated : bool
+        Whether held-out rows chose the blend.
+    learned : bool
+        Whether the order is a learned one.
+    n_weights, n_bytes : int
+        Stored weights of classifiers, and bytes of all arrays.
+    n_pairs : int
+        Pairs of row and class that the classifiers were fitted to.
+    cpu_seconds : float
+        Without those of pilots.
+    digest : str
+        Of the arrays.
+    """
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True, allow_inf_nan=False)
+
+    format: Literal[1] = FORMAT
+    fingerprint: str
+    repetitions: list[int]
+    settings: dict[str, Any]
+    weight: float
+    prior: float = 0.0
+    repeats: float = 0.0
+    validated: bool
+    learned: bool = False
+    n_weights: int
+    n_bytes: int
+    n_pairs: int
+    cpu_seconds: float
+    digest: str
+
+    @property
+    def formula(self) -> str:
+        """How a score is made, in a line."""
+        if self.learned:
+            return "order learned by a network over aggregate, margins and counts"
+        loss = FORMULAS["logistic" if self.settings.get("loss") == "logistic" else "hinge"]
+        formula = f"score = aggregate - {self.weight:g} {loss} {self.prior:+g} log(1 + rows)"
+        if self.repeats:
+            what = "share of equal rows)" if self.repeats > 0 else "1 + equal rows of the class)"
+            formula += f" {self.repeats:+g} log({what}"
+        return formula
+
+
+def fingerprint(run: Run) -> str:
+    """Digest of all that decides the classifiers: settings, data, and the weights of all repetitions."""
+    config = run.config
+    digests = [run.repetition(r).summary().weights_digest for r in range(config.hashing.repetitions)]
+    settings = config.reranking.model_dump()
+    retired = {key.partition(".")[2]: value for key, value in run.retired.items() if key.startswith("reranking.")}
+    if retired:  # as the version that made the run wrote it
+        settings = RETIRED_KEYS | retired | settings
+        settings = {k: v for k, v in settings.items() if k not in YOUNG_KEYS or v != RETIRED_KEYS[k]}
+    parts = (FORMAT, settings, config.decoding.aggregate, run.manifest.data_fingerprint, digests)
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+
+def is_due(run: Run) -> bool:
+    """Whether a re-ranker is wanted, all repetitions are finished, and none is there of these settings and weights."""
+    if run.config.reranking.candidates == 0 or len(run.finished()) < run.config.hashing.repetitions:
+        return False
+    return not is_there(run.reranked) or read_json(run.reranked, Record).fingerprint != fingerprint(run)
+
+
+def local_file(run: Run) -> Path:
+    """The file on this machine; a remote one is fetched once a machine and compared with what RERANKED says."""
+    where = run.reranker_file
+    if isinstance(where, Path):
+        return where
+    digest = read_json(run.reranked, Record).digest
+
+    def check(file: Path) -> None:
+        found = digest_of(map_tensors(file)[0])
+        if found != digest:
+            raise StorageError(f"{where} has digest {found}, RERANKED says {digest}: run the same `mach train` again")
+
+    return kept(cache_folder() / "weights" / f"{digest}.safetensors", lambda file: fetch(where, file, check))
+
+
+def verify(run: Run) -> None:
+    """Compare the arrays, if there are any, with the digest of their training; a StorageError if they differ."""
+    if is_there(run.reranked):
+        found, recorded = digest_of(map_tensors(local_file(run))[0]), read_json(run.reranked, Record).digest
+        if found != recorded:
+            raise StorageError(f"{run.reranker_file} has digest {found}, training recorded {recorded}: train it again")

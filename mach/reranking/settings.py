@@ -1,0 +1,87 @@
+"""How the classifiers of a re-ranker are fitted: what was found once for all data sets, and what the rows decide.
+
+Nothing here is a key of the configuration but the pairs. The plan of a fitting holds the settings, so that workers, a
+fitting that goes on, and pilots use the same ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from mach.config import RerankingConfig, Section
+from mach.data.store import Store
+
+Loss = Literal["hinge", "logistic"]
+MANY_CLASSES = 10  # of a row, on average: then many classes are likely at once
+
+
+class FitSettings(Section):
+    """The settings of a fitting; the defaults are those of rows with few classes and no pairs.
+
+    Attributes
+    ----------
+    loss : {"hinge", "logistic"}
+        The loss of a row's margin: squared hinge, or logistic.
+    cost : float
+        What a row's loss weighs beside half the squared length of the weights.
+    pairs : int
+        Largest features of a row whose products are features as well (``reranking.pairs``).
+    power : float
+        What a row's values are raised to, signs kept; the row stays as long as it was.
+    threshold : float
+        Smaller weights are dropped.
+    class_weights : int or None
+        Most weights of a class, the largest; None: all above the threshold.
+    negatives : int
+        Most rows that a class is told apart from.
+    iterations : int
+        Most passes over the rows of a class. A query's order no longer changes beyond 6.
+    tolerance : float
+        Violation of the optimality conditions at which a class is done.
+    keeps_inputs : bool
+        Whether the file keeps all that a learned order weighs: where one is to be learned, and in pilots.
+    """
+
+    loss: Loss = "hinge"
+    cost: float = 1.0
+    pairs: int = 0
+    power: float = 1.0
+    threshold: float = 0.05
+    class_weights: int | None = None
+    negatives: int = 100_000
+    iterations: int = 6
+    tolerance: float = 0.1
+    keeps_inputs: bool = False
+
+
+def fit_settings(config: RerankingConfig, store: Store, retired: Mapping[str, Any] | None = None) -> FitSettings:
+    """The settings for some training rows.
+
+    - Rows of 10 classes and more on average: many classes are likely at once, so the loss is logistic. It takes a cost
+      of 4, and its weights below 0.1 say little.
+    - Pairs: many small weights share what one large weight said before. Those below 0.08 go, and of a class the 2,048
+      largest stay. Where rows have more than one class, values are raised to 0.5, and the cost is 0.5.
+
+    Parameters
+    ----------
+    config : RerankingConfig
+    store : Store
+        All training rows, also those held out.
+    retired : mapping, optional
+        Values of retired keys that the run was made with: these stay as they are.
+    """
+    given = {name: value for name in FitSettings.model_fields if (value := (retired or {}).get(f"reranking.{name}"))}
+    chosen: dict[str, Any] = {"pairs": config.pairs, "keeps_inputs": config.pilots > 0}
+    n_classes_N = np.diff(store.class_indptr)
+    if given:
+        chosen |= given
+    elif n_classes_N.sum() / max(store.n_rows, 1) >= MANY_CLASSES:
+        chosen |= {"loss": "logistic", "cost": 4.0, "threshold": 0.1}
+    elif config.pairs:
+        chosen |= {"threshold": 0.08, "class_weights": 2048}
+        if not (n_classes_N == 1).all():
+            chosen |= {"cost": 0.5, "power": 0.5}
+    return FitSettings(**chosen)

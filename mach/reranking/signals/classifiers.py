@@ -1,0 +1,214 @@
+"""Classifiers: one sparse linear classifier a class, which tells its rows from those that networks take for them.
+
+A set holds, for K classes, ``offsets`` (int64, K + 1), ``scales`` and ``biases`` (float32, K), and for every stored
+weight its feature as a step from the class's feature before (``gaps``, int16; the first from 0) and its value
+(``codes``, int8, times the class's scale): 3 bytes a weight and 16 a class. Steps above 32,767 are cut by codes of 0.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mach.data.rows import RowView
+from mach.errors import StorageError
+from mach.reranking.settings import Loss
+from mach.reranking.signals.contract import Arrays, Material, Scale, Shortlist, Signal, SignalFile
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+    from mach.data.batch import SparseBatch
+
+NAMES = ("offsets", "gaps", "codes", "scales", "biases")
+CLASS_BYTES, WEIGHT_BYTES = 16, 3
+WEIGHTS = 0.8  # a feature of a row and class of it, measured on gnd-core,
+PAIR_WEIGHTS = 0.08  # and a pair of features of it, on tate-leaf
+LOWEST_MARGIN = np.float32(-1e6)  # keeps every score finite
+FORMULAS: dict[Loss, str] = {"hinge": "max(0, 1 - margin)^2", "logistic": "log(1 + exp(-margin))"}
+# Runs of earlier versions may have further sets, which a learned order weighs. "presence" sees no values but that a
+# feature is there; rows of average length have length 1.
+FURTHER_SETS = ("presence", "cautious", "bold")
+
+
+@dataclass(frozen=True, eq=False)
+class ClassifierSet:
+    """Linear classifiers of K classes over D features, mapped; safe to share between threads.
+
+    Attributes
+    ----------
+    arrays : mapping
+        `NAMES`.
+    view : RowView
+        How a row is seen.
+    """
+
+    arrays: Arrays
+    view: RowView
+    _scratch: threading.local = field(default_factory=threading.local)
+
+    def margins(self, batch: SparseBatch, ids_NC: NDArray[np.int64]) -> NDArray[np.float32]:
+        """``w_k x_n + b_k`` of given classes, shape (N, C), 0 for -1; reads 3 bytes for each of their weights."""
+        from mach.kernels.rerank import margins
+
+        margins_NC = np.empty(ids_NC.shape, np.float32)
+        x_D = getattr(self._scratch, "x_D", None)
+        if x_D is None:
+            x_D = self._scratch.x_D = np.zeros(self.view.n_columns + 1, np.float32)
+        seen = self.view.sparse(batch)
+        rows = seen.indptr, seen.indices, seen.values
+        offsets, gaps, codes, scales, biases = (self.arrays[name] for name in NAMES)
+        margins(rows, ids_NC, offsets, gaps, codes, scales, biases, x_D, margins_NC)
+        return margins_NC
+
+    def matrix(self) -> csr_array:
+        """All weights but the biases, (K, columns of the view), in plain numpy."""
+        from scipy.sparse import csr_array
+
+        offsets, gaps, codes, scales, _ = (self.arrays[name] for name in NAMES)
+        totals = np.concatenate([[0], np.cumsum(gaps, dtype=np.int64)])
+        counts_K = np.diff(offsets)
+        features = totals[1:] - np.repeat(totals[offsets[:-1]], counts_K)
+        weights = codes * np.repeat(scales, counts_K)
+        return csr_array((weights, features, offsets), shape=(len(counts_K), self.view.n_columns))
+
+    def margins_oracle(self, batch: SparseBatch, ids_NC: NDArray[np.int64]) -> NDArray[np.floating]:
+        """The margins in plain numpy, from the weights of all classes."""
+        x = self.view.sparse(batch).matrix(self.view.n_columns).astype(np.float64)
+        margins_NK = (x @ self.matrix().T).toarray() + self.arrays["biases"]
+        found_NC = np.take_along_axis(margins_NK, np.maximum(ids_NC, 0), axis=1)
+        return np.where(ids_NC < 0, 0, found_NC)
+
+
+class Classifiers(Signal):
+    """Margins of the class's linear classifier, and in runs of earlier versions those of further sets."""
+
+    name = "classifiers"
+    meaning = "The class's own linear classifier finds the query this far on its side of the border; below 0 beyond it."
+    strength = "weight"
+
+    sets: Mapping[str, ClassifierSet]
+    loss: Loss
+
+    @classmethod
+    def of(cls, sets: Mapping[str, ClassifierSet], loss: Loss) -> Self:
+        """By sets of classifiers, each with what the names of its arrays begin with; the run's own is first."""
+        made = cls({begin + name: one.arrays[name] for begin, one in sets.items() for name in NAMES})
+        made.sets, made.loss = sets, loss
+        return made
+
+    @classmethod
+    def fit(cls, material: Material) -> Self:
+        """Put the fitted classes together; large arrays are mapped."""
+        settings = material.settings
+        arrays = _encoded(material.parts, material.store.n_classes, material.scratch)
+        view = RowView(power=settings.power, pairs=settings.pairs, n_features=material.store.n_features)
+        return cls.of({"": ClassifierSet(arrays, view)}, settings.loss)
+
+    @classmethod
+    def load(cls, file: SignalFile) -> Self:
+        loss, views = file.note("loss", "hinge"), file.note("views", "").split(",")
+        if loss not in get_args(Loss):
+            raise StorageError(f"{file.where}: its metadata are damaged (loss {loss}): train it again")
+        pairs, power = file.note("pairs", "0", int), file.note("power", "1", float)
+        seen = {"": RowView(power=power, pairs=pairs, n_features=file.n_features)}
+        length = max(file.note("row_features", "1", float), 1.0) ** -0.5
+        for name in FURTHER_SETS:
+            if name in views:
+                presence = float(np.float32(length)) if name == "presence" else 0.0
+                seen[f"{name}."] = RowView(presence=presence, n_features=file.n_features)
+        if not any(name in file for name in NAMES):
+            return cls.of({}, loss)
+        return cls.of({begin: ClassifierSet(_set_arrays(file, begin), view) for begin, view in seen.items()}, loss)
+
+    @property
+    def own(self) -> ClassifierSet:
+        return self.sets[""]
+
+    @property
+    def notes(self) -> dict[str, str]:
+        if not self.sets:
+            return {}
+        return {"loss": self.loss, "pairs": str(self.own.view.pairs), "power": repr(self.own.view.power)}
+
+    @classmethod
+    def expected_bytes(cls, scale: Scale) -> int:
+        n_paired = min(float(scale.pairs), scale.row_features)
+        weights_a_row = WEIGHTS * scale.row_features + PAIR_WEIGHTS * n_paired * max(n_paired - 1, 0) / 2
+        return scale.n_classes * CLASS_BYTES + 8 + round(scale.n_positives * weights_a_row) * WEIGHT_BYTES
+
+    @property
+    def labels(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(f"margin {begin.rstrip('.')}".rstrip() for begin in self.sets)
+
+    @property
+    def has_columns(self) -> bool:
+        return bool(self.sets)
+
+    @property
+    def has_terms(self) -> bool:
+        return bool(self.sets)
+
+    def columns(self, shortlist: Shortlist) -> NDArray[np.float32]:
+        columns_NCI = np.empty((*shortlist.ids_NC.shape, self.n_columns), np.float32)
+        for i, one in enumerate(self.sets.values()):
+            columns_NCI[:, :, i] = one.margins(shortlist.batch, shortlist.ids_NC)
+        return columns_NCI
+
+    def oracle(self, shortlist: Shortlist) -> NDArray[np.floating]:
+        columns_NCI = np.empty((*shortlist.ids_NC.shape, self.n_columns))
+        for i, one in enumerate(self.sets.values()):
+            columns_NCI[:, :, i] = one.margins_oracle(shortlist.batch, shortlist.ids_NC)
+        return columns_NCI
+
+    def terms(
+        self, columns_NCI: NDArray[np.float32], ids_NC: NDArray[np.int64], strength: float
+    ) -> NDArray[np.float32]:
+        """Minus strength times the classifier's own loss of a positive: a class that is certain keeps its aggregate.
+
+        Examples
+        --------
+        >>> Classifiers.of({}, "hinge").terms(np.float32([[[2], [0]]]), np.array([[0, 1]]), 3.0).tolist()
+        [[-0.0, -3.0]]
+        """
+        margins_NC = np.fmax(columns_NCI[:, :, 0], LOWEST_MARGIN)
+        if self.loss == "hinge":
+            losses_NC = np.square(1 - np.fmin(margins_NC, np.float32(1)))
+        else:
+            losses_NC = np.logaddexp(np.float32(0), -margins_NC)
+        return np.asarray(-(np.float32(strength) * losses_NC))
+
+
+def _set_arrays(file: SignalFile, begin: str) -> dict[str, NDArray[Any]]:
+    """Arrays of one set, whose names begin so in the file."""
+    K, n = file.n_classes, file.arrays[f"{begin}codes"].size if f"{begin}codes" in file else 0
+    shapes = ((np.int64, K + 1), (np.int16, n), (np.int8, n), (np.float32, K), (np.float32, K))
+    return {name: file.array(begin + name, dtype, (n,)) for name, (dtype, n) in zip(NAMES, shapes, strict=True)}
+
+
+def _encoded(parts: Any, n_classes: int, scratch: Path) -> dict[str, NDArray[Any]]:
+    """Fitted classes, part by part, as arrays of the file."""
+    from mach.kernels.rerank import encode
+
+    offsets, begin = np.zeros(n_classes + 1, np.int64), 0
+    scales = []
+    with (scratch / "gaps").open("wb") as gaps_, (scratch / "codes").open("wb") as codes_:
+        for part in parts:
+            ends, gaps, codes, scales_K = encode(part["offsets"], part["features"], part["weights"])
+            offsets[begin + 1 : begin + len(ends)] = offsets[begin] + ends[1:]
+            begin += len(ends) - 1
+            scales.append(scales_K)
+            gaps_.write(gaps.tobytes())
+            codes_.write(codes.tobytes())
+    mapped = {
+        name: np.asarray(np.memmap(scratch / name, dtype, "r")) if offsets[-1] else np.empty(0, dtype)
+        for name, dtype in (("gaps", np.int16), ("codes", np.int8))
+    }
+    biases = np.concatenate([part["biases"] for part in parts])
+    return {"offsets": offsets, "scales": np.concatenate(scales), "biases": biases} | mapped

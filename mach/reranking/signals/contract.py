@@ -1,0 +1,253 @@
+"""The contract of a signal: one thing that is known of a query and a class of its shortlist."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mach.data.batch import SparseBatch, read_batch, read_classes
+from mach.errors import StorageError
+from mach.reranking.settings import FitSettings
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+    from mach.data.store import Store
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Shortlist:
+    """Queries and the classes that may answer them.
+
+    Attributes
+    ----------
+    batch : SparseBatch
+        N queries.
+    ids_NC : int64 array of shape (N, C)
+        Classes; -1 is none.
+    scores_NC : float32 array of shape (N, C)
+        Their aggregates, log-means of bucket probabilities.
+    probs_NRB : float32 array of shape (N, R, B)
+        Bucket probabilities that these come from.
+    """
+
+    batch: SparseBatch
+    ids_NC: NDArray[np.int64]
+    scores_NC: NDArray[np.float32]
+    probs_NRB: NDArray[np.float32]
+
+    @property
+    def rows(self) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+        """indptr, indices and values of the queries, as compiled functions take them."""
+        return self.batch.indptr, self.batch.indices, self.batch.values
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What signals are fitted to.
+
+    Attributes
+    ----------
+    store : Store
+        All training rows.
+    rows : int64 array
+        Those that are learned from, ascending; the others are held out.
+    settings : FitSettings
+    counts_K, learned_K : int64 arrays of shape (K,)
+        Training rows of every class: all, and without those held out.
+    counts_repeats : bool
+        Whether rows are to be counted by their features (`mach.reranking.signals.repeats`).
+    parts : sequence of mappings
+        Fitted classifiers of consecutive classes: offsets, features, weights and biases.
+    scratch : Path
+        A folder for large arrays, which are mapped.
+    """
+
+    store: Store
+    rows: NDArray[np.int64]
+    settings: FitSettings
+    counts_K: NDArray[np.int64]
+    learned_K: NDArray[np.int64]
+    counts_repeats: bool
+    parts: Sequence[Arrays]
+    scratch: Path
+
+    @cached_property
+    def features(self) -> csr_array:
+        """Features of the rows, shape (N, D)."""
+        batch = read_batch(self.store, self.rows)
+        assert isinstance(batch, SparseBatch)
+        return batch.matrix(self.store.n_features)
+
+    @cached_property
+    def classes(self) -> csr_array:
+        """Ones at the classes of the rows, shape (N, K)."""
+        from scipy.sparse import csr_array
+
+        ids, counts = read_classes(self.store, self.rows)
+        indptr = np.concatenate([[0], np.cumsum(counts)])
+        return csr_array((np.ones(len(ids), np.float32), ids, indptr), shape=(len(self.rows), self.store.n_classes))
+
+
+@dataclass(frozen=True, eq=False)
+class SignalFile:
+    """Arrays and notes of a re-ranker's file, for the signals that find theirs in it."""
+
+    where: object
+    arrays: Arrays
+    notes: Mapping[str, str]
+    n_classes: int
+    n_features: int
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.arrays
+
+    def array(self, name: str, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+        """The array of this name; a length of -1 is any.
+
+        Raises
+        ------
+        StorageError
+            When it is missing, or of another type or shape.
+        """
+        found = self.arrays.get(name)
+        fits = found is not None and found.dtype == dtype and len(found.shape) == len(shape)
+        if found is None or not fits or any(b not in (a, -1) for a, b in zip(found.shape, shape, strict=True)):
+            raise StorageError(f"{self.where}: {name} is missing or not of shape {shape}: train it again")
+        return np.asarray(found)  # not memmap: calls cost less
+
+    def note(self, name: str, default: str, kind: Any = str) -> Any:
+        """A note in its type.
+
+        Raises
+        ------
+        StorageError
+            When it cannot be read.
+        """
+        try:
+            return kind(self.notes.get(name, default))
+        except ValueError as error:
+            raise StorageError(f"{self.where}: its metadata are damaged ({error}): train it again") from error
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes by which signals tell how many bytes they will take.
+
+    ``n_positives`` are the pairs of a training row and a class of it, ``row_features`` the mean number of features of
+    a row, ``counts_repeats`` says whether rows may be counted by their features, and ``is_learned`` whether an order
+    is learned.
+    """
+
+    n_classes: int
+    n_features: int
+    n_rows: int
+    n_positives: int
+    row_features: float
+    pairs: int = 0
+    counts_repeats: bool = False
+    is_learned: bool = False
+
+
+@dataclass(eq=False)
+class Signal(ABC):
+    """One thing that is known of a query and a class of its shortlist, as numbers.
+
+    A blend gives some signals a strength and adds what they say, their `terms`, to the aggregate. A learned order
+    weighs the `columns` of all signals. A signal is safe to share between threads.
+
+    To add one, write it in a file of its own and name it in the list `mach.reranking.signals.SIGNALS`; its tests
+    inherit ``tests.reranking.signal_contract.SignalContract``.
+
+    Attributes
+    ----------
+    name : str
+    meaning : str
+        One plain sentence: what a value of it means to a person.
+    strength : str or None
+        The name of its strength in a blend (and on disk); None: blends leave it out.
+    choices : tuple of float
+        Strengths that held-out rows choose from, the usual one first; empty where they do not choose it alone.
+    labels : tuple of str
+        What each column is.
+    arrays : mapping
+        By their names in the file; a signal without data has none.
+    """
+
+    name: ClassVar[str]
+    meaning: ClassVar[str]
+    strength: ClassVar[str | None] = None
+    choices: ClassVar[tuple[float, ...]] = ()
+    labels: ClassVar[tuple[str, ...]]
+
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def fit(cls, material: Material) -> Self:
+        """Make it from training rows; one that only looks at queries has nothing to fit."""
+        return cls()
+
+    @classmethod
+    def load(cls, file: SignalFile) -> Self:
+        """Find its arrays in a file, where absent ones are legal: the signal then says nothing.
+
+        Raises
+        ------
+        StorageError
+            When arrays are damaged: of other types or shapes, or some of several.
+        """
+        return cls()
+
+    def kept(self, strength: float, *, in_order: bool) -> dict[str, NDArray[Any]]:
+        """Arrays that a file needs where a blend gives it such a strength, or an order may weigh it."""
+        return self.arrays
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What a file notes of it beside the arrays."""
+        return {}
+
+    @classmethod
+    def expected_bytes(cls, scale: Scale) -> int:
+        """How many bytes its arrays will take, about."""
+        return 0
+
+    @property
+    def n_columns(self) -> int:
+        return len(self.labels)
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether it has the data that its columns come from."""
+        return True
+
+    @property
+    def has_terms(self) -> bool:
+        """Whether it has the data that its terms come from."""
+        return self.strength is not None
+
+    @abstractmethod
+    def columns(self, shortlist: Shortlist) -> NDArray[np.float32]:
+        """Its values for every query and class, float32 of shape (N, C, `n_columns`).
+
+        A value depends on its query and its class alone, not on the others of the batch or shortlist.
+        """
+
+    @abstractmethod
+    def oracle(self, shortlist: Shortlist) -> NDArray[np.floating]:
+        """The columns in plain numpy or Python, however slowly: what `columns` must equal."""
+
+    def terms(
+        self, columns_NCI: NDArray[np.float32], ids_NC: NDArray[np.int64], strength: float
+    ) -> NDArray[np.float32]:
+        """What a blend adds to the aggregates, at most 0, by its columns and a strength; float32 of shape (N, C)."""
+        raise NotImplementedError(f"{self.name} has no strength in blends")

@@ -1,0 +1,121 @@
+"""Repeats: training rows with the same features as a query (`mach.kernels.repeats`)."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mach.kernels.repeats import ANY, LOAD, MAX_SLOTS, count_rows
+from mach.reranking.signals.contract import Material, Scale, Shortlist, Signal, SignalFile
+
+REPEAT_BYTES = 5  # at most, of a training row and of each of its classes
+WORD = 2**64 - 1
+
+
+class Repeats(Signal):
+    """How many training rows have the query's set of features, and how many of these have the class; up to 255.
+
+    Strengths above 0 suit data whose equal rows have equal classes. Those below 0 put classes last that the row is
+    known to have: they suit data that hold no pair of row and class twice, as where one asks what a user who has bought
+    these things will buy next.
+    """
+
+    name = "repeats"
+    meaning = "So many training rows have the query's features: those with the class, and all (as logarithms)."
+    strength = "repeats"
+    choices = (0.0, 2.0, -3.0, -12.0)  # -12 puts what is known last
+    labels = ("log equal rows with it", "log equal rows")
+
+    @classmethod
+    def fit(cls, material: Material) -> Self:
+        if not material.counts_repeats:
+            return cls()
+        store, rows = material.store, material.rows
+        n_most = len(rows) + int((store.class_indptr[rows + 1] - store.class_indptr[rows]).sum())
+        csr = (store.feature_indptr, store.feature_indices, store.feature_values)
+        for _ in range(2):  # the second time as large as need be
+            n_slots = min(int(n_most / LOAD) + 2, MAX_SLOTS)
+            table, n_entries = count_rows(csr, store.class_indptr, store.class_ids, rows, n_slots)
+            if n_entries > LOAD * n_most:
+                break
+            n_most = n_entries
+        return cls({"repeats": table})
+
+    @classmethod
+    def load(cls, file: SignalFile) -> Self:
+        if "repeats" not in file:
+            return cls()
+        table = file.array("repeats", np.uint32, (-1,))
+        return cls({"repeats": table} if len(table) else {})
+
+    def kept(self, strength: float, *, in_order: bool) -> dict[str, NDArray[Any]]:
+        return self.arrays if strength or in_order else {}
+
+    @classmethod
+    def expected_bytes(cls, scale: Scale) -> int:
+        return REPEAT_BYTES * (scale.n_rows + scale.n_positives) if scale.counts_repeats else 0
+
+    @property
+    def has_columns(self) -> bool:
+        return bool(self.arrays)
+
+    @property
+    def has_terms(self) -> bool:
+        return bool(self.arrays)
+
+    def counts(self, shortlist: Shortlist) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Training rows with a query's features: those that have a given class, shape (N, C), and all."""
+        from mach.kernels.repeats import counts_of
+
+        ids_NC = shortlist.ids_NC
+        counts_NC, totals_N = np.zeros(ids_NC.shape, np.uint8), np.zeros(len(ids_NC), np.uint8)
+        if self.arrays:
+            counts_of(self.arrays["repeats"], shortlist.rows, ids_NC, counts_NC, totals_N)
+        return counts_NC, totals_N
+
+    def columns(self, shortlist: Shortlist) -> NDArray[np.float32]:
+        counts_NC, totals_N = self.counts(shortlist)
+        columns_NC2 = np.empty((*counts_NC.shape, 2), np.float32)
+        columns_NC2[:, :, 0] = np.log1p(counts_NC, dtype=np.float32)
+        columns_NC2[:, :, 1] = np.log1p(totals_N, dtype=np.float32)[:, None]
+        return columns_NC2
+
+    def oracle(self, shortlist: Shortlist) -> NDArray[np.floating]:
+        columns_NC2 = np.zeros((*shortlist.ids_NC.shape, 2))
+        table = self.arrays.get("repeats", np.empty(0, np.uint32)).tolist()
+        indptr, indices, values = shortlist.rows
+        for n, ids in enumerate(shortlist.ids_NC.tolist()):
+            span = slice(indptr[n], indptr[n + 1])
+            features = [f for f, x in zip(indices[span].tolist(), values[span].tolist(), strict=True) if x]
+            total = _count(table, features, ANY)
+            counts = [min(_count(table, features, k), total) if k >= 0 else 0 for k in ids]
+            columns_NC2[n] = np.log1p([[count, total] for count in counts])
+        return columns_NC2
+
+    def terms(
+        self, columns_NCI: NDArray[np.float32], ids_NC: NDArray[np.int64], strength: float
+    ) -> NDArray[np.float32]:
+        """``strength * log((1 + n_k) / (1 + n))`` of n equal rows, n_k with the class; below 0 without the n."""
+        known_NC, all_NC = columns_NCI[:, :, 0], columns_NCI[:, :, 1]
+        return np.float32(strength) * (known_NC - all_NC if strength > 0 else known_NC)
+
+
+def _count(table: list[int], features: list[int], k: int) -> int:
+    """The count of one entry, in Python's integers."""
+    if not table:
+        return 0
+    row_key = _mixed((len(features) + sum(_mixed(f * 0x9E3779B97F4A7C15 + 1) for f in features)) & WORD)
+    key = _mixed((row_key + (k + 2) * 0xC2B2AE3D27D4EB4F) & WORD)
+    tag, slot = key & 0xFFFFFF, ((key >> 32) * len(table)) >> 32
+    while table[slot] and table[slot] >> 8 != tag:
+        slot = (slot + 1) % len(table)
+    return table[slot] & 255
+
+
+def _mixed(key: int) -> int:
+    key &= WORD
+    key = ((key ^ (key >> 30)) * 0xBF58476D1CE4E5B9) & WORD
+    key = ((key ^ (key >> 27)) * 0x94D049BB133111EB) & WORD
+    return key ^ (key >> 31)

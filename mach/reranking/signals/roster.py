@@ -1,0 +1,19 @@
+"""The list of all signals; to add one, write its file (`mach.reranking.signals.contract`) and name it here."""
+
+from __future__ import annotations
+
+from mach.reranking.signals.aggregate import Aggregate
+from mach.reranking.signals.classifiers import Classifiers
+from mach.reranking.signals.context import Context
+from mach.reranking.signals.contract import Scale, Signal
+from mach.reranking.signals.prior import Prior
+from mach.reranking.signals.repeats import Repeats
+from mach.reranking.signals.rules import Rules
+
+# Learned orders of stored runs weigh the columns in this order: a new signal goes to the end.
+SIGNALS: tuple[type[Signal], ...] = (Aggregate, Prior, Context, Classifiers, Rules, Repeats)
+
+
+def expected_bytes(scale: Scale) -> int:
+    """How many bytes a re-ranker will take, about."""
+    return sum(kind.expected_bytes(scale) for kind in SIGNALS)

@@ -1,0 +1,145 @@
+"""Every signal: the laws of all, and what is its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mach.errors import StorageError
+from mach.ordering import prior_terms
+from mach.reranking.signals.aggregate import Aggregate
+from mach.reranking.signals.classifiers import LOWEST_MARGIN, Classifiers
+from mach.reranking.signals.context import Context
+from mach.reranking.signals.contract import Material, Scale, Shortlist
+from mach.reranking.signals.prior import Prior
+from mach.reranking.signals.repeats import Repeats
+from mach.reranking.signals.roster import SIGNALS, expected_bytes
+from mach.reranking.signals.rules import Rules
+from tests.reranking.conftest import D
+from tests.reranking.signal_contract import SignalContract, file_of
+
+
+class TestAggregate(SignalContract):
+    kind = Aggregate
+    tolerance = 2e-3  # log odds of a certain class in float32
+
+    def test_no_class_and_certain_ones_have_finite_odds(self, shortlist: Shortlist):
+        columns_NCI = Aggregate().columns(shortlist)
+        assert columns_NCI[shortlist.ids_NC < 0][:, 0].tolist() == [-30.0] * int((shortlist.ids_NC < 0).sum())
+        assert columns_NCI[0, 0] == pytest.approx(
+            [-1e-3, np.log(np.exp(-1e-3) / (1 - np.exp(-1e-3))), np.exp(-1e-3)], rel=1e-4
+        )
+
+
+class TestContext(SignalContract):
+    kind = Context
+
+    def test_all_classes_of_a_query_have_the_same_context(self, shortlist: Shortlist):
+        assert not np.ptp(Context().columns(shortlist), axis=1).any()
+
+    def test_values_are_those_of_the_definition(self, shortlist: Shortlist):
+        probs_NRB = np.array([[[0.9, 0.3, 0.1, 0.7], [0.9, 0.0, 0.1, 1.0]]], np.float32)
+        one = Shortlist(shortlist.batch, shortlist.ids_NC[:1], shortlist.scores_NC[:1], probs_NRB)
+        n_features = np.diff(shortlist.batch.indptr)[:1]
+        batch = type(one.batch)(*(one.batch.indptr[:2], one.batch.indices[: n_features[0]], one.batch.values))
+        found = Context().columns(Shortlist(batch, one.ids_NC, one.scores_NC, probs_NRB))[0, 0]
+        np.testing.assert_allclose(found, np.log([1 + n_features[0], 2, 3, 3.5, 4.5, 4.5]), rtol=1e-5)
+
+
+class TestPrior(SignalContract):
+    kind = Prior
+    alone = True
+
+    def test_strengths_are_tried_without_held_out_rows_and_kept_with_them(
+        self, material: Material, shortlist: Shortlist
+    ):
+        signal, ids_NC = Prior.fit(material), np.maximum(shortlist.ids_NC, 0)
+        terms_NC = signal.terms(signal.columns(shortlist), shortlist.ids_NC, -0.5)
+        np.testing.assert_array_equal(terms_NC, prior_terms(material.learned_K, -0.5)[ids_NC])
+        kept = signal.kept(-0.5, in_order=False)
+        assert list(kept) == ["priors"]
+        np.testing.assert_array_equal(kept["priors"], prior_terms(material.counts_K, -0.5))
+        stored = Prior.load(file_of(kept, {}, material))
+        np.testing.assert_array_equal(
+            stored.terms(stored.columns(shortlist), shortlist.ids_NC, -0.5), kept["priors"][ids_NC]
+        )
+
+
+def without_pairs(part):
+    """Fitted classes without the weights of products."""
+    is_own = part["features"] < D
+    offsets = np.concatenate([[0], np.cumsum(is_own)])[part["offsets"]]
+    return part | {"offsets": offsets, "features": part["features"][is_own], "weights": part["weights"][is_own]}
+
+
+class TestClassifiers(SignalContract):
+    kind = Classifiers
+    tolerance = 1e-4
+
+    @pytest.mark.parametrize("loss", ["hinge", "logistic"])
+    def test_extreme_margins_keep_scores_finite(self, loss):
+        margins_NC1 = np.array([[[np.nan], [np.inf], [-np.inf], [-1e38]]], np.float32)
+        terms_NC = Classifiers.of({}, loss).terms(margins_NC1, np.zeros((1, 4), np.int64), 3.0)
+        assert np.isfinite(terms_NC).all()
+        assert terms_NC[0, 1] == 0
+        assert terms_NC[0, 2] == terms_NC[0, 3] < LOWEST_MARGIN
+
+    def test_further_sets_of_earlier_versions_are_read(self, material: Material, shortlist: Shortlist):
+        own = {name: np.array(array) for name, array in Classifiers.fit(material).arrays.items()}
+        plain = Classifiers.fit(replace(material, parts=[without_pairs(part) for part in material.parts]))
+        further = {f"{begin}.{name}": array for begin in ("presence", "bold") for name, array in plain.arrays.items()}
+        notes = {"loss": "hinge", "pairs": "3", "power": "0.5", "views": "bold,presence", "row_features": "4.5"}
+        signal = Classifiers.load(file_of(own | further, notes, material))
+        assert signal.labels == ("margin", "margin presence", "margin bold")
+        assert signal.sets["presence."].view.presence == np.float32(4.5**-0.5)
+        np.testing.assert_allclose(signal.columns(shortlist), signal.oracle(shortlist), atol=1e-4)
+        with pytest.raises(StorageError, match="bold.gaps is missing"):
+            Classifiers.load(file_of({n: a for n, a in (own | further).items() if n != "bold.codes"}, notes, material))
+
+    @pytest.mark.parametrize("notes", [{"loss": "squared"}, {"pairs": "many"}, {"power": ""}])
+    def test_damaged_notes_are_refused(self, notes, material: Material):
+        with pytest.raises(StorageError, match="its metadata are damaged .* train it again"):
+            Classifiers.load(file_of({}, notes, material))
+
+
+class TestRules(SignalContract):
+    kind = Rules
+
+    def test_nothing_is_counted_where_no_order_is_learned(self, material: Material):
+        settings = material.settings.model_copy(update={"keeps_inputs": False})
+        assert Rules.fit(replace(material, settings=settings)).arrays == {}
+
+
+class TestRepeats(SignalContract):
+    kind = Repeats
+    free = ("repeats",)
+    alone = True
+
+    def test_strengths_below_0_put_last_what_is_known(self):
+        columns_NC2 = np.log1p(np.array([[[0, 255], [1, 255], [5, 255], [255, 255]]], np.float32))
+        for strength in (-12.0, -1.0, 1.0, 3.0):
+            terms_NC = Repeats().terms(columns_NC2, np.zeros((1, 4), np.int64), strength)
+            assert (np.diff(terms_NC[0]) * strength > 0).all()
+
+    def test_nothing_is_counted_where_nothing_asks(self, material: Material):
+        assert Repeats.fit(replace(material, counts_repeats=False)).arrays == {}
+
+    def test_a_file_has_the_table_only_where_something_weighs_it(self, material: Material):
+        signal = Repeats.fit(material)
+        found = [signal.kept(strength, in_order=order) for strength, order in ((0, False), (1, False), (0, True))]
+        assert [list(arrays) for arrays in found] == [[], ["repeats"], ["repeats"]]
+
+
+def test_every_signal_has_the_laws_tested():
+    assert set(SIGNALS) == {contract.kind for contract in SignalContract.__subclasses__()}
+
+
+def test_bytes_of_a_re_ranker_are_those_of_its_signals():
+    plain = Scale(n_classes=1000, n_features=500, n_rows=10_000, n_positives=20_000, row_features=10)
+    assert expected_bytes(plain) == 1000 * 20 + 8 + 3 * 20_000 * 8
+    counted = replace(plain, counts_repeats=True)
+    assert expected_bytes(counted) - expected_bytes(plain) == 5 * 30_000
+    learned = replace(plain, is_learned=True)
+    assert expected_bytes(learned) - expected_bytes(plain) == 4 * 1000 + 12 * 500 + 5 * 40_000
