@@ -225,7 +225,7 @@ def stopwatch(names: dict[str, tuple[Any, str]]) -> Iterator[dict[str, list[floa
 
 PARTS = {
     "sparse forward": (mach.networks.network, "sparse_forward"),
-    "ReLU, dropout": (mach.networks.trunks, "relu_dropout_half" if HALF else "relu_dropout"),
+    "ReLU, dropout": (mach.networks.trunks, "relu_dropout"),
     "products": (torch, "mm"),
     "loss, gradient": (mach.kernels.loss, "binary_gradient"),
     "Adam": (mach.networks.output, "adam_step_half" if HALF else "adam_step"),

@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mach.kernels.memory import narrow, prefetch, wide_vectors, widen
+from mach.kernels.memory import narrow_like, prefetch, wide_vectors, widen
 
 AHEAD, LINE = 4, 32  # rows asked for ahead of time, as the processor does not look beyond a page; bfloat16 in a line
 
@@ -36,27 +36,18 @@ def draw(quantiles: NDArray[Any], seed: int, out: NDArray[Any]) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def relu_dropout(x: NDArray[np.float32], rate: float, seed: int, out: NDArray[np.float32]) -> None:
+def relu_dropout(x: NDArray[np.float32], rate: float, seed: int, out: NDArray[Any]) -> None:
     """``out = max(x, 0)`` with a share ``rate`` of entries zeroed and the rest scaled by 1 / (1 - rate).
 
     An entry's fate is a hash of its position and ``seed``, so it needs no state and does not depend on threads. x and
-    out: contiguous and 1-D.
+    out: contiguous and 1-D; out is float32 or bfloat16.
     """
-    threshold, key = np.uint32(rate * 4294967295.0), np.uint32(seed & 0xFFFFFFFF)
-    scale = np.float32(1.0 / (1.0 - rate))
-    for i in range(len(x)):
-        out[i] = x[i] * scale if x[i] > np.float32(0.0) and _is_kept(i, key, threshold) else np.float32(0.0)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def relu_dropout_half(x: NDArray[np.float32], rate: float, seed: int, out: NDArray[np.uint16]) -> None:
-    """`relu_dropout` to bfloat16."""
     wide_vectors()
     threshold, key = np.uint32(rate * 4294967295.0), np.uint32(seed & 0xFFFFFFFF)
     scale = np.float32(1.0 / (1.0 - rate))
     for i in range(len(x)):
         y = x[i] * scale if x[i] > np.float32(0.0) and _is_kept(i, key, threshold) else np.float32(0.0)
-        out[i] = narrow(y)
+        out[i] = narrow_like(out[i], y)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

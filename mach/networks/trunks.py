@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mach.config import NetworkConfig
 from mach.errors import ConfigError
-from mach.kernels.dense import relu_dropout, relu_dropout_backward, relu_dropout_half
+from mach.kernels.dense import relu_dropout, relu_dropout_backward
 from mach.kernels.memory import from_bfloat16
 from mach.networks.buffers import flat_array, is_in_main_memory
 from mach.networks.inference import Weights
@@ -51,7 +51,7 @@ class ReluDropout(nn.Module):
     def activate(self, x: Tensor, out: Tensor) -> None:
         """`forward` of a float32 tensor in main memory into another."""
         rate = self.rate if self.training else 0.0
-        (relu_dropout_half if self.is_half else relu_dropout)(flat_array(x), rate, self.seed, flat_array(out))
+        relu_dropout(flat_array(x), rate, self.seed, flat_array(out))
 
     def pull_back(self, gradient: Tensor, out: Tensor, into: Tensor, scale: float = 1.0) -> None:
         """Gradient by x, float32, from that by what `activate` put out, times a number."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mach.kernels.dense import matmul_few_rows, relu_dropout, relu_dropout_backward, relu_dropout_half
+from mach.kernels.dense import matmul_few_rows, relu_dropout, relu_dropout_backward
 from mach.kernels.memory import from_bfloat16, to_bfloat16
 from mach.networks.inference import NO_SCALE
 
@@ -43,7 +43,7 @@ def test_dropout_to_bfloat16_is_dropout_rounded():
     x = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
     out, half = np.empty_like(x), np.empty(len(x), np.uint16)
     relu_dropout(x, 0.3, 7, out)
-    relu_dropout_half(x, 0.3, 7, half)
+    relu_dropout(x, 0.3, 7, half)
     np.testing.assert_allclose(from_bfloat16(half), out, rtol=1 / 256)
     gradient, into = np.ones_like(x), np.empty_like(x)
     for kept in (out, half):
