@@ -29,7 +29,7 @@ def rows_of(path: str) -> list[str]:
     store = prepare(config.data, config.text, config.data.test, like=model.run.reference())
     decoders = {name: Decoder(model.assignment, name) for name in AGGREGATES}
     found: dict[str, list[np.ndarray]] = {name: [] for name in decoders}
-    for _, probs_NRB, _ in model.answered(store):
+    for _, probs_NRB, _ in model.ensemble.answered(store):
         for name, decoder in decoders.items():
             found[name].append(decoder.topk(probs_NRB, max(CUTS)).ids_Nk)
     truth = store.class_indptr, store.class_ids

@@ -277,7 +277,7 @@ class Edits:
         StorageError
             When something is missing, of another shape or type, or out of range.
         """
-        take = _Checked(arrays)
+        take = _FileArrays(arrays)
         n_names = len(arrays.get("names.offsets", ())) - 1
         names = take.texts("names", n_names)
         K = n_trained + n_names
@@ -312,7 +312,7 @@ class Edits:
         )
 
 
-class _Checked:
+class _FileArrays:
     """Arrays of a file, each looked at before it is used."""
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
