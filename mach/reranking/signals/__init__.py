@@ -1,1 +1,1 @@
-"""The signals of a re-ranker: what is known of a query and a class. Their list is in `mach.reranking.signals.list`."""
+"""What is known of a query and a class: a file a signal, `contract` what all keep to, `roster` the list of them."""
