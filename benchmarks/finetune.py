@@ -20,12 +20,10 @@ import numpy as np
 from hardware import commit, processor
 from rich.console import Console
 
-from mach.config import Config, LaunchConfig, parse_config
+from mach.conductor import train
+from mach.config import Config, parse_config
 from mach.data.batch import right_of
 from mach.data.prepare import prepare
-from mach.launch.launchers import train
-from mach.launch.reranker import train_reranker
-from mach.launch.setup import set_up
 from mach.loading import load
 from mach.storage import Run
 
@@ -109,10 +107,7 @@ def measure(run: Run, files: dict[str, str], n_old: int, rerank: bool) -> dict[s
 
 def learn(config: Config, path: Path) -> tuple[Run, float]:
     """A finished run and the seconds of its workers."""
-    run, store = set_up(config, path)
-    launch = LaunchConfig(workers=config.launch.workers)
-    train(run, store, launch, console=QUIET)
-    train_reranker(run, store, launch, console=QUIET)
+    run = train(config, path).run
     return run, sum(run.repetition(r).summary().worker_seconds for r in run.finished())
 
 

@@ -16,10 +16,9 @@ import time
 from pathlib import Path
 
 from hardware import commit, processor
-from rich.console import Console
 
 from mach.config import Config, LaunchConfig, load_config
-from mach.launch.launchers import train
+from mach.launch.launchers import Crew
 from mach.launch.ray import Cluster
 from mach.launch.setup import set_up
 
@@ -28,7 +27,7 @@ def seconds(config: Config, launch: LaunchConfig, folder: Path) -> tuple[float, 
     """Wall seconds of training, seconds that the workers trained, and the digests of the weights."""
     run, store = set_up(config, folder)
     started = time.perf_counter()
-    train(run, store, launch, console=Console(quiet=True))
+    Crew(launch).train(run, store)
     elapsed = time.perf_counter() - started
     done = [run.repetition(r).summary() for r in run.finished()]
     return elapsed, sum(summary.worker_seconds for summary in done), [summary.weights_digest for summary in done]
@@ -44,7 +43,7 @@ def main() -> None:
     options = parser.parse_args()
     config = load_config(options.config, [f"hashing.repetitions={options.repetitions}"])
     launches = {
-        name: LaunchConfig(launcher=name, workers=options.workers, memory_bytes=1)  # type: ignore[arg-type]
+        name: LaunchConfig(launcher=name, workers=options.workers)  # type: ignore[arg-type]
         for name in ("local", "ray")
     }
     launches["one worker"] = LaunchConfig(workers=1)

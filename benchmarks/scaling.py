@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/scaling.py --write
 
-Only the workers are simulated (`mach.launch.simulation`); about two minutes on one core. Shard times are drawn around
+Only the workers are simulated (`simulation.py`); about two minutes on one core. Shard times are drawn around
 measured ones: with --run RUN those in the DONE files of a run, else those of gnd-core. With --write, the tables go to
 benchmarks/results/scaling-DATE.md and the plots to docs/scaling-efficiency.svg and docs/scaling-speedup.svg.
 """
@@ -21,8 +21,8 @@ from hardware import commit, processor
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from simulation import SimulatedPool, least_makespan, makespan, static_makespan
 
-from mach.launch.simulation import SimulatedPool, least_makespan, makespan, static_makespan
 from mach.storage import Run
 
 SLOW_SHARE, SLOWNESS = 0.02, 3.0  # of the workers

@@ -13,10 +13,12 @@ _HOME_OF = {
     "MachError": "mach.errors",
     "MachModel": "mach.model",
     "load": "mach.loading",
+    "train": "mach.conductor",
 }
-__all__ = ["DegradedWarning", "MACHClassifier", "MachError", "MachModel", "__version__", "load"]
+__all__ = ["DegradedWarning", "MACHClassifier", "MachError", "MachModel", "__version__", "load", "train"]
 
 if TYPE_CHECKING:
+    from mach.conductor import train
     from mach.errors import DegradedWarning, MachError
     from mach.estimator.classifier import MACHClassifier
     from mach.loading import load

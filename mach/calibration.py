@@ -97,6 +97,18 @@ def calibrate_when_due(run: Run, store: Store) -> Calibration | None:
         return calibrate(answerer, store, held)
 
 
+def described(found: Calibration) -> str:
+    """A line about a calibration: its rows, its prior and its errors."""
+    curves = {"plain": found.plain, "re-ranked": found.reranked}
+    parts = [
+        f"{name} scores {curve.method}, expected calibration error {100 * curve.ece_before:.1f} % before and "
+        f"{100 * curve.ece_after:.1f} % after"
+        for name, curve in curves.items()
+        if curve is not None
+    ]
+    return f"calibration by {found.n_rows:,} rows, prior {found.prior:g}: {'; '.join(parts)}"
+
+
 def held_out(run: Run, store: Store) -> NDArray[np.int64]:
     """Rows of the training data that nothing has learned from.
 

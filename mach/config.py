@@ -196,17 +196,14 @@ class LaunchConfig(Section):
     On a GPU the repetitions of a shard see the same rows in the same order (`mach.training`).
     """
 
-    launcher: Literal["local", "ray"] = Field(
-        default="local", description="processes of this machine, or a Ray cluster"
+    launcher: Literal["here", "local", "ray"] = Field(
+        default="local", description="the process that asks, processes of this machine, or a Ray cluster"
     )
     address: str | None = Field(default=None, description="head of the Ray cluster, host:port; none: found by Ray")
     workers: int | None = Field(
         default=None, ge=1, description="none: here one for every `threads` cores, on a cluster one a shard"
     )
     threads: int = Field(default=1, ge=1, description="threads of a worker, and processors that Ray reserves for it")
-    memory_bytes: int | None = Field(
-        default=None, ge=1, description="memory that Ray reserves for a worker; none: what the ledger says"
-    )
     gpus: float = Field(default=0.0, ge=0.0, le=1.0, description="GPU of a worker; a fraction shares one")
     resources: dict[str, float] = Field(default={}, description="custom Ray resources of a worker")
     shard: int | None = Field(
@@ -216,18 +213,6 @@ class LaunchConfig(Section):
         description="repetitions that a worker takes at a time, on a GPU as one network; none: 1, on a GPU of this "
         "machine as many as the ledger says fit its memory",
     )
-    host_memory: HostMemory | None = Field(
-        default=None,
-        description="what of the networks on a GPU stays in main memory: none, the input layers, or all that can, the "
-        "moments of other layers as well; none given: as little as lets a repetition fit",
-    )
-    attempts: int = Field(default=3, ge=1, description="failures without progress after which a repetition is given up")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.host_memory not in {None, "none"} and not self.gpus:
-            raise ValueError(f"host_memory = {self.host_memory!r} with gpus = 0: set gpus, or leave it out")
-        return self
 
 
 class Config(Section):
@@ -272,6 +257,9 @@ RETIRED: dict[str, str] = {
     "text.tfidf": "terms are always weighted by their inverse row frequency",
     "decoding.prior": "held-out rows choose it where training ends (data.validation_fraction)",
     "decoding.candidates": "a query begins with 100 candidates and takes more where its certificate needs them",
+    "launch.memory_bytes": "Ray reserves for a worker what the ledger says",
+    "launch.attempts": "a repetition is given up after three failures without progress",
+    "launch.host_memory": "as much stays in main memory as lets launch.shard fit the GPU, by the ledger",
     "hashing.capacity": "hash functions are drawn for the classes of the data; later ones get theirs when they come",
     "hashing.seed": "training.seed is the one seed of a run",
     "hashing.assignment": _LOST,

@@ -10,11 +10,10 @@ os.environ.setdefault("SCIPY_ARRAY_API", "1")  # else scikit-learn skips one of 
 import numpy as np
 import pytest
 
+from mach.conductor import train
 from mach.config import Config, parse_config
-from mach.launch.setup import set_up
 from mach.loading import load
 from mach.model import MachModel
-from mach.training import ShardJob, train_shard
 
 N_CLASSES, N_FEATURES = 120, 400
 
@@ -81,8 +80,7 @@ def config(planted: Path) -> Config:
 def trained(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, trained in this process without interruption: the reference for every other way."""
     path = tmp_path_factory.mktemp("runs") / "trained"
-    run, store = set_up(config, path)
-    train_shard(ShardJob(str(run.path), str(store.path), (0, 1, 2)))
+    train(config, path, launcher="here")
     return path
 
 

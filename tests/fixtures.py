@@ -19,16 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from mach.calibration import calibrate_when_due
-from mach.config import Config, parse_config
-from mach.launch.reranker import train_reranker
-from mach.launch.setup import set_up
+from mach import conductor
+from mach.config import Config
 from mach.living.versions import Versions
 from mach.loading import load
 from mach.model import MachModel
 from mach.reranking.record import is_due
 from mach.storage import FORMAT, Run
-from mach.training import ShardJob, train_shard
 
 Tree = dict[str, dict[str, Any]]
 Answer = dict[str, Any]
@@ -451,12 +448,9 @@ def train(folder: Path, kind: Kind, made: Path) -> Path:
         common = {"data": {}, "training": {"epochs": kind.epochs, "batch": 32, "rate": 0.02, "precision": "float32"}}
     common["data"] = written | {"cache": str(folder / "cache")}
     tree = own | {name: values | own.get(name, {}) for name, values in common.items()}
-    run, store = set_up(parse_config(tree, "fixture"), made)
-    train_shard(ShardJob(str(made), str(store.path), tuple(range(run.config.hashing.repetitions))))
-    train_reranker(run, store, run.config.launch)
-    calibrate_when_due(run, store)
-    with load(made) as model:
-        assert bool(run.config.reranking.pilots) == (model.reranker is not None and model.reranker.order is not None)
+    with conductor.train(tree, made, launcher="here") as model:
+        is_learned = model.reranker is not None and model.reranker.order is not None
+        assert bool(model.run.config.reranking.pilots) == is_learned
         if kind.edit:
             kind.edit(model)
     return made

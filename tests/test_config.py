@@ -32,7 +32,7 @@ def test_defaults_fill_everything_but_the_data():
         ("training.epochs", ["section.key=value"]),
         ("training.epochs.deep=1", ["training.epochs"]),
         ("training.epochs=true", ["training.epochs = True"]),
-        ("launch.host_memory=input", ["launch", "host_memory", "gpus"]),
+        ("launch.host_memory=input", ["launch.host_memory is no key any more", "ledger"]),
     ],
 )
 def test_bad_values_are_named_in_one_line(tmp_path: Path, override: str, words: list[str]):

@@ -27,7 +27,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import mach
 from mach import MACHClassifier, MachError
-from mach.estimator.fitted import Fitted
+from mach.estimator.engine import Engine
 from tests.conftest import N_CLASSES, N_FEATURES, planted_rows
 
 SMALL: dict[str, Any] = {"hidden": 16, "epochs": 12, "batch": 16, "rate": 0.02, "random_state": 0}
@@ -146,8 +146,8 @@ def test_a_row_of_many_classes_does_not_make_others_dear(monkeypatch, kind):
         ids_nk = np.argsort(-probs_NK[rows], axis=1, kind="stable")[:, :k]
         return ids_nk, np.take_along_axis(probs_NK[rows], ids_nk, axis=1)
 
-    monkeypatch.setattr(Fitted, "topk", topk)
-    indptr, ids = Fitted(Path(), 900).likely(kind(np.arange(20)[:, None]))
+    monkeypatch.setattr(Engine, "topk", topk)
+    indptr, ids = Engine(Path(), 900).likely(kind(np.arange(20)[:, None]))
     found_NK = csr_array((np.ones(len(ids), bool), ids, indptr), shape=(20, 900))
     np.testing.assert_array_equal(found_NK.toarray(), probs_NK >= 0.5)
     assert found_NK.has_sorted_indices
@@ -205,13 +205,13 @@ def test_held_out_rows_cool_overconfident_probabilities():
         hidden=64, epochs=30, batch=32, rate=0.01, dropout=0.0, random_state=0, config={"data.validation_fraction": 0.3}
     )
     classifier.fit(X[:600], y[:600])
-    assert classifier._fitted.temperature > 1.2
+    assert classifier._engine.temperature > 1.2
 
     def loss() -> float:
         return float(-np.mean(np.log(classifier.predict_proba(X[600:])[np.arange(2000), y[600:]])))
 
     cooled = loss()
-    classifier._fitted.temperature = 1.0
+    classifier._engine.temperature = 1.0
     assert cooled < loss() - 0.02
 
 
@@ -408,8 +408,8 @@ def test_kept_rows_are_bounded_and_none_are_needed(blobs):
     X, y = blobs
 
     def n_kept(classifier: MACHClassifier) -> int:
-        assert classifier._fitted.kept is not None
-        return len(classifier._fitted.kept.rows)
+        assert classifier._engine.reservoir is not None
+        return len(classifier._engine.reservoir.rows)
 
     classifier = MACHClassifier(**SMALL, kept_rows=40).fit(X[:100], y[:100])
     assert n_kept(classifier) == 40

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from mach.errors import DataError
-from mach.estimator.rows import Kept, Rows, concatenated
+from mach.estimator.rows import Reservoir, Rows, concatenated
 from mach.estimator.vocabulary import Targets, Vocabulary
 
 values = st.one_of(
@@ -78,7 +78,7 @@ def test_kept_rows_are_an_even_draw_of_all(sparse: bool):
     times_kept = np.zeros(60)
     for seed in range(400):
         generator = np.random.default_rng(seed)
-        kept = Kept.of(numbered(0, 30, sparse=sparse), 10, generator)
+        kept = Reservoir.of(numbered(0, 30, sparse=sparse), 10, generator)
         kept = kept.joined(numbered(30, 60, sparse=sparse), 10, generator)
         features: Any = kept.rows.features
         numbers = (features.toarray() if sparse else features)[:, 0]

@@ -1,66 +1,36 @@
 """MACHClassifier: training and prediction by scikit-learn's rules; the only module that imports scikit-learn.
 
-It writes rows in memory into a store, trains an ordinary run in a temporary folder (`mach.estimator.fitted`), and gives
+It writes rows in memory into a store, trains an ordinary run in a temporary folder (`mach.estimator.engine`), and gives
 answers back as the class values that it was given (`mach.estimator.vocabulary`).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, check_random_state
 
-from mach.errors import ConfigError, DataError, StorageError
-from mach.estimator.fitted import Fitted
-from mach.estimator.fitting import fit, small_choices
-from mach.estimator.frames import FrameKind, frame_of, is_table, texts_of, values_of
-from mach.estimator.growing import go_on
-from mach.estimator.parameters import given_by, refuse_large, spelled
+from mach.errors import ConfigError, DataError
+from mach.estimator.engine import Engine
+from mach.estimator.fitting import fit
+from mach.estimator.frames import FrameKind, frame_of
+from mach.estimator.growth import go_on
+from mach.estimator.parameters import given_by, refuse_large
+from mach.estimator.reading import features_of, targets_of
 from mach.estimator.rows import Features, Rows, n_rows_of
-from mach.estimator.vocabulary import Form, Targets, Vocabulary
-from mach.queries import canonical
-from mach.recipe import Shape
-from mach.storage import Run
-from mach.trunk import Trunk, name_of
-
-try:
-    from sklearn.base import BaseEstimator, ClassifierMixin
-    from sklearn.utils.multiclass import check_classification_targets
-    from sklearn.utils.validation import (
-        assert_all_finite,
-        check_consistent_length,
-        check_is_fitted,
-        check_random_state,
-        column_or_1d,
-        validate_data,
-    )
-except ImportError as error:
-    raise ConfigError(
-        f"mach.MACHClassifier needs scikit-learn 1.6 or newer ({error}): pip install 'mach[sklearn]'"
-    ) from error
+from mach.estimator.saving import restore, save
+from mach.estimator.vocabulary import Layout, Targets, Vocabulary
+from mach.trunk import Trunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from mach.model import MachModel
-
-FILE = "classifier.json"
-FORMAT = 1
-LATER_SHARE = 1 / 3  # of passes and rate, where training goes on without new classes
-
-
-@dataclass(frozen=True)
-class _Form:
-    """In which form y came, and answers go."""
-
-    form: Form
-    dtype: Any
-    is_sparse: bool = False
 
 
 class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -143,8 +113,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     """
 
     classes_: NDArray[Any]
-    _form: _Form
-    _fitted: Fitted
+    _layout: Layout
+    _engine: Engine
 
     def __init__(
         self,
@@ -208,12 +178,9 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         mach.MachError
             When a parameter or key cannot work.
         """
-        features = self._features(X, y, reset=True)
-        targets = self._targets(y)
+        features, targets = features_of(self, X, y, reset=True), targets_of(y)
         check_consistent_length(features, targets)
-        vocabulary = Vocabulary.of(targets)
-        self._learn(features, targets, vocabulary)
-        return self
+        return self._learn(features, targets, Vocabulary.of(targets))
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
         """Learn from more rows, beginning with the present weights; classes that were never seen may join.
@@ -238,33 +205,16 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         self
         """
         if not hasattr(self, "classes_"):
-            features, targets = self._features(X, y, reset=True), self._targets(y)
+            features, targets = features_of(self, X, y, reset=True), targets_of(y)
             check_consistent_length(features, targets)
-            self._learn(features, targets, Vocabulary.of(targets, classes), partial=True)
-            return self
-        features, targets = self._features(X, y), self._targets(y)
+            return self._learn(features, targets, Vocabulary.of(targets, classes), partial=True)
+        features, targets = features_of(self, X, y), targets_of(y)
         check_consistent_length(features, targets)
         self._refuse_other(targets)
         vocabulary = Vocabulary(self.classes_).grown(targets, classes)
         rows = Rows(features, *vocabulary.rows(targets), n_classes=len(vocabulary))
-        given, fitted = given_by(self.get_params(deep=False)), self._fitted
-        manifest = fitted.model.run.manifest
-        shape = Shape(2 * len(rows), manifest.n_features, len(vocabulary), manifest.dense_input)
-        small = small_choices(shape, is_exclusive=fitted.is_exclusive, seed=0)["training"]
-        stated = small | given.get("training", {})
-        share = 1.0 if len(vocabulary) > len(self.classes_) else LATER_SHARE
-        self._fitted = go_on(
-            fitted,
-            rows,
-            epochs=max(1, round(share * stated.get("epochs", 12))),
-            batch=stated["batch"],
-            rate=share * fitted.rate,
-            seed=self._seed(),
-            most_kept=self.kept_rows,
-            launch=given["launch"],
-            device=self._device,
-            console=self._console(),
-        )
+        given = given_by(self.get_params(deep=False))
+        self._engine = go_on(self._engine, rows, given, most_kept=self.kept_rows, **self._how())
         self.classes_ = vocabulary.array
         return self
 
@@ -275,18 +225,18 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         -------
         array of shape (N,), or in multi-label data, as y was, an indicator or a list of N arrays
         """
-        features = self._features(X)
-        if self._form.form == "classes":
-            ids_N1, _ = self._fitted.topk(features, 1)
+        features = features_of(self, X)
+        if self._layout.form == "classes":
+            ids_N1, _ = self._engine.topk(features, 1)
             return self.classes_[ids_N1[:, 0]]
-        indptr, ids = self._fitted.likely(features)
-        if self._form.form == "lists":
+        indptr, ids = self._engine.likely(features)
+        if self._layout.form == "lists":
             return [self.classes_[part] for part in np.split(ids, indptr[1:-1])] if len(indptr) > 1 else []
         from scipy.sparse import csr_array
 
-        ones = np.ones(len(ids), self._form.dtype)
+        ones = np.ones(len(ids), self._layout.dtype)
         matrix = csr_array((ones, ids, indptr), shape=(len(indptr) - 1, len(self.classes_)))
-        return matrix if self._form.is_sparse else matrix.toarray()
+        return matrix if self._layout.is_sparse else matrix.toarray()
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
         """Probabilities of all classes of every row, in the order of `classes_`; see the notes of the class.
@@ -301,9 +251,9 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         mach.MachError
             When it would take more than ``max_proba_bytes``; `predict_topk` never does.
         """
-        features = self._features(X)
+        features = features_of(self, X)
         refuse_large(n_rows_of(features), len(self.classes_), self.max_proba_bytes, "predict_proba")
-        return self._all(self._fitted.probabilities(features))
+        return self._all(self._engine.probabilities(features))
 
     def decision_function(self, X: Any) -> NDArray[np.float32]:
         """Log-probabilities of all classes, not normalised; log-odds in multi-label data, and of two classes.
@@ -317,10 +267,10 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         mach.MachError
             When it would take more than ``max_proba_bytes``.
         """
-        features = self._features(X)
+        features = features_of(self, X)
         refuse_large(n_rows_of(features), len(self.classes_), self.max_proba_bytes, "decision_function")
-        logits_NK = self._all(self._fitted.logits(features))
-        is_binary = self._form.form == "classes" and len(self.classes_) == 2
+        logits_NK = self._all(self._engine.logits(features))
+        is_binary = self._layout.form == "classes" and len(self.classes_) == 2
         return logits_NK[:, 1] - logits_NK[:, 0] if is_binary else logits_NK
 
     def predict_topk(self, X: Any, k: int = 10, *, as_frame: FrameKind | None = None) -> Any:
@@ -340,10 +290,10 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             The table has a row for each pair, with columns ``query``, ``rank``, ``class`` and ``probability``. Beyond
             1,024 classes probabilities follow each class's own score, and a row's do not sum to one.
         """
-        features = self._features(X)
+        features = features_of(self, X)
         if k < 1:
             raise ConfigError(f"k = {k}: ask for at least one class")
-        ids_Nk, probs_Nk = self._fitted.topk(features, min(int(k), len(self.classes_)))
+        ids_Nk, probs_Nk = self._engine.topk(features, min(int(k), len(self.classes_)))
         classes_Nk = self.classes_[ids_Nk]
         if as_frame is None:
             return classes_Nk, probs_Nk
@@ -369,15 +319,15 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         -------
         float
         """
-        features, targets = self._features(X), self._targets(y)
+        features, targets = features_of(self, X), targets_of(y)
         check_consistent_length(features, targets, sample_weight)
         self._refuse_other(targets)
         vocabulary = Vocabulary(self.classes_)
         ids, indptr = vocabulary.ids(targets), targets.indptr
         if targets.form == "classes":
-            right_N = self._fitted.topk(features, 1)[0][:, 0] == ids
+            right_N = self._engine.topk(features, 1)[0][:, 0] == ids
         else:
-            found_indptr, found = self._fitted.likely(features)
+            found_indptr, found = self._engine.likely(features)
             right_N = np.array(
                 [
                     set(ids[indptr[n] : indptr[n + 1]]) == set(found[found_indptr[n] : found_indptr[n + 1]])
@@ -398,27 +348,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             frozenset of such.
         """
         check_is_fitted(self)
-        parameters = self.get_params(deep=False)
-        if isinstance(self.random_state, np.random.RandomState):
-            parameters["random_state"] = None
-        if self.trunk is not None:
-            parameters["trunk"] = name_of(self.trunk)
-        description = {
-            "format": FORMAT,
-            "parameters": parameters,
-            "classes": Vocabulary(self.classes_).to_json(),
-            "form": {"form": self._form.form, "dtype": self._form.dtype.str, "is_sparse": self._form.is_sparse},
-            "temperature": self._fitted.temperature,
-            "rate": self._fitted.rate,
-            "n_features_in": getattr(self, "n_features_in_", None),
-            "feature_names_in": getattr(self, "feature_names_in_", np.array([])).tolist(),
-        }
-        try:
-            content = json.dumps(description, indent=1, default=spelled).encode()
-        except TypeError as error:
-            raise StorageError(f"a parameter cannot be saved: {error}") from error
-        names = [str(value) for value in self.classes_.tolist()]
-        self._fitted.copy_to(Path(path), {FILE: content}, names)
+        save(self, Path(path))
 
     @classmethod
     def load(cls, path: str | Path, *, trunk: Trunk | None = None) -> Self:
@@ -435,34 +365,14 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         mach.MachError
             When the folder is none of these, or damaged, or has a trunk that was not passed.
         """
-        try:
-            description = json.loads((Path(path) / FILE).read_bytes())
-            if description["format"] != FORMAT:
-                raise StorageError(f"{path} has format {description['format']!r}, this version reads {FORMAT}")
-            classifier = cls(**description["parameters"] | {"trunk": trunk})  # never what the file says
-            classifier.classes_ = Vocabulary.from_json(description["classes"]).array
-            form = description["form"]
-            classifier._form = _Form(form["form"], np.dtype(form["dtype"]), form["is_sparse"])
-            temperature, rate = float(description["temperature"]), float(description["rate"])
-            if description["n_features_in"] is not None:
-                classifier.n_features_in_ = int(description["n_features_in"])
-            if description["feature_names_in"]:
-                classifier.feature_names_in_ = np.array(description["feature_names_in"], object)
-        except OSError as error:
-            raise StorageError(
-                f"{path} is no saved classifier ({FILE}: {error.strerror}): give one made by `save`"
-            ) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(f"{path}: {FILE} is damaged ({error}): save the classifier anew") from error
-        Run.open(path, trunk).agreed_trunk()
-        classifier._fitted = Fitted(Path(path), len(classifier.classes_), temperature, rate=rate, trunk=trunk)
-        return classifier
+        restored: Self = restore(cls, Path(path), trunk)
+        return restored
 
     @property
     def model_(self) -> MachModel:
         """The model behind it, with all that `mach.MachModel` does; its ids are positions in `classes_`."""
         check_is_fitted(self)
-        return self._fitted.model
+        return self._engine.model
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -470,56 +380,13 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         tags.classifier_tags.multi_label = True
         return tags
 
-    def _features(self, X: Any, y: Any = "predict", *, reset: bool = False) -> Features:
-        """Rows as networks read them; at prediction of the kind that was fitted."""
-        if not reset:
-            check_is_fitted(self)
-        texts = None if X is None else texts_of(X)
-        if y is None:
-            raise ValueError("MACHClassifier requires y to be passed, but the target y is None")
-        if reset and texts is not None:
-            for name in ("n_features_in_", "feature_names_in_"):
-                self.__dict__.pop(name, None)
-        if not reset and (texts is None) != hasattr(self, "n_features_in_"):
-            is_text = texts is not None
-            raise DataError(
-                f"X holds {'texts' if is_text else 'numbers'}, the classifier was fitted to "
-                f"{'numbers' if is_text else 'texts'}: give the same kind"
-            )
-        if texts is not None:
-            if not texts and reset:
-                raise ValueError("Found array with 0 sample(s): give at least one text")
-            return texts
-        values = validate_data(self, X, accept_sparse="csr", dtype=np.float32, reset=reset)
-        if not hasattr(values, "tocsr"):
-            return np.ascontiguousarray(values)
-        from scipy.sparse import csr_array
-
-        return canonical(csr_array(values))
-
-    def _targets(self, y: Any) -> Targets:
-        """Read y in whatever form, with scikit-learn's own refusals and warnings."""
-        if is_table(y) or (isinstance(y, np.ndarray) and y.ndim == 2):
-            y = values_of(y)
-            if y.shape[1] == 1:
-                y = column_or_1d(y, warn=True)
-            else:
-                check_classification_targets(y)
-        targets = Targets.read(y)
-        if targets.form == "classes":
-            if targets.values.dtype.kind in "fcO":
-                assert_all_finite(targets.values, input_name="y")
-            if targets.values.dtype.kind != "O":
-                check_classification_targets(targets.values)
-        return targets
-
     def _refuse_other(self, targets: Targets) -> None:
-        if targets.form != self._form.form:
+        if targets.form != self._layout.form:
             raise DataError(
-                f"y holds {targets.form}, the classifier was fitted to {self._form.form}: give the same form"
+                f"y holds {targets.form}, the classifier was fitted to {self._layout.form}: give the same form"
             )
 
-    def _learn(self, features: Features, targets: Targets, vocabulary: Vocabulary, *, partial: bool = False) -> None:
+    def _learn(self, features: Features, targets: Targets, vocabulary: Vocabulary, *, partial: bool = False) -> Self:
         """Train a new run, and remember what its ids stand for."""
         if not len(vocabulary):
             raise DataError(f"y has {len(targets)} rows and no class in them: there is nothing to learn")
@@ -527,31 +394,20 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         given = given_by(self.get_params(deep=False))
         if partial and isinstance(features, list):
             given["text"] = {"hashing": True} | given.get("text", {})
-        fitted = fit(
-            rows,
-            given,
-            seed=self._seed(),
-            is_exclusive=targets.form == "classes",
-            most_kept=self.kept_rows,
-            device=self._device,
-            console=self._console(),
-            trunk=self.trunk,
-        )
-        self.classes_ = vocabulary.array
-        self._form = _Form(targets.form, targets.dtype, targets.is_sparse)
-        self._fitted = fitted
+        options = {"most_kept": self.kept_rows, "trunk": self.trunk, **self._how()}
+        self._engine = fit(rows, given, is_exclusive=targets.form == "classes", **options)
+        self.classes_, self._layout = vocabulary.array, Layout(targets.form, targets.dtype, targets.is_sparse)
+        return self
 
-    def _seed(self) -> int:
-        return int(check_random_state(self.random_state).randint(2**31 - 1))
-
-    @property
-    def _device(self) -> str:
-        return "cuda:0" if self.device == "cuda" else self.device
-
-    def _console(self) -> Any:
+    def _how(self) -> dict[str, Any]:
+        """How a run is trained, whatever it is."""
         from rich.console import Console
 
-        return Console(stderr=True, quiet=not self.verbose)
+        return {
+            "seed": int(check_random_state(self.random_state).randint(2**31 - 1)),
+            "device": None if self.device == "cpu" else self.device,
+            "console": Console(stderr=True, quiet=not self.verbose),
+        }
 
     def _all(self, blocks: Iterator[NDArray[np.float32]]) -> NDArray[np.float32]:
         return np.concatenate([np.empty((0, len(self.classes_)), np.float32), *blocks])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -12,20 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach import recipe
-from mach.calibration import LEAST_ROWS, calibrate_when_due, held_out
-from mach.config import Config, LaunchConfig, TextConfig, parse_config
+from mach.calibration import LEAST_ROWS, held_out
+from mach.conductor import train
+from mach.config import Config, TextConfig, parse_config
 from mach.data.batch import SparseBatch, read_batch, read_classes
 from mach.data.store import Chunk, Store
 from mach.data.writer import StoreWriter
-from mach.estimator.fitted import BLOCK_SCORES, FEW_CLASSES, FEW_PARAMETERS, RUN, Fitted, Folder
-from mach.estimator.rows import Kept, Rows
-from mach.launch.launchers import train as launch_training
-from mach.launch.reranker import train_reranker
-from mach.launch.schedule import shards_of
-from mach.launch.setup import set_up, sharded
+from mach.estimator.engine import BLOCK_SCORES, FEW_CLASSES, FEW_PARAMETERS, RUN, Engine, Folder
+from mach.estimator.rows import Reservoir, Rows
 from mach.places import short_lived
-from mach.reranking.record import is_due
-from mach.storage import Run
 from mach.trunk import Trunk
 
 if TYPE_CHECKING:
@@ -48,10 +41,10 @@ def fit(
     seed: int,
     is_exclusive: bool,
     most_kept: int = 0,
-    device: str = "cpu",
+    device: str | None = None,
     console: Console,
     trunk: Trunk | None = None,
-) -> Fitted:
+) -> Engine:
     """Train a new run on rows in memory.
 
     Parameters
@@ -65,12 +58,8 @@ def fit(
         Whether every row has exactly one class, now and in future.
     most_kept : int
         Rows to keep for further training.
-    device : str
-        "cpu" or "cuda:N".
-    console : Console
-        Where progress goes.
-    trunk : class or str, optional
-        As of `mach.load`.
+    device, console, trunk
+        As for `mach.train`.
 
     Notes
     -----
@@ -82,17 +71,17 @@ def fit(
         shape = recipe.Shape.of(store)
         tree = _merged(small_choices(shape, is_exclusive=is_exclusive, seed=seed), given)
         tree["data"]["train"] = str(store.path)
-        _own_buckets(tree["hashing"], shape.n_classes, folder.path / "table.npy")
-        run = train(parse_config(tree, WHERE), folder.path / RUN, device=device, console=console, trunk=trunk)
-        rate = run.config.training.rate
-        fitted = Fitted(folder.path / RUN, rows.n_classes, folder=folder, rate=rate, trunk=trunk)
+        _own_buckets(tree.setdefault("hashing", {}), shape.n_classes, folder.path / "table.npy")
+        config = parse_config(tree, WHERE)
+        run = train(config, folder.path / RUN, device=device, console=console, trunk=trunk).run
+        engine = Engine(folder.path / RUN, rows.n_classes, folder=folder, rate=run.config.training.rate, trunk=trunk)
         held = held_out(run, store)
         if is_exclusive and len(held) >= LEAST_ROWS:
-            fitted.temperature = _best_temperature(fitted, store, held)
+            engine.temperature = _best_temperature(engine, store, held)
         learned = Rows(store.features(0, store.n_rows), rows.class_indptr, rows.class_ids, rows.n_classes)
-        fitted.kept = Kept.of(learned, most_kept, np.random.default_rng(seed))
+        engine.reservoir = Reservoir.of(learned, most_kept, np.random.default_rng(seed))
         shutil.rmtree(folder.path / STORE)
-    return fitted
+    return engine
 
 
 def _merged(tree: Tree, more: Tree) -> Tree:
@@ -122,7 +111,6 @@ def small_choices(shape: recipe.Shape, *, is_exclusive: bool, seed: int) -> Tree
     tree: Tree = {
         "data": {"validation_fraction": recipe.held_out_fraction(n_rows)},
         "training": {"loss": "softmax" if is_exclusive else "binary", "batch": batch, "seed": seed},
-        "hashing": {},
     }
     if not is_exclusive and not tree["data"]["validation_fraction"]:
         tree["reranking"] = {"candidates": 0}  # its scores are far from probabilities, and nothing could mend them
@@ -138,7 +126,7 @@ def small_choices(shape: recipe.Shape, *, is_exclusive: bool, seed: int) -> Tree
         tree["network"] = {"hidden": [width]}
         if not shape.is_dense and n_rows >= 1000:
             tree["training"]["rate"] = 3e-3
-        tree["hashing"] |= {"repetitions": 1 if shape.is_dense else 2, "heads": 1}
+        tree["hashing"] = {"repetitions": 1 if shape.is_dense else 2, "heads": 1}
         if (shape.n_features + shape.n_classes) * width <= FEW_PARAMETERS:
             tree["network"]["weights"] = tree["training"]["precision"] = "float32"
     return tree
@@ -168,87 +156,17 @@ def write_store(rows: Rows, config: Config, path: Path) -> Store:
     return Store.open(path)
 
 
-def train(config: Config, path: Path, *, device: str = "cpu", console: Console, trunk: Trunk | None = None) -> Run:
-    """Train a run to its end: repetitions, re-ranker, calibration; one worker is this process itself."""
-    run, store = set_up(config, path, trunk=trunk)
-    launch = config.launch
-    if launch.launcher == "local" and launch.workers == 1:
-        gpus = launch.model_copy(update={"gpus": 1.0 if device != "cpu" else 0.0})
-        _train_here(run, store, sharded(gpus, run, store), device, console)
-    else:
-        if device != "cpu" and not launch.gpus:
-            share = 1.0 if launch.launcher == "ray" else 1.0 / (launch.workers or 1)
-            launch = launch.model_copy(update={"gpus": share})
-        launch_training(run, store, launch, console=console)
-        train_reranker(run, store, launch, console=console)
-    calibrate_when_due(run, store)
-    return run
-
-
-def _train_here(run: Run, store: Store, launch: LaunchConfig, device: str, console: Console) -> None:
-    from mach.launch.display import Display
-    from mach.traffic import PeerTraffic
-    from mach.training import ShardJob, train_shard
-
-    repetitions = list(range(run.config.hashing.repetitions))
-    display = Display(console, repetitions, [])
-    traffic = PeerTraffic()
-    # other threads of this process may open sockets, and that is no talk between repetitions
-    with _torch_kept(), display, traffic.paused():
-        for shard in shards_of(repetitions, launch.shard):
-            job = ShardJob(
-                str(run.path),
-                str(store.path),
-                shard,
-                threads=launch.threads,
-                device=device,
-                host_memory=launch.host_memory,
-                trunk=run.trunk,
-            )
-            for r in shard:
-                display.set(r, f"here, {device}")
-            train_shard(job, report=display.progressed, traffic=traffic)
-            for r in shard:
-                display.set(r, "finished")
-    if is_due(run):
-        from mach.launch.pilot import teach
-        from mach.reranking.fitting import RerankerTraining
-        from mach.reranking.parts import STAGES
-
-        training = RerankerTraining(run, store)
-        training.begin()
-        teach(training, lambda pilot, rows: _train_here(pilot, rows, launch, device, console), console)
-        with _torch_kept():
-            for stage in STAGES:
-                for part in training.parts(stage)[1]:
-                    training.make(stage, part)
-            training.finish()
-
-
-@contextlib.contextmanager
-def _torch_kept() -> Iterator[None]:
-    """Give back what training changes in this process's torch: its threads and its random numbers."""
-    import torch
-
-    n_threads, state = torch.get_num_threads(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
-        torch.set_rng_state(state)
-
-
-def _best_temperature(fitted: Fitted, store: Store, rows: NDArray[np.int64]) -> float:
+def _best_temperature(engine: Engine, store: Store, rows: NDArray[np.int64]) -> float:
     """The temperature under which held-out rows are most likely.
 
     Guo et al., "On calibration of modern neural networks", ICML 2017.
     """
     from scipy.optimize import minimize_scalar
 
-    rows = rows[: max(LEAST_ROWS, 8 * BLOCK_SCORES // fitted.n_classes)]
+    rows = rows[: max(LEAST_ROWS, 8 * BLOCK_SCORES // engine.n_classes)]
     batch = read_batch(store, rows)
     features: Any = batch.matrix(store.n_features) if isinstance(batch, SparseBatch) else batch.values_ND
-    logits_NK = np.concatenate(list(fitted.logits(features))).astype(np.float64)
+    logits_NK = np.concatenate(list(engine.logits(features))).astype(np.float64)
     classes, _ = read_classes(store, rows)
     logits_NK -= logits_NK.max(axis=1, keepdims=True)
     right_N = logits_NK[np.arange(len(rows)), classes]

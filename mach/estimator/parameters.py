@@ -55,8 +55,9 @@ def given_by(parameters: dict[str, Any]) -> dict[str, dict[str, Any]]:
         if "network.trunk" in flat:
             raise ConfigError("trunk and config['network.trunk'] say the same: give trunk alone")
         flat["network.trunk"] = name_of(parameters["trunk"])
-    launcher = parameters["launcher"]
-    flat |= {"launch.launcher": launcher, "launch.workers": _n_workers(parameters["n_jobs"], launcher)}
+    launcher, n_workers = parameters["launcher"], _n_workers(parameters["n_jobs"], parameters["launcher"])
+    is_here = launcher == "local" and n_workers == 1
+    flat |= {"launch.launcher": "here" if is_here else launcher, "launch.workers": n_workers}
     tree: dict[str, dict[str, Any]] = {}
     for key, value in flat.items():
         section, _, name = key.partition(".")

@@ -36,7 +36,7 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class Reservoir:
     """Rows drawn at random, evenly from all that were seen: those with the smallest of random keys.
 
     Attributes

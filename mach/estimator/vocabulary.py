@@ -21,6 +21,15 @@ Form = Literal["classes", "lists", "indicator"]
 _NATIVE = "biufUO"  # kinds of arrays whose elements JSON knows, or that are spelled one by one
 
 
+@dataclass(frozen=True)
+class Layout:
+    """In which form y came, and answers go."""
+
+    form: Form
+    dtype: Any
+    is_sparse: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Targets:
     """The classes of all rows: ``values[indptr[n] : indptr[n + 1]]`` are those of row n; in an indicator, columns.

@@ -1,4 +1,4 @@
-"""Train the repetitions of a run on a Ray cluster: an actor a worker, a training process below each.
+"""Workers on a Ray cluster: an actor a worker, a process below each.
 
 An actor only carries messages between the driver and its process, which is the one that `mach.launch.local` starts:
 it has no socket to any other machine, its threads and its device are set before its first import, and it dies alone.
@@ -12,16 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from mach.config import LaunchConfig
 from mach.data.store import Store
 from mach.errors import MachError
 from mach.launch.delivery import StoreServer, deliver
-from mach.launch.driver import Message, train
+from mach.launch.driver import Message
 from mach.launch.process import STOP_SECONDS, WorkerProcess
 from mach.launch.ray import Actor, Call, Cluster, Resources, node_name
-from mach.launch.schedule import shards_of
 from mach.launch.setup import shared_store
 from mach.places import Place
 from mach.storage import Run
@@ -30,41 +27,38 @@ from mach.trunk import for_workers
 MESSAGES_A_SECOND = 400.0  # what the driver takes without falling behind, from all workers together
 
 
-def train_on_ray(
-    run: Run,
-    store: Store,
-    launch: LaunchConfig,
-    *,
-    repetitions: list[int] | None = None,
-    console: Console | None = None,
-) -> None:
-    """Train what lacks DONE on a Ray cluster; see `mach.launch.driver.train`.
-
-    Raises
-    ------
-    ConfigError
-        When ray is not installed.
-    IncompleteRunError
-        When the cluster cannot be reached or is gone.
-    """
-    n_shards = len(shards_of(repetitions or list(range(run.config.hashing.repetitions)), launch.shard))
-    n_workers = min(launch.workers or n_shards, n_shards)
-    with Cluster(launch.address) as cluster:
-        pool = RayPool(cluster, run, store, launch, n_workers)
-        train(run, pool, launch, n_workers, repetitions=repetitions, console=console)
-
-
 class RayPool:
-    """Actors of a cluster; a `mach.launch.driver.Pool`."""
+    """Actors of a cluster; a `mach.launch.driver.Pool`.
+
+    Parameters
+    ----------
+    cluster : Cluster
+    run : Run
+    store : Store
+    launch : LaunchConfig
+    n_workers : int
+        How many will be asked for: it says how often each may tell of its progress.
+    memory_bytes : int
+        What Ray reserves for each.
+    **job
+        What else their processes are told.
+    """
 
     def __init__(
-        self, cluster: Cluster, run: Run, store: Store, launch: LaunchConfig, n_workers: int, **job: str
+        self,
+        cluster: Cluster,
+        run: Run,
+        store: Store,
+        launch: LaunchConfig,
+        n_workers: int,
+        memory_bytes: int,
+        **job: str,
     ) -> None:
         self._cluster = cluster
         self._resources = Resources(
             cpus=launch.threads,
             gpus=launch.gpus,
-            memory_bytes=launch.memory_bytes or 0,
+            memory_bytes=memory_bytes,
             custom=launch.resources,
         )
         self._job = {
@@ -74,7 +68,6 @@ class RayPool:
             "fingerprint": store.fingerprint,
             "threads": launch.threads,
             "device": "cuda:0" if launch.gpus else "cpu",
-            "host_memory": launch.host_memory,
             "report_seconds": n_workers / MESSAGES_A_SECOND,
             **job,
             **for_workers(run.agreed_trunk()),

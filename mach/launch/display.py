@@ -4,14 +4,43 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from mach.trainer import Progress
+if TYPE_CHECKING:
+    from mach.trainer import Progress
+
+Report = Callable[[str, float], None]  # takes a stage, and the fraction of it that is done
+
+
+def silence(stage: str, fraction: float) -> None:
+    """Report to nobody."""
+
+
+@contextmanager
+def bars(console: Console) -> Iterator[Report]:
+    """Progress of stages that no table shows: bars on a terminal, silence elsewhere."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    if not console.is_terminal:
+        yield silence
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as drawn:
+        tasks: dict[str, Any] = {}
+
+        def report(stage: str, fraction: float) -> None:
+            if stage not in tasks:
+                tasks[stage] = drawn.add_task(stage, total=1.0)
+            drawn.update(tasks[stage], completed=fraction)
+
+        yield report
 
 
 class Display:
@@ -25,10 +54,13 @@ class Display:
         All repetitions of the run.
     finished : list of int
         Those that need no training.
+    report : callable
+        Told how far all of them together are.
     """
 
-    def __init__(self, console: Console, repetitions: list[int], finished: list[int]) -> None:
-        self._console = console
+    def __init__(self, console: Console, repetitions: list[int], finished: list[int], report: Report = silence) -> None:
+        self._console, self._report = console, report
+        self._done = {r: float(r in finished) for r in repetitions}
         self._status = {r: "finished before" if r in finished else "waiting" for r in repetitions}
         self._progress: dict[int, Progress] = {}
         self._seconds_left: float | None = None
@@ -50,6 +82,8 @@ class Display:
     def set(self, repetition: int, status: str) -> None:
         """Where a repetition is, or that it waits or is finished."""
         self._set(repetition, status)
+        if status == "finished":
+            self._tell(repetition, 1.0)
 
     def note(self, text: str) -> None:
         """Something about the whole run."""
@@ -65,6 +99,7 @@ class Display:
 
     def progressed(self, progress: Progress) -> None:
         self._progress[progress.repetition] = progress
+        self._tell(progress.repetition, progress.step / max(progress.n_steps, 1))
         if self._live:
             self._live.update(self._table(), refresh=True)
         elif progress.step * progress.n_epochs == progress.epoch * progress.n_steps:  # the end of an epoch
@@ -75,6 +110,10 @@ class Display:
                 highlight=False,
                 soft_wrap=True,
             )
+
+    def _tell(self, repetition: int, fraction: float) -> None:
+        self._done[repetition] = fraction
+        self._report("training", sum(self._done.values()) / len(self._done))
 
     def _set(self, repetition: int, status: str, *, loud: bool = False) -> None:
         self._status[repetition] = status
@@ -97,6 +136,34 @@ class Display:
         running = [p for r, p in self._progress.items() if self._status[r] not in ("waiting", "finished")]
         speed = f"{sum(p.rows_per_second for p in running):,.0f} rows/s, " if running else ""
         return speed + ("estimating" if self._seconds_left is None else f"about {_duration(self._seconds_left)} left")
+
+
+class StageDisplay(Display):
+    """One line for a stage of a re-ranker, and one for whatever goes wrong with its parts.
+
+    Parameters
+    ----------
+    console : Console
+    stage : str
+    n_parts : int
+        To make.
+    first : int
+        The number of the stage's first part among those of all stages.
+    report : callable
+    """
+
+    def __init__(self, console: Console, stage: str, n_parts: int, first: int, report: Report = silence) -> None:
+        super().__init__(console, [], [], report)
+        self._live, self._stage, self._n_parts, self._first = None, stage, n_parts, first
+        self.note(f"re-ranker: {stage}, {n_parts} parts to make")
+
+    def set(self, repetition: int, status: str) -> None:
+        if status == "finished":
+            self._done[repetition] = 1.0
+            self._report(f"re-ranker: {self._stage}", len(self._done) / self._n_parts)
+
+    def event(self, repetition: int, text: str) -> None:
+        self.note(f"re-ranker: {self._stage}, part {repetition - self._first}: {text}")
 
 
 def _cells(progress: Progress | None) -> list[str]:

@@ -1,4 +1,4 @@
-"""The driver of a run: takes whichever message comes first and hands the next shard to whoever is free.
+"""The driver of workers: takes whichever message comes first and hands the next shard to whoever is free.
 
 It is the same for processes of this machine, actors of a cluster and simulated workers: a `Pool` carries the
 messages. Weights never pass through it; a worker reads and writes the run directory itself.
@@ -8,13 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from rich.console import Console
-
-from mach.config import LaunchConfig
 from mach.errors import IncompleteRunError
 from mach.launch.display import Display
-from mach.launch.schedule import Schedule, Shard, shards_of
-from mach.storage import Run
+from mach.launch.schedule import Schedule, Shard
 from mach.trainer import Progress
 
 MAX_EARLY_DEATHS = 5  # workers that die before they can take work mean a broken installation, not bad luck
@@ -45,66 +41,6 @@ class Pool(Protocol):
 
     def stop(self) -> None:
         """Let all workers save their state and leave; returns when they have."""
-
-
-def train(
-    run: Run,
-    pool: Pool,
-    launch: LaunchConfig,
-    n_workers: int,
-    *,
-    repetitions: list[int] | None = None,
-    console: Console | None = None,
-) -> None:
-    """Train what lacks DONE on the workers of a pool; return when all wanted repetitions are finished.
-
-    Parameters
-    ----------
-    run : Run
-    pool : Pool
-        Stopped in the end, however it comes.
-    launch : LaunchConfig
-        Repetitions a shard, and how often a shard may fail.
-    n_workers : int
-        How many to ask for; fewer may come, or come later.
-    repetitions : list of int, optional
-        Some of them only; all by default.
-    console : Console, optional
-        Where progress goes; standard error by default.
-
-    Raises
-    ------
-    IncompleteRunError
-        When a repetition was given up, or on KeyboardInterrupt (the command line makes one of SIGTERM too);
-        everything finished or checkpointed is kept.
-    """
-    wanted = list(range(run.config.hashing.repetitions)) if repetitions is None else repetitions
-    finished = [r for r in wanted if run.repetition(r).is_done]
-    missing = [r for r in wanted if r not in finished]
-    schedule = Schedule(shards_of(missing, launch.shard), launch.attempts)
-    display = Display(console or Console(stderr=True), wanted, finished)
-    with display:
-        try:
-            Driver(schedule, pool, display, min(n_workers, schedule.n_unfinished)).drive()
-        except KeyboardInterrupt:
-            pool.stop()
-            done = [r for r in wanted if run.repetition(r).is_done]
-            saved = [r for r in wanted if r not in done and run.repetition(r).state.exists()]
-            raise IncompleteRunError(
-                f"stopped with {len(done)} of {len(wanted)} repetitions finished and {len(saved)} begun and saved in "
-                f"{run.path}: run the same command again to go on"
-            ) from None
-        finally:
-            pool.stop()
-    if schedule.n_deaths:
-        display.note(f"{schedule.n_deaths} workers were lost, {schedule.n_lost_steps} steps had to be trained again")
-    if schedule.given_up:
-        shard, cause = next(iter(schedule.given_up.items()))
-        n_failed = sum(map(len, schedule.given_up))
-        raise IncompleteRunError(
-            f"{n_failed} of {len(wanted)} repetitions failed, {len(wanted) - n_failed} are finished; repetition "
-            f"{_named(shard)}: {cause} (log: {run.repetition(shard[0]).log}); run the same command again to retry"
-        )
 
 
 class Driver:
@@ -209,12 +145,12 @@ class Driver:
 
     def _offer(self, worker: int) -> None:
         """Give a free worker something to do, if there is anything."""
-        assignment = self.schedule.next_for(worker, self.pool.now())
-        if assignment is None:
+        order = self.schedule.next_for(worker, self.pool.now())
+        if order is None:
             return
-        self._shard[worker] = assignment.shard
-        self.pool.send(worker, {"train": list(assignment.shard), "exclusive": assignment.exclusive})
-        self._show(assignment.shard, self._where[worker] + ("" if assignment.exclusive else ", a second copy"))
+        self._shard[worker] = order.shard
+        self.pool.send(worker, {"train": list(order.shard), "exclusive": order.exclusive})
+        self._show(order.shard, self._where[worker] + ("" if order.exclusive else ", a second copy"))
 
     def _bury(self, worker: int, cause: str) -> None:
         """A worker is gone: its shard goes back to the queue, and a new worker takes its place."""
@@ -238,7 +174,3 @@ class Driver:
         if status == "finished" or shard not in self.schedule.finished:  # a second copy may end after the first
             for repetition in shard:
                 self.display.set(repetition, status)
-
-
-def _named(shard: Shard) -> str:
-    return str(shard[0]) if len(shard) == 1 else f"{shard[0]}-{shard[-1]}"

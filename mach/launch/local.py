@@ -1,4 +1,4 @@
-"""Train the repetitions of a run in processes of this machine."""
+"""Workers that are processes of this machine."""
 
 from __future__ import annotations
 
@@ -6,31 +6,16 @@ import os
 import selectors
 import time
 
-from rich.console import Console
-
 from mach.config import LaunchConfig
 from mach.data.store import Store
-from mach.launch.driver import Message, train
+from mach.launch.driver import Message
 from mach.launch.process import STOP_SECONDS, WorkerProcess
 from mach.storage import Run
 from mach.trunk import for_workers
 
 
-def train_locally(
-    run: Run,
-    store: Store,
-    launch: LaunchConfig,
-    *,
-    repetitions: list[int] | None = None,
-    console: Console | None = None,
-) -> None:
-    """Train what lacks DONE, one process a worker; see `mach.launch.driver.train`."""
-    pool = LocalPool(run, store, launch)
-    train(run, pool, launch, n_workers(launch), repetitions=repetitions, console=console)
-
-
-def n_workers(launch: LaunchConfig) -> int:
-    """Worker processes: by default one for every ``threads`` cores that we may use, or as many as share one GPU."""
+def n_processes(launch: LaunchConfig) -> int:
+    """How many of them: by default one for every ``threads`` cores that we may use, or as many as share one GPU."""
     if launch.gpus and not launch.workers:
         return int(1 / launch.gpus)
     return launch.workers or len(os.sched_getaffinity(0)) // launch.threads or 1
@@ -41,7 +26,7 @@ class LocalPool:
 
     def __init__(self, run: Run, store: Store, launch: LaunchConfig, **job: str) -> None:
         self._job: Message = {"run": str(run.path), "store": str(store.path), "threads": launch.threads}
-        self._job |= {"host_memory": launch.host_memory, **job, **for_workers(run.agreed_trunk())}
+        self._job |= job | for_workers(run.agreed_trunk())
         self._gpus = launch.gpus
         self._workers: dict[int, WorkerProcess] = {}
         self._selector = selectors.DefaultSelector()

@@ -1,7 +1,7 @@
 """Pilots: runs on four fifths of a run's rows, thrown away once they have taught the order on the other fifth.
 
 What a finished run says of its own training rows is too good to learn from: networks and classifiers know these rows. A
-pilot is a run of its own in the folder ``pilots``, of the same configuration and trained by the same launcher, so it
+pilot is a run of its own in the folder ``pilots``, of the same configuration and trained by the same conductor, so it
 stops and goes on as the run itself does; what it leaves is one file of examples (`mach.reranking`). A pilot that is the
 only one has half of the repetitions: the order that it teaches is worth nearly as much (docs/log.md).
 """
@@ -16,13 +16,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from mach.config import MAX_PILOTS, Config, DataConfig
 from mach.data.batch import ranges, read_classes
 from mach.data.store import Chunk, Store
 from mach.data.writer import StoreWriter
-from mach.launch.setup import set_up
 from mach.places import Place, cache_folder, kept, remove_folder
 from mach.reranking.fitting import RerankerTraining
 from mach.storage import Run
@@ -30,23 +28,29 @@ from mach.storage import Run
 BLOCK_ROWS = 2**16
 
 
-def teach(training: RerankerTraining, train: Callable[[Run, Store], None], console: Console) -> None:
-    """Have every pilot that has not taught yet trained by ``train``, to its end, and keep its examples."""
+def teach(training: RerankerTraining, train: Callable[[Config, Place], Run], say: Callable[[str], None]) -> None:
+    """Have every pilot that has not taught yet trained to its end, and keep its examples.
+
+    Parameters
+    ----------
+    training : RerankerTraining
+        That of the run.
+    train : callable
+        Trains repetitions and re-ranker of a configuration into a folder.
+    say : callable
+        Told of every pilot.
+    """
     n_pilots = training.config.pilots
     for pilot in training.missing_pilots():
-        console.print(
+        say(
             f"re-ranker: pilot {pilot + 1} of {n_pilots}, on {1 - 1 / MAX_PILOTS:.0%} of the rows, whose other rows "
-            "teach the order of candidates",
-            highlight=False,
-            soft_wrap=True,
+            "teach the order of candidates"
         )
         learned, taught = fold(training.rows, pilot, training.run.config.training.seed)
         folder = training.run.path / "pilots"
         own = folder if isinstance(folder, Path) else cache_folder() / f"pilots-{training.fingerprint}"
         rows = kept(own / f"rows{pilot}", partial(_write, training.store, learned))
-        run, store = set_up(_config(training, rows), folder / str(pilot), trunk=training.run.trunk)
-        train(run, store)
-        training.examine(pilot, run, taught)
+        training.examine(pilot, train(_config(training, rows), folder / str(pilot)), taught)
         for place in {folder, own}:
             _remove(place)
 

@@ -1,8 +1,14 @@
-"""A training process of this machine, seen from whoever started it: the local driver, or an actor of a cluster."""
+"""A worker process of this machine, seen from whoever started it, and the JSON messages between the two.
+
+The starter is the pool of this machine, or an actor of a cluster. Nothing else passes between driver and worker.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -10,10 +16,45 @@ import sys
 import time
 from typing import Any
 
-from mach.launch.channel import Channel
-
 STOP_SECONDS = 60.0  # a worker saves its state within a step and a write
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+class Channel:
+    """One end of a driver-worker connection; a message is one JSON object a line."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._buffer = b""
+
+    def fileno(self) -> int:
+        return self._connection.fileno()
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send one message; a peer that is gone is found out by `receive`."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._connection.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self) -> dict[str, Any] | None:
+        """Wait for a message; None when the other end is gone."""
+        while b"\n" not in self._buffer:
+            try:
+                data = self._connection.recv(65536)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                return None
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def has_message(self) -> bool:
+        """Whether `receive` would return at once, be it with None."""
+        return b"\n" in self._buffer or bool(select.select([self._connection], [], [], 0)[0])
+
+    def close(self) -> None:
+        self._connection.close()
 
 
 class WorkerProcess:

@@ -20,6 +20,7 @@ from statistics import median
 
 Shard = tuple[int, ...]  # the repetitions that a worker trains together
 
+ATTEMPTS = 3  # failures without progress after which a shard is given up: one may be bad luck, three are not
 FAILURE_WEIGHT = 5  # deaths that weigh as much as one failure
 SLOW = 0.8  # of the median speed: below it a worker counts as slow, and a copy must promise to end so much earlier
 LAG = 1 / 8  # of a shard: what a waiting one must lag behind before a running one makes room for it
@@ -35,7 +36,7 @@ def shards_of(repetitions: list[int], size: int | None) -> list[Shard]:
 
 
 @dataclass(frozen=True)
-class Assignment:
+class Order:
     """What a worker is to do.
 
     Parameters
@@ -85,7 +86,7 @@ class Schedule:
     ----------
     shards : iterable of tuple of int
         Those to train, in the order in which they are handed out.
-    attempts : int
+    attempts : int, optional
         A shard that fails so many times in a row without getting further is given up. Losses that follow progress
         are free: a run survives any number of kills as long as it moves between them.
 
@@ -94,7 +95,7 @@ class Schedule:
     ``now`` is any clock in seconds. Cost of a call: O(workers + waiting shards) at most.
     """
 
-    def __init__(self, shards: Iterable[Shard], attempts: int) -> None:
+    def __init__(self, shards: Iterable[Shard], attempts: int = ATTEMPTS) -> None:
         self._items = {shard: _Item(shard) for shard in shards}
         self._waiting = deque(self._items.values())
         self._workers: dict[int, _Worker] = {}
@@ -126,7 +127,7 @@ class Schedule:
         """A worker lives and is free."""
         self._workers[worker] = _Worker()
 
-    def next_for(self, worker: int, now: float) -> Assignment | None:
+    def next_for(self, worker: int, now: float) -> Order | None:
         """What a free worker does next, or None when nothing it could do is of use now."""
         free = self._workers[worker]
         if free.item is not None:
@@ -145,7 +146,7 @@ class Schedule:
         item.holders.add(worker)
         free.item, free.since, free.first_step = item, now, None
         free.step = free.checked_step = item.saved_step
-        return Assignment(item.shard, exclusive=is_waiting)
+        return Order(item.shard, exclusive=is_waiting)
 
     def progressed(self, worker: int, now: float, step: int, n_steps: int, saved_step: int) -> None:
         """A worker reported its step and that of its last checkpoint: further in either is progress."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from mach import __version__, recipe
 from mach.config import (
     Config,
-    HostMemory,
-    LaunchConfig,
     RerankingConfig,
     completed,
     differing_keys,
@@ -23,11 +21,8 @@ from mach.data.transfer import META, fetch_source, upload_store
 from mach.data.writer import storage_errors
 from mach.errors import ConfigError, StorageError
 from mach.launch.start import STORE, Start, training_data
-from mach.networks.inference import KEEP
 from mach.places import Place, is_there, names_in, place, remove_folder
 from mach.reranking.record import is_due
-from mach.reranking.signals.contract import Scale
-from mach.reranking.signals.roster import expected_bytes
 from mach.sketch import bounds
 from mach.sketch.hashing import Assignment, UniversalAssignment
 from mach.sketch.tables import TableAssignment, extends
@@ -44,7 +39,6 @@ LAYOUT = (
     "reranking",
     STORE,
 )
-USABLE = 0.9  # of a GPU, or of our share of it
 # Sections and keys that do not change what is learned, or that a run may change on the way.
 FREE_KEYS = (
     "launch.",
@@ -218,120 +212,6 @@ def resolve(
         mach_version=__version__,
     )
     return config, manifest, assignment
-
-
-def plan_of(config: Config, store: Store, n_workers: int = 1) -> bounds.Plan:
-    """The ledger of a resolved configuration, as it will be trained on these rows."""
-    return plan_by_counts(
-        config,
-        n_classes=store.n_classes,
-        n_features=store.n_features,
-        n_rows=store.n_rows,
-        n_positives=len(store.class_ids),
-        nonzeros_per_row=store.n_features if store.is_dense else store.n_nonzeros / store.n_rows,
-        dense_input=store.is_dense,
-        n_workers=n_workers,
-    )
-
-
-def sharded(launch: LaunchConfig, run: Run, store: Store, device_bytes: int | None = None) -> LaunchConfig:
-    """Choose ``launch.shard`` and ``launch.host_memory`` where they are left out: what the ledger says fits a GPU.
-
-    Parameters
-    ----------
-    launch : LaunchConfig
-    run : Run
-    store : Store
-    device_bytes : int, optional
-        Memory of a GPU; by default that of this machine's first. Without any, as on the head of a cluster, shards are
-        of one repetition.
-
-    Raises
-    ------
-    ConfigError
-        When not even one repetition fits.
-    """
-    from mach.networks.batched import can_be_batched
-
-    chosen: dict[str, Any] = {"shard": launch.shard or 1, "host_memory": launch.host_memory or "none"}
-    config, n_bytes = run.config, (device_bytes or gpu_bytes()) if launch.gpus else 0
-    if n_bytes and can_be_batched(config.network, dense_input=store.is_dense):
-        ledger = plan_of(config, store).ledger
-        options = {"n_rows": config.training.batch, "number_bytes": 2 if run.manifest.precision == "bfloat16" else 4}
-        n_ours = int(n_bytes * launch.gpus * USABLE)
-        fitting = {
-            on_host: ledger.repetitions_within(n_ours, host_memory=on_host, **options)
-            for on_host in get_args(HostMemory)
-        }
-        if launch.host_memory is None:
-            chosen["host_memory"] = next((on_host for on_host, n in fitting.items() if n), "none")
-        fits = fitting[chosen["host_memory"]]
-        if launch.shard is None:
-            n_workers = launch.workers or int(1 / launch.gpus)
-            chosen["shard"] = max(1, min(fits, -(-config.hashing.repetitions // n_workers)))
-        if chosen["shard"] > fits:
-            wanted = ledger.device_bytes(chosen["shard"], host_memory=chosen["host_memory"], **options)
-            wider = [on_host for on_host, n in fitting.items() if n > fits]
-            repair = f", launch.host_memory = {wider[0]!r}" if wider else ""
-            raise ConfigError(
-                f"{chosen['shard']} repetitions together take about {wanted / 1e9:.1f} GB of a GPU, "
-                f"{n_ours / 1e9:.1f} GB are ours: set launch.shard to at most {fits}{repair}, or a smaller "
-                "training.batch"
-                if fits
-                else f"a repetition takes about {wanted / 1e9:.1f} GB of a GPU, {n_ours / 1e9:.1f} GB are ours: set "
-                f"a smaller training.batch{repair}, or launch.gpus = 0 to train on processors"
-            )
-    return launch.model_copy(update=chosen)
-
-
-def gpu_bytes() -> int:
-    """Memory of this machine's first GPU; 0: there is none."""
-    import torch
-
-    return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else 0
-
-
-def plan_by_counts(
-    config: Config,
-    *,
-    n_classes: int,
-    n_features: int,
-    n_rows: int,
-    n_positives: int,
-    nonzeros_per_row: float,
-    dense_input: bool,
-    n_workers: int = 1,
-) -> bounds.Plan:
-    """As `plan_of`, where the rows themselves are not at hand; ``n_positives`` pairs of a row and a class of it."""
-    reranking = config.reranking
-    is_chosen = reranking.repeats is None and (config.data.validation_fraction or 0) > 0
-    may_count = is_chosen or bool(reranking.repeats) or (bool(reranking.pilots) and reranking.repeats is None)
-    scale = Scale(
-        n_classes=n_classes,
-        n_features=n_features,
-        n_rows=n_rows,
-        n_positives=n_positives,
-        row_features=nonzeros_per_row,
-        pairs=reranking.pairs,
-        counts_repeats=may_count,
-        is_learned=reranking.pilots > 0,
-    )
-    return bounds.plan(
-        n_classes,
-        n_features,
-        n_workers=n_workers,
-        hidden=tuple(config.network.hidden),
-        n_repetitions=config.hashing.repetitions,
-        n_buckets=config.hashing.buckets,
-        n_heads=config.hashing.heads,
-        dense_input=dense_input,
-        weight_bytes=4 if config.network.weights == "float32" else 2,
-        input_bytes={"int4": KEEP if config.network.hidden else 1, "int8": 1}.get(config.network.weights),
-        output_bytes=1 if config.network.weights in {"int4", "int8"} else None,
-        nonzeros_per_row=nonzeros_per_row,
-        reranking_bytes=expected_bytes(scale) if reranking.candidates else 0,
-        table_assignment=config.hashing.table is not None,
-    )
 
 
 def _refuse_reranking(reranking: RerankingConfig, store: Store) -> None:

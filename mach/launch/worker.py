@@ -1,10 +1,10 @@
-"""A worker process: trains what the driver hands it, one shard after another.
+"""A worker process: does what the driver hands it, one order after another.
 
 Started as ``python -m mach.launch.worker FD`` with one end of a socket pair. Messages are JSON lines: first the
 job, then orders, ``{"train": [r, ...], "exclusive": true}``, ``{"pause": true}``, ``{"stop": true}``; the worker
-says ``ready`` and answers with ``progress``, ``finished``, ``paused`` or ``failed``. A job with ``parts`` is one of
-`mach.launch.parts`: numbers are parts of a re-ranker. ``trunk`` and ``path`` are of `mach.trunk.for_workers`. When the
-other end dies, the worker saves its state and goes.
+says ``ready`` and answers with ``progress``, ``finished``, ``paused`` or ``failed``. The numbers of an order are
+repetitions; in a job with ``parts`` they are parts of a re-ranker. ``trunk`` and ``path`` are of
+`mach.trunk.for_workers`. When the other end dies, the worker saves its state and goes.
 """
 
 from __future__ import annotations
@@ -17,15 +17,86 @@ import sys
 import threading
 import time
 import traceback
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mach.errors import ConfigError, MachError
-from mach.launch.channel import Channel
+from mach.launch.process import Channel
+from mach.places import place
+from mach.storage import Run
 from mach.trunk import find_as
 
 if TYPE_CHECKING:
     from mach.repetition import RepetitionFiles
     from mach.trainer import Progress
+
+
+class _Work(Protocol):
+    """What the numbers of an order stand for."""
+
+    @property
+    def hopeless(self) -> tuple[type[Exception], ...]:
+        """Errors that another attempt would meet again."""
+
+    def files(self, number: int) -> RepetitionFiles:
+        """Where a log of it is kept."""
+
+    def do(self, order: dict[str, Any], report: Callable[[Progress], None], should_stop: Callable[[], bool]) -> bool:
+        """Do all of them; False when told to stop before that, with what is done saved."""
+
+
+class _Repetitions:
+    """The training of repetitions."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        from mach.traffic import PeerTraffic
+        from mach.trainer import TrainingError
+
+        self._job, self._run = job, Run(place(job["run"]))
+        self._traffic = PeerTraffic()  # one for the process's life: what a failed attempt exchanged still counts
+        self.hopeless = (ConfigError, TrainingError)
+
+    def files(self, number: int) -> RepetitionFiles:
+        return self._run.repetition(number)
+
+    def do(self, order: dict[str, Any], report: Callable[[Progress], None], should_stop: Callable[[], bool]) -> bool:
+        from mach.trainer import TrainingStoppedError
+        from mach.training import ShardJob, train_shard
+
+        job = self._job
+        shard = ShardJob(
+            job["run"],
+            job["store"],
+            tuple(order["train"]),
+            job["threads"],
+            order["exclusive"],
+            job["device"],
+            host_memory=job.get("host_memory"),
+            trunk=job.get("trunk"),
+        )
+        try:
+            train_shard(shard, report=report, should_stop=should_stop, traffic=self._traffic)
+        except TrainingStoppedError:
+            return False
+        return True
+
+
+class _Parts:
+    """The making of a re-ranker's parts, of any stage; torch is not imported, so it begins in half a second."""
+
+    hopeless = (ConfigError,)
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        from mach.data.transfer import fetch_store
+        from mach.reranking.fitting import RerankerTraining
+
+        self._training = RerankerTraining(Run.open(job["run"], job.get("trunk")), fetch_store(job["store"]))
+
+    def files(self, number: int) -> RepetitionFiles:
+        return self._training.files
+
+    def do(self, order: dict[str, Any], report: Callable[[Progress], None], should_stop: Callable[[], bool]) -> bool:
+        return all(self._training.make(*self._training.part_of(number), should_stop) for number in order["train"])
 
 
 def main(descriptor: int) -> None:
@@ -38,16 +109,7 @@ def main(descriptor: int) -> None:
     if job is None:
         return
     find_as(job.get("path", []))
-    if "parts" in job:
-        from mach.launch.parts import serve
-
-        serve(channel, job, told_to_stop.is_set)
-        return
-    from mach.traffic import PeerTraffic
-    from mach.trainer import TrainingError, TrainingStoppedError
-    from mach.training import ShardJob, train_shard
-
-    traffic = PeerTraffic()  # one for the process's life: what a failed attempt exchanged still counts
+    work: _Work = _Parts(job) if "parts" in job else _Repetitions(job)
     report = _Reporter(channel, job.get("report_seconds", 0.0))
     channel.send({"kind": "ready", "where": job["where"]})
     while True:
@@ -56,28 +118,13 @@ def main(descriptor: int) -> None:
             return
         if "pause" in order:  # it crossed our last message
             continue
-        repetitions = tuple(order["train"])
-        files = _log_of(job["run"], repetitions[0])
-        shard = ShardJob(
-            job["run"],
-            job["store"],
-            repetitions,
-            job["threads"],
-            order["exclusive"],
-            job["device"],
-            host_memory=job.get("host_memory"),
-            trunk=job.get("trunk"),
-        )
+        files = work.files(order["train"][0])
+        _log_into(files)
         try:
-            train_shard(
-                shard,
-                report=report,
-                # an order to stop or pause, or the end of a dead driver's socket
-                should_stop=lambda: told_to_stop.is_set() or channel.has_message(),
-                traffic=traffic,
-            )
-            channel.send({"kind": "finished"})
-        except TrainingStoppedError:
+            # an order to stop or pause, or the end of a dead driver's socket
+            if work.do(order, report, lambda: told_to_stop.is_set() or channel.has_message()):
+                channel.send({"kind": "finished"})
+                continue
             order = None if told_to_stop.is_set() else channel.receive()
             if order is None or "pause" not in order:
                 return
@@ -88,7 +135,7 @@ def main(descriptor: int) -> None:
                 sys.stderr.flush()
             files.keep_log()
             cause = str(error) if isinstance(error, MachError) else f"{type(error).__name__}: {error}"
-            hopeless = isinstance(error, TrainingError | ConfigError)
+            hopeless = isinstance(error, work.hopeless)
             channel.send({"kind": "failed", "cause": (cause.splitlines() or [""])[0], "hopeless": hopeless})
 
 
@@ -105,17 +152,12 @@ class _Reporter:
             self._channel.send({"kind": "progress", **vars(progress)})
 
 
-def _log_of(run: str, repetition: int) -> RepetitionFiles:
-    """Send standard error, and what compiled code prints there, to the repetition's log."""
-    from mach.places import place
-    from mach.storage import Run
-
-    files = Run(place(run)).repetition(repetition)
+def _log_into(files: RepetitionFiles) -> None:
+    """Send standard error, and what compiled code prints there, to the log of a repetition or the re-ranker."""
     with contextlib.suppress(OSError):
         files.local_log.parent.mkdir(parents=True, exist_ok=True)
         with files.local_log.open("a") as file:
             os.dup2(file.fileno(), sys.stderr.fileno())
-    return files
 
 
 if __name__ == "__main__":

@@ -132,9 +132,6 @@ class BatchedNetwork:
                 yield
         except torch.cuda.OutOfMemoryError as error:
             n, repairs = self.n_repetitions, ["a smaller training.batch"]
-            if self.host_memory != "all":
-                wider = "input" if self.host_memory == "none" else "all"
-                repairs.insert(0, f"launch.host_memory = {wider!r} (more stays in main memory)")
             if n > 1:
                 repairs.insert(0, f"launch.shard below {n}")
             raise ConfigError(

@@ -44,7 +44,7 @@ def seen_from(device: torch.device, tensor: Tensor) -> Tensor:
     if seen.data_ptr() != tensor.data_ptr():  # a copy: the memory counts as another GPU's
         raise ConfigError(
             f"device {device} cannot use main memory as its own: let each worker see its own GPU only "
-            "(CUDA_VISIBLE_DEVICES), or set launch.host_memory = 'none'"
+            "(CUDA_VISIBLE_DEVICES), or take a smaller launch.shard, which fits its memory"
         )
     return seen
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mach.errors import ConfigError
 from mach.report import plots
-from mach.shell import shown
+from mach.report.numbers import shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

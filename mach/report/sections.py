@@ -20,11 +20,12 @@ from mach.config import Config
 from mach.data.prepare import prepare, texts_of
 from mach.data.store import Store
 from mach.errors import ConfigError, MachError, StorageError
-from mach.launch.setup import plan_by_counts
+from mach.launch.capacity import plan_by_counts
 from mach.loading import load
 from mach.places import Place, atomic_file
 from mach.report import plots
 from mach.report.diagnosis import SHOWN, Diagnosis, bucket_load, classes_of, diagnose, example_rows, mistaken_for
+from mach.report.numbers import shown
 from mach.report.page import (
     Block,
     Code,
@@ -43,7 +44,6 @@ from mach.report.page import (
     quantity,
 )
 from mach.runs.status import outlook, spell_seconds, status
-from mach.shell import shown
 from mach.storage import Run
 from mach.trunk import Trunk
 

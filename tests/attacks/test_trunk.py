@@ -23,7 +23,7 @@ from mach.config import Config, LaunchConfig, to_toml
 from mach.errors import ConfigError, MachError
 from mach.estimator.classifier import MACHClassifier
 from mach.launch import serving
-from mach.launch.launchers import train as launch_training
+from mach.launch.launchers import Crew
 from mach.launch.setup import set_up
 from mach.reranking.fitting import RerankerTraining
 from mach.storage import Run
@@ -214,7 +214,7 @@ def test_workers_refuse(config: Config, trained: Path, hostile: Path, name: str)
     jobs: list[Any] = [
         lambda: training.ensemble,
         lambda: train_shard(ShardJob(str(hostile), str(store.path), (2,))),
-        lambda: launch_training(Run.open(hostile), store, LaunchConfig(workers=1)),
+        lambda: Crew(LaunchConfig(workers=1)).train(Run.open(hostile), store),
     ]
     for job in jobs:
         with pytest.raises(ConfigError) as caught:
@@ -289,7 +289,7 @@ def test_a_trunk_that_is_passed_trains_and_answers(config: Config, planted: Path
 def test_workers_are_told_by_the_caller(config: Config, tmp_path: Path, marker: Path):
     changed = {"training": config.training.model_copy(update={"epochs": 1})}
     run, store = set_up(config.model_copy(update=changed), tmp_path / "run", trunk=Honest)
-    launch_training(run, store, LaunchConfig(workers=2))
+    Crew(LaunchConfig(workers=2)).train(run, store)
     assert run.finished() == [0, 1, 2]
     server = serving.ScoreServer(str(run.path), serving.fingerprints_of(run), [0, 1], for_workers(Honest))
     server.open()

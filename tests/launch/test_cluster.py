@@ -20,18 +20,18 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from mach.conductor import train, train_reranker
 from mach.config import Config, LaunchConfig
 from mach.errors import IncompleteRunError
 from mach.launch import cluster as cluster_module
-from mach.launch.launchers import train
-from mach.launch.reranker import train_reranker
+from mach.launch.launchers import Crew
 from mach.launch.setup import set_up
 from mach.storage import Run
 from tests.launch.test_local import LONGER, run_with, saved_steps, weights
 
 cluster_utils = pytest.importorskip("ray.cluster_utils")
 
-RAY = LaunchConfig(launcher="ray", memory_bytes=1)
+RAY = LaunchConfig(launcher="ray")
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
 
 
@@ -53,7 +53,7 @@ def longer(config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Co
     """A run of some seconds and the bits of its weights."""
     changed = run_with(config, **LONGER)
     path = tmp_path_factory.mktemp("longer") / "run"
-    train(*set_up(changed, path), LaunchConfig(workers=2), console=Console(quiet=True))
+    train(changed, path, workers=2)
     return changed, weights(path)
 
 
@@ -69,7 +69,7 @@ class Training(threading.Thread):
 
     def run(self) -> None:
         try:
-            train(self.run_, self.store, self.launch, console=Console(file=self.told, width=200))
+            Crew(self.launch, console=Console(file=self.told, width=200)).train(self.run_, self.store)
         except Exception as error:
             self.error = error
 
@@ -141,7 +141,7 @@ def test_ray_makes_the_bits_of_a_local_reranker(nodes: Any, config: Config, trai
     for name, launch in (("local", LaunchConfig(workers=2)), ("ray", RAY)):
         path = Path(shutil.copytree(trained, tmp_path / name))
         run, store = set_up(config.model_copy(update={"reranking": reranking}), path)
-        train_reranker(run, store, launch, console=Console(quiet=True))
+        train_reranker(run, store, Crew(launch))
         files.append((path / "reranker.safetensors").read_bytes())
     assert files[0] == files[1]
 
@@ -179,7 +179,7 @@ def test_a_driver_killed_and_resumed(nodes: Any, longer: tuple[Config, list[byte
     path = tmp_path / "run"
     set_up(config, path)
     command = [sys.executable, "-m", "mach.cli", "train", str(path), "--launcher", "ray"]
-    command += ["--address", nodes.address, "--set", "launch.memory_bytes=1"]
+    command += ["--address", nodes.address]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not states(path):
         assert process.poll() is None, process.communicate()[1]
@@ -248,7 +248,7 @@ def test_ten_random_kills_of_workers_and_nodes(nodes: Any, longer: tuple[Config,
     """The bits stay, and no kill costs more than the steps since the last checkpoint or the one under way."""
     config, _ = longer
     config = run_with(config, training={"epochs": 240, "checkpoint_seconds": 0.2})
-    train(*set_up(config, tmp_path / "reference"), LaunchConfig(workers=2), console=Console(quiet=True))
+    train(config, tmp_path / "reference", workers=2)
     path, chance = tmp_path / "run", random.Random(7)
     doomed = nodes.add_node(**NODE, resources={"here": 1})
     training = Training(config, path, RAY.model_copy(update={"resources": {"here": 0.5}, "workers": 2}))
@@ -280,11 +280,11 @@ def test_two_repetitions_that_always_fail(nodes: Any, config: Config, trained: P
         run.repetition(repetition).folder.mkdir(parents=True)
         (run.repetition(repetition).folder / "state.safetensors").write_bytes(b"\xff" * 64)
     with pytest.raises(IncompleteRunError, match=r"2 of 3 repetitions failed, 1 are finished; repetition 0: .*damaged"):
-        train(run, store, RAY.model_copy(update={"attempts": 2}), console=Console(quiet=True))
+        Crew(RAY).train(run, store)
     assert run.finished() == [1]
     for state in states(tmp_path / "run"):
         state.unlink()
-    train(run, store, RAY, console=Console(quiet=True))
+    Crew(RAY).train(run, store)
     assert weights(tmp_path / "run") == weights(trained)
 
 
@@ -293,7 +293,7 @@ def test_a_run_behind_a_url_needs_no_other_path(
 ):
     run, store = set_up(config, f"local://{tmp_path}/run")
     monkeypatch.setattr(store, "path", tmp_path / "nowhere")
-    train(run, store, RAY, console=Console(quiet=True))
+    Crew(RAY).train(run, store)
     assert weights(tmp_path / "run") == weights(trained)
 
 
@@ -305,7 +305,7 @@ def test_a_store_that_nodes_do_not_see_is_sent_to_them(
     monkeypatch.setattr(
         cluster_module, "_absolute", lambda place: "/nowhere" if place == store.path else absolute(place)
     )
-    train(run, store, RAY, console=Console(quiet=True))
+    Crew(RAY).train(run, store)
     assert weights(tmp_path / "run") == weights(trained)
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
+from mach.conductor import train
 from mach.config import Config, LaunchConfig, to_toml
 from mach.errors import ConfigError, IncompleteRunError
-from mach.launch.local import train_locally
+from mach.launch.launchers import Crew
 from mach.launch.setup import set_up
 from mach.loading import load
 from mach.storage import Run
@@ -34,10 +34,6 @@ def weights(path: Path) -> list[bytes]:
     return [run.repetition(r).weights.read_bytes() for r in run.finished()]
 
 
-def quiet() -> Console:
-    return Console(file=open(os.devnull, "w"))
-
-
 def children(pid: int) -> list[int]:
     try:
         text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
@@ -47,16 +43,15 @@ def children(pid: int) -> list[int]:
 
 
 def test_worker_processes_give_the_bits_of_this_process(config: Config, trained: Path, tmp_path: Path):
-    run, store = set_up(config, tmp_path / "run")
-    train_locally(run, store, LaunchConfig(workers=2), console=quiet())
+    train(config, tmp_path / "run", workers=2)
     assert weights(tmp_path / "run") == weights(trained)
 
 
 def test_raising_the_repetitions_appends(config: Config, trained: Path, tmp_path: Path):
     fewer = run_with(config, hashing={"repetitions": 1})
-    train_locally(*set_up(fewer, tmp_path / "run"), LaunchConfig(workers=1), console=quiet())
+    train(fewer, tmp_path / "run", workers=1)
     first = (tmp_path / "run/repetitions/r000/weights.safetensors").stat().st_mtime_ns
-    train_locally(*set_up(config, tmp_path / "run"), LaunchConfig(workers=2), console=quiet())
+    train(config, tmp_path / "run", workers=2)
     assert (tmp_path / "run/repetitions/r000/weights.safetensors").stat().st_mtime_ns == first
     assert weights(tmp_path / "run") == weights(trained)
     with pytest.raises(ConfigError, match=r"hashing.repetitions: 1 here, 3 there \(it can only be raised\)"):
@@ -83,14 +78,14 @@ def test_a_repetition_that_always_fails_is_reported_while_the_others_finish(conf
     run.repetition(1).folder.mkdir(parents=True)
     run.repetition(1).state.write_bytes(b"\xff" * 64)  # a damaged checkpoint fails every attempt
     with pytest.raises(IncompleteRunError) as caught:
-        train_locally(run, store, LaunchConfig(workers=2, attempts=2), console=quiet())
+        Crew(LaunchConfig(workers=2)).train(run, store)
     message = str(caught.value)
     assert "1 of 3 repetitions failed" in message
     assert "repetition 1: " in message
     assert "damaged" in message
     assert str(run.repetition(1).log) in message
     assert run.finished() == [0, 2]
-    assert run.repetition(1).log.read_text().count("Traceback") == 2
+    assert run.repetition(1).log.read_text().count("Traceback") == 3
 
 
 def is_alive(pid: int) -> bool:
@@ -130,7 +125,7 @@ def longer(config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Co
     """A run of some seconds, undisturbed: the reference of the kill tests."""
     path = tmp_path_factory.mktemp("longer") / "run"
     changed = run_with(config, **LONGER)
-    train_locally(*set_up(changed, path), LaunchConfig(workers=2), console=quiet())
+    train(changed, path, workers=2)
     return changed, path
 
 
@@ -218,7 +213,7 @@ def test_the_current_folder_can_become_a_run(config: Config, tmp_path: Path, mon
 def test_a_hopeless_failure_is_not_tried_again(config: Config, tmp_path: Path):
     run, store = set_up(run_with(config, training={"rate": 1e30}), tmp_path / "run")
     with pytest.raises(IncompleteRunError, match="diverged: its loss is .* lower training.rate"):
-        train_locally(run, store, LaunchConfig(workers=1), repetitions=[0], console=quiet())
+        Crew(LaunchConfig(workers=1)).train(run, store, [0])
     assert run.repetition(0).log.read_text().count("Traceback") == 1
 
 
@@ -234,7 +229,7 @@ def test_buckets_from_a_table(config: Config, tmp_path: Path):
     table = np.random.default_rng(0).integers(0, 32, (3, 120))
     np.save(tmp_path / "table.npy", table)
     changed = run_with(config, hashing={"table": str(tmp_path / "table.npy")}, training={"epochs": 1})
-    train_locally(*set_up(changed, tmp_path / "run"), LaunchConfig(workers=1), repetitions=[0, 2], console=quiet())
+    train(changed, tmp_path / "run", workers=1, repetitions=[0, 2])
     (tmp_path / "table.npy").unlink()
     np.testing.assert_array_equal(load(tmp_path / "run").assignment.buckets(range(120)), table[[0, 2]])
     np.save(tmp_path / "table.npy", table[:, :7])
@@ -244,7 +239,7 @@ def test_buckets_from_a_table(config: Config, tmp_path: Path):
 
 def test_a_full_disk_stops_with_one_line_and_loses_nothing(config: Config, trained: Path, tmp_path: Path):
     """A file-size limit below the size of the weights stands in for the full disk."""
-    changed = run_with(config, launch={"attempts": 1}, training={"checkpoint_seconds": 0.0})
+    changed = run_with(config, training={"checkpoint_seconds": 0.0})
     (tmp_path / "config.toml").write_text(to_toml(changed))
     set_up(changed, tmp_path / "run")
     command = f"ulimit -f 8; exec {sys.executable} -m mach.cli train {tmp_path / 'config.toml'} {tmp_path / 'run'}"
@@ -262,5 +257,5 @@ def test_a_full_disk_stops_with_one_line_and_loses_nothing(config: Config, train
 
 def test_shards_of_several_repetitions(config: Config, trained: Path, tmp_path: Path):
     run, store = set_up(config, tmp_path / "run")
-    train_locally(run, store, LaunchConfig(workers=2, shard=2), console=quiet())
+    Crew(LaunchConfig(workers=2, shard=2)).train(run, store)
     assert weights(tmp_path / "run") == weights(trained)

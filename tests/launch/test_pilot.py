@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,18 +10,17 @@ from typing import cast
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from rich.console import Console
 
 from mach.cli import main
+from mach.conductor import train, train_reranker
 from mach.config import Config, LaunchConfig, load_config, to_toml
 from mach.data.batch import SparseBatch
 from mach.data.prepare import prepare
 from mach.errors import ConfigError, IncompleteRunError, StorageError
 from mach.evaluation import evaluate
 from mach.launch import pilot
-from mach.launch.launchers import train
+from mach.launch.launchers import Crew
 from mach.launch.pilot import fold
-from mach.launch.reranker import train_reranker
 from mach.launch.setup import set_up
 from mach.loading import load
 from mach.model import MachModel
@@ -35,11 +33,7 @@ from mach.reranking.signals.contract import Shortlist
 from mach.tensors import map_tensors, write_tensors
 from tests.conftest import N_CLASSES, write_repository
 
-LOCAL = LaunchConfig(workers=2)
-
-
-def quiet() -> Console:
-    return Console(file=io.StringIO())
+LOCAL = Crew(LaunchConfig(workers=2))
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +68,7 @@ def piloted(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
 @pytest.fixture(scope="module")
 def taught(piloted: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "taught"
-    run, store = set_up(piloted, path)
-    train(run, store, LOCAL, console=quiet())
-    train_reranker(run, store, LOCAL, console=quiet())
+    train(piloted, path, launcher="here")
     return path
 
 
@@ -139,19 +131,19 @@ def test_answers_are_the_candidates_in_the_order_of_the_network(taught: Path):
 
 def test_examples_are_of_rows_that_the_pilot_has_not_seen(piloted: Config, tmp_path: Path, monkeypatch):
     run, store = set_up(piloted, tmp_path / "run")
-    train(run, store, LOCAL, console=quiet())
+    LOCAL.train(run, store)
     training, seen = RerankerTraining(run, store), []
     training.begin()
     asked = FitSettings(cost=2.0, keeps_inputs=True)
 
     def train_pilot(other, rows):
         seen.append((other, rows))
-        train(other, rows, LOCAL, console=quiet())
-        train_reranker(other, rows, LOCAL, console=quiet(), settings=asked)
+        LOCAL.train(other, rows)
+        train_reranker(other, rows, LOCAL, settings=asked)
         assert read_json(other.reranked, Record).settings["cost"] == 2
         assert RerankerTraining(other, rows).missing_pilots() == []  # it has none of its own
 
-    pilot.teach(training, train_pilot, quiet())
+    pilot.teach(training, train_pilot, lambda text: None)
     assert training.missing_pilots() == []
     for number, (other, rows) in enumerate(seen):
         learned, taught = fold(training.rows, number, run.config.training.seed)
@@ -177,7 +169,7 @@ def test_a_run_that_is_killed_while_a_pilot_trains_goes_on_to_the_same_bits(
     piloted: Config, taught: Path, tmp_path: Path, monkeypatch
 ):
     run, store = set_up(piloted, tmp_path / "run")
-    train(run, store, LOCAL, console=quiet())
+    LOCAL.train(run, store)
     real = RerankerTraining.examine
 
     def examine(self, number, *rest):
@@ -188,12 +180,12 @@ def test_a_run_that_is_killed_while_a_pilot_trains_goes_on_to_the_same_bits(
     with monkeypatch.context() as patch:
         patch.setattr(RerankerTraining, "examine", examine)
         with pytest.raises(IncompleteRunError, match="run the same command again"):
-            train_reranker(run, store, LOCAL, console=quiet())
+            train_reranker(run, store, LOCAL)
     assert (tmp_path / "run" / "pilots" / "1" / "RERANKED").exists()
     assert not (tmp_path / "run" / "RERANKED").exists()
     status = CliRunner().invoke(main, ["status", str(tmp_path / "run")]).output
     assert "re-ranker not trained yet, 1 of 2 pilots have taught" in status
-    train_reranker(run, store, LOCAL, console=quiet())
+    train_reranker(run, store, LOCAL)
     digests = [read_json(path / "RERANKED", Record).digest for path in (taught, tmp_path / "run")]
     assert digests[0] == digests[1]
 
@@ -207,10 +199,10 @@ def test_an_order_that_held_out_rows_find_worse_leaves_nothing_but_the_blend(
     assert good is not None
     assert good.order is not None
     bad = LearnedOrder(good.order.arrays | {"w_G1": -good.order.arrays["w_G1"]})
-    monkeypatch.setattr("mach.launch.reranker.teach", lambda *nothing: None)
+    monkeypatch.setattr("mach.conductor.teach", lambda *nothing: None)
     monkeypatch.setattr(RerankerTraining, "_learned", lambda self: bad)
     run, store = set_up(piloted, tmp_path / "run")
-    train_reranker(run, store, LOCAL, console=quiet())
+    train_reranker(run, store, LOCAL)
     model = load(tmp_path / "run")
     assert model.reranker is not None
     assert not read_json(run.reranked, Record).learned

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mach.launch.schedule import Assignment, Schedule, shards_of
+from mach.launch.schedule import Order, Schedule, shards_of
 
 N_STEPS = 160
 
@@ -34,7 +34,7 @@ EVENTS = st.lists(
 def test_any_order_of_events_ends_with_every_shard_finished_or_given_up(n_shards, n_workers, size, events):
     shards = shards_of(list(range(n_shards)), size)
     schedule = Schedule(shards, attempts=3)
-    held: dict[int, Assignment] = {}
+    held: dict[int, Order] = {}
     step: dict[int, int] = {}
     saved = dict.fromkeys(shards, 0)
     weight = dict.fromkeys(shards, 0)  # an upper bound of what is held against a shard
@@ -104,7 +104,7 @@ def test_shards_are_consecutive_and_the_last_may_be_smaller():
 def test_shards_are_handed_out_in_order_and_once():
     schedule = schedule_with(3, 4)
     given_out = [schedule.next_for(worker, 0.0) for worker in range(4)]
-    assert given_out == [Assignment((0,)), Assignment((1,)), Assignment((2,)), None]
+    assert given_out == [Order((0,)), Order((1,)), Order((2,)), None]
     assert schedule.idle() == [3]
 
 
@@ -161,7 +161,7 @@ def test_deaths_weigh_a_fifth_of_a_failure():
     schedule = schedule_with(1, 1, attempts=2)
     for _ in range(10):
         assert not schedule.given_up
-        assert schedule.next_for(0, 0.0) == Assignment((0,))
+        assert schedule.next_for(0, 0.0) == Order((0,))
         schedule.died(0, "killed")
         schedule.joined(0)
     assert schedule.given_up == {(0,): "killed"}
@@ -177,10 +177,10 @@ def test_a_hopeless_failure_is_given_up_at_once():
 
 def test_a_lost_shard_is_handed_out_first():
     schedule = schedule_with(3, 2)
-    assert [schedule.next_for(w, 0.0) for w in (0, 1)] == [Assignment((0,)), Assignment((1,))]
+    assert [schedule.next_for(w, 0.0) for w in (0, 1)] == [Order((0,)), Order((1,))]
     schedule.died(0, "killed")
     schedule.joined(2)
-    assert schedule.next_for(2, 0.0) == Assignment((0,))
+    assert schedule.next_for(2, 0.0) == Order((0,))
 
 
 def test_the_death_of_an_idle_worker_changes_nothing_but_the_count():
@@ -188,17 +188,17 @@ def test_the_death_of_an_idle_worker_changes_nothing_but_the_count():
     schedule.died(1, "killed")
     schedule.died(7, "never came")
     assert (schedule.n_deaths, schedule.given_up) == (2, {})
-    assert schedule.next_for(0, 0.0) == Assignment((0,))
+    assert schedule.next_for(0, 0.0) == Order((0,))
 
 
 def test_what_failed_on_a_worker_goes_to_one_that_has_not_tried():
     schedule = schedule_with(2, 2)
-    assert schedule.next_for(0, 0.0) == Assignment((0,))
+    assert schedule.next_for(0, 0.0) == Order((0,))
     schedule.failed_on(0, "its disk is full")
-    assert schedule.next_for(0, 0.0) == Assignment((1,))
-    assert schedule.next_for(1, 0.0) == Assignment((0,))
+    assert schedule.next_for(0, 0.0) == Order((1,))
+    assert schedule.next_for(1, 0.0) == Order((0,))
     schedule.failed_on(1, "failed here too")  # nobody is left who has not tried
-    assert schedule.next_for(1, 0.0) == Assignment((0,))
+    assert schedule.next_for(1, 0.0) == Order((0,))
 
 
 def test_a_worker_that_fails_whatever_it_is_given_gets_nothing_more_while_others_do_well():
@@ -222,7 +222,7 @@ def test_in_the_tail_a_worker_makes_room_for_a_shard_that_lags_behind():
     running(schedule, {0: 1.0, 1: 1.0}, 40.0, {0: 40, 1: 40})
     assert schedule.should_yield(0, 40.0)
     schedule.yielded_by(0)
-    assert schedule.next_for(0, 40.0) == Assignment((2,))
+    assert schedule.next_for(0, 40.0) == Order((2,))
     running(schedule, {1: 1.0}, 80.0, {1: 80})
     assert schedule.should_yield(1, 80.0)  # the one that waits is saved at step 40
 
@@ -241,10 +241,10 @@ def test_a_shard_that_was_given_back_waits_where_it_was_saved_not_where_it_had_b
     schedule.progressed(0, 100.0, 100, N_STEPS, 20)
     schedule.died(0, "killed")
     schedule.joined(0)
-    assert schedule.next_for(0, 100.0) == Assignment((0,))
+    assert schedule.next_for(0, 100.0) == Order((0,))
     schedule.progressed(0, 120.0, 40, N_STEPS, 20)
     schedule.yielded_by(0)
-    assert schedule.next_for(0, 120.0) == Assignment((2,))
+    assert schedule.next_for(0, 120.0) == Order((2,))
     schedule.progressed(0, 210.0, 90, N_STEPS, 0)
     assert schedule.should_yield(0, 210.0)  # to the first, at step 40: it was at step 100 once
 
@@ -255,7 +255,7 @@ def test_a_straggler_is_copied_and_the_first_to_finish_counts():
         schedule.next_for(worker, 0.0)
     running(schedule, {0: 1.0, 1: 0.2}, 155.0, {0: 155, 1: 31})
     assert schedule.finished_by(0) == []
-    assert schedule.next_for(0, 160.0) == Assignment((1,), exclusive=False)
+    assert schedule.next_for(0, 160.0) == Order((1,), exclusive=False)
     assert schedule.finished_by(0) == [1]
     schedule.yielded_by(1)
     assert schedule.is_over
@@ -294,7 +294,7 @@ def test_a_worker_that_has_gone_silent_is_copied_even_if_it_never_told_anything(
     running(schedule, {0: 1.0}, 50.0, {0: 50})
     assert schedule.next_for(2, 50.0) is None
     schedule.finished_by(0)
-    assert schedule.next_for(0, 400.0) == Assignment((1,), exclusive=False)
+    assert schedule.next_for(0, 400.0) == Order((1,), exclusive=False)
     assert schedule.next_for(2, 401.0) is None  # one copy is enough while it may come to something
 
 
@@ -304,7 +304,7 @@ def test_two_silent_holders_of_a_shard_are_overtaken_by_a_third():
         schedule.next_for(worker, 0.0)
     running(schedule, {0: 1.0}, 155.0, {0: 155})
     schedule.finished_by(0)
-    copy = Assignment((1,), exclusive=False)
+    copy = Order((1,), exclusive=False)
     assert [schedule.next_for(2, 400.0), schedule.next_for(0, 401.0)] == [copy, None]
     assert schedule.next_for(0, 900.0) == copy
     assert schedule.finished_by(0) == [1, 2]
@@ -319,7 +319,7 @@ def test_a_slow_worker_leaves_the_last_shard_to_others():
     schedule.finished_by(2)
     assert schedule.next_for(2, 155.0) is None  # 800 seconds of its own, against two more rounds of theirs
     schedule.finished_by(0)
-    assert schedule.next_for(0, 160.0) == Assignment((3,))
+    assert schedule.next_for(0, 160.0) == Order((3,))
 
 
 def test_seconds_left_count_only_what_is_not_lost():

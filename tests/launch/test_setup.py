@@ -14,9 +14,10 @@ import pytest
 from mach.config import Config, LaunchConfig
 from mach.data.prepare import prepare as prepare_data
 from mach.errors import ConfigError, StorageError
-from mach.launch import setup, start
+from mach.launch import capacity, start
+from mach.launch.capacity import USABLE, plan_of, repetitions_together
 from mach.launch.driver import Driver
-from mach.launch.setup import USABLE, plan_of, set_up, sharded
+from mach.launch.setup import set_up
 from mach.loading import load
 from mach.report.diagnosis import bucket_load
 from mach.sketch.hashing import UniversalAssignment
@@ -132,30 +133,30 @@ def test_a_gpu_takes_as_many_repetitions_as_the_ledger_says(config: Config, tmp_
     gpu = LaunchConfig(gpus=0.5)
     for n in (1, 2, 3):
         n_bytes = round(needs[n] / 0.5 / USABLE) + 2
-        chosen = sharded(LaunchConfig(gpus=0.5, workers=1), run, store, n_bytes)
-        assert (chosen.shard, chosen.host_memory) == (n, "none")
-        assert sharded(gpu, run, store, n_bytes).shard == min(n, 2)  # two workers share it: three are two and one
-    assert sharded(LaunchConfig(gpus=1.0, workers=3), run, store, 10**12).shard == 1
-    assert sharded(LaunchConfig(shard=2), run, store, 10).shard == 2
-    assert sharded(LaunchConfig(), run, store).shard == 1
+        assert repetitions_together(LaunchConfig(gpus=0.5, workers=1), run, store, n_bytes) == (n, "none")
+        assert repetitions_together(gpu, run, store, n_bytes)[0] == min(
+            n, 2
+        )  # two workers share it: three are two and one
+    assert repetitions_together(LaunchConfig(gpus=1.0, workers=3), run, store, 10**12)[0] == 1
+    assert repetitions_together(LaunchConfig(shard=2), run, store, 10)[0] == 2
+    assert repetitions_together(LaunchConfig(), run, store)[0] == 1
     with pytest.raises(
         ConfigError, match=r"3 repetitions together take about .* set launch.shard to at most 1, or a smaller"
     ):
-        sharded(LaunchConfig(gpus=1.0, shard=3), run, store, round(needs[1] / USABLE) + 2)
+        repetitions_together(LaunchConfig(gpus=1.0, shard=3), run, store, round(needs[1] / USABLE) + 2)
     assert streamed[1] > needs[1] - needs[0]  # of so small a network, moments in pieces take more than they spare
     with pytest.raises(ConfigError, match=r"a repetition takes about 1.5 GB of a GPU, 0.9 GB are ours: set a smaller"):
-        sharded(gpu, run, store, 2 * 10**9)
+        repetitions_together(gpu, run, store, 2 * 10**9)
 
 
 def test_where_a_repetition_is_larger_than_a_gpu(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run, store = set_up(config, tmp_path / "run")
     large = dataclasses.replace(plan_of(run.config, store).ledger, n_features=10**8)
-    monkeypatch.setattr(setup, "plan_of", lambda config, store: SimpleNamespace(ledger=large))
+    monkeypatch.setattr(capacity, "plan_of", lambda config, store: SimpleNamespace(ledger=large))
     gpu = LaunchConfig(gpus=1.0)
-    chosen = sharded(gpu, run, store, 8 * 10**9)
-    assert (chosen.shard, chosen.host_memory) == (3, "input")
-    with pytest.raises(ConfigError, match=r"launch.host_memory = 'input'"):
-        sharded(gpu.model_copy(update={"host_memory": "none"}), run, store, 8 * 10**9)
+    assert repetitions_together(gpu, run, store, 8 * 10**9) == (3, "input")
+    stated = LaunchConfig(gpus=1.0, shard=2)
+    assert repetitions_together(stated, run, store, 8 * 10**9) == (2, "input")
 
 
 @pytest.mark.parametrize(("n_together", "expected"), [(1, (110, 300, 105)), (3, (30, 300, 15))])

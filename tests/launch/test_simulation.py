@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from benchmarks.simulation import SimulatedPool, least_makespan, makespan, static_makespan
 from mach.launch.display import Display
 from mach.launch.driver import Driver
 from mach.launch.schedule import Schedule
-from mach.launch.simulation import SimulatedPool, least_makespan, makespan, static_makespan
 
 
 def drawn_pool(n_workers: int, n_shards: int, seed: int, *, seconds: float = 600.0, deaths: float = 50.0):

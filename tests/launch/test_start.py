@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from mach import trainer as trainer_module
+from mach.conductor import train_reranker
 from mach.config import Config, LaunchConfig, parse_config
 from mach.data.batch import Batch, read_batch, read_classes
 from mach.data.joining import find, join
@@ -19,7 +19,7 @@ from mach.data.store import Store, split_rows
 from mach.data.transfer import fetch_store
 from mach.errors import ConfigError, DataError, IncompleteRunError
 from mach.evaluation import evaluate
-from mach.launch.reranker import train_reranker
+from mach.launch.launchers import Crew
 from mach.launch.setup import set_up, shared_store
 from mach.launch.start import Start, training_store
 from mach.living.versions import Versions
@@ -240,7 +240,7 @@ def test_a_run_below_a_url_starts_another_that_starts_a_third(config: Config, ol
 
 def test_the_re_ranker_is_trained_on_old_and_new_rows(config: Config, folder: Path, tmp_path: Path):
     run = learn(with_keys(config, reranking={"candidates": 20}), tmp_path / "run")
-    train_reranker(run, training_store(run), LaunchConfig(workers=1), console=Console(quiet=True))
+    train_reranker(run, training_store(run), Crew(LaunchConfig(workers=1)))
     model = load(run.path)
     assert model.reranker is not None
     assert min(precision(run, folder, part) for part in ("old", "new")) > 0.96

@@ -17,12 +17,13 @@ from scipy.sparse import csr_array
 
 from mach.ask import Ask
 from mach.cli import main
+from mach.conductor import train_reranker
 from mach.config import Config, LaunchConfig, to_toml
 from mach.data.batch import SparseBatch, read_batch, read_classes, right_of
 from mach.errors import ConfigError, StorageError
 from mach.evaluation import evaluate
 from mach.kernels.views import N_HASHED, with_pairs
-from mach.launch.reranker import train_reranker
+from mach.launch.launchers import Crew
 from mach.launch.setup import set_up
 from mach.loading import load
 from mach.model import MachModel
@@ -369,14 +370,14 @@ def test_workers_make_the_bits_of_this_process_after_a_kill_and_again_for_other_
     begun.begin()
     assert begun.settings == FITTING  # as the plan says
     assert (copied / "reranking" / "rows000.safetensors").stat().st_mtime_ns == first
-    train_reranker(run, store, LaunchConfig(workers=2), console=quiet())
+    train_reranker(run, store, Crew(LaunchConfig(workers=2)))
     assert (copied / "reranker.safetensors").read_bytes() == bits
     assert not list((copied / "reranking").glob("*.safetensors"))
     assert not is_due(run)
     run, store = set_up(changed(paired, pairs=3), copied)
     assert is_due(run)
     assert load(copied).reranker is not None  # the old one answers until the new one is whole
-    train_reranker(run, store, LaunchConfig(workers=1), console=quiet())
+    train_reranker(run, store, Crew(LaunchConfig(workers=1)))
     assert (copied / "reranker.safetensors").read_bytes() != bits
     run, _ = set_up(changed(paired, candidates=0), copied)
     assert load(copied).reranker is None

@@ -6,13 +6,14 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import click
 
 from mach.errors import ConfigError, DataError, DegradedWarning
 from mach.places import Place, place
+from mach.report.numbers import shown
 
 
 class _PlaceType(click.ParamType[Any]):
@@ -47,7 +48,7 @@ def read_lines(queries: tuple[str, ...]) -> Iterator[str]:
                 yield query
 
 
-def parse_numbers(text: str, limit: int | None) -> list[int]:
+def parse_numbers(text: str) -> list[int]:
     """Numbers of ``0-3,5``, ascending."""
     chosen: set[int] = set()
     for part in text.split(","):
@@ -56,8 +57,6 @@ def parse_numbers(text: str, limit: int | None) -> list[int]:
         chosen |= set(range(begin, (parse_integer(last, "--repetitions") if dash else begin) + 1))
     if not chosen:
         raise ConfigError(f"--repetitions {text}: no number in it: write them ascending, such as 0-3,5")
-    if limit is not None and max(chosen) >= limit:
-        raise ConfigError(f"--repetitions {text}: the run has repetitions 0-{limit - 1}")
     return sorted(chosen)
 
 
@@ -109,15 +108,6 @@ def print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
         click.echo("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)))
 
 
-def shown(value: Any) -> str:
-    """A value as people read it: thousands separated, two decimals, nothing for none."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.2f}" if isinstance(value, float) else "" if value is None else str(value)
-
-
 @contextmanager
 def warnings_as_lines() -> Iterator[None]:
     """What the model warns of, as lines like all other talk."""
@@ -133,23 +123,10 @@ def warnings_as_lines() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def progress() -> Iterator[Callable[[str, float], None]]:
+def progress() -> AbstractContextManager[Callable[[str, float], None]]:
     """Progress of reading and predicting: bars on a terminal, silence elsewhere."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda stage, fraction: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
-        tasks: dict[str, Any] = {}
+    from mach.launch.display import bars
 
-        def report(stage: str, fraction: float) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=1.0)
-            bars.update(tasks[stage], completed=fraction)
-
-        yield report
+    return bars(Console(stderr=True))

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from pydantic import Field, ValidationError
 
+from mach.cli.shell import PLACE, print_table, read_lines, trunk_option
 from mach.config import Section
 from mach.errors import DataError
 from mach.places import Place, place, read_bytes
-from mach.shell import PLACE, print_table, read_lines, trunk_option
 
 if TYPE_CHECKING:
     from mach.model import MachModel

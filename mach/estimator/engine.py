@@ -1,4 +1,4 @@
-"""A classifier fitted to rows in memory: a run in a folder of its own, and what it says of all classes.
+"""The engine of a classifier: a run in a folder of its own, and what it says of all classes.
 
 The folder is an ordinary run directory (`mach.storage`), so whatever reads runs reads it too. It is temporary, goes
 when its owner goes, and travels as the bytes of its files where the owner is pickled.
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mach.ask import Ask
 from mach.data.store import ClassNames
 from mach.errors import StorageError
-from mach.estimator.rows import Features, Kept, n_rows_of
+from mach.estimator.rows import Features, Reservoir, n_rows_of
 from mach.loading import load
 from mach.places import flush_to_disk, temporary_name
 from mach.sketch.aggregates import naive
@@ -48,7 +48,7 @@ class Folder:
         weakref.finalize(self, _remove, self.path, os.getpid())
 
 
-class Fitted:
+class Engine:
     """A finished run and what it says of the classes 0..K-1 of rows in memory.
 
     Parameters
@@ -61,7 +61,7 @@ class Fitted:
         What log-probabilities of exclusive classes are divided by before they are normalised.
     folder : Folder, optional
         What the run lives in.
-    kept : Kept, optional
+    reservoir : Reservoir, optional
         Rows that further training replays.
     rate : float
         Learning rate of its first training.
@@ -75,17 +75,17 @@ class Fitted:
         n_classes: int,
         temperature: float = 1.0,
         folder: Folder | None = None,
-        kept: Kept | None = None,
+        reservoir: Reservoir | None = None,
         rate: float = 0.0,
         trunk: Trunk | None = None,
     ) -> None:
-        self.path, self.n_classes, self.temperature, self.kept = path, n_classes, temperature, kept
+        self.path, self.n_classes, self.temperature, self.reservoir = path, n_classes, temperature, reservoir
         self.rate, self.trunk = rate, trunk
         self._folder = folder
 
     def __getstate__(self) -> dict[str, Any]:
         files = {str(file.relative_to(self.path)): file.read_bytes() for file in _files(self.path)}
-        state = {name: getattr(self, name) for name in ("n_classes", "temperature", "kept", "rate", "trunk")}
+        state = {name: getattr(self, name) for name in ("n_classes", "temperature", "reservoir", "rate", "trunk")}
         return state | {"files": files}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a fitted run learns later: more rows, more classes, and old rows that keep it from forgetting.
+"""What an engine learns later: more rows, more classes, and old rows that keep it from forgetting.
 
 Training goes on from the present weights (`mach.launch.start`) on the new rows and on some of those kept of earlier
 ones. Where every class has a bucket of its own a new class gets a new one: outputs are added to the stored weights.
@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mach import recipe
+from mach.conductor import train
 from mach.config import parse_config
 from mach.data.store import Chunk, Store
 from mach.data.writer import StoreWriter
-from mach.estimator.fitted import RUN, Fitted, Folder
-from mach.estimator.fitting import STORE, WHERE, Tree, train
-from mach.estimator.rows import Kept, Rows, concatenated
+from mach.estimator.engine import RUN, Engine, Folder
+from mach.estimator.fitting import STORE, WHERE, Tree, small_choices
+from mach.estimator.rows import Reservoir, Rows, concatenated
 from mach.networks.inference import stored_weights, wide_rows
 from mach.places import atomic_file, short_lived
 from mach.repetition import write_json
@@ -32,60 +34,61 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LEAST_REPLAYED = 512
+LATER_SHARE = 1 / 3  # of passes and rate, where training goes on without new classes
 START = "start"
 NAMES = "class_names.safetensors"
 
 
 def go_on(
-    fitted: Fitted,
+    engine: Engine,
     rows: Rows,
+    given: Tree,
     *,
-    epochs: int,
-    batch: int,
-    rate: float,
     seed: int,
     most_kept: int,
-    launch: dict[str, Any],
-    device: str = "cpu",
+    device: str | None = None,
     console: Console,
-) -> Fitted:
-    """Train a fitted run on: a new one, which has learned the rows as well. The given one stays as it is.
+) -> Engine:
+    """Train on: a new engine, which has learned the rows as well. The given one stays as it is.
 
     Parameters
     ----------
-    fitted : Fitted
+    engine : Engine
     rows : Rows
         Their class ids may go beyond those of the run.
-    epochs, batch, rate : int, int and float
+    given : dict
+        Sections of a configuration, of which those on epochs, batch and launch count.
     seed : int
         Of row order, dropout and the rows that are replayed.
     most_kept : int
         Rows to keep for the next time.
-    launch : dict
-        The section of that name.
     device, console
-        As for `mach.estimator.fitting.fit`.
+        As for `mach.train`.
     """
-    run, folder = fitted.model.run, Folder()
+    run, folder = engine.model.run, Folder()
     generator = np.random.default_rng(seed)
     rows = replace(rows, features=_numbers(rows.features, run))
-    kept = fitted.kept or Kept.of(rows, 0, generator)
+    kept = engine.reservoir or Reservoir.of(rows, 0, generator)
+    shape = recipe.Shape(2 * len(rows), run.manifest.n_features, rows.n_classes, run.manifest.dense_input)
+    stated = small_choices(shape, is_exclusive=engine.is_exclusive, seed=0)["training"] | given.get("training", {})
+    share = 1.0 if rows.n_classes > engine.n_classes else LATER_SHARE
     with short_lived():
-        start = _start(run, fitted, rows.n_classes, folder.path / START)
+        start = _start(run, engine, rows.n_classes, folder.path / START)
         n_ids = max(start.manifest.n_classes, rows.n_classes)
         seen = concatenated(rows, kept.drawn(max(len(rows), LEAST_REPLAYED), generator))
         store = _stored(seen, run, n_ids, folder.path / STORE)
+        training = {"start": str(start.path), "replay": 0.0, "batch": stated["batch"], "seed": seed}
+        training |= {"epochs": max(1, round(share * stated.get("epochs", 12))), "rate": share * engine.rate}
         tree: Tree = {
             "data": {"train": str(store.path), "cache": str(folder.path / "cache"), "validation_fraction": 0.0},
-            "training": {"start": str(start.path), "replay": 0.0, "epochs": epochs, "batch": batch},
-            "launch": launch,
+            "training": training,
+            "launch": given["launch"],
         }
-        tree["training"] |= {"rate": rate, "seed": seed}
         train(parse_config(tree, WHERE), folder.path / RUN, device=device, console=console, trunk=run.trunk)
         for name in (START, STORE, "cache"):
             shutil.rmtree(folder.path / name, ignore_errors=True)
     kept = kept.joined(rows, most_kept, generator)
-    return Fitted(folder.path / RUN, rows.n_classes, fitted.temperature, folder, kept, fitted.rate, run.trunk)
+    return Engine(folder.path / RUN, rows.n_classes, engine.temperature, folder, kept, engine.rate, run.trunk)
 
 
 def _numbers(features: Any, run: Run) -> Any:
@@ -123,15 +126,15 @@ def _stored(rows: Rows, run: Run, n_ids: int, path: Path) -> Store:
     return Store.open(path)
 
 
-def _start(run: Run, fitted: Fitted, n_classes: int, path: Path) -> Run:
+def _start(run: Run, engine: Engine, n_classes: int, path: Path) -> Run:
     """The run to start from: as it is, or a copy without names, with outputs for new classes where it needs them."""
-    n_ids, assignment = run.manifest.n_classes, fitted.model.assignment
+    n_ids, assignment = run.manifest.n_classes, engine.model.assignment
     own = np.arange(n_ids)
     has_own_buckets = assignment.n_buckets == n_ids and bool(np.all(assignment.buckets(own) == own))
     must_grow = n_classes > n_ids and has_own_buckets
-    if not must_grow and not (fitted.path / NAMES).exists():
+    if not must_grow and not (engine.path / NAMES).exists():
         return run
-    shutil.copytree(fitted.path, path)
+    shutil.copytree(engine.path, path)
     (path / NAMES).unlink(missing_ok=True)
     copy = Run.open(path)
     if must_grow:

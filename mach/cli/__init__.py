@@ -1,0 +1,54 @@
+"""The command line: one thin function a verb. Results go to standard output, talk to standard error.
+
+Exit codes: 0 done, 2 wrong usage or data, 3 a run that is not complete yet. Heavy modules are imported by the
+verbs that need them, so that help answers at once. A further verb is a function of its own and a word in `VERBS`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+import click
+
+from mach import __version__
+from mach.cli.asking import calibrate, evaluate, info, predict, query, write_report
+from mach.cli.classes import classes
+from mach.cli.training import plan, prepare, status, train
+from mach.errors import ConfigError, IncompleteRunError, MachError
+
+VERBS = (prepare, plan, train, status, evaluate, calibrate, predict, query, write_report, info, classes)
+
+
+class _Group(click.Group):
+    """Prints errors raised on purpose as one line, and leaves with their exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MachError as error:
+            click.echo(f"mach: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("mach: stopped; nothing is half-written: run the same command again", err=True)
+            ctx.exit(IncompleteRunError.exit_code)
+        except BrokenPipeError:  # the reader of our output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+        except OSError as error:  # files that mach opens have messages of their own: this is standard output, mostly
+            click.echo(f"mach: {error.filename or 'standard output'}: {error.strerror or error}", err=True)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(ConfigError.exit_code)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+def main() -> None:
+    """Extreme classification by hashed, independent repetitions."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+
+
+for verb in VERBS:
+    main.add_command(verb)

@@ -1,0 +1,5 @@
+"""``python -m mach.cli``."""
+
+from mach.cli import main
+
+main()

@@ -1,0 +1,185 @@
+"""The verbs that make a run: prepare, plan, train, status."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mach.cli.options import ADDRESS, JSON, RUN, SET, WORKERS
+from mach.cli.shell import (
+    PLACE,
+    parse_bytes,
+    parse_numbers,
+    print_rows,
+    print_table,
+    print_values,
+    progress,
+    trunk_option,
+)
+from mach.places import Place, is_there
+
+if TYPE_CHECKING:
+    from mach.config import Config
+
+
+@click.command()
+@click.argument("source")
+@click.argument("store", type=PLACE)
+@click.option("--config", type=PLACE, help="Take [data] and [text] options from this file.")
+@click.option("--like", type=PLACE, help="Run or training store whose features and classes apply.")
+@SET
+@JSON
+def prepare(
+    source: str, store: Place, config: Place | None, like: Place | None, overrides: tuple[str, ...], as_json: bool
+) -> None:
+    """Turn SOURCE (a file, its URL, or builtin:characters) into a memory-mapped STORE, a folder or URL."""
+    from mach.config import load_config, parse_config
+    from mach.data.prepare import prepare as prepare_data
+    from mach.recipe import before_reading
+
+    defaults = [*overrides, f"data.train={json.dumps(source)}"]
+    options = before_reading(load_config(config, defaults) if config else parse_config({}, "--set", defaults))
+    with progress() as report:
+        reference = _reference(like) if like else None
+        prepared = prepare_data(options.data, options.text, source, store, like=reference, report=report)
+    print_values(prepared.describe() | {"path": str(store)}, as_json)
+
+
+@click.command()
+@click.option("--classes", "n_classes", type=click.IntRange(2), required=True, help="K.")
+@click.option("--features", "n_features", type=click.IntRange(1), required=True, help="D.")
+@click.option("--memory", help="Budget for the stored model, such as 200MB or 4GB.")
+@click.option("--parameters", type=click.IntRange(1), help="Budget of parameters.")
+@click.option(
+    "--hidden", type=click.IntRange(0), multiple=True, default=[512], show_default=True, help="Widths; 0: none."
+)
+@click.option("-B", "--buckets", type=click.IntRange(2), help="Fix B.")
+@click.option("-R", "--repetitions", "n_repetitions", type=click.IntRange(1), help="Fix R.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Parallel workers.")
+@click.option("--device-memory", help="Memory of a GPU, such as 80GB: how many repetitions train together in it.")
+@JSON
+def plan(
+    n_classes: int,
+    n_features: int,
+    memory: str | None,
+    parameters: int | None,
+    hidden: tuple[int, ...],
+    buckets: int | None,
+    n_repetitions: int | None,
+    workers: int,
+    device_memory: str | None,
+    as_json: bool,
+) -> None:
+    """Choose B and R for K classes within a budget, and print the ledger."""
+    from mach.sketch.bounds import plan as plan_sketch
+
+    chosen = plan_sketch(
+        n_classes,
+        n_features,
+        memory_bytes=parse_bytes(memory, "--memory") if memory else None,
+        n_parameters=parameters,
+        n_workers=workers,
+        hidden=tuple(width for width in hidden if width),
+        n_repetitions=n_repetitions,
+        n_buckets=buckets,
+    )
+    rows = chosen.rows()
+    if device_memory:
+        rows.append(
+            (
+                "repetitions a device",
+                chosen.ledger.repetitions_within(parse_bytes(device_memory, "--device-memory")),
+                "at a time",
+            )
+        )
+    print_rows(rows, as_json)
+
+
+@click.command()
+@click.argument("config")
+@click.argument("run", type=PLACE, required=False)
+@SET
+@WORKERS
+@click.option("--launcher", type=click.Choice(["here", "local", "ray"]), help="In this process, this machine or Ray.")
+@ADDRESS
+@click.option("--repetitions", metavar="0-3,5", help="Train these only; others may be trained elsewhere.")
+@click.option("--from", "start", metavar="RUN", help="Fine-tune: start from the weights of this finished run.")
+@trunk_option
+@click.option("--dry-run", is_flag=True, help="Read the data and print the ledger; train nothing.")
+def train(
+    config: str,
+    run: Place | None,
+    overrides: tuple[str, ...],
+    workers: int | None,
+    launcher: str | None,
+    address: str | None,
+    repetitions: str | None,
+    start: str | None,
+    trunk: str | None,
+    dry_run: bool,
+) -> None:
+    """Train the repetitions of CONFIG into RUN, a folder or URL (runs/NAME by default), or go on where it stopped.
+
+    CONFIG is a TOML file, or a file with the training rows alone; the recipe chooses what is left open. A run in place
+    of CONFIG, and no RUN, goes on with that run and its own configuration. With --from, CONFIG names the new rows, and
+    all that it leaves open is as in the run to start from; its own rows are replayed beside them. --trunk sets
+    network.trunk, and must be given wherever a configuration or run names one.
+    """
+    from rich.console import Console
+
+    from mach import conductor
+
+    for key, value in {"launcher": launcher, "workers": workers, "address": address}.items():
+        if value is not None:
+            overrides = (*overrides, f"launch.{key}={json.dumps(value)}")
+    if start is not None:
+        overrides = (*overrides, f"training.start={json.dumps(start)}")
+    options, where = conductor.configuration(config, run, overrides, trunk)
+    if dry_run:
+        _print_ledger(options, trunk)
+        return
+    chosen = None if repetitions is None else parse_numbers(repetitions)
+    model = conductor.train(options, where, repetitions=chosen, trunk=trunk, console=Console(stderr=True))
+    n_repetitions = model.run.config.hashing.repetitions
+    click.echo(f"{where}: {len(model.run.finished())} of {n_repetitions} repetitions finished", err=True)
+
+
+@click.command()
+@RUN
+@JSON
+def status(run: Place, as_json: bool) -> None:
+    """Show how far every repetition of RUN is, from its files alone."""
+    from mach.runs.status import outlook
+    from mach.runs.status import status as status_of
+    from mach.storage import Run
+
+    opened = Run.open(run)
+    rows = [status_of(opened, r) for r in range(opened.config.hashing.repetitions)]
+    print_table(rows, as_json)
+    if not as_json:
+        click.echo(outlook(rows))
+        if opened.config.reranking.candidates:
+            n_pilots = opened.config.reranking.pilots
+            taught = f", {opened.n_pilots_taught} of {n_pilots} pilots have taught" if n_pilots else ""
+            click.echo(f"re-ranker {'finished' if is_there(opened.reranked) else 'not trained yet' + taught}")
+
+
+def _reference(path: Place) -> Any:
+    from mach.data.transfer import fetch_store
+    from mach.living.versions import Versions
+    from mach.storage import Run
+
+    if not Run.is_at(path):
+        return fetch_store(path)
+    versions = Versions(Run.open(path))
+    return versions.reference(versions.load())
+
+
+def _print_ledger(config: Config, trunk: str | None) -> None:
+    """What `train` would build, from the prepared data."""
+    from mach.conductor import plan_of_run
+
+    with progress() as report:
+        print_rows(plan_of_run(config, report, trunk).rows(), as_json=False)
