@@ -68,7 +68,7 @@ def piloted(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
 @pytest.fixture(scope="module")
 def taught(piloted: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "taught"
-    train(piloted, path, launcher="here")
+    train(piloted, path, workers=2)
     return path
 
 
