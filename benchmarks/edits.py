@@ -28,7 +28,7 @@ from hardware import commit, processor
 from scipy.sparse import csr_array
 
 import mach
-from mach.model import MachModel
+from mach.model.model import MachModel
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data" / "gnd-core"
 FEWEST, MOST, N_EXAMPLES, N_UPVOTED = 3, 10, 3, 100

@@ -20,12 +20,12 @@ import numpy as np
 from hardware import commit, processor
 from rich.console import Console
 
-from mach.conductor import train
 from mach.config import Config, parse_config
 from mach.data.batch import right_of
 from mach.data.prepare import prepare
-from mach.loading import load
-from mach.storage import Run
+from mach.model.loading import load
+from mach.runs.run import Run
+from mach.training.conductor import train
 
 NEW_SHARE, TUNING_SHARE = 1 / 6, 1 / 5
 QUIET = Console(quiet=True)

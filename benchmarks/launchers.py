@@ -18,9 +18,9 @@ from pathlib import Path
 from hardware import commit, processor
 
 from mach.config import Config, LaunchConfig, load_config
-from mach.launch.launchers import Crew
-from mach.launch.ray import Cluster
-from mach.launch.setup import set_up
+from mach.runs.ray import Cluster
+from mach.training.launch.launchers import Crew
+from mach.training.setup import set_up
 
 
 def seconds(config: Config, launch: LaunchConfig, folder: Path) -> tuple[float, float, list[str]]:

@@ -18,13 +18,13 @@ import numpy as np
 from hardware import commit, processor
 
 import mach
-from mach.ask import Ask
-from mach.curves import TOP, Curve, calibration_error, pairs_of, reliability
 from mach.data.batch import right_of
 from mach.data.prepare import prepare
-from mach.evaluation import evaluate
-from mach.report import plots
-from mach.report.diagnosis import Trust
+from mach.evaluation.accuracy import evaluate
+from mach.evaluation.report import plots
+from mach.evaluation.report.diagnosis import Trust
+from mach.model.ask import Ask
+from mach.model.curves import TOP, Curve, calibration_error, pairs_of, reliability
 from mach.sketch.aggregates import naive
 
 ROOT = Path(__file__).parent.parent

@@ -24,10 +24,10 @@ from accuracy import mach
 from hardware import commit, processor
 
 from mach.config import load_config
-from mach.launch.setup import set_up
 from mach.networks import steps
-from mach.storage import Run
-from mach.training import ShardJob, train_shard
+from mach.runs.run import Run
+from mach.training.setup import set_up
+from mach.training.shard import ShardJob, train_shard
 
 SIDE = 2048
 

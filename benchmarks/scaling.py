@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from simulation import SimulatedPool, least_makespan, makespan, static_makespan
 
-from mach.storage import Run
+from mach.runs.run import Run
 
 SLOW_SHARE, SLOWNESS = 0.02, 3.0  # of the workers
 LIFE = 50  # shard times between two deaths of a worker, on average

@@ -15,10 +15,10 @@ from itertools import count
 import numpy as np
 from rich.console import Console
 
-from mach.launch.display import Display
-from mach.launch.driver import Driver, Message
-from mach.launch.schedule import Schedule
-from mach.trainer import Progress
+from mach.training.launch.display import Display
+from mach.training.launch.driver import Driver, Message
+from mach.training.launch.schedule import Schedule
+from mach.training.trainer import Progress
 
 N_STEPS = 1000  # of a simulated shard
 
@@ -37,7 +37,7 @@ class _Life:
 
 @dataclass
 class SimulatedPool:
-    """Workers that exist in simulated time only; a `mach.launch.driver.Pool`.
+    """Workers that exist in simulated time only; a `mach.training.launch.driver.Pool`.
 
     Parameters
     ----------

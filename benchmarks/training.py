@@ -33,7 +33,7 @@ from hardware import commit, processor
 from torch import nn
 from turns import medians
 
-import mach.kernels.loss
+import mach.networks.kernels.loss
 import mach.networks.network
 import mach.networks.output
 import mach.networks.trunks
@@ -227,7 +227,7 @@ PARTS = {
     "sparse forward": (mach.networks.network, "sparse_forward"),
     "ReLU, dropout": (mach.networks.trunks, "relu_dropout"),
     "products": (torch, "mm"),
-    "loss, gradient": (mach.kernels.loss, "binary_gradient"),
+    "loss, gradient": (mach.networks.kernels.loss, "binary_gradient"),
     "Adam": (mach.networks.output, "adam_step_half" if HALF else "adam_step"),
     "ReLU, dropout back": (mach.networks.trunks, "relu_dropout_backward"),
     "dither": (mach.networks.output, "dithered"),

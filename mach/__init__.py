@@ -11,18 +11,18 @@ _HOME_OF = {
     "DegradedWarning": "mach.errors",
     "MACHClassifier": "mach.estimator.classifier",
     "MachError": "mach.errors",
-    "MachModel": "mach.model",
-    "load": "mach.loading",
-    "train": "mach.conductor",
+    "MachModel": "mach.model.model",
+    "load": "mach.model.loading",
+    "train": "mach.training.conductor",
 }
 __all__ = ["DegradedWarning", "MACHClassifier", "MachError", "MachModel", "__version__", "load", "train"]
 
 if TYPE_CHECKING:
-    from mach.conductor import train
     from mach.errors import DegradedWarning, MachError
     from mach.estimator.classifier import MACHClassifier
-    from mach.loading import load
-    from mach.model import MachModel
+    from mach.model.loading import load
+    from mach.model.model import MachModel
+    from mach.training.conductor import train
 
 
 def __getattr__(name: str) -> Any:  # public names resolve on first use: `import mach` stays light

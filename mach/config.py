@@ -1,8 +1,8 @@
 """The configuration of a run: strict sections read from TOML, overridden by ``--set a.b=value``.
 
-Every key but ``data.train`` may be left out: in a new run `mach.recipe` then chooses some by the data, all others have
-the defaults given here. An unknown key or a value of the wrong type is refused with one line that names it. The
-resolved configuration is written into the run directory.
+Every key but ``data.train`` may be left out: in a new run `mach.training.recipe` then chooses some by the data, all
+others have the defaults given here. An unknown key or a value of the wrong type is refused with one line that names it.
+The resolved configuration is written into the run directory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mach.errors import ConfigError
-from mach.places import Place, place, read_bytes
+from mach.files.places import Place, place, read_bytes
 
 Format = Literal["auto", "repository", "svmlight", "npz", "npy", "csv", "tsv", "jsonl", "parquet", "builtin"]
 DOCUMENTS = "builtin:characters-names"  # the embedded set's classes, each a document of its name
@@ -124,11 +124,11 @@ class NetworkConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How one repetition is fitted (`mach.training`)."""
+    """How one repetition is fitted (`mach.training.shard`)."""
 
     loss: str = Field(
         default="auto",
-        description="one of `mach.kernels.losses`; auto: softmax where every row has exactly one class, else binary",
+        description="binary, softmax or auto: softmax where every row has exactly one class, else binary",
     )
     epochs: int = Field(default=12, ge=1)
     batch: int = Field(default=256, ge=1, description="rows a step")
@@ -191,9 +191,9 @@ class RerankingConfig(Section):
 
 
 class LaunchConfig(Section):
-    """Where repetitions are trained (`mach.launch`); only ``threads``, ``gpus`` and ``shard`` change the weights.
+    """Where repetitions are trained; only ``threads``, ``gpus`` and ``shard`` change the weights.
 
-    On a GPU the repetitions of a shard see the same rows in the same order (`mach.training`).
+    On a GPU the repetitions of a shard see the same rows in the same order (`mach.training.shard`).
     """
 
     launcher: Literal["here", "local", "ray"] = Field(

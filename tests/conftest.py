@@ -10,10 +10,10 @@ os.environ.setdefault("SCIPY_ARRAY_API", "1")  # else scikit-learn skips one of 
 import numpy as np
 import pytest
 
-from mach.conductor import train
 from mach.config import Config, parse_config
-from mach.loading import load
-from mach.model import MachModel
+from mach.model.loading import load
+from mach.model.model import MachModel
+from mach.training.conductor import train
 
 N_CLASSES, N_FEATURES = 120, 400
 

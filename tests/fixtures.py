@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from mach import conductor
 from mach.config import Config
-from mach.living.versions import Versions
-from mach.loading import load
-from mach.model import MachModel
+from mach.model.classes.versions import Versions
+from mach.model.loading import load
+from mach.model.model import MachModel
 from mach.reranking.record import is_due
-from mach.storage import FORMAT, Run
+from mach.runs.run import FORMAT, Run
+from mach.training import conductor
 
 Tree = dict[str, dict[str, Any]]
 Answer = dict[str, Any]

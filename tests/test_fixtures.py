@@ -12,7 +12,7 @@ import pytest
 import mach
 from mach.errors import MachError
 from mach.reranking.record import is_due
-from mach.storage import FORMAT, Run
+from mach.runs.run import FORMAT, Run
 from tests.fixtures import answer, described
 
 FIRST = {

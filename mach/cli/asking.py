@@ -21,11 +21,11 @@ from mach.cli.shell import (
     warnings_as_lines,
 )
 from mach.errors import ConfigError, StorageError
-from mach.places import Place
+from mach.files.places import Place
 
 if TYPE_CHECKING:
     from mach.data.store import Store
-    from mach.model import MachModel
+    from mach.model.model import MachModel
     from mach.sketch.answers import TopK
 
 
@@ -51,8 +51,8 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Measure RUN on DATA (the configuration's data.test by default), in percent; re-ranked in the last row."""
-    from mach.ask import Ask
-    from mach.evaluation import evaluate as evaluate_model
+    from mach.evaluation.accuracy import evaluate as evaluate_model
+    from mach.model.ask import Ask
 
     source = data or model.run.config.data.test
     if source is None:
@@ -90,12 +90,12 @@ def evaluate(
 @JSON
 def calibrate(model: MachModel, data: str | None, as_json: bool) -> None:
     """Fit probabilities to rows that RUN was not trained on: DATA, or the training rows it held out."""
-    from mach.calibration import described, held_out
+    from mach.model.calibration import described, held_out
 
     if data is not None:
         found = model.calibrate(_prepared(model, data))
     else:
-        from mach.launch.start import training_store
+        from mach.training.start import training_store
 
         try:
             with progress() as report:
@@ -130,8 +130,8 @@ def predict(
     probabilities: bool,
 ) -> None:
     """Write the top k classes of every row of DATA."""
-    from mach.ask import Ask
-    from mach.predictions import write_predictions
+    from mach.evaluation.predictions import write_predictions
+    from mach.model.ask import Ask
 
     def values(part: TopK) -> Any:
         if not probabilities:
@@ -191,7 +191,7 @@ def query(
 @trunk_option
 def write_report(run: Place, data: str | None, output: Place | None, images: Place | None, trunk: str | None) -> None:
     """Write one HTML page about RUN, finished or not: curves, accuracy on DATA (data.test by default), costs."""
-    from mach.report.sections import write_report as write
+    from mach.evaluation.report.sections import write_report as write
 
     with warnings_as_lines(), progress() as report:
         where = write(run, data, output=output, images=images, trunk=trunk, report=report)
@@ -205,7 +205,7 @@ def write_report(run: Place, data: str | None, output: Place | None, images: Pla
 @JSON
 def info(run: Place, verify: bool, trunk: str | None, as_json: bool) -> None:
     """Show what the model in RUN is: counts, bytes, training cost, and bytes exchanged between repetitions (0)."""
-    from mach.loading import load
+    from mach.model.loading import load
 
     model = load(run, trunk=trunk)
     if verify:
@@ -215,7 +215,7 @@ def info(run: Place, verify: bool, trunk: str | None, as_json: bool) -> None:
 
 def _keep_curve(model: MachModel, store: Store, measured: list[dict[str, Any]]) -> None:
     """Store the accuracy by repetitions in the run, where it can be written."""
-    from mach.accuracy import AccuracyCurve
+    from mach.runs.accuracy import AccuracyCurve
 
     kept = [{name: value for name, value in row.items() if value is not None} for row in measured]
     with suppress(StorageError):

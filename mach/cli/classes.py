@@ -10,10 +10,10 @@ from pydantic import Field, ValidationError
 from mach.cli.shell import PLACE, print_table, read_lines, trunk_option
 from mach.config import Section
 from mach.errors import DataError
-from mach.places import Place, place, read_bytes
+from mach.files.places import Place, place, read_bytes
 
 if TYPE_CHECKING:
-    from mach.model import MachModel
+    from mach.model.model import MachModel
 
 _run = click.argument("run", type=PLACE)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
@@ -142,7 +142,7 @@ def subset(run: Place, trunk: str | None, name: str, chosen: tuple[str, ...]) ->
 @_json
 def list_(run: Place, trunk: str | None, everything: bool, history: bool, as_json: bool) -> None:
     """Show what was changed: added, renamed and removed classes."""
-    from mach.living.edits import TEXT
+    from mach.model.classes.edits import TEXT
 
     editor = _opened(run, trunk).classes
     edits = editor.edits
@@ -177,7 +177,7 @@ def undo(run: Place, trunk: str | None) -> None:
 
 
 def _opened(run: Place, trunk: str | None) -> MachModel:
-    from mach.loading import load
+    from mach.model.loading import load
 
     return load(run, trunk=trunk)
 

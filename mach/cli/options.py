@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mach.cli.shell import PLACE, parse_numbers, trunk_option, warnings_as_lines
-from mach.places import Place
+from mach.files.places import Place
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 SET = click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override the configuration.")
@@ -55,7 +55,7 @@ def asks(verb: Callable[..., None]) -> Callable[..., None]:
         trunk: str | None,
         **options: Any,
     ) -> None:
-        from mach.loading import load
+        from mach.model.loading import load
 
         chosen = parse_numbers(repetitions) if repetitions else None
         where: dict[str, Any] = {"launcher": launcher or "local", "address": address, "workers": workers}

@@ -12,8 +12,8 @@ from typing import Any
 import click
 
 from mach.errors import ConfigError, DataError, DegradedWarning
-from mach.places import Place, place
-from mach.report.numbers import shown
+from mach.evaluation.report.numbers import shown
+from mach.files.places import Place, place
 
 
 class _PlaceType(click.ParamType[Any]):
@@ -127,6 +127,6 @@ def progress() -> AbstractContextManager[Callable[[str, float], None]]:
     """Progress of reading and predicting: bars on a terminal, silence elsewhere."""
     from rich.console import Console
 
-    from mach.launch.display import bars
+    from mach.training.launch.display import bars
 
     return bars(Console(stderr=True))

@@ -18,7 +18,7 @@ from mach.cli.shell import (
     progress,
     trunk_option,
 )
-from mach.places import Place, is_there
+from mach.files.places import Place, is_there
 
 if TYPE_CHECKING:
     from mach.config import Config
@@ -37,7 +37,7 @@ def prepare(
     """Turn SOURCE (a file, its URL, or builtin:characters) into a memory-mapped STORE, a folder or URL."""
     from mach.config import load_config, parse_config
     from mach.data.prepare import prepare as prepare_data
-    from mach.recipe import before_reading
+    from mach.training.recipe import before_reading
 
     defaults = [*overrides, f"data.train={json.dumps(source)}"]
     options = before_reading(load_config(config, defaults) if config else parse_config({}, "--set", defaults))
@@ -129,7 +129,7 @@ def train(
     """
     from rich.console import Console
 
-    from mach import conductor
+    from mach.training import conductor
 
     for key, value in {"launcher": launcher, "workers": workers, "address": address}.items():
         if value is not None:
@@ -151,9 +151,9 @@ def train(
 @JSON
 def status(run: Place, as_json: bool) -> None:
     """Show how far every repetition of RUN is, from its files alone."""
+    from mach.runs.run import Run
     from mach.runs.status import outlook
     from mach.runs.status import status as status_of
-    from mach.storage import Run
 
     opened = Run.open(run)
     rows = [status_of(opened, r) for r in range(opened.config.hashing.repetitions)]
@@ -168,8 +168,8 @@ def status(run: Place, as_json: bool) -> None:
 
 def _reference(path: Place) -> Any:
     from mach.data.transfer import fetch_store
-    from mach.living.versions import Versions
-    from mach.storage import Run
+    from mach.model.classes.versions import Versions
+    from mach.runs.run import Run
 
     if not Run.is_at(path):
         return fetch_store(path)
@@ -179,7 +179,7 @@ def _reference(path: Place) -> Any:
 
 def _print_ledger(config: Config, trunk: str | None) -> None:
     """What `train` would build, from the prepared data."""
-    from mach.conductor import plan_of_run
+    from mach.training.conductor import plan_of_run
 
     with progress() as report:
         print_rows(plan_of_run(config, report, trunk).rows(), as_json=False)

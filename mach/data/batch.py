@@ -89,7 +89,7 @@ def rows_of(batch: Batch, rows: NDArray[np.int64]) -> Batch:
     """Some rows of a batch, in the given order."""
     if isinstance(batch, DenseBatch):
         return DenseBatch(batch.values_ND[rows])
-    from mach.kernels.sparse import gather_rows
+    from mach.data.kernels.batch import gather_rows
 
     return SparseBatch(*gather_rows(batch.indptr, batch.indices, batch.values, rows))
 
@@ -124,7 +124,7 @@ def right_of(store: Store, rows: NDArray[np.int64], ids_NC: NDArray[np.int64]) -
 def read_targets(store: Store, rows: NDArray[np.int64], assignment: Assignment) -> Targets:
     """The union of every row's classes' buckets, by each of the assignment's hash functions."""
     classes, counts = read_classes(store, rows)
-    from mach.kernels.sparse import batch_targets
+    from mach.data.kernels.batch import batch_targets
 
     found = batch_targets(counts, assignment.buckets(classes), assignment.n_buckets)
     return Targets(*found, n_heads=assignment.n_repetitions)

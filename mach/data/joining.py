@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mach.data.store import Chunk, OldPart, Reference, Store
 from mach.data.writer import StoreWriter
 from mach.errors import DataError, StorageError
-from mach.places import cache_folder, kept
+from mach.files.places import cache_folder, kept
 
 BLOCK_ROWS = 2**16
 

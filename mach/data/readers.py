@@ -93,7 +93,7 @@ class _TokenError(Exception):
 
 
 def _parse(block: bytes, svmlight: bool, rows_left: int, limits: tuple[int, int], fraction: float) -> Chunk:
-    from mach.kernels import parse
+    from mach.data.kernels import parse
 
     # the shortest row, class and feature are "\n", "1," and " 1:1"; pages that stay untouched cost no memory
     n_rows, n_ids, n_entries = block.count(b"\n"), len(block) // 2 + 1, len(block) // 4 + 1
@@ -122,7 +122,7 @@ def _token(block: bytes, position: int) -> bytes:
 
 
 def _complaint(code: int, token: bytes, limits: tuple[int, int]) -> str:
-    from mach.kernels import parse
+    from mach.data.kernels import parse
 
     n_features, n_classes = limits
     one_class, index = _quoted(token.partition(b",")[0]), _quoted(token.partition(b":")[0])

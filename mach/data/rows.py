@@ -27,7 +27,7 @@ class RowView:
     power : float
         Values are raised to it, signs stay, and the row is rescaled to the norm that it had.
     pairs : int
-        Largest features whose products follow behind the row's own features (`mach.kernels.views`); below 2: none.
+        Largest features whose products follow behind the row's own features (`mach.data.kernels.views`); below 2: none.
     n_features : int
         D, behind which products begin.
 
@@ -49,7 +49,7 @@ class RowView:
     @property
     def n_columns(self) -> int:
         """Features of the rows that are seen: D, and those of products."""
-        from mach.kernels.views import N_HASHED
+        from mach.data.kernels.views import N_HASHED
 
         return self.n_features + (N_HASHED if self.pairs > 1 else 0)
 
@@ -61,7 +61,7 @@ class RowView:
 
     def sparse(self, batch: SparseBatch) -> SparseBatch:
         """`batch` of sparse rows."""
-        from mach.kernels import views
+        from mach.data.kernels import views
 
         indptr, indices, values = batch.indptr, batch.indices, batch.values
         if self.most:
@@ -82,7 +82,7 @@ class RowView:
 
     def row(self, features: NDArray[Any], values: NDArray[Any]) -> dict[int, float]:
         """One sparse row as it is seen, by the definition: the oracle of `sparse`."""
-        from mach.kernels.views import LENGTH, hashed
+        from mach.data.kernels.views import LENGTH, hashed
 
         values = np.asarray(values, np.float64)
         order = np.argsort(-np.abs(values), kind="stable")

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.errors import DataError, StorageError
-from mach.places import Place
+from mach.files.places import Place
 
 if TYPE_CHECKING:
     from mach.data.text import TextFeatures

@@ -15,7 +15,7 @@ from mach.data.sources import STDIN, source_errors
 from mach.data.store import Store
 from mach.data.writer import storage_errors
 from mach.errors import StorageError
-from mach.places import (
+from mach.files.places import (
     Place,
     cache_folder,
     exists,

@@ -21,7 +21,7 @@ from mach.data.batch import SparseBatch
 from mach.data.rows import RowView
 from mach.data.store import DTYPES, FORMAT, Chunk, ClassNames, OldPart
 from mach.errors import DataError, StorageError
-from mach.places import flush, flush_to_disk, sweep, temporary_name
+from mach.files.places import flush, flush_to_disk, sweep, temporary_name
 
 if TYPE_CHECKING:
     from mach.data.text import TextFeatures

@@ -25,12 +25,12 @@ from mach.estimator.reading import features_of, targets_of
 from mach.estimator.rows import Features, Rows, n_rows_of
 from mach.estimator.saving import restore, save
 from mach.estimator.vocabulary import Layout, Targets, Vocabulary
-from mach.trunk import Trunk
+from mach.networks.permission import Trunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mach.model import MachModel
+    from mach.model.model import MachModel
 
 
 class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -40,8 +40,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     ----------
     repetitions : int, optional
         R, independent networks. Here and below None leaves the choice to the shape of the data: with more than 1,024
-        classes to `mach.recipe`; with fewer, every class has a bucket of its own in one network for dense rows, or in
-        two for sparse rows and texts.
+        classes to `mach.training.recipe`; with fewer, every class has a bucket of its own in one network for dense
+        rows, or in two for sparse rows and texts.
     buckets : int, optional
         B, at most as many as classes.
     hidden : int or sequence of int, optional

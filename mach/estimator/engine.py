@@ -1,6 +1,6 @@
 """The engine of a classifier: a run in a folder of its own, and what it says of all classes.
 
-The folder is an ordinary run directory (`mach.storage`), so whatever reads runs reads it too. It is temporary, goes
+The folder is an ordinary run directory (`mach.runs.run`), so whatever reads runs reads it too. It is temporary, goes
 when its owner goes, and travels as the bytes of its files where the owner is pickled.
 """
 
@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.ask import Ask
 from mach.data.store import ClassNames
 from mach.errors import StorageError
 from mach.estimator.rows import Features, Reservoir, n_rows_of
-from mach.loading import load
-from mach.places import flush_to_disk, temporary_name
+from mach.files.places import flush_to_disk, temporary_name
+from mach.files.tensors import write_tensors
+from mach.model.ask import Ask
+from mach.model.loading import load
+from mach.networks.permission import Trunk
 from mach.sketch.aggregates import naive
-from mach.tensors import write_tensors
-from mach.trunk import Trunk
 
 if TYPE_CHECKING:
-    from mach.model import MachModel
+    from mach.model.model import MachModel
 
 
 FEW_CLASSES = 1024  # up to here every class has a bucket of its own, and all are scored

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from mach import recipe
-from mach.calibration import LEAST_ROWS, held_out
-from mach.conductor import train
 from mach.config import Config, TextConfig, parse_config
 from mach.data.batch import SparseBatch, read_batch, read_classes
 from mach.data.store import Chunk, Store
 from mach.data.writer import StoreWriter
 from mach.estimator.engine import BLOCK_SCORES, FEW_CLASSES, FEW_PARAMETERS, RUN, Engine, Folder
 from mach.estimator.rows import Reservoir, Rows
-from mach.places import short_lived
-from mach.trunk import Trunk
+from mach.files.places import short_lived
+from mach.model.calibration import LEAST_ROWS, held_out
+from mach.networks.permission import Trunk
+from mach.training import recipe
+from mach.training.conductor import train
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,7 +51,7 @@ def fit(
     ----------
     rows : Rows
     given : dict
-        Sections of a configuration; what they leave open is chosen by `small_choices` and `mach.recipe`.
+        Sections of a configuration; what they leave open is chosen by `small_choices` and `mach.training.recipe`.
     seed : int
         Of hash functions, weights, row order and dropout.
     is_exclusive : bool
@@ -101,7 +101,7 @@ def _own_buckets(hashing: dict[str, Any], n_classes: int, table: Path) -> None:
 
 
 def small_choices(shape: recipe.Shape, *, is_exclusive: bool, seed: int) -> Tree:
-    """What a configuration leaves open where rows or classes are fewer than `mach.recipe` was made for.
+    """What a configuration leaves open where rows or classes are fewer than `mach.training.recipe` was made for.
 
     Shorter batches and more epochs, so that there are some hundred steps; up to `FEW_CLASSES` classes a bucket for
     each, in one network for dense rows or two for sparse ones; held-out rows for probabilities if there are enough.

@@ -1,6 +1,6 @@
 """What an engine learns later: more rows, more classes, and old rows that keep it from forgetting.
 
-Training goes on from the present weights (`mach.launch.start`) on the new rows and on some of those kept of earlier
+Training goes on from the present weights (`mach.training.start`) on the new rows and on some of those kept of earlier
 ones. Where every class has a bucket of its own a new class gets a new one: outputs are added to the stored weights.
 Where classes are hashed it comes into the buckets that are there.
 """
@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mach import recipe
-from mach.conductor import train
 from mach.config import parse_config
 from mach.data.store import Chunk, Store
 from mach.data.writer import StoreWriter
 from mach.estimator.engine import RUN, Engine, Folder
 from mach.estimator.fitting import STORE, WHERE, Tree, small_choices
 from mach.estimator.rows import Reservoir, Rows, concatenated
+from mach.files.places import atomic_file, short_lived
+from mach.files.records import write_json
+from mach.files.tensors import map_tensors
 from mach.networks.inference import stored_weights, wide_rows
-from mach.places import atomic_file, short_lived
-from mach.repetition import write_json
+from mach.runs.run import Run
 from mach.sketch.tables import TableAssignment
-from mach.storage import Run
-from mach.tensors import map_tensors
+from mach.training import recipe
+from mach.training.conductor import train
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mach.errors import ConfigError
-from mach.trunk import name_of
+from mach.networks.permission import name_of
 
 PARAMETERS = {  # constructor arguments and the configuration keys that they stand for
     "repetitions": "hashing.repetitions",

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from mach.data.queries import canonical
 from mach.errors import ConfigError, DataError
 from mach.estimator.frames import is_table, texts_of, values_of
 from mach.estimator.rows import Features
 from mach.estimator.vocabulary import Targets
-from mach.queries import canonical
 
 try:
     from sklearn.utils.multiclass import check_classification_targets

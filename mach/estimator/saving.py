@@ -12,8 +12,8 @@ from mach.errors import StorageError
 from mach.estimator.engine import Engine
 from mach.estimator.parameters import spelled
 from mach.estimator.vocabulary import Layout, Vocabulary
-from mach.storage import Run
-from mach.trunk import Trunk, name_of
+from mach.networks.permission import Trunk, name_of
+from mach.runs.run import Run
 
 FILE = "classifier.json"
 FORMAT = 1

@@ -20,9 +20,9 @@ from torch import Tensor
 from mach.config import HostMemory, NetworkConfig
 from mach.data.batch import Batch, SparseBatch
 from mach.errors import ConfigError
-from mach.kernels.batched import MASK, Dropout
 from mach.networks.device_assignment import DeviceAssignment
 from mach.networks.feed import DeviceBatch
+from mach.networks.kernels.batched import MASK, Dropout
 from mach.networks.keys import step_keys
 from mach.networks.network import ROUNDING_STRIDE, Network
 from mach.networks.offload import Adam, HostRows, ResidentRows, host_tensor, to_device
@@ -294,7 +294,7 @@ class Member:
 
 def _kernels(device: torch.device) -> ModuleType:
     """Triton's on CUDA where it is installed, else those of tensor operations."""
-    from mach.kernels import batched, triton_batched
+    from mach.networks.kernels import batched, triton_batched
 
     return triton_batched if device.type == "cuda" and triton_batched.is_there() else batched
 

@@ -1,4 +1,4 @@
-"""Tensors in aligned memory (`mach.kernels.memory`), and views of tensors for kernels."""
+"""Tensors in aligned memory (`mach.networks.kernels.memory`), and views of tensors for kernels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mach.kernels.memory import aligned_empty
+from mach.networks.kernels.memory import aligned_empty
 
 
 def is_in_main_memory(tensor: Tensor) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from mach.data.batch import SparseBatch, read_batch, read_classes
 from mach.data.rows import RowView
 from mach.data.store import Store
-from mach.kernels.batched import Columns, columns_of, gather_rows
+from mach.networks.kernels.batched import Columns, columns_of, gather_rows
 from mach.networks.offload import HostRows, new_event, new_stream, to_device
 
 

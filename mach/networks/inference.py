@@ -76,7 +76,7 @@ def stored_weights(weights: Weights, kind: Kind, rows_D: NDArray[np.int64] | Non
     measures ``abs(w) * norm(x)^a`` of Sun, Liu, Bair and Kolter ("A simple and effective pruning approach for large
     language models", ICLR 2024, with a = 1), a = 1/2 kept the most accuracy (docs/log.md).
     """
-    from mach.kernels.memory import from_bfloat16, to_bfloat16, to_int8, to_kept
+    from mach.networks.kernels.memory import from_bfloat16, to_bfloat16, to_int8, to_kept
 
     stored: dict[str, NDArray[Any]] = {}
     for name, array in weights.items():
@@ -121,7 +121,7 @@ def wide_rows(weights: Weights, rows: slice, width: int) -> NDArray[np.float32]:
         _sparse_layer(unit, weights, np.zeros(width, np.float32), wide_DH)
         return wide_DH
     if weights["input.weight"].dtype == np.uint8:
-        from mach.kernels.memory import unpacked
+        from mach.networks.kernels.memory import unpacked
 
         codes_DH = unpacked(weights["input.weight"][rows], width)
         return codes_DH.astype(np.float32) * weights["input.scale"][rows, None]
@@ -130,7 +130,7 @@ def wide_rows(weights: Weights, rows: slice, width: int) -> NDArray[np.float32]:
 
 def wide_matrix(weights: Weights, layer: str, rows: slice = slice(None)) -> NDArray[np.float32]:
     """Rows of a layer's matrix, one number an entry in whatever type, as float32."""
-    from mach.kernels.memory import from_bfloat16
+    from mach.networks.kernels.memory import from_bfloat16
 
     stored = weights[f"{layer}.weight"][rows]
     if stored.dtype == np.int8:
@@ -144,8 +144,8 @@ def _sparse_layer(
     bias_H: NDArray[np.float32],
     out_NH: NDArray[np.float32],
 ) -> None:
-    from mach.kernels.memory import unpacked
-    from mach.kernels.sparse import sparse_forward
+    from mach.networks.kernels.memory import unpacked
+    from mach.networks.kernels.sparse import sparse_forward
 
     weight, scale_D = weights["input.weight"], weights.get("input.scale", NO_SCALE)
     if "input.offsets" in weights:
@@ -165,7 +165,7 @@ def _kept_layer(
     bias_H: NDArray[np.float32],
     out_NH: NDArray[np.float32],
 ) -> None:
-    from mach.kernels.sparse import sparse_forward, sparse_forward_kept
+    from mach.networks.kernels.sparse import sparse_forward, sparse_forward_kept
 
     indptr, indices, values = csr
     if len(indptr) > FEW_ROWS:
@@ -187,7 +187,7 @@ def _dense_layers(weights: Weights) -> list[str]:
 def _affine(x_NH: NDArray[np.float32], weights: Weights, layer: str) -> NDArray[np.float32]:
     bias_B = weights[f"{layer}.bias"]
     if len(x_NH) < FEW_ROWS:
-        from mach.kernels.dense import matmul_few_rows
+        from mach.networks.kernels.dense import matmul_few_rows
 
         out_NB = np.empty((len(x_NH), len(bias_B)), np.float32)
         matmul_few_rows(x_NH, weights[f"{layer}.weight"], weights.get(f"{layer}.scale", NO_SCALE), bias_B, out_NB)

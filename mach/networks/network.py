@@ -15,16 +15,16 @@ from mach.config import NetworkConfig
 from mach.data.batch import Batch, DenseBatch, SparseBatch, Targets
 from mach.data.rows import RowView
 from mach.errors import ConfigError, StorageError
-from mach.kernels.adam import adam_step, adam_step_of_tensors
-from mach.kernels.dense import draw
-from mach.kernels.losses import named
-from mach.kernels.memory import aligned_empty, to_bfloat16
-from mach.kernels.sparse import sparse_backward, sparse_forward, transpose_batch
 from mach.networks.buffers import Buffers, flat_array, is_in_main_memory
 from mach.networks.inference import NO_SCALE, stored_shape, stretches, wide_matrix, wide_rows
+from mach.networks.kernels.adam import adam_step, adam_step_of_tensors
+from mach.networks.kernels.dense import draw
+from mach.networks.kernels.losses import named
+from mach.networks.kernels.memory import aligned_empty, to_bfloat16
+from mach.networks.kernels.sparse import sparse_backward, sparse_forward, transpose_batch
 from mach.networks.output import OutputLayer, StepFigures, loss_gradient, step_figures
+from mach.networks.permission import Trunk
 from mach.networks.trunks import TRUNK, HiddenLayers, ReluDropout, build_trunk
-from mach.trunk import Trunk
 
 INPUT_WEIGHT_SCALE = 0.05
 ROUNDING_STRIDE = 40_014  # of the seed of random rounding, a step
@@ -41,7 +41,7 @@ class Network:
     dense_input : bool
         Whether batches are dense.
     loss : str
-        One of `mach.kernels.losses.LOSSES`.
+        One of `mach.networks.kernels.losses.LOSSES`.
     precision : {"float32", "bfloat16"}
         Of matrix products; master weights are float32, but those of a sparse input layer are of this precision too.
     bias : float32 array of shape (n_outputs,)
@@ -57,7 +57,7 @@ class Network:
         Size below which entries of the gradient by the logits are rounded at random, to skip zeros in products; on
         another device none are.
     trunk : class or str, optional
-        What the caller passed for ``config.trunk`` (`mach.trunk`).
+        What the caller passed for ``config.trunk`` (`mach.networks.permission`).
 
     Notes
     -----

@@ -237,7 +237,7 @@ class Adam:
         *numbers: Any,
         moments_travel: bool = False,
     ) -> None:
-        """As `mach.kernels.batched.adam`; moments in main memory pass through the device in pieces."""
+        """As `mach.networks.kernels.batched.adam`; moments in main memory pass through the device in pieces."""
         if not moments_travel:
             self.kernels.adam(weight, half, gradient, mean, square, *numbers)
             return

@@ -14,12 +14,12 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from mach.data.batch import Targets
-from mach.kernels.adam import adam_step, adam_step_half, adam_step_of_tensors
-from mach.kernels.loss import dithered, n_hits
-from mach.kernels.losses import Loss
-from mach.kernels.sparse import sparse_forward
 from mach.networks.buffers import Buffers, aligned, array_of, flat_array, is_in_main_memory
 from mach.networks.inference import NO_SCALE
+from mach.networks.kernels.adam import adam_step, adam_step_half, adam_step_of_tensors
+from mach.networks.kernels.loss import dithered, n_hits
+from mach.networks.kernels.losses import Loss
+from mach.networks.kernels.sparse import sparse_forward
 
 MOMENTS = ("mean.output.weight", "square.output.weight", "mean.output.bias", "square.output.bias")
 SAMPLES = 1  # tells the random numbers of samples from others of the same seed and step
@@ -106,7 +106,7 @@ class OutputLayer:
         Share of a head's outputs that a step of the softmax loss computes, see `Sample`.
     dither : float
         Size below which an entry of the gradient by the logits is rounded at random to 0 or to this
-        (`mach.kernels.loss.dithered`), in main memory; 0: none is.
+        (`mach.networks.kernels.loss.dithered`), in main memory; 0: none is.
     seed : int
         Of samples and rounding.
 
@@ -117,7 +117,7 @@ class OutputLayer:
     gradient, whose mean stays what it was (Wiedemann, Mehari, Kepp and Samek, "Dithered backprop: a sparse and
     quantized backpropagation algorithm for more efficient deep neural network training", CVPR workshops 2020; there
     with steps of a size that follows the layer's gradients). In main memory its logits have a row for every output
-    (`mach.kernels.loss`), which is how oneDNN multiplies fastest.
+    (`mach.networks.kernels.loss`), which is how oneDNN multiplies fastest.
     """
 
     def __init__(
@@ -255,7 +255,7 @@ def _heads(n_outputs: int, targets: Targets) -> Iterator[tuple[slice, int]]:
 
 
 def _figures(z_BN: NDArray[Any], bias_B: NDArray[np.float32], targets: Targets, loss: Loss) -> StepFigures:
-    """`step_figures` of logits as `mach.kernels.loss` has them."""
+    """`step_figures` of logits as `mach.networks.kernels.loss` has them."""
     total = hits = 0.0
     for head, first in _heads(len(z_BN), targets):
         given = z_BN[head], bias_B[head], targets.rows, targets.outputs, first

@@ -12,7 +12,7 @@ from typing import Any
 
 from mach.config import NetworkConfig
 from mach.errors import ConfigError
-from mach.kernels.losses import named
+from mach.networks.kernels.losses import named
 
 MANY_BUCKETS, SAMPLED = 4096, 0.25
 DITHER = 0.2  # 0.1 to 0.5 were alike on validation rows
@@ -55,7 +55,7 @@ class Steps:
     ) -> Steps:
         """Settings that follow from N, B, the loss and the precision.
 
-        ``retired`` holds what the configuration of an older run says (`mach.storage.Run.retired`): such a run goes on
+        ``retired`` holds what the configuration of an older run says (`mach.runs.run.Run.retired`): such a run goes on
         as it began.
 
         Raises

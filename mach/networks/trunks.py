@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from mach.config import NetworkConfig
 from mach.errors import ConfigError
-from mach.kernels.dense import relu_dropout, relu_dropout_backward
-from mach.kernels.memory import from_bfloat16
 from mach.networks.buffers import flat_array, is_in_main_memory
 from mach.networks.inference import Weights
-from mach.trunk import Trunk, agreed, class_of
+from mach.networks.kernels.dense import relu_dropout, relu_dropout_backward
+from mach.networks.kernels.memory import from_bfloat16
+from mach.networks.permission import Trunk, agreed, class_of
 
 TRUNK = "trunk."  # prefix of the names of its weights
 

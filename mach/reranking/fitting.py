@@ -1,10 +1,10 @@
 """Train a run's re-ranker in parts: candidates of training rows first, classifiers of classes next, then one file.
 
-Where an order is learned, pilots (`mach.launch.pilot`) leave their examples here first. Hard negatives of a class are
+Where an order is learned, pilots (`mach.training.pilot`) leave their examples here first. Hard negatives of a class are
 the rows in whose candidates it stands though it is not theirs; the candidates come from the finished repetitions. A
 part is a file of the folder ``reranking``, whole or absent, so whoever makes it may die at any moment and parts that
 are there are not made again. The parts of rows follow from their number, and every class is fitted alone
-(`mach.kernels.rerank`): neither workers nor the cut of the classes change a bit.
+(`mach.reranking.kernels.rerank`): neither workers nor the cut of the classes change a bit.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from mach.data.batch import SparseBatch, read_batch, read_classes, right_of
+from mach.data.kernels.views import N_HASHED
 from mach.data.store import Store
-from mach.kernels import rerank as kernels
-from mach.kernels.views import N_HASHED
-from mach.places import atomic_file
-from mach.repetition import RepetitionFiles, write_json
+from mach.files.places import atomic_file
+from mach.files.records import write_json
+from mach.files.tensors import write_tensors
 from mach.reranking.blend import Blend, Trial, best_of, choose, precisions, untried
+from mach.reranking.kernels import rerank as kernels
 from mach.reranking.model import Reranker
 from mach.reranking.order import TAUGHT, Examples, LearnedOrder
 from mach.reranking.parts import CANDIDATES, CLASSIFIERS, STAGES, Parts, name_of, name_of_examples
@@ -36,10 +37,10 @@ from mach.reranking.settings import FitSettings, fit_settings
 from mach.reranking.signals.contract import Material, Shortlist, Signal
 from mach.reranking.signals.roster import SIGNALS
 from mach.runs.ensemble import Ensemble
-from mach.storage import Run
-from mach.tensors import write_tensors
+from mach.runs.repetition import RepetitionFiles
+from mach.runs.run import Run
 
-Lists = tuple[Any, Any, Any, Any]  # begins, ends, lists and rows, as `mach.kernels.rerank.invert` takes them
+Lists = tuple[Any, Any, Any, Any]  # begins, ends, lists and rows, as `mach.reranking.kernels.rerank.invert` takes them
 PAIRS_A_PART, MAX_PARTS = 2**18, 128  # some seconds each; every part of classes reads all candidates
 CHUNK_ROWS = 4096
 LEAST_FUNCTIONS = 4  # that tell candidates of training rows

@@ -15,19 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.errors import StorageError
-from mach.ordering import reorder
-from mach.places import is_there
+from mach.files.places import is_there
+from mach.files.tensors import map_tensors
 from mach.reranking.blend import WEIGHT, Blend
 from mach.reranking.order import LearnedOrder
 from mach.reranking.record import local_file
 from mach.reranking.signals.contract import Shortlist, Signal, SignalFile
 from mach.reranking.signals.roster import SIGNALS
 from mach.sketch.answers import TopK
-from mach.tensors import map_tensors
+from mach.sketch.terms import reorder
 
 if TYPE_CHECKING:
     from mach.data.batch import SparseBatch
-    from mach.storage import Run
+    from mach.runs.run import Run
 
 OLD_ORDER = "prior,rules"  # signals whose data a learned order of earlier versions cannot do without
 
@@ -117,6 +117,6 @@ class Reranker:
         probs_NRB: NDArray[np.float32],
         terms_K: NDArray[np.float32] | None = None,
     ) -> TopK:
-        """The best k of the candidates, also by further terms of their classes, see `mach.ordering.reorder`."""
+        """The best k of the candidates, also by further terms of their classes, see `mach.sketch.terms.reorder`."""
         scores_NC = self.rescore(batch, top.ids_Nk, top.scores_Nk, probs_NRB)
         return reorder(top, scores_NC if terms_K is None else scores_NC + terms_K[top.ids_Nk], k)

@@ -2,7 +2,7 @@
 
 Stacked generalisation (Wolpert, Neural Networks 5, 1992): what aggregates and margins are worth beside each other can
 only be learned where they were computed for rows that neither networks nor classifiers learned from. Such rows come
-from pilots, runs on a part of the rows that are thrown away afterwards (`mach.launch.pilot`).
+from pilots, runs on a part of the rows that are thrown away afterwards (`mach.training.pilot`).
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class LearnedOrder:
 
     def scores(self, scores_NC: NDArray[np.float32], inputs_NCI: NDArray[np.float32]) -> NDArray[np.float32]:
         """``aggregate - log(1 + exp(objection))``, so at most the aggregate; `ROOM` more are log-odds of the class."""
-        from mach.kernels.stack import objections
+        from mach.reranking.kernels.stack import objections
 
         inputs_NIC = np.ascontiguousarray(self._standardised(inputs_NCI).transpose(0, 2, 1))
         objections_NC = np.empty(scores_NC.shape, np.float32)
@@ -131,7 +131,7 @@ def _taught(
     import torch
     from torch.nn.functional import binary_cross_entropy_with_logits, silu, softplus
 
-    from mach.kernels.adam import adam_step
+    from mach.networks.kernels.adam import adam_step
 
     generator = torch.Generator().manual_seed(seed)
     layers = []

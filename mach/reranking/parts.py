@@ -13,10 +13,11 @@ from pydantic import Field
 
 from mach.config import Section
 from mach.errors import StorageError
-from mach.places import Place, atomic_file, cache_folder, fetch, is_there, kept, names_in, remove, remove_folder
-from mach.repetition import RepetitionFiles, read_json, write_json
+from mach.files.places import Place, atomic_file, cache_folder, fetch, is_there, kept, names_in, remove, remove_folder
+from mach.files.records import read_json, write_json
+from mach.files.tensors import map_tensors, write_tensors
 from mach.reranking.settings import FitSettings
-from mach.tensors import map_tensors, write_tensors
+from mach.runs.repetition import RepetitionFiles
 
 STAGES = CANDIDATES, CLASSIFIERS = "candidates", "classifiers"  # made in parts, one after the other
 ROWS_A_PART = 2**16  # some seconds

@@ -10,13 +10,13 @@ from pydantic import ConfigDict
 
 from mach.config import Section
 from mach.errors import StorageError
-from mach.places import cache_folder, fetch, is_there, kept
-from mach.repetition import read_json
+from mach.files.places import cache_folder, fetch, is_there, kept
+from mach.files.records import read_json
+from mach.files.tensors import digest_of, map_tensors
 from mach.reranking.signals.classifiers import FORMULAS
-from mach.tensors import digest_of, map_tensors
 
 if TYPE_CHECKING:
-    from mach.storage import Run
+    from mach.runs.run import Run
 
 FORMAT: Literal[1] = 1
 # Keys that runs of earlier versions had in their configuration, in its order and with its defaults.

@@ -1,1 +1,1 @@
-"""Trained runs at work: their repetitions, wherever the weights are, as one ensemble."""
+"""Runs: the directory of a run, its repetitions, and the ensemble that they are."""

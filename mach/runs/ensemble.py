@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.data.batch import Batch, rows_of
+from mach.data.queries import QueryReader
 from mach.data.rows import RowView
 from mach.errors import ConfigError
-from mach.queries import QueryReader
-from mach.scoring import LocalScorer, Scorer, shapes_of
+from mach.runs.run import Run
+from mach.runs.scorer import LocalScorer, Scorer, shapes_of
 from mach.sketch.answers import Subset, TopK
 from mach.sketch.decoder import Decoder
-from mach.storage import Run
 
 if TYPE_CHECKING:
-    from mach.queries import Queries
+    from mach.data.queries import Queries
 
 CHUNK_SCORES = 2**23  # bucket scores held at once: 32 MB
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mach.storage import Run
+from mach.runs.run import Run
 
 
 def status(run: Run, repetition: int) -> dict[str, Any]:

@@ -22,13 +22,13 @@ from mach.cli import main
 from mach.config import Config, LaunchConfig, to_toml
 from mach.errors import ConfigError, MachError
 from mach.estimator.classifier import MACHClassifier
-from mach.launch import serving
-from mach.launch.launchers import Crew
-from mach.launch.setup import set_up
+from mach.networks.permission import for_workers
 from mach.reranking.fitting import RerankerTraining
-from mach.storage import Run
-from mach.training import ShardJob, train_shard
-from mach.trunk import for_workers
+from mach.runs import actors as serving
+from mach.runs.run import Run
+from mach.training.launch.launchers import Crew
+from mach.training.setup import set_up
+from mach.training.shard import ShardJob, train_shard
 
 FIXTURE = Path(__file__).parents[1] / "fixtures/run-format-1"
 HONEST = f"{__name__}:Honest"

@@ -15,9 +15,9 @@ from mach.data import phrases as module
 from mach.data.phrases import Document, phrases
 from mach.data.prepare import prepare
 from mach.errors import ConfigError, DataError
-from mach.launch.setup import set_up
-from mach.loading import load
-from mach.training import ShardJob, train_shard
+from mach.model.loading import load
+from mach.training.setup import set_up
+from mach.training.shard import ShardJob, train_shard
 
 WORDS = [f"{a}{b}{c}{d}" for a in "bdfgklmn" for b in "aeiou" for c in ("rst", "lm", "nd", "ck") for d in "aeo"]
 

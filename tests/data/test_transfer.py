@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mach import places
 from mach.config import Config
 from mach.data.prepare import prepare
 from mach.data.transfer import fetch_store
 from mach.errors import DataError, StorageError
-from mach.places import place
+from mach.files import places
+from mach.files.places import place
 from tests.conftest import planted_rows, write_repository
 from tests.flaky import FlakyFileSystem
 

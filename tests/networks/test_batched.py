@@ -21,18 +21,18 @@ from mach.data.batch import read_batch, read_targets
 from mach.data.rows import RowView
 from mach.data.store import Store
 from mach.errors import ConfigError
-from mach.kernels import batched as reference
-from mach.kernels import triton_batched
-from mach.launch.setup import set_up
 from mach.networks import offload
 from mach.networks.batched import BatchedNetwork, Member, can_be_batched
 from mach.networks.feed import Feed
+from mach.networks.kernels import batched as reference
+from mach.networks.kernels import triton_batched
 from mach.networks.keys import step_keys
 from mach.networks.network import Network
 from mach.networks.output import StepFigures
 from mach.sketch.hashing import Assignment, UniversalAssignment
 from mach.sketch.ledger import Ledger
 from mach.sketch.tables import TableAssignment
+from mach.training.setup import set_up
 
 R, B, N = 3, 32, 50
 CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA")])

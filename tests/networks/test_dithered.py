@@ -10,7 +10,7 @@ import torch
 
 from mach.config import NetworkConfig
 from mach.data.batch import SparseBatch, Targets
-from mach.kernels.losses import named
+from mach.networks.kernels.losses import named
 from mach.networks.network import Network
 from mach.networks.output import OutputLayer
 

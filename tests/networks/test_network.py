@@ -16,9 +16,6 @@ from mach.config import NetworkConfig
 from mach.data.batch import Batch, DenseBatch, SparseBatch, Targets, rows_of
 from mach.data.rows import RowView
 from mach.errors import ConfigError, StorageError
-from mach.kernels.losses import named
-from mach.kernels.memory import from_bfloat16, to_bfloat16, to_int8, to_kept
-from mach.kernels.sparse import sparse_forward_kept
 from mach.networks.inference import (
     FEW_ROWS,
     bucket_logits,
@@ -26,6 +23,9 @@ from mach.networks.inference import (
     stored_weights,
     wide_rows,
 )
+from mach.networks.kernels.losses import named
+from mach.networks.kernels.memory import from_bfloat16, to_bfloat16, to_int8, to_kept
+from mach.networks.kernels.sparse import sparse_forward_kept
 from mach.networks.network import Network, native_precision, refuse_missing
 from mach.networks.output import loss_gradient, step_figures
 from mach.networks.trunks import load_trunk

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mach.config import NetworkConfig
 from mach.data.batch import SparseBatch, Targets
-from mach.kernels.losses import named
+from mach.networks.kernels.losses import named
 from mach.networks.network import Network
 from mach.networks.output import SAMPLES, OutputLayer, Sample
 

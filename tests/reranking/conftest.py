@@ -9,10 +9,10 @@ import pytest
 from scipy.sparse import csr_array, random_array
 
 from mach.data.batch import SparseBatch
+from mach.data.kernels.views import N_HASHED
 from mach.data.store import Chunk, Store
 from mach.data.writer import StoreWriter
-from mach.kernels.rerank import fit_classes
-from mach.kernels.views import N_HASHED
+from mach.reranking.kernels.rerank import fit_classes
 from mach.reranking.settings import FitSettings
 from mach.reranking.signals.contract import Material, Shortlist
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from mach.data.batch import rows_of
 from mach.errors import StorageError
+from mach.files.tensors import map_tensors, write_tensors
 from mach.reranking.signals.contract import Material, Scale, Shortlist, Signal, SignalFile
 from mach.reranking.signals.roster import SIGNALS
-from mach.tensors import map_tensors, write_tensors
 
 
 def file_of(arrays: dict[str, NDArray], notes: dict[str, str], material: Material) -> SignalFile:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mach.ordering import prior_terms
 from mach.reranking.blend import HINGE, LOGISTIC, PAIRS, USUAL, Blend, Trial, best_of, choose, path_of, untried
 from mach.reranking.settings import FitSettings
 from mach.reranking.signals.aggregate import Aggregate
 from mach.reranking.signals.classifiers import Classifiers
 from mach.reranking.signals.prior import Prior
 from mach.reranking.signals.repeats import Repeats
+from mach.sketch.terms import prior_terms
 
 N, C = 400, 12
 

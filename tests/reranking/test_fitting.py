@@ -15,20 +15,17 @@ from click.testing import CliRunner
 from rich.console import Console
 from scipy.sparse import csr_array
 
-from mach.ask import Ask
 from mach.cli import main
-from mach.conductor import train_reranker
 from mach.config import Config, LaunchConfig, to_toml
 from mach.data.batch import SparseBatch, read_batch, read_classes, right_of
+from mach.data.kernels.views import N_HASHED, with_pairs
 from mach.errors import ConfigError, StorageError
-from mach.evaluation import evaluate
-from mach.kernels.views import N_HASHED, with_pairs
-from mach.launch.launchers import Crew
-from mach.launch.setup import set_up
-from mach.loading import load
-from mach.model import MachModel
-from mach.ordering import prior_terms
-from mach.repetition import read_json
+from mach.evaluation.accuracy import evaluate
+from mach.files.records import read_json
+from mach.files.tensors import map_tensors, write_tensors
+from mach.model.ask import Ask
+from mach.model.loading import load
+from mach.model.model import MachModel
 from mach.reranking.blend import Blend, mean_precision, path_of
 from mach.reranking.fitting import RerankerTraining, fitting_bytes
 from mach.reranking.model import Reranker
@@ -38,10 +35,13 @@ from mach.reranking.settings import FitSettings
 from mach.reranking.signals.classifiers import Classifiers
 from mach.reranking.signals.contract import Shortlist
 from mach.reranking.signals.repeats import REPEAT_BYTES, Repeats
+from mach.runs.run import Run
 from mach.sketch.metrics import evaluate as metrics
-from mach.storage import Run
-from mach.tensors import map_tensors, write_tensors
-from mach.training import ShardJob, train_shard
+from mach.sketch.terms import prior_terms
+from mach.training.conductor import train_reranker
+from mach.training.launch.launchers import Crew
+from mach.training.setup import set_up
+from mach.training.shard import ShardJob, train_shard
 from tests.conftest import N_CLASSES, write_repository
 
 SETTINGS = {"candidates": 20, "pairs": 0}

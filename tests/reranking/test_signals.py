@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from mach.errors import StorageError
-from mach.ordering import prior_terms
 from mach.reranking.signals.aggregate import Aggregate
 from mach.reranking.signals.classifiers import LOWEST_MARGIN, Classifiers
 from mach.reranking.signals.context import Context
@@ -17,6 +16,7 @@ from mach.reranking.signals.prior import Prior
 from mach.reranking.signals.repeats import Repeats
 from mach.reranking.signals.roster import SIGNALS, expected_bytes
 from mach.reranking.signals.rules import Rules
+from mach.sketch.terms import prior_terms
 from tests.reranking.conftest import D
 from tests.reranking.signal_contract import SignalContract, file_of
 

@@ -55,7 +55,7 @@ class ClassifierSet:
 
     def margins(self, batch: SparseBatch, ids_NC: NDArray[np.int64]) -> NDArray[np.float32]:
         """``w_k x_n + b_k`` of given classes, shape (N, C), 0 for -1; reads 3 bytes for each of their weights."""
-        from mach.kernels.rerank import margins
+        from mach.reranking.kernels.rerank import margins
 
         margins_NC = np.empty(ids_NC.shape, np.float32)
         x_D = getattr(self._scratch, "x_D", None)
@@ -194,7 +194,7 @@ def _set_arrays(file: SignalFile, begin: str) -> dict[str, NDArray[Any]]:
 
 def _encoded(parts: Any, n_classes: int, scratch: Path) -> dict[str, NDArray[Any]]:
     """Fitted classes, part by part, as arrays of the file."""
-    from mach.kernels.rerank import encode
+    from mach.reranking.kernels.rerank import encode
 
     offsets, begin = np.zeros(n_classes + 1, np.int64), 0
     scales = []

@@ -7,8 +7,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.ordering import prior_terms
 from mach.reranking.signals.contract import Material, Scale, Shortlist, Signal, SignalFile
+from mach.sketch.terms import prior_terms
 
 
 class Prior(Signal):
@@ -71,6 +71,6 @@ class Prior(Signal):
     def terms(
         self, columns_NCI: NDArray[np.float32], ids_NC: NDArray[np.int64], strength: float
     ) -> NDArray[np.float32]:
-        """``strength * log(1 + rows)``, less its largest value (`mach.ordering.prior_terms`)."""
+        """``strength * log(1 + rows)``, less its largest value (`mach.sketch.terms.prior_terms`)."""
         terms_K = self.arrays["priors"] if self.learned_K is None else prior_terms(self.learned_K, strength)
         return np.asarray(terms_K[np.maximum(ids_NC, 0)])

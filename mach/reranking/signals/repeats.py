@@ -1,4 +1,4 @@
-"""Repeats: training rows with the same features as a query (`mach.kernels.repeats`)."""
+"""Repeats: training rows with the same features as a query (`mach.reranking.kernels.repeats`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.kernels.repeats import ANY, LOAD, MAX_SLOTS, count_rows
+from mach.reranking.kernels.repeats import ANY, LOAD, MAX_SLOTS, count_rows
 from mach.reranking.signals.contract import Material, Scale, Shortlist, Signal, SignalFile
 
 REPEAT_BYTES = 5  # at most, of a training row and of each of its classes
@@ -67,7 +67,7 @@ class Repeats(Signal):
 
     def counts(self, shortlist: Shortlist) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Training rows with a query's features: those that have a given class, shape (N, C), and all."""
-        from mach.kernels.repeats import counts_of
+        from mach.reranking.kernels.repeats import counts_of
 
         ids_NC = shortlist.ids_NC
         counts_NC, totals_N = np.zeros(ids_NC.shape, np.uint8), np.zeros(len(ids_NC), np.uint8)

@@ -1,4 +1,4 @@
-"""Rules: what single features of a query say of a class (`mach.kernels.associations`)."""
+"""Rules: what single features of a query say of a class (`mach.reranking.kernels.associations`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.kernels.associations import CODES, MOST_CONFIDENCE, count_rules
+from mach.reranking.kernels.associations import CODES, MOST_CONFIDENCE, count_rules
 from mach.reranking.signals.contract import Material, Scale, Shortlist, Signal, SignalFile
 
 NAMES = ("offsets", "classes", "confidences", "supports")
@@ -54,7 +54,7 @@ class Rules(Signal):
         return bool(self.arrays)
 
     def columns(self, shortlist: Shortlist) -> NDArray[np.float32]:
-        from mach.kernels.associations import rules_for
+        from mach.reranking.kernels.associations import rules_for
 
         found_NC5 = np.zeros((*shortlist.ids_NC.shape, len(self.labels)), np.float32)
         if self.arrays:

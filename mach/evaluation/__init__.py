@@ -1,0 +1,1 @@
+"""Evaluation: accuracy, predictions and the report of a run."""

@@ -1,0 +1,107 @@
+"""Accuracy of a model on a data set, for all its repetitions and for every prefix of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from mach.data.batch import right_of
+from mach.data.store import Store
+from mach.model.ask import DEFAULTS, Ask
+from mach.model.curves import TOP, calibration_error, pairs_of
+from mach.model.model import MachModel
+from mach.sketch.aggregates import naive
+from mach.sketch.answers import TopK
+from mach.sketch.metrics import evaluate as evaluate_ids
+from mach.sketch.metrics import propensities
+
+
+def evaluate(
+    model: MachModel,
+    store: Store,
+    *,
+    ks: tuple[int, ...] = (1, 3, 5),
+    curve: bool = True,
+    ask: Ask = DEFAULTS,
+    reliability: bool = False,
+    report: Callable[[str, float], None] = lambda stage, fraction: None,
+) -> list[dict[str, Any]]:
+    """Metrics of a model on the rows of a store.
+
+    Parameters
+    ----------
+    model : MachModel
+    store : Store
+        Prepared like the model's training data.
+    ks : tuple of int
+        Cut-offs of P@k, nDCG@k, PSP@k, recall@k.
+    curve : bool
+        Also for the first 1, 2, ... repetitions (of those that answer), from the same bucket scores.
+    ask : Ask
+        What to measure: with ``rerank`` the model's re-ranker as well, if it has one.
+    reliability : bool
+        Add ``ECE``, the expected calibration error of the model's probabilities for its best 10 classes, and
+        ``ECE uncalibrated``, that of `mach.sketch.aggregates.naive`, where all repetitions answer.
+    report : callable
+        Called with a stage and the fraction done, once a chunk of rows.
+
+    Returns
+    -------
+    list of dict
+        One a number of repetitions, ascending, then all of them with the re-ranker, as ``reranked`` says. Metrics are
+        shares in 0..1, and so is ``degraded``: of rows that were answered by fewer repetitions than the model has.
+
+    Raises
+    ------
+    DataError
+        When no row has a class that the model knows.
+    """
+    store.require_classes()
+    n_repetitions, answerer, plainly = model.n_repetitions, model.answerer, replace(ask, rerank=False)
+    sizes = range(1, n_repetitions + 1) if curve else [n_repetitions]
+    tops: list[list[TopK]] = [[] for _ in sizes]
+    n_degraded = 0
+    reranked: list[TopK] = []
+    most = max(*ks, TOP if reliability else 0)
+    if reliability:
+        model.curve(rerank=ask.rerank)  # missing, it is missed before the work
+    for scores in model.ensemble.answered(store):
+        n_degraded += len(scores.batch) * (len(scores.columns) < n_repetitions)
+        for size, of_size in zip(sizes, tops, strict=True):
+            of_size.append(answerer.topk(scores.first(size), most, plainly))
+        if model.reranker is not None and ask.rerank:
+            reranked.append(answerer.topk(scores, most, ask))
+        report("evaluating", sum(len(top.ids_Nk) for top in tops[-1]) / store.n_rows)
+    truth = csr_array(
+        (np.ones(len(store.class_ids), np.int8), store.class_ids, store.class_indptr),
+        shape=(store.n_rows, model.n_classes),
+    )
+    weights_K = propensities(answerer.class_counts_K(), model.run.manifest.n_rows)
+    degraded = n_degraded / store.n_rows
+    measured = [(size, False, of_size) for size, of_size in zip(sizes, tops, strict=True)]
+    if reranked:
+        measured.append((n_repetitions, True, reranked))
+    rows = []
+    for size, is_reranked, of_size in measured:
+        top = TopK.concatenate(of_size)
+        row: dict[str, Any] = {"n_repetitions": size, "reranked": is_reranked}
+        row |= evaluate_ids(top.ids_Nk[:, : max(ks)], truth, ks=ks, propensities=weights_K)
+        if reliability and size == n_repetitions:
+            row |= calibration_errors(model, store, top, replace(ask, rerank=is_reranked))
+        rows.append(row | {"degraded": degraded})
+    return rows
+
+
+def calibration_errors(model: MachModel, store: Store, top: TopK, ask: Ask) -> dict[str, float]:
+    """Expected calibration errors of the best `TOP` classes of all rows, calibrated and not."""
+    ids_Nk, scores_Nk = top.ids_Nk[:, :TOP], top.scores_Nk[:, :TOP]
+    scores, right, _ = pairs_of(ids_Nk, scores_Nk, right_of(store, np.arange(store.n_rows), ids_Nk))
+    calibrated_Nk = model.probabilities(ids_Nk, scores_Nk, rerank=ask.rerank, tail=ask.tail)
+    return {
+        "ECE": calibration_error(calibrated_Nk[ids_Nk >= 0], right),
+        "ECE uncalibrated": calibration_error(naive(scores, model.aggregate), right),
+    }

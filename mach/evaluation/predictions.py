@@ -1,0 +1,96 @@
+"""Predictions as JSONL, CSV, Parquet or npz, chosen by the file's ending."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mach.errors import ConfigError
+from mach.files.places import atomic_file, place
+
+Part = tuple[NDArray[np.int64], NDArray[np.float32]]  # ids and scores, (n, k) each
+Names = Callable[[NDArray[np.int64]], list[Any]] | None
+
+
+def write_predictions(
+    destination: str, parts: Iterable[Part], names: Names, kind: tuple[str, str] = ("score", "scores")
+) -> None:
+    """Write ids, scores and (where there are) names of consecutive rows; ``-`` is standard output as JSONL.
+
+    ``kind`` is what the scores are called, one and many.
+
+    Raises
+    ------
+    ConfigError
+        When the ending is none of .jsonl, .csv, .parquet, .npz.
+    StorageError
+        When the file cannot be written; then nothing is left of it.
+    """
+    if destination == "-":
+        _write_jsonl(sys.stdout.buffer, parts, names, kind)
+        return
+    writers = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": _write_parquet, ".npz": _write_npz}
+    writer = writers.get(Path(destination).suffix)
+    if writer is None:
+        raise ConfigError(f"--output {destination}: the ending must be one of {', '.join(writers)}, or - for JSONL")
+    with atomic_file(place(destination)) as file:
+        writer(file, parts, names, kind)
+
+
+def _write_jsonl(file: BinaryIO, parts: Iterable[Part], names: Names, kind: tuple[str, str]) -> None:
+    for row in _rows(parts, names, kind[1]):
+        file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+
+
+def _write_csv(file: BinaryIO, parts: Iterable[Part], names: Names, kind: tuple[str, str]) -> None:
+    """One line a (row, rank)."""
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+    writer = csv.writer(text)
+    writer.writerow(["row", "rank", "id", kind[0]] + (["name"] if names else []))
+    for row in _rows(parts, names, kind[1]):
+        columns = [row["ids"], row[kind[1]]] + ([row["names"]] if names else [])
+        writer.writerows([row["row"], rank, *cells] for rank, cells in enumerate(zip(*columns, strict=True), 1))
+    text.detach()  # the file below is closed by its owner
+
+
+def _write_parquet(file: BinaryIO, parts: Iterable[Part], names: Names, kind: tuple[str, str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    fields = [("row", pa.int64()), ("ids", pa.list_(pa.int64())), (kind[1], pa.list_(pa.float32()))]
+    schema = pa.schema(fields + ([("names", pa.list_(pa.string()))] if names else []))
+    with pq.ParquetWriter(file, schema) as writer:
+        batch: list[dict[str, Any]] = []
+        for row in _rows(parts, names, kind[1]):
+            batch.append(row)
+            if len(batch) == 10_000:
+                writer.write_table(pa.Table.from_pylist(batch, schema))
+                batch = []
+        writer.write_table(pa.Table.from_pylist(batch, schema))
+
+
+def _write_npz(file: BinaryIO, parts: Iterable[Part], names: Names, kind: tuple[str, str]) -> None:
+    ids, scores = zip(*parts, strict=True)
+    arrays: dict[str, Any] = {"ids": np.concatenate(ids), kind[1]: np.concatenate(scores)}
+    np.savez_compressed(file, **arrays)
+
+
+def _rows(parts: Iterable[Part], names: Names, kinds: str) -> Iterator[dict[str, Any]]:
+    """One dictionary a row, padding left out."""
+    number = 0
+    for ids_Nk, scores_Nk in parts:
+        for ids, scores in zip(ids_Nk, scores_Nk, strict=True):
+            found = ids >= 0
+            row = {"row": number, "ids": ids[found].tolist(), kinds: [round(float(s), 6) for s in scores[found]]}
+            if names is not None:
+                row["names"] = names(ids[found])
+            yield row
+            number += 1

@@ -1,0 +1,399 @@
+"""One page about a run: what it is and costs, how it was trained, where it is right and wrong.
+
+`write_report` gathers sections of text, plots (`mach.evaluation.report.plots`) and tables, which
+`mach.evaluation.report.page` lays out. matplotlib and Jinja are optional: ``pip install 'mach[report]'``.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mach import __version__
+from mach.config import Config
+from mach.data.prepare import prepare, texts_of
+from mach.data.store import Store
+from mach.errors import ConfigError, MachError, StorageError
+from mach.evaluation.report import plots
+from mach.evaluation.report.diagnosis import (
+    SHOWN,
+    Diagnosis,
+    bucket_load,
+    classes_of,
+    diagnose,
+    example_rows,
+    mistaken_for,
+)
+from mach.evaluation.report.numbers import shown
+from mach.evaluation.report.page import (
+    Block,
+    Code,
+    Example,
+    Examples,
+    Number,
+    Page,
+    Plot,
+    Section,
+    Table,
+    Text,
+    clean,
+    decimals,
+    percent,
+    plain,
+    quantity,
+)
+from mach.files.places import Place, atomic_file
+from mach.model.calibration import Calibration
+from mach.model.loading import load
+from mach.networks.permission import Trunk
+from mach.runs.run import Run
+from mach.runs.status import outlook, spell_seconds, status
+from mach.training.launch.capacity import plan_by_counts
+
+if TYPE_CHECKING:
+    from mach.model.model import MachModel
+
+N_CLASSES, N_EXAMPLES = 15, 6  # of the worst and best classes; of the right and of the wrong rows
+NAME_CHARACTERS, N_FEATURES = 120, 12  # most that is shown of a name, of a row of numbers
+ASSUMED_FEATURES = 100.0  # of a row, as `mach plan` takes it, where nothing tells
+DESCRIBED = ("n_rows", "n_classes", "n_features", "loss", "precision", "mach_version", "data_fingerprint")
+MEASURED = {
+    "aggregate": "aggregate",
+    "prior": "prior",
+    "n_parameters": "stored parameters",
+    "weight_bytes": "weights on disk",
+    "reranker_bytes": "re-ranker on disk",
+    "worker_seconds": "seconds of training, all workers",
+    "peak_worker_bytes": "memory of a worker, at most",
+    "peer_bytes": "sent between repetitions",
+}
+Report = Callable[[str, float], None]
+
+
+def write_report(
+    path: str | Place,
+    data: str | None = None,
+    *,
+    output: Place | None = None,
+    images: Place | None = None,
+    trunk: Trunk | None = None,
+    report: Report = lambda stage, fraction: None,
+) -> Place:
+    """Write a page about a run, finished or not, and return where it is.
+
+    Parameters
+    ----------
+    path : str or Place
+        The run.
+    data : str, optional
+        Rows with their classes, as of `mach.data.prepare.prepare`; by default the run's ``data.test``. Without either,
+        or without a finished repetition, the page holds what needs no rows. Cost: two to three passes of the model over
+        the rows, one over the K classes.
+    output : Place, optional
+        The HTML file; by default ``report.html`` in the run.
+    images : Place, optional
+        A folder for the plots as PNG files.
+    trunk : class or str, optional
+        As of `mach.load`.
+    report : callable
+        Called with a stage and the fraction done.
+
+    Raises
+    ------
+    ConfigError
+        When matplotlib or Jinja are not installed, or the run has a trunk that was not passed.
+    StorageError, DataError
+        When the run or the given data cannot be read, or the page cannot be written.
+    """
+    page = Page()
+    with plots.style():
+        run = Run.open(path, trunk)
+        run.agreed_trunk()
+        sections = _sections(run, data, report)
+        content = page.render(
+            sections,
+            title=run.path.name,
+            where=str(run.path),
+            made=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
+            version=__version__,
+        )
+        if images is not None:
+            _write_images(sections, images)
+    where = run.path / "report.html" if output is None else output
+    with atomic_file(where) as file:
+        file.write(content)
+    return where
+
+
+def _write_images(sections: list[Section], folder: Place) -> None:
+    if isinstance(folder, Path):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot make the folder {folder}: {error.strerror}") from error
+    for block in (block for section in sections for block in section.blocks if isinstance(block, Plot)):
+        with atomic_file(folder / f"{block.name}.png") as file:
+            file.write(plots.png(block.figure))
+
+
+def _sections(run: Run, data: str | None, report: Report) -> list[Section]:
+    model = load(run.path, trunk=run.trunk) if run.finished() else None
+    store, why = _test_rows(run, model, data, report)
+    found = diagnose(model, store, report) if model and store else None
+    source = data or run.config.data.test
+    if model and store and found and source:
+        names = _namer(model)
+        accuracy = _accuracy(found, store, source)
+        classes = [_classes(run, found, store, names), _examples(model, found, store, source, names)]
+    else:
+        accuracy, classes = Section("accuracy", "Accuracy", [Text(why)]), []
+    nonzeros = store.n_nonzeros / store.n_rows if store else None
+    return [
+        _about(run, model, found),
+        _training(run),
+        accuracy,
+        _reliability(run, found),
+        _bucket_load(run),
+        *classes,
+        _ledger(run, nonzeros),
+        _configuration(run.config),
+    ]
+
+
+def _test_rows(run: Run, model: MachModel | None, data: str | None, report: Report) -> tuple[Store | None, str]:
+    """The rows to measure on; or none, and why."""
+    source = data or run.config.data.test
+    if source is None:
+        return None, "No rows to measure on: give DATA, or data.test in the configuration."
+    if model is None:
+        return None, "No repetition is finished yet, so nothing can be measured."
+    try:
+        config = run.config
+        return prepare(config.data, config.text, source, like=model.reference(), report=report), ""
+    except MachError as error:
+        if data is not None:
+            raise
+        return None, f"Not measured, as the configuration's data.test cannot be read: {error}"
+
+
+def _about(run: Run, model: MachModel | None, found: Diagnosis | None) -> Section:
+    manifest, hashing = run.manifest, run.config.hashing
+    facts: dict[str, Any] = {name: getattr(manifest, name) for name in DESCRIBED}
+    buckets = int(manifest.assignment["n_buckets"])
+    facts = {"repetitions": f"{len(run.finished())} of {hashing.repetitions} finished"} | facts
+    facts |= {"hash functions of a repetition": hashing.heads, "buckets": buckets}
+    facts |= {"assignment": run.assignment_kind}
+    if model is not None:
+        told = model.info()
+        facts |= {meaning: _value(name, told[name]) for name, meaning in MEASURED.items() if name in told}
+    if found is not None:
+        last = found.curve[-1]
+        facts |= {f"P@{k}, %": percent(last[f"P@{k}"]) for k in (1, 3, 5)}
+        facts |= {"measured": f"{'re-ranked, ' if last['reranked'] else ''}{len(found.right_Nk):,} rows"}
+    rows = [[name.replace("_", " ").removeprefix("n "), _value(name, value)] for name, value in facts.items()]
+    return Section("about", "The run", [Table(["", ""], rows)])
+
+
+def _training(run: Run) -> Section:
+    states = [status(run, r) for r in range(run.config.hashing.repetitions)]
+    metrics_R = [run.repetition(r).read_metrics() for r in range(len(states))]
+    blocks: list[Block] = [Text(f"{outlook(states)}.")]
+    if any(metrics_R):
+        validated = any("validation_loss" in row for rows in metrics_R for row in rows)
+        caption = "A line a repetition" + ("; dashed: of validation rows." if validated else ".")
+        blocks.append(Plot("training", plots.training(metrics_R), f"{caption} Bucket precision: rows whose best bucket "
+                           "holds one of their classes."))  # fmt: skip
+    rows = []
+    for state, metrics in zip(states, metrics_R, strict=True):
+        last = metrics[-1] if metrics else {}
+        rows.append(
+            [
+                state["repetition"],
+                state["state"],
+                Number(f"{state['epoch'] or 0} of {state['n_epochs']}"),
+                decimals(state["loss"], 4),
+                percent(state["bucket_precision"]),
+                decimals(last.get("validation_loss"), 4),
+                percent(last.get("validation_bucket_precision")),
+                decimals(state["rows_per_second"], 0),
+                Number(spell_seconds(state["seconds_left"]) if state["seconds_left"] else ""),
+            ]
+        )
+    headings = ["repetition", "state", "epoch", "loss", "bucket precision, %", "validation loss"]
+    headings += ["validation bucket precision, %", "rows a second", "left"]
+    return Section("training", "Training", [*blocks, Table(headings, rows)])
+
+
+def _accuracy(found: Diagnosis, store: Store, source: str) -> Section:
+    cuts = [name[2:] for name in found.curve[0] if name.startswith("P@")]
+    names = [f"{measure}@{k}" for measure in ("P", "nDCG", "PSP", "recall", "hit") for k in cuts]
+    names = [name for name in names if name not in ("nDCG@1", "hit@1")]  # those equal P@1
+    rows = [
+        [row["n_repetitions"], "re-ranked" if row["reranked"] else "", *(percent(row[name]) for name in names)]
+        for row in found.curve
+    ]
+    unknown = store.meta["n_unknown_classes"]
+    text = f"{store.n_rows:,} rows of {source}, by the first 1, 2, … repetitions; percent."
+    if unknown:
+        text += f" {unknown:,} classes of these rows are unknown to the model and not counted."
+    plot = Plot("repetitions", plots.repetitions(found.curve), "Accuracy by repetitions; stars: re-ranked.")
+    return Section("accuracy", "Accuracy", [Text(text), plot, Table(["R", "", *names], rows)])
+
+
+def _reliability(run: Run, found: Diagnosis | None) -> Section:
+    calibration = Calibration.load(run)
+    blocks: list[Block] = []
+    if calibration is None:
+        blocks.append(Text(f"The run has no calibration. Make one: mach calibrate {run.path} DATA"))
+    if found is not None:
+        caption = "The best 10 classes of each row, in bins of equally many pairs of row and class. "
+        caption += "Before: what scores look like; after: calibrated. ECE: expected calibration error."
+        blocks.append(Plot("reliability", plots.reliability(found.trust), caption))
+    if calibration is not None:
+        curves = {"plain": calibration.plain, "re-ranked": calibration.reranked}
+        rows = [
+            [name, curve.method, curve.n_pairs, percent(curve.ece_before), percent(curve.ece_after)]
+            for name, curve in curves.items()
+            if curve is not None
+        ]
+        caption = f"Fitted to {calibration.n_rows:,} rows that were not trained on; errors cross-validated on them."
+        headings = ["scores", "curve", "pairs", "ECE before, %", "ECE after, %"]
+        blocks.append(Table(headings, rows, caption))
+    return Section("reliability", "Reliability of probabilities", blocks)
+
+
+def _bucket_load(run: Run) -> Section:
+    found = bucket_load(run)
+    title = "Bucket load"
+    if not found.functions:
+        return Section("load", title, [Text("The assignment is learned, and no repetition is finished yet.")])
+    rows = [
+        [function, *_spread(classes), *_spread(counts)]
+        for function, classes, counts in zip(found.functions, found.classes_RB, found.rows_RB, strict=True)
+    ]
+    headings = [f"{what}, {of}" for what in ("classes", "rows") for of in ("least", "median", "most")]
+    text = "A line a hash function. A row counts once for each of its classes."
+    return Section("load", title, [Plot("load", plots.load(found), text), Table(["hash function", *headings], rows)])
+
+
+def _classes(run: Run, found: Diagnosis, store: Store, names: Callable[[int], str]) -> Section:
+    recall = found.recall
+    counts_K = np.zeros(store.n_classes, np.int64)
+    known_K = run.class_counts_K()[: store.n_classes]
+    counts_K[: len(known_K)] = known_K
+    groups = recall.by_training_rows(counts_K)
+    n_asked = int((recall.n_rows_K > 0).sum())
+    n_shown = min(N_CLASSES, n_asked)
+    text = (
+        f"{n_asked:,} of {store.n_classes:,} classes occur in these rows. Recall@{SHOWN}: how often a class is among "
+    )
+    text += f"the best {SHOWN} of the rows that have it."
+    rows = [
+        [Number(plots.spell_group(group)), group["n_classes"], group["n_rows"], percent(group["recall"])]
+        for group in groups
+    ]
+    blocks: list[Block] = [
+        Text(text),
+        Plot("recall", plots.recall(groups, SHOWN), "Classes by their training rows."),
+        Table(["training rows", "classes", "rows that have them", f"recall@{SHOWN}, %"], rows),
+    ]
+    for caption, ids in (("Worst classes", recall.worst(n_shown)), ("Best classes", recall.best(n_shown))):
+        table = []
+        for k in ids.tolist():
+            other, n_times = mistaken_for(store, k, found.top, found.right_Nk)
+            asked, hits = int(recall.n_rows_K[k]), int(recall.n_found_K[k])
+            first = f"{names(other)} ({n_times:,})" if n_times else ""
+            table.append([Number(k), names(k), int(counts_K[k]), asked, hits, percent(hits / asked), first])
+        headings = ["class", "name", "training rows", "rows", "found", f"recall@{SHOWN}, %", "often first instead"]
+        blocks.append(Table(headings, table, f"{caption}; among equals, those of most rows."))
+    return Section("classes", "Worst and best classes", blocks)
+
+
+def _examples(model: MachModel, found: Diagnosis, store: Store, source: str, names: Callable[[int], str]) -> Section:
+    rows = example_rows(store, found.right_Nk, N_EXAMPLES)
+    config = model.run.config
+    texts = texts_of(config.data, source, rows.tolist(), like=model.reference())
+    values_Nk: NDArray[np.float32] = found.top.scores_Nk[rows]
+    try:
+        values_Nk, value = model.probabilities(found.top.ids_Nk[rows], values_Nk), "probability"
+    except ConfigError:
+        value = "score"
+    examples = []
+    for i, row in enumerate(rows.tolist()):
+        text = clean(texts[i]) if texts is not None else _features(store, row)
+        best = zip(found.top.ids_Nk[row, :SHOWN], values_Nk[i], found.right_Nk[row], strict=False)
+        answers = [(names(int(k)), f"{v:.3f}", bool(right)) for k, v, right in best if k >= 0]
+        own = [names(k) for k in classes_of(store, row)]
+        examples.append(Example(row, text, own, answers, bool(found.right_Nk[row, 0])))
+    text = f"Drawn at random: {N_EXAMPLES} rows whose first class is right, {N_EXAMPLES} whose first is wrong (fewer "
+    text += "where there are no more)."
+    return Section("examples", "Example queries", [Text(text), Examples(examples, value)])
+
+
+def _ledger(run: Run, nonzeros: float | None) -> Section:
+    manifest = run.manifest
+    assumed = float(manifest.row_features or ASSUMED_FEATURES)
+    chosen = plan_by_counts(
+        run.config,
+        n_classes=manifest.n_classes,
+        n_features=manifest.n_features,
+        n_rows=run.manifest.n_rows,
+        n_positives=int(run.class_counts_K().sum()),
+        nonzeros_per_row=manifest.n_features if manifest.dense_input else nonzeros or assumed,
+        dense_input=manifest.dense_input,
+    )
+    rows = [[name, *quantity(value, unit)] for name, value, unit in chosen.ledger.rows()]
+    text = "What this configuration costs, counted from its shape alone (mach plan)"
+    if not manifest.dense_input:
+        text += ", with as many features in a row as the test rows have" if nonzeros else f", at {assumed:.0f} in a row"
+    return Section("ledger", "The ledger", [Text(text + "."), Table(["", "", "unit"], rows)])
+
+
+def _configuration(config: Config) -> Section:
+    usual = Config.model_validate({"data": {"train": config.data.train}})
+    rows = []
+    for section in Config.model_fields:
+        mine, theirs = getattr(config, section), getattr(usual, section)
+        for key, described in type(mine).model_fields.items():
+            value, default = getattr(mine, key), getattr(theirs, key)
+            if value != default or (section, key) == ("data", "train"):
+                cells = [f"{section}.{key}", plain(value), "" if value == default else plain(default)]
+                rows.append([*map(Code, cells), described.description or ""])
+    text = "Keys that differ from the defaults, given or chosen by the data (mach.training.recipe)."
+    return Section("configuration", "Configuration", [Text(text), Table(["key", "value", "default", ""], rows)])
+
+
+def _namer(model: MachModel) -> Callable[[int], str]:
+    names_of = model.name_function()
+
+    def name(k: int) -> str:
+        return f"class {k}" if names_of is None else clean(str(names_of(k)), NAME_CHARACTERS)
+
+    return name
+
+
+def _features(store: Store, row: int) -> str:
+    """The largest features of a row of numbers."""
+    features = store.features(row, row + 1)
+    values = np.asarray(features).ravel() if store.is_dense else features.data
+    indices = np.arange(len(values)) if store.is_dense else features.indices
+    order = np.argsort(-np.abs(values), kind="stable")
+    pairs = [f"{indices[i]}:{values[i]:.3g}" for i in order[:N_FEATURES]]
+    return " ".join([*pairs, "…"] if len(order) > N_FEATURES else pairs)
+
+
+def _spread(counts_B: NDArray[np.int64]) -> tuple[int, int, int]:
+    return int(counts_B.min()), int(np.median(counts_B)), int(counts_B.max())
+
+
+def _value(name: str, value: Any) -> str:
+    if name.endswith("_bytes"):
+        return Number(" ".join(quantity(value, "bytes")))
+    if isinstance(value, Number):
+        return value
+    return Number(shown(value)) if isinstance(value, int | float) else plain(value)

@@ -1,0 +1,1 @@
+"""Files: places (paths and URLs), named arrays, JSON records and locks."""

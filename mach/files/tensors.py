@@ -1,0 +1,113 @@
+"""Named arrays on disk in the safetensors format, written without a copy in memory and read by mapping.
+
+The library's own numpy functions copy every array into bytes on writing and out of the map on reading; training
+states and models are too large for that. The format is theirs (https://github.com/huggingface/safetensors, format
+section of the README): 8 bytes little-endian header length, a JSON header, the raw arrays. bfloat16 arrays are held
+as uint16 bits (`mach.networks.kernels.memory`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mach.errors import StorageError
+
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "BF16": np.uint16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "U32": np.uint32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+_NAME_OF = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+
+
+def write_tensors(file: BinaryIO, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> str:
+    """Write arrays and string metadata to an open file; return a digest of the array bytes."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, array in arrays.items():
+        header[name] = {
+            "dtype": _NAME_OF[array.dtype],
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + array.nbytes],
+        }
+        offset += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # arrays start aligned
+    file.write(len(text).to_bytes(8, "little") + text)
+    for array in arrays.values():
+        file.write(_bytes(array))
+    return digest_of(arrays)
+
+
+def digest_of(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Digest of the arrays' bytes in their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays.values():
+        digest.update(_bytes(array))
+    return digest.hexdigest()
+
+
+def map_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """Map a file's arrays read-only; every claim of the header is checked before it is used.
+
+    Returns
+    -------
+    arrays, metadata : dict
+        Arrays are views of one memory map; nothing is read until it is used.
+
+    Raises
+    ------
+    StorageError
+        When the file is missing, truncated, or its header does not describe it.
+    """
+    try:
+        with path.open("rb") as file:  # one open file throughout: the path may be replaced by a writer meanwhile
+            size = os.fstat(file.fileno()).st_size
+            header_bytes = int.from_bytes(file.read(8), "little")
+            if size < 8 or header_bytes > min(size - 8, MAX_HEADER_BYTES):
+                raise StorageError(f"{path}: header of {header_bytes} bytes in a file of {size}: the file is damaged")
+            header = json.loads(file.read(header_bytes))
+            data_bytes = size - 8 - header_bytes
+            mapped = np.memmap(file, np.uint8, "r", offset=8 + header_bytes) if data_bytes else np.empty(0, np.uint8)
+        if not isinstance(header, dict):
+            raise StorageError(f"{path}: the header is not a JSON object: the file is damaged")
+        metadata = header.pop("__metadata__", {})
+        return {name: _view(path, mapped, name, entry) for name, entry in header.items()}, metadata
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise StorageError(f"{path}: the header is not valid JSON ({error}): the file is damaged") from error
+
+
+def _bytes(array: NDArray[Any]) -> Any:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _view(path: Path, mapped: NDArray[np.uint8], name: str, entry: Any) -> NDArray[Any]:
+    try:
+        dtype, shape = np.dtype(DTYPES[entry["dtype"]]), [int(side) for side in entry["shape"]]
+        begin, end = (int(offset) for offset in entry["data_offsets"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise StorageError(f"{path}: tensor {name!r} has the header {entry!r}: the file is damaged") from error
+    if not isinstance(entry["shape"], list) or min(shape, default=0) < 0 or not 0 <= begin <= end <= len(mapped):
+        raise StorageError(f"{path}: tensor {name!r} claims bytes {begin}..{end} of {len(mapped)}: it is truncated")
+    if math.prod(shape) * dtype.itemsize != end - begin:
+        raise StorageError(f"{path}: tensor {name!r} of shape {shape} does not fill its {end - begin} bytes")
+    return mapped[begin:end].view(dtype).reshape(shape)

@@ -1,1 +1,0 @@
-"""Compiled kernels, each tested against a plain numpy oracle."""

@@ -1,1 +1,0 @@
-"""Launchers: they decide where a shard trains, and nothing else."""

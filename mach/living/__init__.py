@@ -1,1 +1,0 @@
-"""A model that lives: classes added, removed, renamed and taught while weights stay as they are."""

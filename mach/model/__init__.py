@@ -1,0 +1,1 @@
+"""The model: exact top-k answers, probabilities, and classes that are edited."""

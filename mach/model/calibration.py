@@ -1,0 +1,194 @@
+"""Calibration of a run: ``calibration.json`` holds curves that turn its scores into probabilities.
+
+There is one curve for plain and one for re-ranked scores, and the prior of plain scores that held-out rows chose. All
+is fitted to rows that the networks have not learned from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mach.config import Section
+from mach.data.batch import SparseBatch, read_batch, right_of
+from mach.data.store import Store
+from mach.errors import ConfigError
+from mach.files.places import is_there
+from mach.files.records import read_json, write_json
+from mach.model.ask import Answer, Ask
+from mach.model.classes.answerer import Answerer
+from mach.model.classes.edits import Edits
+from mach.model.curves import TOP, Curve, fit, pairs_of
+from mach.reranking.blend import mean_precision
+from mach.reranking.fitting import learned_counts
+from mach.reranking.model import Reranker
+from mach.reranking.record import Record
+from mach.reranking.record import is_due as reranker_is_due
+from mach.runs.ensemble import Ensemble
+from mach.runs.run import Run
+from mach.sketch.answers import TopK
+from mach.sketch.terms import CANDIDATES, prior_terms
+
+FORMAT: Literal[1] = 1
+LEAST_ROWS, MOST_ROWS = 50, 20_000
+PRIORS = (0.0, -0.02, -0.05, -0.1, -0.15, -0.2, -0.3, 0.05, -0.5, -0.8, -1.2, -1.8)  # the first of equal ones is taken
+
+
+class Calibration(Section):
+    """The content of calibration.json; ``prior`` is that of plain scores."""
+
+    format: Literal[1] = FORMAT
+    fingerprint: str
+    n_rows: int
+    prior: float
+    plain: Curve
+    reranked: Curve | None
+
+    @classmethod
+    def load(cls, run: Run) -> Self | None:
+        """That of a run; None where it has none."""
+        return read_json(run.calibration_file, cls) if is_there(run.calibration_file) else None
+
+
+def configured_prior(run: Run) -> float | None:
+    """The prior that an old run's configuration states; later ones leave it to their calibration."""
+    prior = run.retired.get("decoding.prior")
+    return None if prior is None else float(prior)
+
+
+def prior_of(run: Run, calibration: Calibration | None) -> float:
+    """Strength of ``log(1 + training rows)`` of a class in plain scores, see `mach.sketch.terms.prior_terms`."""
+    configured = configured_prior(run)
+    if configured is not None:
+        return configured
+    return 0.0 if calibration is None else calibration.prior
+
+
+def fingerprint(run: Run, repetitions: Sequence[int]) -> str:
+    """Digest of all that decides the scores of a model by these repetitions."""
+    config = run.config
+    digests = [run.repetition(r).summary().weights_digest for r in sorted(repetitions)]
+    parts: tuple[Any, ...] = (FORMAT, config.decoding.aggregate, configured_prior(run), digests)
+    if config.reranking.candidates and is_there(run.reranked):
+        done = read_json(run.reranked, Record)
+        parts = (*parts, done.digest, done.weight, done.settings["candidates"])
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+
+def calibrate_when_due(run: Run, store: Store) -> Calibration | None:
+    """Calibrate a finished run on its held-out rows, if there are enough and it was not done for these weights.
+
+    The mean of P@1, P@3 and P@5 on these rows chooses the prior of plain scores.
+    """
+    held, finished = held_out(run, store), run.finished()
+    if len(finished) < run.config.hashing.repetitions or len(held) < LEAST_ROWS or reranker_is_due(run):
+        return None
+    made = Calibration.load(run)
+    if made is not None and made.fingerprint == fingerprint(run, finished):
+        return None
+    with Ensemble(run, finished) as ensemble:
+        prior = configured_prior(run)
+        prior = best_prior(ensemble, store, _some_of(held)) if prior is None else prior
+        answerer = Answerer(ensemble, Reranker.load(run), prior, Edits(run.manifest.n_classes))
+        return calibrate(answerer, store, held)
+
+
+def described(found: Calibration) -> str:
+    """A line about a calibration: its rows, its prior and its errors."""
+    curves = {"plain": found.plain, "re-ranked": found.reranked}
+    parts = [
+        f"{name} scores {curve.method}, expected calibration error {100 * curve.ece_before:.1f} % before and "
+        f"{100 * curve.ece_after:.1f} % after"
+        for name, curve in curves.items()
+        if curve is not None
+    ]
+    return f"calibration by {found.n_rows:,} rows, prior {found.prior:g}: {'; '.join(parts)}"
+
+
+def held_out(run: Run, store: Store) -> NDArray[np.int64]:
+    """Rows of the training data that nothing has learned from.
+
+    Raises
+    ------
+    ConfigError
+        When the store is not the run's training data.
+    """
+    if store.fingerprint != run.manifest.data_fingerprint:
+        raise ConfigError(
+            f"{run.path} was trained on data with fingerprint {run.manifest.data_fingerprint}, {run.config.data.train} "
+            f"has {store.fingerprint}: give DATA that it was not trained on"
+        )
+    return store.split(run.config.data.validation_fraction, run.config.training.seed)[1]
+
+
+def calibrate(answerer: Answerer, store: Store, rows: NDArray[np.int64] | None = None) -> Calibration:
+    """Fit curves to rows, by default all of the store, and write them into the run.
+
+    Parameters
+    ----------
+    answerer : Answerer
+    store : Store
+        Prepared like the run's training data.
+    rows : int array, optional
+        Rows that the run has not learned from; of more than 20,000 some are taken, evenly.
+
+    Raises
+    ------
+    ConfigError
+        When there are fewer than 50 rows.
+    DataError
+        When no row has a class that the run knows.
+    """
+    store.require_classes()
+    rows = np.arange(store.n_rows) if rows is None else rows
+    if len(rows) < LEAST_ROWS:
+        raise ConfigError(
+            f"{len(rows)} rows to calibrate on: need at least {LEAST_ROWS} that the run was not trained on: give DATA, "
+            "or train with data.validation_fraction, such as 0.03"
+        )
+    rows = _some_of(rows)
+    run, queries = answerer.ensemble.run, _queries(store, rows)
+
+    def curve(ask: Ask) -> Curve:
+        top = Answer.concatenate(list(answerer.answers(queries, TOP, ask)))
+        if not (top.ids_Nk >= 0).any():
+            raise ConfigError(f"{run.path} answers with no class, all are removed: there is nothing to calibrate")
+        right_Nk = right_of(store, rows, top.ids_Nk)
+        return fit(*pairs_of(top.ids_Nk, top.scores_Nk, right_Nk), answerer.ensemble.aggregate)
+
+    made = Calibration(
+        fingerprint=fingerprint(run, answerer.ensemble.repetitions),
+        n_rows=len(rows),
+        prior=answerer.prior,
+        plain=curve(Ask(rerank=False)),
+        reranked=None if answerer.reranker is None else curve(Ask()),
+    )
+    write_json(run.calibration_file, made.model_dump())
+    return made
+
+
+def best_prior(ensemble: Ensemble, store: Store, rows: NDArray[np.int64]) -> float:
+    """The strength of the best mean of P@1, P@3 and P@5 among the candidates of the aggregate alone."""
+    run = ensemble.run
+    top = TopK.concatenate(list(ensemble.search(_queries(store, rows), CANDIDATES)))
+    right_NC = right_of(store, rows, top.ids_Nk)
+    counts_K = learned_counts(run, store, rows)
+
+    def gain(prior: float) -> float:
+        terms_NC = prior_terms(counts_K, prior)[np.maximum(top.ids_Nk, 0)]
+        return mean_precision(top.scores_Nk + terms_NC, right_NC)
+
+    return max(PRIORS, key=gain)
+
+
+def _some_of(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST_ROWS)).astype(np.int64)]
+
+
+def _queries(store: Store, rows: NDArray[np.int64]) -> Any:
+    batch = read_batch(store, rows)
+    return batch.matrix(store.n_features) if isinstance(batch, SparseBatch) else batch.values_ND

@@ -1,0 +1,175 @@
+"""One version of a run's classes: their names, and which of them a query may return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mach.errors import DataError
+from mach.model.ask import Allowed
+from mach.model.classes.edits import Edits
+from mach.sketch.answers import Subset
+
+Classes = Any  # ids, names, or one of them
+
+
+class TrainedNames:
+    """Names of the classes as trained, if they have any, and the way back; shared by all versions."""
+
+    def __init__(self, names: Sequence[str] | None) -> None:
+        self.names = names
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """Classes by their names, the first of equal ones."""
+        names = self.names or ()
+        return {names[k]: k for k in range(len(names) - 1, -1, -1)}
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """One version of the classes: what they are called, and which are there.
+
+    Parameters
+    ----------
+    edits : Edits
+        What this version changed.
+    trained : TrainedNames
+    """
+
+    edits: Edits
+    trained: TrainedNames
+    _stored: dict[str, Subset] = field(default_factory=dict)
+    _left: WeakKeyDictionary[Subset, Subset | None] = field(default_factory=WeakKeyDictionary)  # None: all of it
+    _trained: WeakKeyDictionary[Subset, Subset] = field(default_factory=WeakKeyDictionary)
+
+    @cached_property
+    def everything(self) -> Subset | None:
+        """All that may be returned; None where that is every class."""
+        is_there_K = self.edits.is_there_K
+        return None if is_there_K is None else Subset(self.edits.n_classes, mask_K=is_there_K)
+
+    def left_of(self, subset: Subset) -> Subset:
+        """What is there of a subset that was prepared before, when other classes may have been."""
+        if self.everything is None or subset is self.everything:
+            return subset
+        if subset not in self._left:
+            is_there_K = self.everything.mask_K
+            is_whole = is_there_K[subset.ids_C].all()
+            self._left[subset] = (  # a value that held its own key would never go
+                None if is_whole else Subset(len(is_there_K), ids=subset.ids_C[is_there_K[subset.ids_C]])
+            )
+        return self._left[subset] or subset
+
+    def trained_of(self, subset: Subset | None) -> Subset | None:
+        """The trained classes of a subset; None where all classes are allowed."""
+        if subset is None or self.edits.is_trained_only:
+            return subset
+        if subset not in self._trained:
+            K0, ids_C = self.edits.n_trained, subset.ids_C
+            self._trained[subset] = Subset(K0, ids=ids_C[: np.searchsorted(ids_C, K0)])
+        return self._trained[subset]
+
+    @property
+    def has_names(self) -> bool:
+        """Whether any class has a name: as trained, added or renamed."""
+        return self.trained.names is not None or bool(self.edits.names) or bool(self.edits.renamed)
+
+    def name(self, k: int) -> str:
+        """The name of a class; its number where trained classes have none."""
+        return self.edits.name(k, self.trained.names)
+
+    def names(self, ids: ArrayLike) -> list[Any]:
+        """Names of classes, in the shape of ``ids`` as nested lists; padding (-1) gives None."""
+        if not self.has_names:
+            raise DataError("the run has no class names: set data.class_names when training, or use ids")
+        K = self.edits.n_classes
+        outside = [int(k) for k in np.ravel(ids) if not -1 <= k < K]
+        if outside:
+            raise DataError(f"class {outside[0]} is none of the {K} classes 0..{K - 1}")
+        nested: list[Any] = _nested(np.asarray(ids), lambda k: self.name(k) if k >= 0 else None)
+        return nested
+
+    def id_of(self, name: str) -> int | None:
+        """The class of a name, the first of equal ones; None where there is none."""
+        if name in self._changed_ids:
+            return self._changed_ids[name]
+        if self.trained.names is None:
+            k = int(name) if name.isdecimal() and str(int(name)) == name else self.edits.n_trained
+        else:
+            k = self.trained.ids.get(name, self.edits.n_trained)
+        is_there = k < self.edits.n_trained and k not in self.edits.renamed and not self.edits.is_removed(k)
+        return k if is_there else None
+
+    @cached_property
+    def _changed_ids(self) -> dict[str, int]:
+        gone, edits = set(self.edits.removed.tolist()), self.edits
+        changed = sorted({*edits.renamed, *range(edits.n_trained, edits.n_classes)} - gone, reverse=True)
+        return {self.name(k): k for k in changed}
+
+    def subset(self, allowed: Allowed) -> Subset | None:
+        """What `MachModel.topk` takes for ``allowed``, prepared; removed classes are left out."""
+        K = self.edits.n_classes
+        if allowed is None:
+            return self.everything
+        if isinstance(allowed, Subset):
+            if allowed.n_classes != K:
+                raise DataError(
+                    f"the subset was prepared for {allowed.n_classes} classes, now there are {K}: prepare it anew"
+                )
+            return self.left_of(allowed)
+        if isinstance(allowed, str):
+            if allowed not in self._stored:
+                if allowed not in self.edits.subsets:
+                    known = sorted(self.edits.subsets)
+                    raise DataError(f"there is no subset {allowed!r}: there are {known}; a list allows classes by name")
+                self._stored[allowed] = Subset(K, ids=self.edits.subsets[allowed])
+            return self._stored[allowed]
+        given = np.asarray(allowed)
+        if given.shape == (K,) and given.dtype.kind in "iu" and K > 2 and given.max() <= 1:
+            raise DataError(f"allowed holds {K} integers of 0 and 1: give a mask as bool, or ids")
+        if given.dtype != bool:
+            return Subset(K, ids=self.ids_of(allowed, drop_removed=True))
+        if given.shape not in ((K,), (self.edits.n_trained,)):
+            raise DataError(f"allowed has shape {given.shape}: need one bool a class, shape ({K},)")
+        mask_K = np.pad(given, (0, K - len(given)))
+        return Subset(K, mask_K=mask_K if self.everything is None else mask_K & self.everything.mask_K)
+
+    def ids_of(self, classes: Classes, *, drop_removed: bool = False) -> NDArray[np.int64]:
+        """Ids of classes given by ids or names; removed ones are refused, or left out."""
+        given: Iterable[Any] = [classes] if isinstance(classes, str) or np.ndim(classes) == 0 else classes
+        K = self.edits.n_classes
+        if isinstance(given, np.ndarray) and given.dtype.kind in "iu":
+            ids = given.astype(np.int64).ravel()
+        else:
+            found = []
+            for k in given:
+                if isinstance(k, str):
+                    known = self.id_of(k)
+                    if known is None:
+                        raise DataError(f"there is no class named {k!r}: see `mach classes list --all RUN`")
+                    found.append(known)
+                elif isinstance(k, int | np.integer) and not isinstance(k, bool):
+                    found.append(int(k))
+                else:
+                    raise DataError(f"class {k!r}: need ids or names")
+            ids = np.array(found, np.int64)
+        outside = ids[(ids < 0) | (ids >= K)]
+        if len(outside):
+            raise DataError(f"class {outside[0]} is none of the {K} classes 0..{K - 1}")
+        gone = ids[self.edits.is_removed(ids)]
+        if drop_removed:
+            return ids[~self.edits.is_removed(ids)]
+        if len(gone):
+            raise DataError(f"class {gone[0]} ({self.name(int(gone[0]))}) has been removed: undo brings it back")
+        return ids
+
+
+def _nested(ids: NDArray[Any], name: Callable[[int], Any]) -> Any:
+    return name(int(ids)) if ids.ndim == 0 else [_nested(part, name) for part in ids]

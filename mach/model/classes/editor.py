@@ -1,0 +1,400 @@
+"""The editor of a model's classes: added, removed, renamed and taught by feedback while weights stay as they are.
+
+Every verb makes a new version of the run's classes (`mach.model.classes.versions`), by which the model answers as soon
+as the verb returns. Readers of older versions are not affected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mach.data.batch import Batch, concatenated, has_features
+from mach.errors import ConfigError, DataError
+from mach.model.ask import Allowed, Ask
+from mach.model.classes.answerer import Answerer
+from mach.model.classes.catalogue import Classes
+from mach.model.classes.edits import ASSOCIATE, EXAMPLE, TEXT, UPVOTE, Edits, Exemplars, hashed_buckets
+from mach.model.classes.similarity import output_rows, similar
+from mach.model.classes.teaching import anchored, lifted, loads, place
+from mach.model.classes.versions import Step, Turn, Versions
+from mach.runs.ensemble import BucketScores
+from mach.sketch.answers import Subset
+
+if TYPE_CHECKING:
+    from mach.data.queries import Queries
+
+
+class ClassEditor:
+    """Changes and names of a model's classes; ``model.classes`` is one.
+
+    Parameters
+    ----------
+    answerer : Answerer
+        By the version to begin with.
+
+    Attributes
+    ----------
+    answerer : Answerer
+        By the version that holds for this model; another one after every change.
+    """
+
+    def __init__(self, answerer: Answerer) -> None:
+        self.answerer = answerer
+        self._ensemble = answerer.ensemble
+        self._versions = Versions(answerer.ensemble.run)
+
+    @property
+    def edits(self) -> Edits:
+        """What was changed since the run was trained."""
+        return self.answerer.edits
+
+    @property
+    def version(self) -> int:
+        """Number of the version: 0 as trained."""
+        return self.edits.version
+
+    def add(
+        self,
+        names: str | Sequence[str],
+        examples: Sequence[Any] | None = None,
+        texts: Sequence[str | Sequence[str]] | None = None,
+        *,
+        by: str = "networks",
+        random: float = 0.0,
+    ) -> NDArray[np.int64]:
+        """Add classes without touching weights; they are found at once.
+
+        Parameters
+        ----------
+        names : str or sequence of str
+            A new name a class.
+        examples : sequence, optional
+            Of each class its examples: queries of any kind that `MachModel.topk` takes.
+        texts : sequence of str, optional
+            Of each class a text that describes it, or several; only where the model takes texts.
+        by : {"networks", "hash"}
+            Who places a class into buckets. The networks put it, for every hash function, where most of its examples
+            and texts have their best bucket, of equal ones where their probability is higher, then where fewer added
+            classes are. ``"hash"`` suits a fine-tuning that follows (``mach train --from``).
+        random : float
+            Share of buckets that are hashed although networks place.
+
+        Returns
+        -------
+        int64 array
+            Their ids: the next that were never given.
+
+        Raises
+        ------
+        ConfigError
+            When the model leaves out finished repetitions of its run.
+        DataError
+            When a name is taken, or a class has nothing to be known by.
+
+        Notes
+        -----
+        Cost: a forward pass of the examples, two decodings of them, and writing all that was changed so far.
+        """
+        names = [names] if isinstance(names, str) else list(names)
+        if not names or not all(isinstance(name, str) for name in names):
+            raise DataError(f"names {names!r:.60}: need at least one, all strings")
+        if by not in ("networks", "hash"):
+            raise ConfigError(f"by {by!r}: choose networks or hash")
+        if not 0 <= random <= 1:
+            raise ConfigError(f"random {random} must be a share between 0 and 1")
+        for kind, given in (("examples", examples), ("texts", texts)):
+            if given is not None and (isinstance(given, str) or len(given) != len(names)):
+                raise DataError(f"{kind}: need one entry for each of the {len(names)} names")
+        self._insist_on_all_repetitions()
+        read = [(kind, *self._read(given)) for kind, given in ((EXAMPLE, examples), (TEXT, texts)) if given is not None]
+        with self._turn() as turn:
+            self._insist_on_new(names)
+            first, A, n_buckets = self.edits.n_classes, len(names), self._ensemble.n_buckets
+            exemplars = None
+            counts_A = np.zeros(A, np.int64)
+            if read:
+                batch, owners = concatenated([part for _, part, _ in read]), np.concatenate([o for _, _, o in read])
+                kinds = np.repeat([kind for kind, _, _ in read], [len(o) for _, _, o in read])
+                exemplars = Exemplars.of(batch, first + owners, kinds)
+                counts_A = np.bincount(exemplars.classes_M - first, minlength=A)
+            if by == "networks" and not counts_A.all():
+                name = names[int(np.argmin(counts_A))]
+                raise DataError(
+                    f"class {name!r} has no example or text with known features: give one, or place by='hash'"
+                )
+            hashing = self._ensemble.run.config.hashing
+            functions = list(range(hashing.heads * hashing.repetitions))
+            table_FA = hashed_buckets(A, functions, n_buckets, first=first)
+            before = replace(self.edits, table_FA=self.edits.buckets(functions, n_buckets))  # R may have been raised
+            if exemplars is None:
+                changed = before.extended(names, table_FA, counts_A)
+            else:
+                scores = self._scored(batch)
+                if by == "networks":
+                    rows = self._ensemble.run.functions(self._ensemble.repetitions)
+                    is_random = np.random.default_rng([first, A]).random(table_FA.shape)[rows] < random
+                    placed_RA = place(scores.probs_NRB, owners, A, loads(self.answerer))
+                    table_FA[rows] = np.where(is_random, table_FA[rows], placed_RA)
+                changed = anchored(self.answerer, before.extended(names, table_FA, counts_A), scores)
+                changed = lifted(self.answerer, changed, exemplars, 1, scores)
+            self._write(turn, changed, "add", _listed(names))
+        return np.arange(first, first + A)
+
+    def remove(self, classes: Classes) -> None:
+        """Remove classes, by ids or names: they are never returned again, and their buckets are free.
+
+        Raises
+        ------
+        DataError
+            When a class is not there.
+        """
+        with self._turn() as turn:
+            ids = np.unique(self.ids_of(classes))
+            if not len(ids):
+                raise DataError("there is no class to remove: give ids or names")
+            what = _listed([self.answerer.catalogue.name(k) for k in ids.tolist()])
+            self._write(turn, self.edits.without(ids), "remove", what)
+
+    def rename(self, k: int | str, name: str) -> None:
+        """Give a class another name.
+
+        Raises
+        ------
+        DataError
+            When the class is not there, or the name is taken.
+        """
+        with self._turn() as turn:
+            renamed = int(self.ids_of(k)[0])
+            self._insist_on_new([name])
+            what = f"{self.answerer.catalogue.name(renamed)} to {name}"
+            self._write(turn, self.edits.called(renamed, name), "rename", what)
+
+    def name_subset(self, name: str, classes: Classes | None) -> None:
+        """Store classes under a name that ``allowed=`` takes from now on; None forgets it.
+
+        Raises
+        ------
+        DataError
+            When a class is not there, or the subset to forget is not.
+        """
+        if not (isinstance(name, str) and name.strip()):
+            raise DataError(f"subset {name!r}: need a name")
+        with self._turn() as turn:
+            subsets = dict(self.edits.subsets)
+            if classes is not None:
+                subsets[name] = np.unique(self.ids_of(classes))
+            elif subsets.pop(name, None) is None:
+                raise DataError(f"there is no subset {name!r}: there are {sorted(subsets)}")
+            self._write(turn, replace(self.edits, subsets=subsets), "subset", name)
+
+    def upvote(self, queries: Queries, classes: Classes) -> None:
+        """Teach that a query is of a class: it will be the first of that query, and higher for similar ones.
+
+        Parameters
+        ----------
+        queries : as of `MachModel.topk`
+        classes : ids or names, one a query
+
+        Raises
+        ------
+        DataError
+            When a class is not there, or their numbers differ.
+
+        Notes
+        -----
+        Cost: two decodings of the queries, and writing all that was changed so far.
+        """
+        self._teach(queries, lambda: self.ids_of(classes)[:, None], UPVOTE, 1)
+
+    def associate(self, sources: str | Sequence[str], targets: str | Sequence[str], *, k: int = 3) -> None:
+        """Teach that a text means another: the best k classes of the target come among the best of the source.
+
+        Parameters
+        ----------
+        sources, targets : str or sequences of str
+            Pairs.
+        k : int
+            Classes of each target. All of them will be among the best five of the source if k is at most 5.
+        """
+        sources, targets = ([texts] if isinstance(texts, str) else list(texts) for texts in (sources, targets))
+        if len(sources) != len(targets):
+            raise DataError(f"{len(sources)} sources and {len(targets)} targets: give as many")
+        for batch in self._ensemble.read(targets):
+            if not has_features(batch).all():
+                target = targets[int(np.argmin(has_features(batch)))]
+                raise DataError(f"target {target!r:.60} has no known feature: no class is known to be meant")
+
+        def meant() -> NDArray[np.int64]:
+            return np.concatenate([answer.ids_Nk for answer in self.answerer.answers(targets, k, Ask())])
+
+        self._teach(sources, meant, ASSOCIATE, max(1, 6 - k))
+
+    def undo(self) -> Step:
+        """Go back to the version before this one; returns what was undone. Undoing again goes further back.
+
+        Raises
+        ------
+        ConfigError
+            When the classes are as trained.
+        """
+        with self._versions.turn() as turn:
+            edits, step = turn.undo()
+            self.answerer = self.answerer.with_edits(edits)
+        return step
+
+    def history(self) -> list[Step]:
+        """All changes that were made, undone ones among them."""
+        return self._versions.current().steps
+
+    def changes(self, *, everything: bool = False) -> list[dict[str, Any]]:
+        """Id, name, state and number of examples of the classes that were changed, or of all.
+
+        The state is ``trained``, ``renamed``, ``added`` or ``removed``; the examples of trained classes are None.
+        """
+        edits, catalogue = self.edits, self.answerer.catalogue
+        changed = {*edits.renamed, *edits.removed.tolist(), *range(edits.n_trained, edits.n_classes)}
+        rows = []
+        for k in range(edits.n_classes) if everything else sorted(changed):
+            is_added = k >= edits.n_trained
+            state = "added" if is_added else "renamed" if k in edits.renamed else "trained"
+            state = "removed" if edits.is_removed(k) else state
+            examples = int(edits.counts_A[k - edits.n_trained]) if is_added else None
+            rows.append({"id": k, "name": catalogue.name(k), "state": state, "examples": examples})
+        return rows
+
+    def similar(self, classes: Classes, k: int = 10) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Classes that the networks treat most alike: the cosine of the mean of their buckets' output rows.
+
+        Parameters
+        ----------
+        classes : id or name, or several
+        k : int
+            Classes that share buckets resemble each other for that reason alone, a little.
+
+        Returns
+        -------
+        ids, cosines : int64 and float32 arrays of shape (n, k), or (k,) for one class
+            The class itself is left out.
+
+        Raises
+        ------
+        ConfigError
+            When weights are kept in another process.
+
+        Notes
+        -----
+        Cost: O(R J B H) once a model; O(R J (B + K)) a class; 4 bytes a class and hash function while it lasts.
+        """
+        answers = [similar(self.answerer, self._output_rows, one, k) for one in self.ids_of(classes).tolist()]
+        ids_nk, cosines_nk = (np.stack(parts) for parts in zip(*answers, strict=True))
+        return (ids_nk[0], cosines_nk[0]) if np.ndim(classes) == 0 else (ids_nk, cosines_nk)
+
+    def subset(self, allowed: Allowed) -> Subset | None:
+        """Prepare classes for ``allowed=``: it costs less to give the result to many calls than what it is made of.
+
+        Removed classes are left out. None allows all.
+
+        Raises
+        ------
+        DataError
+            When a mask does not fit, a class is not there, or there is no such subset.
+        """
+        return self.answerer.catalogue.subset(allowed)
+
+    def ids_of(self, classes: Classes) -> NDArray[np.int64]:
+        """Ids of classes given by ids or names.
+
+        Raises
+        ------
+        DataError
+            When one is not there.
+        """
+        return self.answerer.catalogue.ids_of(classes)
+
+    def names(self, ids: ArrayLike) -> list[Any]:
+        """Names of classes, in the shape of ``ids`` as nested lists; padding (-1) gives None.
+
+        Raises
+        ------
+        DataError
+            When the model's data had no class names.
+        """
+        return self.answerer.catalogue.names(ids)
+
+    @cached_property
+    def _output_rows(self) -> list[NDArray[np.float32]]:
+        return output_rows(self._ensemble)
+
+    def _read(self, given: Sequence[Any]) -> tuple[Batch, NDArray[np.int64]]:
+        """All rows of several sets of queries, and which set each is of."""
+        if all(isinstance(queries, Sequence) and all(isinstance(q, str) for q in queries) for queries in given):
+            sets = [[texts] if isinstance(texts, str) else list(texts) for texts in given]
+            texts = [text for texts in sets for text in texts]
+            batches, counts = list(self._ensemble.read(texts)), [len(texts) for texts in sets]
+        else:
+            read = [list(self._ensemble.read(queries)) for queries in given]
+            batches, counts = [batch for parts in read for batch in parts], [sum(map(len, parts)) for parts in read]
+        return concatenated(batches), np.repeat(np.arange(len(given)), counts)
+
+    def _scored(self, batch: Batch) -> BucketScores:
+        scores = self._ensemble.scored(batch)
+        if len(scores.columns) < self._ensemble.n_repetitions:
+            raise ConfigError("some repetitions do not answer: an edit needs them all: try again")
+        return scores
+
+    def _teach(self, queries: Queries, classes: Callable[[], NDArray[np.int64]], kind: int, rank: int) -> None:
+        """Lift classes, (N, k) or -1 for none, so that each is among the best ``rank`` of its query."""
+        self._insist_on_all_repetitions()
+        batch = concatenated(list(self._ensemble.read(queries)))
+        with self._turn() as turn:
+            ids_Nk = classes()
+            if len(ids_Nk) != len(batch):
+                raise DataError(f"{len(batch)} queries and {len(ids_Nk)} classes: give one class a query")
+            rows, places = np.nonzero((ids_Nk >= 0) & has_features(batch)[:, None])
+            if not len(rows):
+                raise DataError("no query has a known feature: there is nothing to recognise it by")
+            scores, edits = self._scored(batch).rows(rows), self.edits
+            if not edits.n_anchored:
+                edits = anchored(self.answerer, edits, scores)
+            exemplars = Exemplars.of(scores.batch, ids_Nk[rows, places], kind)
+            edits = lifted(self.answerer, edits, exemplars, rank, scores)
+            self._write(turn, edits, "upvote" if kind == UPVOTE else "associate", f"{len(rows)} pairs")
+
+    def _insist_on_all_repetitions(self) -> None:
+        finished, mine = self._ensemble.run.finished(), self._ensemble.repetitions
+        if sorted(mine) != finished:
+            raise ConfigError(f"an edit needs all finished repetitions {finished}, the model has {mine}")
+
+    def _insist_on_new(self, names: Sequence[str]) -> None:
+        seen = set[str]()
+        for name in names:
+            if not name or "\n" in name:
+                raise DataError(f"class name {name!r}: need a line of text")
+            taken = self.answerer.catalogue.id_of(name)
+            if taken is not None or name in seen:
+                where = "it is given twice" if taken is None else f"class {taken} has it"
+                raise DataError(f"the class name {name!r} is taken ({where}): choose another, or rename that class")
+            seen.add(name)
+
+    @contextmanager
+    def _turn(self) -> Iterator[Turn]:
+        """Be the only editor, on the version that holds: what others did meanwhile is taken over first."""
+        with self._versions.turn() as turn:
+            if turn.current.version != self.version:
+                self.answerer = self.answerer.with_edits(turn.latest())
+            yield turn
+
+    def _write(self, turn: Turn, edits: Edits, verb: str, what: str) -> None:
+        self.answerer = self.answerer.with_edits(turn.write(edits, verb, what))
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{len(names)} classes: {shown}, ..."

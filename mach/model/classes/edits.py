@@ -1,0 +1,368 @@
+"""What was changed about the classes of a run since it was trained: added, removed, renamed, shown by example.
+
+No weight is touched. An added class has a bucket of every hash function and *exemplars*: rows that it was given, as
+the networks read them. They are an associative memory: a query that resembles one raises the class that it is of. So
+it does for classes that feedback was given about, trained ones as well. A value of `Edits` is one version, whole by
+itself; scores are made of it in `mach.model.classes.recall`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mach.data.batch import Batch, DenseBatch, SparseBatch, concatenated, has_features, rows_of, unit_rows
+from mach.data.store import ClassNames
+from mach.errors import StorageError
+
+FORMAT = "1"
+EXAMPLE, TEXT, UPVOTE, ASSOCIATE = range(4)  # kinds of exemplars
+_KNUTH = 0x9E3779B97F4A7C15  # spreads consecutive ids over buckets
+
+
+class Pairs(NamedTuple):
+    """Pairs of query and exemplar that resemble each other."""
+
+    rows: NDArray[np.int64]
+    exemplars: NDArray[np.int64]
+    cosines: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Exemplars:
+    """M rows of length 1, each of a class, and how far each lifts it.
+
+    Parameters
+    ----------
+    batch : SparseBatch or DenseBatch
+        As the networks read queries.
+    classes_M : int64 array of shape (M,)
+    kinds_M : uint8 array of shape (M,)
+        `EXAMPLE`, `TEXT`, `UPVOTE` or `ASSOCIATE`.
+    lifts_M2 : float32 array of shape (M, 2)
+        Added to the class's plain and to its re-ranked score where a query is the exemplar; see
+        `mach.model.classes.recall.near`.
+    """
+
+    batch: Batch
+    classes_M: NDArray[np.int64]
+    kinds_M: NDArray[np.uint8]
+    lifts_M2: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, batch: Batch, classes: ArrayLike, kinds: ArrayLike) -> Exemplars:
+        """Rows that lift nothing yet, brought to length 1; rows without features are left out."""
+        batch, classes_M = unit_rows(batch), np.asarray(classes, np.int64)
+        M, is_kept = len(classes_M), has_features(batch)
+        made = cls(batch, classes_M, np.full(M, kinds, np.uint8), np.zeros((M, 2), np.float32))
+        return made if is_kept.all() else made.where(is_kept)
+
+    def __len__(self) -> int:
+        return len(self.classes_M)
+
+    def where(self, keep_M: NDArray[np.bool_]) -> Exemplars:
+        """Some of them."""
+        rows = rows_of(self.batch, np.flatnonzero(keep_M))
+        return Exemplars(rows, self.classes_M[keep_M], self.kinds_M[keep_M], self.lifts_M2[keep_M])
+
+    def and_also(self, others: Exemplars) -> Exemplars:
+        """These, then the others."""
+        if not len(self):
+            return others
+        arrays = ((getattr(self, name), getattr(others, name)) for name in ("classes_M", "kinds_M", "lifts_M2"))
+        return Exemplars(concatenated([self.batch, others.batch]), *map(np.concatenate, arrays))
+
+    def centroids(self) -> Exemplars:
+        """The mean of each class's examples and texts, brought to length 1; classes ascend."""
+        is_in = self.kinds_M <= TEXT
+        kept = self if is_in.all() else self.where(is_in)
+        classes, owners = np.unique(kept.classes_M, return_inverse=True)
+        if isinstance(kept.batch, DenseBatch):
+            sums = np.zeros((len(classes), kept.batch.values_ND.shape[1]), np.float32)
+            np.add.at(sums, owners, kept.batch.values_ND)
+            return Exemplars.of(DenseBatch(sums), classes, EXAMPLE)
+        from scipy.sparse import csr_array
+
+        M = len(kept)
+        is_of_CM = csr_array((np.ones(M, np.float32), (owners, np.arange(M))), shape=(len(classes), M))
+        sums_CD = is_of_CM @ kept.batch.matrix(int(kept.batch.indices.max(initial=0)) + 1)
+        indptr, indices = sums_CD.indptr.astype(np.int64), sums_CD.indices.astype(np.int32)
+        return Exemplars.of(SparseBatch(indptr, indices, sums_CD.data), classes, EXAMPLE)
+
+    def resembling(self, batch: Batch, least: float, most: int = 2**30) -> Pairs:
+        """Pairs of a query and an exemplar with a cosine of at least ``least``, above 0: the ``most`` closest a query.
+
+        Cost: the exemplars that share a feature with a query, once a shared feature; dense rows: all of them.
+        """
+        if not len(self) or not len(batch):
+            none = np.empty(0, np.int64)
+            return Pairs(none, none, none.astype(np.float32))
+        if isinstance(self.batch, DenseBatch):
+            unit = unit_rows(batch)
+            assert isinstance(unit, DenseBatch)
+            cosines_NM = unit.values_ND @ self.batch.values_ND.T
+            floors_N = np.full(len(batch), least, np.float32)
+            if most < len(self):
+                floors_N = np.maximum(floors_N, np.partition(cosines_NM, -most, axis=1)[:, -most])
+            rows, found = np.nonzero(cosines_NM >= floors_N[:, None])
+            return Pairs(rows, found, cosines_NM[rows, found])
+        from mach.model.classes.cosines import resembling
+
+        assert isinstance(batch, SparseBatch)
+        csr = (batch.indptr, batch.indices, batch.values)
+        indptr, found, cosines = resembling(csr, *self._inverted, least, most, len(self))
+        return Pairs(np.repeat(np.arange(len(batch)), np.diff(indptr)), found.astype(np.int64), cosines)
+
+    @cached_property
+    def _inverted(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Features that exemplars have, and the exemplars and values of each."""
+        assert isinstance(self.batch, SparseBatch)
+        by_feature = self.batch.matrix(int(self.batch.indices.max(initial=0)) + 1).tocsc()
+        known = np.flatnonzero(np.diff(by_feature.indptr)).astype(np.int32)
+        offsets = np.append(by_feature.indptr[known], by_feature.nnz).astype(np.int64)
+        return known, offsets, by_feature.indices.astype(np.int32), by_feature.data
+
+
+@dataclass(frozen=True, eq=False)
+class Edits:
+    """One version of a run's classes: K0 trained ones, and A added ones with the ids K0, K0 + 1, ...
+
+    Parameters
+    ----------
+    n_trained : int
+        K0.
+    version : int
+        0: as trained.
+    names : tuple of str
+        Of the A added classes.
+    renamed : dict
+        New names of trained classes, by id.
+    removed : int64 array
+        Ids that are never returned, ascending. They are not given to others.
+    table_FA : uint32 array of shape (F, A)
+        Buckets of the added classes by all F hash functions that the run had when they were added.
+    counts_A : int64 array of shape (A,)
+        Examples that each was given.
+    exemplars : Exemplars or None
+    anchors_22 : float32 array of shape (2, 2)
+        Mean scores of the tenth and of the best trained class on the examples, plain and re-ranked: the scale on which
+        added classes are scored.
+    n_anchored : int
+        Examples behind them.
+    subsets : dict
+        Named sets of classes, ids ascending.
+    """
+
+    n_trained: int
+    version: int = 0
+    names: tuple[str, ...] = ()
+    renamed: Mapping[int, str] = field(default_factory=dict)
+    removed: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    table_FA: NDArray[np.uint32] = field(default_factory=lambda: np.empty((0, 0), np.uint32))
+    counts_A: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    exemplars: Exemplars | None = None
+    anchors_22: NDArray[np.float32] = field(default_factory=lambda: np.zeros((2, 2), np.float32))
+    n_anchored: int = 0
+    subsets: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+
+    @property
+    def n_added(self) -> int:
+        """A, removed ones among them."""
+        return len(self.names)
+
+    @property
+    def n_classes(self) -> int:
+        """K0 + A: the number of ids ever given."""
+        return self.n_trained + self.n_added
+
+    @property
+    def is_trained_only(self) -> bool:
+        """Whether scores are those of the trained classes: none was added, and nothing was shown."""
+        return self.n_added == 0 and self.exemplars is None
+
+    @cached_property
+    def is_there_K(self) -> NDArray[np.bool_] | None:
+        """Whether a class may be returned, shape (K0 + A,); None where all may."""
+        if not len(self.removed):
+            return None
+        is_there_K = np.ones(self.n_classes, np.bool_)
+        is_there_K[self.removed] = False
+        return is_there_K
+
+    def name(self, k: int, trained_names: Sequence[str] | None) -> str:
+        """The name of a class; its number where trained classes have none."""
+        if k >= self.n_trained:
+            return self.names[k - self.n_trained]
+        if k in self.renamed:
+            return self.renamed[k]
+        return str(k) if trained_names is None else trained_names[k]
+
+    def is_removed(self, ids: ArrayLike) -> NDArray[np.bool_]:
+        """Whether classes have been removed, in the shape of the ids."""
+        is_removed: NDArray[np.bool_] = np.isin(np.asarray(ids), self.removed)
+        return is_removed
+
+    def buckets(self, functions: Sequence[int], n_buckets: int) -> NDArray[np.uint32]:
+        """Buckets of the added classes by some hash functions, shape (n, A); hashed where they have not been placed."""
+        hashed_nA = hashed_buckets(self.n_added, functions, n_buckets, first=self.n_trained)
+        for row_A, function in zip(hashed_nA, functions, strict=True):
+            if function < len(self.table_FA):
+                row_A[:] = self.table_FA[function]
+        return hashed_nA
+
+    def extended(self, names: Sequence[str], table_FA: NDArray[np.uint32], counts_A: NDArray[np.int64]) -> Edits:
+        """With further classes."""
+        table = np.concatenate([self.table_FA, table_FA], axis=1)
+        counts = np.concatenate([self.counts_A, counts_A])
+        return replace(self, names=(*self.names, *names), table_FA=table, counts_A=counts)
+
+    def without(self, ids: NDArray[np.int64]) -> Edits:
+        """With some more classes removed, and what was known of them forgotten but for their ids and names."""
+        removed = np.union1d(self.removed, ids).astype(np.int64)
+        kept = self.exemplars
+        if kept is not None:
+            kept = kept.where(~np.isin(kept.classes_M, removed))
+        subsets = {name: np.setdiff1d(members, removed) for name, members in self.subsets.items()}
+        return replace(
+            self, removed=removed, exemplars=kept if kept is not None and len(kept) else None, subsets=subsets
+        )
+
+    def called(self, k: int, name: str) -> Edits:
+        """With another name of a class."""
+        if k < self.n_trained:
+            return replace(self, renamed={**self.renamed, k: name})
+        names = list(self.names)
+        names[k - self.n_trained] = name
+        return replace(self, names=tuple(names))
+
+    def shown(self, exemplars: Exemplars) -> Edits:
+        """With further exemplars."""
+        return replace(self, exemplars=exemplars if self.exemplars is None else self.exemplars.and_also(exemplars))
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """All of it as arrays for a file; `from_arrays` reads them."""
+        arrays: dict[str, NDArray[Any]] = {
+            "removed": self.removed,
+            "table": self.table_FA,
+            "counts": self.counts_A,
+            "anchors": self.anchors_22,
+            "n_anchored": np.array([self.n_anchored], np.int64),
+            "renamed": np.array(list(self.renamed), np.int64),
+        }
+        for prefix, texts in (("names", self.names), ("renamed", self.renamed.values())):
+            stored = ClassNames.of(texts)
+            arrays |= {f"{prefix}.offsets": stored.offsets, f"{prefix}.utf8": stored.utf8}
+        if self.exemplars is not None:
+            arrays |= {
+                "exemplars.classes": self.exemplars.classes_M,
+                "exemplars.kinds": self.exemplars.kinds_M,
+                "exemplars.lifts": self.exemplars.lifts_M2,
+            }
+            arrays |= {f"exemplars.{name}": np.asarray(array) for name, array in vars(self.exemplars.batch).items()}
+        return arrays | {f"subset.{name}": members for name, members in self.subsets.items()}
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, NDArray[Any]], *, version: int, n_trained: int, n_features: int, n_buckets: int
+    ) -> Self:
+        """Read what `to_arrays` made; nothing of it is trusted.
+
+        Raises
+        ------
+        StorageError
+            When something is missing, of another shape or type, or out of range.
+        """
+        take = _FileArrays(arrays)
+        n_names = len(arrays.get("names.offsets", ())) - 1
+        names = take.texts("names", n_names)
+        K = n_trained + n_names
+        renamed = take("renamed", np.int64, (None,), 0, n_trained)
+        table_FA = take("table", np.uint32, (None, n_names) if n_names else (None, None), 0, n_buckets)
+        exemplars = None
+        if "exemplars.classes" in arrays:
+            classes_M = take("exemplars.classes", np.int64, (None,), 0, K)
+            M = len(classes_M)
+            batch: Batch
+            if "exemplars.values_ND" in arrays:
+                batch = DenseBatch(take("exemplars.values_ND", np.float32, (M, n_features)))
+            else:
+                indptr = take.offsets("exemplars.indptr", M)
+                indices = take("exemplars.indices", np.int32, (int(indptr[-1]),), 0, n_features)
+                batch = SparseBatch(indptr, indices, take("exemplars.values", np.float32, (len(indices),)))
+            kinds_M = take("exemplars.kinds", np.uint8, (M,), 0, ASSOCIATE + 1)
+            exemplars = Exemplars(batch, classes_M, kinds_M, take("exemplars.lifts", np.float32, (M, 2)))
+        subsets = [name for name in arrays if name.startswith("subset.")]
+        return cls(
+            n_trained=n_trained,
+            version=version,
+            names=names,
+            renamed=dict(zip(renamed.tolist(), take.texts("renamed", len(renamed)), strict=True)),
+            removed=np.unique(take("removed", np.int64, (None,), 0, K)),
+            table_FA=table_FA,
+            counts_A=take("counts", np.int64, (n_names,), 0, 2**62),
+            exemplars=exemplars,
+            anchors_22=take("anchors", np.float32, (2, 2)),
+            n_anchored=int(take("n_anchored", np.int64, (1,), 0, 2**62)[0]),
+            subsets={name.removeprefix("subset."): np.unique(take(name, np.int64, (None,), 0, K)) for name in subsets},
+        )
+
+
+class _FileArrays:
+    """Arrays of a file, each looked at before it is used."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self.arrays = arrays
+
+    def __call__(
+        self, name: str, dtype: Any, shape: tuple[int | None, ...], least: int | None = None, end: int | None = None
+    ) -> NDArray[Any]:
+        array = self.arrays.get(name)
+        if array is None:
+            raise StorageError(f"{name} is missing")
+        fits = array.ndim == len(shape) and all(
+            want in (None, got) for got, want in zip(array.shape, shape, strict=True)
+        )
+        if not fits or array.dtype != dtype:
+            raise StorageError(f"{name} has shape {array.shape} and type {array.dtype}")
+        if array.dtype == np.float32 and not np.isfinite(array).all():
+            raise StorageError(f"{name} holds NaN or infinity")
+        if least is not None and end is not None and array.size and not (array.min() >= least and array.max() < end):
+            raise StorageError(f"{name} holds {array.min()} to {array.max()}: need {least} to {end - 1}")
+        return np.asarray(array)
+
+    def offsets(self, name: str, n: int) -> NDArray[np.int64]:
+        offsets = self(name, np.int64, (n + 1,), 0, 2**62)
+        if offsets[0] != 0 or (np.diff(offsets) < 0).any():
+            raise StorageError(f"{name} does not ascend from 0")
+        return offsets
+
+    def texts(self, name: str, n: int) -> tuple[str, ...]:
+        offsets = self.offsets(f"{name}.offsets", n)
+        utf8 = self(f"{name}.utf8", np.uint8, (int(offsets[-1]),))
+        try:
+            return tuple(ClassNames(offsets, utf8))
+        except UnicodeDecodeError as error:
+            raise StorageError(f"{name} is no UTF-8 ({error.reason})") from error
+
+
+def hashed_buckets(n: int, functions: Sequence[int], n_buckets: int, *, first: int) -> NDArray[np.uint32]:
+    """Buckets of ``n`` classes from id ``first`` on that depend on the id and the function alone, shape (F, n).
+
+    Examples
+    --------
+    >>> hashed_buckets(3, [0, 5], 512, first=100).shape
+    (2, 3)
+    """
+    ids = np.arange(first, first + n, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        mixed_Fn = (ids[None, :] + np.uint64(1)) * np.uint64(_KNUTH) ^ (
+            (np.asarray(functions, np.uint64)[:, None] + np.uint64(1)) * np.uint64(0xD1B54A32D192ED03)
+        )
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):  # splitmix64
+            mixed_Fn = (mixed_Fn ^ (mixed_Fn >> np.uint64(shift))) * np.uint64(factor)
+    return (mixed_Fn % np.uint64(n_buckets)).astype(np.uint32)

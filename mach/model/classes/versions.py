@@ -1,0 +1,219 @@
+"""Versions of a run's classes on disk: ``classes/NNNN.safetensors``, each whole by itself, and ``classes/CURRENT``.
+
+A version is written once and never changed; ``CURRENT`` says which one holds and what was done so far, and is written
+last. So whoever dies in between leaves the old version, readers keep the one that they have opened, and undoing is
+pointing at the version before. Editors of a folder of this machine take turns by a lock. Behind a URL nothing can be
+locked: there an editor looks whether ``CURRENT`` is still what it began from, before it writes and after, and is
+refused where it is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from mach.config import Section
+from mach.data.store import ClassNames, Reference
+from mach.errors import ConfigError, StorageError
+from mach.files.places import Place, atomic_file, cache_folder, fetch, is_there, kept, sweep
+from mach.files.records import locked, read_json, write_json
+from mach.files.tensors import digest_of, map_tensors, write_tensors
+from mach.model.classes.edits import FORMAT, Edits
+from mach.runs.run import Run
+
+LOCK_SECONDS = 60.0  # an editor waits so long for another one
+
+
+class Step(Section):
+    """One change: the version that it made, of which version, and what was done."""
+
+    version: int
+    parent: int
+    verb: str
+    what: str
+    digest: str
+    unix_seconds: float
+
+
+class Current(Section):
+    """The content of CURRENT."""
+
+    format: Literal[1] = 1
+    version: int = 0
+    steps: list[Step] = Field(default=[])
+
+    def step(self, version: int) -> Step | None:
+        """What made a version; None for version 0 and for those that are not known."""
+        return next((step for step in self.steps if step.version == version), None)
+
+
+class Versions:
+    """The versions of a run's classes.
+
+    Parameters
+    ----------
+    run : Run
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.folder: Place = run.path / "classes"
+
+    def current(self) -> Current:
+        """Which version holds; version 0 where nothing was ever changed.
+
+        Raises
+        ------
+        StorageError
+            When CURRENT is damaged.
+        """
+        where = self.folder / "CURRENT"
+        return read_json(where, Current) if is_there(where) else Current()
+
+    def load(self, version: int | None = None, current: Current | None = None) -> Edits:
+        """A version, by default the one that holds; mapped.
+
+        Raises
+        ------
+        ConfigError
+            When there is no such version.
+        StorageError
+            When its file is damaged.
+        """
+        current = self.current() if current is None else current
+        version = current.version if version is None else version
+        manifest = self.run.manifest
+        if version == 0:
+            return Edits(manifest.n_classes)
+        step = current.step(version)
+        if step is None:
+            known = ", ".join(map(str, [0, *(step.version for step in current.steps)]))
+            raise ConfigError(f"{self.run.path} has no version {version} of its classes: choose one of {known}")
+        where = self.file(version, step.digest)
+
+        def check(file: Path) -> None:
+            arrays, metadata = map_tensors(file)
+            if metadata.get("format") != FORMAT or digest_of(arrays) != step.digest:
+                raise StorageError(
+                    f"{where} is damaged or not the version that CURRENT names: copy it anew, or undo it"
+                )
+
+        if isinstance(where, Path):
+            check(where)
+            path = where
+        else:
+            remote, copy = where, cache_folder() / "classes" / f"{step.digest}.safetensors"
+            path = kept(copy, lambda file: fetch(remote, file, check))
+        try:
+            return Edits.from_arrays(
+                map_tensors(path)[0],
+                version=version,
+                n_trained=manifest.n_classes,
+                n_features=manifest.n_features,
+                n_buckets=int(manifest.assignment["n_buckets"]),
+            )
+        except StorageError as error:
+            raise StorageError(f"{where} is damaged: {error}: copy it anew, or undo it") from None
+
+    def reference(self, edits: Edits) -> Reference:
+        """What other rows must agree with to be queries by one of the versions, with its added and renamed classes."""
+        trained = self.run.reference()
+        if not (edits.n_added or edits.renamed):
+            return trained
+        names = trained.class_names
+        if names is not None:
+            names = ClassNames.of(edits.name(k, trained.class_names) for k in range(edits.n_classes))
+        step = self.current().step(edits.version)
+        fingerprint = f"{trained.fingerprint}-{step.digest if step else ''}"
+        return replace(trained, n_classes=edits.n_classes, class_names=names, fingerprint=fingerprint)
+
+    def file(self, version: int, digest: str) -> Place:
+        """Behind a URL the name holds the digest as well, so that two editors never write the same file."""
+        name = f"{version:04d}" if isinstance(self.folder, Path) else f"{version:04d}-{digest[:8]}"
+        return self.folder / f"{name}.safetensors"
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[Turn]:
+        """Be the only editor for the length of the block, as far as locks reach.
+
+        Raises
+        ------
+        StorageError
+            When another editor does not finish within a minute, or the folder cannot be written.
+        """
+        if not isinstance(self.folder, Path):
+            yield Turn(self, self.current())
+            return
+        end = time.monotonic() + LOCK_SECONDS
+        while True:
+            with locked(self.folder) as is_ours:
+                if is_ours:
+                    sweep(self.folder)
+                    yield Turn(self, self.current())
+                    return
+            if time.monotonic() > end:
+                raise StorageError(f"{self.folder} is being changed by another process: try again")
+            time.sleep(0.01)
+
+
+class Turn:
+    """What an editor may do while it is the only one."""
+
+    def __init__(self, versions: Versions, current: Current) -> None:
+        self.versions, self.current = versions, current
+
+    def latest(self) -> Edits:
+        """The version that holds."""
+        return self.versions.load(current=self.current)
+
+    def write(self, edits: Edits, verb: str, what: str) -> Edits:
+        """Make the next version, and the one that holds; returns it with its number.
+
+        Raises
+        ------
+        StorageError
+            When another editor was faster, or the files cannot be written; then the old version holds.
+        """
+        current = self.current
+        number = 1 + max((step.version for step in current.steps), default=0)
+        arrays = edits.to_arrays()
+        digest = digest_of(arrays)
+        with atomic_file(self.versions.file(number, digest)) as file:
+            metadata = {"format": FORMAT, "version": str(number), "data": self.versions.run.manifest.data_fingerprint}
+            write_tensors(file, arrays, metadata)
+        now = round(time.time(), 3)
+        step = Step(version=number, parent=current.version, verb=verb, what=what, digest=digest, unix_seconds=now)
+        self._point(Current(version=number, steps=[*current.steps, step]))
+        return replace(edits, version=number)
+
+    def undo(self) -> tuple[Edits, Step]:
+        """Go back to the version that the present one was made of; returns it and what was undone.
+
+        Raises
+        ------
+        ConfigError
+            When nothing was changed.
+        """
+        step = self.current.step(self.current.version)
+        if step is None:
+            raise ConfigError(f"{self.versions.run.path}: the classes are as trained: there is nothing to undo")
+        edits = self.versions.load(step.parent, self.current)
+        self._point(Current(version=step.parent, steps=self.current.steps))
+        return edits, step
+
+    def _point(self, current: Current) -> None:
+        where = self.versions.folder / "CURRENT"
+        lost = f"{where} was changed by another editor meanwhile: load the model anew and try again"
+        is_shared = not isinstance(where, Path)
+        if is_shared and self.versions.current() != self.current:
+            raise StorageError(lost)
+        write_json(where, current.model_dump())
+        if is_shared and self.versions.current() != current:
+            raise StorageError(lost)
+        self.current = current

@@ -1,0 +1,114 @@
+"""Opening a trained run as a model: in this process, or with its repetitions kept by the actors of a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mach.errors import ConfigError, IncompleteRunError
+from mach.files.places import Place
+from mach.model.classes.versions import Versions
+from mach.model.model import MachModel
+from mach.networks.permission import Trunk
+from mach.runs.run import Run
+from mach.runs.scorer import LocalScorer
+
+
+def load(
+    path: str | Place,
+    *,
+    repetitions: Sequence[int] | None = None,
+    version: int | None = None,
+    trunk: Trunk | None = None,
+    launcher: str = "local",
+    address: str | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
+    resources: dict[str, float] | None = None,
+    timeout_seconds: float | None = None,
+    start_seconds: float | None = None,
+) -> MachModel:
+    """Open a trained run as a model; weights are mapped, so it takes milliseconds and no memory of its own.
+
+    Parameters
+    ----------
+    path : str, Path or UPath
+        Run directory made by ``mach train``, here or below a URL; unfinished repetitions are left out. Weights behind
+        a URL are fetched into the cache, once a machine.
+    repetitions : sequence of int, optional
+        Use these only.
+    version : int, optional
+        Of the run's classes, where they were changed since it was trained; 0 as trained, by default as they are now.
+    trunk : class or str, optional
+        Where the run's networks have a trunk of its maker's own (``network.trunk``): that class, or its name
+        "package.module:Class". It is code, so a run never imports it by itself.
+    launcher : {"local", "ray"}
+        With "ray", actors on a Ray cluster map the weights, each those of some repetitions, and answer the same; see
+        `mach.runs.actors.serve`, which takes the remaining arguments and gives their defaults.
+    address : str, optional
+        Head of the Ray cluster, ``host:port``; by default as Ray finds it.
+    workers : int, optional
+        Actors; by default as many as find a place on the cluster, at most one a repetition.
+    threads : int, optional
+        Threads of an actor, and processors that Ray reserves for it.
+    resources : dict, optional
+        Custom Ray resources of an actor.
+    timeout_seconds : float, optional
+        After so long a batch is answered without the actors that have not answered it.
+    start_seconds : float, optional
+        How long to wait for all actors to be ready.
+
+    Raises
+    ------
+    StorageError
+        When the folder is no run or is damaged.
+    IncompleteRunError
+        When one of the wanted repetitions, or any at all, is not finished; when the cluster cannot be reached, or no
+        actor is ready in time.
+    ConfigError
+        When the launcher is unknown or does not take an argument, or ray is not installed; when the run has a trunk
+        that was not passed.
+
+    Examples
+    --------
+    >>> import mach
+    >>> model = mach.load("runs/characters")  # doctest: +SKIP
+    >>> ids, scores = model.topk("black chess queen", k=5)  # doctest: +SKIP
+    >>> model.names(ids)[0]  # doctest: +SKIP
+    'BLACK CHESS QUEEN'
+    """
+    options: dict[str, Any] = {
+        "address": address,
+        "workers": workers,
+        "threads": threads,
+        "resources": resources,
+        "timeout_seconds": timeout_seconds,
+        "start_seconds": start_seconds,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if launcher not in ("local", "ray"):
+        raise ConfigError(f"launcher {launcher!r} is unknown: choose local or ray")
+    if launcher == "local" and given:
+        raise ConfigError(f"{', '.join(given)}: the launcher local takes no such argument: choose the launcher ray")
+    run = Run.open(path, trunk)
+    run.agreed_trunk()
+    chosen = _chosen(run, repetitions)
+    edits = Versions(run).load(version)
+    if launcher == "local":
+        return MachModel(run, chosen, LocalScorer(run, chosen), edits)
+    from mach.runs.actors import serve
+
+    return MachModel(run, chosen, serve(run, chosen, **given), edits)
+
+
+def _chosen(run: Run, repetitions: Sequence[int] | None) -> list[int]:
+    finished = run.finished()
+    chosen = finished if repetitions is None else list(dict.fromkeys(repetitions))
+    missing = sorted(set(chosen) - set(finished))
+    if missing:
+        raise IncompleteRunError(
+            f"{run.path}: repetitions {missing} are not finished, {finished} are: train on, or name those"
+        )
+    if not chosen:
+        raise IncompleteRunError(f"{run.path}: no repetition is finished yet: train on with the same command")
+    return chosen

@@ -1,0 +1,361 @@
+"""A trained run as a model: exact top-k classes of queries, from any subset of its repetitions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mach.data.queries import is_single
+from mach.data.store import Reference, Store
+from mach.errors import ConfigError, DataError
+from mach.files.records import read_json
+from mach.model.ask import DEFAULTS, Allowed, Answer, Ask
+from mach.model.calibration import Calibration, calibrate, fingerprint, prior_of
+from mach.model.classes.answerer import Answerer
+from mach.model.classes.catalogue import Classes
+from mach.model.classes.editor import ClassEditor
+from mach.model.classes.edits import Edits
+from mach.model.classes.versions import Step, Versions
+from mach.model.curves import Curve
+from mach.reranking.model import Reranker
+from mach.reranking.record import Record, verify
+from mach.runs.accuracy import AccuracyCurve
+from mach.runs.ensemble import Ensemble
+from mach.runs.run import Run
+from mach.runs.scorer import Scorer
+
+if TYPE_CHECKING:
+    from mach.data.queries import Queries
+
+
+class MachModel:
+    """Exact top-k classes by R independent networks over hashed buckets; a context manager that closes it.
+
+    Parameters
+    ----------
+    run : Run
+    repetitions : list of int
+        Finished repetitions to use. Build it with `mach.load`.
+    scorer : Scorer, optional
+        Keeps their weights; by default they are mapped into this process.
+    edits : Edits, optional
+        What was changed about the classes; by default they are as trained.
+
+    Attributes
+    ----------
+    ensemble : Ensemble
+        The repetitions: queries to bucket scores, and these to the best trained classes.
+    reranker : Reranker or None
+        Linear classifiers that order the best classes anew, where the run has them.
+    calibration : Calibration or None
+        What turns scores into probabilities, where the run has it.
+    classes : ClassEditor
+        Adds, removes, renames and teaches classes, and knows their names.
+    n_features, n_buckets, n_repetitions, n_heads : int
+        D, B, R as far as used, and J: the hash functions of a repetition.
+    """
+
+    def __init__(
+        self, run: Run, repetitions: list[int], scorer: Scorer | None = None, edits: Edits | None = None
+    ) -> None:
+        self.run, self.repetitions = run, repetitions
+        self.ensemble = ensemble = Ensemble(run, repetitions, scorer)
+        self.n_features, self.n_heads = run.manifest.n_features, ensemble.n_heads
+        self.assignment, self.n_buckets = ensemble.assignment, ensemble.n_buckets
+        self.n_repetitions, self.aggregate = ensemble.n_repetitions, ensemble.aggregate
+        self.reranker = Reranker.load(run)
+        self.calibration = Calibration.load(run)
+        edits = Edits(run.manifest.n_classes) if edits is None else edits
+        self.classes = ClassEditor(Answerer(ensemble, self.reranker, prior_of(run, self.calibration), edits))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the actors that keep the weights; nothing to do for a model of this process."""
+        self.ensemble.close()
+
+    @property
+    def answerer(self) -> Answerer:
+        """What answers by the version of the classes that holds now; whoever keeps it keeps that version."""
+        return self.classes.answerer
+
+    @property
+    def n_classes(self) -> int:
+        """K: all ids ever given, those of removed classes among them."""
+        return self.classes.edits.n_classes
+
+    @property
+    def prior(self) -> float:
+        """Strength of ``log(1 + training rows)`` of a class in scores without re-ranking."""
+        return self.answerer.prior
+
+    def topk(
+        self,
+        queries: Queries,
+        k: int = 10,
+        *,
+        allowed: Allowed = None,
+        budget: int | None = None,
+        rerank: bool = True,
+        tail: float = 0.0,
+        probabilities: bool = False,
+        repetitions: int | None = None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The k best classes of every query, best first; equal scores break to the smaller id.
+
+        Parameters
+        ----------
+        queries : text, sequence of texts, CSR matrix or array of shape (N, D)
+            Texts only where the model was trained on text. A text or a 1-D array is a single query.
+        k : int
+            Ids beyond the number of (allowed) classes are -1 with score -inf.
+        allowed : optional
+            Classes that may be returned: ids or names, a bool array of shape (K,), the name of a stored subset, or what
+            ``model.classes.subset`` prepared of these.
+        budget : int, optional
+            Most trained classes to score a query; then the answer may be approximate, see `search`.
+        rerank : bool
+            Whether the model's linear classifiers, if it has any, put the C best classes in their order (see `search`).
+        tail : float
+            Favours rare classes by ``-tail * log(propensity)``: 0.5 to 1 suit PSP@k (see
+            `mach.sketch.terms.tail_terms`).
+        probabilities : bool
+            Return calibrated probabilities that each class is right in place of scores, see `probabilities`.
+        repetitions : int, optional
+            Use the first so many of the model's repetitions only: less work a query, less accuracy, as
+            `accuracy_curve` tells.
+
+        Returns
+        -------
+        ids, scores : int64 and float32 arrays of shape (N, k), or (k,) for a single query
+
+        Raises
+        ------
+        ConfigError
+            When probabilities are wanted and the run has no calibration for them, or they are not of all repetitions.
+        DataError
+            When queries do not fit the model.
+        """
+        ask = Ask(allowed, budget, rerank, tail, repetitions)
+        if probabilities:
+            self.curve(rerank=rerank)  # missing, it is missed before the work
+            if repetitions not in (None, self.n_repetitions):
+                raise ConfigError(
+                    f"the calibration is for all {self.n_repetitions} repetitions, not the first {repetitions}: leave "
+                    "repetitions out, or ask for scores"
+                )
+        answer = self._answer(queries, k, ask)
+        ids_Nk, values_Nk = answer.ids_Nk, answer.scores_Nk
+        if probabilities:
+            values_Nk = self.probabilities(ids_Nk, values_Nk, rerank=rerank, tail=tail)
+        return (ids_Nk[0], values_Nk[0]) if is_single(queries) else (ids_Nk, values_Nk)
+
+    def search(
+        self,
+        queries: Queries,
+        k: int = 10,
+        *,
+        allowed: Allowed = None,
+        budget: int | None = None,
+        rerank: bool = True,
+        tail: float = 0.0,
+        repetitions: int | None = None,
+    ) -> Answer:
+        """As `topk`, with the certificate: whether each answer is exact, and the bound on everything left out.
+
+        With a prior or tail, ``exact_N`` says that no class is better by aggregate and these together.
+
+        Re-ranked, ``exact_N`` says that the candidates are the C (at least k) best classes of the repetitions, and the
+        k returned are the best *of these* by aggregate and classifier together. They are certainly the best of all
+        classes by both where no score exceeds theirs elsewhere: ``scores_Nk[:, -1] >= bound_N``.
+        """
+        return self._answer(queries, k, Ask(allowed, budget, rerank, tail, repetitions))
+
+    def search_in_parts(self, queries: Queries, k: int = 10, ask: Ask = DEFAULTS) -> Iterator[Answer]:
+        """As `search`, a few queries at a time: any number of them in bounded memory."""
+        return self.answerer.answers(queries, k, ask)
+
+    def score(self, queries: Queries, ids: ArrayLike, *, rerank: bool = True, tail: float = 0.0) -> NDArray[np.float32]:
+        """Scores of given classes: ids of shape (C,) for all queries or (N, C); returns (N, C), or (C,) for one.
+
+        They are those that `topk` would give them, -inf for removed classes; ``rerank`` and ``tail`` as there.
+
+        Raises
+        ------
+        DataError
+            When an id is not a class.
+        """
+        candidates, answerer, K = np.asarray(ids), self.answerer, self.n_classes
+        if not candidates.size:
+            candidates = candidates.astype(np.int64)
+        if candidates.dtype.kind not in "iu":
+            raise DataError(f"ids are {candidates.dtype}: need integers below {K}; `classes.ids_of` knows names")
+        outside = candidates[(candidates < -1) | (candidates >= K)]
+        if len(outside):
+            raise DataError(f"candidate {outside[0]} is no class: need 0..{K - 1}, or -1 for none")
+        ask, found, begin = Ask(rerank=rerank, tail=tail), [], 0
+        for scores in self.ensemble.answered(queries):
+            n = len(scores.batch)
+            rows = candidates[begin : begin + n] if candidates.ndim == 2 else np.tile(candidates, (n, 1))
+            found.append(answerer.score(scores, rows, ask))
+            begin += n
+        if candidates.ndim == 2 and len(candidates) != begin:
+            raise DataError(f"ids of shape {candidates.shape} for {begin} queries: give a row a query, or one for all")
+        scores_NC = np.concatenate(found)
+        return scores_NC[0] if is_single(queries) and candidates.ndim == 1 else scores_NC
+
+    def bucket_scores(self, queries: Queries) -> NDArray[np.float32]:
+        """Bucket probabilities of shape (N, R J, B), float32: what the aggregate turns into class scores.
+
+        Those of repetitions that do not answer are NaN.
+        """
+        parts = [np.empty((0, self.assignment.n_repetitions, self.n_buckets), np.float32)]
+        for _, probs_NRB, columns in self.ensemble.answered(queries):
+            parts.append(np.full((len(probs_NRB), *parts[0].shape[1:]), np.nan, np.float32))
+            parts[-1][:, self.ensemble.functions(columns)] = probs_NRB
+        return np.concatenate(parts)
+
+    def probabilities(
+        self, ids: NDArray[np.int64], scores: NDArray[np.float32], *, rerank: bool = True, tail: float = 0.0
+    ) -> NDArray[np.float32]:
+        """Calibrated probabilities that classes are right, by their scores from `topk`, `search` or `score`.
+
+        They never order classes otherwise than scores without a tail do, and hold for the best 10 of all classes.
+
+        Raises
+        ------
+        ConfigError
+            When the run has no calibration, or one for other weights or settings.
+        """
+        return self.curve(rerank=rerank)(self.answerer.without_tail(ids, scores, tail))
+
+    def curve(self, *, rerank: bool = True) -> Curve:
+        """The curve of probabilities, of re-ranked scores where the model has them; errors as `probabilities`."""
+        path, made = self.run.path, self.calibration
+        repair = f"make one by `mach calibrate {path} DATA`, rows that the run was not trained on"
+        if made is None:
+            raise ConfigError(f"{path} has no calibration, which probabilities need: {repair}")
+        curve = made.plain if not rerank or self.reranker is None else made.reranked
+        if curve is None or made.fingerprint != self._fingerprint:
+            raise ConfigError(f"the calibration of {path} is for other repetitions, weights or settings: {repair}")
+        return curve
+
+    def calibrate(self, store: Store, rows: NDArray[np.int64] | None = None) -> Calibration:
+        """Fit probabilities to rows that the run has not learned from, see `mach.model.calibration.calibrate`."""
+        self.calibration = calibrate(self.answerer, store, rows)
+        return self.calibration
+
+    @property
+    def accuracy_curve(self) -> list[dict[str, Any]] | None:
+        """Accuracy for the first 1, 2, ... repetitions, as ``mach evaluate`` last measured it; None if it never did."""
+        curve = AccuracyCurve.load(self.run)
+        return None if curve is None else curve.rows
+
+    def names(self, ids: ArrayLike) -> list[Any]:
+        """Names of classes, in the shape of ``ids``; as ``model.classes.names``."""
+        return self.classes.names(ids)
+
+    def name_function(self) -> Callable[[ArrayLike], list[Any]] | None:
+        """`names`, or None where the model has none."""
+        return self.names if self.answerer.catalogue.has_names else None
+
+    def add_classes(self, *arguments: Any, **options: Any) -> NDArray[np.int64]:
+        """As ``model.classes.add``."""
+        return self.classes.add(*arguments, **options)
+
+    def remove_classes(self, classes: Classes) -> None:
+        """As ``model.classes.remove``."""
+        self.classes.remove(classes)
+
+    def upvote(self, queries: Queries, classes: Classes) -> None:
+        """As ``model.classes.upvote``."""
+        self.classes.upvote(queries, classes)
+
+    def undo(self) -> Step:
+        """As ``model.classes.undo``."""
+        return self.classes.undo()
+
+    def reference(self) -> Reference:
+        """What other rows must agree with to be this model's queries, with added and renamed classes."""
+        return Versions(self.run).reference(self.classes.edits)
+
+    def info(self) -> dict[str, Any]:
+        """What the model is: counts, aggregate, bytes on disk, and what its training reported."""
+        manifest, edits = self.run.manifest, self.classes.edits
+        done = [self.run.repetition(r).summary() for r in self.repetitions]
+        return {
+            "path": str(self.run.path),
+            "n_classes": self.n_classes,
+            "n_added": edits.n_added,
+            "n_removed": len(edits.removed),
+            "classes_version": edits.version,
+            "n_features": self.n_features,
+            "n_buckets": self.n_buckets,
+            "n_repetitions": self.n_repetitions,
+            "n_heads": self.n_heads,
+            "assignment": self.run.assignment_kind,
+            "repetitions": self.repetitions,
+            "n_rows": manifest.n_rows,
+            "loss": manifest.loss,
+            "precision": manifest.precision,
+            "aggregate": self.aggregate,
+            "prior": self.prior,
+            "calibrated_rows": self.calibration.n_rows if self.calibration else 0,
+            "has_class_names": self.run.class_names is not None,
+            "takes_text": self.run.text_features is not None,
+            **self.ensemble.sizes(),
+            "worker_seconds": round(sum(summary.worker_seconds for summary in done), 1),
+            "peak_worker_bytes": max(summary.peak_memory_bytes for summary in done),
+            "peer_bytes": sum(summary.peer_bytes for summary in done),
+            "peer_sockets": sum(summary.peer_sockets for summary in done),
+            **self._reranking(),
+            "mach_version": manifest.mach_version,
+        }
+
+    def _reranking(self) -> dict[str, Any]:
+        """What the re-ranker is; its bytes grow with K, unlike all others."""
+        if self.reranker is None:
+            return {"reranker_bytes": 0}
+        done = read_json(self.run.reranked, Record)
+        return {
+            "reranker_bytes": self.reranker.n_bytes,
+            "reranker_weights": done.n_weights,
+            "reranker_candidates": self.reranker.candidates,
+            **{f"reranker_{name}": value for name, value in self.reranker.blend.strengths.items()},
+            "reranker_learned": self.reranker.order is not None,
+            "reranker_cpu_seconds": done.cpu_seconds,
+            "reranker_repetitions": done.repetitions,
+        }
+
+    def verify(self) -> None:
+        """Read all weights and compare them with the digests that training recorded; cost of reading the files.
+
+        Raises
+        ------
+        StorageError
+            When a file has changed since.
+        """
+        self.ensemble.verify()
+        verify(self.run)
+
+    def parse(self, line: str) -> Any:
+        """A query as typed in a shell: a text, or numbers where the model takes them."""
+        return self.ensemble.reader.parse(line)
+
+    def _answer(self, queries: Queries, k: int, ask: Ask) -> Answer:
+        parts = list(self.answerer.answers(queries, k, ask))
+        if not parts:
+            raise DataError("there are no queries: give at least one")
+        return parts[0] if len(parts) == 1 else Answer.concatenate(parts)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self.run, self.repetitions)

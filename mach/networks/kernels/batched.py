@@ -1,0 +1,237 @@
+"""Kernels of several networks trained together on one device, in plain torch.
+
+The functions here are the reference: they run on any device, and `mach.networks.kernels.triton_batched` has the same
+ones under the same names for CUDA. Axes: R repetitions that are trained together, N rows, H width of a layer, W = R H,
+D features or the slots of those that are at hand, U features that occur in the batch, M classes of its rows, F = R J
+functions. Random numbers are hashes of position and key, those of dropout the same as the processor's
+(`mach.networks.kernels.dense`), so that a network drops the same on every device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mach.networks.kernels.adam import adam_step_of_tensors
+from mach.networks.kernels.losses import Loss
+from mach.networks.kernels.sparse import DECAY, EPSILON
+
+MASK = 0xFFFFFFFF
+BLOCK_VALUES = 2**24  # of temporaries
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """A sparse batch by feature: entries ``offsets_U1[u]`` to ``offsets_U1[u + 1]`` are those of the u-th.
+
+    Parameters
+    ----------
+    features_U, slots_U : int32 tensors
+        The features, and the rows of the weights that hold them; of those beyond ``n_unique`` nothing is known.
+    offsets_U1 : int32 tensor
+    n_unique : int32 tensor of shape (1,)
+        On the device: nobody waits for it.
+    rows, values : int32 and float32 tensors
+        Of every entry, ascending rows within a feature.
+    """
+
+    features_U: Tensor
+    slots_U: Tensor
+    offsets_U1: Tensor
+    n_unique: Tensor
+    rows: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """``relu`` and dropout of an activation of shape (R, N, H): a share ``rate`` of zeros by the hash of position.
+
+    Parameters
+    ----------
+    rate : float
+    keys_R : int64 tensor of shape (R,)
+        Below 2**32; of every repetition, layer and step.
+    """
+
+    rate: float
+    keys_R: Tensor
+
+    @property
+    def threshold(self) -> int:
+        return int(self.rate * 4294967295.0)
+
+    @property
+    def scale(self) -> float:
+        return 1.0 / (1.0 - self.rate)
+
+
+def gather_rows(indptr: Tensor, rows_N: Tensor, n_entries: int, *arrays: Tensor) -> tuple[Tensor, ...]:
+    """Rows of a CSR matrix on the device: the new indptr (int32), and the entries of each array.
+
+    ``n_entries`` is the number of the rows' entries, which the caller knows: nobody waits for the device.
+    """
+    begins, counts = indptr[rows_N], indptr[rows_N + 1] - indptr[rows_N]
+    out_indptr = torch.zeros(len(rows_N) + 1, dtype=torch.int64, device=indptr.device)
+    torch.cumsum(counts, 0, out=out_indptr[1:])
+    shift = torch.repeat_interleave(begins - out_indptr[:-1], counts, output_size=n_entries)
+    at = shift + torch.arange(n_entries, device=indptr.device)
+    return out_indptr.int(), *(array[at] for array in arrays)
+
+
+def columns_of(indptr_N1: Tensor, indices: Tensor, values: Tensor) -> Columns:
+    """A batch by feature, ascending; sorts the entries, and waits for nothing on the device."""
+    n, device = len(indices), indices.device
+    rows = torch.repeat_interleave(
+        torch.arange(len(indptr_N1) - 1, device=device, dtype=torch.int32), indptr_N1.diff(), output_size=n
+    )
+    features, order = torch.sort(indices, stable=True)
+    begins = torch.ones(n, dtype=torch.bool, device=device)
+    torch.ne(features[1:], features[:-1], out=begins[1:])
+    at = torch.where(begins, torch.cumsum(begins, 0) - 1, n)  # entries that begin no feature go to the last place
+    features_U = torch.zeros(n + 1, dtype=torch.int32, device=device).scatter_(0, at, features)[:n]
+    offsets_U1 = torch.full((n + 1,), n, dtype=torch.int32, device=device)
+    offsets_U1.scatter_(0, at, torch.where(begins, torch.arange(n, dtype=torch.int32, device=device), n))
+    n_unique = begins.sum(dtype=torch.int32).view(1)
+    return Columns(features_U, features_U, offsets_U1, n_unique, rows[order], values[order])
+
+
+def sparse_forward(
+    indptr_N1: Tensor,
+    slots: Tensor,
+    values: Tensor,
+    weight_DW: Tensor,
+    bias_RH: Tensor,
+    out_RNH: Tensor,
+    dropout: Dropout | None,
+) -> None:
+    """``X @ weight + bias`` of every repetition, then relu and dropout unless there is none; sums in float32.
+
+    Reads nnz * W weights. ``weight_DW`` may be some of the columns of a wider one.
+    """
+    n_repetitions, n_rows, width = out_RNH.shape
+    sums_NW = bias_RH.float().reshape(1, -1).repeat(n_rows, 1)
+    rows = torch.repeat_interleave(torch.arange(n_rows, device=slots.device), indptr_N1.diff())
+    step = max(1, BLOCK_VALUES // max(1, n_repetitions * width))
+    for begin in range(0, len(slots), step):
+        part = slice(begin, begin + step)
+        sums_NW.index_add_(0, rows[part], weight_DW[slots[part].long()].float() * values[part, None])
+    sums_RNH = sums_NW.view(n_rows, n_repetitions, width).transpose(0, 1)
+    if dropout is None:
+        out_RNH.copy_(sums_RNH)
+    else:
+        activate(sums_RNH, out_RNH, dropout)
+
+
+def activate(x_RNH: Tensor, out_RNH: Tensor, dropout: Dropout) -> None:
+    """``relu`` and dropout."""
+    y_RNH = torch.relu(x_RNH.float())
+    if dropout.rate:
+        at_NH = torch.arange(x_RNH[0].numel(), device=x_RNH.device).view(x_RNH.shape[1:])
+        bits_RNH = (at_NH * 0x9E3779B9 + dropout.keys_R[:, None, None]) & MASK
+        bits_RNH = ((bits_RNH ^ (bits_RNH >> 16)) * 0x7FEB352D) & MASK
+        bits_RNH = ((bits_RNH ^ (bits_RNH >> 15)) * 0x846CA68B) & MASK
+        y_RNH = y_RNH * ((bits_RNH ^ (bits_RNH >> 16)) >= dropout.threshold) * dropout.scale
+    out_RNH.copy_(y_RNH)
+
+
+def activate_backward(gradient_RNH: Tensor, out_RNH: Tensor, factor: float, into_RNH: Tensor) -> None:
+    """Gradient by what `activate` took, times a factor; ``into_RNH`` may be ``gradient_RNH``."""
+    into_RNH.copy_(torch.where(out_RNH > 0, gradient_RNH.float() * factor, 0.0))
+
+
+def sparse_backward(
+    columns: Columns,
+    gradient_RNH: Tensor,
+    weight_DW: Tensor,
+    square_DR: Tensor,
+    rate: float,
+    scale: float,
+    keys_R: Tensor,
+) -> None:
+    """Gradient of `sparse_forward` by its weights, times ``scale``, and a step of row-wise RMSprop in place.
+
+    As `mach.networks.kernels.sparse.sparse_backward` on every repetition; ``keys_R``, below 2**32, are its seeds.
+    """
+    n = int(columns.n_unique)
+    n_repetitions, _, width = gradient_RNH.shape
+    features_U, slots_U = columns.features_U[:n].long(), columns.slots_U[:n].long()
+    counts_U = columns.offsets_U1[: n + 1].diff()
+    segments = torch.repeat_interleave(torch.arange(n, device=counts_U.device), counts_U)
+    sums_URH = torch.zeros(n, n_repetitions, width, device=weight_DW.device)
+    step = max(1, BLOCK_VALUES // (n_repetitions * width))
+    for begin in range(0, len(segments), step):
+        part = slice(begin, begin + step)
+        of_rows = gradient_RNH[:, columns.rows[part].long()].float().transpose(0, 1)
+        sums_URH.index_add_(0, segments[part], of_rows * columns.values[part, None, None])
+    sums_URH *= scale
+    square_UR = DECAY * square_DR[slots_U] + (1.0 - DECAY) * sums_URH.square().mean(2)
+    square_DR[slots_U] = square_UR
+    weight_URH = weight_DW[slots_U].float().view_as(sums_URH)
+    weight_URH -= rate / (square_UR.sqrt() + EPSILON)[:, :, None] * sums_URH
+    if weight_DW.dtype == torch.bfloat16:
+        bits_UR = (features_U[:, None] * 40503 + keys_R) & MASK  # mixed once a row, then spread evenly over it
+        bits_UR = ((bits_UR ^ (bits_UR >> 16)) * 0x7FEB352D) & MASK
+        bits_UR = ((bits_UR ^ (bits_UR >> 15)) * 0x846CA68B) & MASK
+        at_H = torch.arange(width, device=weight_DW.device) * 40503
+        weight_URH = narrowed_at_random(weight_URH, (bits_UR >> 16)[:, :, None] + at_H)
+    weight_DW[slots_U] = weight_URH.flatten(1)
+
+
+def narrowed_at_random(numbers: Tensor, bits: Tensor) -> Tensor:
+    """bfloat16 next to float32 numbers, on average those; of ``bits`` the lower 16 count."""
+    carried = numbers.contiguous().view(torch.int32) + (bits & 0xFFFF).int()
+    return (carried >> 16).to(torch.int16).view(torch.bfloat16)
+
+
+def targets_of(buckets_FM: Tensor, offsets_N1: Tensor, repetition: int, n_heads: int, n_outputs: int) -> Tensor:
+    """Whether an output of a repetition is a target of a row: shape (N, J, B), bool."""
+    n_rows, n_buckets = len(offsets_N1) - 1, n_outputs // n_heads
+    rows_M = torch.repeat_interleave(torch.arange(n_rows, device=buckets_FM.device), offsets_N1.diff())
+    is_target_NJB = torch.zeros(n_rows, n_heads, n_buckets, dtype=torch.bool, device=buckets_FM.device)
+    for head in range(n_heads):
+        is_target_NJB[rows_M, head, buckets_FM[repetition * n_heads + head].long()] = True
+    return is_target_NJB
+
+
+def loss_gradient(logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor, n_heads: int, loss: Loss) -> None:
+    """Gradient of the summed loss by the logits in their place.
+
+    ``buckets_FM`` holds the buckets of all rows' classes, one row's after another's as ``offsets_N1`` says; two
+    classes of a row may share one.
+    """
+    for r, logits_NO in enumerate(logits_RNO):
+        is_target_NJB = targets_of(buckets_FM, offsets_N1, r, n_heads, logits_NO.shape[1])
+        logits_NO.copy_(
+            loss.tensor_errors(logits_NO.float().view(is_target_NJB.shape), is_target_NJB).view_as(logits_NO)
+        )
+
+
+def figures(logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor, n_heads: int, loss: Loss) -> Tensor:
+    """Loss, and the rows and heads whose top bucket is a target, of every repetition: sums, shape (R, 2), float64."""
+    found = []
+    for r, logits_NO in enumerate(logits_RNO):
+        is_target_NJB = targets_of(buckets_FM, offsets_N1, r, n_heads, logits_NO.shape[1])
+        logits_NJB = logits_NO.float().view(is_target_NJB.shape)
+        losses_NJ = loss.tensor_value(logits_NJB, is_target_NJB)
+        hits = is_target_NJB.gather(2, logits_NJB.argmax(2, keepdim=True)).sum()
+        found.append(torch.stack([losses_NJ.sum(dtype=torch.float64), hits.double()]))
+    return torch.stack(found)
+
+
+def adam(
+    weight: Tensor,
+    half: Tensor | None,
+    gradient: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    rate: float,
+    scale: float,
+    step: int,
+) -> None:
+    """A step of Adam by the gradient times ``scale``; renews the bfloat16 copy, where there is one."""
+    adam_step_of_tensors(weight, gradient.float() * scale, mean, square, rate, step)
+    if half is not None:
+        half.copy_(weight)

@@ -1,0 +1,248 @@
+"""The only module that imports ray: actors on a cluster, calls to them, and what became of the calls.
+
+Everything above it (`mach.training.launch.cluster`, `mach.runs.actors`) is plain Python and knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from mach.errors import ConfigError, IncompleteRunError, MachError
+
+CALLS_AT_ONCE = 4  # threads of an actor: one waits for messages while others take orders
+
+
+_sharing: set[Cluster] = set()  # those that use the one connection of this process, if the first of them made it
+
+
+class ActorLostError(MachError):
+    """The process or the node of an actor is gone, or was never there."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What Ray reserves for one actor; it places the actor where so much is free.
+
+    Parameters
+    ----------
+    cpus, gpus : float
+        Shares of processors; a fraction of a GPU is shared with other actors.
+    memory_bytes : int
+        Main memory; 0: not counted.
+    custom : dict
+        Resources that the nodes of a cluster announce, such as ``{"fast_disk": 1}``.
+    """
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory_bytes: int = 0
+    custom: dict[str, float] = field(default_factory=dict)
+
+
+class Cluster:
+    """A connection to a Ray cluster; a context manager that ends it, and with it all its actors.
+
+    Parameters
+    ----------
+    address : str, optional
+        ``host:port`` of the head node, or "auto"; by default the cluster of this machine or of ``RAY_ADDRESS``,
+        else one is started here for as long as the connection lasts.
+
+    Raises
+    ------
+    ConfigError
+        When ray is not installed.
+    IncompleteRunError
+        When the cluster cannot be reached.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise ConfigError(f"the launcher ray needs Ray ({error}): pip install 'mach[ray]'") from error
+        self._ray = ray
+        if not ray.is_initialized():
+            _refuse_unreachable(address)
+            try:
+                ray.init(
+                    address=address,
+                    namespace="mach",
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+            except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+                raise IncompleteRunError(
+                    f"cannot connect to the Ray cluster at {address or 'this machine'}: {_line(error)}: see that it "
+                    "runs (ray status) in the same version; where it asks for a token, set RAY_AUTH_MODE=token"
+                ) from error
+            _sharing.clear()
+            _sharing.add(self)
+        elif _sharing:
+            _sharing.add(self)
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection, unless it was there before; of several that share it, the last does."""
+        if self in _sharing:
+            _sharing.remove(self)
+            if not _sharing:
+                self._ray.shutdown()
+
+    def start(
+        self, kind: type, *arguments: Any, resources: Resources, here: bool = False, spread: bool = False
+    ) -> Actor:
+        """Ask for an actor of a class; it comes to life when and where its resources are free.
+
+        Parameters
+        ----------
+        kind : type
+            A plain class; its methods run in threads, several at once.
+        *arguments
+            Of its constructor.
+        resources : Resources
+        here : bool
+            On the node of this process.
+        spread : bool
+            Over as many nodes as there are, where Ray fills one after the other by default.
+        """
+        options: dict[str, Any] = {
+            "num_cpus": resources.cpus,
+            "num_gpus": resources.gpus,
+            "resources": dict(resources.custom),
+            "max_concurrency": CALLS_AT_ONCE,
+            "max_restarts": 0,
+        }
+        if resources.memory_bytes:
+            options["memory"] = resources.memory_bytes
+        if spread:
+            options["scheduling_strategy"] = "SPREAD"
+        if here:
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+            node = self._ray.get_runtime_context().get_node_id()
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
+        return Actor(self._ray, self._ray.remote(**options)(kind).remote(*arguments))
+
+    def wait(self, calls: Iterable[Call], timeout_seconds: float | None = None) -> list[Call]:
+        """Those of the calls that have ended, as soon as one has; none after the timeout."""
+        by_reference = {call.reference: call for call in calls}
+        if not by_reference:
+            return []
+        references = list(by_reference)
+        try:
+            ready, _ = self._ray.wait(references, num_returns=1, timeout=timeout_seconds, fetch_local=False)
+            if ready:  # all others that have ended meanwhile, without waiting
+                ready, _ = self._ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)
+        except self._ray.exceptions.RayError as error:
+            raise IncompleteRunError(f"the Ray cluster is gone: {_line(error)}") from error
+        return [by_reference[reference] for reference in ready]
+
+    def capacity(self, resources: Resources) -> int:
+        """How many such actors all present nodes together would hold."""
+        nodes: list[dict[str, Any]] = self._ray.nodes()  # type: ignore[no-untyped-call]
+        return sum(_fitting(node["Resources"], resources) for node in nodes if node["Alive"])
+
+
+@dataclass(frozen=True)
+class Call:
+    """A running or ended call of an actor's method."""
+
+    reference: Any
+    _ray: Any
+
+    def result(self, timeout_seconds: float | None = None) -> Any:
+        """What the method returned; waits for it.
+
+        Raises
+        ------
+        ActorLostError
+            When the actor, its process or its node is gone.
+        Exception
+            What the method raised.
+        TimeoutError
+        """
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(self.reference, timeout=timeout_seconds)
+        except errors.GetTimeoutError as error:
+            raise TimeoutError(f"no answer within {timeout_seconds} s") from error
+        except errors.RayTaskError as error:
+            raise error.cause if isinstance(getattr(error, "cause", None), Exception) else error from None
+        except errors.RayError as error:
+            raise ActorLostError(_line(error)) from error
+
+
+class Actor:
+    """A handle on an actor."""
+
+    def __init__(self, ray: Any, handle: Any) -> None:
+        self._ray, self._handle = ray, handle
+
+    def call(self, method: str, *arguments: Any) -> Call:
+        """Begin a call; returns at once."""
+        return Call(getattr(self._handle, method).remote(*arguments), self._ray)
+
+    def kill(self) -> None:
+        """End the actor's process, or withdraw the request for it."""
+        with contextlib.suppress(self._ray.exceptions.RayError, ValueError):
+            self._ray.kill(self._handle)
+
+    def __reduce__(self) -> Any:  # actors may hold actors: only the handle travels
+        return _actor, (self._handle,)
+
+
+def _actor(handle: Any) -> Actor:
+    import ray
+
+    return Actor(ray, handle)
+
+
+def node_name() -> str:
+    """What people call the node that an actor runs on; call it there."""
+    import ray
+
+    context = ray.get_runtime_context()
+    return f"{os.uname().nodename}/{context.get_node_id()[:4]}"
+
+
+def _refuse_unreachable(address: str | None) -> None:
+    """Ray itself tries for minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if not colon:
+        return
+    if "://" in host or not port.isdecimal():
+        raise ConfigError(
+            f"the address {address!r} is none of a cluster's head: give host:port, and run on a node of it"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise IncompleteRunError(
+            f"cannot connect to the Ray cluster at {address}: {error.strerror or error}: see that it runs (ray status) "
+            "and that this machine is one of its nodes"
+        ) from error
+
+
+def _fitting(total: dict[str, float], wanted: Resources) -> int:
+    needs = {"CPU": wanted.cpus, "GPU": wanted.gpus, "memory": wanted.memory_bytes, **wanted.custom}
+    return min((int(total.get(name, 0) // need) for name, need in needs.items() if need), default=0)
+
+
+def _line(error: BaseException) -> str:
+    """The line of Ray's many that tells why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "because" in line or "died" in line]
+    return (telling[-1] if telling else lines[0] if lines else type(error).__name__).rstrip(".")

@@ -1,0 +1,265 @@
+"""The files of one repetition: weights, checkpoint, metrics, sign of life, and the DONE that is written last."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from mach.config import Section
+from mach.errors import StorageError
+from mach.files.places import (
+    HOST,
+    Place,
+    atomic_file,
+    cache_folder,
+    fetch,
+    is_there,
+    kept,
+    local_copy,
+    read_bytes,
+    remove,
+    sweep,
+)
+from mach.files.records import locked, read_json, write_json
+from mach.files.tensors import digest_of, map_tensors, write_tensors
+
+SILENCE_SECONDS = 120.0  # a trainer that was not heard of for so long is taken for dead, where no lock can tell
+
+
+class Summary(Section):
+    """What a finished repetition tells about its training: the content of DONE."""
+
+    repetition: int
+    steps: int
+    epochs: int
+    best_epoch: int | None
+    worker_seconds: float
+    threads: int
+    peak_memory_bytes: int
+    peer_bytes: int
+    peer_sockets: int
+    host: str
+    weights_digest: str
+
+
+class SignOfLife(Section):
+    """What a trainer last told about itself: the content of progress.json."""
+
+    host: str = HOST
+    pid: int
+    device: str = "cpu"
+    step: int
+    n_steps: int
+    epoch: int
+    n_epochs: int
+    loss: float | None
+    bucket_precision: float | None
+    rows_per_second: float
+    seconds_left: float
+    saved_step: int
+    unix_seconds: float
+
+    @property
+    def age_seconds(self) -> float:
+        return max(0.0, time.time() - self.unix_seconds)
+
+
+class RepetitionFiles:
+    """The files of one repetition, in a folder of this machine or below a URL."""
+
+    def __init__(self, folder: Place, repetition: int) -> None:
+        self.repetition = repetition
+        self.folder = folder
+        self.weights = folder / "weights.safetensors"
+        self.start = folder / "start.safetensors"
+        self.state = folder / "state.safetensors"
+        self.metrics = folder / "metrics.jsonl"
+        self.sign = folder / "progress.json"
+        self.log = folder / "log.txt"
+        self.done = folder / "DONE"
+
+    @property
+    def is_remote(self) -> bool:
+        return not isinstance(self.folder, Path)
+
+    @property
+    def is_done(self) -> bool:
+        return is_there(self.done)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a checkpoint is there to go on from."""
+        return is_there(self.state)
+
+    @property
+    def is_trained_now(self) -> bool:
+        """Whether some process is training it; writes nothing. A lock tells, or where there is none, its last word."""
+        if not isinstance(self.folder, Path):
+            sign = self.progress()
+            return sign is not None and sign.age_seconds < SILENCE_SECONDS
+        try:
+            with (self.folder / "lock").open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[bool]:
+        """Try to hold the repetition; yields whether it is ours. The lock falls when its process ends.
+
+        Remote folders have no locks, and it is always ours: work that is done twice ends in the same bits.
+        """
+        if not isinstance(self.folder, Path):
+            yield True
+            return
+        with locked(self.folder) as is_ours:
+            yield is_ours
+
+    def sweep(self) -> None:
+        """Remove what writers that were killed left behind."""
+        sweep(self.folder)
+
+    def save_weights(self, arrays: Mapping[str, NDArray[Any]]) -> str:
+        """Write the weights; return the digest of their bytes."""
+        return self.save(self.weights, arrays, {"repetition": str(self.repetition)})
+
+    def save(self, where: Place, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> str:
+        """Write arrays atomically; return the digest of their bytes."""
+        with atomic_file(where) as file:
+            return write_tensors(file, arrays, metadata)
+
+    def save_state(self, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
+        """Write a checkpoint; behind the DONE of another trainer nothing of it remains."""
+        self.save(self.state, arrays, metadata)
+        self._tidy_if_done()
+
+    def save_start(self, weights: Path) -> None:
+        """Copy the weights of another run to start from."""
+        if isinstance(self.folder, Path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_file(self.start) as file, weights.open("rb") as source:
+            shutil.copyfileobj(source, file, 2**24)
+
+    @contextlib.contextmanager
+    def local_file(self, where: Place) -> Iterator[Path]:
+        """The checkpoint, or the weights to start from, as a file of this machine, for the length of the block."""
+        try:
+            with local_copy(where) as file:
+                yield file
+        except OSError as error:
+            raise StorageError(f"cannot read {where}: {error.strerror}") from error
+
+    def write_progress(self, sign: SignOfLife) -> None:
+        """Tell whoever looks that and how training goes on."""
+        write_json(self.sign, sign.model_dump())
+        self._tidy_if_done()
+
+    def progress(self) -> SignOfLife | None:
+        """What the trainer last told; None when nothing is known, as when DONE tells more."""
+        try:
+            return read_json(self.sign, SignOfLife)
+        except StorageError:
+            return None
+
+    def write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        """Write one row an epoch, unless another trainer of this repetition has come further."""
+        with contextlib.suppress(StorageError):
+            if len(self.read_metrics()) > len(rows):
+                return
+        with atomic_file(self.metrics) as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """One row an epoch, as far as training is.
+
+        Raises
+        ------
+        StorageError
+            When the file is damaged.
+        """
+        try:
+            rows = [json.loads(line) for line in read_bytes(self.metrics).splitlines()]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            raise StorageError(f"{self.metrics} cannot be read ({error}): the file is damaged") from error
+        if not all(isinstance(row, dict) for row in rows):
+            raise StorageError(f"{self.metrics} holds something else than one JSON object a line: the file is damaged")
+        return rows
+
+    def summary(self) -> Summary:
+        """What DONE says."""
+        return read_json(self.done, Summary)
+
+    def finish(self, summary: Summary) -> None:
+        """Mark the repetition as finished and drop what only training needed."""
+        write_json(self.done, summary.model_dump())
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what only training needed."""
+        try:
+            for where in (self.state, self.sign, self.start):
+                remove(where)
+        except OSError as error:
+            raise StorageError(f"cannot remove {self.state}: {error.strerror}") from error
+
+    def weights_file(self) -> Path:
+        """The weights as a file of this machine; remote ones are fetched once a machine, and compared with DONE.
+
+        Raises
+        ------
+        StorageError
+            When what is stored is not what training wrote.
+        """
+        where = self.weights
+        if isinstance(where, Path):
+            return where
+        digest = self.summary().weights_digest
+
+        def check(file: Path) -> None:
+            found = digest_of(map_tensors(file)[0])
+            if found != digest:
+                raise StorageError(f"{where} has digest {found}, training recorded {digest}: copy it anew")
+
+        path = cache_folder() / "weights" / f"{digest}.safetensors"
+        return kept(path, lambda file: fetch(where, file, check))
+
+    @property
+    def local_log(self) -> Path:
+        """Where this machine's processes append to the log; `keep_log` takes it to a remote run."""
+        if isinstance(self.log, Path):
+            return self.log
+        name = hashlib.blake2b(str(self.log).encode(), digest_size=8).hexdigest()
+        return cache_folder() / "logs" / f"{name}.txt"
+
+    def note(self, line: str) -> None:
+        """Append a line to the log."""
+        with contextlib.suppress(OSError):
+            self.local_log.parent.mkdir(parents=True, exist_ok=True)
+            with self.local_log.open("a") as log:
+                log.write(line + "\n")
+
+    def keep_log(self) -> None:
+        """Put what was logged here beside the other files of a remote run; a log that fails is no failure."""
+        if self.is_remote:
+            with contextlib.suppress(OSError, StorageError):
+                if content := self.local_log.read_bytes():
+                    with atomic_file(self.log) as file:
+                        file.write(content)
+
+    def _tidy_if_done(self) -> None:
+        if self.is_done:
+            self.tidy()

@@ -1,0 +1,287 @@
+"""The conductor: the whole sequence from data to a finished, calibrated run, which is written down here alone.
+
+Prepare the data, set up the run or open it again, train its repetitions, its re-ranker (pilots before it, each the same
+sequence on other rows), calibrate probabilities, tidy up. The command line, the scikit-learn classifier, pilots, tests
+and benchmarks call it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from rich.console import Console
+
+from mach.config import Config, load_config, load_run_config, parse_config
+from mach.data.store import Store
+from mach.errors import ConfigError, IncompleteRunError
+from mach.files.places import Place, place
+from mach.model.calibration import calibrate_when_due, described
+from mach.model.loading import load
+from mach.model.model import MachModel
+from mach.networks.permission import Trunk, agreed
+from mach.reranking.fitting import RerankerTraining
+from mach.reranking.record import Record, is_due
+from mach.reranking.settings import FitSettings
+from mach.runs.repetition import RepetitionFiles
+from mach.runs.run import Run
+from mach.sketch import bounds
+from mach.training.launch.capacity import plan_of
+from mach.training.launch.display import Report, bars, silence
+from mach.training.launch.launchers import Crew, n_workers
+from mach.training.launch.schedule import shards_of
+from mach.training.pilot import teach
+from mach.training.recipe import before_reading
+from mach.training.setup import drop_store, resolve, set_up, with_trunk
+from mach.training.start import Start, training_data
+
+Source: TypeAlias = "Config | dict[str, Any] | str | Place"
+LOCK_SECONDS = 0.2
+
+
+def train(
+    config: Source,
+    path: str | Place | None = None,
+    *,
+    launcher: Literal["here", "local", "ray"] | None = None,
+    workers: int | None = None,
+    device: str | None = None,
+    repetitions: Sequence[int] | None = None,
+    start: str | Place | None = None,
+    trunk: Trunk | None = None,
+    report: Report | None = None,
+    console: Console | None = None,
+) -> MachModel:
+    r"""Train a run from its data to its end, or go on where it stopped, and open it as a model.
+
+    Parameters
+    ----------
+    config : str, Path, UPath, dict or Config
+        What to train: a configuration, its sections as a dictionary, its TOML file, or a file, URL or ``builtin:NAME``
+        with the training rows alone, for which the recipe chooses all else. A finished or begun run goes on with its
+        own configuration.
+    path : str, Path or UPath, optional
+        Folder or URL of the run; by default ``runs/NAME``, after the file. What is there already is not made again.
+    launcher : {"here", "local", "ray"}, optional
+        Where work is done: in this process, in processes of this machine, or on a Ray cluster; by default what the
+        configuration says, which is "local" unless stated. None of them changes a bit.
+    workers : int, optional
+        Most workers at a time.
+    device : str, optional
+        "cpu", "cuda" or "cuda:N"; by default processors, or what ``launch.gpus`` says.
+    repetitions : sequence of int, optional
+        Train these only; others may be trained elsewhere. The re-ranker waits until all are finished.
+    start : str, Path or UPath, optional
+        Fine-tune: start from the weights of this finished run.
+    trunk : class or str, optional
+        A `torch.nn.Module` of your own instead of the hidden layers, or its name "package.module:Class". It is code, so
+        it must be passed wherever a configuration or run names one.
+    report : callable, optional
+        Called with the name of a stage and the fraction of it that is done.
+    console : rich.console.Console, optional
+        Where a person reads along: bars and a live table on a terminal, lines elsewhere. By default nobody does.
+
+    Returns
+    -------
+    MachModel
+        The run, with the repetitions that are finished.
+
+    Raises
+    ------
+    ConfigError
+        When a key is wrong, or the run was made with another configuration or from other data.
+    DataError, StorageError
+        From reading rows and writing the run.
+    IncompleteRunError
+        When a repetition or a part of the re-ranker failed for good, or on Ctrl-C; all that is finished or
+        checkpointed is kept, and the same call goes on from there.
+
+    Examples
+    --------
+    A table is enough; its columns are ``text`` and ``classes`` unless ``data`` names others.
+
+    >>> import mach
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> folder = TemporaryDirectory()
+    >>> table = Path(folder.name, "fruits.csv")
+    >>> _ = table.write_text("text,classes\n" + 40 * "sour green apple,apple\nlong ripe banana,banana\n")
+    >>> config = {"data": {"train": str(table), "cache": folder.name}, "training": {"epochs": 30, "batch": 8}}
+    >>> model = mach.train(config, Path(folder.name, "run"), launcher="here")
+    >>> model.names(model.topk("a green apple", k=1)[0])
+    ['apple']
+    >>> mach.train(Path(folder.name, "run")).n_repetitions == model.n_repetitions  # nothing is left to do
+    True
+    >>> folder.cleanup()
+    """
+    given = {"launch.launcher": launcher, "launch.workers": workers, "training.start": start and str(start)}
+    overrides = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    options, where = configuration(config, path, overrides, trunk)
+    if "repetitions" in options.hashing.model_fields_set:  # before a run is made, as far as can be
+        _refuse_missing(repetitions, options.hashing.repetitions)
+    console, report = console or Console(quiet=True), report or silence
+    run, store = _set_up(options, where, console, report, trunk)
+    _refuse_missing(repetitions, run.config.hashing.repetitions)
+    crew = _crew(options, device, console, report)
+    _train(run, store, crew, None if repetitions is None else sorted(set(repetitions)))
+    report("calibrating", 0.0)
+    calibrated = calibrate_when_due(run, store)
+    if calibrated is not None:
+        crew.say(described(calibrated))
+    report("calibrating", 1.0)
+    drop_store(run)
+    return load(run.path, trunk=trunk)
+
+
+def configuration(
+    source: Source, path: str | Place | None = None, overrides: Sequence[str] = (), trunk: Trunk | None = None
+) -> tuple[Config, Place]:
+    """The configuration and the run that arguments of `train` mean, after ``section.key=value`` overrides.
+
+    Raises
+    ------
+    ConfigError
+        When a key is wrong, or it names a trunk that was not passed.
+    """
+    if isinstance(source, Config) and not overrides:
+        return source, _named(source, path)
+    if isinstance(source, dict | Config):
+        tree = copy.deepcopy(source) if isinstance(source, dict) else source.model_dump(exclude_unset=True)
+        config = parse_config(tree, "mach.train", list(overrides))
+        return config, _named(config, path)
+    where = place(source)
+    if path is None and Run.is_at(where):
+        file = where / "config.toml"
+        config = load_run_config(file, list(overrides))[0]
+        return _agreed(config, trunk, file), where
+    if where.suffix == ".toml":
+        config = _agreed(load_config(where, list(overrides)), trunk, where)
+        return config, Path("runs") / where.stem if path is None else place(path)
+    config = parse_config({"data": {"train": str(source)}}, str(source), list(overrides))
+    return config, _named(config, path)
+
+
+def plan_of_run(config: Config, report: Report = silence, trunk: Trunk | None = None) -> bounds.Plan:
+    """The ledger of the run that `train` would make of a configuration; the data are prepared, nothing is trained."""
+    config = with_trunk(config, trunk)
+    start = Start.of(config)
+    config = before_reading(config if start is None else start.complete(config))
+    store = training_data(config, None, report)
+    known = None if start is None else start.assignment(start.counts_K(store))
+    resolved, _, _ = resolve(config, store, known, trunk)
+    n_shards = len(shards_of(list(range(resolved.hashing.repetitions)), config.launch.shard))
+    return plan_of(resolved, store, n_workers=n_workers(config.launch, n_shards))
+
+
+def train_reranker(run: Run, store: Store, crew: Crew, *, settings: FitSettings | None = None) -> None:
+    """Train the re-ranker if one is due (`mach.reranking.record.is_due`); another conductor here is waited for.
+
+    With ``settings``, classifiers are fitted as these say, as pilots' are as those of their run.
+
+    Raises
+    ------
+    IncompleteRunError
+        When parts were given up, or on KeyboardInterrupt; what is finished is kept.
+    """
+    if not is_due(run):
+        return
+    training = RerankerTraining(run, store)
+
+    def train_pilot(config: Config, path: Place) -> Run:
+        pilot, rows = _set_up(config, path, crew.console, crew.report, run.trunk)
+        _train(pilot, rows, crew, settings=training.settings)
+        return pilot
+
+    try:
+        with _held(training.files):
+            if not is_due(run):  # another made it meanwhile
+                return
+            training.begin(settings)
+            teach(training, train_pilot, crew.say)
+            crew.make_parts(training)
+            summary = training.finish()
+    except KeyboardInterrupt:
+        raise IncompleteRunError(
+            f"stopped while the re-ranker was trained; all repetitions and its finished parts are in {run.path}: run "
+            "the same command again to go on"
+        ) from None
+    for line in _told(summary):
+        crew.say(line)
+
+
+def _train(
+    run: Run,
+    store: Store,
+    crew: Crew,
+    repetitions: list[int] | None = None,
+    settings: FitSettings | None = None,
+) -> None:
+    crew.train(run, store, repetitions)
+    train_reranker(run, store, crew, settings=settings)
+
+
+def _set_up(config: Config, path: Place, console: Console, report: Report, trunk: Trunk | None) -> tuple[Run, Store]:
+    with bars(console) as draw:
+
+        def both(stage: str, fraction: float) -> None:
+            draw(stage, fraction)
+            report(stage, fraction)
+
+        return set_up(config, path, both, trunk=trunk)
+
+
+def _crew(config: Config, device: str | None, console: Console, report: Report) -> Crew:
+    launch = config.launch
+    if device == "cuda":
+        device = "cuda:0"
+    if device not in {None, "cpu"} and not launch.gpus:
+        share = 1.0 / (launch.workers or 1) if launch.launcher == "local" else 1.0
+        launch = launch.model_copy(update={"gpus": share})
+    return Crew(launch, device, console, report)
+
+
+def _agreed(config: Config, trunk: Trunk | None, file: Place) -> Config:
+    if config.network.trunk is not None:
+        agreed(config.network.trunk, trunk, file)
+    return config
+
+
+def _named(config: Config, path: str | Place | None) -> Place:
+    """The run's folder, by default after the file or the name of the built-in set that has the training rows."""
+    return Path("runs") / place(config.data.train.rpartition(":")[2]).stem if path is None else place(path)
+
+
+def _refuse_missing(repetitions: Sequence[int] | None, n_repetitions: int) -> None:
+    for r in repetitions or ():
+        if not 0 <= r < n_repetitions:
+            raise ConfigError(f"repetitions {r}: the run has repetitions 0-{n_repetitions - 1}")
+
+
+def _told(summary: Record) -> Iterator[str]:
+    """What a person is told of a finished re-ranker."""
+    yield (
+        f"re-ranker: {summary.n_weights:,} weights, {summary.n_bytes:,} bytes, {summary.cpu_seconds:.0f} s of "
+        f"processors; {summary.formula}" + (", chosen by held-out rows" if summary.validated else "")
+    )
+    if summary.repeats < 0 and not summary.learned:
+        yield (
+            "re-ranker: classes that a training row with the same features has are put last, as held-out rows hardly "
+            "ever repeat one: asked for a training row, the run answers with other classes (reranking.repeats = 0 and "
+            "`--no-rerank` do not)"
+        )
+
+
+@contextlib.contextmanager
+def _held(files: RepetitionFiles) -> Iterator[None]:
+    """Hold the re-ranker's lock; while another process does, wait for it."""
+    while True:
+        with files.locked() as is_ours:
+            if is_ours:
+                yield
+                return
+        time.sleep(LOCK_SECONDS)

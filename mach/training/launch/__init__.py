@@ -1,0 +1,1 @@
+"""Who trains which repetitions where: the schedule, its driver and the workers."""

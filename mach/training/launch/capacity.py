@@ -1,0 +1,132 @@
+"""What a run will take, before it is trained: its ledger, and how many of its repetitions fit a GPU together."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from mach.config import Config, HostMemory, LaunchConfig
+from mach.data.store import Store
+from mach.errors import ConfigError
+from mach.networks.inference import KEEP
+from mach.reranking.signals.contract import Scale
+from mach.reranking.signals.roster import expected_bytes
+from mach.runs.run import Run
+from mach.sketch import bounds
+
+USABLE = 0.9  # of a GPU, or of our share of it
+
+
+def plan_of(config: Config, store: Store, n_workers: int = 1) -> bounds.Plan:
+    """The ledger of a resolved configuration, as it will be trained on these rows."""
+    return plan_by_counts(
+        config,
+        n_classes=store.n_classes,
+        n_features=store.n_features,
+        n_rows=store.n_rows,
+        n_positives=len(store.class_ids),
+        nonzeros_per_row=store.n_features if store.is_dense else store.n_nonzeros / store.n_rows,
+        dense_input=store.is_dense,
+        n_workers=n_workers,
+    )
+
+
+def repetitions_together(
+    launch: LaunchConfig, run: Run, store: Store, device_bytes: int | None = None
+) -> tuple[int, HostMemory]:
+    """Repetitions of a shard, and what of them stays in main memory, where ``launch.shard`` leaves it to the ledger.
+
+    Parameters
+    ----------
+    launch : LaunchConfig
+    run : Run
+    store : Store
+    device_bytes : int, optional
+        Memory of a GPU; by default that of this machine's first. Without any, as on the head of a cluster, shards are
+        of one repetition.
+
+    Returns
+    -------
+    size : int
+    host_memory : {"none", "input", "all"}
+        As little as lets the shard fit.
+
+    Raises
+    ------
+    ConfigError
+        When not even one repetition fits, or fewer than ``launch.shard``.
+    """
+    from mach.networks.batched import can_be_batched
+
+    config, n_bytes = run.config, (device_bytes or gpu_bytes()) if launch.gpus else 0
+    if not (n_bytes and can_be_batched(config.network, dense_input=store.is_dense)):
+        return launch.shard or 1, "none"
+    ledger = plan_of(config, store).ledger
+    options = {"n_rows": config.training.batch, "number_bytes": 2 if run.manifest.precision == "bfloat16" else 4}
+    n_ours = int(n_bytes * launch.gpus * USABLE)
+    n_workers = launch.workers or int(1 / launch.gpus)
+    fitting: dict[HostMemory, int] = {
+        where: ledger.repetitions_within(n_ours, host_memory=where, **options) for where in get_args(HostMemory)
+    }
+    for host_memory, n in fitting.items():
+        if n >= (launch.shard or 1):
+            return launch.shard or min(n, -(-config.hashing.repetitions // n_workers)), host_memory
+    host_memory, n_most = max(fitting.items(), key=lambda item: item[1])
+    n_wanted = launch.shard if n_most and launch.shard else 1
+    wanted = ledger.device_bytes(n_wanted, host_memory=host_memory, **options)
+    sizes = f"about {wanted / 1e9:.1f} GB of a GPU, {n_ours / 1e9:.1f} GB are ours"
+    raise ConfigError(
+        f"{n_wanted} repetitions together take {sizes}: set launch.shard to at most {n_most}, or a smaller "
+        "training.batch"
+        if n_most
+        else f"a repetition takes {sizes}: set a smaller training.batch, or launch.gpus = 0 to train on processors"
+    )
+
+
+def gpu_bytes() -> int:
+    """Memory of this machine's first GPU; 0: there is none."""
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else 0
+
+
+def plan_by_counts(
+    config: Config,
+    *,
+    n_classes: int,
+    n_features: int,
+    n_rows: int,
+    n_positives: int,
+    nonzeros_per_row: float,
+    dense_input: bool,
+    n_workers: int = 1,
+) -> bounds.Plan:
+    """As `plan_of`, where the rows themselves are not at hand; ``n_positives`` pairs of a row and a class of it."""
+    reranking = config.reranking
+    is_chosen = reranking.repeats is None and (config.data.validation_fraction or 0) > 0
+    may_count = is_chosen or bool(reranking.repeats) or (bool(reranking.pilots) and reranking.repeats is None)
+    scale = Scale(
+        n_classes=n_classes,
+        n_features=n_features,
+        n_rows=n_rows,
+        n_positives=n_positives,
+        row_features=nonzeros_per_row,
+        pairs=reranking.pairs,
+        counts_repeats=may_count,
+        is_learned=reranking.pilots > 0,
+    )
+    return bounds.plan(
+        n_classes,
+        n_features,
+        n_workers=n_workers,
+        hidden=tuple(config.network.hidden),
+        n_repetitions=config.hashing.repetitions,
+        n_buckets=config.hashing.buckets,
+        n_heads=config.hashing.heads,
+        dense_input=dense_input,
+        weight_bytes=4 if config.network.weights == "float32" else 2,
+        input_bytes={"int4": KEEP if config.network.hidden else 1, "int8": 1}.get(config.network.weights),
+        output_bytes=1 if config.network.weights in {"int4", "int8"} else None,
+        nonzeros_per_row=nonzeros_per_row,
+        reranking_bytes=expected_bytes(scale) if reranking.candidates else 0,
+        table_assignment=config.hashing.table is not None,
+    )

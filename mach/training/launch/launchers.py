@@ -1,0 +1,191 @@
+"""Who does the work of a run: this process, processes of this machine, or a Ray cluster; all come to the same bits."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+
+from mach.config import LaunchConfig
+from mach.data.store import Store
+from mach.errors import IncompleteRunError
+from mach.reranking.fitting import RerankerTraining, fitting_bytes
+from mach.reranking.parts import STAGES
+from mach.runs.run import Run
+from mach.training.launch.capacity import plan_of, repetitions_together
+from mach.training.launch.display import Display, Report, StageDisplay, silence
+from mach.training.launch.driver import Driver, Pool
+from mach.training.launch.local import LocalPool, n_processes
+from mach.training.launch.schedule import Schedule, Shard, shards_of
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Those who work, and whom they tell of it.
+
+    Parameters
+    ----------
+    launch : LaunchConfig
+    device : str, optional
+        Of this process, where it does the work itself; by default the first GPU where ``launch.gpus`` is set.
+    console : Console
+        Where a person reads along.
+    report : callable
+        Called with a stage and the fraction of it that is done.
+    """
+
+    launch: LaunchConfig
+    device: str | None = None
+    console: Console = field(default_factory=lambda: Console(quiet=True))
+    report: Report = silence
+
+    def say(self, text: str) -> None:
+        """Tell the person one thing."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def train(self, run: Run, store: Store, repetitions: list[int] | None = None) -> None:
+        """Train what lacks DONE of some repetitions, by default of all.
+
+        Raises
+        ------
+        ConfigError
+            When ray is not installed, or a GPU is too small.
+        IncompleteRunError
+            When a repetition was given up, the cluster cannot be reached, or on KeyboardInterrupt (the command line
+            makes one of SIGTERM too); everything finished or checkpointed is kept.
+        """
+        wanted = list(range(run.config.hashing.repetitions)) if repetitions is None else repetitions
+        finished = [r for r in wanted if run.repetition(r).is_done]
+        missing = [r for r in wanted if r not in finished]
+        if not missing:
+            return  # no worker is needed to find that out
+        size, host_memory = repetitions_together(self.launch, run, store)
+        shards = shards_of(missing, size)
+        with Display(self.console, wanted, finished, self.report) as display:
+            if self.launch.launcher == "here":
+                self._train_here(run, store, shards, host_memory, display)
+                return
+            schedule = Schedule(shards)
+            n_bytes = plan_of(run.config, store).ledger.worker_bytes
+            try:
+                with self._workers(run, store, self.launch, len(shards), n_bytes, host_memory=host_memory) as pool:
+                    Driver(schedule, pool, display, n_workers(self.launch, len(shards))).drive()
+            except KeyboardInterrupt:
+                done = [r for r in wanted if run.repetition(r).is_done]
+                saved = [r for r in wanted if r not in done and run.repetition(r).state.exists()]
+                raise IncompleteRunError(
+                    f"stopped with {len(done)} of {len(wanted)} repetitions finished and {len(saved)} begun and saved "
+                    f"in {run.path}: run the same command again to go on"
+                ) from None
+        if schedule.n_deaths:
+            self.say(f"{schedule.n_deaths} workers were lost, {schedule.n_lost_steps} steps had to be trained again")
+        if schedule.given_up:
+            shard, cause = next(iter(schedule.given_up.items()))
+            n_failed = sum(map(len, schedule.given_up))
+            named = str(shard[0]) if len(shard) == 1 else f"{shard[0]}-{shard[-1]}"
+            raise IncompleteRunError(
+                f"{n_failed} of {len(wanted)} repetitions failed, {len(wanted) - n_failed} are finished; repetition "
+                f"{named}: {cause} (log: {run.repetition(shard[0]).log}); run the same command again to retry"
+            )
+
+    def make_parts(self, training: RerankerTraining) -> None:
+        """Make the missing parts of a re-ranker, one stage after the other, on the same workers.
+
+        In each stage the schedule hands parts to whichever worker is free, and the part of a lost worker goes to
+        another. Parts are files, so whoever begins again makes only what is missing.
+
+        Raises
+        ------
+        IncompleteRunError
+            When a part was given up.
+        """
+        driver, run, store = None, training.run, training.store
+        launch = self.launch.model_copy(update={"gpus": 0.0})  # nothing here would use one
+        with contextlib.ExitStack() as stack:
+            for stage in STAGES:
+                n_parts, missing = training.parts(stage)
+                if not missing:
+                    continue
+                first = training.number_of(stage, 0)
+                display = StageDisplay(self.console, stage, len(missing), first, self.report)
+                if launch.launcher == "here":
+                    with torch_kept():
+                        for part in missing:
+                            training.make(stage, part)
+                            display.set(first + part, "finished")
+                    continue
+                schedule = Schedule(shards_of([first + part for part in missing], 1))
+                n = n_workers(launch, len(missing))
+                if driver is None:
+                    n_bytes = plan_of(run.config, store).ledger.worker_bytes + fitting_bytes(run, store)
+                    pool = self._workers(run, store, launch, len(missing), n_bytes, parts="all")
+                    driver = Driver(schedule, stack.enter_context(pool), display, n)
+                else:
+                    driver.take_up(schedule, display, n)
+                driver.drive()
+                if schedule.given_up:
+                    (number, *_), cause = next(iter(schedule.given_up.items()))
+                    raise IncompleteRunError(
+                        f"the re-ranker failed: {stage}, part {number - first} of {n_parts}: {cause} (log: "
+                        f"{training.files.log}); the repetitions are finished and answer without it; run the same "
+                        "command again to retry"
+                    )
+
+    def _train_here(self, run: Run, store: Store, shards: list[Shard], host_memory: str, display: Display) -> None:
+        from mach.runs.traffic import PeerTraffic
+        from mach.training.shard import ShardJob, train_shard
+
+        device = self.device or ("cuda:0" if self.launch.gpus else "cpu")
+        options: dict[str, Any] = {"threads": self.launch.threads, "device": device, "host_memory": host_memory}
+        traffic = PeerTraffic()
+        # other threads of this process may open sockets, and that is no talk between repetitions
+        with torch_kept(), traffic.paused():
+            for shard in shards:
+                for r in shard:
+                    display.set(r, f"here, {device}")
+                job = ShardJob(str(run.path), str(store.path), shard, trunk=run.trunk, **options)
+                train_shard(job, report=display.progressed, traffic=traffic)
+                for r in shard:
+                    display.set(r, "finished")
+
+    @contextlib.contextmanager
+    def _workers(
+        self, run: Run, store: Store, launch: LaunchConfig, n_shards: int, n_bytes: int, **job: str
+    ) -> Iterator[Pool]:
+        """A pool of the launcher's workers, each of so many bytes, that is stopped in the end, however it comes."""
+        with contextlib.ExitStack() as stack:
+            pool: Pool
+            if launch.launcher == "local":
+                pool = LocalPool(run, store, launch, **job)
+            else:
+                from mach.runs.ray import Cluster
+                from mach.training.launch.cluster import RayPool
+
+                cluster = stack.enter_context(Cluster(launch.address))
+                pool = RayPool(cluster, run, store, launch, n_workers(launch, n_shards), n_bytes, **job)
+            stack.callback(pool.stop)
+            yield pool
+
+
+def n_workers(launch: LaunchConfig, n_shards: int) -> int:
+    """Workers that so many shards will ask for."""
+    if launch.launcher == "here":
+        return 1
+    most = n_processes(launch) if launch.launcher == "local" else launch.workers or n_shards
+    return min(most, n_shards)
+
+
+@contextlib.contextmanager
+def torch_kept() -> Iterator[None]:
+    """Give back what training changes in this process's torch: its threads and its random numbers."""
+    import torch
+
+    n_threads, state = torch.get_num_threads(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+        torch.set_rng_state(state)

@@ -1,0 +1,72 @@
+"""Workers that are processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import time
+
+from mach.config import LaunchConfig
+from mach.data.store import Store
+from mach.networks.permission import for_workers
+from mach.runs.run import Run
+from mach.training.launch.driver import Message
+from mach.training.launch.process import STOP_SECONDS, WorkerProcess
+
+
+def n_processes(launch: LaunchConfig) -> int:
+    """How many of them: by default one for every ``threads`` cores that we may use, or as many as share one GPU."""
+    if launch.gpus and not launch.workers:
+        return int(1 / launch.gpus)
+    return launch.workers or len(os.sched_getaffinity(0)) // launch.threads or 1
+
+
+class LocalPool:
+    """Processes of this machine, each at the end of a socket pair; a `mach.training.launch.driver.Pool`."""
+
+    def __init__(self, run: Run, store: Store, launch: LaunchConfig, **job: str) -> None:
+        self._job: Message = {"run": str(run.path), "store": str(store.path), "threads": launch.threads}
+        self._job |= job | for_workers(run.agreed_trunk())
+        self._gpus = launch.gpus
+        self._workers: dict[int, WorkerProcess] = {}
+        self._selector = selectors.DefaultSelector()
+
+    def start(self, worker: int) -> None:
+        device = f"cuda:{int(worker * self._gpus)}" if self._gpus else "cpu"  # halves: workers 0 and 1 share the first
+        process = WorkerProcess(self._job | {"where": f"worker {worker} {device}", "device": device})
+        self._workers[worker] = process
+        self._selector.register(process.channel, selectors.EVENT_READ, worker)
+
+    def send(self, worker: int, order: Message) -> None:
+        if worker in self._workers:
+            self._workers[worker].channel.send(order)
+
+    def receive(self, timeout_seconds: float) -> list[tuple[int, Message]]:
+        messages = []
+        for key, _ in self._selector.select(timeout_seconds):
+            worker: int = key.data
+            channel = self._workers[worker].channel
+            message = channel.receive()
+            while message is not None:
+                messages.append((worker, message))
+                if not channel.has_message():
+                    break
+                message = channel.receive()
+            else:
+                messages.append((worker, {"kind": "lost", "cause": f"worker {worker} {self._remove(worker).ending()}"}))
+        return messages
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def stop(self) -> None:
+        for process in self._workers.values():
+            process.channel.send({"stop": True})
+        deadline = time.monotonic() + STOP_SECONDS
+        for worker in list(self._workers):
+            self._remove(worker).leave(deadline)
+
+    def _remove(self, worker: int) -> WorkerProcess:
+        process = self._workers.pop(worker)
+        self._selector.unregister(process.channel)
+        return process

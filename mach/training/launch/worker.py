@@ -1,0 +1,164 @@
+"""A worker process: does what the driver hands it, one order after another.
+
+Started as ``python -m mach.training.launch.worker FD`` with one end of a socket pair. Messages are JSON lines: first
+the job, then orders, ``{"train": [r, ...], "exclusive": true}``, ``{"pause": true}``, ``{"stop": true}``; the worker
+says ``ready`` and answers with ``progress``, ``finished``, ``paused`` or ``failed``. The numbers of an order are
+repetitions; in a job with ``parts`` they are parts of a re-ranker. ``trunk`` and ``path`` are of
+`mach.networks.permission.for_workers`. When the other end dies, the worker saves its state and goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mach.errors import ConfigError, MachError
+from mach.files.places import place
+from mach.networks.permission import find_as
+from mach.runs.run import Run
+from mach.training.launch.process import Channel
+
+if TYPE_CHECKING:
+    from mach.runs.repetition import RepetitionFiles
+    from mach.training.trainer import Progress
+
+
+class _Work(Protocol):
+    """What the numbers of an order stand for."""
+
+    @property
+    def hopeless(self) -> tuple[type[Exception], ...]:
+        """Errors that another attempt would meet again."""
+
+    def files(self, number: int) -> RepetitionFiles:
+        """Where a log of it is kept."""
+
+    def do(self, order: dict[str, Any], report: Callable[[Progress], None], should_stop: Callable[[], bool]) -> bool:
+        """Do all of them; False when told to stop before that, with what is done saved."""
+
+
+class _Repetitions:
+    """The training of repetitions."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        from mach.runs.traffic import PeerTraffic
+        from mach.training.trainer import TrainingError
+
+        self._job, self._run = job, Run(place(job["run"]))
+        self._traffic = PeerTraffic()  # one for the process's life: what a failed attempt exchanged still counts
+        self.hopeless = (ConfigError, TrainingError)
+
+    def files(self, number: int) -> RepetitionFiles:
+        return self._run.repetition(number)
+
+    def do(self, order: dict[str, Any], report: Callable[[Progress], None], should_stop: Callable[[], bool]) -> bool:
+        from mach.training.shard import ShardJob, train_shard
+        from mach.training.trainer import TrainingStoppedError
+
+        job = self._job
+        shard = ShardJob(
+            job["run"],
+            job["store"],
+            tuple(order["train"]),
+            job["threads"],
+            order["exclusive"],
+            job["device"],
+            host_memory=job.get("host_memory"),
+            trunk=job.get("trunk"),
+        )
+        try:
+            train_shard(shard, report=report, should_stop=should_stop, traffic=self._traffic)
+        except TrainingStoppedError:
+            return False
+        return True
+
+
+class _Parts:
+    """The making of a re-ranker's parts, of any stage; torch is not imported, so it begins in half a second."""
+
+    hopeless = (ConfigError,)
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        from mach.data.transfer import fetch_store
+        from mach.reranking.fitting import RerankerTraining
+
+        self._training = RerankerTraining(Run.open(job["run"], job.get("trunk")), fetch_store(job["store"]))
+
+    def files(self, number: int) -> RepetitionFiles:
+        return self._training.files
+
+    def do(self, order: dict[str, Any], report: Callable[[Progress], None], should_stop: Callable[[], bool]) -> bool:
+        return all(self._training.make(*self._training.part_of(number), should_stop) for number in order["train"])
+
+
+def main(descriptor: int) -> None:
+    """Serve the driver on an inherited socket until it says stop or goes away."""
+    told_to_stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: told_to_stop.set())  # a whole group may be told at once
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver hears it and asks us
+    channel = Channel(socket.socket(fileno=descriptor))
+    job = channel.receive()
+    if job is None:
+        return
+    find_as(job.get("path", []))
+    work: _Work = _Parts(job) if "parts" in job else _Repetitions(job)
+    report = _Reporter(channel, job.get("report_seconds", 0.0))
+    channel.send({"kind": "ready", "where": job["where"]})
+    while True:
+        order = channel.receive()
+        if order is None or "stop" in order:
+            return
+        if "pause" in order:  # it crossed our last message
+            continue
+        files = work.files(order["train"][0])
+        _log_into(files)
+        try:
+            # an order to stop or pause, or the end of a dead driver's socket
+            if work.do(order, report, lambda: told_to_stop.is_set() or channel.has_message()):
+                channel.send({"kind": "finished"})
+                continue
+            order = None if told_to_stop.is_set() else channel.receive()
+            if order is None or "pause" not in order:
+                return
+            channel.send({"kind": "paused"})
+        except Exception as error:
+            with contextlib.suppress(OSError):  # the log's disk may be full
+                traceback.print_exc()
+                sys.stderr.flush()
+            files.keep_log()
+            cause = str(error) if isinstance(error, MachError) else f"{type(error).__name__}: {error}"
+            hopeless = isinstance(error, work.hopeless)
+            channel.send({"kind": "failed", "cause": (cause.splitlines() or [""])[0], "hopeless": hopeless})
+
+
+class _Reporter:
+    """Sends progress, at most once in so many seconds beside the ends of epochs."""
+
+    def __init__(self, channel: Channel, seconds: float) -> None:
+        self._channel, self._seconds, self._told = channel, seconds, 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        ends_epoch = progress.step * progress.n_epochs == progress.epoch * progress.n_steps
+        if ends_epoch or time.monotonic() - self._told >= self._seconds:
+            self._told = time.monotonic()
+            self._channel.send({"kind": "progress", **vars(progress)})
+
+
+def _log_into(files: RepetitionFiles) -> None:
+    """Send standard error, and what compiled code prints there, to the log of a repetition or the re-ranker."""
+    with contextlib.suppress(OSError):
+        files.local_log.parent.mkdir(parents=True, exist_ok=True)
+        with files.local_log.open("a") as file:
+            os.dup2(file.fileno(), sys.stderr.fileno())
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

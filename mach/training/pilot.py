@@ -1,0 +1,114 @@
+"""Pilots: runs on four fifths of a run's rows, thrown away once they have taught the order on the other fifth.
+
+What a finished run says of its own training rows is too good to learn from: networks and classifiers know these rows. A
+pilot is a run of its own in the folder ``pilots``, of the same configuration and trained by the same conductor, so it
+stops and goes on as the run itself does; what it leaves is one file of examples (`mach.reranking`). A pilot that is the
+only one has half of the repetitions: the order that it teaches is worth nearly as much (docs/log.md).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mach.config import MAX_PILOTS, Config, DataConfig
+from mach.data.batch import ranges, read_classes
+from mach.data.store import Chunk, Store
+from mach.data.writer import StoreWriter
+from mach.files.places import Place, cache_folder, kept, remove_folder
+from mach.reranking.fitting import RerankerTraining
+from mach.runs.run import Run
+
+BLOCK_ROWS = 2**16
+
+
+def teach(training: RerankerTraining, train: Callable[[Config, Place], Run], say: Callable[[str], None]) -> None:
+    """Have every pilot that has not taught yet trained to its end, and keep its examples.
+
+    Parameters
+    ----------
+    training : RerankerTraining
+        That of the run.
+    train : callable
+        Trains repetitions and re-ranker of a configuration into a folder.
+    say : callable
+        Told of every pilot.
+    """
+    n_pilots = training.config.pilots
+    for pilot in training.missing_pilots():
+        say(
+            f"re-ranker: pilot {pilot + 1} of {n_pilots}, on {1 - 1 / MAX_PILOTS:.0%} of the rows, whose other rows "
+            "teach the order of candidates"
+        )
+        learned, taught = fold(training.rows, pilot, training.run.config.training.seed)
+        folder = training.run.path / "pilots"
+        own = folder if isinstance(folder, Path) else cache_folder() / f"pilots-{training.fingerprint}"
+        rows = kept(own / f"rows{pilot}", partial(_write, training.store, learned))
+        training.examine(pilot, train(_config(training, rows), folder / str(pilot)), taught)
+        for place in {folder, own}:
+            _remove(place)
+
+
+def fold(rows: NDArray[np.int64], pilot: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows that a pilot learns from, and the fifth of them that it teaches on, both ascending; fifths are disjoint.
+
+    Examples
+    --------
+    >>> learned, taught = fold(np.arange(10), 0, seed=0)
+    >>> sorted([*learned.tolist(), *taught.tolist()]) == list(range(10)), len(taught)
+    (True, 2)
+    """
+    is_taught = np.zeros(len(rows), np.bool_)
+    is_taught[np.random.default_rng([seed, MAX_PILOTS]).permutation(len(rows))[pilot::MAX_PILOTS]] = True
+    return rows[~is_taught], rows[is_taught]
+
+
+def _config(training: RerankerTraining, rows: Path) -> Config:
+    config = training.run.config
+    data = DataConfig(
+        train=str(rows),
+        validation_fraction=config.data.validation_fraction,
+        row_features=training.store.row_features,
+        cache=config.data.cache,
+    )
+    n_repetitions = config.hashing.repetitions
+    hashing = {"repetitions": -(-n_repetitions // 2) if config.reranking.pilots == 1 else n_repetitions}
+    reranking = {"pilots": 0}
+    return config.model_copy(
+        update={
+            "data": data,
+            "hashing": config.hashing.model_copy(update=hashing),
+            "reranking": config.reranking.model_copy(update=reranking),
+        }
+    )
+
+
+def _write(store: Store, rows: NDArray[np.int64], path: Path) -> None:
+    sizes: dict[str, Any] = {"n_features": store.n_features, "n_classes": store.n_classes}
+    with StoreWriter(path, source=str(store.path), row_features=store.row_features, **sizes) as writer:
+        for chunk in _chunks(store, rows):
+            writer.append(chunk)
+
+
+def _chunks(store: Store, rows: NDArray[np.int64]) -> Iterator[Chunk]:
+    for begin in range(0, len(rows), BLOCK_ROWS):
+        part = rows[begin : begin + BLOCK_ROWS]
+        ids, counts = read_classes(store, part)
+        begins = store.feature_indptr[part]
+        lengths = store.feature_indptr[part + 1] - begins
+        places = ranges(begins, lengths)
+        features = np.append(0, np.cumsum(lengths)), store.feature_indices[places], store.feature_values[places]
+        yield Chunk(np.append(0, np.cumsum(counts)), ids, features)
+
+
+def _remove(folder: Place) -> None:
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        remove_folder(folder, first="manifest.json")

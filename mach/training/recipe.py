@@ -1,0 +1,172 @@
+"""The recipe: what a configuration leaves open, chosen from the shape of the data.
+
+One rule for all data sets, found on validation rows of three (docs/results.md); a key that is given is never touched.
+It holds for sparse rows. Dense rows, linear networks and trunks of the user's own keep the defaults of `mach.config`.
+
+========================  ======================================================================================
+``data.row_features``     128: more are much work, and no gain beside ``power``
+``validation_fraction``   2 % of the rows, but 500 to 2,000, where re-ranking has a blend to choose; none below 5,000
+``repetitions, heads``    R = 4 networks of J = 2 hash functions: more networks help more than more heads
+``buckets``               the power of two nearest 3.2 sqrt(K), as re-ranking tells apart what shares buckets, or
+                          N / 160 where that is more, up to 4,096: many rows can teach more buckets
+``hidden``                one layer of 6125 / D^0.22, in steps of 64: wide where D, which bounds the bytes, is small;
+                          up to twice as wide for up to 50,000 rows and B = 512, less in proportion above; at most
+                          1,024
+``dropout``               0.3 where networks are twice as wide, 0.15 where they are not, 0.2 where the width is given;
+                          less in proportion above 50,000 rows
+``power``                 1 where a row has 16 to 40 features, 1.5 where it has 80: there the largest should outweigh
+                          the rest; 0.5 where it has 13 or fewer: there the small ones should count as well
+``weights``               int4, 0.3 bytes a weight of the input layer: rounding it costs no accuracy, and leaving its
+                          least salient weights out little (docs/results.md)
+``batch, rate``           512 and 6e-3, for 2,048 buckets and more 1e-2
+``epochs``                6 sqrt(45,000 / N), its whole part, 3 to 15: more steps for fewer rows
+``candidates``            100
+``pairs``                 products of the 12 largest features of a row where it has less than 30 and fewer than 10
+                          classes
+``pilots``                3 where a row has 10 classes or more, whose order takes more rows to learn, else 1; none below
+                          5,000 and above 300,000 rows, with other aggregates than log-means, and for runs that start
+                          from another one
+========================  ======================================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mach.config import Config
+from mach.networks.kernels.losses import named
+from mach.reranking.settings import MANY_CLASSES
+
+if TYPE_CHECKING:
+    from mach.data.store import Store
+
+ROW_FEATURES = 128
+CANDIDATES = 100
+FEW_FEATURES, PAIRS = 30, 12  # seen to gain at 6 to 17 features a row
+# network.power by the binary logarithm of a row's features: best were 0.5 at 6 and 9, 0.75 at 15, 1 at 17, 1.5 at 98
+LOG_FEATURES, POWERS = (3.75, 4.0, math.log2(40), math.log2(80)), (0.5, 1.0, 1.0, 1.5)
+LEAST_PILOT_ROWS, MOST_PILOT_ROWS = 5_000, 300_000
+
+
+@dataclass(frozen=True)
+class Shape:
+    """N, D and K of the training rows, what one has on average, and whether rows are dense and all of one class."""
+
+    n_rows: int
+    n_features: int
+    n_classes: int
+    is_dense: bool = False
+    row_features: float = 0.0
+    row_classes: float = 0.0
+    is_exclusive: bool = False
+
+    @classmethod
+    def of(cls, store: Store) -> Shape:
+        n_rows = max(store.n_rows, 1)
+        features = 0.0 if store.is_dense else store.n_nonzeros / n_rows
+        classes_N = np.diff(store.class_indptr)
+        sizes = (store.n_rows, store.n_features, store.n_classes)
+        return cls(*sizes, store.is_dense, features, float(classes_N.sum()) / n_rows, bool((classes_N == 1).all()))
+
+
+def before_reading(config: Config) -> Config:
+    """A configuration whose loss is known and whose ``data.row_features`` is settled, before its rows are read."""
+    if config.training.loss != "auto":
+        named(config.training.loss)
+    if "row_features" in config.data.model_fields_set:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"row_features": ROW_FEATURES})})
+
+
+def fill(config: Config, shape: Shape) -> Config:
+    """A configuration with the recipe's values for all keys of the table above that it leaves open.
+
+    Examples
+    --------
+    >>> config = Config.model_validate({"data": {"train": "x"}, "training": {"epochs": 9}})
+    >>> filled = fill(config, Shape(n_rows=41_902, n_features=77_412, n_classes=26_296))
+    >>> filled.hashing.buckets, filled.network.hidden, filled.training.epochs, filled.training.rate
+    (512, [1024], 9, 0.006)
+    """
+    sparse = not shape.is_dense
+    reranks = "candidates" not in config.reranking.model_fields_set or config.reranking.candidates > 0
+    choices: dict[str, dict[str, Any]] = {
+        "data": {"validation_fraction": held_out_fraction(shape.n_rows) if sparse and reranks else 0.0},
+        "reranking": {"candidates": CANDIDATES if sparse else 0},
+    }
+    has_many_classes = shape.row_classes >= MANY_CLASSES
+    if sparse and not has_many_classes and 0 < shape.row_features < FEW_FEATURES:
+        choices["reranking"] |= {"pairs": PAIRS}
+    if sparse and reranks and can_have_pilots(config, shape):
+        choices["reranking"] |= {"pilots": 3 if has_many_classes else 1}
+    if sparse and config.network.hidden and config.network.trunk is None:
+        n_buckets = _buckets(shape.n_classes, shape.n_rows)
+        widening = 1 + _few(shape.n_rows) * min(1.0, 512 / n_buckets)
+        is_given = "hidden" in config.network.model_fields_set
+        choices |= {
+            "hashing": {"repetitions": 4, "heads": 2, "buckets": n_buckets},
+            "network": {
+                "hidden": [_width(shape.n_features, widening)],
+                "dropout": round((0.2 if is_given else 0.15 * widening) * _few(shape.n_rows), 3),
+                "power": _power(shape.row_features),
+                "weights": "int4",
+            },
+            "training": {
+                "epochs": _epochs(shape.n_rows),
+                "batch": 512,
+                "rate": _rate(n_buckets),
+            },
+        }
+    if config.hashing.table is not None:
+        choices.get("hashing", {}).pop("buckets", None)
+    updated = {}
+    for section, values in choices.items():
+        given = getattr(config, section)
+        left_open = {
+            key: value
+            for key, value in values.items()
+            if key not in given.model_fields_set or getattr(given, key) is None
+        }
+        updated[section] = given.model_copy(update=left_open)
+    return config.model_copy(update=updated)
+
+
+def can_have_pilots(config: Config, shape: Shape) -> bool:
+    """Whether an order is learned where nothing is said of it: there are rows enough, and time."""
+    has_logs = config.decoding.aggregate in {"auto", "log-mean"}
+    return LEAST_PILOT_ROWS <= shape.n_rows <= MOST_PILOT_ROWS and has_logs and config.training.start is None
+
+
+def held_out_fraction(n_rows: int) -> float:
+    """Share of the rows on which probabilities and blends are fitted; 0 where there are too few."""
+    return 0.0 if n_rows < 5000 else min(max(0.02 * n_rows, 500), 2000) / n_rows
+
+
+def _buckets(n_classes: int, n_rows: int) -> int:
+    nearest = 2 ** round(math.log2(max(3.2 * math.sqrt(n_classes), min(n_rows / 160, 4096))))
+    return max(2, min(nearest, 2 ** int(math.log2(max(n_classes, 2)))))
+
+
+def _rate(n_buckets: int) -> float:
+    return round(6e-3 * min(max(n_buckets / 1024, 1.0), 2.0) ** 0.74, 3)
+
+
+def _few(n_rows: int) -> float:
+    return min(1.0, 50_000 / n_rows)
+
+
+def _power(row_features: float) -> float:
+    """Of rows whose features are not known, 1."""
+    return round(float(np.interp(math.log2(row_features), LOG_FEATURES, POWERS)), 2) if row_features else 1.0
+
+
+def _width(n_features: int, widening: float) -> int:
+    return 64 * min(max(round(6125 / n_features**0.22 * widening / 64), 4), 16)
+
+
+def _epochs(n_rows: int) -> int:
+    return min(max(int(6 * math.sqrt(45_000 / n_rows)), 3), 15)

@@ -1,0 +1,209 @@
+"""Train one shard: the unit of work that a launcher places somewhere.
+
+`train_shard` reads the run directory and the store, and writes the repetitions' own files; it knows nothing of
+other shards. Where and when it runs, and how often it is interrupted, never changes a bit of the weights: row
+order and dropout are functions of (seed, repetition, epoch, step), and a checkpoint holds everything else. On a GPU
+the repetitions of a shard are trained together, as one batched network, on the same rows in the same order, that of the
+first; a checkpoint says whose order it follows, so that it goes on so anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mach.config import HostMemory
+from mach.data.store import Store
+from mach.data.transfer import fetch_store
+from mach.errors import MachError
+from mach.files.tensors import map_tensors
+from mach.networks.batched import can_be_batched
+from mach.networks.network import Network, refuse_missing
+from mach.networks.output import StepFigures
+from mach.networks.permission import Trunk
+from mach.networks.shard import BatchedShard
+from mach.runs.repetition import RepetitionFiles
+from mach.runs.run import Run
+from mach.runs.traffic import PeerTraffic
+from mach.training.trainer import Progress, Pulse, Step, Trainer, TrainingError, TrainingStoppedError
+
+LOCK_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """What a worker needs to know.
+
+    Parameters
+    ----------
+    run, store : str
+        Paths or URLs of the run and of its data; a store behind a URL is fetched once a machine.
+    repetitions : tuple of int
+    threads : int
+    exclusive : bool
+        Whether to wait for another process of this machine that trains a repetition. Without it both train, the first
+        to finish counts, and nothing else is different: they write the same bits.
+    device : str
+        Of the networks' dense parts: "cpu" or "cuda:N".
+    together : bool, optional
+        Whether the repetitions are one batched network, where their kind allows it; by default on a GPU.
+    host_memory : {"none", "input", "all"}, optional
+        What of such a network stays in main memory: nothing, input layers, moments of other layers as well.
+    trunk : class or str, optional
+        What the caller of the training passed (`mach.networks.permission`).
+    """
+
+    run: str
+    store: str
+    repetitions: tuple[int, ...]
+    threads: int = 1
+    exclusive: bool = True
+    device: str = "cpu"
+    together: bool | None = None
+    host_memory: HostMemory | None = None
+    trunk: Trunk | None = None
+
+
+def train_shard(
+    job: ShardJob,
+    report: Callable[[Progress], None] = lambda progress: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    traffic: PeerTraffic | None = None,
+) -> None:
+    """Train every repetition of the job that is not finished, resuming from its last checkpoint.
+
+    Parameters
+    ----------
+    job : ShardJob
+    report : callable
+        Called about twice a second and at the end of every epoch.
+    should_stop : callable
+        Asked between steps; once it says yes, the state is saved and `TrainingStoppedError` raised.
+    traffic : PeerTraffic, optional
+        The process's counter, where it began before this shard.
+
+    Raises
+    ------
+    TrainingStoppedError
+        On request.
+    StorageError
+        When finished weights cannot be written.
+    ConfigError
+        When the device is not there, or lacks memory; when the run has a trunk that the job does not name.
+    TrainingError
+        When the loss is no longer finite, or a socket was opened.
+    """
+    refuse_missing(job.device)
+    torch.set_num_threads(job.threads)
+    run = Run.open(job.run, job.trunk)
+    missing = [files for r in job.repetitions if not (files := run.repetition(r)).is_done]
+    if not missing:
+        return
+    store = fetch_store(job.store)
+    together = job.device != "cpu" if job.together is None else job.together
+    together = together and can_be_batched(run.config.network, dense_input=store.is_dense)
+    torch.set_flush_denormal(True)  # denormal Adam moments cost a hundredfold
+    try:
+        for unit in [missing] if together else [[files] for files in missing]:
+            try:
+                with contextlib.ExitStack() as stack:
+                    for files in unit:
+                        stack.enter_context(_held(files, should_stop, job.exclusive))
+                    counter = stack.enter_context(traffic or PeerTraffic())
+                    for group in _groups(unit) if together else [unit]:
+                        pulse = Pulse(should_stop, run.config.training.checkpoint_seconds)
+                        device = "cpu" if together else job.device
+                        trainers = (Trainer(run, store, files, counter, report, pulse, device) for files in group)
+                        if together:
+                            _train_together(trainers, len(group), store, job, pulse)
+                        else:
+                            _train_alone(next(trainers), pulse)
+            finally:
+                for files in unit:
+                    files.keep_log()
+    finally:
+        torch.set_flush_denormal(False)  # the state of the whole thread, and the caller's to use
+
+
+def _groups(unit: list[RepetitionFiles]) -> list[list[RepetitionFiles]]:
+    """Repetitions that can be trained together from here: at the same step, on the same rows."""
+    groups: dict[Any, list[RepetitionFiles]] = {}
+    for files in unit:
+        if files.is_done:  # by another process that we waited for
+            continue
+        standing = None
+        if files.is_begun:
+            with files.local_file(files.state) as file:
+                arrays, metadata = map_tensors(file)
+                standing = (int(arrays["n_steps"][0]), json.loads(metadata["notes"]).get("order", files.repetition))
+        groups.setdefault(standing, []).append(files)
+    return list(groups.values())
+
+
+def _train_alone(trainer: Trainer, pulse: Pulse) -> None:
+    """Train a repetition to its end from where it stands."""
+    trainer.begin(order_of=trainer.repetition)
+    _walk([trainer], trainer.step, pulse)
+
+
+def _train_together(trainers: Iterator[Trainer], n: int, store: Store, job: ShardJob, pulse: Pulse) -> None:
+    """Train n repetitions as one network on a device; their own networks are needed one at a time to begin with."""
+    begun: list[Trainer] = []
+    with contextlib.ExitStack() as stack:
+        for trainer in trainers:
+            begun.append(trainer)
+            trainer.n_together = n
+            trainer.begin(order_of=begun[0].repetition)
+            assert isinstance(trainer.network, Network)
+            if len(begun) == 1:
+                where = (job.device, job.host_memory or "none")
+                made = BatchedShard(trainer.network, n, trainer.config.network, store, *where)
+                shard = stack.enter_context(contextlib.closing(made))
+            trainer.network = shard.adopt(trainer.network)
+
+        def step(wanted: Step) -> list[StepFigures] | None:
+            assignments = [trainer.assignment for trainer in begun]
+            return shard.step(wanted.rows, wanted.ahead, assignments, wanted.rate, measured=wanted.measured)
+
+        _walk(begun, step, pulse)
+
+
+def _walk(trainers: list[Trainer], step: Callable[[Step], list[StepFigures] | None], pulse: Pulse) -> None:
+    """Let trainers walk side by side, each to its end; one that fails leaves the others alone."""
+    walks = [trainer.steps() for trainer in trainers]
+    wanted = [next(walk, None) for walk in walks]
+    errors: list[MachError] = []
+    while (lead := next((each for each in wanted if each is not None), None)) is not None:
+        figures = step(lead)
+        pulse.beat()
+        for i, walk in enumerate(walks):
+            if wanted[i] is not None:
+                try:
+                    wanted[i] = walk.send(figures[i] if figures else None)
+                except StopIteration:
+                    wanted[i] = None
+                except (TrainingError, TrainingStoppedError) as error:
+                    wanted[i] = None
+                    errors.append(error)
+        pulse.rest()
+    if errors:
+        raise errors[0]
+
+
+@contextlib.contextmanager
+def _held(files: RepetitionFiles, should_stop: Callable[[], bool], exclusive: bool) -> Iterator[None]:
+    """Hold a repetition; while another process does, wait: it may finish it, or be about to die."""
+    while True:
+        with files.locked() as is_ours:
+            if is_ours or not exclusive:
+                yield
+                return
+        if should_stop():
+            raise TrainingStoppedError(f"stopped while another process trained repetition {files.repetition}")
+        time.sleep(LOCK_SECONDS)

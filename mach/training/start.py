@@ -1,0 +1,255 @@
+"""Starting a run from another one: its weights, features and classes, new rows, and old ones against forgetting.
+
+The new run is an ordinary one, of a store that holds the old rows and then the new ones. Old classes keep their numbers
+and buckets, new ones get the next numbers. Every epoch goes through all new rows and as many old ones, drawn anew, as
+``training.replay`` asks for. The re-ranker is trained anew, on all rows of both: a classifier needs the rows of its
+class and those that look like them, whichever run saw them first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mach.config import Config, completed, differing_keys
+from mach.data.joining import find, join
+from mach.data.prepare import prepare
+from mach.data.store import OldPart, Reference, Store
+from mach.data.transfer import META, fetch_store
+from mach.errors import ConfigError, DataError, IncompleteRunError, StorageError
+from mach.files.places import Place, is_there
+from mach.model.classes.edits import Edits
+from mach.model.classes.versions import Versions
+from mach.runs.run import Run
+from mach.sketch.hashing import Assignment
+from mach.sketch.tables import TableAssignment, grown
+
+STORE = "store"  # folder of the training data in a remote run
+RATE_SHARE = 2 / 3  # of the run's own, for the first that starts from it; lower ones learn rare classes less
+BOUND = ("text.", "hashing.", "network.hidden", "network.power", "network.trunk", "data.row_features", "training.loss")
+# What each run says of its own rows, whatever those of the other were.
+OWN = ("class_names", "strong_columns", "weak_columns")
+Report = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What a run knows of classes.
+
+    Parameters
+    ----------
+    reference : Reference
+        Their number and names, and the features of rows.
+    counts_K : int64 array
+        Training rows of each.
+    assignment : Assignment
+        Their buckets by all hash functions.
+    edits : Edits
+        What was done to them after training.
+    """
+
+    reference: Reference
+    counts_K: NDArray[np.int64]
+    assignment: Assignment
+    edits: Edits
+
+
+def known_to(run: Run) -> Known:
+    """Classes of a run, those that it was given after its training as well."""
+    versions, trained = Versions(run), run.trained_assignment(range(run.config.hashing.repetitions))
+    edits = versions.load()
+    reference, counts_K = versions.reference(edits), np.concatenate([run.class_counts_K(), edits.counts_A])
+    if not edits.n_added:
+        return Known(reference, counts_K, trained, edits)
+    before_FK = trained.buckets(np.arange(edits.n_trained))
+    added_FA = edits.buckets(range(trained.n_repetitions), trained.n_buckets)
+    table_FK = np.concatenate([before_FK, added_FA.astype(np.int32)], axis=1)
+    return Known(reference, counts_K, TableAssignment.from_table(table_FK, trained.n_buckets), edits)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A finished run that others start from.
+
+    Parameters
+    ----------
+    run : Run
+    replay : float
+        Old rows a new one; 0: the run's data are not needed.
+    """
+
+    run: Run
+    replay: float
+
+    @classmethod
+    def of(cls, config: Config) -> Start | None:
+        """What a configuration starts from, if from anything.
+
+        Raises
+        ------
+        StorageError, IncompleteRunError
+            When it is no run, or one of its repetitions is not finished.
+        """
+        if config.training.start is None:
+            return None
+        run = Run.open(config.training.start)
+        replay = run.config.training.replay if config.training.replay is None else config.training.replay
+        n_repetitions = run.config.hashing.repetitions
+        if len(run.finished()) < n_repetitions:
+            raise IncompleteRunError(
+                f"training.start: {run.path} has finished {len(run.finished())} of {n_repetitions} repetitions: train "
+                "them first"
+            )
+        return cls(run, 1.0 if replay is None else replay)
+
+    def complete(self, config: Config) -> Config:
+        """Take what a configuration leaves open from the run, but for what suits a start.
+
+        Raises
+        ------
+        ConfigError
+            When it asks for what the run's weights do not fit.
+        """
+        theirs = self.run.config
+        training: dict[str, Any] = {"replay": self.replay, "precision": "auto"}
+        if theirs.training.start is None:
+            training["rate"] = RATE_SHARE * theirs.training.rate
+        updates: dict[str, dict[str, Any]] = {
+            "data": dict.fromkeys(OWN),
+            "training": training,
+            "reranking": {
+                "candidates": theirs.reranking.candidates if self.replay else 0,
+                "pilots": 0,
+            },
+        }
+        sections = {name: getattr(theirs, name).model_copy(update=update) for name, update in updates.items()}
+        mine = completed(config, theirs.model_copy(update=sections))
+        bound = [key for key in differing_keys(mine, theirs) if key.startswith(BOUND)]
+        if bound:
+            raise ConfigError(f"training.start: {self.run.path} has other weights than asked for: {'; '.join(bound)}")
+        if mine.reranking.candidates and not self.replay:
+            raise ConfigError(
+                f"reranking.candidates = {mine.reranking.candidates} with training.replay = 0: classifiers of old "
+                "classes need old rows: set one of them otherwise"
+            )
+        return mine
+
+    @cached_property
+    def known(self) -> Known:
+        """Classes and features of the run."""
+        return known_to(self.run)
+
+    def counts_K(self, store: Store) -> NDArray[np.int64]:
+        """Rows of every class, those that the run has seen and the new ones of a store of `store`."""
+        new_ids = store.class_ids[store.class_indptr[store.n_old_rows] :]
+        counts_K = np.bincount(new_ids, minlength=store.n_classes)
+        counts_K[: len(self.known.counts_K)] += self.known.counts_K
+        return counts_K
+
+    def n_rows(self, store: Store) -> int:
+        """Rows that the run has seen, and new ones."""
+        return self.run.manifest.n_rows + store.n_rows - store.n_old_rows
+
+    def assignment(self, counts_K: NDArray[np.int64]) -> Assignment:
+        """The run's assignment, with buckets for the classes that are new (`mach.sketch.tables.grown`).
+
+        Parameters
+        ----------
+        counts_K : int64 array
+            Rows of all classes, the old ones first.
+        """
+        seed = self.run.retired.get("hashing.seed", self.run.config.training.seed)
+        return grown(self.known.assignment, counts_K, seed)
+
+    def store(self, config: Config, report: Report) -> Store:
+        """Old rows, if any are replayed, and then the new ones.
+
+        Raises
+        ------
+        ConfigError
+            When the old rows are out of reach.
+        DataError, StorageError
+            From reading the new ones.
+        """
+        data = config.data
+        known = self.known
+        new = prepare(data, config.text, data.train, like=known.reference, grows=True, report=report)
+        options: dict[str, Any] = {"removed": known.edits.removed, "cache": data.cache, "report": report}
+        if not self.replay:
+            return join(new, None, known.reference, **options)
+        try:
+            old = training_store(self.run, report)
+        except (DataError, StorageError) as error:
+            raise ConfigError(
+                f"the training rows of {self.run.path} cannot be replayed ({error}): bring them back, or set "
+                "training.replay=0, which forgets more"
+            ) from error
+        theirs = self.run.config
+        rest = OldPart(old.n_rows - old.n_old_rows, theirs.data.validation_fraction, theirs.training.seed)
+        return join(new, old, known.reference, [*old.old_parts, rest], **options)
+
+    def keep_removed(self, run: Run) -> None:
+        """Tell a run that started from here which classes it shall not return, and of the named sets of classes."""
+        edits, versions = self.known.edits, Versions(run)
+        if not (len(edits.removed) or edits.subsets):
+            return
+        with versions.turn() as turn:
+            if turn.current.version == 0:
+                kept = Edits(run.manifest.n_classes, removed=edits.removed, subsets=edits.subsets)
+                turn.write(kept, "start", f"removed classes and subsets as in {self.run.path}")
+
+    def weights(self) -> dict[int, Path]:
+        """The file of every repetition's weights, on this machine."""
+        return {r: self.run.repetition(r).weights_file() for r in self.run.finished()}
+
+
+def training_store(run: Run, report: Report = lambda stage, fraction: None) -> Store:
+    """The data that a run was trained on, from wherever they can be had.
+
+    Raises
+    ------
+    DataError, StorageError
+        When they cannot be found, or have changed since.
+    """
+    config, wanted = run.config, run.manifest.data_fingerprint
+    try:
+        store = training_data(config, run.path, report)
+        if store.fingerprint == wanted:
+            return store
+        problem: Exception = StorageError(
+            f"{config.data.train} has fingerprint {store.fingerprint}, the run was trained on {wanted}"
+        )
+    except (ConfigError, DataError, StorageError) as error:
+        problem = error
+    kept = find(wanted, config.data.cache)
+    if kept is None:
+        raise StorageError(str(problem)) from problem
+    return kept
+
+
+def training_data(config: Config, run: Place | None, report: Report) -> Store:
+    """The data that the configuration names; where they are out of reach, those that the remote run took along.
+
+    A run that has begun from another one goes on with the rows that it began with, as long as they are in the cache:
+    the other may be gone, or its classes may have changed since.
+    """
+    if run is not None and config.training.start is not None:
+        begun = Run.open(run)
+        joined = find(begun.manifest.data_fingerprint, config.data.cache)
+        if joined is not None and begun.config.data.train == config.data.train:
+            return joined
+    try:
+        start = Start.of(config)
+        if start is not None:
+            return start.store(config, report)
+        return prepare(config.data, config.text, config.data.train, report=report)
+    except (ConfigError, DataError, StorageError):
+        if run is not None and not isinstance(run, Path) and is_there(run / STORE / META):
+            return fetch_store(run / STORE)
+        raise

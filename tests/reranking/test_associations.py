@@ -1,0 +1,84 @@
+"""Rules of a feature and a class: counted and looked up, against plain loops."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_array, random_array
+
+from mach.reranking.kernels import associations
+from mach.reranking.kernels.associations import CODES, LEAST_CONFIDENCE, LEAST_ROWS, count_rules, rules_for
+
+
+def problem(seed: int, n_rows: int = 30, n_features: int = 8, n_classes: int = 6):
+    generator = np.random.default_rng(seed)
+    x = csr_array(random_array((n_rows, n_features), density=0.3, rng=generator, dtype=np.float32))
+    x.data[generator.random(len(x.data)) < 0.1] = 0  # a stored 0 is no feature
+    y = csr_array(random_array((n_rows, n_classes), density=0.3, rng=generator) != 0).astype(np.float32)
+    return x, y
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([1, 7, 2**24]))
+def test_rules_are_those_of_plain_counting(seed: int, block: int):
+    x, y = problem(seed)
+    before, associations.BLOCK_PRODUCTS = associations.BLOCK_PRODUCTS, block
+    try:
+        offsets, classes, confidences, supports = count_rules(x, y)
+    finally:
+        associations.BLOCK_PRODUCTS = before
+    x_ND, y_NK = x.toarray() != 0, y.toarray() != 0
+    np.testing.assert_array_equal(supports, x_ND.sum(axis=0))
+    for f in range(x.shape[1]):
+        expected = {}
+        for k in range(y.shape[1]):
+            both = int((x_ND[:, f] & y_NK[:, k]).sum())
+            share = both / (x_ND[:, f].sum() + 1)
+            if both >= LEAST_ROWS and share >= LEAST_CONFIDENCE:
+                expected[k] = round(CODES * share)
+        span = slice(offsets[f], offsets[f + 1])
+        found = dict(zip(classes[span].tolist(), confidences[span].tolist(), strict=True))
+        assert found.keys() == expected.keys()
+        assert all(abs(found[k] - expected[k]) <= 1 for k in found)  # halves round either way
+        assert (np.diff(classes[span]) > 0).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32))
+def test_what_rules_say_is_what_plain_loops_find(seed: int):
+    x, y = problem(seed)
+    rules = count_rules(x, y)
+    offsets, classes, confidences, supports = rules
+    queries, _ = problem(seed + 1, n_rows=5)
+    queries.data[::2] *= -1  # magnitudes count
+    ids_NC = np.random.default_rng(seed).integers(-1, y.shape[1], (5, 9))  # some twice, some of none
+    rows = (queries.indptr.astype(np.int64), queries.indices.astype(np.int32), queries.data)
+    found_NC5 = np.full((5, 9, 5), -7, np.float32)
+    rules_for(*rules, rows, ids_NC, found_NC5)
+    for n in range(5):
+        row = queries[[n]]
+        weights = {f: abs(value) for f, value in zip(row.indices, row.data, strict=True) if value}
+        for c, k in enumerate(ids_NC[n]):
+            said = [
+                (confidences[rule] / CODES, supports[f], weight)
+                for f, weight in weights.items()
+                for rule in range(offsets[f], offsets[f + 1])
+                if classes[rule] == k
+            ]
+            expected_5 = np.zeros(5)
+            if said:
+                ranked = sorted((confidence for confidence, _, _ in said), reverse=True)
+                first = next(support for confidence, support, _ in said if confidence == ranked[0])
+                expected_5[:3] = ranked[0], first, ranked[1] if len(ranked) > 1 else 0
+                expected_5[3] = -sum(np.log(1 - min(confidence, 0.995)) for confidence in ranked)
+                expected_5[4] = sum(confidence * weight for confidence, _, weight in said) / sum(weights.values())
+            np.testing.assert_allclose(found_NC5[n, c], expected_5, rtol=1e-4, atol=1e-6)
+
+
+def test_a_damaged_table_is_not_followed():
+    rows = (np.array([0, 2]), np.array([0, 99], np.int32), np.ones(2, np.float32))
+    found_NC5 = np.zeros((1, 2, 5), np.float32)
+    table = (np.array([5, -3]), np.zeros(1, np.int32), np.ones(1, np.uint8), np.ones(1, np.int32))
+    rules_for(*table, rows, np.array([[0, 1]]), found_NC5)
+    assert not found_NC5.any()
