@@ -1,0 +1,45 @@
+"""Keys of earlier versions, and what took their place."""
+
+from __future__ import annotations
+
+_DERIVED = "how classifiers are fitted follows from the rows: leave it out"
+_BLEND = "held-out rows choose the blend: leave it out, and give data.validation_fraction"
+_LOST = "other ways to place classes lost to hashing: leave it out, or give buckets of your own as hashing.table"
+# A new configuration may not name one of these. A run that was made with one still loads, and `load_run_config` returns
+# its value apart.
+RETIRED: dict[str, str] = {
+    "data.phrases": "16 phrases are sampled from each document",
+    "data.word_dropout": "phrases leave out a tenth of the words",
+    "data.typos": "a tenth of the longer words of phrases is mistyped",
+    "data.phrase_seed": "phrases follow from the document alone",
+    "text.tfidf": "terms are always weighted by their inverse row frequency",
+    "decoding.prior": "held-out rows choose it where training ends (data.validation_fraction)",
+    "decoding.candidates": "a query begins with 100 candidates and takes more where its certificate needs them",
+    "launch.memory_bytes": "Ray reserves for a worker what the ledger says",
+    "launch.attempts": "a repetition is given up after three failures without progress",
+    "launch.host_memory": "as much stays in main memory as lets launch.shard fit the GPU, by the ledger",
+    "hashing.capacity": "hash functions are drawn for the classes of the data; later ones get theirs when they come",
+    "hashing.seed": "training.seed is the one seed of a run",
+    "hashing.assignment": _LOST,
+    "hashing.choices": _LOST,
+    "hashing.relearn_epochs": _LOST,
+    "network.input_dropout": "features of rows are never dropped: leave it out",
+    "network.keep": 'weights = "int4" keeps three tenths of the input layer, other types keep all: leave it out',
+    "training.schedule": "the rate always falls to 0 in a line: leave it out",
+    "training.warmup": "it follows from the number of rows (mach.networks.steps): leave it out",
+    "training.sampled": "it follows from the loss and the number of buckets (mach.networks.steps): leave it out",
+    "training.dither": "it follows from the loss and the precision (mach.networks.steps): leave it out",
+    "reranking.loss": _DERIVED,
+    "reranking.cost": _DERIVED,
+    "reranking.power": _DERIVED,
+    "reranking.threshold": _DERIVED,
+    "reranking.class_weights": _DERIVED,
+    "reranking.negatives": _DERIVED,
+    "reranking.iterations": _DERIVED,
+    "reranking.tolerance": _DERIVED,
+    "reranking.bytes": "a re-ranker takes what it takes, as `mach plan` says: leave it out, or give fewer candidates",
+    "reranking.weight": _BLEND,
+    "reranking.prior": _BLEND,
+    "reranking.views": "further sets of classifiers gained less than they took: leave it out",
+    "reranking.inputs": "pilots keep what a learned order weighs by themselves: leave it out",
+}

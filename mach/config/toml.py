@@ -1,0 +1,139 @@
+"""Configurations from TOML, dictionaries and ``section.key=value``, and back to TOML."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from typing import Any
+
+import tomli_w
+from pydantic import ValidationError
+
+from mach.config.keys import Config
+from mach.config.retired import RETIRED
+from mach.errors import ConfigError
+from mach.files.places import Place, place, read_bytes
+
+
+def load_config(path: str | Place, overrides: list[str] | None = None) -> Config:
+    """Read a TOML file and apply ``section.key=value`` overrides (values in TOML syntax; bare words are strings).
+
+    Raises
+    ------
+    ConfigError
+        One line naming the file or override, the key, the value and what is allowed.
+    """
+    return parse_config(_read_toml(path), str(path), overrides)
+
+
+def load_run_config(path: str | Place, overrides: list[str] | None = None) -> tuple[Config, dict[str, Any]]:
+    """The configuration that a run was made with, and the values of its keys that are `RETIRED` since."""
+    tree = _read_toml(path)
+    retired = {}
+    for key in RETIRED:
+        section, _, name = key.partition(".")
+        if isinstance(tree.get(section), dict) and name in tree[section]:
+            retired[key] = tree[section].pop(name)
+    return parse_config(tree, str(path), overrides), retired
+
+
+def parse_config(tree: dict[str, Any], where: str, overrides: list[str] | None = None) -> Config:
+    """Validate a nested dictionary after overrides; ``where`` names its origin in messages."""
+    for override in overrides or []:
+        _apply(tree, override)
+    for key, reason in RETIRED.items():
+        section, _, name = key.partition(".")
+        if isinstance(tree.get(section), dict) and name in tree[section]:
+            raise ConfigError(f"{where}: {key} is no key any more: {reason}")
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_first_line(error)}") from error
+
+
+def differing_keys(mine: Config, theirs: Config, ignore: tuple[str, ...] = ()) -> list[str]:
+    """Keys whose values differ, each as ``section.key: mine here, theirs there``; ``ignore`` holds prefixes."""
+    flat_mine, flat_theirs = _flatten(mine.model_dump()), _flatten(theirs.model_dump())
+    keys = sorted(flat_mine.keys() | flat_theirs.keys())
+    return [
+        f"{key}: {flat_mine.get(key)!r} here, {flat_theirs.get(key)!r} there"
+        for key in keys
+        if not key.startswith(ignore) and flat_mine.get(key) != flat_theirs.get(key)
+    ]
+
+
+def completed(config: Config, like: Config) -> Config:
+    """A configuration with the values of another one for all keys that it leaves out."""
+    tree = like.model_dump()
+    for section in Config.model_fields:
+        tree[section] |= getattr(config, section).model_dump(exclude_unset=True)
+    return parse_config(tree, "with the keys of the run")
+
+
+def fingerprint(config: Config, ignore: tuple[str, ...] = ()) -> str:
+    """Digest of all keys but those that begin with one of ``ignore``."""
+    kept = {key: value for key, value in _flatten(config.model_dump()).items() if not key.startswith(ignore)}
+    return hashlib.blake2b(repr(sorted(kept.items())).encode(), digest_size=16).hexdigest()
+
+
+def to_toml(config: Config, retired: dict[str, Any] | None = None) -> str:
+    """The configuration as TOML text that `load_config` reads back to an equal object; unset keys are left out.
+
+    With ``retired``, values of retired keys as `load_run_config` returns them, it is that of a run that has them.
+    """
+    tree = config.model_dump(exclude_none=True)
+    for key, value in (retired or {}).items():
+        section, _, name = key.partition(".")
+        tree[section][name] = value
+    return tomli_w.dumps(tree)
+
+
+def _read_toml(path: str | Place) -> dict[str, Any]:
+    try:
+        return tomllib.loads(read_bytes(place(path)).decode("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    path = key.strip().split(".")
+    if not equals or len(path) < 2 or not all(path):
+        raise ConfigError(f"--set {override}: write section.key=value, for example training.epochs=5")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        value = text.strip()  # a bare word, as people type it
+    node = tree
+    for part in path[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override}: {part} is not a section")
+    node[path[-1]] = value
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        section = Config.model_fields.get(str(first["loc"][0]))
+        known: Any = getattr(section.annotation, "model_fields", {}) if section and len(first["loc"]) > 1 else None
+        names = known if known is not None else Config.model_fields
+        return f"unknown key {key}; known there: {', '.join(names)}"
+    if first["type"] == "missing":
+        return f"{key} is missing"
+    if first["type"] == "value_error":
+        return f"{key}: {first['ctx']['error']}".removeprefix(": ")
+    return f"{key} = {first['input']!r}: {first['msg'].lower()}"
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
