@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
-from pydantic import Field, ValidationError
 
 from mach.cli.shell import PLACE, print_table, read_lines, trunk_option
-from mach.config import Section
 from mach.errors import DataError
-from mach.files.places import Place, place, read_bytes
+from mach.files.places import Place
 
 if TYPE_CHECKING:
     from mach.model.model import MachModel
@@ -53,9 +51,11 @@ def add(
     """Add a class NAME, or those of a FILE, by a few examples or descriptive texts."""
     import numpy as np
 
+    from mach.cli.entries import Entry, read_entries
+
     if (name is None) == (source is None):
         raise DataError("give the NAME of one class, or --from FILE")
-    given = _read_entries(source) if source else [Entry(name=str(name), examples=list(examples), texts=list(texts))]
+    given = read_entries(source) if source else [Entry(name=str(name), examples=list(examples), texts=list(texts))]
     model = _opened(run, trunk)
     rows: list[Any] = [[model.parse(line) for line in entry.examples] for entry in given]
     has_examples, has_texts = any(rows), any(entry.texts for entry in given)
@@ -190,31 +190,3 @@ def _class_of(model: MachModel, text: str) -> Any:
     """A name, or a number where there is no such name."""
     is_number = text.isdecimal() and model.answerer.catalogue.id_of(text) is None
     return int(text) if is_number else text
-
-
-class Entry(Section):
-    """A line of the file that ``mach classes add --from`` takes."""
-
-    name: str
-    examples: list[str] = Field(default=[])
-    texts: list[str] = Field(default=[])
-
-
-def _read_entries(source: str) -> list[Entry]:
-    try:
-        lines = read_bytes(place(source)).decode().splitlines()
-    except OSError as error:
-        raise DataError(f"cannot read {source}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{source} is not UTF-8: {error.reason} at byte {error.start}") from error
-    entries = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                entries.append(Entry.model_validate_json(line))
-            except ValidationError as error:
-                need = '{"name": "...", "examples": ["..."], "texts": ["..."]}'
-                raise DataError(f"{source} line {number}: need {need}, got {line:.60}") from error
-    if not entries:
-        raise DataError(f"{source} has no line: write one JSON object a class")
-    return entries

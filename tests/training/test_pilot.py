@@ -27,7 +27,7 @@ from mach.reranking.record import Record
 from mach.reranking.settings import FitSettings
 from mach.reranking.signals.contract import Shortlist
 from mach.training import pilot
-from mach.training.conductor import train, train_reranker
+from mach.training.conductor import train_reranker
 from mach.training.launch.launchers import Crew
 from mach.training.pilot import fold
 from mach.training.setup import set_up
@@ -68,7 +68,9 @@ def piloted(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
 @pytest.fixture(scope="module")
 def taught(piloted: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "taught"
-    train(piloted, path, workers=2)
+    run, store = set_up(piloted, path)  # step by step: nothing is calibrated, no prior is chosen
+    LOCAL.train(run, store)
+    train_reranker(run, store, LOCAL)
     return path
 
 
@@ -136,12 +138,14 @@ def test_examples_are_of_rows_that_the_pilot_has_not_seen(piloted: Config, tmp_p
     training.begin()
     asked = FitSettings(cost=2.0, keeps_inputs=True)
 
-    def train_pilot(other, rows):
+    def train_pilot(config, path):
+        other, rows = set_up(config, path)
         seen.append((other, rows))
         LOCAL.train(other, rows)
         train_reranker(other, rows, LOCAL, settings=asked)
         assert read_json(other.reranked, Record).settings["cost"] == 2
         assert RerankerTraining(other, rows).missing_pilots() == []  # it has none of its own
+        return other
 
     pilot.teach(training, train_pilot, lambda text: None)
     assert training.missing_pilots() == []
