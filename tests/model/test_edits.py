@@ -323,7 +323,11 @@ def test_fewer_repetitions_are_those_of_a_smaller_model(grown: MachModel, run: P
         grown.topk(rows, repetitions=4)
 
 
-def test_classes_can_be_added_before_and_after_repetitions_are(config: Config, grown: MachModel, run: Path):
+def test_classes_can_be_added_before_and_after_repetitions_are(
+    config: Config, grown: MachModel, run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Lifts were measured on fewer networks; they suffice if the further one learns the planted set as well."""
+    monkeypatch.setattr("mach.networks.steps.DITHER", 0.0)  # with dither it scores one of fifteen examples worse
     before = grown.assignment.n_repetitions
     more = config.model_copy(update={"hashing": config.hashing.model_copy(update={"repetitions": before + 1})})
     _, store = set_up(more, run)
@@ -332,7 +336,7 @@ def test_classes_can_be_added_before_and_after_repetitions_are(config: Config, g
     assert model.classes.add("later", [rows_of_new(NEW, 3, 0)]).tolist() == [N_CLASSES + NEW]
     for k in range(NEW + 1):
         own, _ = load(run).topk(rows_of_new(k, 3, 0), 1)
-        assert (own[:, 0] == N_CLASSES + k).mean() > (0.5 if k < NEW else 0.99)  # lifts were measured on fewer networks
+        assert (own[:, 0] == N_CLASSES + k).all()
 
 
 def test_masks_are_not_kept_after_the_call(grown: MachModel):
