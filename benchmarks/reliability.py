@@ -24,6 +24,7 @@ from mach.evaluation.accuracy import evaluate
 from mach.evaluation.report import plots
 from mach.evaluation.report.diagnosis import Trust
 from mach.model.ask import Ask
+from mach.model.classes.answerer import Answerer
 from mach.model.curves import TOP, Curve, calibration_error, pairs_of, reliability
 from mach.sketch.aggregates import naive
 
@@ -62,7 +63,7 @@ def cases_of(path: str) -> tuple[list[Case], list[str]]:
         cases.append(Case(name, curve, np.nonzero(found.ids_Nk >= 0)[1], right, probabilities))
     lines, chosen = [], model.prior
     for prior, tail in ((0.0, 0.0), (chosen, 0.0), (chosen, 0.5), (chosen, 1.0)):
-        model.classes.answerer = model.answerer.with_prior(prior)
+        model.classes.answerer = Answerer(model.ensemble, model.reranker, prior, model.classes.edits)
         for row in evaluate(model, store, curve=False, ask=Ask(tail=tail)):
             cells = [f"{100 * row[name]:.1f}" for name in ("P@1", "P@5", "nDCG@5", "PSP@1", "PSP@5")]
             is_new = not row["reranked"] or prior == chosen  # a re-ranker has its own prior

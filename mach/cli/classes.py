@@ -155,7 +155,7 @@ def list_(run: Place, trunk: str | None, everything: bool, history: bool, as_jso
     else:
         rows = [row if as_json else row | {"id": str(row["id"])} for row in editor.changes(everything=everything)]
         subsets = "".join(f", subset {name} of {len(members):,}" for name, members in edits.subsets.items())
-        n_taught = 0 if edits.exemplars is None else int((edits.exemplars.kinds_M > TEXT).sum())
+        n_taught = int((edits.exemplars.kinds_M > TEXT).sum())
         summary = (
             f"version {edits.version}: {edits.n_trained:,} classes trained, {edits.n_added:,} added, "
             f"{len(edits.removed):,} removed, {n_taught:,} pairs of feedback{subsets}"

@@ -277,6 +277,12 @@ class Run:
             )
         return ClassNames(arrays["offsets"], arrays["utf8"])
 
+    @cached_property
+    def class_ids(self) -> dict[str, int]:
+        """Trained classes by their names, the first of equal ones."""
+        names = self.class_names or ()
+        return {names[k]: k for k in range(len(names) - 1, -1, -1)}
+
     @property
     def text_folder(self) -> Place:
         return self.path / "text"

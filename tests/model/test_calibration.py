@@ -22,8 +22,10 @@ from mach.errors import ConfigError, StorageError
 from mach.evaluation.accuracy import evaluate
 from mach.model.ask import Ask
 from mach.model.calibration import Calibration, calibrate_when_due, fingerprint, held_out
+from mach.model.classes.answerer import Answerer
 from mach.model.curves import METHODS, Curve, calibration_error, fit, reliability
 from mach.model.loading import load
+from mach.model.model import MachModel
 from mach.runs.run import Run
 from mach.sketch.aggregates import naive
 from mach.sketch.decoder import Decoder, class_scores_oracle
@@ -45,6 +47,10 @@ def mach(*arguments: object) -> Result:
 def copied(trained: Path, tmp_path: Path) -> Path:
     shutil.copytree(trained, tmp_path / "run")
     return tmp_path / "run"
+
+
+def with_prior(model: MachModel, prior: float) -> Answerer:
+    return Answerer(model.ensemble, model.reranker, prior, model.classes.edits)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +154,7 @@ def test_prior_and_tail_of_a_model_are_the_formula(copied: Path, test_rows: Stor
     raw_NK = model.score(rows, np.arange(N_CLASSES))
     counts_K = model.run.class_counts_K()
     tail_K = -0.5 * np.log(propensities(counts_K, model.run.manifest.n_rows))
-    model.classes.answerer = model.answerer.with_prior(-0.3)
+    model.classes.answerer = with_prior(model, -0.3)
     prior_K = -0.3 * np.log(1 + counts_K)
     expected_NK = raw_NK + (prior_K - prior_K.max() + tail_K - tail_K.max())
     found = model.search(rows, 6, tail=0.5)
@@ -272,7 +278,7 @@ def test_the_prior_of_best_ndcg_is_chosen(config: Config, tmp_path: Path, monkey
     rows = held_out(run, store)
     figures, model = {}, load(run.path)
     for prior in (-9.0, 0.0, 9.0):
-        (answer,) = model.answerer.with_prior(prior).answers(store.features(0, store.n_rows), 5, Ask())
+        (answer,) = with_prior(model, prior).answers(store.features(0, store.n_rows), 5, Ask())
         figures[prior] = right_of(store, rows, answer.ids_Nk[rows])[:, 0].mean()
     monkeypatch.setattr("mach.model.calibration.PRIORS", (-9.0, 0.0, 9.0))
     made = calibrate_when_due(run, store)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from mach.data.batch import Batch, SparseBatch
 from mach.model.ask import Answer, Ask
-from mach.model.classes.catalogue import Catalogue, TrainedNames
+from mach.model.classes.catalogue import Catalogue
 from mach.model.classes.edits import Edits
-from mach.model.classes.recall import PLAIN, RERANKED, Candidates, Recall, Resemblance
+from mach.model.classes.memory import PLAIN, RERANKED, ExemplarMemory, Resemblance
 from mach.reranking.model import Reranker
 from mach.runs.ensemble import BucketScores, Ensemble
 from mach.sketch.answers import TopK
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mach.data.queries import Queries
 
 PLAINLY = Ask(rerank=False)
+MOST_ADDED = 1024  # added classes that are scored without resembling a query, where a tail can put any first
 
 
 class Answerer:
@@ -39,30 +40,17 @@ class Answerer:
         `mach.sketch.terms.prior_terms`.
     edits : Edits
         The version.
-    trained : TrainedNames, optional
-        Names of the trained classes, where another answerer has them already.
     """
 
-    def __init__(
-        self,
-        ensemble: Ensemble,
-        reranker: Reranker | None,
-        prior: float,
-        edits: Edits,
-        trained: TrainedNames | None = None,
-    ) -> None:
+    def __init__(self, ensemble: Ensemble, reranker: Reranker | None, prior: float, edits: Edits) -> None:
         self.ensemble, self.reranker, self.prior, self.edits = ensemble, reranker, prior, edits
-        self.catalogue = Catalogue(edits, trained or TrainedNames(ensemble.run.class_names))
-        self.recall = Recall(edits, ensemble)
+        self.catalogue = Catalogue(edits, ensemble.run)
+        self.memory = ExemplarMemory(edits, ensemble)
         self._terms = lru_cache(maxsize=4)(self._make_terms)
 
     def with_edits(self, edits: Edits) -> Answerer:
         """The same by another version of the classes."""
-        return Answerer(self.ensemble, self.reranker, self.prior, edits, self.catalogue.trained)
-
-    def with_prior(self, prior: float) -> Answerer:
-        """The same with another prior."""
-        return Answerer(self.ensemble, self.reranker, prior, self.edits, self.catalogue.trained)
+        return Answerer(self.ensemble, self.reranker, self.prior, edits)
 
     def answers(self, queries: Queries, k: int, ask: Ask) -> Iterator[Answer]:
         """Answers to consecutive chunks of queries, so that memory stays bounded."""
@@ -79,8 +67,9 @@ class Answerer:
         top = self.topk_trained(scores, k, ask)
         if self.edits.is_trained_only:
             return top
-        resemblance = self.recall.resemblance(scores.batch, self._mode(ask))
-        return self.recall.best(self.candidates(top, scores, k, ask, resemblance), k)
+        resemblance = self.memory.resemblance(scores.batch, self._mode(ask))
+        top = self.candidates(top, scores, k, ask, resemblance)
+        return reorder(top, self.memory.lifted(resemblance, top.ids_Nk, top.scores_Nk), k)
 
     def topk_trained(self, scores: BucketScores, k: int, ask: Ask) -> TopK:
         """Best k of the trained classes that are allowed, as if nothing had been taught about them."""
@@ -109,39 +98,44 @@ class Answerer:
         if self.reranker is not None:
             yield self.reranker.rerank(_sparse(scores.batch), top, k, scores.probs_NRB)
 
-    def candidates(self, trained: TopK, scores: BucketScores, k: int, ask: Ask, resemblance: Resemblance) -> Candidates:
-        """The best k trained classes with all others that can be above them: added ones, and those that were taught."""
-
-        def score_trained(rows: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.float32]:
-            used, owners = np.unique(rows, return_inverse=True)
-            places = np.arange(len(rows)) - np.searchsorted(rows, used)[owners]
-            ids_NC = np.full((len(used), places.max(initial=-1) + 1), -1, np.int64)
-            ids_NC[owners, places] = ids
-            return self._score_trained(scores.rows(used), ids_NC, ask)[owners, places]
-
+    def candidates(self, trained: TopK, scores: BucketScores, k: int, ask: Ask, resemblance: Resemblance) -> TopK:
+        """The best k trained classes and beside them all others that can be above them, with scores without lifts."""
         allowed_K = None if ask.allowed is None else ask.allowed.mask_K
-        terms_K = self._terms(0.0, ask.tail)
-        mode = self._mode(ask)
-        return self.recall.candidates(trained, scores, k, mode, score_trained, resemblance, allowed_K, terms_K)
+        n_added = self.edits.n_added
+        n = min(max(k, MOST_ADDED) if ask.tail else k, n_added)
+        ids_NC, n_scored_N = self.memory.candidates(trained, scores, n, resemblance, allowed_K)
+        return replace(
+            trained,
+            ids_Nk=np.hstack((trained.ids_Nk, ids_NC)),
+            scores_Nk=np.hstack((trained.scores_Nk, self.unlifted(scores, ids_NC, ask, resemblance))),
+            exact_N=trained.exact_N & (n == n_added or not ask.tail),
+            n_scored_N=trained.n_scored_N + n_scored_N,
+        )
 
-    def score(
-        self, scores: BucketScores, ids_NC: NDArray[np.int64], ask: Ask, resemblance: Resemblance | None = None
-    ) -> NDArray[np.float32]:
+    def score(self, scores: BucketScores, ids_NC: NDArray[np.int64], ask: Ask) -> NDArray[np.float32]:
         """Scores of given classes, shape (N, C); -inf for removed ones and -1."""
-        edits, mode, tail_K = self.edits, self._mode(ask), self._terms(0.0, ask.tail)
-        scores_NC = self._score_trained(scores, np.where(ids_NC < edits.n_trained, ids_NC, -1), ask)
-        if not edits.is_trained_only:
-            if resemblance is None:
-                resemblance = self.recall.resemblance(scores.batch, mode)
-            rows, at = np.nonzero(ids_NC >= edits.n_trained)
-            ids = ids_NC[rows, at]
-            added = self.recall.score_added(resemblance, scores, rows, ids, mode)
-            scores_NC[rows, at] = added if tail_K is None else added + tail_K[ids]
-            all_rows = np.repeat(np.arange(len(ids_NC)), ids_NC.shape[1])
-            lifted = self.recall.lifted(resemblance, all_rows, ids_NC.ravel(), scores_NC.ravel())
-            scores_NC = lifted.reshape(ids_NC.shape)
-        if len(edits.removed):
-            scores_NC[edits.is_removed(ids_NC)] = -np.inf
+        if self.edits.is_trained_only:
+            scores_NC = self._score_trained(scores, ids_NC, ask)
+        else:
+            resemblance = self.memory.resemblance(scores.batch, self._mode(ask))
+            scores_NC = self.unlifted(scores, ids_NC, ask, resemblance)
+            scores_NC = self.memory.lifted(resemblance, ids_NC, scores_NC)
+        return np.where(self.edits.is_removed(ids_NC), np.float32(-np.inf), scores_NC)
+
+    def unlifted(
+        self, scores: BucketScores, ids_NC: NDArray[np.int64], ask: Ask, resemblance: Resemblance
+    ) -> NDArray[np.float32]:
+        """Scores of given classes without their lifts, shape (N, C); -inf for -1."""
+        K0, scores_NC = self.edits.n_trained, np.full(ids_NC.shape, -np.inf, np.float32)
+        trained_NC = np.where(ids_NC < K0, ids_NC, -1)
+        rows = np.flatnonzero((trained_NC >= 0).any(axis=1))
+        if len(rows):
+            scores_NC[rows] = self._score_trained(scores.rows(rows), trained_NC[rows], ask)
+        rows, columns = np.nonzero(ids_NC >= K0)
+        if len(rows):
+            ids, tail_K = ids_NC[rows, columns], self._terms(0.0, ask.tail)
+            added = self.memory.score_added(resemblance, scores, rows, ids, self._mode(ask))
+            scores_NC[rows, columns] = added if tail_K is None else added + tail_K[ids]
         return scores_NC
 
     def without_tail(self, ids: NDArray[np.int64], scores: NDArray[np.float32], tail: float) -> NDArray[np.float32]:

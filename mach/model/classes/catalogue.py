@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,22 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from mach.errors import DataError
 from mach.model.ask import Allowed
 from mach.model.classes.edits import Edits
+from mach.runs.run import Run
 from mach.sketch.answers import Subset
 
 Classes = Any  # ids, names, or one of them
-
-
-class TrainedNames:
-    """Names of the classes as trained, if they have any, and the way back; shared by all versions."""
-
-    def __init__(self, names: Sequence[str] | None) -> None:
-        self.names = names
-
-    @cached_property
-    def ids(self) -> dict[str, int]:
-        """Classes by their names, the first of equal ones."""
-        names = self.names or ()
-        return {names[k]: k for k in range(len(names) - 1, -1, -1)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +28,12 @@ class Catalogue:
     ----------
     edits : Edits
         What this version changed.
-    trained : TrainedNames
+    run : Run
+        Names the trained classes, if they have names.
     """
 
     edits: Edits
-    trained: TrainedNames
+    run: Run
     _stored: dict[str, Subset] = field(default_factory=dict)
     _left: WeakKeyDictionary[Subset, Subset | None] = field(default_factory=WeakKeyDictionary)  # None: all of it
     _trained: WeakKeyDictionary[Subset, Subset] = field(default_factory=WeakKeyDictionary)
@@ -79,11 +68,11 @@ class Catalogue:
     @property
     def has_names(self) -> bool:
         """Whether any class has a name: as trained, added or renamed."""
-        return self.trained.names is not None or bool(self.edits.names) or bool(self.edits.renamed)
+        return self.run.class_names is not None or bool(self.edits.names) or bool(self.edits.renamed)
 
     def name(self, k: int) -> str:
         """The name of a class; its number where trained classes have none."""
-        return self.edits.name(k, self.trained.names)
+        return self.edits.name(k, self.run.class_names)
 
     def names(self, ids: ArrayLike) -> list[Any]:
         """Names of classes, in the shape of ``ids`` as nested lists; padding (-1) gives None."""
@@ -100,10 +89,10 @@ class Catalogue:
         """The class of a name, the first of equal ones; None where there is none."""
         if name in self._changed_ids:
             return self._changed_ids[name]
-        if self.trained.names is None:
+        if self.run.class_names is None:
             k = int(name) if name.isdecimal() and str(int(name)) == name else self.edits.n_trained
         else:
-            k = self.trained.ids.get(name, self.edits.n_trained)
+            k = self.run.class_ids.get(name, self.edits.n_trained)
         is_there = k < self.edits.n_trained and k not in self.edits.renamed and not self.edits.is_removed(k)
         return k if is_there else None
 

@@ -3,7 +3,7 @@
 No weight is touched. An added class has a bucket of every hash function and *exemplars*: rows that it was given, as
 the networks read them. They are an associative memory: a query that resembles one raises the class that it is of. So
 it does for classes that feedback was given about, trained ones as well. A value of `Edits` is one version, whole by
-itself; scores are made of it in `mach.model.classes.recall`.
+itself; scores are made of it in `mach.model.classes.memory`.
 """
 
 from __future__ import annotations
@@ -46,13 +46,18 @@ class Exemplars:
         `EXAMPLE`, `TEXT`, `UPVOTE` or `ASSOCIATE`.
     lifts_M2 : float32 array of shape (M, 2)
         Added to the class's plain and to its re-ranked score where a query is the exemplar; see
-        `mach.model.classes.recall.near`.
+        `mach.model.classes.memory.near`.
     """
 
     batch: Batch
     classes_M: NDArray[np.int64]
     kinds_M: NDArray[np.uint8]
     lifts_M2: NDArray[np.float32]
+
+    @classmethod
+    def none(cls) -> Exemplars:
+        """No rows, sparse ones."""
+        return cls.of(SparseBatch(np.zeros(1, np.int64), np.empty(0, np.int32), np.empty(0, np.float32)), [], EXAMPLE)
 
     @classmethod
     def of(cls, batch: Batch, classes: ArrayLike, kinds: ArrayLike) -> Exemplars:
@@ -72,25 +77,24 @@ class Exemplars:
 
     def and_also(self, others: Exemplars) -> Exemplars:
         """These, then the others."""
-        if not len(self):
-            return others
+        if not len(self) or not len(others):
+            return self if len(self) else others
         arrays = ((getattr(self, name), getattr(others, name)) for name in ("classes_M", "kinds_M", "lifts_M2"))
         return Exemplars(concatenated([self.batch, others.batch]), *map(np.concatenate, arrays))
 
     def centroids(self) -> Exemplars:
         """The mean of each class's examples and texts, brought to length 1; classes ascend."""
-        is_in = self.kinds_M <= TEXT
-        kept = self if is_in.all() else self.where(is_in)
-        classes, owners = np.unique(kept.classes_M, return_inverse=True)
-        if isinstance(kept.batch, DenseBatch):
-            sums = np.zeros((len(classes), kept.batch.values_ND.shape[1]), np.float32)
-            np.add.at(sums, owners, kept.batch.values_ND)
+        shown = self.where(self.kinds_M <= TEXT)
+        classes, owners = np.unique(shown.classes_M, return_inverse=True)
+        if isinstance(shown.batch, DenseBatch):
+            sums = np.zeros((len(classes), shown.batch.values_ND.shape[1]), np.float32)
+            np.add.at(sums, owners, shown.batch.values_ND)
             return Exemplars.of(DenseBatch(sums), classes, EXAMPLE)
         from scipy.sparse import csr_array
 
-        M = len(kept)
+        M = len(shown)
         is_of_CM = csr_array((np.ones(M, np.float32), (owners, np.arange(M))), shape=(len(classes), M))
-        sums_CD = is_of_CM @ kept.batch.matrix(int(kept.batch.indices.max(initial=0)) + 1)
+        sums_CD = is_of_CM @ shown.batch.matrix(int(shown.batch.indices.max(initial=0)) + 1)
         indptr, indices = sums_CD.indptr.astype(np.int64), sums_CD.indices.astype(np.int32)
         return Exemplars.of(SparseBatch(indptr, indices, sums_CD.data), classes, EXAMPLE)
 
@@ -148,7 +152,7 @@ class Edits:
         Buckets of the added classes by all F hash functions that the run had when they were added.
     counts_A : int64 array of shape (A,)
         Examples that each was given.
-    exemplars : Exemplars or None
+    exemplars : Exemplars
     anchors_22 : float32 array of shape (2, 2)
         Mean scores of the tenth and of the best trained class on the examples, plain and re-ranked: the scale on which
         added classes are scored.
@@ -165,7 +169,7 @@ class Edits:
     removed: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     table_FA: NDArray[np.uint32] = field(default_factory=lambda: np.empty((0, 0), np.uint32))
     counts_A: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    exemplars: Exemplars | None = None
+    exemplars: Exemplars = field(default_factory=Exemplars.none)
     anchors_22: NDArray[np.float32] = field(default_factory=lambda: np.zeros((2, 2), np.float32))
     n_anchored: int = 0
     subsets: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
@@ -183,7 +187,7 @@ class Edits:
     @property
     def is_trained_only(self) -> bool:
         """Whether scores are those of the trained classes: none was added, and nothing was shown."""
-        return self.n_added == 0 and self.exemplars is None
+        return not self.n_added and not len(self.exemplars)
 
     @cached_property
     def is_there_K(self) -> NDArray[np.bool_] | None:
@@ -224,13 +228,9 @@ class Edits:
     def without(self, ids: NDArray[np.int64]) -> Edits:
         """With some more classes removed, and what was known of them forgotten but for their ids and names."""
         removed = np.union1d(self.removed, ids).astype(np.int64)
-        kept = self.exemplars
-        if kept is not None:
-            kept = kept.where(~np.isin(kept.classes_M, removed))
+        left = self.exemplars.where(~np.isin(self.exemplars.classes_M, removed))
         subsets = {name: np.setdiff1d(members, removed) for name, members in self.subsets.items()}
-        return replace(
-            self, removed=removed, exemplars=kept if kept is not None and len(kept) else None, subsets=subsets
-        )
+        return replace(self, removed=removed, exemplars=left, subsets=subsets)
 
     def called(self, k: int, name: str) -> Edits:
         """With another name of a class."""
@@ -242,7 +242,7 @@ class Edits:
 
     def shown(self, exemplars: Exemplars) -> Edits:
         """With further exemplars."""
-        return replace(self, exemplars=exemplars if self.exemplars is None else self.exemplars.and_also(exemplars))
+        return replace(self, exemplars=self.exemplars.and_also(exemplars))
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """All of it as arrays for a file; `from_arrays` reads them."""
@@ -257,7 +257,7 @@ class Edits:
         for prefix, texts in (("names", self.names), ("renamed", self.renamed.values())):
             stored = ClassNames.of(texts)
             arrays |= {f"{prefix}.offsets": stored.offsets, f"{prefix}.utf8": stored.utf8}
-        if self.exemplars is not None:
+        if len(self.exemplars):
             arrays |= {
                 "exemplars.classes": self.exemplars.classes_M,
                 "exemplars.kinds": self.exemplars.kinds_M,
@@ -283,7 +283,7 @@ class Edits:
         K = n_trained + n_names
         renamed = take("renamed", np.int64, (None,), 0, n_trained)
         table_FA = take("table", np.uint32, (None, n_names) if n_names else (None, None), 0, n_buckets)
-        exemplars = None
+        exemplars = Exemplars.none()
         if "exemplars.classes" in arrays:
             classes_M = take("exemplars.classes", np.int64, (None,), 0, K)
             M = len(classes_M)

@@ -18,7 +18,7 @@ def similar(
     """The n classes most like class k by `output_rows`, and their cosines; -1 and -inf where there are fewer."""
     edits, ensemble = answerer.edits, answerer.ensemble
     trained_RK = ensemble.assignment.buckets(np.arange(edits.n_trained))
-    buckets_RK = np.concatenate([trained_RK, answerer.recall.table_RA.astype(np.int32)], axis=1)
+    buckets_RK = np.concatenate([trained_RK, answerer.memory.table_RA.astype(np.int32)], axis=1)
     scores_K = np.zeros(edits.n_classes, np.float32)
     for row_BH, buckets_K in zip(rows, buckets_RK, strict=True):  # one table of B products a function
         scores_K += (row_BH @ row_BH[buckets_K[k]])[buckets_K]

@@ -11,9 +11,10 @@ from mach.data.batch import has_features
 from mach.model.ask import Ask
 from mach.model.classes.answerer import Answerer
 from mach.model.classes.edits import Edits, Exemplars
-from mach.model.classes.recall import NEAR_FROM, PLAIN, RERANKED, lifts_of
+from mach.model.classes.memory import NEAR_FROM, PLAIN, RERANKED, lifts_of
 from mach.runs.ensemble import BucketScores
 from mach.sketch.tables import TableAssignment
+from mach.sketch.terms import reorder
 
 MARGIN = 0.05  # of the scale between the tenth and the best class: how far lifts put a class above others
 SAME_COSINE = 0.999  # exemplars of different classes that are the same row cannot both be first
@@ -56,26 +57,26 @@ def lifted(answerer: Answerer, edits: Edits, exemplars: Exemplars, rank: int, sc
     if not is_kept.all():
         scores = scores.rows(np.flatnonzero(is_kept))
     own, K, M = exemplars.classes_M, edits.n_classes, len(exemplars)
-    known = exemplars if edits.exemplars is None else exemplars.and_also(edits.exemplars)
+    known = exemplars.and_also(edits.exemplars)
     known = replace(known, lifts_M2=known.lifts_M2.copy())
     pairs = known.resembling(scores.batch, NEAR_FROM)
     is_same = pairs.cosines >= SAME_COSINE
     same = np.unique(pairs.rows[is_same] * K + known.classes_M[pairs.exemplars[is_same]])
     lifts_M2 = np.zeros((M, 2), np.float32)
     draft = answerer.with_edits(replace(edits, exemplars=replace(known, lifts_M2=np.zeros_like(known.lifts_M2))))
-    recall, k, rows = draft.recall, LOOKED_AT + rank, np.arange(M)
-    shown = recall.resemblance(scores.batch, PLAIN)
+    memory, k, rows = draft.memory, LOOKED_AT + rank, np.arange(M)
+    shown = memory.resemblance(scores.batch, PLAIN)
     for mode, trained in enumerate(draft.topk_of_each_mode(scores, k)):
         ask = Ask(draft.catalogue.everything, rerank=mode == RERANKED)
         keys, lifts = lifts_of(known, pairs, K, mode)
-        resemblance = shown._replace(lift_keys=keys, lifts=np.zeros_like(lifts))
+        resemblance = shown._replace(lift_keys=keys, lifts=lifts)
         candidates = draft.candidates(trained, scores, k, ask, resemblance)
-        scores_M = draft.score(scores, own[:, None], ask, resemblance)[:, 0]
+        scores_M = draft.unlifted(scores, own[:, None], ask, resemblance)[:, 0]
         low, high = edits.anchors_22[mode]
         margin = MARGIN * max(float(high - low), 1e-3)
         for _ in range(ROUNDS):
-            lifts = lifts_of(known, pairs, K, mode)[1]
-            top = recall.best(candidates._replace(resemblance=resemblance._replace(lifts=lifts)), k)
+            resemblance = shown._replace(lift_keys=keys, lifts=lifts_of(known, pairs, K, mode)[1])
+            top = reorder(candidates, memory.lifted(resemblance, candidates.ids_Nk, candidates.scores_Nk), k)
             is_rival = (top.ids_Nk >= 0) & ~np.isin(rows[:, None] * K + top.ids_Nk, same)
             place = np.argmax(np.cumsum(is_rival, axis=1) >= rank, axis=1)
             rivals_M = np.where(is_rival.sum(axis=1) >= rank, top.scores_Nk[rows, place], -np.inf)
@@ -96,7 +97,7 @@ def loads(answerer: Answerer) -> NDArray[np.int64]:
     if isinstance(assignment, TableAssignment):
         loads_RB += np.diff(assignment.inverse[0], axis=1)
     is_kept = ~edits.is_removed(np.arange(edits.n_trained, edits.n_classes))
-    for r, buckets_A in enumerate(answerer.recall.table_RA[:, is_kept]):
+    for r, buckets_A in enumerate(answerer.memory.table_RA[:, is_kept]):
         loads_RB[r] += np.bincount(buckets_A, minlength=loads_RB.shape[1])
     return loads_RB
 
