@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.errors import StorageError
+from mach.files.places import Place, cache_folder, fetch, kept
 
 DTYPES = {
     "F64": np.float64,
@@ -94,6 +95,30 @@ def map_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise StorageError(f"{path}: the header is not valid JSON ({error}): the file is damaged") from error
+
+
+def local_tensors(where: Place, digest: str) -> Path:
+    """A file of tensors on this machine; a remote one is fetched once a machine, and compared with its digest.
+
+    Raises
+    ------
+    StorageError
+        When it cannot be fetched, or its digest differs.
+    """
+    if isinstance(where, Path):
+        return where
+
+    def check(file: Path) -> None:
+        expect_digest(where, map_tensors(file)[0], digest)
+
+    return kept(cache_folder() / "weights" / f"{digest}.safetensors", lambda file: fetch(where, file, check))
+
+
+def expect_digest(where: Place, arrays: Mapping[str, NDArray[Any]], digest: str) -> None:
+    """Compare arrays with the digest of what was written; a StorageError where it differs."""
+    found = digest_of(arrays)
+    if found != digest:
+        raise StorageError(f"{where} has digest {found}, its writer recorded {digest}: copy it anew, or make it again")
 
 
 def _bytes(array: NDArray[Any]) -> Any:

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ConfigDict
 
 from mach.config import Section
-from mach.errors import StorageError
-from mach.files.places import cache_folder, fetch, is_there, kept
+from mach.files.places import is_there
 from mach.files.records import read_json
-from mach.files.tensors import digest_of, map_tensors
+from mach.files.tensors import expect_digest, local_tensors, map_tensors
 from mach.reranking.signals.classifiers import FORMULAS
 
 if TYPE_CHECKING:
@@ -121,22 +120,10 @@ def is_due(run: Run) -> bool:
 
 def local_file(run: Run) -> Path:
     """The file on this machine; a remote one is fetched once a machine and compared with what RERANKED says."""
-    where = run.reranker_file
-    if isinstance(where, Path):
-        return where
-    digest = read_json(run.reranked, Record).digest
-
-    def check(file: Path) -> None:
-        found = digest_of(map_tensors(file)[0])
-        if found != digest:
-            raise StorageError(f"{where} has digest {found}, RERANKED says {digest}: run the same `mach train` again")
-
-    return kept(cache_folder() / "weights" / f"{digest}.safetensors", lambda file: fetch(where, file, check))
+    return local_tensors(run.reranker_file, read_json(run.reranked, Record).digest)
 
 
 def verify(run: Run) -> None:
     """Compare the arrays, if there are any, with the digest of their training; a StorageError if they differ."""
     if is_there(run.reranked):
-        found, recorded = digest_of(map_tensors(local_file(run))[0]), read_json(run.reranked, Record).digest
-        if found != recorded:
-            raise StorageError(f"{run.reranker_file} has digest {found}, training recorded {recorded}: train it again")
+        expect_digest(run.reranker_file, map_tensors(local_file(run))[0], read_json(run.reranked, Record).digest)

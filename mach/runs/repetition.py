@@ -21,16 +21,14 @@ from mach.files.places import (
     Place,
     atomic_file,
     cache_folder,
-    fetch,
     is_there,
-    kept,
     local_copy,
     read_bytes,
     remove,
     sweep,
 )
 from mach.files.records import locked, read_json, write_json
-from mach.files.tensors import digest_of, map_tensors, write_tensors
+from mach.files.tensors import local_tensors, write_tensors
 
 SILENCE_SECONDS = 120.0  # a trainer that was not heard of for so long is taken for dead, where no lock can tell
 
@@ -224,18 +222,7 @@ class RepetitionFiles:
         StorageError
             When what is stored is not what training wrote.
         """
-        where = self.weights
-        if isinstance(where, Path):
-            return where
-        digest = self.summary().weights_digest
-
-        def check(file: Path) -> None:
-            found = digest_of(map_tensors(file)[0])
-            if found != digest:
-                raise StorageError(f"{where} has digest {found}, training recorded {digest}: copy it anew")
-
-        path = cache_folder() / "weights" / f"{digest}.safetensors"
-        return kept(path, lambda file: fetch(where, file, check))
+        return local_tensors(self.weights, self.summary().weights_digest if self.is_remote else "")
 
     @property
     def local_log(self) -> Path:

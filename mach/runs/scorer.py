@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from mach.data.batch import Batch
 from mach.data.rows import RowView
-from mach.errors import StorageError
-from mach.files.tensors import digest_of
+from mach.files.tensors import expect_digest
 from mach.networks.inference import bucket_logits, weight_shapes
 from mach.networks.kernels.losses import named
 from mach.runs.run import TABLE, Run
@@ -95,9 +94,7 @@ class LocalScorer:
     def verify(self) -> None:
         for repetition, weights in zip(self._repetitions, self.weights, strict=True):
             files = self._run.repetition(repetition)
-            found, recorded = digest_of(weights), files.summary().weights_digest
-            if found != recorded:
-                raise StorageError(f"{files.weights} has digest {found}, training recorded {recorded}: copy it anew")
+            expect_digest(files.weights, weights, files.summary().weights_digest)
 
     def close(self) -> None:
         pass

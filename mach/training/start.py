@@ -199,10 +199,10 @@ class Start:
         edits, versions = self.known.edits, Versions(run)
         if not (len(edits.removed) or edits.subsets):
             return
-        with versions.turn() as turn:
-            if turn.current.version == 0:
+        with versions.turn() as current:
+            if current.version == 0:
                 kept = Edits(run.manifest.n_classes, removed=edits.removed, subsets=edits.subsets)
-                turn.write(kept, "start", f"removed classes and subsets as in {self.run.path}")
+                versions.write(current, kept, "start", f"removed classes and subsets as in {self.run.path}")
 
     def weights(self) -> dict[int, Path]:
         """The file of every repetition's weights, on this machine."""

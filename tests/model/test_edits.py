@@ -496,10 +496,10 @@ def test_a_remote_run_is_edited_and_a_second_editor_refused(trained: Path):
     second.classes.rename(0, "zero")  # it takes the other's version over first
     assert load(where).names([0, N_CLASSES]) == ["zero", "new"]
     versions = Versions(Run.open(where))
-    with versions.turn() as turn, versions.turn() as other:
-        other.write(other.latest().called(1, "one"), "rename", "one")
+    with versions.turn() as mine, versions.turn() as other:
+        versions.write(other, versions.load().called(1, "one"), "rename", "one")
         with pytest.raises(StorageError, match="changed by another editor"):
-            turn.write(turn.latest().called(2, "two"), "rename", "two")
+            versions.write(mine, versions.load().called(2, "two"), "rename", "two")
     assert load(where).names([0, 1, 2]) == ["zero", "one", "class number 2"]
 
 

@@ -22,8 +22,8 @@ from mach.model.classes.answerer import Answerer
 from mach.model.classes.catalogue import Classes
 from mach.model.classes.edits import ASSOCIATE, EXAMPLE, TEXT, UPVOTE, Edits, Exemplars, hashed_buckets
 from mach.model.classes.similarity import output_rows, similar
-from mach.model.classes.teaching import anchored, lifted, loads, place
-from mach.model.classes.versions import Step, Turn, Versions
+from mach.model.classes.teaching import anchored, best_buckets, lifted, loads
+from mach.model.classes.versions import Current, Step, Versions
 from mach.runs.ensemble import BucketScores
 from mach.sketch.answers import Subset
 
@@ -114,16 +114,16 @@ class ClassEditor:
                 raise DataError(f"{kind}: need one entry for each of the {len(names)} names")
         self._insist_on_all_repetitions()
         read = [(kind, *self._read(given)) for kind, given in ((EXAMPLE, examples), (TEXT, texts)) if given is not None]
-        with self._turn() as turn:
+        with self._turn() as current:
             self._insist_on_new(names)
             first, A, n_buckets = self.edits.n_classes, len(names), self._ensemble.n_buckets
-            exemplars = None
-            counts_A = np.zeros(A, np.int64)
+            exemplars = Exemplars.none()
             if read:
                 batch, owners = concatenated([part for _, part, _ in read]), np.concatenate([o for _, _, o in read])
-                kinds = np.repeat([kind for kind, _, _ in read], [len(o) for _, _, o in read])
-                exemplars = Exemplars.of(batch, first + owners, kinds)
-                counts_A = np.bincount(exemplars.classes_M - first, minlength=A)
+                exemplars = Exemplars.of(
+                    batch, first + owners, np.repeat([kind for kind, *_ in read], [len(o) for *_, o in read])
+                )
+            counts_A = np.bincount(exemplars.classes_M - first, minlength=A)
             if by == "networks" and not counts_A.all():
                 name = names[int(np.argmin(counts_A))]
                 raise DataError(
@@ -132,19 +132,17 @@ class ClassEditor:
             hashing = self._ensemble.run.config.hashing
             functions = list(range(hashing.heads * hashing.repetitions))
             table_FA = hashed_buckets(A, functions, n_buckets, first=first)
+            scores = self._scored(batch) if read else None
+            if scores and by == "networks":
+                rows = self._ensemble.run.functions(self._ensemble.repetitions)
+                is_random = np.random.default_rng([first, A]).random(table_FA.shape)[rows] < random
+                placed_RA = best_buckets(scores.probs_NRB, owners, A, loads(self.answerer))
+                table_FA[rows] = np.where(is_random, table_FA[rows], placed_RA)
             before = replace(self.edits, table_FA=self.edits.buckets(functions, n_buckets))  # R may have been raised
-            if exemplars is None:
-                changed = before.extended(names, table_FA, counts_A)
-            else:
-                scores = self._scored(batch)
-                if by == "networks":
-                    rows = self._ensemble.run.functions(self._ensemble.repetitions)
-                    is_random = np.random.default_rng([first, A]).random(table_FA.shape)[rows] < random
-                    placed_RA = place(scores.probs_NRB, owners, A, loads(self.answerer))
-                    table_FA[rows] = np.where(is_random, table_FA[rows], placed_RA)
-                changed = anchored(self.answerer, before.extended(names, table_FA, counts_A), scores)
-                changed = lifted(self.answerer, changed, exemplars, 1, scores)
-            self._write(turn, changed, "add", _listed(names))
+            changed = before.extended(names, table_FA, counts_A)
+            if scores:
+                changed = lifted(self.answerer, anchored(self.answerer, changed, scores), exemplars, 1, scores)
+            self._write(current, changed, "add", _listed(names))
         return np.arange(first, first + A)
 
     def remove(self, classes: Classes) -> None:
@@ -155,12 +153,12 @@ class ClassEditor:
         DataError
             When a class is not there.
         """
-        with self._turn() as turn:
+        with self._turn() as current:
             ids = np.unique(self.ids_of(classes))
             if not len(ids):
                 raise DataError("there is no class to remove: give ids or names")
             what = _listed([self.answerer.catalogue.name(k) for k in ids.tolist()])
-            self._write(turn, self.edits.without(ids), "remove", what)
+            self._write(current, self.edits.without(ids), "remove", what)
 
     def rename(self, k: int | str, name: str) -> None:
         """Give a class another name.
@@ -170,11 +168,11 @@ class ClassEditor:
         DataError
             When the class is not there, or the name is taken.
         """
-        with self._turn() as turn:
+        with self._turn() as current:
             renamed = int(self.ids_of(k)[0])
             self._insist_on_new([name])
             what = f"{self.answerer.catalogue.name(renamed)} to {name}"
-            self._write(turn, self.edits.called(renamed, name), "rename", what)
+            self._write(current, self.edits.called(renamed, name), "rename", what)
 
     def name_subset(self, name: str, classes: Classes | None) -> None:
         """Store classes under a name that ``allowed=`` takes from now on; None forgets it.
@@ -186,13 +184,13 @@ class ClassEditor:
         """
         if not (isinstance(name, str) and name.strip()):
             raise DataError(f"subset {name!r}: need a name")
-        with self._turn() as turn:
+        with self._turn() as current:
             subsets = dict(self.edits.subsets)
             if classes is not None:
                 subsets[name] = np.unique(self.ids_of(classes))
             elif subsets.pop(name, None) is None:
                 raise DataError(f"there is no subset {name!r}: there are {sorted(subsets)}")
-            self._write(turn, replace(self.edits, subsets=subsets), "subset", name)
+            self._write(current, replace(self.edits, subsets=subsets), "subset", name)
 
     def upvote(self, queries: Queries, classes: Classes) -> None:
         """Teach that a query is of a class: it will be the first of that query, and higher for similar ones.
@@ -244,8 +242,8 @@ class ClassEditor:
         ConfigError
             When the classes are as trained.
         """
-        with self._versions.turn() as turn:
-            edits, step = turn.undo()
+        with self._versions.turn() as current:
+            edits, step = self._versions.undo(current)
             self.answerer = self.answerer.with_edits(edits)
         return step
 
@@ -272,11 +270,12 @@ class ClassEditor:
     def similar(self, classes: Classes, k: int = 10) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Classes that the networks treat most alike: the cosine of the mean of their buckets' output rows.
 
+        Classes that share buckets resemble each other for that reason alone, a little.
+
         Parameters
         ----------
         classes : id or name, or several
         k : int
-            Classes that share buckets resemble each other for that reason alone, a little.
 
         Returns
         -------
@@ -353,7 +352,7 @@ class ClassEditor:
         """Lift classes, (N, k) or -1 for none, so that each is among the best ``rank`` of its query."""
         self._insist_on_all_repetitions()
         batch = concatenated(list(self._ensemble.read(queries)))
-        with self._turn() as turn:
+        with self._turn() as current:
             ids_Nk = classes()
             if len(ids_Nk) != len(batch):
                 raise DataError(f"{len(batch)} queries and {len(ids_Nk)} classes: give one class a query")
@@ -365,7 +364,7 @@ class ClassEditor:
                 edits = anchored(self.answerer, edits, scores)
             exemplars = Exemplars.of(scores.batch, ids_Nk[rows, places], kind)
             edits = lifted(self.answerer, edits, exemplars, rank, scores)
-            self._write(turn, edits, "upvote" if kind == UPVOTE else "associate", f"{len(rows)} pairs")
+            self._write(current, edits, "upvote" if kind == UPVOTE else "associate", f"{len(rows)} pairs")
 
     def _insist_on_all_repetitions(self) -> None:
         finished, mine = self._ensemble.run.finished(), self._ensemble.repetitions
@@ -384,15 +383,15 @@ class ClassEditor:
             seen.add(name)
 
     @contextmanager
-    def _turn(self) -> Iterator[Turn]:
+    def _turn(self) -> Iterator[Current]:
         """Be the only editor, on the version that holds: what others did meanwhile is taken over first."""
-        with self._versions.turn() as turn:
-            if turn.current.version != self.version:
-                self.answerer = self.answerer.with_edits(turn.latest())
-            yield turn
+        with self._versions.turn() as current:
+            if current.version != self.version:
+                self.answerer = self.answerer.with_edits(self._versions.load(current=current))
+            yield current
 
-    def _write(self, turn: Turn, edits: Edits, verb: str, what: str) -> None:
-        self.answerer = self.answerer.with_edits(turn.write(edits, verb, what))
+    def _write(self, current: Current, edits: Edits, verb: str, what: str) -> None:
+        self.answerer = self.answerer.with_edits(self._versions.write(current, edits, verb, what))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -85,7 +85,7 @@ class ExemplarMemory:
 
     @cached_property
     def _lifting(self) -> Exemplars:
-        return self.edits.exemplars.where((self.edits.exemplars.lifts_M2 > 0).any(axis=1))
+        return self.edits.exemplars.where(self.edits.exemplars.lifts_M2.max(axis=1, initial=0) > 0)
 
     def resemblance(self, batch: Batch, mode: int) -> Resemblance:
         """What the queries of a batch resemble."""
@@ -163,7 +163,9 @@ class ExemplarMemory:
         self, resemblance: Resemblance, ids_NC: NDArray[np.int64], scores_NC: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         """Scores with the lifts of their classes."""
-        at, is_lifted = _positions(resemblance.lift_keys, np.arange(len(ids_NC))[:, None] * self.edits.n_classes + ids_NC)
+        at, is_lifted = _positions(
+            resemblance.lift_keys, np.arange(len(ids_NC))[:, None] * self.edits.n_classes + ids_NC
+        )
         if not is_lifted.any():
             return scores_NC
         return np.where(is_lifted, scores_NC + resemblance.lifts[at], scores_NC).astype(np.float32)

@@ -102,7 +102,7 @@ def loads(answerer: Answerer) -> NDArray[np.int64]:
     return loads_RB
 
 
-def place(
+def best_buckets(
     probs_MRB: NDArray[np.float32], owners_M: NDArray[np.int64], n_classes: int, loads_RB: NDArray[np.int64]
 ) -> NDArray[np.uint32]:
     """Buckets of classes by the bucket scores of their examples, shape (R, A).
@@ -113,7 +113,7 @@ def place(
     Examples
     --------
     >>> probs = np.float32([[[0.1, 0.9, 0.2]], [[0.3, 0.8, 0.7]], [[0.1, 0.2, 0.9]]])
-    >>> place(probs, np.array([0, 0, 0]), 1, np.zeros((1, 3), int)).tolist()
+    >>> best_buckets(probs, np.array([0, 0, 0]), 1, np.zeros((1, 3), int)).tolist()
     [[1]]
     """
     B = probs_MRB.shape[2]

@@ -1,6 +1,6 @@
 """Versions of a run's classes on disk: ``classes/NNNN.safetensors``, each whole by itself, and ``classes/CURRENT``.
 
-A version is written once and never changed; ``CURRENT`` says which one holds and what was done so far, and is written
+A version is written once and never changed. ``CURRENT`` says which one holds and what was done so far, and is written
 last. So whoever dies in between leaves the old version, readers keep the one that they have opened, and undoing is
 pointing at the version before. Editors of a folder of this machine take turns by a lock. Behind a URL nothing can be
 locked: there an editor looks whether ``CURRENT`` is still what it began from, before it writes and after, and is
@@ -21,9 +21,9 @@ from pydantic import Field
 from mach.config import Section
 from mach.data.store import ClassNames, Reference
 from mach.errors import ConfigError, StorageError
-from mach.files.places import Place, atomic_file, cache_folder, fetch, is_there, kept, sweep
+from mach.files.places import Place, atomic_file, is_there, sweep
 from mach.files.records import locked, read_json, write_json
-from mach.files.tensors import digest_of, map_tensors, write_tensors
+from mach.files.tensors import digest_of, local_tensors, map_tensors, write_tensors
 from mach.model.classes.edits import FORMAT, Edits
 from mach.runs.run import Run
 
@@ -66,13 +66,7 @@ class Versions:
         self.folder: Place = run.path / "classes"
 
     def current(self) -> Current:
-        """Which version holds; version 0 where nothing was ever changed.
-
-        Raises
-        ------
-        StorageError
-            When CURRENT is damaged.
-        """
+        """Which version holds, version 0 where nothing was ever changed; a StorageError when CURRENT is damaged."""
         where = self.folder / "CURRENT"
         return read_json(where, Current) if is_there(where) else Current()
 
@@ -96,28 +90,12 @@ class Versions:
             known = ", ".join(map(str, [0, *(step.version for step in current.steps)]))
             raise ConfigError(f"{self.run.path} has no version {version} of its classes: choose one of {known}")
         where = self.file(version, step.digest)
-
-        def check(file: Path) -> None:
-            arrays, metadata = map_tensors(file)
-            if metadata.get("format") != FORMAT or digest_of(arrays) != step.digest:
-                raise StorageError(
-                    f"{where} is damaged or not the version that CURRENT names: copy it anew, or undo it"
-                )
-
-        if isinstance(where, Path):
-            check(where)
-            path = where
-        else:
-            remote, copy = where, cache_folder() / "classes" / f"{step.digest}.safetensors"
-            path = kept(copy, lambda file: fetch(remote, file, check))
+        arrays, metadata = map_tensors(local_tensors(where, step.digest))
+        if metadata.get("format") != FORMAT or digest_of(arrays) != step.digest:
+            raise StorageError(f"{where} is damaged or not the version that CURRENT names: copy it anew, or undo it")
+        counts = {"n_features": manifest.n_features, "n_buckets": int(manifest.assignment["n_buckets"])}
         try:
-            return Edits.from_arrays(
-                map_tensors(path)[0],
-                version=version,
-                n_trained=manifest.n_classes,
-                n_features=manifest.n_features,
-                n_buckets=int(manifest.assignment["n_buckets"]),
-            )
+            return Edits.from_arrays(arrays, version=version, n_trained=manifest.n_classes, **counts)
         except StorageError as error:
             raise StorageError(f"{where} is damaged: {error}: copy it anew, or undo it") from None
 
@@ -139,8 +117,8 @@ class Versions:
         return self.folder / f"{name}.safetensors"
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[Turn]:
-        """Be the only editor for the length of the block, as far as locks reach.
+    def turn(self) -> Iterator[Current]:
+        """Be the only editor for the length of the block, as far as locks reach; what holds now, to begin from.
 
         Raises
         ------
@@ -148,51 +126,47 @@ class Versions:
             When another editor does not finish within a minute, or the folder cannot be written.
         """
         if not isinstance(self.folder, Path):
-            yield Turn(self, self.current())
+            yield self.current()
             return
         end = time.monotonic() + LOCK_SECONDS
         while True:
             with locked(self.folder) as is_ours:
                 if is_ours:
                     sweep(self.folder)
-                    yield Turn(self, self.current())
+                    yield self.current()
                     return
             if time.monotonic() > end:
                 raise StorageError(f"{self.folder} is being changed by another process: try again")
             time.sleep(0.01)
 
-
-class Turn:
-    """What an editor may do while it is the only one."""
-
-    def __init__(self, versions: Versions, current: Current) -> None:
-        self.versions, self.current = versions, current
-
-    def latest(self) -> Edits:
-        """The version that holds."""
-        return self.versions.load(current=self.current)
-
-    def write(self, edits: Edits, verb: str, what: str) -> Edits:
+    def write(self, begun: Current, edits: Edits, verb: str, what: str) -> Edits:
         """Make the next version, and the one that holds; returns it with its number.
+
+        Parameters
+        ----------
+        begun : Current
+            Of our `turn`.
+        edits : Edits
+        verb, what : str
+            What was done.
 
         Raises
         ------
         StorageError
             When another editor was faster, or the files cannot be written; then the old version holds.
         """
-        current = self.current
-        number = 1 + max((step.version for step in current.steps), default=0)
+        number = 1 + max((step.version for step in begun.steps), default=0)
         arrays = edits.to_arrays()
         digest = digest_of(arrays)
-        with atomic_file(self.versions.file(number, digest)) as file:
-            metadata = {"format": FORMAT, "version": str(number), "data": self.versions.run.manifest.data_fingerprint}
+        with atomic_file(self.file(number, digest)) as file:
+            metadata = {"format": FORMAT, "version": str(number), "data": self.run.manifest.data_fingerprint}
             write_tensors(file, arrays, metadata)
         now = round(time.time(), 3)
-        step = Step(version=number, parent=current.version, verb=verb, what=what, digest=digest, unix_seconds=now)
-        self._point(Current(version=number, steps=[*current.steps, step]))
+        step = Step(version=number, parent=begun.version, verb=verb, what=what, digest=digest, unix_seconds=now)
+        self._point(begun, Current(version=number, steps=[*begun.steps, step]))
         return replace(edits, version=number)
 
-    def undo(self) -> tuple[Edits, Step]:
+    def undo(self, begun: Current) -> tuple[Edits, Step]:
         """Go back to the version that the present one was made of; returns it and what was undone.
 
         Raises
@@ -200,20 +174,19 @@ class Turn:
         ConfigError
             When nothing was changed.
         """
-        step = self.current.step(self.current.version)
+        step = begun.step(begun.version)
         if step is None:
-            raise ConfigError(f"{self.versions.run.path}: the classes are as trained: there is nothing to undo")
-        edits = self.versions.load(step.parent, self.current)
-        self._point(Current(version=step.parent, steps=self.current.steps))
+            raise ConfigError(f"{self.run.path}: the classes are as trained: there is nothing to undo")
+        edits = self.load(step.parent, begun)
+        self._point(begun, Current(version=step.parent, steps=begun.steps))
         return edits, step
 
-    def _point(self, current: Current) -> None:
-        where = self.versions.folder / "CURRENT"
-        lost = f"{where} was changed by another editor meanwhile: load the model anew and try again"
+    def _point(self, begun: Current, current: Current) -> None:
+        where = self.folder / "CURRENT"
+        lost = StorageError(f"{where} was changed by another editor meanwhile: load the model anew and try again")
         is_shared = not isinstance(where, Path)
-        if is_shared and self.versions.current() != self.current:
-            raise StorageError(lost)
+        if is_shared and self.current() != begun:
+            raise lost
         write_json(where, current.model_dump())
-        if is_shared and self.versions.current() != current:
-            raise StorageError(lost)
-        self.current = current
+        if is_shared and self.current() != current:
+            raise lost
