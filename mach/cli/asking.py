@@ -95,7 +95,7 @@ def calibrate(model: MachModel, data: str | None, as_json: bool) -> None:
     if data is not None:
         found = model.calibrate(_prepared(model, data))
     else:
-        from mach.training.start import training_store
+        from mach.training.finetuning import training_store
 
         try:
             with progress() as report:

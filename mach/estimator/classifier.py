@@ -1,4 +1,4 @@
-"""MACHClassifier: training and prediction by scikit-learn's rules; the only module that imports scikit-learn.
+"""MACHClassifier: training and prediction by scikit-learn's rules.
 
 It writes rows in memory into a store, trains an ordinary run in a temporary folder (`mach.estimator.engine`), and gives
 answers back as the class values that it was given (`mach.estimator.vocabulary`).
@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, check_random_state
 
 from mach.errors import ConfigError, DataError
 from mach.estimator.engine import Engine
@@ -21,7 +19,15 @@ from mach.estimator.fitting import fit
 from mach.estimator.frames import FrameKind, frame_of
 from mach.estimator.growth import go_on
 from mach.estimator.parameters import given_by, refuse_large
-from mach.estimator.reading import features_of, targets_of
+from mach.estimator.reading import (
+    BaseEstimator,
+    ClassifierMixin,
+    check_consistent_length,
+    check_is_fitted,
+    check_random_state,
+    features_of,
+    targets_of,
+)
 from mach.estimator.rows import Features, Rows, n_rows_of
 from mach.estimator.saving import restore, save
 from mach.estimator.vocabulary import Layout, Targets, Vocabulary
@@ -167,10 +173,6 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         X : matrix, table or texts of N rows
         y : array-like, lists, or indicator matrix of N rows
 
-        Returns
-        -------
-        self
-
         Raises
         ------
         ValueError
@@ -199,10 +201,6 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             As for `fit`, and of the same kind and form as before.
         classes : array-like, optional
             Classes to make room for; those of y need not be among them.
-
-        Returns
-        -------
-        self
         """
         if not hasattr(self, "classes_"):
             features, targets = features_of(self, X, y, reset=True), targets_of(y)
@@ -227,8 +225,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         """
         features = features_of(self, X)
         if self._layout.form == "classes":
-            ids_N1, _ = self._engine.topk(features, 1)
-            return self.classes_[ids_N1[:, 0]]
+            return self.classes_[self._engine.topk(features, 1)[0][:, 0]]
         indptr, ids = self._engine.likely(features)
         if self._layout.form == "lists":
             return [self.classes_[part] for part in np.split(ids, indptr[1:-1])] if len(indptr) > 1 else []
@@ -258,14 +255,11 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     def decision_function(self, X: Any) -> NDArray[np.float32]:
         """Log-probabilities of all classes, not normalised; log-odds in multi-label data, and of two classes.
 
+        As large as of `predict_proba`, and refused as that is.
+
         Returns
         -------
         float32 array of shape (N, K), or (N,) of two classes that exclude each other, above 0 for the second
-
-        Raises
-        ------
-        mach.MachError
-            When it would take more than ``max_proba_bytes``.
         """
         features = features_of(self, X)
         refuse_large(n_rows_of(features), len(self.classes_), self.max_proba_bytes, "decision_function")
@@ -278,7 +272,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
 
         Parameters
         ----------
-        X : matrix, table or texts
+        X
+            As for `fit`.
         k : int
             At most K are returned.
         as_frame : {"pandas", "pyarrow"}, optional
@@ -311,29 +306,20 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
 
         Parameters
         ----------
-        X : matrix, table or texts
-        y : as in `fit`
+        X, y
+            As for `fit`.
         sample_weight : array of shape (N,), optional
-
-        Returns
-        -------
-        float
         """
         features, targets = features_of(self, X), targets_of(y)
         check_consistent_length(features, targets, sample_weight)
         self._refuse_other(targets)
-        vocabulary = Vocabulary(self.classes_)
-        ids, indptr = vocabulary.ids(targets), targets.indptr
+        ids, indptr = Vocabulary(self.classes_).ids(targets), targets.indptr
         if targets.form == "classes":
             right_N = self._engine.topk(features, 1)[0][:, 0] == ids
         else:
             found_indptr, found = self._engine.likely(features)
-            right_N = np.array(
-                [
-                    set(ids[indptr[n] : indptr[n + 1]]) == set(found[found_indptr[n] : found_indptr[n + 1]])
-                    for n in range(len(targets))
-                ]
-            )
+            mine, theirs = np.split(ids, indptr[1:-1]), np.split(found, found_indptr[1:-1])
+            right_N = np.array([set(a) == set(b) for a, b in zip(mine, theirs, strict=True)])
         return float(np.average(right_N, weights=None if sample_weight is None else np.asarray(sample_weight)))
 
     def save(self, path: str | Path) -> None:

@@ -1,8 +1,8 @@
 """What an engine learns later: more rows, more classes, and old rows that keep it from forgetting.
 
-Training goes on from the present weights (`mach.training.start`) on the new rows and on some of those kept of earlier
-ones. Where every class has a bucket of its own a new class gets a new one: outputs are added to the stored weights.
-Where classes are hashed it comes into the buckets that are there.
+Training goes on from the present weights (`mach.training.finetuning`) on the new rows and on some of those kept of
+earlier ones. Where every class has a bucket of its own a new class gets a new one: outputs are added to the stored
+weights. Where classes are hashed it comes into the buckets that are there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""X and y as scikit-learn hands them over, with its own refusals and warnings; the rows and classes in them."""
+"""X and y as scikit-learn hands them over, with its own refusals and warnings; the rows and classes in them.
+
+The only module that imports scikit-learn.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,31 @@ from mach.estimator.rows import Features
 from mach.estimator.vocabulary import Targets
 
 try:
+    from sklearn.base import BaseEstimator, ClassifierMixin
     from sklearn.utils.multiclass import check_classification_targets
-    from sklearn.utils.validation import assert_all_finite, check_is_fitted, column_or_1d, validate_data
+    from sklearn.utils.validation import (
+        assert_all_finite,
+        check_consistent_length,
+        check_is_fitted,
+        check_random_state,
+        column_or_1d,
+        validate_data,
+    )
 except ImportError as error:
     raise ConfigError(
         f"mach.MACHClassifier needs scikit-learn 1.6 or newer ({error}): pip install 'mach[sklearn]'"
     ) from error
+
+
+__all__ = [
+    "BaseEstimator",
+    "ClassifierMixin",
+    "check_consistent_length",
+    "check_is_fitted",
+    "check_random_state",
+    "features_of",
+    "targets_of",
+]
 
 
 def features_of(estimator: Any, X: Any, y: Any = "predict", *, reset: bool = False) -> Features:

@@ -31,6 +31,7 @@ from mach.reranking.settings import FitSettings
 from mach.runs.repetition import RepetitionFiles
 from mach.runs.run import Run
 from mach.sketch import bounds
+from mach.training.finetuning import Origin, training_data
 from mach.training.launch.capacity import plan_of
 from mach.training.launch.display import Report, bars, silence
 from mach.training.launch.launchers import Crew, n_workers
@@ -38,7 +39,6 @@ from mach.training.launch.schedule import shards_of
 from mach.training.pilot import teach
 from mach.training.recipe import before_reading
 from mach.training.setup import drop_store, resolve, set_up, with_trunk
-from mach.training.start import Start, training_data
 
 Source: TypeAlias = "Config | dict[str, Any] | str | Place"
 LOCK_SECONDS = 0.2
@@ -169,7 +169,7 @@ def configuration(
 def plan_of_run(config: Config, report: Report = silence, trunk: Trunk | None = None) -> bounds.Plan:
     """The ledger of the run that `train` would make of a configuration; the data are prepared, nothing is trained."""
     config = with_trunk(config, trunk)
-    start = Start.of(config)
+    start = Origin.of(config)
     config = before_reading(config if start is None else start.complete(config))
     store = training_data(config, None, report)
     known = None if start is None else start.assignment(start.counts_K(store))

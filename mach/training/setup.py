@@ -28,7 +28,7 @@ from mach.sketch import bounds
 from mach.sketch.hashing import Assignment, UniversalAssignment
 from mach.sketch.tables import TableAssignment, extends
 from mach.training import recipe
-from mach.training.start import STORE, Start, training_data
+from mach.training.finetuning import STORE, Origin, training_data
 
 LAYOUT = (
     "config.toml",
@@ -79,7 +79,7 @@ def set_up(
     is_run = Run.is_at(path)
     config = with_trunk(config, trunk)
     given = completed(config, Run.open(path).config) if is_run else config
-    start = None if is_run else Start.of(given)
+    start = None if is_run else Origin.of(given)
     if start is not None:
         given = start.complete(given)
     if config.network.trunk is not None:

@@ -20,13 +20,13 @@ from mach.model.loading import load
 from mach.runs.run import Run
 from mach.sketch.hashing import UniversalAssignment
 from mach.sketch.tables import extends
-from mach.training import start
+from mach.training import finetuning
 from mach.training.launch import capacity
 from mach.training.launch.capacity import USABLE, plan_of, repetitions_together
 from mach.training.launch.driver import Driver
 from mach.training.setup import set_up
 from mach.training.trainer import Progress
-from tests.training.test_start import with_keys
+from tests.training.test_finetuning import with_keys
 
 
 def test_a_run_that_appears_while_the_data_are_read_is_joined(
@@ -35,11 +35,11 @@ def test_a_run_that_appears_while_the_data_are_read_is_joined(
     prepare = prepare_data
 
     def prepare_while_another_is_faster(*arguments, **options):
-        monkeypatch.setattr(start, "prepare", prepare)
+        monkeypatch.setattr(finetuning, "prepare", prepare)
         set_up(config, tmp_path / "run")
         return prepare(*arguments, **options)
 
-    monkeypatch.setattr(start, "prepare", prepare_while_another_is_faster)
+    monkeypatch.setattr(finetuning, "prepare", prepare_while_another_is_faster)
     run, store = set_up(config, tmp_path / "run")
     assert run.manifest.data_fingerprint == store.fingerprint
     assert (tmp_path / "run/manifest.json").exists()

@@ -26,10 +26,10 @@ from mach.runs.run import Run
 from mach.sketch.tables import TableAssignment
 from mach.training import trainer as trainer_module
 from mach.training.conductor import train_reranker
+from mach.training.finetuning import Origin, training_store
 from mach.training.launch.launchers import Crew
 from mach.training.setup import set_up, shared_store
 from mach.training.shard import ShardJob, train_shard
-from mach.training.start import Start, training_store
 from mach.training.trainer import TrainingStoppedError
 from tests.conftest import N_FEATURES
 
@@ -344,11 +344,11 @@ def test_classes_added_and_removed_after_training_stay_so(
     new = {"train": write(tmp_path / "new.txt", lines, N_ALL)}
     started = with_keys(config, data=new, training={"start": str(tmp_path / "old"), "epochs": 1})
 
-    def stop(self: Start, run: Run) -> None:
+    def stop(self: Origin, run: Run) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Start, "keep_removed", stop)
+        patched.setattr(Origin, "keep_removed", stop)
         with pytest.raises(KeyboardInterrupt):
             set_up(started, tmp_path / "run")
     assert not (tmp_path / "run").exists()  # rather than a run that does not know what was removed

@@ -1,9 +1,9 @@
-"""Starting a run from another one: its weights, features and classes, new rows, and old ones against forgetting.
+"""Fine-tuning: a run that starts from another one's weights, features and classes, on new rows and old ones.
 
 The new run is an ordinary one, of a store that holds the old rows and then the new ones. Old classes keep their numbers
 and buckets, new ones get the next numbers. Every epoch goes through all new rows and as many old ones, drawn anew, as
-``training.replay`` asks for. The re-ranker is trained anew, on all rows of both: a classifier needs the rows of its
-class and those that look like them, whichever run saw them first.
+``training.replay`` asks for, against forgetting. The re-ranker is trained anew, on all rows of both: a classifier needs
+the rows of its class and those that look like them, whichever run saw them first.
 """
 
 from __future__ import annotations
@@ -38,43 +38,8 @@ OWN = ("class_names", "strong_columns", "weak_columns")
 Report = Callable[[str, float], None]
 
 
-@dataclass(frozen=True, eq=False)
-class Known:
-    """What a run knows of classes.
-
-    Parameters
-    ----------
-    reference : Reference
-        Their number and names, and the features of rows.
-    counts_K : int64 array
-        Training rows of each.
-    assignment : Assignment
-        Their buckets by all hash functions.
-    edits : Edits
-        What was done to them after training.
-    """
-
-    reference: Reference
-    counts_K: NDArray[np.int64]
-    assignment: Assignment
-    edits: Edits
-
-
-def known_to(run: Run) -> Known:
-    """Classes of a run, those that it was given after its training as well."""
-    versions, trained = Versions(run), run.trained_assignment(range(run.config.hashing.repetitions))
-    edits = versions.load()
-    reference, counts_K = versions.reference(edits), np.concatenate([run.class_counts_K(), edits.counts_A])
-    if not edits.n_added:
-        return Known(reference, counts_K, trained, edits)
-    before_FK = trained.buckets(np.arange(edits.n_trained))
-    added_FA = edits.buckets(range(trained.n_repetitions), trained.n_buckets)
-    table_FK = np.concatenate([before_FK, added_FA.astype(np.int32)], axis=1)
-    return Known(reference, counts_K, TableAssignment.from_table(table_FK, trained.n_buckets), edits)
-
-
 @dataclass(frozen=True)
-class Start:
+class Origin:
     """A finished run that others start from.
 
     Parameters
@@ -88,7 +53,7 @@ class Start:
     replay: float
 
     @classmethod
-    def of(cls, config: Config) -> Start | None:
+    def of(cls, config: Config) -> Origin | None:
         """What a configuration starts from, if from anything.
 
         Raises
@@ -141,15 +106,32 @@ class Start:
         return mine
 
     @cached_property
-    def known(self) -> Known:
-        """Classes and features of the run."""
-        return known_to(self.run)
+    def edits(self) -> Edits:
+        """What was done to the run's classes after its training."""
+        return Versions(self.run).load()
+
+    @cached_property
+    def reference(self) -> Reference:
+        """Number and names of its classes, those added after training as well, and the features of rows."""
+        return Versions(self.run).reference(self.edits)
+
+    @cached_property
+    def buckets(self) -> Assignment:
+        """Of all these classes, by all hash functions."""
+        trained, edits = self.run.trained_assignment(range(self.run.config.hashing.repetitions)), self.edits
+        if not edits.n_added:
+            return trained
+        before_FK = trained.buckets(np.arange(edits.n_trained))
+        added_FA = edits.buckets(range(trained.n_repetitions), trained.n_buckets)
+        table_FK = np.concatenate([before_FK, added_FA.astype(np.int32)], axis=1)
+        return TableAssignment.from_table(table_FK, trained.n_buckets)
 
     def counts_K(self, store: Store) -> NDArray[np.int64]:
         """Rows of every class, those that the run has seen and the new ones of a store of `store`."""
         new_ids = store.class_ids[store.class_indptr[store.n_old_rows] :]
         counts_K = np.bincount(new_ids, minlength=store.n_classes)
-        counts_K[: len(self.known.counts_K)] += self.known.counts_K
+        seen_K = np.concatenate([self.run.class_counts_K(), self.edits.counts_A])
+        counts_K[: len(seen_K)] += seen_K
         return counts_K
 
     def n_rows(self, store: Store) -> int:
@@ -165,7 +147,7 @@ class Start:
             Rows of all classes, the old ones first.
         """
         seed = self.run.retired.get("hashing.seed", self.run.config.training.seed)
-        return grown(self.known.assignment, counts_K, seed)
+        return grown(self.buckets, counts_K, seed)
 
     def store(self, config: Config, report: Report) -> Store:
         """Old rows, if any are replayed, and then the new ones.
@@ -178,11 +160,10 @@ class Start:
             From reading the new ones.
         """
         data = config.data
-        known = self.known
-        new = prepare(data, config.text, data.train, like=known.reference, grows=True, report=report)
-        options: dict[str, Any] = {"removed": known.edits.removed, "cache": data.cache, "report": report}
+        new = prepare(data, config.text, data.train, like=self.reference, grows=True, report=report)
+        options: dict[str, Any] = {"removed": self.edits.removed, "cache": data.cache, "report": report}
         if not self.replay:
-            return join(new, None, known.reference, **options)
+            return join(new, None, self.reference, **options)
         try:
             old = training_store(self.run, report)
         except (DataError, StorageError) as error:
@@ -192,11 +173,11 @@ class Start:
             ) from error
         theirs = self.run.config
         rest = OldPart(old.n_rows - old.n_old_rows, theirs.data.validation_fraction, theirs.training.seed)
-        return join(new, old, known.reference, [*old.old_parts, rest], **options)
+        return join(new, old, self.reference, [*old.old_parts, rest], **options)
 
     def keep_removed(self, run: Run) -> None:
         """Tell a run that started from here which classes it shall not return, and of the named sets of classes."""
-        edits, versions = self.known.edits, Versions(run)
+        edits, versions = self.edits, Versions(run)
         if not (len(edits.removed) or edits.subsets):
             return
         with versions.turn() as current:
@@ -245,7 +226,7 @@ def training_data(config: Config, run: Place | None, report: Report) -> Store:
         if joined is not None and begun.config.data.train == config.data.train:
             return joined
     try:
-        start = Start.of(config)
+        start = Origin.of(config)
         if start is not None:
             return start.store(config, report)
         return prepare(config.data, config.text, config.data.train, report=report)

@@ -1,0 +1,98 @@
+"""The conductor: what it takes for a configuration, what it reports, and the same bits by every launcher."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import mach
+from mach.config import Config, to_toml
+from mach.errors import ConfigError
+from mach.files.tensors import map_tensors
+from mach.runs.run import Run
+from mach.training.conductor import configuration
+
+
+def bits(path: Path) -> dict[str, bytes]:
+    """Everything that was learned, by the file and the name of its array."""
+    files = [*sorted(path.rglob("weights.safetensors")), path / "reranker.safetensors"]
+    learned = {
+        f"{file.relative_to(path)} {name}": a.tobytes() for file in files for name, a in map_tensors(file)[0].items()
+    }
+    calibration = json.loads((path / "calibration.json").read_text())
+    return learned | {"calibration": repr(calibration).encode()}
+
+
+@pytest.fixture(scope="module")
+def whole(config: Config) -> Config:
+    """With all steps: held-out rows, a re-ranker whose order a pilot teaches, a calibration."""
+    tree = config.model_dump(exclude_unset=True)
+    tree["data"] |= {"validation_fraction": 0.1}
+    tree["hashing"] |= {"repetitions": 2}
+    tree["training"] |= {"epochs": 2}
+    tree["reranking"] = {"candidates": 10, "pilots": 1}
+    return Config.model_validate(tree)
+
+
+def test_every_launcher_comes_to_the_same_bits(whole: Config, tmp_path: Path):
+    told: list[tuple[str, float]] = []
+    model = mach.train(whole, tmp_path / "here", launcher="here", report=lambda *stage: told.append(stage))
+    assert model.reranker is not None
+    assert model.calibration is not None
+    assert {"training", "re-ranker: candidates", "re-ranker: classifiers", "calibrating"} <= {
+        stage for stage, _ in told
+    }
+    assert all(0 <= fraction <= 1 for _, fraction in told)
+    assert told[-1] == ("calibrating", 1.0)
+    mach.train(whole, tmp_path / "local", workers=2)
+    assert bits(tmp_path / "local") == bits(tmp_path / "here")
+    assert not (tmp_path / "here/pilots").exists()
+
+
+def test_a_run_goes_on_and_a_finished_one_is_opened(config: Config, trained: Path, tmp_path: Path):
+    first = mach.train(config, tmp_path / "run", launcher="here", repetitions=[1])
+    assert first.repetitions == [1]
+    assert mach.train(tmp_path / "run", launcher="here").repetitions == [0, 1, 2]
+    for r in range(3):
+        files = [Run.open(path).repetition(r).weights for path in (tmp_path / "run", trained)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    written = files[0].stat().st_mtime_ns
+    assert mach.train(tmp_path / "run").repetitions == [0, 1, 2]
+    assert files[0].stat().st_mtime_ns == written
+
+
+def test_what_may_stand_for_a_configuration(config: Config, trained: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text(to_toml(config))
+    Path("fruits.csv").write_text("text,classes\napple,a\n")
+    tree: dict[str, Any] = {"data": {"train": "fruits.csv"}}
+    assert configuration("mine.toml") == (config, Path("runs/mine"))
+    assert configuration("mine.toml", "elsewhere")[1] == Path("elsewhere")
+    assert configuration("fruits.csv") == (Config.model_validate(tree), Path("runs/fruits"))
+    assert configuration("builtin:characters")[1] == Path("runs/characters")
+    assert configuration(tree, overrides=["training.epochs=2"])[0].training.epochs == 2
+    assert tree == {"data": {"train": "fruits.csv"}}
+    assert configuration(config, "there")[0] is config
+    assert configuration(trained) == (Run.open(trained).config, trained)
+
+
+def test_a_repetition_that_the_run_has_not_is_named(config: Config, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"repetitions 3: the run has repetitions 0-2"):
+        mach.train(config, tmp_path / "run", repetitions=[0, 3])
+    assert not (tmp_path / "run").exists()
+
+
+def test_nobody_is_told_unless_asked(config: Config, tmp_path: Path, capfd):
+    tree = config.model_dump(exclude_unset=True)
+    tree["hashing"] |= {"repetitions": 1}
+    tree["training"] |= {"epochs": 1}
+    mach.train(tree, tmp_path / "quiet", launcher="here")
+    assert capfd.readouterr() == ("", "")
+    told = io.StringIO()
+    mach.train(tree, tmp_path / "told", launcher="here", console=Console(file=told))
+    assert "repetition 0: finished" in told.getvalue()
