@@ -1,36 +1,29 @@
 """MACHClassifier: training and prediction by scikit-learn's rules.
 
-It writes rows in memory into a store, trains an ordinary run in a temporary folder (`mach.estimator.engine`), and gives
-answers back as the class values that it was given (`mach.estimator.vocabulary`).
+It trains an ordinary run in a temporary folder (`mach.estimator.engine`), and answers with the class values that it was
+given (`mach.estimator.targets`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, check_random_state
 
 from mach.errors import ConfigError, DataError
+from mach.estimator.archive import restore, save
 from mach.estimator.engine import Engine
+from mach.estimator.features import Features, features_of, n_rows_of
 from mach.estimator.fitting import fit
-from mach.estimator.frames import FrameKind, frame_of
 from mach.estimator.growth import go_on
-from mach.estimator.parameters import given_by, refuse_large
-from mach.estimator.reading import (
-    BaseEstimator,
-    ClassifierMixin,
-    check_consistent_length,
-    check_is_fitted,
-    check_random_state,
-    features_of,
-    targets_of,
-)
-from mach.estimator.rows import Features, Rows, n_rows_of
-from mach.estimator.saving import restore, save
-from mach.estimator.vocabulary import Layout, Targets, Vocabulary
+from mach.estimator.parameters import sections_of
+from mach.estimator.rows import Rows
+from mach.estimator.targets import Layout, Targets, grown, ids_of
 from mach.networks.permission import Trunk
 
 if TYPE_CHECKING:
@@ -64,7 +57,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         Best classes of a row that linear classifiers order anew (`mach.reranking`, sparse rows and texts); 0: none.
         None is 0 for multi-label data of fewer than 5,000 rows, where no rows calibrate what comes out.
     n_jobs : int, optional
-        Processes that train repetitions; None and 1 train in this one, -1 uses all cores. It never changes a bit.
+        Processes that train repetitions, as in joblib: None is 1, -1 all cores. It never changes a bit.
     launcher : {"local", "ray"}
         With "ray", repetitions are trained by workers of a Ray cluster, which must see this machine's temporary folder.
     address : str, optional
@@ -99,15 +92,14 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     Notes
     -----
     X is a dense or sparse matrix of shape (N, D), a numeric table, or texts: a list, array or series of strings, or a
-    table of text columns. Features of very different size should be scaled first, as for any network.
+    table of text columns.
 
     y holds a class a row, any hashable value (a tuple is one value), or any number of classes a row (multi-label):
     lists, sets or arrays of classes, or an indicator matrix, dense or sparse. `predict` answers in the same form. As in
     scikit-learn, lists of one length that hold nothing but 0 and 1 are an indicator.
 
-    Probabilities: with 5,000 rows or more, 2 % of them (500 to 2,000) are held out of training to calibrate on. Where
-    classes exclude each other, their temperature is fitted and rows sum to one. In multi-label data each class's own
-    probability follows a fitted curve. With fewer rows they are the networks' own.
+    Probabilities of classes that exclude each other sum to one in a row. ``docs/scikit-learn.md`` says how they are
+    calibrated.
 
     Examples
     --------
@@ -180,9 +172,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         mach.MachError
             When a parameter or key cannot work.
         """
-        features, targets = features_of(self, X, y, reset=True), targets_of(y)
-        check_consistent_length(features, targets)
-        return self._learn(features, targets, Vocabulary.of(targets))
+        return self._train(*self._read(X, y, reset=True))
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
         """Learn from more rows, beginning with the present weights; classes that were never seen may join.
@@ -203,17 +193,12 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             Classes to make room for; those of y need not be among them.
         """
         if not hasattr(self, "classes_"):
-            features, targets = features_of(self, X, y, reset=True), targets_of(y)
-            check_consistent_length(features, targets)
-            return self._learn(features, targets, Vocabulary.of(targets, classes), partial=True)
-        features, targets = features_of(self, X, y), targets_of(y)
-        check_consistent_length(features, targets)
-        self._refuse_other(targets)
-        vocabulary = Vocabulary(self.classes_).grown(targets, classes)
-        rows = Rows(features, *vocabulary.rows(targets), n_classes=len(vocabulary))
-        given = given_by(self.get_params(deep=False))
-        self._engine = go_on(self._engine, rows, given, most_kept=self.kept_rows, **self._how())
-        self.classes_ = vocabulary.array
+            return self._train(*self._read(X, y, reset=True), classes, goes_on=True)
+        features, targets = self._read(X, y)
+        all_classes = grown(self.classes_, targets, classes)
+        rows = Rows(features, ids_of(all_classes, targets)[:, : len(all_classes)])
+        self._engine = go_on(self._engine, rows, sections_of(self.get_params(deep=False)), **self._options())
+        self.classes_ = all_classes
         return self
 
     def predict(self, X: Any) -> Any:
@@ -226,17 +211,15 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         features = features_of(self, X)
         if self._layout.form == "classes":
             return self.classes_[self._engine.topk(features, 1)[0][:, 0]]
-        indptr, ids = self._engine.likely(features)
+        likely_NK = self._engine.likely(features)
         if self._layout.form == "lists":
-            return [self.classes_[part] for part in np.split(ids, indptr[1:-1])] if len(indptr) > 1 else []
-        from scipy.sparse import csr_array
-
-        ones = np.ones(len(ids), self._layout.dtype)
-        matrix = csr_array((ones, ids, indptr), shape=(len(indptr) - 1, len(self.classes_)))
+            ids_N = np.split(likely_NK.indices, likely_NK.indptr[1:-1])[: likely_NK.shape[0]]
+            return [self.classes_[ids] for ids in ids_N]
+        matrix = likely_NK.astype(self._layout.dtype)
         return matrix if self._layout.is_sparse else matrix.toarray()
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
-        """Probabilities of all classes of every row, in the order of `classes_`; see the notes of the class.
+        """Probabilities of all classes of every row, in the order of `classes_`.
 
         Returns
         -------
@@ -249,11 +232,10 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             When it would take more than ``max_proba_bytes``; `predict_topk` never does.
         """
         features = features_of(self, X)
-        refuse_large(n_rows_of(features), len(self.classes_), self.max_proba_bytes, "predict_proba")
-        return self._all(self._engine.probabilities(features))
+        return self._all(self._engine.probabilities(features), n_rows_of(features), "predict_proba")
 
     def decision_function(self, X: Any) -> NDArray[np.float32]:
-        """Log-probabilities of all classes, not normalised; log-odds in multi-label data, and of two classes.
+        """Log-probabilities of all classes, not normalised; log-odds in multi-label data, and for two classes.
 
         As large as of `predict_proba`, and refused as that is.
 
@@ -262,18 +244,16 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         float32 array of shape (N, K), or (N,) of two classes that exclude each other, above 0 for the second
         """
         features = features_of(self, X)
-        refuse_large(n_rows_of(features), len(self.classes_), self.max_proba_bytes, "decision_function")
-        logits_NK = self._all(self._engine.logits(features))
+        logits_NK = self._all(self._engine.logits(features), n_rows_of(features), "decision_function")
         is_binary = self._layout.form == "classes" and len(self.classes_) == 2
         return logits_NK[:, 1] - logits_NK[:, 0] if is_binary else logits_NK
 
-    def predict_topk(self, X: Any, k: int = 10, *, as_frame: FrameKind | None = None) -> Any:
+    def predict_topk(self, X: Any, k: int = 10, *, as_frame: Literal["pandas", "pyarrow"] | None = None) -> Any:
         """The k best classes of every row, best first, and their probabilities; cheap for any number of classes.
 
         Parameters
         ----------
-        X
-            As for `fit`.
+        X : matrix, table or texts of N rows
         k : int
             At most K are returned.
         as_frame : {"pandas", "pyarrow"}, optional
@@ -285,9 +265,11 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             The table has a row for each pair, with columns ``query``, ``rank``, ``class`` and ``probability``. Beyond
             1,024 classes probabilities follow each class's own score, and a row's do not sum to one.
         """
-        features = features_of(self, X)
         if k < 1:
             raise ConfigError(f"k = {k}: ask for at least one class")
+        if as_frame not in (None, "pandas", "pyarrow"):
+            raise ConfigError(f"as_frame = {as_frame!r} is unknown: choose 'pandas' or 'pyarrow'")
+        features = features_of(self, X)
         ids_Nk, probs_Nk = self._engine.topk(features, min(int(k), len(self.classes_)))
         classes_Nk = self.classes_[ids_Nk]
         if as_frame is None:
@@ -299,28 +281,25 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             "class": classes_Nk.ravel(),
             "probability": probs_Nk.ravel(),
         }
-        return frame_of(columns, as_frame)
+        if as_frame == "pandas":
+            import pandas as pd
 
-    def score(self, X: Any, y: Any, sample_weight: ArrayLike | None = None) -> float:
-        """Share of rows whose prediction is right; in multi-label data, right in all classes.
+            return pd.DataFrame(columns)
+        import pyarrow as pa
 
-        Parameters
-        ----------
-        X, y
-            As for `fit`.
-        sample_weight : array of shape (N,), optional
-        """
-        features, targets = features_of(self, X), targets_of(y)
-        check_consistent_length(features, targets, sample_weight)
-        self._refuse_other(targets)
-        ids, indptr = Vocabulary(self.classes_).ids(targets), targets.indptr
-        if targets.form == "classes":
-            right_N = self._engine.topk(features, 1)[0][:, 0] == ids
+        return pa.table(columns | {"class": pa.array(columns["class"].tolist())})
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Share of rows, weighted if N weights are given, whose prediction is right: in all classes if in several."""
+        features, targets = self._read(X, y)
+        truth = ids_of(self.classes_, targets)
+        if targets.layout.form == "classes":
+            right_N = self._engine.topk(features, 1)[0][:, 0] == truth.indices
         else:
-            found_indptr, found = self._engine.likely(features)
-            mine, theirs = np.split(ids, indptr[1:-1]), np.split(found, found_indptr[1:-1])
-            right_N = np.array([set(a) == set(b) for a, b in zip(mine, theirs, strict=True)])
-        return float(np.average(right_N, weights=None if sample_weight is None else np.asarray(sample_weight)))
+            likely = self._engine.likely(features)
+            likely.resize(truth.shape)
+            right_N = np.diff((likely != truth).indptr) == 0
+        return float(np.average(right_N, weights=sample_weight))
 
     def save(self, path: str | Path) -> None:
         """Write the fitted classifier into a new folder, whole or not at all; `load` reads it.
@@ -338,21 +317,14 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
 
     @classmethod
     def load(cls, path: str | Path, *, trunk: Trunk | None = None) -> Self:
-        """Open what `save` wrote; weights are mapped where they lie, which must stay.
-
-        Parameters
-        ----------
-        path : str or Path
-        trunk : class or str, optional
-            As of `mach.load`: where the classifier has one it must be passed here too, since it is code.
+        """Open what `save` wrote; weights are mapped where they lie, which must stay; ``trunk`` as of `mach.load`.
 
         Raises
         ------
         mach.MachError
             When the folder is none of these, or damaged, or has a trunk that was not passed.
         """
-        restored: Self = restore(cls, Path(path), trunk)
-        return restored
+        return restore(cls, Path(path), trunk)
 
     @property
     def model_(self) -> MachModel:
@@ -366,34 +338,48 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         tags.classifier_tags.multi_label = True
         return tags
 
-    def _refuse_other(self, targets: Targets) -> None:
-        if targets.form != self._layout.form:
+    def _read(self, X: Any, y: Any, *, reset: bool = False) -> tuple[Features, Targets]:
+        """Rows and their classes; not to ``reset`` is to refuse others than those that were fitted."""
+        features, targets = features_of(self, X, y, reset=reset), Targets.read(y)
+        check_consistent_length(features, targets)
+        if not reset and targets.layout.form != self._layout.form:
             raise DataError(
-                f"y holds {targets.form}, the classifier was fitted to {self._layout.form}: give the same form"
+                f"y holds {targets.layout.form}, the classifier was fitted to {self._layout.form}: give the same form"
             )
+        return features, targets
 
-    def _learn(self, features: Features, targets: Targets, vocabulary: Vocabulary, *, partial: bool = False) -> Self:
+    def _train(self, features: Features, targets: Targets, more: Any = None, *, goes_on: bool = False) -> Self:
         """Train a new run, and remember what its ids stand for."""
-        if not len(vocabulary):
+        classes = grown(np.empty(0), targets, more)
+        if not len(classes):
             raise DataError(f"y has {len(targets)} rows and no class in them: there is nothing to learn")
-        rows = Rows(features, *vocabulary.rows(targets), n_classes=len(vocabulary))
-        given = given_by(self.get_params(deep=False))
-        if partial and isinstance(features, list):
+        rows = Rows(features, ids_of(classes, targets)[:, : len(classes)])
+        given = sections_of(self.get_params(deep=False))
+        if goes_on and isinstance(features, list):
             given["text"] = {"hashing": True} | given.get("text", {})
-        options = {"most_kept": self.kept_rows, "trunk": self.trunk, **self._how()}
-        self._engine = fit(rows, given, is_exclusive=targets.form == "classes", **options)
-        self.classes_, self._layout = vocabulary.array, Layout(targets.form, targets.dtype, targets.is_sparse)
+        is_exclusive = targets.layout.form == "classes"
+        self._engine = fit(rows, given, is_exclusive=is_exclusive, trunk=self.trunk, **self._options())
+        self.classes_, self._layout = classes, targets.layout
         return self
 
-    def _how(self) -> dict[str, Any]:
-        """How a run is trained, whatever it is."""
+    def _options(self) -> dict[str, Any]:
+        """What first and further training both take."""
         from rich.console import Console
 
         return {
             "seed": int(check_random_state(self.random_state).randint(2**31 - 1)),
+            "most_kept": self.kept_rows,
             "device": None if self.device == "cpu" else self.device,
             "console": Console(stderr=True, quiet=not self.verbose),
         }
 
-    def _all(self, blocks: Iterator[NDArray[np.float32]]) -> NDArray[np.float32]:
-        return np.concatenate([np.empty((0, len(self.classes_)), np.float32), *blocks])
+    def _all(self, blocks: Iterator[NDArray[np.float32]], n_rows: int, method: str) -> NDArray[np.float32]:
+        """Values of all classes, unless they take too much memory."""
+        n_classes = len(self.classes_)
+        n_bytes = 4 * n_rows * n_classes
+        if n_bytes > self.max_proba_bytes:
+            raise ConfigError(
+                f"{method} of {n_rows} rows and {n_classes} classes takes {n_bytes} bytes, max_proba_bytes is "
+                f"{self.max_proba_bytes}: ask predict_topk for the best classes, give fewer rows, or raise it"
+            )
+        return np.concatenate([np.empty((0, n_classes), np.float32), *blocks])

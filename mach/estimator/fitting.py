@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.config import Config, TextConfig, parse_config
+from mach.config import Config, parse_config
 from mach.data.batch import SparseBatch, read_batch, read_classes
 from mach.data.store import Chunk, Store
 from mach.data.writer import StoreWriter
 from mach.estimator.engine import BLOCK_SCORES, FEW_CLASSES, FEW_PARAMETERS, RUN, Engine, Folder
+from mach.estimator.parameters import Tree
 from mach.estimator.rows import Reservoir, Rows
 from mach.files.places import short_lived
 from mach.model.calibration import LEAST_ROWS, held_out
@@ -23,10 +24,9 @@ from mach.training.conductor import train
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from scipy.sparse import csr_array
 
     from mach.data.text import TextFeatures
-
-Tree: TypeAlias = dict[str, dict[str, Any]]  # sections of a configuration
 
 LEAST_STEPS, MOST_EPOCHS = 300, 60
 TEMPERATURES = (0.1, 10.0)
@@ -40,10 +40,10 @@ def fit(
     *,
     seed: int,
     is_exclusive: bool,
-    most_kept: int = 0,
-    device: str | None = None,
+    most_kept: int,
+    device: str | None,
     console: Console,
-    trunk: Trunk | None = None,
+    trunk: Trunk | None,
 ) -> Engine:
     """Train a new run on rows in memory.
 
@@ -67,7 +67,7 @@ def fit(
     """
     folder = Folder()
     with short_lived():
-        store = write_store(rows, parse_config(_merged({"data": {"train": ""}}, given), WHERE), folder.path / STORE)
+        store = _prepared(rows, parse_config(_merged({"data": {"train": ""}}, given), WHERE), folder.path / STORE)
         shape = recipe.Shape.of(store)
         tree = _merged(small_choices(shape, is_exclusive=is_exclusive, seed=seed), given)
         tree["data"]["train"] = str(store.path)
@@ -78,10 +78,55 @@ def fit(
         held = held_out(run, store)
         if is_exclusive and len(held) >= LEAST_ROWS:
             engine.temperature = _best_temperature(engine, store, held)
-        learned = Rows(store.features(0, store.n_rows), rows.class_indptr, rows.class_ids, rows.n_classes)
+        learned = Rows(store.features(0, store.n_rows), rows.classes)
         engine.reservoir = Reservoir.of(learned, most_kept, np.random.default_rng(seed))
         shutil.rmtree(folder.path / STORE)
     return engine
+
+
+def write_store(
+    rows: Rows, path: Path, *, n_classes: int, row_features: int, text_features: TextFeatures | None
+) -> Store:
+    """Rows of numbers as a store."""
+    features: Any = rows.features
+    is_dense = isinstance(features, np.ndarray)
+    with StoreWriter(
+        path,
+        source="memory",
+        dense=is_dense,
+        n_features=features.shape[1],
+        n_classes=n_classes,
+        row_features=row_features,
+    ) as writer:
+        arrays = features if is_dense else (features.indptr, features.indices, features.data)
+        writer.append(Chunk(rows.classes.indptr, rows.classes.indices, arrays))
+        writer.text_features = text_features
+    return Store.open(path)
+
+
+def featurised(text_features: TextFeatures, texts: list[str]) -> csr_array:
+    """Texts as the rows of numbers that networks read."""
+    from scipy.sparse import csr_array
+
+    indptr, indices, values = text_features.transform(texts)
+    return csr_array((values, indices, indptr), shape=(len(texts), text_features.n_features))
+
+
+def _prepared(rows: Rows, config: Config, path: Path) -> Store:
+    """Rows as a store; text features are fitted to texts. One class gets a spare one beside it."""
+    text_features: TextFeatures | None = None
+    features: Any = rows.features
+    row_features = recipe.before_reading(config).data.row_features
+    if isinstance(features, list):
+        from mach.data.text import TextFeatures
+
+        text_features = TextFeatures(config.text).fit(features)
+        rows = Rows(featurised(text_features, features), rows.classes)
+    elif not isinstance(features, np.ndarray) and "row_features" not in config.data.model_fields_set:
+        values = features.data  # of values that are all equal none is the largest
+        row_features = row_features if len(values) and values.min() < values.max() else 0
+    n_classes = max(rows.n_classes, 2)
+    return write_store(rows, path, n_classes=n_classes, row_features=row_features, text_features=text_features)
 
 
 def _merged(tree: Tree, more: Tree) -> Tree:
@@ -132,30 +177,6 @@ def small_choices(shape: recipe.Shape, *, is_exclusive: bool, seed: int) -> Tree
     return tree
 
 
-def write_store(rows: Rows, config: Config, path: Path) -> Store:
-    """Rows as a store; texts become features that are fitted on them. One class gets a spare one beside it."""
-    text_features: TextFeatures | None = None
-    features: Any = rows.features
-    is_dense = isinstance(features, np.ndarray)
-    if isinstance(features, list):
-        text_features = _fitted_text(config.text, features)
-        n_features, features = text_features.n_features, text_features.transform(features)
-    else:
-        n_features = int(features.shape[1])
-        features = features if is_dense else (features.indptr, features.indices, features.data)
-    row_features = recipe.before_reading(config).data.row_features
-    if not is_dense and text_features is None and "row_features" not in config.data.model_fields_set:
-        values = features[2]  # of values that are all equal none is the largest
-        row_features = 0 if not len(values) or values.min() == values.max() else row_features
-    n_ids = max(rows.n_classes, 2)
-    with StoreWriter(
-        path, source="memory", dense=is_dense, n_features=n_features, n_classes=n_ids, row_features=row_features
-    ) as writer:
-        writer.append(Chunk(rows.class_indptr, rows.class_ids, features))
-        writer.text_features = text_features
-    return Store.open(path)
-
-
 def _best_temperature(engine: Engine, store: Store, rows: NDArray[np.int64]) -> float:
     """The temperature under which held-out rows are most likely.
 
@@ -176,9 +197,3 @@ def _best_temperature(engine: Engine, store: Store, rows: NDArray[np.int64]) -> 
         return float(np.mean(np.log(np.exp(logits_NK / temperature).sum(1)) - right_N / temperature))
 
     return float(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x))
-
-
-def _fitted_text(config: TextConfig, texts: list[str]) -> TextFeatures:
-    from mach.data.text import TextFeatures
-
-    return TextFeatures(config).fit(texts)

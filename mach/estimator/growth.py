@@ -16,11 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.config import parse_config
-from mach.data.store import Chunk, Store
-from mach.data.writer import StoreWriter
 from mach.estimator.engine import RUN, Engine, Folder
-from mach.estimator.fitting import STORE, WHERE, Tree, small_choices
-from mach.estimator.rows import Reservoir, Rows, concatenated
+from mach.estimator.fitting import STORE, WHERE, featurised, small_choices, write_store
+from mach.estimator.parameters import Tree
+from mach.estimator.rows import Reservoir, Rows
 from mach.files.places import atomic_file, short_lived
 from mach.files.records import write_json
 from mach.files.tensors import map_tensors
@@ -36,18 +35,10 @@ if TYPE_CHECKING:
 LEAST_REPLAYED = 512
 LATER_SHARE = 1 / 3  # of passes and rate, where training goes on without new classes
 START = "start"
-NAMES = "class_names.safetensors"
 
 
 def go_on(
-    engine: Engine,
-    rows: Rows,
-    given: Tree,
-    *,
-    seed: int,
-    most_kept: int,
-    device: str | None = None,
-    console: Console,
+    engine: Engine, rows: Rows, given: Tree, *, seed: int, most_kept: int, device: str | None, console: Console
 ) -> Engine:
     """Train on: a new engine, which has learned the rows as well. The given one stays as it is.
 
@@ -67,16 +58,20 @@ def go_on(
     """
     run, folder = engine.model.run, Folder()
     generator = np.random.default_rng(seed)
-    rows = replace(rows, features=_numbers(rows.features, run))
-    kept = engine.reservoir or Reservoir.of(rows, 0, generator)
+    rows = replace(rows, features=_as_read(rows.features, run))
+    reservoir = engine.reservoir or Reservoir.of(rows, 0, generator)
     shape = recipe.Shape(2 * len(rows), run.manifest.n_features, rows.n_classes, run.manifest.dense_input)
     stated = small_choices(shape, is_exclusive=engine.is_exclusive, seed=0)["training"] | given.get("training", {})
     share = 1.0 if rows.n_classes > engine.n_classes else LATER_SHARE
     with short_lived():
         start = _start(run, engine, rows.n_classes, folder.path / START)
-        n_ids = max(start.manifest.n_classes, rows.n_classes)
-        seen = concatenated(rows, kept.drawn(max(len(rows), LEAST_REPLAYED), generator))
-        store = _stored(seen, run, n_ids, folder.path / STORE)
+        store = write_store(
+            rows.joined(reservoir.drawn(max(len(rows), LEAST_REPLAYED), generator)),
+            folder.path / STORE,
+            n_classes=max(start.manifest.n_classes, rows.n_classes),
+            row_features=run.manifest.row_features,
+            text_features=run.text_features,
+        )
         training = {"start": str(start.path), "replay": 0.0, "batch": stated["batch"], "seed": seed}
         training |= {"epochs": max(1, round(share * stated.get("epochs", 12))), "rate": share * engine.rate}
         tree: Tree = {
@@ -87,43 +82,27 @@ def go_on(
         train(parse_config(tree, WHERE), folder.path / RUN, device=device, console=console, trunk=run.trunk)
         for name in (START, STORE, "cache"):
             shutil.rmtree(folder.path / name, ignore_errors=True)
-    kept = kept.joined(rows, most_kept, generator)
-    return Engine(folder.path / RUN, rows.n_classes, engine.temperature, folder, kept, engine.rate, run.trunk)
+    return Engine(
+        folder.path / RUN,
+        rows.n_classes,
+        temperature=engine.temperature,
+        folder=folder,
+        reservoir=reservoir.extended(rows, most_kept, generator),
+        rate=engine.rate,
+        trunk=run.trunk,
+    )
 
 
-def _numbers(features: Any, run: Run) -> Any:
-    """Features as the run's networks read them, from texts too."""
-    if not isinstance(features, list):
+def _as_read(features: Any, run: Run) -> Any:
+    """Features of the kind that the run's networks read; X may be dense now and sparse then."""
+    if isinstance(features, list):
+        assert run.text_features is not None, "texts are refused where numbers were fitted"
+        return featurised(run.text_features, features)
+    if isinstance(features, np.ndarray) == run.manifest.dense_input:
         return features
     from scipy.sparse import csr_array
 
-    assert run.text_features is not None, "texts are refused where numbers were fitted"
-    indptr, indices, values = run.text_features.transform(features)
-    return csr_array((values, indices, indptr), shape=(len(features), run.text_features.n_features))
-
-
-def _stored(rows: Rows, run: Run, n_ids: int, path: Path) -> Store:
-    manifest, features = run.manifest, rows.features
-    if isinstance(features, np.ndarray) != manifest.dense_input:  # X may be dense now and sparse then
-        if manifest.dense_input:
-            features = features.toarray()  # type: ignore[union-attr]
-        else:
-            from scipy.sparse import csr_array
-
-            features = csr_array(features)
-    arrays: Any = features
-    with StoreWriter(
-        path,
-        source="memory",
-        dense=manifest.dense_input,
-        n_features=manifest.n_features,
-        n_classes=n_ids,
-        row_features=manifest.row_features,
-    ) as writer:
-        chunk = arrays if manifest.dense_input else (arrays.indptr, arrays.indices, arrays.data)
-        writer.append(Chunk(rows.class_indptr, rows.class_ids, chunk))
-        writer.text_features = run.text_features
-    return Store.open(path)
+    return features.toarray() if run.manifest.dense_input else csr_array(features)
 
 
 def _start(run: Run, engine: Engine, n_classes: int, path: Path) -> Run:
@@ -132,10 +111,11 @@ def _start(run: Run, engine: Engine, n_classes: int, path: Path) -> Run:
     own = np.arange(n_ids)
     has_own_buckets = assignment.n_buckets == n_ids and bool(np.all(assignment.buckets(own) == own))
     must_grow = n_classes > n_ids and has_own_buckets
-    if not must_grow and not (engine.path / NAMES).exists():
+    names = run.class_names_file.name
+    if not must_grow and not (engine.path / names).exists():
         return run
     shutil.copytree(engine.path, path)
-    (path / NAMES).unlink(missing_ok=True)
+    (path / names).unlink(missing_ok=True)
     copy = Run.open(path)
     if must_grow:
         _grow(copy, n_classes)

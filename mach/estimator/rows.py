@@ -1,38 +1,71 @@
-"""Rows in memory: features and classes, and those of them that are kept against forgetting."""
+"""Rows in memory: features and classes, and a random draw of them that later training replays."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.data.batch import ranges
+from mach.estimator.features import Features
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-Features: TypeAlias = "list[str] | csr_array | NDArray[np.float32]"
-KEPT_BYTES = 2**26
-
-
-def n_rows_of(features: Features) -> int:
-    """How many rows there are, of numbers or texts."""
-    return len(features) if isinstance(features, list) else int(features.shape[0])
+MOST_BYTES = 2**26  # of a reservoir
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Training rows in memory: features, and class ids as a CSR pair."""
+    """Training rows in memory.
+
+    Attributes
+    ----------
+    features : list of str, csr_array or float32 array of shape (N, D)
+    classes : csr_array of shape (N, K)
+        The classes of a row are its column numbers, ascending; values say nothing.
+    """
 
     features: Features
-    class_indptr: NDArray[np.int64]
-    class_ids: NDArray[np.int32]
-    n_classes: int
+    classes: csr_array
 
     def __len__(self) -> int:
-        return len(self.class_indptr) - 1
+        return int(self.classes.shape[0])
+
+    @property
+    def n_classes(self) -> int:
+        """K."""
+        return int(self.classes.shape[1])
+
+    def chosen(self, rows: NDArray[np.int64]) -> Rows:
+        """Some of the rows, of numbers."""
+        features: Any = self.features
+        return Rows(features[rows], self.classes[rows])
+
+    def joined(self, other: Rows) -> Rows:
+        """These rows and others behind them, all of numbers and of one kind."""
+        from scipy.sparse import csr_array, vstack
+
+        first: Any = self.features
+        if isinstance(first, np.ndarray):
+            features: Any = np.concatenate([first, other.features])
+        else:
+            features = csr_array(vstack([first, other.features], format="csr", dtype=np.float32))
+        n_classes = max(self.n_classes, other.n_classes)
+        parts = [
+            csr_array((c.data, c.indices, c.indptr), (c.shape[0], n_classes)) for c in (self.classes, other.classes)
+        ]
+        return Rows(features, vstack(parts, format="csr"))
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that they take, of numbers."""
+        features: Any = self.features
+        classes = self.classes
+        arrays: list[Any] = [classes.data, classes.indices, classes.indptr]
+        arrays += [features] if isinstance(features, np.ndarray) else [features.data, features.indices, features.indptr]
+        return sum(array.nbytes for array in arrays)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +75,7 @@ class Reservoir:
     Attributes
     ----------
     rows : Rows
-        Of numbers, texts too.
+        Of numbers; of texts their features.
     keys : float64 array of shape (n,)
     """
 
@@ -51,48 +84,18 @@ class Reservoir:
 
     @classmethod
     def of(cls, rows: Rows, most: int, generator: np.random.Generator) -> Self:
-        """At most so many of some rows, and no more than `KEPT_BYTES`."""
-        return cls(_take(rows, np.empty(0, np.int64)), np.empty(0)).joined(rows, most, generator)
+        """At most so many of some rows, and no more than `MOST_BYTES`."""
+        return cls(rows.chosen(np.empty(0, np.int64)), np.empty(0)).extended(rows, most, generator)
 
-    def joined(self, rows: Rows, most: int, generator: np.random.Generator) -> Self:
+    def extended(self, rows: Rows, most: int, generator: np.random.Generator) -> Self:
         """After further rows were seen."""
         keys = generator.random(len(rows))
-        n_bytes = sum(array.nbytes for array in _arrays(rows)) / max(1, len(rows))
-        most = min(most, int(KEPT_BYTES / max(1.0, n_bytes)))
+        most = min(most, int(MOST_BYTES / max(1.0, rows.n_bytes / max(1, len(rows)))))
         new = np.sort(np.argsort(keys, kind="stable")[:most])  # before all are joined, which copies
-        joined, keys = concatenated(self.rows, _take(rows, new)), np.concatenate([self.keys, keys[new]])
+        joined, keys = self.rows.joined(rows.chosen(new)), np.concatenate([self.keys, keys[new]])
         chosen = np.sort(np.argsort(keys, kind="stable")[:most])
-        return type(self)(_take(joined, chosen), keys[chosen])
+        return type(self)(joined.chosen(chosen), keys[chosen])
 
     def drawn(self, n: int, generator: np.random.Generator) -> Rows:
         """So many of them, or all."""
-        return _take(self.rows, generator.permutation(len(self.rows))[:n])
-
-
-def concatenated(first: Rows, second: Rows) -> Rows:
-    """Rows of numbers, one after the other."""
-    a: Any = first.features
-    b: Any = second.features
-    if isinstance(a, np.ndarray):
-        features: Any = np.concatenate([a, b])
-    else:
-        from scipy.sparse import csr_array, vstack
-
-        features = csr_array(vstack([a, b], format="csr", dtype=np.float32))
-    indptr = np.concatenate([first.class_indptr, first.class_indptr[-1] + second.class_indptr[1:]])
-    ids = np.concatenate([first.class_ids, second.class_ids])
-    return Rows(features, indptr, ids, max(first.n_classes, second.n_classes))
-
-
-def _take(rows: Rows, chosen: NDArray[np.int64]) -> Rows:
-    counts = np.diff(rows.class_indptr)[chosen]
-    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    features: Any = rows.features
-    ids = rows.class_ids[ranges(rows.class_indptr[chosen], counts)]
-    return Rows(features[chosen], indptr, ids, rows.n_classes)
-
-
-def _arrays(rows: Rows) -> list[NDArray[Any]]:
-    features: Any = rows.features
-    parts = [features] if isinstance(features, np.ndarray) else [features.indptr, features.indices, features.data]
-    return [*parts, rows.class_indptr, rows.class_ids]
+        return self.rows.chosen(generator.permutation(len(self.rows))[:n])

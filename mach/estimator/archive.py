@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mach.data.store import ClassNames
 from mach.errors import StorageError
 from mach.estimator.engine import Engine
-from mach.estimator.parameters import spelled
-from mach.estimator.vocabulary import Layout, Vocabulary
+from mach.estimator.targets import Layout, from_json, to_json
+from mach.files.places import atomic_file, flush_to_disk, temporary_name, upload_folder
+from mach.files.tensors import write_tensors
 from mach.networks.permission import Trunk, name_of
 from mach.runs.run import Run
 
@@ -29,7 +32,7 @@ def save(classifier: Any, path: Path) -> None:
     description = {
         "format": FORMAT,
         "parameters": parameters,
-        "classes": Vocabulary(classifier.classes_).to_json(),
+        "classes": to_json(classifier.classes_),
         "form": {"form": layout.form, "dtype": layout.dtype.str, "is_sparse": layout.is_sparse},
         "temperature": engine.temperature,
         "rate": engine.rate,
@@ -37,10 +40,26 @@ def save(classifier: Any, path: Path) -> None:
         "feature_names_in": getattr(classifier, "feature_names_in_", np.array([])).tolist(),
     }
     try:
-        content = json.dumps(description, indent=1, default=spelled).encode()
+        content = json.dumps(description, indent=1, default=_plain).encode()
     except TypeError as error:
         raise StorageError(f"a parameter cannot be saved: {error}") from error
-    engine.copy_to(path, {FILE: content}, [str(value) for value in classifier.classes_.tolist()])
+    if path.exists():
+        raise StorageError(f"{path} exists already: remove it, or choose another name")
+    run, names = engine.model.run, [str(value) for value in classifier.classes_.tolist()]
+    stored = ClassNames.of(names + [""] * (run.manifest.n_classes - len(names)))
+    partial = temporary_name(path)
+    try:
+        upload_folder(engine.path, partial)
+        with atomic_file(partial / FILE) as file:
+            file.write(content)
+        with atomic_file(partial / run.class_names_file.name) as file:
+            write_tensors(file, {"offsets": stored.offsets, "utf8": stored.utf8}, {})
+        partial.replace(path)
+        flush_to_disk(path.parent)
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def restore(kind: type, path: Path, trunk: Trunk | None) -> Any:
@@ -50,7 +69,7 @@ def restore(kind: type, path: Path, trunk: Trunk | None) -> Any:
         if description["format"] != FORMAT:
             raise StorageError(f"{path} has format {description['format']!r}, this version reads {FORMAT}")
         classifier = kind(**description["parameters"] | {"trunk": trunk})  # never what the file says
-        classifier.classes_ = Vocabulary.from_json(description["classes"]).array
+        classifier.classes_ = from_json(description["classes"])
         form = description["form"]
         classifier._layout = Layout(form["form"], np.dtype(form["dtype"]), form["is_sparse"])
         temperature, rate = float(description["temperature"]), float(description["rate"])
@@ -65,5 +84,12 @@ def restore(kind: type, path: Path, trunk: Trunk | None) -> Any:
     except (ValueError, KeyError, TypeError) as error:
         raise StorageError(f"{path}: {FILE} is damaged ({error}): save the classifier anew") from error
     Run.open(path, trunk).agreed_trunk()
-    classifier._engine = Engine(path, len(classifier.classes_), temperature, rate=rate, trunk=trunk)
+    classifier._engine = Engine(path, len(classifier.classes_), temperature=temperature, rate=rate, trunk=trunk)
     return classifier
+
+
+def _plain(value: Any) -> Any:
+    """What JSON itself does not know."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{value!r:.60} is a {type(value).__name__}")

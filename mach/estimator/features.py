@@ -1,0 +1,97 @@
+"""X as people hold it: rows of numbers by scikit-learn's rules, or texts in lists, arrays, series and tables.
+
+pandas, polars and pyarrow are known by their methods; none is imported.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from mach.data.queries import canonical
+from mach.errors import DataError
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+Features: TypeAlias = "list[str] | csr_array | NDArray[np.float32]"
+HEAD = 100  # values of a column that tell whether it holds texts
+
+
+def features_of(estimator: Any, X: Any, y: Any = "predict", *, reset: bool = False) -> Features:
+    """The rows of X as networks read them; to ``reset`` is to fit, otherwise X must be of the kind that was fitted."""
+    if not reset:
+        check_is_fitted(estimator)
+    if y is None:
+        raise ValueError("MACHClassifier requires y to be passed, but the target y is None")
+    texts = None if X is None else texts_of(X)
+    if not reset and (texts is None) != hasattr(estimator, "n_features_in_"):
+        kinds = ("numbers", "texts") if texts is None else ("texts", "numbers")
+        raise DataError(f"X holds {kinds[0]}, the classifier was fitted to {kinds[1]}: give the same kind")
+    if texts is None:
+        values = validate_data(estimator, X, accept_sparse="csr", dtype=np.float32, reset=reset)
+        if not hasattr(values, "tocsr"):
+            return np.ascontiguousarray(values)
+        from scipy.sparse import csr_array
+
+        return canonical(csr_array(values))
+    if reset:
+        if not texts:
+            raise ValueError("Found array with 0 sample(s): give at least one text")
+        for name in ("n_features_in_", "feature_names_in_"):
+            estimator.__dict__.pop(name, None)
+    return texts
+
+
+def n_rows_of(features: Features) -> int:
+    """How many rows there are, of numbers or texts."""
+    return len(features) if isinstance(features, list) else int(features.shape[0])
+
+
+def texts_of(X: Any) -> list[str] | None:
+    """The text of every row; None where rows are numbers.
+
+    Parameters
+    ----------
+    X : any
+        Texts are a list, tuple, 1-D array, series or Arrow array of strings, or a table all of whose columns are such:
+        a row's texts are joined by a blank.
+
+    Raises
+    ------
+    DataError
+        When X is a single string, a text is missing or no string, or a table has columns of both kinds.
+
+    Examples
+    --------
+    >>> texts_of(np.array(["red apple", "green apple"]))
+    ['red apple', 'green apple']
+    >>> texts_of([[0.5, 1.0]]) is None
+    True
+    """
+    if isinstance(X, str | bytes):
+        raise DataError(f"X is one string, {X!r:.40}: give a list of texts, one a row")
+    if not (hasattr(X, "columns") and hasattr(X, "__getitem__")):
+        return _texts_of_column(X, "X")
+    names = list(getattr(X, "column_names", X.columns))
+    columns = {name: _texts_of_column(X[name], f"X, column {name!r}") for name in names}
+    texts = [column for column in columns.values() if column is not None]
+    if texts and len(texts) < len(columns):
+        text, other = (next(n for n in names if (columns[n] is None) == is_other) for is_other in (False, True))
+        raise DataError(f"X has columns of text ({text!r}) and of numbers ({other!r}): give columns of one kind")
+    return [" ".join(row) for row in zip(*texts, strict=True)] if texts else None
+
+
+def _texts_of_column(column: Any, where: str) -> list[str] | None:
+    if not isinstance(column, list | tuple):
+        array = np.asarray(column) if hasattr(column, "__array__") else np.empty(0)
+        column = array.tolist() if array.ndim == 1 and array.dtype.kind in "OUT" else []
+    if not any(isinstance(value, str) for value in column[:HEAD]):
+        return None
+    for row, text in enumerate(column):
+        if not isinstance(text, str):
+            raise DataError(f"{where}, row {row} is {text!r:.40}, no text: fill it in, or leave the row out")
+    return list(column)
