@@ -17,23 +17,9 @@ def agreed_shape(
     names: Sequence[str] | None = None,
     grows: bool = False,
 ) -> Shape:
-    """The shape that a store shall have: that of the training store, or with as many classes as there are names.
+    """The shape of a store of a source that states ``shape``: its D and K are those of ``like`` and of the names.
 
-    Parameters
-    ----------
-    source : str
-        As messages call it.
-    shape : Shape
-        What it states.
-    is_dense, like, grows
-        Whether its rows are dense; the training store, and whether classes may come to its own.
-    names : sequence of str, optional
-        Of classes, from 0.
-
-    Raises
-    ------
-    DataError
-        When they do not agree.
+    Raises DataError when they do not agree; with ``grows`` more classes than those of ``like`` agree with it.
     """
     _, n_features, n_classes = shape
     if like is not None:
@@ -49,24 +35,20 @@ def agreed_shape(
                 "prepare both in the same way"
             )
         n_features = like.n_features
-        if not grows:
-            n_classes = like.n_classes
-        elif n_classes is not None:
-            n_classes = max(n_classes, like.n_classes)
+        if n_classes is not None or not grows:
+            n_classes = max(n_classes or 0, like.n_classes)
     if names is not None:
-        if grows and n_classes is not None and n_classes > len(names):
+        if n_classes is not None and (n_classes > len(names) or (n_classes < len(names) and not grows)):
             raise DataError(
-                f"{source} has K = {n_classes} classes, {len(names)} have names: set data.class_names to a file that "
-                "names all"
+                f"class_names has {len(names)} names, {source} has K = {n_classes} classes: set data.class_names to a "
+                "file that names each once"
             )
-        if not grows and n_classes is not None and n_classes != len(names):
-            raise DataError(f"class_names has {len(names)} names, {source} has K = {n_classes} classes: name each once")
         n_classes = len(names)
     return Shape(shape.n_rows, n_features, n_classes)
 
 
 def agreed_store(store: Store, like: Store | Reference | None, grows: bool = False) -> Store:
-    """A store given as the source; DataError where its features and classes do not mean what those of ``like`` do."""
+    """A store that is a source; DataError where its features and classes do not mean what those of ``like`` do."""
     if like is None or store.fingerprint == like.fingerprint:
         return store
     shape = Shape(store.n_rows, store.n_features, store.n_classes)

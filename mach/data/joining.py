@@ -7,11 +7,11 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mach.data.batch import SparseBatch, read_batch, read_classes
 from mach.data.store import Chunk, OldPart, Reference, Store
 from mach.data.writer import StoreWriter
 from mach.errors import DataError, StorageError
@@ -68,9 +68,9 @@ def join(
         names = list(known)
     n_classes = max(like.n_classes, new.n_classes) if names is None else len(names)
     gone = [] if removed is None else removed.tolist()
+    _refuse_removed(new, ids_K, gone, like)
     of = [new.fingerprint, old and old.fingerprint, like.fingerprint, n_classes, [asdict(part) for part in old_parts]]
     of += [gone] if gone else []
-    _refuse_removed(new, ids_K, gone, like)
     key = hashlib.blake2b(json.dumps(of).encode(), digest_size=16).hexdigest()
 
     def make(path: Path) -> None:
@@ -86,7 +86,7 @@ def join(
         ) as writer:
             n_rows = new.n_rows + (0 if old is None else old.n_rows)
             for store, mapping in ((old, None), (new, ids_K)):
-                for chunk in [] if store is None else _chunks(store, mapping, gone):
+                for chunk in [] if store is None else chunks_of_store(store, np.arange(store.n_rows), mapping, gone):
                     writer.append(chunk)
                     report("joining", writer.n_rows / n_rows)
             writer.class_names, writer.text_features = names, like.text_features
@@ -105,6 +105,24 @@ def find(fingerprint: str, cache: str | None = None) -> Store | None:
     return None
 
 
+def chunks_of_store(
+    store: Store, rows: NDArray[np.int64], ids_K: NDArray[np.int32] | None = None, removed: Sequence[int] = ()
+) -> Iterator[Chunk]:
+    """Some rows of a store, their classes renumbered where ``ids_K`` says how, and without those that are removed."""
+    for begin in range(0, len(rows), BLOCK_ROWS):
+        block = rows[begin : begin + BLOCK_ROWS]
+        ids, counts = read_classes(store, block)
+        places = np.repeat(np.arange(len(block)), counts)
+        if ids_K is not None:
+            ids = ids_K[ids]
+            ids = ids[np.lexsort((ids, places))]
+        stays = ~np.isin(ids, removed)
+        counts = np.bincount(places[stays], minlength=len(block))
+        batch = read_batch(store, block)
+        features = (batch.indptr, batch.indices, batch.values) if isinstance(batch, SparseBatch) else batch.values_ND
+        yield Chunk(np.append(0, np.cumsum(counts)), ids[stays], features)
+
+
 def _refuse_removed(new: Store, ids_K: NDArray[np.int32] | None, gone: list[int], like: Reference) -> None:
     with_rows = np.flatnonzero(new.class_counts()) if gone else np.empty(0, np.int64)
     found = np.intersect1d(with_rows if ids_K is None else ids_K[with_rows], gone)
@@ -114,28 +132,3 @@ def _refuse_removed(new: Store, ids_K: NDArray[np.int32] | None, gone: list[int]
             f"{new.meta['source']} has rows of class {found[0]}{name}, which was removed from {like.path}: leave them "
             "out, name the class otherwise, or undo its removal"
         )
-
-
-def _chunks(store: Store, ids_K: NDArray[np.int32] | None, gone: list[int]) -> Iterator[Chunk]:
-    """Rows in blocks, their classes renumbered where ``ids_K`` says how, without those that are gone."""
-    for begin in range(0, store.n_rows, BLOCK_ROWS):
-        end = min(begin + BLOCK_ROWS, store.n_rows)
-        indptr, ids = _rows(store.class_indptr, begin, end, store.class_ids)
-        if ids_K is not None:
-            ids = ids_K[ids]
-            ids = ids[np.lexsort((ids, np.repeat(np.arange(end - begin), np.diff(indptr))))]
-        if gone:
-            stay = ~np.isin(ids, gone)
-            indptr, ids = np.append(0, np.cumsum(stay))[indptr], ids[stay]
-        if store.is_dense:
-            yield Chunk(indptr, ids, store.dense_ND[begin:end])
-        else:
-            arrays = store.feature_indices, store.feature_values
-            starts, indices, values = _rows(store.feature_indptr, begin, end, *arrays)
-            yield Chunk(indptr, ids, (starts, indices, values))
-
-
-def _rows(indptr: NDArray[np.int64], begin: int, end: int, *arrays: NDArray[Any]) -> tuple[Any, ...]:
-    """A CSR block: its indptr from 0, and the entries of its rows."""
-    span = slice(indptr[begin], indptr[end])
-    return (indptr[begin : end + 1] - indptr[begin], *(array[span] for array in arrays))

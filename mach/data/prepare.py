@@ -1,8 +1,7 @@
 """Preparation: any source becomes a store, once.
 
 A prepared store lies in the cache under the digest of everything it depends on, so that a second call opens it
-without a look at the source. Two processes that prepare the same source at once both do the work; the store of
-the first to finish stays and the other uses it.
+without a look at the source. Of several processes of a machine one makes it, and the others wait.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from mach.data.sources import STDIN, Format, Numbers, SourceFile, source_errors
 from mach.data.store import FORMAT, Chunk, Reference, Store
 from mach.data.tables import Columns, Table, Text, TextChunk, chunks_of, ids_of, numbered
 from mach.data.transfer import fetch_source, fetch_store, is_store, source_file, stamp, upload_store
-from mach.data.writer import StoreWriter, storage_errors
+from mach.data.writer import StoreWriter
 from mach.errors import ConfigError, DataError, StorageError
-from mach.files.places import Place, cache_folder, place
+from mach.files.places import Place, cache_folder, kept, place
 
 if TYPE_CHECKING:
     from mach.data.text import TextFeatures
@@ -58,10 +57,6 @@ def prepare(
     sampled from them (`mach.data.phrases`).
     Numeric formats: features and classes are taken as they stand, ``config.class_names`` names the classes.
 
-    With ``like`` classes are optional: a missing class column or array means rows without classes, and
-    ``config.class_names`` is not looked at. With ``grows`` as well the rows are for training: they need classes, and
-    those that ``like`` does not know come after its own. ``config.class_names`` may then list all, its own first.
-
     Parameters
     ----------
     config, text : DataConfig, TextConfig
@@ -75,10 +70,11 @@ def prepare(
         Directory of the store; by default one in ``config.cache``, else ``$MACH_CACHE``, else ``~/.cache/mach``. To a
         URL the store is copied, and opened here.
     like : Store or Reference, optional
-        The training store, or what a model remembers of it, for test rows: its text features, class names, D and
-        K hold for them as well.
+        The training store, or what a model remembers of it: its text features, class names, D and K hold for these rows
+        as well. Their classes may be missing, and ``config.class_names`` is not looked at.
     grows : bool
-        Whether classes may come to those of ``like``.
+        With ``like``: whether the rows are for training. They need classes, and those that ``like`` does not know come
+        after its own; ``config.class_names`` may list all, its own first.
     report : callable, optional
         Called with a stage (``"making rows"`` of an embedded set, ``"fitting text"``, ``"reading"``) and the fraction
         done, about once a chunk and with 1.0 at the end of the stage.
@@ -98,9 +94,7 @@ def prepare(
     StorageError
         When the store cannot be written, or ``destination`` holds something else.
     """
-    with source_errors(source):
-        is_prepared = is_store(place(source))
-    if is_prepared:
+    if is_store(place(source)):
         if destination is not None:
             raise ConfigError(f"{source} is a store already and used as it is: leave out the destination {destination}")
         if config.class_names is not None and like is None:
@@ -119,14 +113,7 @@ def prepare(
         task = _Task(config, text, name, file, form, like, grows, report or (lambda stage, fraction: None))
         key = task.key()
         path = destination if isinstance(destination, Path) else cache_folder(config.cache) / f"{_stem(name)}-{key}"
-        with storage_errors(path):
-            is_there = path.exists()
-        if not is_there:
-            try:
-                task.write(path, key)
-            except StorageError:
-                if not path.exists():  # otherwise another process was faster
-                    raise
+        kept(path, partial(task.write, key=key))
     store = Store.open(path)
     if store.meta["key"] != key:
         raise StorageError(f"{path} was not prepared from {name} with these options: choose another destination")

@@ -38,27 +38,19 @@ DTYPES = {
     "class_name_bytes": "|u1",
     "class_name_offsets": "<i8",
 }
-_BLOCK = 2**22  # entries handled at once where a whole array must be read
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some consecutive rows: classes in CSR form, features in CSR form or dense.
+    """Some consecutive rows: classes in CSR form, features in CSR form (a triple) or dense, of shape (n, D).
 
-    Attributes
-    ----------
-    class_indptr : int64 array of shape (n + 1,), from 0
-    class_ids : int32 array, ascending and unique within a row
-    features : tuple of arrays (indptr int64, indices int32, values float32), or one float32 array of shape (n, D)
-        Indices are ascending and unique within a row.
-    fraction : float
-        Share of the source that has been read with this chunk.
+    Both indptr arrays begin with 0; class ids and feature indices are ascending and unique within a row.
     """
 
     class_indptr: NDArray[np.int64]
     class_ids: NDArray[np.int32]
     features: tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]] | NDArray[np.float32]
-    fraction: float = 0.0
+    fraction: float = 0.0  # of the source that has been read with this chunk
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,7 @@ class OldPart:
 
 
 class ClassNames(Sequence[str]):
-    """Names of all classes, decoded when they are asked for; K + 1 offsets and the bytes stay on disk."""
+    """Names of all classes: K + 1 offsets and bytes, which may stay on disk; a name is decoded when it is asked for."""
 
     def __init__(self, offsets: NDArray[np.int64], utf8: NDArray[np.uint8]) -> None:
         self.offsets, self.utf8 = offsets, utf8
@@ -80,8 +72,6 @@ class ClassNames(Sequence[str]):
     def of(cls, names: Iterable[str]) -> Self:
         """Names as they are stored.
 
-        Examples
-        --------
         >>> list(ClassNames.of(["apple", "blå"]))
         ['apple', 'blå']
         """
@@ -133,12 +123,9 @@ class Store:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Open a store after a look at its format number and file sizes; cost O(1), nothing is read.
+        """Open a store after a look at its format number and file sizes; cost O(1), no array is read.
 
-        Raises
-        ------
-        StorageError
-            When the directory is no store, was made by another version, or a file is missing or cut short.
+        Raises StorageError when the directory is no store, of another version, or a file is missing or cut short.
         """
         path = Path(path)
         try:
@@ -147,12 +134,6 @@ class Store:
                 raise StorageError(
                     f"store {path} has format {meta['format']!r}, this version reads {FORMAT}: rebuild it"
                 )
-            for name, size in meta["bytes"].items():
-                if name not in DTYPES:
-                    raise StorageError(f"store {path} lists an unknown array {name!r}: rebuild it")
-                actual = (path / name).stat().st_size
-                if actual != size:
-                    raise StorageError(f"store {path}: {name} has {actual} bytes instead of {size}: rebuild it")
             store = cls(path, meta)
             counted = {
                 "feature_indptr": 8 * (store.n_rows + 1),
@@ -160,9 +141,14 @@ class Store:
                 "class_indptr": 8 * (store.n_rows + 1),
                 "class_name_offsets": 8 * (store.n_classes + 1),
             }
-            for name, n_bytes in counted.items():
-                if meta["bytes"].get(name, n_bytes) != n_bytes:
-                    raise ValueError(f"{name} has {meta['bytes'][name]} bytes, its count needs {n_bytes}")
+            for name, size in meta["bytes"].items():
+                if name not in DTYPES:
+                    raise StorageError(f"store {path} lists an unknown array {name!r}: rebuild it")
+                actual = (path / name).stat().st_size
+                if actual != size:
+                    raise StorageError(f"store {path}: {name} has {actual} bytes instead of {size}: rebuild it")
+                if counted.get(name, size) != size:
+                    raise ValueError(f"{name} has {size} bytes, its count needs {counted[name]}")
             return store
         except FileNotFoundError as error:
             raise StorageError(f"{path} is not a complete store: {Path(error.filename).name} is missing") from error
@@ -211,8 +197,8 @@ class Store:
     def class_counts(self) -> NDArray[np.int64]:
         """Rows of every class, shape (K,); reads the class ids once, in blocks."""
         counts_K = np.zeros(self.n_classes, dtype=np.int64)
-        for begin in range(0, len(self.class_ids), _BLOCK):
-            counts_K += np.bincount(self.class_ids[begin : begin + _BLOCK], minlength=self.n_classes)
+        for begin in range(0, len(self.class_ids), 2**22):  # bincount copies what it reads
+            counts_K += np.bincount(self.class_ids[begin : begin + 2**22], minlength=self.n_classes)
         return counts_K
 
     def require_classes(self) -> None:
@@ -228,13 +214,9 @@ class Store:
         return sum(part.n_rows for part in self.old_parts)
 
     def split(self, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Training and validation rows, both ascending; what earlier runs held out stays held out.
-
-        Fraction and seed count for the rows after `n_old_rows`; see `split_rows`.
-        """
-        new = OldPart(self.n_rows - self.n_old_rows, fraction, seed)
+        """Training and validation rows (`split_rows`), those before `n_old_rows` as the earlier runs drew them."""
         training, validation, begin = [], [], 0
-        for part in [*self.old_parts, new]:
+        for part in [*self.old_parts, OldPart(self.n_rows - self.n_old_rows, fraction, seed)]:
             rows = split_rows(part.n_rows, part.fraction, part.seed)
             training.append(begin + rows[0])
             validation.append(begin + rows[1])
@@ -274,10 +256,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Reference:
-    """What test rows must agree with where the training store is gone and a run directory remains.
-
-    The attributes are those of `Store`, which serves in its place; ``fingerprint`` is that of the training store.
-    """
+    """What a run remembers of its training store, in place of which it serves; the attributes are those of `Store`."""
 
     path: Place
     fingerprint: str
@@ -290,7 +269,7 @@ class Reference:
 
 
 def split_rows(n_rows: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Draw the validation rows: (training rows, validation rows), both ascending, the same for the same arguments.
+    """Training and validation rows, drawn by the seed; both ascending.
 
     Of at least two rows, a fraction above 0 leaves at least one on either side.
 

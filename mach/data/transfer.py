@@ -8,50 +8,37 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from mach.data.sources import STDIN, source_errors
 from mach.data.store import Store
 from mach.data.writer import storage_errors
 from mach.errors import StorageError
-from mach.files.places import (
-    Place,
-    cache_folder,
-    exists,
-    fetch,
-    fetch_folder,
-    kept,
-    place,
-    read_bytes,
-    state_of,
-    upload_folder,
-)
+from mach.files import places
+from mach.files.places import Place, cache_folder, is_there, kept, place
 
 META = "meta.json"  # a store's, written last
 
 
 def is_store(where: Place) -> bool:
-    """Whether a store is there; raises OSError."""
-    return exists(where / META)
+    """Whether a store is there."""
+    return is_there(where / META)
 
 
 def fetch_store(where: str | Place, cache: str | None = None) -> Store:
-    """Open a store; one behind a URL is fetched into the cache, once a machine, and verified.
-
-    Raises StorageError when it is no store, cannot be fetched, or is damaged.
-    """
+    """Open a store; one behind a URL is fetched into the cache, once a machine, and verified; raises StorageError."""
     where = place(where)
     if isinstance(where, Path):
         return Store.open(where)
     fingerprint = _meta(where).get("fingerprint")
 
-    def fetched(folder: Path) -> None:
-        fetch_folder(where, folder)
+    def get(folder: Path) -> None:
+        places.fetch_folder(where, folder)
         if Store.open(folder).compute_fingerprint() != fingerprint:
             raise StorageError(f"store {where} is damaged: its content has another fingerprint than its meta.json says")
 
-    return Store.open(kept(cache_folder(cache) / f"store-{fingerprint}", fetched))
+    return Store.open(kept(cache_folder(cache) / f"store-{fingerprint}", get))
 
 
 def upload_store(store: Store, where: Place) -> None:
@@ -64,27 +51,28 @@ def upload_store(store: Store, where: Place) -> None:
             if _meta(where).get("fingerprint") != store.fingerprint:
                 raise StorageError(f"{where} is a store of other data: choose another destination, or remove it")
             return
-        upload_folder(store.path, where, last=META)
+        places.upload_folder(store.path, where, last=META)
 
 
 def fetch_source(where: str | Place, cache: str | None = None) -> Path:
-    """A source as a file of this machine; one behind a URL is fetched, with the classes that lie beside an .npy file.
+    """A source as a file of this machine; one behind a URL is fetched, with the classes beside an .npy file.
 
-    The cache keeps one copy of every state that the URL was found in. Raises OSError when it is missing.
+    The cache holds a copy of every state that the URL was found in. Raises OSError when the source is missing.
     """
     where = place(where)
     if isinstance(where, Path):
         return where
     beside = [where.with_suffix(f".classes{ending}") for ending in (".npy", ".npz") if where.suffix == ".npy"]
-    files = [where, *(file for file in beside if exists(file))]
-    key = hashlib.blake2b(repr([(str(file), state_of(file)) for file in files]).encode(), digest_size=16).hexdigest()
+    files = [where, *(file for file in beside if is_there(file))]
+    states = repr([(str(file), places.state_of(file)) for file in files])
+    key = hashlib.blake2b(states.encode(), digest_size=16).hexdigest()
 
-    def fetched(folder: Path) -> None:
+    def get(folder: Path) -> None:
         folder.mkdir()
         for file in files:
-            fetch(file, folder / file.name)
+            places.fetch(file, folder / file.name)
 
-    return kept(cache_folder(cache) / "sources" / key, fetched) / where.name
+    return kept(cache_folder(cache) / "sources" / key, get) / where.name
 
 
 @contextmanager
@@ -95,10 +83,9 @@ def source_file(source: str, cache: str | None = None) -> Iterator[Path]:
             file = fetch_source(source, cache)
         yield file
         return
-    with source_errors(STDIN):
-        copy = tempfile.NamedTemporaryFile(prefix="mach-")  # noqa: SIM115  # errors of the block are not its own
-    with copy:
+    with ExitStack() as stack:
         with source_errors(STDIN):
+            copy = stack.enter_context(tempfile.NamedTemporaryFile(prefix="mach-"))
             if sys.stdin is not None:  # None: it was closed before Python began
                 shutil.copyfileobj(sys.stdin.buffer, copy)
             copy.flush()
@@ -109,14 +96,14 @@ def stamp(where: Place) -> tuple[str, int, int] | tuple[str, str]:
     """What tells one state of a file from the next."""
     with source_errors(where):
         if not isinstance(where, Path):
-            return str(where), state_of(where)
+            return str(where), places.state_of(where)
         status = where.stat()
         return str(where.resolve()), status.st_size, status.st_mtime_ns
 
 
 def _meta(where: Place) -> dict[str, object]:
     try:
-        meta = json.loads(read_bytes(where / META))
+        meta = json.loads(places.read_bytes(where / META))
     except OSError as error:
         raise StorageError(f"{where} is not a complete store: {META}: {error.strerror}") from error
     except ValueError as error:

@@ -1,10 +1,9 @@
-"""Writing a store: chunk by chunk, digested on the way, and whole or not at all."""
+"""Writing a store: chunk by chunk, and digested on the way."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,28 +20,29 @@ from mach.data.batch import SparseBatch
 from mach.data.rows import RowView
 from mach.data.store import DTYPES, FORMAT, Chunk, ClassNames, OldPart
 from mach.errors import DataError, StorageError
-from mach.files.places import flush, flush_to_disk, sweep, temporary_name
+from mach.files.places import flush_to_disk
 
 if TYPE_CHECKING:
     from mach.data.text import TextFeatures
 
 
 class StoreWriter:
-    """Builds a store from chunks in a temporary folder beside it, renamed into place when all is on disk.
+    """Builds a store from chunks.
 
     Leave the ``with`` block normally and the store is there, complete and flushed; leave it by an exception and nothing
-    remains. The next writer in the same folder removes what a killed process left. Memory is bounded by the chunks.
+    remains. ``meta.json`` is written last: without it, after a kill, a directory is no store. Memory is bounded by the
+    chunks.
 
     Parameters
     ----------
     path : str or Path
-        Directory to make; it must not exist.
+        Directory to make; it must not exist. `mach.files.places.kept` gives it its name when it is complete.
     source : str
         Where the rows come from, for the record.
     dense : bool
         Whether chunks hold dense features.
     n_features, n_classes : int, optional
-        D and K; taken from the largest index and id (or the width of dense rows) where they are not given.
+        D and K; by default one more than the largest index and id (or the width of dense rows).
     row_features : int
         Most features of a sparse row to keep (`mach.data.rows.RowView`); 0: all.
     key : str
@@ -58,8 +58,6 @@ class StoreWriter:
         Saved with the store.
     n_rows : int
         Rows written so far.
-    n_features, n_classes : int
-        D and K: what was given, else one more than the largest index and id so far.
     n_unknown_classes : int
         Classes dropped because their name was unknown, for the record.
 
@@ -110,8 +108,6 @@ class StoreWriter:
         self._n_empty = self._n_unlabelled = 0
         self._largest_feature = self._largest_class = -1
         self._arrays: dict[str, _ArrayFile] = {}
-        # beside the store, hence on its file system, and under a name that no other writer has
-        self._folder = temporary_name(self.path.with_name(f"{self.path.name}-{secrets.token_hex(4)}"))
 
     @property
     def n_features(self) -> int:
@@ -125,19 +121,12 @@ class StoreWriter:
         with storage_errors(self.path):
             if self.path.exists():
                 raise StorageError(f"{self.path} exists already: remove it or choose another destination")
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            sweep(self.path.parent)
-        names = ["features"] if self._dense else ["feature_indptr", "feature_indices", "feature_values"]
-        try:
-            with storage_errors(self.path):
-                self._folder.mkdir()
+            self.path.mkdir(parents=True)
+            names = ["features"] if self._dense else ["feature_indptr", "feature_indices", "feature_values"]
             for name in [*names, "class_indptr", "class_ids"]:
                 array = self._open(name)
                 if name.endswith("indptr"):
                     array.append(np.zeros(1))
-        except BaseException:
-            self._discard()
-            raise
         return self
 
     def append(self, chunk: Chunk) -> None:
@@ -173,18 +162,26 @@ class StoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        is_complete = False
         try:
-            if kind is None:
-                self._finish()
+            with storage_errors(self.path):
+                if isinstance(error, OSError):
+                    raise error
+                if error is None:
+                    self._finish()
+                    is_complete = True
         finally:
-            self._discard()  # after a success the folder has moved away
+            for array in self._arrays.values():
+                with suppress(OSError):  # the disk may still be full
+                    array.file.close()
+            if not is_complete:
+                shutil.rmtree(self.path, ignore_errors=True)
 
     def _open(self, name: str) -> _ArrayFile:
-        self._arrays[name] = _ArrayFile(self._folder / name, np.dtype(DTYPES[name]), self.path)
+        self._arrays[name] = _ArrayFile(self.path / name, np.dtype(DTYPES[name]))
         return self._arrays[name]
 
     def _finish(self) -> None:
-        sizes = {"n_rows": self.n_rows, "n_features": self.n_features, "n_classes": self.n_classes}
         for what, largest, n in (
             ("feature index", self._largest_feature, self.n_features),
             ("class", self._largest_class, self.n_classes),
@@ -193,32 +190,31 @@ class StoreWriter:
                 raise DataError(f"{what} {largest} is outside 0..{n - 1}: raise the limit or correct the row")
         if self.class_names is not None:
             self._write_class_names(self.class_names)
+        sizes = {"n_rows": self.n_rows, "n_features": self.n_features, "n_classes": self.n_classes}
         fingerprint = hashlib.blake2b(repr(tuple(sizes.values())).encode(), digest_size=16)
         for name, array in self._arrays.items():
-            array.close()
+            array.file.close()
+            flush_to_disk(self.path / name)
             fingerprint.update(f"{name} {array.digest.hexdigest()}".encode())
-        with storage_errors(self.path):
-            if self.text_features is not None:
-                folder = self._folder / "text_features"
-                folder.mkdir()
-                self.text_features.save(folder)
-                for path in [*folder.iterdir(), folder]:
-                    flush_to_disk(path)
-                fingerprint.update(self.text_features.fingerprint().encode())
-            meta = self._meta | sizes
-            meta |= {
-                "n_rows_without_features": self._n_empty,
-                "n_rows_without_classes": self._n_unlabelled,
-                "n_unknown_classes": self.n_unknown_classes,
-                "text_features": self.text_features and self.text_features.fingerprint(),
-                "fingerprint": fingerprint.hexdigest(),
-                "bytes": {name: array.n_entries * array.dtype.itemsize for name, array in self._arrays.items()},
-            }
-            (self._folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-            flush_to_disk(self._folder / "meta.json")
-            flush_to_disk(self._folder)
-            self._folder.rename(self.path)
-            flush_to_disk(self.path.parent)
+        if self.text_features is not None:
+            folder = self.path / "text_features"
+            folder.mkdir()
+            self.text_features.save(folder)
+            for path in [*folder.iterdir(), folder]:
+                flush_to_disk(path)
+            fingerprint.update(self.text_features.fingerprint().encode())
+        meta = self._meta | sizes
+        meta |= {
+            "n_rows_without_features": self._n_empty,
+            "n_rows_without_classes": self._n_unlabelled,
+            "n_unknown_classes": self.n_unknown_classes,
+            "text_features": self.text_features and self.text_features.fingerprint(),
+            "fingerprint": fingerprint.hexdigest(),
+            "bytes": {name: array.n_entries * array.dtype.itemsize for name, array in self._arrays.items()},
+        }
+        (self.path / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+        flush_to_disk(self.path / "meta.json")
+        flush_to_disk(self.path)
 
     def _write_class_names(self, names: Iterable[str]) -> None:
         utf8, offsets = self._open("class_name_bytes"), self._open("class_name_offsets")
@@ -231,35 +227,20 @@ class StoreWriter:
         if offsets.n_entries - 1 != self.n_classes:
             raise DataError(f"{offsets.n_entries - 1} class names for {self.n_classes} classes: give one a class")
 
-    def _discard(self) -> None:
-        for array in self._arrays.values():
-            with suppress(OSError):  # the disk may still be full
-                array.file.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
 
 class _ArrayFile:
     """One array on its way to disk: appended, counted and digested."""
 
-    def __init__(self, path: Path, dtype: np.dtype[Any], store: Path) -> None:
-        self.dtype, self.store = dtype, store
-        self.n_entries = 0
+    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+        self.dtype, self.n_entries = dtype, 0
         self.digest = hashlib.blake2b(digest_size=16)
-        with storage_errors(store):
-            self.file = path.open("wb")
+        self.file = path.open("wb")
 
     def append(self, array: NDArray[Any]) -> None:
         data = np.ascontiguousarray(array, dtype=self.dtype).reshape(-1)
-        with storage_errors(self.store):
-            self.file.write(data.data)
+        self.file.write(data.data)
         self.digest.update(data.data)
         self.n_entries += len(data)
-
-    def close(self) -> None:
-        with storage_errors(self.store):
-            self.file.flush()
-            flush(self.file.fileno())
-            self.file.close()
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Places: where files lie, a path of this machine or a URL of any file system that fsspec knows.
 
-Paths and ``file://`` URLs are `pathlib.Path`: mapped, locked and renamed. Every other URL is a ``UPath``, whose files
-are put whole and fetched whole; nothing of it is mapped, locked or appended to. Whatever a backend raises arrives here
-as an `OSError` with one line, after some attempts, so that callers know one kind of failure.
+Paths and ``file://`` URLs are `pathlib.Path`: files there are mapped, locked and renamed. Every other URL is a
+``UPath``: its files are put and fetched whole. An operation there is tried again after a failure; what a backend
+raises in the end becomes an `OSError` of one line.
 """
 
 from __future__ import annotations
@@ -69,28 +69,22 @@ def place(text: str | Place) -> Place:
     return found
 
 
-def exists(where: Place) -> bool:
-    """Whether a file or folder is there; unlike pathlib's and fsspec's own, it never takes a failure for an absence."""
+def is_there(where: Place) -> bool:
+    """Whether a file or folder is there; unlike pathlib and fsspec it never takes a failure, a StorageError, for no."""
     try:
         where.stat() if isinstance(where, Path) else _insist(where, lambda: where.fs.info(where.path))
     except (FileNotFoundError, NotADirectoryError):
         return False
-    return True
-
-
-def is_there(where: Place) -> bool:
-    """As `exists`, where the failure to look is a StorageError."""
-    try:
-        return exists(where)
     except OSError as error:
         raise StorageError(f"cannot look for {where}: {error.strerror}") from error
+    return True
 
 
 def read_bytes(where: Place) -> bytes:
     """The content of a small file."""
-    return (
-        where.read_bytes() if isinstance(where, Path) else _insist(where, lambda: bytes(where.fs.cat_file(where.path)))
-    )
+    if isinstance(where, Path):
+        return where.read_bytes()
+    return _insist(where, lambda: bytes(where.fs.cat_file(where.path)))
 
 
 def state_of(where: UPath) -> str:
@@ -127,8 +121,7 @@ def atomic_file(where: Place) -> Iterator[BinaryIO]:
             try:
                 with temporary.open("wb") as file:
                     yield file
-                    file.flush()
-                    flush(file.fileno())
+                flush_to_disk(temporary)
                 temporary.replace(where)
                 flush_to_disk(where.parent)  # names appear in the order in which they were given
             finally:
@@ -149,20 +142,18 @@ def atomic_file(where: Place) -> Iterator[BinaryIO]:
 def upload(file: Path, where: UPath) -> None:
     """Put a file; it appears whole or not at all.
 
-    Its size is asked back, for stores that lose a write and say nothing. What that misses, an object that stays as it
-    was and has the same size, is an older checkpoint, which is as good a place to go on from.
+    Its size is asked back, since some stores lose a write and say nothing. An older file of the same size passes: an
+    older checkpoint, from which training can go on as well.
     """
     fs = where.fs
 
     def put(path: str) -> None:
         fs.put_file(str(file), path)
         fs.invalidate_cache()
-        try:
+        n_bytes = 0
+        with contextlib.suppress(FileNotFoundError):
             n_bytes = fs.info(path)["size"]
-        except FileNotFoundError:
-            n_bytes = 0
-        if n_bytes != file.stat().st_size:
-            raise OSError(errno.EIO, f"{n_bytes} of {file.stat().st_size} bytes arrived")
+        _refuse_cut(file.stat().st_size, n_bytes)
 
     def put_and_move() -> None:
         fs.makedirs(where.parent.path, exist_ok=True)
@@ -186,10 +177,9 @@ def fetch(where: UPath, file: Path, check: Callable[[Path], None] = lambda file:
     fs = where.fs
 
     def get() -> None:
-        size = fs.info(where.path)["size"]
+        size = fs.info(where.path)["size"]  # some servers do not tell
         fs.get_file(where.path, str(file))
-        if size not in (None, file.stat().st_size):
-            raise OSError(errno.EIO, f"{file.stat().st_size} of {size} bytes arrived")
+        _refuse_cut(file.stat().st_size if size is None else size, file.stat().st_size)
         check(file)
 
     _insist(where, get)
@@ -224,19 +214,22 @@ def upload_folder(folder: Path, where: Place, last: str = "") -> None:
 def fetch_folder(where: UPath, folder: Path) -> None:
     """Copy all files below a remote folder into a new one here."""
     folder.mkdir()
-    for name in _names_below(where):
+    root = str(where.fs._strip_protocol(where.path)).rstrip("/")
+    for path in _insist(where, lambda: where.fs.find(where.path)):
+        name = path.removeprefix(root).lstrip("/")
         if ".." in PurePosixPath(name).parts:
             raise OSError(errno.EINVAL, f"it holds a file {name}, which would lie outside")
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        fetch(where / name, folder / name)
+        if name:  # some stores list a mark for the folder itself
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            fetch(where / name, folder / name)
 
 
 def remove_folder(where: UPath, first: str = "") -> None:
-    """Remove all files below a remote folder, beginning with the one named ``first``."""
-    for name in sorted(_names_below(where), key=lambda name: name != first):
-        remove(where / name)
-    with contextlib.suppress(Exception):  # object stores have no empty folders to remove
-        where.fs.rm(where.path, recursive=True)
+    """Remove a remote folder, if it is there, and before it its file ``first``."""
+    if first:
+        remove(where / first)
+    with contextlib.suppress(FileNotFoundError):
+        _insist(where, lambda: where.fs.rm(where.path, recursive=True))
 
 
 def cache_folder(configured: str | None = None) -> Path:
@@ -249,10 +242,10 @@ def cache_folder(configured: str | None = None) -> Path:
 
 
 def kept(path: Path, make: Callable[[Path], None]) -> Path:
-    """A file or folder of the cache; where it is missing one process of the machine makes it, and the others wait.
+    """A file or folder whose name tells its content; where it is missing one process makes it, and the others wait.
 
-    Its name tells its content. ``make`` makes it under the name that it is given; what it leaves there when it fails is
-    removed. Raises StorageError when it cannot be fetched or written.
+    ``make`` writes under the temporary name that it is given; what it leaves there when it fails is removed. Raises
+    StorageError when it cannot be fetched or written.
     """
     try:
         if path.exists():
@@ -277,7 +270,7 @@ def kept(path: Path, make: Callable[[Path], None]) -> Path:
 
 
 def sweep(folder: Place) -> None:
-    """Remove what writers left unfinished who died on this machine, or whoever they were a day ago."""
+    """Remove unfinished files of writers of this machine that died, and of other machines when they are a day old."""
     with contextlib.suppress(OSError):
         for name in names_in(folder):
             if name.startswith(".") and name.endswith(".tmp"):
@@ -291,22 +284,9 @@ def temporary_name(where: AnyPlace) -> AnyPlace:
     return where.with_name(f".{where.name}.{HOST}-{os.getpid()}.tmp")
 
 
-def is_alive(process: int) -> bool:
-    """Whether a process of this machine lives, as far as we may know."""
-    try:
-        with contextlib.suppress(PermissionError, OverflowError):  # another user's, or no number of a process
-            os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 @contextlib.contextmanager
 def short_lived() -> Iterator[None]:
-    """Nothing written in the block has to survive a power loss: files of a temporary folder, without the waiting.
-
-    It holds for the calling thread; files still appear whole or not at all.
-    """
+    """Do not wait for the disk in this block, in this thread: its files need not survive a power loss."""
     token = _SHORT_LIVED.set(True)
     try:
         yield
@@ -314,14 +294,8 @@ def short_lived() -> Iterator[None]:
         _SHORT_LIVED.reset(token)
 
 
-def flush(descriptor: int) -> None:
-    """Bring an open file's bytes to disk, unless they are `short_lived`."""
-    if not _SHORT_LIVED.get():
-        os.fsync(descriptor)
-
-
 def flush_to_disk(path: Path) -> None:
-    """Make a file's bytes, or a folder's names, survive a power loss."""
+    """Make a file's bytes, or a folder's names, survive a power loss, unless they are `short_lived`."""
     if _SHORT_LIVED.get():
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -334,7 +308,12 @@ def flush_to_disk(path: Path) -> None:
 def _is_left_over(where: Place) -> bool:
     host, _, process = where.name.removesuffix(".tmp").rpartition("-")
     if host.endswith(f".{HOST}") and process.isdigit():
-        return not is_alive(int(process))
+        with contextlib.suppress(PermissionError, OverflowError):  # another user's, or no number of a process
+            try:
+                os.kill(int(process), 0)
+            except ProcessLookupError:
+                return True
+        return False
     if isinstance(where, Path):
         modified = where.stat().st_mtime
     else:
@@ -349,11 +328,9 @@ def _discard(where: Place) -> None:
         remove(where)
 
 
-def _names_below(folder: UPath) -> list[str]:
-    root = str(folder.fs._strip_protocol(folder.path)).rstrip("/")
-    found = _insist(folder, lambda: folder.fs.find(folder.path))
-    names = [name.removeprefix(root).lstrip("/") for name in found]
-    return [name for name in names if name]  # some stores list a mark for the folder itself
+def _refuse_cut(n_sent: int, n_arrived: int) -> None:
+    if n_sent != n_arrived:
+        raise OSError(errno.EIO, f"{n_arrived} of {n_sent} bytes arrived")
 
 
 def _insist(where: UPath, operation: Callable[[], Result]) -> Result:

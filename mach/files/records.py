@@ -19,12 +19,9 @@ Content = TypeVar("Content", bound=BaseModel)
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[bool]:
-    """Try to hold a folder of this machine, made if it is not there; yields whether it is ours.
+    """Try to lock a folder of this machine, made if it is not there; yields whether it is ours.
 
-    Raises
-    ------
-    StorageError
-        When it cannot be written.
+    Raises StorageError when it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -32,11 +29,10 @@ def locked(folder: Path) -> Iterator[bool]:
     except OSError as error:
         raise StorageError(f"cannot lock {folder}: {error.strerror}") from error
     with file:
-        try:
+        is_ours = False
+        with contextlib.suppress(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             is_ours = True
-        except BlockingIOError:
-            is_ours = False
         yield is_ours
 
 

@@ -1,9 +1,8 @@
 """Named arrays on disk in the safetensors format, written without a copy in memory and read by mapping.
 
-The library's own numpy functions copy every array into bytes on writing and out of the map on reading; training
-states and models are too large for that. The format is theirs (https://github.com/huggingface/safetensors, format
-section of the README): 8 bytes little-endian header length, a JSON header, the raw arrays. bfloat16 arrays are held
-as uint16 bits (`mach.networks.kernels.memory`).
+The library's own numpy functions copy every array, and training states are too large for that. The format
+(https://github.com/huggingface/safetensors) is the length of the header in 8 little-endian bytes, a JSON header, and
+the raw arrays. bfloat16 arrays are held as uint16 bits (`mach.networks.kernels.memory`).
 """
 
 from __future__ import annotations
@@ -66,17 +65,9 @@ def digest_of(arrays: Mapping[str, NDArray[Any]]) -> str:
 
 
 def map_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """Map a file's arrays read-only; every claim of the header is checked before it is used.
+    """Arrays, as views of one read-only memory map, and metadata of a file; nothing is read until it is used.
 
-    Returns
-    -------
-    arrays, metadata : dict
-        Arrays are views of one memory map; nothing is read until it is used.
-
-    Raises
-    ------
-    StorageError
-        When the file is missing, truncated, or its header does not describe it.
+    Raises StorageError when the file is missing, cut short, or its header does not describe it.
     """
     try:
         with path.open("rb") as file:  # one open file throughout: the path may be replaced by a writer meanwhile

@@ -9,7 +9,7 @@ only one has half of the repetitions: the order that it teaches is worth nearly 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.config import MAX_PILOTS, Config, DataConfig
-from mach.data.batch import ranges, read_classes
-from mach.data.store import Chunk, Store
+from mach.data.joining import chunks_of_store
+from mach.data.store import Store
 from mach.data.writer import StoreWriter
 from mach.files.places import Place, cache_folder, kept, remove_folder
 from mach.reranking.fitting import RerankerTraining
 from mach.runs.run import Run
-
-BLOCK_ROWS = 2**16
 
 
 def teach(training: RerankerTraining, train: Callable[[Config, Place], Run], say: Callable[[str], None]) -> None:
@@ -92,19 +90,8 @@ def _config(training: RerankerTraining, rows: Path) -> Config:
 def _write(store: Store, rows: NDArray[np.int64], path: Path) -> None:
     sizes: dict[str, Any] = {"n_features": store.n_features, "n_classes": store.n_classes}
     with StoreWriter(path, source=str(store.path), row_features=store.row_features, **sizes) as writer:
-        for chunk in _chunks(store, rows):
+        for chunk in chunks_of_store(store, rows):
             writer.append(chunk)
-
-
-def _chunks(store: Store, rows: NDArray[np.int64]) -> Iterator[Chunk]:
-    for begin in range(0, len(rows), BLOCK_ROWS):
-        part = rows[begin : begin + BLOCK_ROWS]
-        ids, counts = read_classes(store, part)
-        begins = store.feature_indptr[part]
-        lengths = store.feature_indptr[part + 1] - begins
-        places = ranges(begins, lengths)
-        features = np.append(0, np.cumsum(lengths)), store.feature_indices[places], store.feature_values[places]
-        yield Chunk(np.append(0, np.cumsum(counts)), ids, features)
 
 
 def _remove(folder: Place) -> None:

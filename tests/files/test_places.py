@@ -16,9 +16,9 @@ from mach.files import places
 from mach.files.places import (
     HOST,
     atomic_file,
-    exists,
     fetch,
     fetch_folder,
+    is_there,
     kept,
     local_copy,
     names_in,
@@ -73,7 +73,7 @@ def test_unknown_file_systems_are_refused_in_one_line():
 def test_a_file_appears_whole_or_not_at_all(folder):
     with atomic_file(folder / "a") as file:
         file.write(b"first")
-        assert not exists(folder / "a")
+        assert not is_there(folder / "a")
     with pytest.raises(ZeroDivisionError), atomic_file(folder / "a") as file:
         file.write(b"second" * (1 // 0))
     assert read_bytes(folder / "a") == b"first"
@@ -84,7 +84,7 @@ def test_a_file_appears_whole_or_not_at_all(folder):
         assert copy.read_bytes() == b"third"
     remove(folder / "a")
     remove(folder / "a")
-    assert not exists(folder / "a")
+    assert not is_there(folder / "a")
     with pytest.raises(FileNotFoundError):
         read_bytes(folder / "a")
     assert names_in(folder / "nothing") == []
@@ -103,7 +103,7 @@ def test_folders_travel_whole(folder, tmp_path: Path):
         "deep", "deep/x", "last",
     ]  # fmt: skip
     remove_folder(folder / "copy", first="last")
-    assert not exists(folder / "copy")
+    assert not is_there(folder / "copy")
     remove_folder(folder / "copy")
 
 
@@ -127,12 +127,12 @@ def test_a_put_is_tried_again(trouble: str, tmp_path: Path, monkeypatch: pytest.
 
 def test_a_failure_is_no_absence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = place(f"flaky://{tmp_path}/a")
-    assert not exists(file)
+    assert not is_there(file)
     have(monkeypatch, "info", *["fail"] * 4)
-    with pytest.raises(OSError, match="the network is down"):
-        exists(file)
+    with pytest.raises(StorageError, match=r"cannot look for flaky://.*/a: the network is down"):
+        is_there(file)
     have(monkeypatch, "info", "fail")
-    assert not exists(file)
+    assert not is_there(file)
 
 
 def test_a_cut_download_is_tried_again_and_never_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
