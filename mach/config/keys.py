@@ -49,6 +49,7 @@ class DataConfig(Section):
         "What stands between class names in a string; without it the string is one name.",
         "Give it where a cell holds several classes, such as `a|b`.",
         user=True,
+        min_length=1,
     )
     strong_columns: list[str] | None = key(
         None,

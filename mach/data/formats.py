@@ -15,37 +15,30 @@ from mach.data.tables import Csv, JsonLines, Lines, Parquet
 from mach.errors import ConfigError
 
 _ENTRIES: tuple[Format, ...] = (
-    NumericText("repository", (".txt",), "a header N D K, then lines of classes and index:value pairs", True),
-    NumericText("svmlight", (".svm", ".svmlight", ".libsvm"), "lines of classes and index:value pairs"),
-    Npz("npz", (".npz",), "CSR arrays of features and classes, saved by numpy"),
-    Npy("npy", (".npy",), "a dense matrix, beside its classes in NAME.classes.npy or .npz"),
-    Csv("csv", (".csv",), "a header that names columns, then a row a line"),
-    Csv("tsv", (".tsv",), "a header that names columns, then a row a line, with tabs between the fields", "\t"),
-    JsonLines("jsonl", (".jsonl",), "an object a line"),
-    Parquet("parquet", (".parquet",), "columns of text and of class names"),
+    NumericText("repository", (".txt",), has_header=True),
+    NumericText("svmlight", (".svm", ".svmlight", ".libsvm")),
+    Npz("npz", (".npz",)),
+    Npy("npy", (".npy",)),
+    Csv("csv", (".csv",)),
+    Csv("tsv", (".tsv",), separator="\t"),
+    JsonLines("jsonl", (".jsonl",)),
+    Parquet("parquet", (".parquet",)),
 )
 FORMATS: dict[str, Format] = {entry.name: entry for entry in _ENTRIES}
-BUILTIN = Format("builtin", (), "an embedded set")
+BUILTIN = Format("builtin")  # an embedded set
 # standard input, whose lines are texts or numbers as the model has them
-LINES, ROWS = Lines("lines", (), "a text a line"), NumericText("rows", (), "repository text, no header", is_stdin=True)
+LINES, ROWS = Lines("lines"), NumericText("rows", is_stdin=True)
 
 
 def format_of(name: str, source: str) -> Format:
     """The format of a file, by its name in the configuration, or with ``auto`` by the file's ending.
 
-    Raises
-    ------
-    ConfigError
-        When the name or the ending is unknown.
+    Raises ConfigError when the ending is unknown.
 
-    Examples
-    --------
     >>> format_of("auto", "train.jsonl.gz").name
     'jsonl'
     """
     if name != "auto":
-        if name not in FORMATS:
-            raise ConfigError(f"data.format = {name!r} is unknown: there are auto, {', '.join(FORMATS)}")
         return FORMATS[name]
     path = Path(source.lower())
     is_compressed = path.suffix in COMPRESSED

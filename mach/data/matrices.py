@@ -28,6 +28,9 @@ from mach.data.sources import BLOCK_BYTES, LIMIT, Numbers, Shape, checked, sourc
 from mach.data.store import Chunk
 from mach.errors import DataError
 
+_INFINITE = "feature value {} is not finite in float32: replace it"
+_NEEDED = "X_data, X_indices, X_indptr, X_shape and Y_indices, Y_indptr, Y_shape"
+
 
 class _Array:
     """An npy file, or a member of an npz file, read from its beginning."""
@@ -42,20 +45,22 @@ class _Array:
                 else:
                     archive = stack.enter_context(zipfile.ZipFile(path))
                     self._file = stack.enter_context(archive.open(f"{name}.npy"))
-                version = npy_format.read_magic(self._file)
-                read_header = (
-                    npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-                )
+                is_first = npy_format.read_magic(self._file) == (1, 0)
+                read_header = npy_format.read_array_header_1_0 if is_first else npy_format.read_array_header_2_0
                 self.shape, _, self._dtype = read_header(self._file)
             except KeyError as error:
                 raise DataError(f"{path} has no array {name}: it needs {_NEEDED}") from error
             except ValueError as error:
                 raise DataError(f"{self.place} is no array of numpy's ({error}): write it with numpy.save") from error
         if self._dtype.kind not in kinds or len(self.shape) != 1:
-            what = "integers" if kinds == "iu" else "numbers"
+            needed = "integers" if kinds == "iu" else "numbers"
             raise DataError(
-                f"{self.place} has type {self._dtype} and shape {self.shape}: needed are {what} in one axis"
+                f"{self.place} has type {self._dtype} and shape {self.shape}: it needs {needed} in one axis"
             )
+
+    def refuse_length(self, n: int) -> None:
+        if self.shape[0] != n:
+            raise DataError(f"{self.place} has {self.shape[0]} entries, its indptr ends at {n}: save it again")
 
     def read(self, n: int | None = None) -> NDArray[Any]:
         """The next n elements, all by default."""
@@ -65,9 +70,6 @@ class _Array:
         if len(data) < n * self._dtype.itemsize:
             raise DataError(f"{self.place} is cut short: write it again")
         return np.frombuffer(data, dtype=self._dtype)
-
-
-_NEEDED = "X_data, X_indices, X_indptr, X_shape and Y_indices, Y_indptr, Y_shape"
 
 
 class _Classes:
@@ -84,7 +86,7 @@ class _Classes:
         else:
             self.indptr, self.n_classes = _indptr(stack, path, "Y")
             self._ids = _Array(stack, path, "Y_indices")
-            _check_length(self._ids, self.indptr)
+            self._ids.refuse_length(self.indptr[-1])
         if len(self.indptr) - 1 != n_rows:
             raise DataError(
                 f"{path} has classes of {len(self.indptr) - 1} rows, the features are those of {n_rows}: "
@@ -97,8 +99,8 @@ class _Classes:
         if self.path is None:
             return indptr, np.empty(0, dtype=np.int32)
         ids = self._ids.read(indptr[-1] - indptr[0])
-        rows = _check_range(self.path, "class", begin, indptr, ids, limit)
-        keys = np.unique(rows << 32 | ids.astype(np.int64))
+        _refuse_outside(self.path, "class", begin, indptr, ids, limit)
+        keys = np.unique(_keys(indptr, ids))
         lengths = np.bincount(keys >> 32, minlength=end - begin)
         return np.concatenate(([0], np.cumsum(lengths))), (keys & 0xFFFFFFFF).astype(np.int32)
 
@@ -123,22 +125,18 @@ class Npz(Numbers):
             n_rows = len(indptr) - 1
             classes = self._classes(stack, path, n_rows, classes_optional)
             indices, data = _Array(stack, path, "X_indices"), _Array(stack, path, "X_data", "iufb")
-            _check_length(indices, indptr)
-            _check_length(data, indptr)
+            indices.refuse_length(indptr[-1])
+            data.refuse_length(indptr[-1])
             for begin, end in _row_blocks(indptr + classes.indptr, block_bytes // 8):
                 rows = indptr[begin : end + 1]
                 ids = indices.read(rows[-1] - rows[0])
-                entry_rows = _check_range(path, "feature index", begin, rows, ids, shape.n_features)
-                unordered = np.flatnonzero(np.diff(entry_rows << 32 | ids.astype(np.int64)) <= 0)
-                if len(unordered):
-                    entry = unordered[0] + 1
-                    raise DataError(
-                        f"{path} row {begin + entry_rows[entry]}: feature index {ids[entry]} does not ascend: "
-                        "call X.sum_duplicates() before saving"
-                    )
+                _refuse_outside(path, "feature index", begin, rows, ids, shape.n_features)
+                is_unordered = np.diff(_keys(rows, ids), prepend=-1) <= 0
+                why = "feature index {} does not ascend: call X.sum_duplicates() before saving"
+                _refuse(is_unordered, path, begin, rows, ids, why)
                 with np.errstate(over="ignore"):
                     values = data.read(rows[-1] - rows[0]).astype(np.float32)
-                _check_finite(path, begin, rows, values)
+                _refuse(~np.isfinite(values), path, begin, rows, values, _INFINITE)
                 features = rows - rows[0], ids.astype(np.int32), values
                 yield Chunk(*classes.read(begin, end, shape.n_classes), features, end / n_rows)
 
@@ -171,7 +169,9 @@ class Npy(Numbers):
             for begin, end in _row_blocks(np.arange(n_rows + 1) * (width + 1), block_bytes // 4):
                 with np.errstate(over="ignore"):
                     values = np.ascontiguousarray(dense[begin:end], dtype=np.float32)
-                _check_finite(path, begin, np.arange(end - begin + 1) * width, values.ravel())
+                _refuse(
+                    ~np.isfinite(values).ravel(), path, begin, np.arange(end - begin + 1) * width, values, _INFINITE
+                )
                 yield Chunk(*classes.read(begin, end, shape.n_classes), values, end / n_rows)
 
     def beside(self, path: Path, classes_optional: bool) -> list[Path]:
@@ -206,11 +206,6 @@ def _indptr(stack: ExitStack, path: Path, matrix: str) -> tuple[NDArray[np.int64
     return indptr, shape[1]
 
 
-def _check_length(array: _Array, indptr: NDArray[np.int64]) -> None:
-    if array.shape[0] != indptr[-1]:
-        raise DataError(f"{array.place} has {array.shape[0]} entries, its indptr ends at {indptr[-1]}: save it again")
-
-
 def _row_blocks(offsets: NDArray[np.int64], n_entries: int) -> Iterator[tuple[int, int]]:
     """Consecutive rows that hold about ``n_entries`` together, at least one row at a time."""
     begin, n_rows = 0, len(offsets) - 1
@@ -221,22 +216,24 @@ def _row_blocks(offsets: NDArray[np.int64], n_entries: int) -> Iterator[tuple[in
         begin = end
 
 
-def _check_range(
+def _keys(indptr: NDArray[np.int64], ids: NDArray[Any]) -> NDArray[np.int64]:
+    """Row within the block and id of every entry as one number, which orders them so."""
+    rows: NDArray[np.int64] = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    return rows << 32 | ids.astype(np.int64)
+
+
+def _refuse_outside(
     path: Path, what: str, begin: int, indptr: NDArray[np.int64], ids: NDArray[Any], limit: int | None
-) -> NDArray[np.int64]:
-    """The row within the block of every entry, after a check that all ids are in range."""
-    rows = np.repeat(np.arange(len(indptr) - 1, dtype=np.int64), np.diff(indptr))
-    limit = LIMIT if limit is None else limit
-    outside = np.flatnonzero((ids < 0) | (ids >= limit))
-    if len(outside):
-        raise DataError(
-            f"{path} row {begin + rows[outside[0]]}: {what} {ids[outside[0]]} is outside 0..{limit - 1}: correct it"
-        )
-    return rows
+) -> None:
+    last = (LIMIT if limit is None else limit) - 1
+    _refuse((ids < 0) | (ids > last), path, begin, indptr, ids, f"{what} {{}} is outside 0..{last}: correct it")
 
 
-def _check_finite(path: Path, begin: int, indptr: NDArray[np.int64], values: NDArray[np.float32]) -> None:
-    bad = np.flatnonzero(~np.isfinite(values))
-    if len(bad):
-        row = begin + int(np.searchsorted(indptr - indptr[0], bad[0], side="right")) - 1
-        raise DataError(f"{path} row {row}: feature value {values[bad[0]]} is not finite in float32: replace it")
+def _refuse(
+    is_bad: NDArray[np.bool_], path: Path, begin: int, indptr: NDArray[np.int64], entries: NDArray[Any], why: str
+) -> None:
+    """DataError that names the first bad entry of a block of rows, and the row."""
+    if is_bad.any():
+        first = int(np.argmax(is_bad))
+        row = begin + int(np.searchsorted(indptr - indptr[0], first, side="right")) - 1
+        raise DataError(f"{path} row {row}: {why.format(entries.flat[first])}")

@@ -37,7 +37,6 @@ class Document:
 
     @property
     def text(self) -> str:
-        """All of it."""
         return " ".join([*self.strong, *self.weak])
 
 
@@ -68,14 +67,17 @@ def phrases(document: Document) -> list[str]:
     """
     random = Random(f"0 {document.name} {document.text}")
     whole = list(dict.fromkeys([*document.strong, document.text]))
-    split = {text: text.split() for text in (*document.strong, *document.weak)}
     sampled = []
     for _ in range(PHRASES):
         is_strong = bool(document.strong) and (not document.weak or random.random() < 0.5)
-        words = split[random.choice(document.strong if is_strong else document.weak)]
+        words = random.choice(document.strong if is_strong else document.weak).split()
         if not is_strong:
             words = _passage(words, random)
-        sampled.append(" ".join(_changed(_thinned(words, WORD_DROPOUT, random), TYPOS, random)))
+        words = [
+            _mistyped(word, random) if len(word) >= SHORTEST_MISTYPED and random.random() < TYPOS else word
+            for word in _thinned(words, random)
+        ]
+        sampled.append(" ".join(words))
     return whole + sampled
 
 
@@ -89,19 +91,12 @@ def _passage(words: list[str], random: Random) -> list[str]:
     return words[begin : begin + n]
 
 
-def _thinned(words: list[str], share: float, random: Random) -> list[str]:
+def _thinned(words: list[str], random: Random) -> list[str]:
     """What is left when words are left out; of half the phrases none is, and one word always stays."""
     if random.random() < 0.5 or not words:
         return words
-    left = [word for word in words if random.random() >= 2 * share]
+    left = [word for word in words if random.random() >= 2 * WORD_DROPOUT]
     return left or [random.choice(words)]
-
-
-def _changed(words: list[str], share: float, random: Random) -> list[str]:
-    return [
-        _mistyped(word, random) if len(word) >= SHORTEST_MISTYPED and random.random() < share else word
-        for word in words
-    ]
 
 
 def _mistyped(word: str, random: Random) -> str:

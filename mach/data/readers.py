@@ -45,7 +45,6 @@ class NumericText(Numbers):
         self, path: Path, shape: Shape, block_bytes: int = BLOCK_BYTES, classes_optional: bool = False
     ) -> Iterator[Chunk]:
         n_features, n_classes = (LIMIT if given is None else given for given in shape[1:])
-        is_svmlight = not (self.has_header or self.is_stdin)
         n_rows, n_lines = 0, int(self.has_header)
         with SourceFile(path, STDIN if self.is_stdin else None) as source:
             if self.has_header:
@@ -53,11 +52,7 @@ class NumericText(Numbers):
                     source.file.readline()
             for block in source.blocks(block_bytes):
                 rows_left = -1 if shape.n_rows is None else shape.n_rows - n_rows
-                try:
-                    chunk = _parse(block, is_svmlight, rows_left, (n_features, n_classes), source.fraction)
-                except _TokenError as error:
-                    line = n_lines + 1 + block.count(b"\n", 0, error.position)
-                    raise DataError(f"{source.name} line {line}: {error}") from error
+                chunk = self._parse(block, rows_left, (n_features, n_classes), source, n_lines)
                 n_rows += len(chunk.class_indptr) - 1
                 n_lines += block.count(b"\n")
                 yield chunk
@@ -66,6 +61,32 @@ class NumericText(Numbers):
                 f"{source.name} ends at line {n_lines} with {n_rows} rows, its header says N = {shape.n_rows}: "
                 "correct the header or fetch the file again"
             )
+
+    def _parse(self, block: bytes, rows_left: int, limits: tuple[int, int], source: SourceFile, n_lines: int) -> Chunk:
+        """The rows of whole lines; ``limits`` are D and K, and ``n_lines`` stand before them."""
+        from mach.data.kernels import parse
+
+        # the shortest row, class and feature are "\n", "1," and " 1:1"; pages that stay untouched cost no memory
+        n_rows, n_ids, n_entries = block.count(b"\n"), len(block) // 2 + 1, len(block) // 4 + 1
+        class_indptr, feature_indptr = np.empty(n_rows + 1, np.int64), np.empty(n_rows + 1, np.int64)
+        class_ids, indices = np.empty(n_ids, np.int32), np.empty(n_entries, np.int32)
+        values, unsettled = np.empty(n_entries, np.float32), np.empty((n_entries, 2), np.int64)
+        outputs: Any = (class_indptr, class_ids, feature_indptr, indices, values, unsettled)
+        text, is_svmlight = np.frombuffer(block, dtype=np.uint8), not (self.has_header or self.is_stdin)
+        options = is_svmlight, rows_left, *limits, parse.POWERS
+        code, position, n_rows, n_unsettled = parse.parse_rows(text, *options, *outputs)
+        for entry, start in unsettled[:n_unsettled].tolist():
+            with np.errstate(over="ignore"):
+                values[entry] = np.float32(float(_token(block, start).partition(b":")[2]))
+            if np.isinf(values[entry]):
+                code, position = parse.BAD_VALUE, start
+                break
+        if code != parse.DONE:
+            line = n_lines + 1 + block.count(b"\n", 0, position)
+            raise DataError(f"{source.name} line {line}: {_complaint(code, _token(block, position), limits)}")
+        n_ids, n_entries = int(class_indptr[n_rows]), int(feature_indptr[n_rows])
+        features = feature_indptr[: n_rows + 1], indices[:n_entries], values[:n_entries]
+        return Chunk(class_indptr[: n_rows + 1], class_ids[:n_ids], features, source.fraction)
 
 
 def _header(path: Path) -> Shape:
@@ -82,39 +103,6 @@ def _header(path: Path) -> Shape:
     if max(n_features, n_classes) > LIMIT:
         raise DataError(f"{path} line 1: D = {n_features} and K = {n_classes} must be at most {LIMIT}")
     return Shape(n_rows, n_features, n_classes)
-
-
-class _TokenError(Exception):
-    """A token that cannot be parsed, and its position in the block."""
-
-    def __init__(self, position: int, message: str) -> None:
-        super().__init__(message)
-        self.position = position
-
-
-def _parse(block: bytes, svmlight: bool, rows_left: int, limits: tuple[int, int], fraction: float) -> Chunk:
-    from mach.data.kernels import parse
-
-    # the shortest row, class and feature are "\n", "1," and " 1:1"; pages that stay untouched cost no memory
-    n_rows, n_ids, n_entries = block.count(b"\n"), len(block) // 2 + 1, len(block) // 4 + 1
-    class_indptr, feature_indptr = np.empty(n_rows + 1, np.int64), np.empty(n_rows + 1, np.int64)
-    class_ids, indices = np.empty(n_ids, np.int32), np.empty(n_entries, np.int32)
-    values, unsettled = np.empty(n_entries, np.float32), np.empty((n_entries, 2), np.int64)
-    text = np.frombuffer(block, dtype=np.uint8)
-    outputs: Any = (class_indptr, class_ids, feature_indptr, indices, values, unsettled)
-    code, position, n_rows, n_unsettled = parse.parse_rows(text, svmlight, rows_left, *limits, parse.POWERS, *outputs)
-    for entry, start in unsettled[:n_unsettled].tolist():
-        with np.errstate(over="ignore"):
-            values[entry] = np.float32(float(_token(block, start).partition(b":")[2]))
-        if np.isinf(values[entry]):
-            code, position = parse.BAD_VALUE, start
-            break
-    if code != parse.DONE:
-        token = _token(block, position)
-        raise _TokenError(position, _complaint(code, token, limits))
-    n_ids, n_entries = int(class_indptr[n_rows]), int(feature_indptr[n_rows])
-    features = feature_indptr[: n_rows + 1], indices[:n_entries], values[:n_entries]
-    return Chunk(class_indptr[: n_rows + 1], class_ids[:n_ids], features, fraction)
 
 
 def _token(block: bytes, position: int) -> bytes:

@@ -33,36 +33,23 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class Format:
-    """How files of one kind are read: an entry of `mach.data.formats.FORMATS`.
+    """How files of one kind are read: an entry of `mach.data.formats.FORMATS`."""
 
-    Attributes
-    ----------
-    name : str
-        As ``data.format`` calls it.
-    endings : tuple of str
-        Of files that are taken for it; none: it is read from elsewhere.
-    sentence : str
-        What such a file holds.
-    is_dense, is_packed : bool
-        Whether its rows are dense; whether another compression (.gz, .bz2, .xz) makes no sense.
-    """
-
-    name: str
-    endings: tuple[str, ...]
-    sentence: str
+    name: str  # as data.format calls it
+    endings: tuple[str, ...] = ()  # of such files
     is_dense: ClassVar[bool] = False
-    is_packed: ClassVar[bool] = False
+    is_packed: ClassVar[bool] = False  # another compression (.gz, .bz2, .xz) makes no sense
 
 
 class Numbers(Format, ABC):
-    """A format whose rows are features and class ids; both methods raise a DataError of one line."""
+    """A format whose rows are features and class ids; its methods raise a DataError of one line.
+
+    With ``classes_optional`` a file may have no classes at all: rows of queries.
+    """
 
     @abstractmethod
     def shape(self, path: Path, classes_optional: bool = False) -> Shape:
-        """What a file states about its size, without reading its rows.
-
-        With ``classes_optional`` it may have no classes at all: rows of queries.
-        """
+        """What a file states about its size, without reading its rows."""
 
     @abstractmethod
     def chunks(
@@ -85,10 +72,9 @@ def checked(shape: Shape, place: object, classes_optional: bool) -> Shape:
 
 
 class SourceFile:
-    """A file, read once from its beginning in blocks or lines; decompressed when it ends in .gz, .bz2 or .xz.
+    """A file, read once in blocks or lines; decompressed when it ends in .gz, .bz2 or .xz.
 
-    Messages call it by its name, or else its path. Raises DataError when it cannot be read, or its compressed data are
-    damaged or cut short.
+    Raises DataError, which calls it by its name or else its path, when it cannot be read, is damaged or cut short.
     """
 
     def __init__(self, path: Path, name: str | None = None) -> None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from mach.config import DataConfig
 from mach.data.sources import BLOCK_BYTES, STDIN, Format, SourceFile, source_errors
-from mach.errors import ConfigError, DataError
+from mach.errors import DataError
 
 CHUNK_ROWS = 2**15
 Columns: TypeAlias = tuple[list[str], list[str]]  # a row's texts by column, "" where missing, and its class names
@@ -74,10 +74,7 @@ class Table(Format, ABC):
     def records(self, source: SourceFile, choose: Choose) -> Iterator[tuple[str, list[Any]]]:
         """Of every row its place, as messages call it, and its values in the columns that ``choose`` gives.
 
-        Raises
-        ------
-        DataError
-            One line that names the file, the line (or the row), the value and what to do.
+        Raises DataError: one line that names the file, the line (or the row), the value and what to do.
         """
 
     def texts(
@@ -89,30 +86,11 @@ class Table(Format, ABC):
         columns: Sequence[str] | None = None,
         made: Callable[[Iterator[Columns]], Iterator[Text]] = joined,
     ) -> Iterator[TextChunk]:
-        """Texts of the rows and the names of their classes.
+        """Texts of the rows and the names of their classes, as ``config`` names the columns; errors as of `records`.
 
-        Parameters
-        ----------
-        path : Path
-            The file.
-        config : DataConfig
-            Names the columns and the separator of class names.
-        block_bytes : int
-            Characters of text that make a chunk; it ends after 32,768 rows anyway.
-        classes_optional : bool
-            Whether the class column may be missing: rows without classes.
-        columns : sequence of str, optional
-            Those of text, instead of ``config.text_columns``.
-        made : callable
-            Makes texts of the rows, as many as it likes.
-
-        Raises
-        ------
-        DataError, ConfigError
-            As `records`; when the separator is empty.
+        A chunk has about ``block_bytes`` characters of text. With ``classes_optional`` the class column may be missing.
+        ``columns`` are those of text instead of ``config.text_columns``, and ``made`` makes texts of the rows.
         """
-        if config.class_separator == "":
-            raise ConfigError("class_separator is empty: give a character, or leave it out where a string is one name")
         key = "text_columns" if columns is None else "strong_ and weak_columns"
         named = self.only_columns or columns or config.text_columns
 

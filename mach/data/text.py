@@ -4,9 +4,6 @@ Terms are those of scikit-learn's ``TfidfVectorizer``: words are runs of word ch
 n-grams of words are joined by a blank, n-grams of characters are taken within the pieces between blanks
 (``char_wb``: a piece is padded by one blank on either side). Before that a text is brought to Unicode's NFKC
 and to lower case. A word and an n-gram of characters with the same spelling are two terms.
-
-The terms of a piece depend on the piece alone and pieces repeat, so their ids are computed once and kept in a
-bounded table as the bytes of an int32 array; a row is then one ``b"".join``.
 """
 
 from __future__ import annotations
@@ -78,10 +75,9 @@ class TextFeatures:
 
         The vocabulary holds the ``n_features`` terms of the highest row frequency among those in at least
         ``min_rows`` rows; ids are words first, then characters, each by falling frequency and then by spelling.
-        Neither the order of rows nor the process matters, with one exception: beyond
-        ``max(4 * n_features, 2**20)`` distinct terms (about 150 bytes each) the rarer ones are forgotten until
-        half are left, and a term that comes back counts from 0 again. As in lossy counting (Manku & Motwani,
-        VLDB 2002) that costs only terms and frequencies about as rare as the forgotten ones.
+        The order of rows does not matter up to ``max(4 * n_features, 2**20)`` distinct terms (about 150 bytes each).
+        Beyond, the rarer half is forgotten, and a term that comes back counts from 0 again: lossy counting (Manku &
+        Motwani, VLDB 2002), which errs for terms about as rare as the forgotten ones.
 
         Raises
         ------
@@ -101,7 +97,8 @@ class TextFeatures:
             if n_terms > limit and not config.hashing:
                 ranking = _ranking(terms.tables, frequencies, limit // 2, min_rows=1)
                 frequencies = frequencies[[former for *_, former in ranking]]
-                terms.replace(_numbered(ranking))
+                terms.tables = _numbered(ranking)
+                terms.pieces.clear()
         if not config.hashing:
             ranking = _ranking(terms.tables, frequencies, config.n_features, config.min_rows)
             if not ranking:
@@ -152,18 +149,14 @@ class TextFeatures:
     def load(cls, folder: Path) -> Self:
         """Read what `save` wrote and verify its fingerprint; 300 thousand terms take about 0.1 s.
 
-        Raises
-        ------
-        StorageError
-            When a file is missing, damaged, of another format or does not belong to the others.
+        Raises StorageError when a file is missing, damaged, of another format or does not belong to the others.
         """
         try:
             description = json.loads((folder / "text.json").read_text(encoding="utf-8"))
             if description["format"] != FORMAT:
                 raise ValueError(f"it has format {description['format']!r} and this version reads {FORMAT}")
             spelling = (folder / "terms.txt").read_bytes()
-            with (folder / "idf.npy").open("rb") as file:
-                idf = np.lib.format.read_array(file, allow_pickle=False)
+            idf = np.load(folder / "idf.npy", allow_pickle=False)
             fingerprint = description.pop("fingerprint")
             if _digest(description, spelling, idf) != fingerprint:
                 raise ValueError("text.json, terms.txt and idf.npy do not belong together, or one is damaged")
@@ -212,14 +205,10 @@ class TextFeatures:
 
 
 class _Terms:
-    """Ids of a text's terms, by one table a kind of term; repeated pieces of text are looked up."""
+    """Ids of a text's terms, by one table a kind of term."""
 
     def __init__(self, config: TextConfig, tables: Tables) -> None:
-        self.words, self.characters = config.words, config.characters
-        self.replace(tables)
-
-    def replace(self, tables: Tables) -> None:
-        self.tables = tables
+        self.config, self.tables = config, tables
         self.pieces = _Pieces(self)
 
     def blocks(self, texts: Iterable[str]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
@@ -243,8 +232,8 @@ class _Terms:
             text = unicodedata.normalize("NFKC", text)
         text = text.lower()
         ids = b"".join(map(self.pieces.__getitem__, text.split()))
-        if self.words and self.words[1] > 1:
-            tokens, (shortest, longest) = WORD.findall(text), self.words
+        if self.config.words and self.config.words[1] > 1:
+            tokens, (shortest, longest) = WORD.findall(text), self.config.words
             for n in range(max(shortest, 2), longest + 1):
                 phrases = map(" ".join, zip(*(tokens[i:] for i in range(n)), strict=False))
                 ids += _pack(map(self.tables[0].__getitem__, phrases))
@@ -253,10 +242,10 @@ class _Terms:
     def piece(self, piece: str) -> bytes:
         """Ids of the single words and the n-grams of characters of one piece."""
         ids = b""
-        if self.words and self.words[0] == 1:
+        if self.config.words and self.config.words[0] == 1:
             ids += _pack(map(self.tables[0].__getitem__, WORD.findall(piece)))
-        if self.characters:
-            padded, (shortest, longest) = f" {piece} ", self.characters
+        if self.config.characters:
+            padded, (shortest, longest) = f" {piece} ", self.config.characters
             longest = max(shortest, min(longest, len(padded)))  # a piece shorter than any n-gram is one term
             grams = (
                 padded[i : i + n] for n in range(shortest, longest + 1) for i in range(max(1, len(padded) - n + 1))
@@ -266,7 +255,7 @@ class _Terms:
 
 
 class _Pieces(dict[str, bytes]):
-    """Ids of pieces met before; emptied when full, so that the frequent ones are soon back."""
+    """Ids of pieces met before, as bytes of int32, so that a row is one join; when full it is emptied."""
 
     def __init__(self, terms: _Terms) -> None:
         self.terms = terms

@@ -347,7 +347,7 @@ def test_bad_arrays_are_named(tmp_path, pair):
     assert complaint(Y_indptr=None).startswith("FILE has no array Y_indptr: it needs X_data")
     assert "X_indptr and X_shape = [41, 12] are not those of a CSR matrix" in complaint(X_shape=(41, 12))
     assert "X_data has 3 entries, its indptr ends at" in complaint(X_data=np.ones(3))
-    assert "needed are integers" in complaint(Y_indices=classes.indices.astype(float))
+    assert "it needs integers in one axis" in complaint(Y_indices=classes.indices.astype(float))
     assert "Y_indices" in complaint(Y_indices=np.array([{}] * len(classes.indices)))
     assert complaint(X_shape=(40, 0)) == "FILE: D = 0: rows need at least one feature: correct it"
     assert complaint(Y_shape=(40, 0)) == "FILE: K = 0: rows need at least one class: correct it"

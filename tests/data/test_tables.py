@@ -12,7 +12,7 @@ import pytest
 from mach.config import DataConfig
 from mach.data.formats import FORMATS, LINES
 from mach.data.tables import Table
-from mach.errors import ConfigError, DataError
+from mach.errors import DataError
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -106,12 +106,6 @@ def test_plain_lines_are_texts(tmp_path):
 def test_lone_surrogates_are_replaced(tmp_path):
     path = write(tmp_path / "t.jsonl", r'{"text": "a\ud800 \ud83d\ude00", "classes": ["\udfff", "\ud83d\ude00", "b"]}')
     assert texts(path, "jsonl", columns()) == [("a\ufffd \U0001f600", ["\ufffd", "\U0001f600", "b"])]
-
-
-def test_an_empty_separator_is_refused(tmp_path):
-    path = write(tmp_path / "t.csv", "text,classes\na,b\n")
-    with pytest.raises(ConfigError, match="class_separator is empty: give a character, or leave it out"):
-        texts(path, "csv", columns(class_separator=""))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from mach.cli import main
 from mach.config import Config, to_toml
 from mach.errors import ConfigError, DataError, IncompleteRunError, StorageError
 from mach.files import places
-from mach.files.places import exists, names_in, place, read_bytes
+from mach.files.places import is_there, names_in, place, read_bytes
 from mach.model.loading import load
 from mach.runs.repetition import SILENCE_SECONDS, SignOfLife
 from mach.runs.run import Run
@@ -80,7 +80,7 @@ def test_a_run_behind_a_url_has_the_bits_of_a_local_one(config: Config, trained:
     assert ours.info()["weight_bytes"] == theirs.info()["weight_bytes"]
     ours.verify()
     drop_store(run)
-    assert not exists(run.path / "store")
+    assert not is_there(run.path / "store")
 
 
 def test_stops_and_another_machine_change_nothing(
@@ -383,9 +383,9 @@ def test_a_run_takes_its_data_along_until_it_is_finished(config: Config, tmp_pat
     (tmp_path / "config.toml").write_text(to_toml(changed(config, training={"epochs": 1})))
     url = f"local://{tmp_path}/run"
     assert mach("train", tmp_path / "config.toml", url, "--repetitions", "0,2").exit_code == 0
-    assert exists(place(url) / "store" / "meta.json")
+    assert is_there(place(url) / "store" / "meta.json")
     assert mach("train", url).exit_code == 0
-    assert not exists(place(url) / "store")
+    assert not is_there(place(url) / "store")
     result = mach("query", "nowhere://run", "1:1")
     assert result.exit_code == 2
     assert result.stderr.startswith("mach: nowhere://run cannot be used")
