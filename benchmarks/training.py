@@ -34,9 +34,9 @@ from torch import nn
 from turns import medians
 
 import mach.networks.kernels.loss
+import mach.networks.layers
 import mach.networks.network
 import mach.networks.output
-import mach.networks.trunks
 from mach.config import NetworkConfig
 from mach.data.batch import SparseBatch, Targets, concatenated, rows_of
 from mach.networks.network import Network, native_precision
@@ -225,11 +225,11 @@ def stopwatch(names: dict[str, tuple[Any, str]]) -> Iterator[dict[str, list[floa
 
 PARTS = {
     "sparse forward": (mach.networks.network, "sparse_forward"),
-    "ReLU, dropout": (mach.networks.trunks, "relu_dropout"),
+    "ReLU, dropout": (mach.networks.layers, "relu_dropout"),
     "products": (torch, "mm"),
     "loss, gradient": (mach.networks.kernels.loss, "binary_gradient"),
-    "Adam": (mach.networks.output, "adam_step_half" if HALF else "adam_step"),
-    "ReLU, dropout back": (mach.networks.trunks, "relu_dropout_backward"),
+    "Adam": (mach.networks.output, "adam"),
+    "ReLU, dropout back": (mach.networks.layers, "relu_dropout_backward"),
     "dither": (mach.networks.output, "dithered"),
     "products of errors": (mach.networks.output, "sparse_forward"),
     "columns of the batch": (mach.networks.network, "transpose_batch"),
@@ -242,8 +242,7 @@ def parts(step: MachStep, rounds: int = 2 * ROUNDS) -> dict[str, float]:
     with stopwatch(PARTS) as taken:
         whole = medians({"step": step}, rounds, clock)["step"]
     products = taken.pop("products")
-    if not HALF:
-        del taken["Adam"][1::2]  # of the bias
+    del taken["Adam"][1::2]  # of the bias
     if ROUNDED:
         taken["products of errors"] = np.sum([taken["products of errors"][i::2] for i in range(2)], axis=0).tolist()
     found = {name: float(np.median(values)) for name, values in taken.items() if values}

@@ -15,7 +15,7 @@ from mach.estimator.engine import Engine
 from mach.estimator.targets import Layout, from_json, to_json
 from mach.files.places import atomic_file, flush_to_disk, temporary_name, upload_folder
 from mach.files.tensors import write_tensors
-from mach.networks.permission import Trunk, name_of
+from mach.networks.trunk import Trunk, name_of
 from mach.runs.run import Run
 
 FILE = "classifier.json"

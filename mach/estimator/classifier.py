@@ -24,7 +24,7 @@ from mach.estimator.growth import go_on
 from mach.estimator.parameters import sections_of
 from mach.estimator.rows import Rows
 from mach.estimator.targets import Layout, Targets, grown, ids_of
-from mach.networks.permission import Trunk
+from mach.networks.trunk import Trunk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

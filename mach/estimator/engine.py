@@ -22,7 +22,7 @@ from mach.estimator.features import Features, n_rows_of
 from mach.estimator.rows import Reservoir
 from mach.model.ask import Ask
 from mach.model.loading import load
-from mach.networks.permission import Trunk
+from mach.networks.trunk import Trunk
 from mach.sketch.aggregates import naive
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from mach.estimator.parameters import Tree
 from mach.estimator.rows import Reservoir, Rows
 from mach.files.places import short_lived
 from mach.model.calibration import LEAST_ROWS, held_out
-from mach.networks.permission import Trunk
+from mach.networks.trunk import Trunk
 from mach.training import recipe
 from mach.training.conductor import train
 

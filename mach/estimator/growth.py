@@ -23,7 +23,7 @@ from mach.estimator.rows import Reservoir, Rows
 from mach.files.places import atomic_file, short_lived
 from mach.files.records import write_json
 from mach.files.tensors import map_tensors
-from mach.networks.inference import stored_weights, wide_rows
+from mach.networks.inference import stored_weights, wide_matrix
 from mach.runs.run import Run
 from mach.sketch.tables import TableAssignment
 from mach.training import recipe
@@ -136,7 +136,7 @@ def _grow(run: Run, n_classes: int) -> None:
             if "output.scale" in arrays:
                 arrays["output.scale"] = _padded(arrays["output.scale"], n_heads, n_before, n_classes, 0)
         else:  # a linear network over sparse rows
-            wide_DB = wide_rows(arrays, slice(None), n_heads * n_before)
+            wide_DB = wide_matrix(arrays, "input")
             arrays.pop("input.scale", None)
             arrays["input.weight"] = np.ascontiguousarray(_padded(wide_DB.T, n_heads, n_before, n_classes, 0).T)
             arrays["input.bias"] = _padded(arrays["input.bias"], n_heads, n_before, n_classes, rare)

@@ -8,7 +8,7 @@ import numpy as np
 from joblib import effective_n_jobs
 
 from mach.errors import ConfigError
-from mach.networks.permission import name_of
+from mach.networks.trunk import name_of
 
 Tree = dict[str, dict[str, Any]]  # sections of a configuration
 PARAMETERS = {  # constructor arguments and the configuration keys that they stand for

@@ -9,7 +9,7 @@ from mach.errors import ConfigError, IncompleteRunError
 from mach.files.places import Place
 from mach.model.classes.versions import Versions
 from mach.model.model import MachModel
-from mach.networks.permission import Trunk
+from mach.networks.trunk import Trunk
 from mach.runs.run import Run
 from mach.runs.scorer import LocalScorer
 

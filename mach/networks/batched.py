@@ -24,10 +24,10 @@ from mach.networks.device_assignment import DeviceAssignment
 from mach.networks.feed import DeviceBatch
 from mach.networks.kernels.batched import MASK, Dropout
 from mach.networks.keys import step_keys
+from mach.networks.layers import ReluDropout
 from mach.networks.network import ROUNDING_STRIDE, Network
 from mach.networks.offload import Adam, HostRows, ResidentRows, host_tensor, to_device
 from mach.networks.output import StepFigures
-from mach.networks.trunks import ReluDropout
 from mach.sketch.hashing import Assignment
 
 INPUT, SQUARE = "weights.input.weight", "square.input.weight"

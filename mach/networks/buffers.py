@@ -13,17 +13,10 @@ from torch import Tensor
 from mach.networks.kernels.memory import aligned_empty
 
 
-def is_in_main_memory(tensor: Tensor) -> bool:
-    """Whether kernels for the processor can reach it; elsewhere torch's own operations do the work."""
-    return tensor.device.type == "cpu"
-
-
 def array_of(tensor: Tensor) -> NDArray[Any]:
-    """A tensor's memory as an array of its shape for kernels, bfloat16 as uint16; a view."""
-    if tensor.dtype == torch.bfloat16:
-        bits: NDArray[Any] = tensor.view(torch.int16).numpy().view(np.uint16)
-        return bits
-    array: NDArray[Any] = tensor.numpy()
+    """The memory of a tensor of the processor as an array of its shape, bfloat16 as uint16; a view."""
+    is_half = tensor.dtype == torch.bfloat16
+    array: NDArray[Any] = tensor.view(torch.int16).numpy().view(np.uint16) if is_half else tensor.numpy()
     return array
 
 
@@ -34,8 +27,7 @@ def flat_array(tensor: Tensor) -> NDArray[Any]:
 
 def aligned(tensor: Tensor) -> Tensor:
     """A copy in main memory that begins with a cache line."""
-    n_bytes = tensor.numel() * tensor.element_size()
-    return torch.from_numpy(aligned_empty(n_bytes, np.uint8)).view(tensor.dtype).view(tensor.shape).copy_(tensor)
+    return Buffers().tensor("", tuple(tensor.shape), tensor.dtype).copy_(tensor)
 
 
 class Buffers:
@@ -50,14 +42,10 @@ class Buffers:
 
     def __init__(self) -> None:
         self._bytes: dict[str, Tensor] = {}
-        self._last: dict[str, Tensor] = {}
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A contiguous tensor of any content, valid until the same name is asked for again."""
-        last = self._last.get(name)
-        if last is None or last.shape != shape or last.dtype != dtype:
-            n_bytes = math.prod(shape) * dtype.itemsize
-            if name not in self._bytes or len(self._bytes[name]) < n_bytes:
-                self._bytes[name] = torch.from_numpy(aligned_empty(n_bytes, np.uint8))
-            last = self._last[name] = self._bytes[name][:n_bytes].view(dtype).view(shape)
-        return last.detach()  # another tensor: what autograd did to the last one is not seen
+        n_bytes = math.prod(shape) * dtype.itemsize
+        if name not in self._bytes or len(self._bytes[name]) < n_bytes:
+            self._bytes[name] = torch.from_numpy(aligned_empty(n_bytes, np.uint8))
+        return self._bytes[name][:n_bytes].view(dtype).view(shape)

@@ -32,7 +32,7 @@ FEW_ROWS = 8  # below, a compiled product that reads bfloat16 in place beats wid
 def bucket_logits(weights: Weights, batch: Batch, trunk: Trunk | None = None) -> NDArray[np.float32]:
     """Logits of shape (N, J B); reads the input rows of the batch's features and every dense weight once.
 
-    ``trunk`` takes the place of the hidden layers, where it is the user's own (`mach.networks.trunks`).
+    ``trunk`` takes the place of the hidden layers, where it is the user's own (`mach.networks.layers`).
     """
     if isinstance(batch, DenseBatch):
         x_NH, activated = batch.values_ND, True
@@ -41,10 +41,11 @@ def bucket_logits(weights: Weights, batch: Batch, trunk: Trunk | None = None) ->
         _sparse_layer((batch.indptr, batch.indices, batch.values), weights, weights["input.bias"], x_NH)
     if trunk is not None:
         return _affine(trunk(x_NH), weights, "output")
-    for name in _dense_layers(weights):
-        if not activated:
-            np.maximum(x_NH, 0.0, out=x_NH)
-        x_NH, activated = _affine(x_NH, weights, name), False
+    for layer in [*(f"trunk.layers.{i}" for i in range(len(weights))), "output"]:
+        if f"{layer}.weight" in weights:
+            if not activated:
+                np.maximum(x_NH, 0.0, out=x_NH)
+            x_NH, activated = _affine(x_NH, weights, layer), False
     return x_NH
 
 
@@ -106,36 +107,22 @@ def stored_shape(weights: Weights, name: str, width: int) -> tuple[int, ...]:
     return array.shape
 
 
-def stretches(n_rows: int, width: int) -> list[slice]:
-    """Slices of the rows of a matrix that hold about 4 million entries each."""
-    n = max(1, 2**22 // max(1, width))
-    return [slice(begin, begin + n) for begin in range(0, n_rows, n)]
-
-
-def wide_rows(weights: Weights, rows: slice, width: int) -> NDArray[np.float32]:
-    """Rows of a stored ``input.weight`` of H = ``width`` as float32, whatever type they are stored in."""
-    if "input.offsets" in weights:
-        features = np.arange(*rows.indices(len(weights["input.offsets"]) - 1), dtype=np.int32)
-        wide_DH = np.empty((len(features), width), np.float32)
-        unit = (np.arange(len(features) + 1), features, np.ones(len(features), np.float32))
-        _sparse_layer(unit, weights, np.zeros(width, np.float32), wide_DH)
-        return wide_DH
-    if weights["input.weight"].dtype == np.uint8:
-        from mach.networks.kernels.memory import unpacked
-
-        codes_DH = unpacked(weights["input.weight"][rows], width)
-        return codes_DH.astype(np.float32) * weights["input.scale"][rows, None]
-    return wide_matrix(weights, "input", rows)
-
-
 def wide_matrix(weights: Weights, layer: str, rows: slice = slice(None)) -> NDArray[np.float32]:
-    """Rows of a layer's matrix, one number an entry in whatever type, as float32."""
+    """Rows of a layer's stored matrix as float32, whatever type they are stored in."""
     from mach.networks.kernels.memory import from_bfloat16
 
-    stored = weights[f"{layer}.weight"][rows]
-    if stored.dtype == np.int8:
-        return stored.astype(np.float32) * weights[f"{layer}.scale"][rows, None]
-    return from_bfloat16(stored) if stored.dtype == np.uint16 else stored
+    stored, scale = weights[f"{layer}.weight"], weights.get(f"{layer}.scale", NO_SCALE)
+    if stored.dtype == np.uint8:
+        return _input_rows(weights, np.arange(*rows.indices(len(scale)), dtype=np.int32))
+    return stored[rows].astype(np.float32) * scale[rows, None] if len(scale) else from_bfloat16(stored[rows])
+
+
+def _input_rows(weights: Weights, features_U: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Weights of different features, (U, H)."""
+    wide_UH = np.empty((len(features_U), len(weights["input.bias"])), np.float32)
+    unit = (np.arange(len(features_U) + 1), features_U, np.ones(len(features_U), np.float32))
+    _sparse_layer(unit, weights, np.zeros_like(weights["input.bias"]), wide_UH)
+    return wide_UH
 
 
 def _sparse_layer(
@@ -144,44 +131,27 @@ def _sparse_layer(
     bias_H: NDArray[np.float32],
     out_NH: NDArray[np.float32],
 ) -> None:
-    from mach.networks.kernels.memory import unpacked
-    from mach.networks.kernels.sparse import sparse_forward
-
-    weight, scale_D = weights["input.weight"], weights.get("input.scale", NO_SCALE)
-    if "input.offsets" in weights:
-        _kept_layer(csr, (weight[None], weights["input.offsets"], scale_D), bias_H, out_NH)
-    elif weight.dtype == np.uint8:
-        indptr, indices, values = csr
-        features_U, places = np.unique(indices, return_inverse=True)
-        codes_UH = unpacked(weight[features_U], len(bias_H))
-        sparse_forward(indptr, places.astype(np.int32), values, codes_UH, scale_D[features_U], bias_H, out_NH)
-    else:
-        sparse_forward(*csr, weight, scale_D, bias_H, out_NH)
-
-
-def _kept_layer(
-    csr: tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]],
-    kept: tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]],
-    bias_H: NDArray[np.float32],
-    out_NH: NDArray[np.float32],
-) -> None:
     from mach.networks.kernels.sparse import sparse_forward, sparse_forward_kept
 
     indptr, indices, values = csr
-    if len(indptr) > FEW_ROWS:
+    weight, offsets = weights["input.weight"], weights.get("input.offsets")
+    scale_D = weights.get("input.scale", NO_SCALE)
+    if weight.dtype == np.uint8 and (offsets is None or len(indptr) > FEW_ROWS):
         features_U, places = np.unique(indices, return_inverse=True)
+        slots = places.astype(np.int32)
+        if offsets is None:
+            codes_UH = _unpacked(weight[features_U])[:, : len(bias_H)]
+            return sparse_forward(indptr, slots, values, codes_UH, scale_D[features_U], bias_H, out_NH)
         if len(indices) >= REPEATED * len(features_U):
-            unit = (np.arange(len(features_U) + 1), features_U, np.ones(len(features_U), np.float32))
-            wide_UH = np.empty((len(features_U), len(bias_H)), np.float32)
-            sparse_forward_kept(*unit, *kept, np.zeros_like(bias_H), wide_UH)
-            sparse_forward(indptr, places.astype(np.int32), values, wide_UH, NO_SCALE, bias_H, out_NH)
-            return
-    sparse_forward_kept(*csr, *kept, bias_H, out_NH)
+            return sparse_forward(indptr, slots, values, _input_rows(weights, features_U), NO_SCALE, bias_H, out_NH)
+    if offsets is not None:
+        return sparse_forward_kept(*csr, weight[None], offsets, scale_D, bias_H, out_NH)
+    return sparse_forward(*csr, weight, scale_D, bias_H, out_NH)
 
 
-def _dense_layers(weights: Weights) -> list[str]:
-    hidden = [f"trunk.layers.{i}" for i in range(len(weights)) if f"trunk.layers.{i}.weight" in weights]
-    return hidden + (["output"] if "output.weight" in weights else [])
+def _unpacked(packed_UP: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """Integers as older runs pack them: byte p holds those of columns p, in its lower half, and P + p, 8 added."""
+    return np.concatenate([packed_UP & 15, packed_UP >> 4], axis=1).astype(np.int8) - np.int8(8)
 
 
 def _affine(x_NH: NDArray[np.float32], weights: Weights, layer: str) -> NDArray[np.float32]:

@@ -15,23 +15,23 @@ from mach.config import NetworkConfig
 from mach.data.batch import Batch, DenseBatch, SparseBatch, Targets
 from mach.data.rows import RowView
 from mach.errors import ConfigError, StorageError
-from mach.networks.buffers import Buffers, flat_array, is_in_main_memory
-from mach.networks.inference import NO_SCALE, stored_shape, stretches, wide_matrix, wide_rows
-from mach.networks.kernels.adam import adam_step, adam_step_of_tensors
+from mach.networks.buffers import Buffers
+from mach.networks.inference import NO_SCALE, stored_shape, wide_matrix
+from mach.networks.kernels.adam import adam
 from mach.networks.kernels.dense import draw
 from mach.networks.kernels.losses import named
-from mach.networks.kernels.memory import aligned_empty, to_bfloat16
+from mach.networks.kernels.memory import aligned_empty, stretches, to_bfloat16
 from mach.networks.kernels.sparse import sparse_backward, sparse_forward, transpose_batch
+from mach.networks.layers import TRUNK, HiddenLayers, ReluDropout, build_trunk
 from mach.networks.output import OutputLayer, StepFigures, loss_gradient, step_figures
-from mach.networks.permission import Trunk
-from mach.networks.trunks import TRUNK, HiddenLayers, ReluDropout, build_trunk
+from mach.networks.trunk import Trunk
 
 INPUT_WEIGHT_SCALE = 0.05
 ROUNDING_STRIDE = 40_014  # of the seed of random rounding, a step
 
 
 class Network:
-    """One repetition: bucket logits of a batch, and training steps on it.
+    """One repetition: logits of the buckets for a batch, and training steps on it.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class Network:
         Size below which entries of the gradient by the logits are rounded at random, to skip zeros in products; on
         another device none are.
     trunk : class or str, optional
-        What the caller passed for ``config.trunk`` (`mach.networks.permission`).
+        What the caller passed for ``config.trunk`` (`mach.networks.trunk`).
 
     Notes
     -----
@@ -89,28 +89,26 @@ class Network:
         self.n_steps = 0
         self.view = RowView(power=config.power)
         self.buffers = Buffers()
-        is_half = self.is_half
-        built = build_trunk(config, trunk, n_features=n_features, dense_input=dense_input, half=is_half)
+        self.is_half = precision == "bfloat16"  # of products
+        self.dtype = torch.bfloat16 if self.is_half else torch.float32
+        built = build_trunk(config, trunk, n_features=n_features, dense_input=dense_input, half=self.is_half)
         self.input: SparseInput | None = None
         if not dense_input:
             width = config.hidden[0] if config.hidden else n_outputs
-            self.input = SparseInput(n_features, width, seed, half=is_half)
+            self.input = SparseInput(n_features, width, seed, half=self.is_half)
         self.trunk: nn.Module = nn.Identity()
         self.output: OutputLayer | None = None
+        self.activation: ReluDropout | None = None  # all that the trunk is, in main memory: it needs no autograd
         if built is not None:
             self.trunk = built[0].to(self.device)
             how: dict[str, Any] = {"bias": bias, "device": self.device, "seed": seed}
-            how |= {"sampled": sampled, "dither": dither}
-            self.output = OutputLayer(built[1], n_outputs, half=is_half, **how)
+            self.output = OutputLayer(built[1], n_outputs, half=self.is_half, sampled=sampled, dither=dither, **how)
+            if self.input is not None and self.output.weight.is_cpu and isinstance(self.trunk, HiddenLayers):
+                self.activation = None if len(self.trunk.layers) else self.trunk.activations[0]  # type: ignore[assignment]
         elif self.input is not None:
             self.input.bias.copy_(torch.from_numpy(bias))
         self.parameters = {TRUNK + name: parameter for name, parameter in self.trunk.named_parameters()}
         self.moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self.parameters.items()}
-
-    @property
-    def is_half(self) -> bool:
-        """Whether products are of bfloat16."""
-        return self.precision == "bfloat16"
 
     def step(self, batch: Batch, targets: Targets, rate: float, *, measured: bool = False) -> StepFigures | None:
         """One step of the optimisers on a batch.
@@ -121,25 +119,23 @@ class Network:
         self._seed_dropout()
         batch = self.view.batch(batch)
         x = self._input(batch)
-        activation = self._only_activation()
-        if activation is not None:
-            hidden = self.buffers.tensor("hidden", tuple(x.shape), torch.bfloat16 if self.is_half else torch.float32)
-            activation.activate(x, hidden)
+        if self.activation is not None:
+            hidden = self.buffers.tensor("hidden", tuple(x.shape), self.dtype)
+            self.activation.activate(x, hidden)
         else:
             hidden = self._trunk(x.requires_grad_(self.input is not None))
         if self.output is not None:
-            given = (hidden.detach(), targets, self.loss, rate, self.n_steps)
-            back, figures = self.output.step(*given, measured=measured)
+            back, figures = self.output.step(hidden.detach(), targets, self.loss, rate, self.n_steps, measured=measured)
         else:
             logits = hidden.detach().clone()
             figures = step_figures(logits.float().cpu(), targets, self.loss) if measured else None
             back = loss_gradient(logits, targets, self.loss)
-        if activation is not None:
-            activation.pull_back(back, hidden, into=x, scale=1.0 / len(batch))
+        if self.activation is not None:
+            self.activation.pull_back(back, hidden, into=x, scale=1.0 / len(batch))
         elif hidden.requires_grad:
             hidden.backward(back.to(hidden.dtype).div_(len(batch)))  # type: ignore[no-untyped-call]
         if self.input is not None and isinstance(batch, SparseBatch):
-            gradient = x if activation is not None else x.grad
+            gradient = x if self.activation is not None else x.grad
             assert gradient is not None
             self.input.step(batch, gradient, rate, self.n_steps)
         self._move_parameters(rate)
@@ -188,7 +184,7 @@ class Network:
                 )
         self.n_steps = int(arrays["n_steps"][0])
         for name, tensor in state.items():
-            if is_in_main_memory(tensor):
+            if tensor.is_cpu:
                 tensor.numpy()[...] = arrays[name]
             else:
                 tensor.copy_(torch.tensor(arrays[name]))
@@ -210,10 +206,10 @@ class Network:
                 raise StorageError(f"weights to start from: {name} is {found}, this network has {tuple(tensor.shape)}")
             if name == "input.weight" and self.input is not None:
                 self.input.load(stored)
-            elif stored[name].ndim == 2:
-                tensor.copy_(torch.from_numpy(np.array(wide_matrix(stored, name.removesuffix(".weight")))))
             else:
-                tensor.copy_(torch.from_numpy(np.array(stored[name])))
+                is_matrix = stored[name].ndim == 2
+                array = wide_matrix(stored, name.removesuffix(".weight")) if is_matrix else stored[name]
+                tensor.copy_(torch.from_numpy(np.array(array)))
         if self.output is not None:
             self.output.renew()
 
@@ -235,18 +231,8 @@ class Network:
         """Adam on the trunk's parameters; torch's own would import its compiler, seconds a worker."""
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
-                tensors = (parameter.detach(), parameter.grad, *self.moments[name])
-                if is_in_main_memory(parameter):
-                    flat = [flat_array(tensor.contiguous()) for tensor in tensors]
-                    adam_step(flat[0], flat[1], flat[2], flat[3], rate, self.n_steps)
-                else:
-                    adam_step_of_tensors(*tensors, rate, self.n_steps)
+                adam(parameter.detach(), None, parameter.grad, *self.moments[name], rate, 1.0, self.n_steps)
                 parameter.grad = None
-
-    def _only_activation(self) -> ReluDropout | None:
-        if self.input is None or self.output is None or not is_in_main_memory(self.output.weight):
-            return None
-        return self.trunk.only_activation if isinstance(self.trunk, HiddenLayers) else None
 
     def _input(self, batch: Batch) -> Tensor:
         if isinstance(batch, DenseBatch):
@@ -303,17 +289,15 @@ class SparseInput:
         return out
 
     def step(self, batch: SparseBatch, gradient: Tensor, rate: float, n_steps: int) -> None:
-        flat_bias = [flat_array(t) for t in (self.bias, gradient.sum(0), self.bias_mean, self.bias_square)]
-        adam_step(flat_bias[0], flat_bias[1], flat_bias[2], flat_bias[3], rate, n_steps)
+        adam(self.bias, None, gradient.sum(0), self.bias_mean, self.bias_square, rate, 1.0, n_steps)
         columns = transpose_batch(batch.indptr, batch.indices, batch.values, self.slot_D)
-        sparse_backward(
-            *columns, gradient.numpy(), self.weight_DH, self.square_D, rate, self.seed + n_steps * ROUNDING_STRIDE
-        )
+        seed = self.seed + n_steps * ROUNDING_STRIDE
+        sparse_backward(*columns, gradient.numpy(), self.weight_DH, self.square_D, rate, seed)
 
     def load(self, stored: dict[str, NDArray[Any]]) -> None:
-        """Take the weights of a stored layer, in stretches of rows so that temporaries stay small."""
+        """Take the weights of a stored layer."""
         for rows in stretches(*self.weight_DH.shape):
-            wide = wide_rows(stored, rows, self.weight_DH.shape[1])
+            wide = wide_matrix(stored, "input", rows)
             self.weight_DH[rows] = to_bfloat16(wide) if self.weight_DH.dtype == np.uint16 else wide
 
     def state(self) -> dict[str, Tensor]:

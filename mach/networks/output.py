@@ -1,4 +1,4 @@
-"""The output layer of a network while it is trained: logits, loss, and the step of its weights, without autograd."""
+"""The output layer of a network in training: logits, loss, and the step of its weights, without autograd."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from mach.data.batch import Targets
-from mach.networks.buffers import Buffers, aligned, array_of, flat_array, is_in_main_memory
+from mach.networks.buffers import Buffers, aligned, array_of
 from mach.networks.inference import NO_SCALE
-from mach.networks.kernels.adam import adam_step, adam_step_half, adam_step_of_tensors
+from mach.networks.kernels.adam import adam
 from mach.networks.kernels.loss import dithered, n_hits
 from mach.networks.kernels.losses import Loss
 from mach.networks.kernels.sparse import sparse_forward
@@ -31,8 +31,7 @@ PAD = 32  # unused columns: rows a power of two apart would fall on the same lin
 class StepFigures:
     """Of a batch: mean loss a row, and the share of rows whose top bucket is a target; means over the heads.
 
-    Of a sampled step the loss is an estimate, and the top is sought among the sample, other buckets being raised by
-    their corrections: the share is not that among all buckets.
+    A sampled step estimates the loss, and seeks the top among its sample, corrections included.
     """
 
     loss: float
@@ -72,8 +71,7 @@ class Sample:
         ``shares`` says of every output how large a part of all rows has it as a target. Where targets leave too little
         room, every head has more.
         """
-        n_outputs = len(shares)
-        is_in_JB = np.zeros((targets.n_heads, n_outputs // targets.n_heads), np.bool_)
+        is_in_JB = np.zeros((targets.n_heads, len(shares) // targets.n_heads), np.bool_)
         is_in_JB.reshape(-1)[targets.outputs] = True
         n_targets_J = is_in_JB.sum(axis=1)
         n_each = min(max(n_sampled, int(n_targets_J.max()) + n_sampled // 4), is_in_JB.shape[1])
@@ -156,19 +154,17 @@ class OutputLayer:
 
         ``n_steps`` counts from 1. The gradient is valid until the next step.
         """
-        if is_in_main_memory(self.weight):
+        if self.weight.is_cpu:
             return self._step_in_main_memory(hidden, targets, loss, rate, n_steps, measured)
         logits = self.logits(hidden)
         figures = step_figures(logits.float().cpu(), targets, loss) if measured else None
         gradient = loss_gradient(logits, targets, loss)
         scale = 1.0 / len(hidden)
         back = gradient @ (self.weight if self.half is None else self.half)
-        by_weight = (gradient.T @ (hidden if self.half is None else hidden.bfloat16())).float().mul_(scale)
-        by_bias = gradient.sum(0, dtype=torch.float32).mul_(scale)
+        by_weight = gradient.T @ (hidden if self.half is None else hidden.bfloat16())
         mean, square, bias_mean, bias_square = self.moments
-        adam_step_of_tensors(self.weight, by_weight, mean, square, rate, n_steps)
-        adam_step_of_tensors(self.bias, by_bias, bias_mean, bias_square, rate, n_steps)
-        self.renew()
+        adam(self.weight, self.half, by_weight, mean, square, rate, scale, n_steps)
+        adam(self.bias, None, gradient.sum(0, dtype=torch.float32), bias_mean, bias_square, rate, scale, n_steps)
         return back, figures
 
     def _step_in_main_memory(
@@ -198,10 +194,9 @@ class OutputLayer:
             z_BN[own] -= torch.from_numpy(sample.corrections)[own[0]].to(z_BN.dtype)
         z, g, by_bias = array_of(z_BN), array_of(g_NB), np.empty(B, np.float32)
         figures = _figures(z, added_B, targets, loss) if measured else None
+        kernel = loss.kernel("gradient")
         for head, first in _heads(B, targets):
-            loss.gradient_kernel(
-                z[head], added_B[head], targets.rows, targets.outputs, first, g[:, head], by_bias[head]
-            )
+            kernel(z[head], added_B[head], targets.rows, targets.outputs, first, g[:, head], by_bias[head])
         if self.dither:
             by_hidden = csr_array(dithered(z, self.dither, rounding)[::-1], shape=(B, N))
             self._multiply(by_hidden, hidden, by_weight)
@@ -209,14 +204,9 @@ class OutputLayer:
         else:
             torch.mm(g_NB, multiplier, out=back)
             torch.mm(z_BN, hidden, out=by_weight)
-        moments = [flat_array(part[name]) for name in MOMENTS]
-        if half is None:
-            adam_step(flat_array(weight), flat_array(by_weight.mul_(scale)), *moments[:2], rate, n_steps)
-        else:
-            flat = [flat_array(tensor) for tensor in (weight, half, by_weight)]
-            adam_step_half(*flat, scale, *moments[:2], rate, n_steps)
-        by_bias *= np.float32(scale)
-        adam_step(bias, by_bias, *moments[2:], rate, n_steps)
+        mean, square, bias_mean, bias_square = (part[name] for name in MOMENTS)
+        adam(weight, half, by_weight, mean, square, rate, scale, n_steps)
+        adam(part["output.bias"], None, torch.from_numpy(by_bias), bias_mean, bias_square, rate, scale, n_steps)
         if sample is not None:
             for name, tensor in whole.items():
                 tensor.index_copy_(0, drawn, part[name])
@@ -256,10 +246,10 @@ def _heads(n_outputs: int, targets: Targets) -> Iterator[tuple[slice, int]]:
 
 def _figures(z_BN: NDArray[Any], bias_B: NDArray[np.float32], targets: Targets, loss: Loss) -> StepFigures:
     """`step_figures` of logits as `mach.networks.kernels.loss` has them."""
-    total = hits = 0.0
+    kernel, total, hits = loss.kernel("loss"), 0.0, 0
     for head, first in _heads(len(z_BN), targets):
         given = z_BN[head], bias_B[head], targets.rows, targets.outputs, first
-        total, hits = total + loss.loss_kernel(*given), hits + n_hits(*given)
+        total, hits = total + kernel(*given), hits + n_hits(*given)
     n = max(1, z_BN.shape[1] * targets.n_heads)
     return StepFigures(total / n, hits / n)
 
@@ -267,7 +257,7 @@ def _figures(z_BN: NDArray[Any], bias_B: NDArray[np.float32], targets: Targets, 
 def loss_gradient(logits: Tensor, targets: Targets, loss: Loss) -> Tensor:
     """Gradient by the logits of the loss summed over rows and heads."""
     is_target_NJB = _is_target(logits, targets)
-    return loss.tensor_errors(logits.view(is_target_NJB.shape), is_target_NJB).view(logits.shape)
+    return loss.errors(logits.view(is_target_NJB.shape), is_target_NJB).view(logits.shape)
 
 
 def step_figures(logits: Tensor, targets: Targets, loss: Loss) -> StepFigures:
@@ -276,7 +266,7 @@ def step_figures(logits: Tensor, targets: Targets, loss: Loss) -> StepFigures:
     logits_NJB = logits.view(is_target_NJB.shape)
     hits = is_target_NJB.gather(2, logits_NJB.argmax(2, keepdim=True)).sum()
     n = max(1, len(logits) * targets.n_heads)
-    return StepFigures(float(loss.tensor_value(logits_NJB, is_target_NJB).sum()) / n, float(hits) / n)
+    return StepFigures(float(loss.value(logits_NJB, is_target_NJB).sum()) / n, float(hits) / n)
 
 
 def mean_figures(figures: Sequence[StepFigures]) -> StepFigures:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from mach.data.batch import Batch, DenseBatch, SparseBatch
 from mach.errors import ConfigError, DegradedWarning, IncompleteRunError, MachError
-from mach.networks.permission import find_as, for_workers
+from mach.networks.trunk import find_as, for_workers
 from mach.runs.ray import Actor, ActorLostError, Call, Cluster, Resources, node_name
 from mach.runs.run import Run
 from mach.runs.scorer import LocalScorer
@@ -83,7 +83,7 @@ class ScoreServer:
         Of the data and the configuration that the run must have.
     repetitions : list of int
     job : dict
-        Of `mach.networks.permission.for_workers`.
+        Of `mach.networks.trunk.for_workers`.
     """
 
     def __init__(self, path: str, fingerprints: tuple[str, str], repetitions: list[int], job: dict[str, Any]) -> None:

@@ -61,7 +61,7 @@ from mach.files.places import (
 from mach.files.records import read_json, write_json
 from mach.files.tensors import map_tensors, write_tensors
 from mach.networks.inference import stored_shape
-from mach.networks.permission import Trunk, agreed
+from mach.networks.trunk import Trunk, agreed
 from mach.runs.repetition import RepetitionFiles
 from mach.sketch.hashing import Assignment
 from mach.sketch.tables import TableAssignment, from_description
@@ -93,7 +93,7 @@ class Manifest(Section):
 class Run:
     """A run directory, here or below a URL, opened for reading or training.
 
-    ``trunk`` is what the caller passed as the class of its networks (`mach.networks.permission`); reading files needs
+    ``trunk`` is what the caller passed as the class of its networks (`mach.networks.trunk`); reading files needs
     none.
     """
 

@@ -104,7 +104,7 @@ class LocalScorer:
         network, manifest = self._run.config.network, self._run.manifest
         if network.trunk is None:
             return [None] * len(self.weights)
-        from mach.networks.trunks import load_trunk
+        from mach.networks.layers import load_trunk
 
         D, is_dense = manifest.n_features, manifest.dense_input
         return [load_trunk(network, self._trunk, part, n_features=D, dense_input=is_dense) for part in self.weights]

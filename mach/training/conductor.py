@@ -24,7 +24,7 @@ from mach.files.places import Place, place
 from mach.model.calibration import calibrate_when_due, described
 from mach.model.loading import load
 from mach.model.model import MachModel
-from mach.networks.permission import Trunk, agreed
+from mach.networks.trunk import Trunk, agreed
 from mach.reranking.fitting import RerankerTraining
 from mach.reranking.record import Record, is_due
 from mach.reranking.settings import FitSettings

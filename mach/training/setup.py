@@ -21,7 +21,7 @@ from mach.data.transfer import META, fetch_source, upload_store
 from mach.data.writer import storage_errors
 from mach.errors import ConfigError, StorageError
 from mach.files.places import Place, is_there, names_in, place, remove_folder
-from mach.networks.permission import Trunk, agreed, name_of
+from mach.networks.trunk import Trunk, agreed, name_of
 from mach.reranking.record import is_due
 from mach.runs.run import Manifest, Run
 from mach.sketch import bounds
@@ -173,8 +173,8 @@ def resolve(
     With ``known`` the assignment is that, and not drawn or read anew. ``trunk`` is what the caller passed. ``drawn``
     holds the seed and capacity of hash functions where others have been drawn before.
     """
+    from mach.networks.layers import build_trunk
     from mach.networks.network import native_precision
-    from mach.networks.trunks import build_trunk
 
     precision = config.training.precision
     if precision == "auto":

@@ -26,8 +26,8 @@ from mach.files.tensors import map_tensors
 from mach.networks.batched import can_be_batched
 from mach.networks.network import Network, refuse_missing
 from mach.networks.output import StepFigures
-from mach.networks.permission import Trunk
 from mach.networks.shard import BatchedShard
+from mach.networks.trunk import Trunk
 from mach.runs.repetition import RepetitionFiles
 from mach.runs.run import Run
 from mach.runs.traffic import PeerTraffic
@@ -56,7 +56,7 @@ class ShardJob:
     host_memory : {"none", "input", "all"}, optional
         What of such a network stays in main memory: nothing, input layers, moments of other layers as well.
     trunk : class or str, optional
-        What the caller of the training passed (`mach.networks.permission`).
+        What the caller of the training passed (`mach.networks.trunk`).
     """
 
     run: str

@@ -22,7 +22,7 @@ from mach.cli import main
 from mach.config import Config, LaunchConfig, to_toml
 from mach.errors import ConfigError, MachError
 from mach.estimator.classifier import MACHClassifier
-from mach.networks.permission import for_workers
+from mach.networks.trunk import for_workers
 from mach.reranking.fitting import RerankerTraining
 from mach.runs import actors as serving
 from mach.runs.run import Run

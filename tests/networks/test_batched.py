@@ -250,7 +250,7 @@ def test_a_device_without_enough_memory_says_what_to_do(store: Store, monkeypatc
     pair = Pair(store)
     monkeypatch.setattr(reference, "sparse_forward", fail)
     with pytest.raises(
-        ConfigError, match=r"memory to train 3 repetitions together: set launch.shard below 3, or launch.host"
+        ConfigError, match=r"memory to train 3 repetitions together: set launch.shard below 3, or a smaller"
     ):
         pair.step_batched(0)
 

@@ -21,14 +21,14 @@ from mach.networks.inference import (
     bucket_logits,
     stored_shape,
     stored_weights,
-    wide_rows,
+    wide_matrix,
 )
 from mach.networks.kernels.losses import named
 from mach.networks.kernels.memory import from_bfloat16, to_bfloat16, to_int8, to_kept
 from mach.networks.kernels.sparse import sparse_forward_kept
+from mach.networks.layers import load_trunk
 from mach.networks.network import Network, native_precision, refuse_missing
 from mach.networks.output import loss_gradient, step_figures
-from mach.networks.trunks import load_trunk
 
 D, B, N = 30, 8, 6
 
@@ -76,12 +76,13 @@ TARGETS = Targets(np.array([0, 0, 1, 3, 4, 5]), np.array([1, 7, 2, 2, 0, 5]))
 def test_gradients_and_figures_are_those_of_every_head(name: str, n_heads: int):
     loss, targets = named(name), Targets(TARGETS.rows, TARGETS.outputs, n_heads)
     logits = torch.randn(N, B, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    is_target = np.zeros((N, B), np.bool_)
+    is_target = torch.zeros(N, B, dtype=torch.bool)
     is_target[targets.rows, targets.outputs] = True
-    by_head = logits.numpy().reshape(N, n_heads, -1), is_target.reshape(N, n_heads, -1)
-    assert step_figures(logits, targets, loss).loss == pytest.approx(loss.value(*by_head).mean())
-    expected = loss.errors(*by_head).reshape(N, B)
-    np.testing.assert_allclose(loss_gradient(logits, targets, loss), expected, atol=1e-12)
+    heads = [(logits[:, of_head], is_target[:, of_head]) for of_head in torch.arange(B).chunk(n_heads)]
+    mean = torch.stack([loss.value(*head) for head in heads]).mean()
+    assert step_figures(logits, targets, loss).loss == pytest.approx(float(mean))
+    expected = torch.cat([loss.errors(*head) for head in heads], 1)
+    torch.testing.assert_close(loss_gradient(logits, targets, loss), expected)
 
 
 def test_bucket_precision_counts_rows_whose_top_bucket_is_a_target():
@@ -132,10 +133,10 @@ def test_stored_weights_of_which_the_salient_are_kept_answer_as_their_matrix_doe
     rows_D[::2] = 0
     stored = stored_weights(network.weights(), "int4", rows_D)
     assert 0.2 * D / 2 * 16 < len(stored["input.weight"]) <= 0.3 * D / 2 * 16
-    wide = wide_rows(stored, slice(None), 16)
+    wide = wide_matrix(stored, "input")
     assert (wide[1::2] != 0).sum() > 0.2 * D / 2 * 16
     assert not wide[::2].any()  # features of no row
-    np.testing.assert_array_equal(wide_rows(stored, slice(3, 7), 16), wide[3:7])
+    np.testing.assert_array_equal(wide_matrix(stored, "input", slice(3, 7)), wide[3:7])
     only = {"input.weight": network.weights()["input.weight"], "input.bias": stored["input.bias"]}
     assert stored_weights(only, "int4", rows_D)["input.weight"].dtype == np.int8
     plain = {"input.weight": wide, "input.bias": stored["input.bias"], "output.bias": stored["output.bias"]}
@@ -230,7 +231,7 @@ def test_packed_integers_of_older_runs_are_read(width: int):
     weights, bias = (codes * steps[:, None]).astype(np.float32), np.ones(width, np.float32)
     stored: dict[str, Any] = {"input.weight": packed, "input.scale": steps, "input.bias": bias}
     assert stored_shape(stored, "input.weight", width) == weights.shape
-    np.testing.assert_array_equal(wide_rows(stored, slice(2, 5), width), weights[2:5])
+    np.testing.assert_array_equal(wide_matrix(stored, "input", slice(2, 5)), weights[2:5])
     batch = SparseBatch(np.arange(8), np.array([3, 0, 6, 6, 1, 2, 5], np.int32), np.full(7, 2, np.float32))
     np.testing.assert_allclose(bucket_logits(stored, batch), 1 + 2 * weights[batch.indices], rtol=1e-5)
 
@@ -266,11 +267,11 @@ def test_figures_of_a_step_are_those_of_its_logits(loss: Any, n_heads: int, prec
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_step_without_autograd_is_one_with_it(precision: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_step_without_autograd_is_one_with_it(precision: str):
     networks = [network_of(False, [16], dropout=0.4, precision=precision) for _ in range(2)]
     for step in range(4):
         networks[0].step(batch_of(step, False), TARGETS, 0.01)
-    monkeypatch.setattr(Network, "_only_activation", lambda self: None)
+    networks[1].activation = None
     for step in range(4):
         networks[1].step(batch_of(step, False), TARGETS, 0.01)
     rtol, atol = (1e-5, 1e-6) if precision == "float32" else (1 / 64, 0.004)  # the mean is rounded once less
@@ -349,10 +350,9 @@ def test_a_device_is_given_what_the_processor_computes(dense: bool, monkeypatch:
     networks = [network_of(dense, [16, 8]), network_of(dense, [16, 8])]
     for step in range(4):
         networks[0].step(batch_of(step, dense), TARGETS, 0.01)
-    monkeypatch.setattr("mach.networks.output.adam_step", _never)
-    monkeypatch.setattr("mach.networks.network.is_in_main_memory", lambda tensor: False)
-    monkeypatch.setattr("mach.networks.output.is_in_main_memory", lambda tensor: False)
-    monkeypatch.setattr("mach.networks.trunks.is_in_main_memory", lambda tensor: False)
+    networks[1].activation = None
+    monkeypatch.setattr(torch.Tensor, "is_cpu", False)
+    monkeypatch.setattr("mach.networks.kernels.adam.adam_step", _never)
     for step in range(4):
         networks[1].step(batch_of(step, dense), TARGETS, 0.01)
     weights = networks[0].weights()

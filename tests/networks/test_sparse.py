@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array, random_array
 
 from mach.data.kernels.batch import batch_targets, gather_rows
-from mach.networks.kernels.adam import adam_step, adam_step_half
+from mach.networks.kernels.adam import adam_step
 from mach.networks.kernels.memory import from_bfloat16, to_bfloat16
 from mach.networks.kernels.sparse import sparse_backward, sparse_forward, transpose_batch
 
@@ -146,7 +146,7 @@ def test_adam_of_bfloat16_gradients_is_adam_and_renews_the_copy():
     for step in range(1, 9):
         gradient = to_bfloat16(generator.standard_normal(50).astype(np.float32))
         adam_step(weights[0], from_bfloat16(gradient) * np.float32(0.25), *states[0], 0.03, step)
-        adam_step_half(weights[1], half, gradient, 0.25, *states[1], 0.03, step)
+        adam_step(weights[1], gradient, *states[1], 0.03, step, 0.25, half)
     np.testing.assert_allclose(weights[1], weights[0], rtol=1e-6)
     np.testing.assert_allclose(from_bfloat16(half), weights[1], rtol=1 / 256)
 

@@ -50,7 +50,7 @@ from mach.evaluation.report.page import (
 from mach.files.places import Place, atomic_file
 from mach.model.calibration import Calibration
 from mach.model.loading import load
-from mach.networks.permission import Trunk
+from mach.networks.trunk import Trunk
 from mach.runs.run import Run
 from mach.runs.status import outlook, spell_seconds, status
 from mach.training.launch.capacity import plan_by_counts

@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mach.networks.kernels.memory import narrow, wide_vectors, widen
+from mach.networks.kernels.memory import narrow_like, wide_vectors, widen
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,64 +16,59 @@ if TYPE_CHECKING:
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
-FLAGS: Any = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-
-
-@njit(**FLAGS)
-def _paces(rate: float, step: int) -> Any:
-    """Step length and factor of the root of the second moment, both with Adam's correction of the start at 0."""
-    return np.float32(rate / (1.0 - BETA1**step)), np.float32(1.0 / np.sqrt(1.0 - BETA2**step))
-
-
-@njit(**FLAGS)
-def _moved(w: Any, g: Any, mean: NDArray[np.float32], square: NDArray[np.float32], i: int, paces: Any) -> Any:
-    """Weight i after its step by gradient g, which its moments take in."""
-    m = np.float32(BETA1) * mean[i] + np.float32(1.0 - BETA1) * g
-    v = np.float32(BETA2) * square[i] + np.float32(1.0 - BETA2) * g * g
-    mean[i], square[i] = m, v
-    return w - paces[0] * m / (np.sqrt(v) * paces[1] + np.float32(EPSILON))
-
-
-@njit(**FLAGS)
+@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def adam_step(
     weight: NDArray[np.float32],
-    gradient: NDArray[np.float32],
+    gradient: NDArray[Any],
     mean: NDArray[np.float32],
     square: NDArray[np.float32],
     rate: float,
     step: int,
+    scale: float = 1.0,
+    half: NDArray[np.uint16] | None = None,
 ) -> None:
-    """Move 1-D weights and both moments in place; ``step`` counts from 1. Reads and writes 28 bytes a weight."""
+    """Move 1-D weights and both moments in place, by a float32 or bfloat16 gradient times ``scale``.
+
+    ``step`` counts from 1. ``half`` becomes the bfloat16 copy of the weights. Reads and writes 28 bytes a weight.
+    """
     wide_vectors()
-    paces = _paces(rate, step)
+    pace, by = np.float32(rate / (1.0 - BETA1**step)), np.float32(scale)  # both moments began at 0
+    root = np.float32(1.0 / np.sqrt(1.0 - BETA2**step))
     for i in range(len(weight)):
-        weight[i] = _moved(weight[i], gradient[i], mean, square, i, paces)
+        g: Any = widen(gradient[i]) * by
+        m = np.float32(BETA1) * mean[i] + np.float32(1.0 - BETA1) * g
+        v = np.float32(BETA2) * square[i] + np.float32(1.0 - BETA2) * g * g
+        mean[i], square[i] = m, v
+        weight[i] -= pace * m / (np.sqrt(v) * root + np.float32(EPSILON))
+        if half is not None:
+            half[i] = narrow_like(half[i], weight[i])
 
 
-@njit(**FLAGS)
-def adam_step_half(
-    weight: NDArray[np.float32],
-    half: NDArray[np.uint16],
-    gradient: NDArray[np.uint16],
+def adam(
+    weight: Tensor,
+    half: Tensor | None,
+    gradient: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    rate: float,
     scale: float,
-    mean: NDArray[np.float32],
-    square: NDArray[np.float32],
-    rate: float,
     step: int,
 ) -> None:
-    """`adam_step` by a bfloat16 gradient times ``scale``, which also renews the bfloat16 copy of the weights."""
-    wide_vectors()
-    paces, by = _paces(rate, step), np.float32(scale)
-    for i in range(len(weight)):
-        weight[i] = _moved(weight[i], widen(gradient[i]) * by, mean, square, i, paces)
-        half[i] = narrow(weight[i])
+    """`adam_step` of tensors of any shape on any device; the gradient may be lost."""
+    from mach.networks.buffers import flat_array
 
-
-def adam_step_of_tensors(
-    weight: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, rate: float, step: int
-) -> None:
-    """`adam_step` in tensor operations, for tensors that are not in main memory."""
-    mean.mul_(BETA1).add_(gradient, alpha=1.0 - BETA1)
-    square.mul_(BETA2).addcmul_(gradient, gradient, value=1.0 - BETA2)
+    if weight.is_cpu:
+        by = gradient.mul_(scale) if half is None else gradient
+        flat = [flat_array(tensor.contiguous()) for tensor in (weight, by, mean, square)]
+        if half is None:
+            adam_step(flat[0], flat[1], flat[2], flat[3], rate, step)
+        else:
+            adam_step(flat[0], flat[1], flat[2], flat[3], rate, step, scale, flat_array(half))
+        return
+    by = gradient.float() * scale
+    mean.mul_(BETA1).add_(by, alpha=1.0 - BETA1)
+    square.mul_(BETA2).addcmul_(by, by, value=1.0 - BETA2)
     unbiased = square.sqrt().div_((1.0 - BETA2**step) ** 0.5).add_(EPSILON)
     weight.addcdiv_(mean, unbiased, value=-rate / (1.0 - BETA1**step))
+    if half is not None:
+        half.copy_(weight)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mach.networks.kernels.adam import adam_step_of_tensors
+from mach.networks.kernels.adam import adam  # noqa: F401 - one of the kernels
 from mach.networks.kernels.losses import Loss
 from mach.networks.kernels.sparse import DECAY, EPSILON
 
@@ -204,9 +204,7 @@ def loss_gradient(logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor, n_
     """
     for r, logits_NO in enumerate(logits_RNO):
         is_target_NJB = targets_of(buckets_FM, offsets_N1, r, n_heads, logits_NO.shape[1])
-        logits_NO.copy_(
-            loss.tensor_errors(logits_NO.float().view(is_target_NJB.shape), is_target_NJB).view_as(logits_NO)
-        )
+        logits_NO.copy_(loss.errors(logits_NO.float().view(is_target_NJB.shape), is_target_NJB).view_as(logits_NO))
 
 
 def figures(logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor, n_heads: int, loss: Loss) -> Tensor:
@@ -215,23 +213,7 @@ def figures(logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor, n_heads:
     for r, logits_NO in enumerate(logits_RNO):
         is_target_NJB = targets_of(buckets_FM, offsets_N1, r, n_heads, logits_NO.shape[1])
         logits_NJB = logits_NO.float().view(is_target_NJB.shape)
-        losses_NJ = loss.tensor_value(logits_NJB, is_target_NJB)
+        losses_NJ = loss.value(logits_NJB, is_target_NJB)
         hits = is_target_NJB.gather(2, logits_NJB.argmax(2, keepdim=True)).sum()
         found.append(torch.stack([losses_NJ.sum(dtype=torch.float64), hits.double()]))
     return torch.stack(found)
-
-
-def adam(
-    weight: Tensor,
-    half: Tensor | None,
-    gradient: Tensor,
-    mean: Tensor,
-    square: Tensor,
-    rate: float,
-    scale: float,
-    step: int,
-) -> None:
-    """A step of Adam by the gradient times ``scale``; renews the bfloat16 copy, where there is one."""
-    adam_step_of_tensors(weight, gradient.float() * scale, mean, square, rate, step)
-    if half is not None:
-        half.copy_(weight)

@@ -8,23 +8,16 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mach.networks.kernels.memory import narrow_like, prefetch, wide_vectors, widen
+from mach.networks.kernels.memory import mixed, narrow_like, prefetch, wide_vectors, widen
 
 AHEAD, LINE = 4, 32  # rows asked for ahead of time, as the processor does not look beyond a page; bfloat16 in a line
 
 
 @njit(cache=True, nogil=True)
 def _bits(i: int, key: np.uint32) -> Any:
-    """32 random bits of a position: the mixer "lowbias32" of C. Wellons."""
-    bits = np.uint32(i * 0x9E3779B9 + key)  # numba widens products to 64 bits: cut back each time
-    bits = np.uint32((bits ^ (bits >> np.uint32(16))) * np.uint32(0x7FEB352D))
-    bits = np.uint32((bits ^ (bits >> np.uint32(15))) * np.uint32(0x846CA68B))
+    """32 random bits of a position."""
+    bits = mixed(np.uint32(i * 0x9E3779B9 + key))
     return np.uint32(bits ^ (bits >> np.uint32(16)))
-
-
-@njit(cache=True, nogil=True)
-def _is_kept(i: int, key: np.uint32, threshold: np.uint32) -> Any:
-    return _bits(i, key) >= threshold
 
 
 @njit(cache=True, nogil=True)
@@ -46,7 +39,7 @@ def relu_dropout(x: NDArray[np.float32], rate: float, seed: int, out: NDArray[An
     threshold, key = np.uint32(rate * 4294967295.0), np.uint32(seed & 0xFFFFFFFF)
     scale = np.float32(1.0 / (1.0 - rate))
     for i in range(len(x)):
-        y = x[i] * scale if x[i] > np.float32(0.0) and _is_kept(i, key, threshold) else np.float32(0.0)
+        y = x[i] * scale if x[i] > np.float32(0.0) and _bits(i, key) >= threshold else np.float32(0.0)
         out[i] = narrow_like(out[i], y)
 
 

@@ -15,7 +15,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from mach.networks.kernels.memory import narrow_like, wide_vectors, widen
+from mach.networks.kernels.memory import mixed, narrow_like, wide_vectors, widen
 from mach.sketch.kernels.transpose import transpose
 
 FLAGS: Any = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc"}}
@@ -108,18 +108,7 @@ def softmax_gradient(
     """
     wide_vectors()
     N = z_BN.shape[1]
-    counts_N, factors_N = np.zeros(N, np.float32), np.zeros(N, np.float32)
-    largest_N = np.full(N, -np.inf, np.float32)
-    for i in range(len(rows)):
-        counts_N[rows[i]] += np.float32(0 <= outputs[i] - first < len(z_BN))
-    for b in range(len(z_BN)):
-        z_N, bias = z_BN[b], bias_B[b]
-        for n in range(N):
-            largest_N[n] = max(largest_N[n], widen(z_N[n]) + bias)
-    for b in range(len(z_BN)):
-        z_N, bias = z_BN[b], bias_B[b]
-        for n in range(N):
-            factors_N[n] += exp(widen(z_N[n]) + bias - largest_N[n])
+    largest_N, factors_N, counts_N = _sums(z_BN, bias_B, rows, outputs, first)
     for n in range(N):
         factors_N[n] = np.float32(counts_N[n] > 0) / factors_N[n]
     at_targets = np.empty(len(rows), np.float32)
@@ -179,9 +168,7 @@ def dithered(
     unit = bound * np.float32(2.0**-24)
     m = 0
     for b in range(B):
-        start = np.uint32((seed + b * 40503) & 0xFFFFFFFF)
-        start = np.uint32((start ^ (start >> np.uint32(16))) * np.uint32(0x7FEB352D))
-        start = np.uint32((start ^ (start >> np.uint32(15))) * np.uint32(0x846CA68B))
+        start = mixed(np.uint32((seed + b * 40503) & 0xFFFFFFFF))
         for n in range(N):
             g: Any = widen(g_BN[b, n])
             random = np.uint32(start + np.uint32(n) * np.uint32(2654435769)) >> np.uint32(8)
@@ -224,16 +211,8 @@ def softmax_loss(
 ) -> float:
     """`binary_loss` of the softmax cross-entropy."""
     wide_vectors()
-    N = z_BN.shape[1]
     total: Any = 0.0
-    largest_N, _ = _best(z_BN, bias_B)
-    counts_N, sums_N = np.zeros(N, np.float32), np.zeros(N, np.float32)
-    for b in range(len(z_BN)):
-        z_N, bias = z_BN[b], bias_B[b]
-        for n in range(N):
-            sums_N[n] += exp(widen(z_N[n]) + bias - largest_N[n])
-    for i in range(len(rows)):
-        counts_N[rows[i]] += np.float32(0 <= outputs[i] - first < len(z_BN))
+    largest_N, sums_N, counts_N = _sums(z_BN, bias_B, rows, outputs, first)
     for i in range(len(rows)):
         b, n = outputs[i] - first, rows[i]
         if 0 <= b < len(z_BN):
@@ -242,20 +221,31 @@ def softmax_loss(
 
 
 @njit(**FLAGS)
-def n_hits(
+def _sums(
     z_BN: NDArray[Any], bias_B: NDArray[np.float32], rows: NDArray[np.int64], outputs: NDArray[np.int64], first: int
-) -> int:
-    """Of how many rows the largest logit is a target."""
-    _, best_N = _best(z_BN, bias_B)
-    n = 0
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Of every row the largest logit, the sum of all ``exp(logit - largest)``, and the number of its targets."""
+    wide_vectors()
+    N = z_BN.shape[1]
+    largest_N, sums_N, counts_N = np.full(N, -np.inf, np.float32), np.zeros(N, np.float32), np.zeros(N, np.float32)
+    for b in range(len(z_BN)):
+        z_N, bias = z_BN[b], bias_B[b]
+        for n in range(N):
+            largest_N[n] = max(largest_N[n], widen(z_N[n]) + bias)
+    for b in range(len(z_BN)):
+        z_N, bias = z_BN[b], bias_B[b]
+        for n in range(N):
+            sums_N[n] += exp(widen(z_N[n]) + bias - largest_N[n])
     for i in range(len(rows)):
-        n += best_N[rows[i]] == outputs[i] - first
-    return n
+        counts_N[rows[i]] += np.float32(0 <= outputs[i] - first < len(z_BN))
+    return largest_N, sums_N, counts_N
 
 
 @njit(**FLAGS)
-def _best(z_BN: NDArray[Any], bias_B: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """The largest logit of every row, and the first output that has it."""
+def n_hits(
+    z_BN: NDArray[Any], bias_B: NDArray[np.float32], rows: NDArray[np.int64], outputs: NDArray[np.int64], first: int
+) -> int:
+    """Of how many rows the largest logit is a target; of equal logits the first counts."""
     N = z_BN.shape[1]
     largest_N, best_N = np.full(N, -np.inf, np.float32), np.zeros(N, np.int32)
     for b in range(len(z_BN)):
@@ -264,4 +254,7 @@ def _best(z_BN: NDArray[Any], bias_B: NDArray[np.float32]) -> tuple[NDArray[np.f
             z = widen(z_N[n]) + bias
             best_N[n] = b if z > largest_N[n] else best_N[n]
             largest_N[n] = max(largest_N[n], z)
-    return largest_N, best_N
+    total = 0
+    for i in range(len(rows)):
+        total += best_N[rows[i]] == outputs[i] - first
+    return total

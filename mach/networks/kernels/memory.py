@@ -67,56 +67,49 @@ def prefetch(context: Any, array: Any, row: Any, column: Any) -> Any:
 def widen(context: Any, number: Any) -> Any:
     """float32 of a float32, of a bfloat16 held as uint16, or of an int8."""
 
-    def identity(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return arguments[0]
-
-    def shift(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        wide = builder.shl(builder.zext(arguments[0], ir.IntType(32)), ir.IntType(32)(16))
-        return builder.bitcast(wide, ir.FloatType())
-
-    def convert(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.sitofp(arguments[0], ir.FloatType())
-
-    return types.float32(number), {types.uint16: shift, types.int8: convert}.get(number, identity)
-
-
-@intrinsic
-def narrow(context: Any, number: Any) -> Any:
-    """The bits of the bfloat16 nearest to a finite float32, of two the even one, as torch and `to_bfloat16` round."""
-
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _nearest(builder, arguments[0])
+        if number == types.uint16:
+            upper = builder.shl(builder.zext(arguments[0], ir.IntType(32)), ir.IntType(32)(16))
+            return builder.bitcast(upper, ir.FloatType())
+        return builder.sitofp(arguments[0], ir.FloatType()) if number == types.int8 else arguments[0]
 
-    return types.uint16(types.float32), codegen
-
-
-def _nearest(builder: Any, number: Any) -> Any:
-    bits, i32 = builder.bitcast(number, ir.IntType(32)), ir.IntType(32)
-    is_odd = builder.and_(builder.lshr(bits, i32(16)), i32(1))
-    rounded = builder.add(bits, builder.add(is_odd, i32(0x7FFF)))
-    return builder.trunc(builder.lshr(rounded, i32(16)), ir.IntType(16))
+    return types.float32(number), codegen
 
 
 @intrinsic
 def narrow_like(context: Any, pattern: Any, number: Any) -> Any:
-    """A float32 as what ``pattern`` is: the same float32, or by `narrow` a bfloat16 held as uint16."""
+    """A finite float32 as what ``pattern`` is: itself, or the nearest bfloat16, of two the even one (`to_bfloat16`)."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _nearest(builder, arguments[1]) if signature.args[0] == types.uint16 else arguments[1]
+        if signature.args[0] != types.uint16:
+            return arguments[1]
+        bits, i32 = builder.bitcast(arguments[1], ir.IntType(32)), ir.IntType(32)
+        is_odd = builder.and_(builder.lshr(bits, i32(16)), i32(1))
+        rounded = builder.add(bits, builder.add(is_odd, i32(0x7FFF)))
+        return builder.trunc(builder.lshr(rounded, i32(16)), ir.IntType(16))
 
     return pattern(pattern, types.float32), codegen
 
 
 @intrinsic
-def narrow_at_random(context: Any, number: Any, random: Any) -> Any:
-    """The bits of a bfloat16 next to a finite float32, on average it; of ``random`` the lower 16 bits count."""
+def narrow_at_random(context: Any, pattern: Any, number: Any, random: Any) -> Any:
+    """`narrow_like`, but to one of the two nearest bfloat16, right on average: 16 bits of ``random`` choose."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        bits = builder.bitcast(arguments[0], ir.IntType(32))
-        carried = builder.add(bits, builder.and_(arguments[1], ir.IntType(32)(0xFFFF)))
+        if signature.args[0] != types.uint16:
+            return arguments[1]
+        bits = builder.bitcast(arguments[1], ir.IntType(32))
+        carried = builder.add(bits, builder.and_(arguments[2], ir.IntType(32)(0xFFFF)))
         return builder.trunc(builder.lshr(carried, ir.IntType(32)(16)), ir.IntType(16))
 
-    return types.uint16(types.float32, types.uint32), codegen
+    return pattern(pattern, types.float32, types.uint32), codegen
+
+
+@njit(cache=True, nogil=True)
+def mixed(bits: np.uint32) -> Any:
+    """A hash of 32 bits: the mixer "lowbias32" of C. Wellons without its last step."""
+    bits = np.uint32((bits ^ (bits >> np.uint32(16))) * np.uint32(0x7FEB352D))  # numba widens products: cut back
+    return np.uint32((bits ^ (bits >> np.uint32(15))) * np.uint32(0x846CA68B))
 
 
 def to_bfloat16(array: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -129,24 +122,25 @@ def to_bfloat16(array: NDArray[np.float32]) -> NDArray[np.uint16]:
     return halves.reshape(array.shape)
 
 
-def from_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """The exact float32 values of bfloat16 bits."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+def from_bfloat16(array: NDArray[Any]) -> NDArray[np.float32]:
+    """The exact float32 values of bfloat16 bits; other arrays are given back."""
+    return (array.astype(np.uint32) << 16).view(np.float32) if array.dtype == np.uint16 else array
+
+
+def stretches(n_rows: int, width: int) -> list[slice]:
+    """Slices of the rows of a matrix that hold about 4 million entries each, so that temporaries stay small."""
+    n = max(1, 2**22 // max(1, width))
+    return [slice(begin, begin + n) for begin in range(0, n_rows, n)]
 
 
 def to_int8(array_DH: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Round to 255 steps a row: integers of shape (D, H) and the step of every row, its largest magnitude / 127."""
     codes_DH, steps_D = np.empty(array_DH.shape, np.int8), np.empty(len(array_DH), np.float32)
-    _quantize(array_DH, steps_D, codes_DH)
+    for rows in stretches(*array_DH.shape):
+        wide = from_bfloat16(array_DH[rows])
+        steps_D[rows] = np.abs(wide).max(axis=1, initial=0.0) / np.float32(127)
+        codes_DH[rows] = np.rint(wide / np.where(steps_D[rows] > 0, steps_D[rows], 1)[:, None])
     return codes_DH, steps_D
-
-
-def unpacked(packed_DP: NDArray[np.uint8], width: int) -> NDArray[np.int8]:
-    """Integers of shape (D, H) as older runs pack them, two a byte: (D, P) with P = ceil(H / 2).
-
-    Byte p holds the integers p, in its lower half, and P + p; both are 8 more than they say.
-    """
-    return np.concatenate([packed_DP & 15, packed_DP >> 4], axis=1)[:, :width].astype(np.int8) - np.int8(8)
 
 
 def to_kept(
@@ -165,7 +159,11 @@ def to_kept(
     budget = n = int(share * np.count_nonzero(gains_D) * array_DH.shape[1])
     counts, offsets = np.zeros(2**16, np.int64), np.zeros(len(array_DH) + 1, np.int64)
     steps_D = np.empty(len(array_DH), np.float32)
-    _count_saliences(array_DH, gains_D, steps_D, counts)
+    for rows in stretches(*array_DH.shape):
+        sizes = np.abs(from_bfloat16(array_DH[rows]))
+        steps_D[rows] = sizes.max(axis=1, initial=0.0) / np.float32(7)
+        saliences = (sizes * gains_D[rows, None]).view(np.uint32)
+        counts += np.bincount((saliences >> 16).reshape(-1), minlength=len(counts))
     n_above = np.cumsum(counts[::-1])[::-1]  # that reach the upper half of a float32's bits
     while True:
         upper = min(max(int(np.searchsorted(-n_above, -n)), 1), 0x7F7F)
@@ -177,22 +175,6 @@ def to_kept(
     kept = np.empty(int(offsets[-1]), np.uint8)
     _keep(array_DH, gains_D, steps_D, least, offsets[1:], kept)
     return kept, offsets, steps_D
-
-
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "nsz"})
-def _count_saliences(
-    array_DH: NDArray[Any], gains_D: NDArray[np.float32], steps_D: NDArray[np.float32], counts: NDArray[np.int64]
-) -> None:
-    bits = np.empty(array_DH.shape[1], np.float32)
-    for d in range(len(array_DH)):
-        row, size = array_DH[d], np.float32(0.0)
-        for h in range(len(row)):
-            bits[h] = abs(widen(row[h]))
-            size = max(size, bits[h])
-            bits[h] *= gains_D[d]
-        steps_D[d] = size / np.float32(7)
-        for salience in bits.view(np.uint32):
-            counts[salience >> np.uint32(16)] += 1
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -221,15 +203,3 @@ def _keep(
                 last = h
                 p += 1
         ends_D[d] = p
-
-
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"nnan", "nsz"})
-def _quantize(array_DH: NDArray[Any], steps_D: NDArray[np.float32], codes_DH: NDArray[np.int8]) -> None:
-    for d in range(len(array_DH)):
-        row, codes, size = array_DH[d], codes_DH[d], np.float32(0.0)
-        for h in range(len(row)):
-            size = max(size, abs(widen(row[h])))
-        steps_D[d] = size / np.float32(127)
-        step = steps_D[d] if size > 0 else np.float32(1.0)
-        for h in range(len(row)):
-            codes[h] = np.int8(np.rint(widen(row[h]) / step))

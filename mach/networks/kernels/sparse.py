@@ -11,11 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, types
-from numba.extending import overload
+from numba import njit
 from numpy.typing import NDArray
 
-from mach.networks.kernels.memory import CACHE_LINE, narrow_at_random, prefetch, wide_vectors, widen
+from mach.networks.kernels.memory import CACHE_LINE, mixed, narrow_at_random, prefetch, wide_vectors, widen
 from mach.networks.kernels.rows import add_rows
 
 DECAY, EPSILON = 0.999, 1e-9
@@ -159,25 +158,8 @@ def sparse_backward(
         feature = features_U[u]
         square = decay * square_D[feature] + gain * _mean_square(gradient_H)
         square_D[feature] = square
-        _move(weight_DH[feature], gradient_H, np.float32(rate / (np.sqrt(square) + epsilon)), seed + feature * 40503)
-
-
-def _move(weight_H: NDArray[Any], gradient_H: NDArray[np.float32], pace: np.float32, key: int) -> None:
-    """``weight -= pace * gradient``."""
-
-
-@overload(_move)
-def _move_as_typed(weight_H: Any, gradient_H: Any, pace: Any, key: Any) -> Any:
-    def move(weight_H: Any, gradient_H: Any, pace: Any, key: Any) -> None:
-        for h in range(len(weight_H)):
-            weight_H[h] -= pace * gradient_H[h]
-
-    def move_half(weight_H: Any, gradient_H: Any, pace: Any, key: Any) -> None:
-        bits = np.uint32(key & 0xFFFFFFFF)  # mixed once a row: each weight's bits are uniform over rows and steps,
-        bits = np.uint32((bits ^ (bits >> np.uint32(16))) * np.uint32(0x7FEB352D))
-        bits = np.uint32((bits ^ (bits >> np.uint32(15))) * np.uint32(0x846CA68B)) >> np.uint32(16)
-        for h in range(len(weight_H)):  # and within a row they are spread evenly (multiples of the golden ratio)
+        weight_H, pace = weight_DH[feature], np.float32(rate / (np.sqrt(square) + epsilon))
+        bits = mixed(np.uint32((seed + feature * 40503) & 0xFFFFFFFF)) >> np.uint32(16)  # uniform over rows and steps,
+        for h in range(width):  # and within a row they are spread evenly (multiples of the golden ratio)
             random = np.uint32(bits + np.uint32(h) * np.uint32(40503))
-            weight_H[h] = narrow_at_random(widen(weight_H[h]) - pace * gradient_H[h], random)
-
-    return move_half if weight_H.dtype == types.uint16 else move
+            weight_H[h] = narrow_at_random(weight_H[h], widen(weight_H[h]) - pace * gradient_H[h], random)

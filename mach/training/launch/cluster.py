@@ -16,7 +16,7 @@ from mach.config import LaunchConfig
 from mach.data.store import Store
 from mach.errors import MachError
 from mach.files.places import Place
-from mach.networks.permission import for_workers
+from mach.networks.trunk import for_workers
 from mach.runs.ray import Actor, Call, Cluster, Resources, node_name
 from mach.runs.run import Run
 from mach.training.launch.delivery import StoreServer, deliver

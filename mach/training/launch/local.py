@@ -8,7 +8,7 @@ import time
 
 from mach.config import LaunchConfig
 from mach.data.store import Store
-from mach.networks.permission import for_workers
+from mach.networks.trunk import for_workers
 from mach.runs.run import Run
 from mach.training.launch.driver import Message
 from mach.training.launch.process import STOP_SECONDS, WorkerProcess

@@ -4,7 +4,7 @@ Started as ``python -m mach.training.launch.worker FD`` with one end of a socket
 the job, then orders, ``{"train": [r, ...], "exclusive": true}``, ``{"pause": true}``, ``{"stop": true}``; the worker
 says ``ready`` and answers with ``progress``, ``finished``, ``paused`` or ``failed``. The numbers of an order are
 repetitions; in a job with ``parts`` they are parts of a re-ranker. ``trunk`` and ``path`` are of
-`mach.networks.permission.for_workers`. When the other end dies, the worker saves its state and goes.
+`mach.networks.trunk.for_workers`. When the other end dies, the worker saves its state and goes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mach.errors import ConfigError, MachError
 from mach.files.places import place
-from mach.networks.permission import find_as
+from mach.networks.trunk import find_as
 from mach.runs.run import Run
 from mach.training.launch.process import Channel
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from mach.config import NetworkConfig
 from mach.errors import ConfigError
-from mach.networks.buffers import flat_array, is_in_main_memory
+from mach.networks.buffers import flat_array
 from mach.networks.inference import Weights
 from mach.networks.kernels.dense import relu_dropout, relu_dropout_backward
 from mach.networks.kernels.memory import from_bfloat16
-from mach.networks.permission import Trunk, agreed, class_of
+from mach.networks.trunk import Trunk, agreed, class_of
 
 TRUNK = "trunk."  # prefix of the names of its weights
 
@@ -43,7 +43,7 @@ class ReluDropout(nn.Module):
         self.seed = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        if not is_in_main_memory(x):
+        if not x.is_cpu:
             out = nn.functional.dropout(torch.relu(x.float()), self.rate, self.training)
             return out.bfloat16() if self.is_half else out
         return _ReluDropout.apply(x, self)  # type: ignore[no-untyped-call, no-any-return]
@@ -78,20 +78,10 @@ class _ReluDropout(torch.autograd.Function):
 
 
 class HiddenLayers(nn.Module):
-    """Linear layers, each followed by ReLU and dropout.
+    """Linear layers of some widths, each followed by ReLU and dropout.
 
-    Parameters
-    ----------
-    in_features : int
-        Width of what comes in.
-    widths : list of int
-        Widths of the layers.
-    dropout : float
-        Rate on every activation.
-    activate_input : bool
-        Whether what comes in are pre-activations (from the sparse input layer).
-    half : bool
-        Whether activations are bfloat16.
+    With ``activate_input`` what comes in are pre-activations (of the sparse input layer). Activations are bfloat16
+    where ``half``.
     """
 
     def __init__(
@@ -99,16 +89,10 @@ class HiddenLayers(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [in_features, *widths]
+        n_activations = len(widths) + activate_input
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in itertools.pairwise(sizes))
-        self.activations = nn.ModuleList(
-            ReluDropout(dropout, is_half=half) for _ in range(len(widths) + activate_input)
-        )
+        self.activations = nn.ModuleList(ReluDropout(dropout, is_half=half) for _ in range(n_activations))
         self.out_features = sizes[-1]
-
-    @property
-    def only_activation(self) -> ReluDropout | None:
-        """What is left of them where the sparse input layer is the only one: a step needs no autograd then."""
-        return None if len(self.layers) else self.activations[0]  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
         activations = iter(self.activations)
@@ -128,21 +112,19 @@ def build_trunk(
     receives dense features, or the pre-activations of a sparse input layer of width ``hidden[0]``. The class is
     ``given`` by the caller, and the configuration must name the same.
     """
-    given = agreed(config.trunk, given, "the configuration")
+    given, widths = agreed(config.trunk, given, "the configuration"), list(config.hidden)
     if given is not None:
-        if not dense_input and len(config.hidden) != 1:
+        if not dense_input and len(widths) != 1:
             raise ConfigError(
-                f"network.hidden = {config.hidden}: with a trunk over sparse features, give one width, that of the "
+                f"network.hidden = {widths}: with a trunk over sparse features, give one width, that of the "
                 "input layer in front of the trunk"
             )
-        trunk = _user_trunk(given, config, n_features if dense_input else config.hidden[0])
+        trunk = _user_trunk(given, config, n_features if dense_input else widths[0])
         return trunk, int(trunk.out_features)  # type: ignore[arg-type]
-    if dense_input:
-        hidden = HiddenLayers(n_features, config.hidden, config.dropout, activate_input=False, half=half)
-    elif config.hidden:
-        hidden = HiddenLayers(config.hidden[0], config.hidden[1:], config.dropout, activate_input=True, half=half)
-    else:
+    if not dense_input and not widths:
         return None
+    below = n_features if dense_input else widths.pop(0)
+    hidden = HiddenLayers(below, widths, config.dropout, activate_input=not dense_input, half=half)
     return hidden, hidden.out_features
 
 
@@ -153,9 +135,8 @@ def load_trunk(
     built = build_trunk(config, given, n_features=n_features, dense_input=dense_input)
     assert built is not None
     module = built[0]
-    wide = {n: from_bfloat16(a) if a.dtype == np.uint16 else np.array(a) for n, a in weights.items()}
-    of_trunk = {n.removeprefix(TRUNK): torch.from_numpy(a) for n, a in wide.items() if n.startswith(TRUNK)}
-    module.load_state_dict(of_trunk)
+    stored = {name: np.array(from_bfloat16(array)) for name, array in weights.items() if name.startswith(TRUNK)}
+    module.load_state_dict({name.removeprefix(TRUNK): torch.from_numpy(array) for name, array in stored.items()})
     module.eval()
 
     @torch.no_grad()
