@@ -1,4 +1,4 @@
-"""Benchmarks run here: on small sizes those of other hardware, and the ratios that no change may lose."""
+"""Benchmarks run here: on small sizes those of other hardware; slow, the ratios that no change may lose."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,5 +26,6 @@ def test_the_figures_of_a_gpu_on_small_sizes() -> None:
     assert len(run("benchmarks/gpu.py", "--tiny", "--device", "cpu")) == 23
 
 
+@pytest.mark.slow
 def test_no_ratio_to_a_frozen_baseline_falls_clearly_below_its_bar() -> None:
     assert len(run("benchmarks/ratios.py", "--quick")) == 3  # with the head

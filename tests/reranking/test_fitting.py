@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import shutil
@@ -30,12 +29,11 @@ from mach.reranking.blend import Blend, mean_precision, path_of
 from mach.reranking.fitting import RerankerTraining, fitting_bytes
 from mach.reranking.model import Reranker
 from mach.reranking.parts import STAGES
-from mach.reranking.record import Record, fingerprint, is_due
+from mach.reranking.record import Record, is_due
 from mach.reranking.settings import FitSettings
 from mach.reranking.signals.classifiers import Classifiers
 from mach.reranking.signals.contract import Shortlist
 from mach.reranking.signals.repeats import REPEAT_BYTES, Repeats
-from mach.runs.run import Run
 from mach.sketch.metrics import evaluate as metrics
 from mach.sketch.terms import prior_terms
 from mach.training.conductor import train_reranker
@@ -268,20 +266,6 @@ def known_pairs(config: Config, model: MachModel) -> Counter:
     x, (classes, counts) = store.features(0, store.n_rows), read_classes(store, rows)
     assert (counts == 1).all()
     return Counter((tuple(x[[row]].indices), int(k)) for row, k in zip(rows, classes, strict=True))
-
-
-def test_a_run_of_an_earlier_version_keeps_its_fingerprint(copied: Path):
-    """Keys of its time that are gone count, but for the youngest at their defaults; so no re-ranker is due anew."""
-    keys = {"candidates": 20, "loss": "hinge", "cost": 2.0, "negatives": 50, "iterations": 6, "tolerance": 0.1}
-    keys |= {"threshold": 0.01, "bytes": None, "weight": None, "prior": -0.1}
-    file = copied / "config.toml"
-    sections = [part for part in file.read_text().split("\n[") if not part.startswith("reranking]")]
-    text = "reranking]\n" + "".join(f"{name} = {value!r}\n" for name, value in keys.items() if value is not None)
-    file.write_text("\n[".join([*sections, text.replace("'", '"') + "pairs = 0\nviews = []\ninputs = false\n"]))
-    run = Run.open(copied)
-    digests = [run.repetition(r).summary().weights_digest for r in range(2)]
-    parts = (1, keys, run.config.decoding.aggregate, run.manifest.data_fingerprint, digests)
-    assert fingerprint(run) == hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
 def test_prior_terms_order_equal_classes_by_their_rows():
