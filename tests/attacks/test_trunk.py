@@ -260,12 +260,12 @@ def test_what_a_saved_classifier_says_of_its_trunk_is_not_believed(name: str, tm
 
 
 def test_a_trunk_that_is_passed_trains_and_answers(config: Config, planted: Path, tmp_path: Path, marker: Path):
-    """Worker processes train repetitions, pilots and the re-ranker with it, and every verb answers."""
+    """Worker processes train repetitions and the re-ranker with it, and every verb answers."""
     changed = {
         "hashing": config.hashing.model_copy(update={"repetitions": 2}),
         "data": config.data.model_copy(update={"validation_fraction": 0.1}),
         "training": config.training.model_copy(update={"epochs": 2}),
-        "reranking": config.reranking.model_copy(update={"candidates": 10, "pilots": 1}),
+        "reranking": config.reranking.model_copy(update={"candidates": 10}),
     }
     (tmp_path / "run.toml").write_text(to_toml(config.model_copy(update=changed)))
     run, passed = tmp_path / "run", ("--trunk", HONEST)

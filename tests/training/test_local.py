@@ -129,7 +129,7 @@ def longer(config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Co
     return changed, path
 
 
-@pytest.mark.parametrize("n_kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_random_kills_end_in_the_same_bits(longer: tuple[Config, Path], tmp_path: Path, n_kills: int):
     """SIGKILL to workers, and every fourth to the driver, at random moments, each after the run has got further."""
     config, reference = longer
