@@ -123,9 +123,9 @@ def right_of(store: Store, rows: NDArray[np.int64], ids_NC: NDArray[np.int64]) -
 
 def read_targets(store: Store, rows: NDArray[np.int64], assignment: Assignment) -> Targets:
     """The union of every row's classes' buckets, by each of the assignment's hash functions."""
-    classes, counts = read_classes(store, rows)
     from mach.data.kernels.batch import batch_targets
 
+    classes, counts = read_classes(store, rows)
     found = batch_targets(counts, assignment.buckets(classes), assignment.n_buckets)
     return Targets(*found, n_heads=assignment.n_repetitions)
 

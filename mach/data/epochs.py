@@ -13,12 +13,7 @@ from mach.data.store import Store
 class Epochs:
     """All training rows in every epoch; of a run that starts from another, all new rows and some old ones.
 
-    Attributes
-    ----------
-    validation_rows : int64 array
-        Those held out.
-    n_rows : int
-        Rows of an epoch.
+    ``n_rows`` is the number of rows of an epoch, and ``validation_rows`` are those held out.
     """
 
     def __init__(self, store: Store, config: Config) -> None:

@@ -1,8 +1,4 @@
-"""The table of file formats: an entry is all that a format needs.
-
-To add one, write a reader (`mach.data.sources.Numbers` or `mach.data.tables.Table`), put its entry here, and its name
-into ``mach.config.Format``. `tests/data/test_formats.py` then asks for the same rows in the new format.
-"""
+"""The table of file formats: an entry is all that a format needs (CONTRIBUTING.md says how to add one)."""
 
 from __future__ import annotations
 

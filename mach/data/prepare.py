@@ -11,15 +11,16 @@ import json
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from operator import length_hint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mach.config import DOCUMENTS, DataConfig, TextConfig
-from mach.data import phrases
+from mach.data import characters, phrases
 from mach.data.agreement import agreed_shape, agreed_store
 from mach.data.formats import BUILTIN, LINES, ROWS, format_of
 from mach.data.sources import STDIN, Format, Numbers, SourceFile, source_errors
@@ -111,11 +112,11 @@ def prepare(
     with source_file(source, config.cache) as file:
         name = STDIN if source == "-" else source
         task = _Task(config, text, name, file, form, like, grows, report or (lambda stage, fraction: None))
-        key = task.key()
-        path = destination if isinstance(destination, Path) else cache_folder(config.cache) / f"{_stem(name)}-{key}"
-        kept(path, partial(task.write, key=key))
-    store = Store.open(path)
-    if store.meta["key"] != key:
+        stem = Path(name.replace("builtin:", "").replace(" ", "-")).name.partition(".")[0]
+        stem = os.fsencode(stem)[:64].decode(errors="ignore")
+        path = destination if isinstance(destination, Path) else cache_folder(config.cache) / f"{stem}-{task.key}"
+        store = Store.open(kept(path, task.write_numbers if isinstance(form, Numbers) else task.write_text))
+    if store.meta["key"] != task.key:
         raise StorageError(f"{path} was not prepared from {name} with these options: choose another destination")
     if destination is not None and not isinstance(destination, Path):
         upload_store(store, destination)
@@ -137,8 +138,6 @@ def texts_of(config: DataConfig, source: str, rows: Sequence[int], like: Store |
         if isinstance(form, Table):
             chunks = form.texts(file, config, classes_optional=True)
         else:
-            from mach.data import characters
-
             chunks = chunks_of(characters.rows(_BUILTIN[source]))
         texts = islice((text for chunk in chunks for text in chunk.texts), max(asked, default=-1) + 1)
         found = {row: text for row, text in enumerate(texts) if row in asked}
@@ -147,7 +146,7 @@ def texts_of(config: DataConfig, source: str, rows: Sequence[int], like: Store |
 
 @dataclass(frozen=True)
 class _Task:
-    """The arguments of `prepare` and what is done with them."""
+    """One source on its way to a store."""
 
     config: DataConfig
     text: TextConfig
@@ -158,12 +157,11 @@ class _Task:
     grows: bool
     report: Report
 
+    @cached_property
     def key(self) -> str:
         """Digest of everything that the store depends on; constants stand where keys of the configuration were."""
         on: dict[str, Any] = {"store": FORMAT, "kind": self.form.name, "like": self.like and self.like.fingerprint}
         if self.form is BUILTIN:
-            from mach.data import characters
-
             on["source"] = self.source, stamp(Path(characters.__file__)), unicodedata.unidata_version
         elif self.form in (LINES, ROWS):
             with source_errors(STDIN), self.path.open("rb") as file:
@@ -202,24 +200,17 @@ class _Task:
         """Whether the rows are to be sampled from documents."""
         return self.config.has_documents and not self.is_query
 
-    def write(self, path: Path, key: str) -> None:
-        """Make the store."""
-        if isinstance(self.form, Numbers):
-            self.write_numbers(self.form, path, key)
-        else:
-            self.write_text(path, key)
-
-    def write_numbers(self, form: Numbers, path: Path, key: str) -> None:
-        names, stated = self.class_names(), form.shape(self.path, self.is_query)
-        shape = agreed_shape(self.source, stated, form.is_dense, self.like, names, self.grows)
-        with self.writer(path, key, *shape[1:]) as writer:
+    def write_numbers(self, path: Path) -> None:
+        assert isinstance(self.form, Numbers)
+        names, stated = self.class_names(), self.form.shape(self.path, self.is_query)
+        shape = agreed_shape(self.source, stated, self.form.is_dense, self.like, names, self.grows)
+        with self.writer(path, *shape[1:]) as writer:
             writer.class_names = names
-            for chunk in self.reported("reading", form.chunks(self.path, shape, classes_optional=self.is_query)):
-                writer.append(chunk)
             writer.serve(0 if self.like is None else self.like.n_classes)
-            self.refuse_empty(rows=writer.n_rows, features=writer.n_features, classes=writer.n_classes)
+            for chunk in self.reported("reading", self.form.chunks(self.path, shape, classes_optional=self.is_query)):
+                writer.append(chunk)
 
-    def write_text(self, path: Path, key: str) -> None:
+    def write_text(self, path: Path) -> None:
         names = self.class_names()
         if self.like is not None and (self.like.text_features is None or names is None):
             raise DataError(
@@ -233,25 +224,21 @@ class _Task:
         if features is None:
             has_phrases = self.has_documents or self.source == DOCUMENTS
             features = self.fitted((self.text_source(whole=True) if has_phrases else chunks)())
-        with self.writer(path, key, features.n_features, None if is_open else len(ids)) as writer:
+        with self.writer(path, features.n_features, None if is_open else len(ids)) as writer:
             for chunk in self.reported("reading", chunks()):
                 indptr, class_ids, n_unknown = ids_of(chunk.class_names, ids, grow=is_open)
                 writer.append(Chunk(indptr, class_ids, features.transform(chunk.texts)))
                 writer.n_unknown_classes += n_unknown
             writer.serve(len(ids))
-            self.refuse_empty(rows=writer.n_rows, features=writer.n_features, classes=writer.n_classes)
             writer.class_names, writer.text_features = list(ids), features
 
-    def writer(self, path: Path, key: str, n_features: int | None, n_classes: int | None) -> StoreWriter:
-        return StoreWriter(
-            path,
-            source=self.source,
-            key=key,
-            dense=self.form.is_dense,
-            n_features=n_features,
-            n_classes=n_classes,
-            row_features=self.row_features,
-        )
+    @contextmanager
+    def writer(self, path: Path, n_features: int | None, n_classes: int | None) -> Iterator[StoreWriter]:
+        """A writer of the store, which may not end without rows, features or classes."""
+        sizes: dict[str, Any] = {"n_features": n_features, "n_classes": n_classes, "row_features": self.row_features}
+        with StoreWriter(path, source=self.source, key=self.key, dense=self.form.is_dense, **sizes) as writer:
+            yield writer
+            self.refuse_empty(rows=writer.n_rows, features=writer.n_features, classes=writer.n_classes)
 
     def class_names(self) -> Sequence[str] | None:
         """The names that the training store, the configuration or the embedded set gives to classes 0, 1, ..."""
@@ -267,17 +254,10 @@ class _Task:
             if self.like is not None and names[: len(known)] != known:
                 raise DataError(f"{listed} does not begin with the class names of {self.like.path}: list those first")
             return names
-        if self.form is not BUILTIN:
-            return None
-        from mach.data import characters
-
-        return characters.class_names()
+        return characters.class_names() if self.form is BUILTIN else None
 
     def text_source(self, whole: bool = False) -> Callable[[], Iterable[TextChunk]]:
-        """What gives the chunks anew for each pass: a file is read again, the embedded set is kept.
-
-        Of documents these are phrases, or with ``whole`` the documents as they are.
-        """
+        """What gives the chunks anew for each pass; of documents phrases, or with ``whole`` these as they are."""
         config = self.config
 
         def made(rows: Iterator[Columns]) -> Iterator[Text]:
@@ -290,8 +270,6 @@ class _Task:
                 return partial(self.form.texts, self.path, config, classes_optional=self.is_query)
             columns = [*(config.strong_columns or []), *(config.weak_columns or [])]
             return partial(self.form.texts, self.path, config, columns=columns, made=made)
-        from mach.data import characters
-
         if self.source == DOCUMENTS:
             return lambda: chunks_of(made(([name.lower()], [name]) for name in characters.class_names()))
         rows = list(characters.rows(_BUILTIN[self.source], report=partial(self.report, "making rows")))
@@ -343,9 +321,3 @@ def _format(config: DataConfig, source: str, like: Store | Reference | None) -> 
     if place(source).is_dir():
         raise DataError(f"{source} is a directory but no store (no meta.json in it): name a file")
     return format_of(config.format, source)
-
-
-def _stem(name: str) -> str:
-    """What tells people whose store it is: the beginning of the source's name."""
-    stem = Path(name.replace("builtin:", "").replace(" ", "-")).name.partition(".")[0]
-    return os.fsencode(stem)[:64].decode(errors="ignore")

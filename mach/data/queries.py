@@ -23,29 +23,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class QueryReader:
-    """What a model accepts.
+    """What a model accepts."""
 
-    Parameters
-    ----------
-    n_features : int
-        D.
-    dense_input : bool
-        Whether its networks read dense rows.
-    text_features : TextFeatures or None
-        How texts become features; None where the model takes numbers.
-    """
-
-    n_features: int
-    dense_input: bool
-    text_features: TextFeatures | None
+    n_features: int  # D
+    dense_input: bool  # whether its networks read dense rows
+    text_features: TextFeatures | None  # how texts become features; None where the model takes numbers
 
     def batches(self, queries: Queries, n_rows: int) -> Iterator[Batch]:
         """Consecutive batches of at most ``n_rows`` rows.
 
-        Raises
-        ------
-        DataError
-            When the queries are of another kind or width than the model, or hold NaN or infinity.
+        Raises DataError when the queries are of another kind or width than the model, or hold NaN or infinity.
         """
         if isinstance(queries, Store):
             for begin in range(0, queries.n_rows, n_rows):
@@ -54,8 +41,12 @@ class QueryReader:
         rows: Any = [queries] if isinstance(queries, str) else queries
         if _is_texts(rows):
             rows = rows if isinstance(rows, list) else list(rows)
+            if self.text_features is None:
+                raise DataError(
+                    f"this model was trained on numbers, not on text: give features of shape (N, {self.n_features})"
+                )
             for begin in range(0, len(rows), n_rows):
-                yield self._featurised(rows[begin : begin + n_rows])
+                yield SparseBatch(*self.text_features.transform(rows[begin : begin + n_rows]))
             return
         rows = rows.tocsr() if hasattr(rows, "tocsr") else np.atleast_2d(_numbers(rows))
         for begin in range(0, rows.shape[0], n_rows):
@@ -81,29 +72,24 @@ class QueryReader:
             ) from error
         return row_D
 
-    def _featurised(self, texts: list[str]) -> SparseBatch:
-        if self.text_features is None:
-            raise DataError(
-                f"this model was trained on numbers, not on text: give features of shape (N, {self.n_features})"
-            )
-        return SparseBatch(*self.text_features.transform(texts))
-
     def _batch(self, rows: Any) -> Batch:
         is_sparse = hasattr(rows, "tocsr")
-        width = rows.shape[1] if len(rows.shape) == 2 else None
-        if (
-            width is None
-            or width > self.n_features
-            or (width < self.n_features and (self.dense_input or not is_sparse))
-        ):
+        least = 0 if is_sparse and not self.dense_input else self.n_features
+        if len(rows.shape) != 2 or not least <= rows.shape[1] <= self.n_features:
             raise DataError(
                 f"queries have shape {tuple(rows.shape)}, the model takes (N, {self.n_features}): use the same features"
             )
         values = rows.data if is_sparse else rows
         if values.dtype.kind == "c" or not (np.abs(values) <= np.finfo(np.float32).max).all():
             raise DataError("queries hold NaN or infinity, or values that float32 does not: replace such values first")
-        if is_sparse:
-            rows = self._sound(rows)
+        if is_sparse:  # kernels trust that features are in range, each at most once a row
+            least, most = rows.indices.min(initial=0), rows.indices.max(initial=0)
+            if least < 0 or most >= self.n_features:
+                raise DataError(
+                    f"queries hold features {least} to {most}, the model takes 0..{self.n_features - 1}: use the same "
+                    "features"
+                )
+            rows = canonical(rows)
         if self.dense_input:
             return DenseBatch(np.ascontiguousarray(rows.toarray() if is_sparse else rows, dtype=np.float32))
         if not is_sparse:
@@ -111,15 +97,6 @@ class QueryReader:
 
             rows = csr_array(rows)
         return SparseBatch(rows.indptr.astype(np.int64), rows.indices.astype(np.int32), rows.data.astype(np.float32))
-
-    def _sound(self, rows: Any) -> Any:
-        """Sparse rows whose indices are in range, each at most once a row: kernels trust them."""
-        if len(rows.indices) and not 0 <= rows.indices.min() <= rows.indices.max() < self.n_features:
-            raise DataError(
-                f"queries hold features {rows.indices.min()} to {rows.indices.max()}, the model takes "
-                f"0..{self.n_features - 1}: use the same features"
-            )
-        return canonical(rows)
 
 
 def canonical(rows: Any) -> Any:

@@ -66,19 +66,14 @@ class RowView:
         indptr, indices, values = batch.indptr, batch.indices, batch.values
         if self.most:
             indptr, indices, values = views.keep_largest(indptr, indices, values, self.most)
-        values = self.present(values)
+        if self.presence:
+            values = np.full(len(values), self.presence, np.float32)
         if self.pairs > 1:
-            rows = np.arange(len(batch))
-            return SparseBatch(
-                *views.with_pairs(indptr, indices, values, rows, self.pairs, self.n_features, self.power)
-            )
+            options = np.arange(len(batch)), self.pairs, self.n_features, self.power
+            return SparseBatch(*views.with_pairs(indptr, indices, values, *options))
         if self.power != 1.0:
             values = views.raise_values(indptr, values, self.power)
         return batch if values is batch.values else SparseBatch(indptr, indices, values)
-
-    def present(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Values of features before their power."""
-        return np.full(len(values), self.presence, np.float32) if self.presence else values
 
     def row(self, features: NDArray[Any], values: NDArray[Any]) -> dict[int, float]:
         """One sparse row as it is seen, by the definition: the oracle of `sparse`."""

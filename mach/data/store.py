@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +37,7 @@ DTYPES = {
     "class_name_bytes": "|u1",
     "class_name_offsets": "<i8",
 }
+Csr: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]  # indptr, indices, values
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Chunk:
 
     class_indptr: NDArray[np.int64]
     class_ids: NDArray[np.int32]
-    features: tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]] | NDArray[np.float32]
+    features: Csr | NDArray[np.float32]
     fraction: float = 0.0  # of the source that has been read with this chunk
 
 
@@ -239,8 +239,7 @@ class Store:
             return self.dense_ND[begin:end]
         from scipy.sparse import csr_array
 
-        begin, end, _ = slice(begin, end).indices(self.n_rows)
-        indptr = self.feature_indptr[begin : max(begin, end) + 1]
+        indptr = self.feature_indptr[begin : end + 1]
         span = slice(indptr[0], indptr[-1])
         shape = (len(indptr) - 1, self.n_features)
         return csr_array((self.feature_values[span], self.feature_indices[span], indptr - indptr[0]), shape=shape)
@@ -250,8 +249,7 @@ class Store:
             raise StorageError(f"store {self.path} holds {self.meta['kind']} features: it has no array {name}")
         if self.meta["bytes"][name] == 0:
             return np.empty(0, dtype=DTYPES[name])
-        with (self.path / name).open("rb") as file:
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=DTYPES[name])
+        return np.asarray(np.memmap(self.path / name, DTYPES[name], "r"))
 
 
 @dataclass(frozen=True)

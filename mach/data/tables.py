@@ -3,7 +3,7 @@ r"""Text with class names: CSV, JSON lines, Parquet, plain lines, as chunks of t
 The text of a row is its text columns joined by blanks. Its classes are a list of names, a string of names with a
 separator, or one name; integers are taken as names, empty names and missing values as no class. CSV and JSON lines
 are UTF-8 and may be compressed (.gz, .bz2, .xz). Lone surrogates (``"\ud800"`` in JSON), which no output could show,
-are read as U+FFFD. Plain lines, the format of standard input, are texts without classes, one a line.
+are read as U+FFFD.
 """
 
 from __future__ import annotations

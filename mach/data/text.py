@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.config import TextConfig
+from mach.data.store import Csr
 from mach.errors import ConfigError, DataError, StorageError
 
 FORMAT = 1
@@ -46,10 +47,7 @@ class TextFeatures:
     n_features : int
         D: ``config.n_features`` with hashing, otherwise the number of terms found by `fit`.
 
-    Raises
-    ------
-    ConfigError
-        When ``min_rows`` is set although hashed features have no vocabulary.
+    Raises ConfigError when ``min_rows`` is set although hashed features have no vocabulary.
 
     Examples
     --------
@@ -79,10 +77,7 @@ class TextFeatures:
         Beyond, the rarer half is forgotten, and a term that comes back counts from 0 again: lossy counting (Manku &
         Motwani, VLDB 2002), which errs for terms about as rare as the forgotten ones.
 
-        Raises
-        ------
-        DataError
-            When an element is no string, or no term occurs in ``min_rows`` rows.
+        Raises DataError when an element is no string, or no term occurs in ``min_rows`` rows.
         """
         config = self.config
         terms = _Terms(config, _hashed(config) if config.hashing else _numbered([]))
@@ -113,22 +108,12 @@ class TextFeatures:
         self._terms = terms
         return self
 
-    def transform(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+    def transform(self, texts: Sequence[str]) -> Csr:
         """Rows of a CSR matrix with ``n_features`` columns; every row that is not empty has L2 norm 1.
 
-        A row depends on its text alone, bit for bit, whatever stands beside it in ``texts``.
+        A row depends on its text alone, bit for bit; its indices are ascending and unique.
 
-        Returns
-        -------
-        indptr, indices, values : int64, int32 and float32 arrays
-            Indices are ascending and unique within a row.
-
-        Raises
-        ------
-        ConfigError
-            Before `fit`.
-        DataError
-            When an element is no string.
+        Raises ConfigError before `fit`, and DataError when an element is no string.
         """
         blocks = [self._weigh(*block) for block in self._fitted().blocks(texts)]
         lengths, indices, values = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
@@ -182,17 +167,16 @@ class TextFeatures:
         return self._terms
 
     def _description(self) -> dict[str, Any]:
-        words, _ = self._fitted().tables
+        n_words = len(self._fitted().tables[0])
         config = self.config.model_dump() | {"tfidf": self._is_weighted}
-        return {"format": FORMAT, "config": config, "n_words": len(words), "n_features": self.n_features}
+        return {"format": FORMAT, "config": config, "n_words": n_words, "n_features": self.n_features}
 
     def _spelling(self) -> bytes:
         words, characters = self._fitted().tables
         return "\n".join([*words, *characters]).encode("utf-8", "surrogatepass")
 
-    def _weigh(
-        self, ids: NDArray[np.int32], lengths: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+    def _weigh(self, ids: NDArray[np.int32], lengths: NDArray[np.int64]) -> Csr:
+        """Lengths of the rows without repeated terms, these terms, and their values."""
         rows, indices, counts = _count(ids, lengths, self.n_features)
         values = counts.astype(np.float64)
         if self.config.sublinear:

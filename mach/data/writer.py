@@ -27,35 +27,30 @@ if TYPE_CHECKING:
 
 
 class StoreWriter:
-    """Builds a store from chunks.
+    """Builds a store from chunks, by which its memory is bounded.
 
-    Leave the ``with`` block normally and the store is there, complete and flushed; leave it by an exception and nothing
-    remains. ``meta.json`` is written last: without it, after a kill, a directory is no store. Memory is bounded by the
-    chunks.
+    At the normal end of the ``with`` block the store is complete and flushed; after an exception nothing of it remains.
+    ``meta.json`` is written last: without it, after a kill, a directory is no store.
 
     Parameters
     ----------
     path : str or Path
-        Directory to make; it must not exist. `mach.files.places.kept` gives it its name when it is complete.
-    source : str
-        Where the rows come from, for the record.
+        Directory to make; it must not exist.
+    source, key : str
+        Where the rows come from and what the store was made of, for the record.
     dense : bool
         Whether chunks hold dense features.
     n_features, n_classes : int, optional
         D and K; by default one more than the largest index and id (or the width of dense rows).
     row_features : int
         Most features of a sparse row to keep (`mach.data.rows.RowView`); 0: all.
-    key : str
-        What the store was made of (`mach.data.prepare` recognises its own by it).
     old_parts : sequence of OldPart
         Rows at the beginning that earlier runs have seen.
 
     Attributes
     ----------
     class_names : iterable of str, optional
-        May be set until the block is left; must then number K.
-    text_features : TextFeatures, optional
-        Saved with the store.
+        One for each of the K classes; like ``text_features`` it may be set until the block is left.
     n_rows : int
         Rows written so far.
     n_unknown_classes : int

@@ -42,12 +42,9 @@ def write_tensors(file: BinaryIO, arrays: Mapping[str, NDArray[Any]], metadata: 
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset = 0
     for name, array in arrays.items():
-        header[name] = {
-            "dtype": _NAME_OF[array.dtype],
-            "shape": list(array.shape),
-            "data_offsets": [offset, offset + array.nbytes],
-        }
-        offset += array.nbytes
+        end = offset + array.nbytes
+        header[name] = {"dtype": _NAME_OF[array.dtype], "shape": list(array.shape), "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # arrays start aligned
     file.write(len(text).to_bytes(8, "little") + text)

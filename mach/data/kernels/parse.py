@@ -119,23 +119,12 @@ def parse_rows(
 ) -> tuple[int, int, int, int]:
     """Parse whole lines into the given arrays, which must be large enough.
 
-    Parameters
-    ----------
-    text : uint8 array
-        Ends in a newline, so that no scan runs past it.
-    svmlight : bool
-        Take ``+1`` and ``1.0`` as classes, pass over ``qid:`` and comments, and skip blank lines.
-    n_rows : int
-        Rows still allowed; blank lines behind them are skipped. -1: no limit.
-    n_features, n_classes : int
-        Exclusive limits.
-    unsettled : int64 array of shape (n, 2)
-        Receives (entry, position of its token) of values that the caller must parse.
+    The text ends in a newline, so that no scan runs past it. With ``svmlight``, ``+1`` and ``1.0`` are classes, and
+    ``qid:``, comments and blank lines are passed over. Not more than ``n_rows`` rows are allowed, -1: any number; blank
+    lines behind them are passed over. ``unsettled`` of shape (n, 2) receives (entry, position of its token) of values
+    that the caller must parse.
 
-    Returns
-    -------
-    code, position, n_rows, n_unsettled
-        `DONE`, or the kind of error and the position of its token; rows and unsettled values written.
+    Returns `DONE` or the kind of error, the position of its token, and the numbers of rows and of unsettled values.
     """
     i, row, n_ids, n_entries, n_unsettled = 0, 0, 0, 0, 0
     class_indptr[0] = feature_indptr[0] = 0

@@ -104,23 +104,10 @@ def _largest(values: Array, begin: int, end: int, places: Array) -> Any:
 def with_pairs(
     indptr: Array, indices: Array, values: Array, rows: Array, most: int, n_features: int, power: float = 1.0
 ) -> tuple[Array, Array, Array]:
-    """Some rows of a CSR matrix, each with the products of its ``most`` largest features behind its own features.
+    """Some rows of a CSR matrix, raised (`raise_row`), each with the products of its ``most`` largest features.
 
-    Parameters
-    ----------
-    indptr, indices, values : int64, int32, float32 arrays
-    rows : int array
-    most : int
-        0 or 1: the rows as they are.
-    n_features : int
-        D.
-    power : float
-        Rows are raised to it before, signs kept, and rescaled to the length that they had.
-
-    Returns
-    -------
-    indptr, indices, values
-        Of D + `N_HASHED` features. Where two pairs of a row meet, the feature stands there twice.
+    They have D + `N_HASHED` features, of which products are the last; where two products of a row meet, the feature
+    stands there twice. With ``most`` 0 or 1 there are no products.
     """
     ends = np.zeros(len(rows) + 1, np.int64)
     for n in range(len(rows)):
