@@ -26,7 +26,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from itertools import islice, pairwise, takewhile
+from itertools import islice, pairwise
 from math import inf
 from random import Random
 from typing import Literal, NamedTuple
@@ -131,10 +131,9 @@ class _Index:
         self.vocabulary = sorted(self.with_word)
         self.with_prefix: dict[str, set[int]] = {}
 
-    def beginning_with(self, prefix: str) -> Iterator[str]:
-        """All words that begin so."""
-        following = range(bisect_left(self.vocabulary, prefix), len(self.vocabulary))
-        return takewhile(lambda word: word.startswith(prefix), map(self.vocabulary.__getitem__, following))
+    def beginning_with(self, prefix: str) -> list[str]:
+        """All words that begin so; they are ASCII, so that none comes behind the last sign."""
+        return self.vocabulary[bisect_left(self.vocabulary, prefix) : bisect_left(self.vocabulary, prefix + "\x7f")]
 
     def containing(self, token: Token) -> set[int]:
         if not token.is_prefix:
@@ -236,7 +235,7 @@ def _mistype(spellings: list[str], random: Random) -> None:
     chosen = random.sample(long, min(len(long), random.choice((1, 1, 1, 1, 2))))
     for i in chosen:
         word = _with_error(spellings[i], random)
-        if not any(_index().beginning_with(word)):
+        if not _index().beginning_with(word):
             spellings[i] = word
 
 

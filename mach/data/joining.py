@@ -38,24 +38,15 @@ def join(
     ----------
     new : Store
         Rows with the features of ``like``. Its classes are found by their names among those of ``like``; where it has
-        none, its ids are taken as they stand.
+        none, its ids are taken as they stand. DataError when one of its rows has a class that was removed.
     old : Store or None
-        Rows that ``like`` learned from, if they shall be learned from again.
+        Rows that ``like`` learned from, split into ``old_parts``, if they shall be learned from again.
     like : Reference
         Features and known classes: 0 to K - 1. New names follow as K, K + 1, ...
-    old_parts : sequence of OldPart
-        How the rows of ``old`` were split.
     removed : int64 array, optional
         Ids of known classes that are no more: old rows lose them.
     cache, report : optional
         As of `mach.data.prepare.prepare`.
-
-    Raises
-    ------
-    DataError
-        When new rows have a class that was removed.
-    StorageError
-        When it cannot be written.
     """
     names, ids_K = None, None
     if like.class_names is not None:

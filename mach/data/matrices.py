@@ -24,7 +24,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from mach.data.sources import BLOCK_BYTES, LIMIT, Numbers, Shape, checked, source_errors
+from mach.data.sources import BLOCK_BYTES, LIMIT, Numbers, Shape, source_errors
 from mach.data.store import Chunk
 from mach.errors import DataError
 
@@ -115,7 +115,7 @@ class Npz(Numbers):
             indptr, n_features = _indptr(stack, path, "X")
             n_rows = len(indptr) - 1
             classes = self._classes(stack, path, n_rows, classes_optional)
-            return checked(Shape(n_rows, n_features, classes.n_classes), path, classes_optional)
+            return Shape(n_rows, n_features, classes.n_classes)
 
     def chunks(
         self, path: Path, shape: Shape, block_bytes: int = BLOCK_BYTES, classes_optional: bool = False
@@ -157,7 +157,7 @@ class Npy(Numbers):
         with ExitStack() as stack:
             n_rows, n_features = _dense(path).shape
             n_classes = self._classes(stack, path, n_rows, classes_optional).n_classes
-            return checked(Shape(n_rows, n_features, n_classes), path, classes_optional)
+            return Shape(n_rows, n_features, n_classes)
 
     def chunks(
         self, path: Path, shape: Shape, block_bytes: int = BLOCK_BYTES, classes_optional: bool = False

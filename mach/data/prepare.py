@@ -65,8 +65,7 @@ def prepare(
     source : str
         A file, the directory of a store (opened as it is), the URL of either (fetched into the cache once),
         ``builtin:characters``, ``builtin:characters-names``, ``builtin:characters-test``, or with ``like`` ``-``:
-        standard input, one row a line, which is a text or else ``k1,k2 f:v f:v`` (classes may be missing). Its key is
-        made of its content.
+        standard input, one row a line, which is a text or else ``k1,k2 f:v f:v`` (classes may be missing).
     destination : Path or URL, optional
         Directory of the store; by default one in ``config.cache``, else ``$MACH_CACHE``, else ``~/.cache/mach``. To a
         URL the store is copied, and opened here.
@@ -260,7 +259,7 @@ class _Task:
         """What gives the chunks anew for each pass; of documents phrases, or with ``whole`` these as they are."""
         config = self.config
 
-        def made(rows: Iterator[Columns]) -> Iterator[Text]:
+        def texts(rows: Iterator[Columns]) -> Iterator[Text]:
             for document in phrases.documents_of(rows, config, self.source):
                 for text in [document.text] if whole else phrases.phrases(document):
                     yield text, [document.name]
@@ -269,9 +268,9 @@ class _Task:
             if not self.has_documents:
                 return partial(self.form.texts, self.path, config, classes_optional=self.is_query)
             columns = [*(config.strong_columns or []), *(config.weak_columns or [])]
-            return partial(self.form.texts, self.path, config, columns=columns, made=made)
+            return partial(self.form.texts, self.path, config, columns=columns, make=texts)
         if self.source == DOCUMENTS:
-            return lambda: chunks_of(made(([name.lower()], [name]) for name in characters.class_names()))
+            return lambda: chunks_of(texts(([name.lower()], [name]) for name in characters.class_names()))
         rows = list(characters.rows(_BUILTIN[self.source], report=partial(self.report, "making rows")))
 
         def chunks() -> Iterator[TextChunk]:

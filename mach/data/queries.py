@@ -66,9 +66,9 @@ class QueryReader:
                     raise ValueError(f"feature {index} is out of range or repeated")
                 row_D[int(index)] = float(value)
         except ValueError as error:
+            form = "x x x" if self.dense_input else "index:value index:value"
             raise DataError(
-                f"query {line!r:.60}: this model takes numbers, written as "
-                f"{'x x x' if self.dense_input else 'index:value index:value'} of {self.n_features} features ({error})"
+                f"query {line!r:.60}: this model takes numbers, as {form} of {self.n_features} features ({error})"
             ) from error
         return row_D
 

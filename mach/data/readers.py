@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from mach.data.sources import BLOCK_BYTES, LIMIT, STDIN, Numbers, Shape, SourceFile, checked, source_errors
+from mach.data.sources import BLOCK_BYTES, LIMIT, STDIN, Numbers, Shape, SourceFile, source_errors
 from mach.data.store import Chunk
 from mach.errors import DataError
 
@@ -39,7 +39,17 @@ class NumericText(Numbers):
     def shape(self, path: Path, classes_optional: bool = False) -> Shape:
         if not self.has_header:
             return Shape(None, None, None)
-        return checked(_header(path), f"{path} line 1", classes_optional)
+        with SourceFile(path) as source, source_errors(path):
+            header = source.file.readline(200)
+        if not header:
+            raise DataError(f"{path} is empty: the first line must be N D K")
+        tokens = header.split()
+        if len(tokens) != 3 or not all(token.isdigit() for token in tokens):
+            raise DataError(f"{path} line 1: {_quoted(header)} is no header of three numbers N D K: add it")
+        n_rows, n_features, n_classes = map(int, tokens)
+        if max(n_features, n_classes) > LIMIT:
+            raise DataError(f"{path} line 1: D = {n_features} and K = {n_classes} must be at most {LIMIT}")
+        return Shape(n_rows, n_features, n_classes)
 
     def chunks(
         self, path: Path, shape: Shape, block_bytes: int = BLOCK_BYTES, classes_optional: bool = False
@@ -87,22 +97,6 @@ class NumericText(Numbers):
         n_ids, n_entries = int(class_indptr[n_rows]), int(feature_indptr[n_rows])
         features = feature_indptr[: n_rows + 1], indices[:n_entries], values[:n_entries]
         return Chunk(class_indptr[: n_rows + 1], class_ids[:n_ids], features, source.fraction)
-
-
-def _header(path: Path) -> Shape:
-    with SourceFile(path) as source, source_errors(path):
-        header = source.file.readline(200)
-    if not header:
-        raise DataError(f"{path} is empty: the first line must be N D K")
-    tokens = header.split()
-    if len(tokens) != 3 or not all(token.isdigit() for token in tokens):
-        raise DataError(
-            f"{path} line 1: {_quoted(header)} is no header of three numbers N D K (rows, features, classes): add it"
-        )
-    n_rows, n_features, n_classes = map(int, tokens)
-    if max(n_features, n_classes) > LIMIT:
-        raise DataError(f"{path} line 1: D = {n_features} and K = {n_classes} must be at most {LIMIT}")
-    return Shape(n_rows, n_features, n_classes)
 
 
 def _token(block: bytes, position: int) -> bytes:

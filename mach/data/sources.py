@@ -62,15 +62,6 @@ class Numbers(Format, ABC):
         return []
 
 
-def checked(shape: Shape, place: object, classes_optional: bool) -> Shape:
-    """A shape with features, and with classes unless they are optional."""
-    if shape.n_features == 0:
-        raise DataError(f"{place}: D = 0: rows need at least one feature: correct it")
-    if shape.n_classes == 0 and not classes_optional:
-        raise DataError(f"{place}: K = 0: rows need at least one class: correct it")
-    return shape
-
-
 class SourceFile:
     """A file, read once in blocks or lines; decompressed when it ends in .gz, .bz2 or .xz.
 
@@ -100,16 +91,10 @@ class SourceFile:
 
     def blocks(self, n_bytes: int) -> Iterator[bytes]:
         """Whole lines in blocks of about ``n_bytes``; each ends in a newline, added to the last line if need be."""
-        pending: list[bytes] = []
         with source_errors(self.name):
             while block := self.file.read(n_bytes):
-                end = block.rfind(b"\n") + 1
-                if end:
-                    yield b"".join([*pending, block[:end]])
-                    pending = []
-                pending.append(block[end:])
-        if rest := b"".join(pending):
-            yield rest + b"\n"
+                block += b"" if block.endswith(b"\n") else self.file.readline()
+                yield block if block.endswith(b"\n") else block + b"\n"
 
     def lines(self) -> Iterator[str]:
         """Decoded lines with their ends; a byte order mark at the beginning is dropped."""

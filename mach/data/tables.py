@@ -84,12 +84,12 @@ class Table(Format, ABC):
         block_bytes: int = BLOCK_BYTES,
         classes_optional: bool = False,
         columns: Sequence[str] | None = None,
-        made: Callable[[Iterator[Columns]], Iterator[Text]] = joined,
+        make: Callable[[Iterator[Columns]], Iterator[Text]] = joined,
     ) -> Iterator[TextChunk]:
         """Texts of the rows and the names of their classes, as ``config`` names the columns; errors as of `records`.
 
         A chunk has about ``block_bytes`` characters of text. With ``classes_optional`` the class column may be missing.
-        ``columns`` are those of text instead of ``config.text_columns``, and ``made`` makes texts of the rows.
+        ``columns`` are those of text instead of ``config.text_columns``, and ``make`` makes texts of the rows.
         """
         key = "text_columns" if columns is None else "strong_ and weak_columns"
         named = self.only_columns or columns or config.text_columns
@@ -105,7 +105,7 @@ class Table(Format, ABC):
             return chosen
 
         with SourceFile(path, self.source_name) as source:
-            rows = made(_row(values, place, named, config) for place, values in self.records(source, choose))
+            rows = make(_row(values, place, named, config) for place, values in self.records(source, choose))
             yield from chunks_of(rows, block_bytes, lambda: source.fraction)
 
 
