@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -88,11 +89,9 @@ def join(
 def find(fingerprint: str, cache: str | None = None) -> Store | None:
     """A store of the cache with this content, whatever it was made of; None where there is none."""
     for meta in sorted(cache_folder(cache).glob("*/meta.json")):
-        try:
-            if json.loads(meta.read_text()).get("fingerprint") == fingerprint:
-                return Store.open(meta.parent)
-        except (OSError, ValueError, AttributeError, StorageError):
-            continue  # another process may be removing it
+        with suppress(StorageError):  # another process may be removing it
+            if (store := Store.open(meta.parent)).fingerprint == fingerprint:
+                return store
     return None
 
 

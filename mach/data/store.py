@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from mach.errors import DataError, StorageError
 from mach.files.places import Place
 
 if TYPE_CHECKING:
-    from mach.data.text import TextFeatures
+    from mach.data.text import Csr, TextFeatures
 
 FORMAT = 1
 DTYPES = {
@@ -37,7 +37,6 @@ DTYPES = {
     "class_name_bytes": "|u1",
     "class_name_offsets": "<i8",
 }
-Csr: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]  # indptr, indices, values
 
 
 @dataclass(frozen=True)

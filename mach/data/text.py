@@ -24,7 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.config import TextConfig
-from mach.data.store import Csr
 from mach.errors import ConfigError, DataError, StorageError
 
 FORMAT = 1
@@ -35,6 +34,7 @@ BLOCK_IDS = 2**18  # rows are counted in blocks of about so many ids, so that me
 BLOCK_ROWS = 2**15
 MIN_CANDIDATES = 2**20
 
+Csr: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]  # indptr, indices, values
 Tables: TypeAlias = tuple[dict[str, int], dict[str, int]]  # ids of words, ids of n-grams of characters
 Ranking: TypeAlias = list[tuple[int, int, str, int]]  # kind (0 a word), minus row frequency, term, former id
 

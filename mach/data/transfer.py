@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import sys
 import tempfile
@@ -11,14 +10,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from mach.data.sources import STDIN, source_errors
 from mach.data.store import Store
 from mach.data.writer import storage_errors
 from mach.errors import StorageError
 from mach.files import places
 from mach.files.places import Place, cache_folder, is_there, kept, place
+from mach.files.records import read_json
 
 META = "meta.json"  # a store's, written last
+
+
+class _Meta(BaseModel):
+    fingerprint: str
 
 
 def is_store(where: Place) -> bool:
@@ -31,7 +37,7 @@ def fetch_store(where: str | Place, cache: str | None = None) -> Store:
     where = place(where)
     if isinstance(where, Path):
         return Store.open(where)
-    fingerprint = _meta(where).get("fingerprint")
+    fingerprint = read_json(where / META, _Meta).fingerprint
 
     def get(folder: Path) -> None:
         places.fetch_folder(where, folder)
@@ -48,7 +54,7 @@ def upload_store(store: Store, where: Place) -> None:
     """
     with storage_errors(where):
         if is_store(where):
-            if _meta(where).get("fingerprint") != store.fingerprint:
+            if read_json(where / META, _Meta).fingerprint != store.fingerprint:
                 raise StorageError(f"{where} is a store of other data: choose another destination, or remove it")
             return
         places.upload_folder(store.path, where, last=META)
@@ -99,13 +105,3 @@ def stamp(where: Place) -> tuple[str, int, int] | tuple[str, str]:
             return str(where), places.state_of(where)
         status = where.stat()
         return str(where.resolve()), status.st_size, status.st_mtime_ns
-
-
-def _meta(where: Place) -> dict[str, object]:
-    try:
-        meta = json.loads(places.read_bytes(where / META))
-    except OSError as error:
-        raise StorageError(f"{where} is not a complete store: {META}: {error.strerror}") from error
-    except ValueError as error:
-        raise StorageError(f"store {where}: {META} is damaged ({error}): rebuild the store") from error
-    return meta if isinstance(meta, dict) else {}

@@ -127,11 +127,6 @@ class StoreWriter:
     def append(self, chunk: Chunk) -> None:
         """Write some rows; the chunk's arrays may be used again afterwards."""
         n_rows, features = len(chunk.class_indptr) - 1, chunk.features
-        if isinstance(features, tuple) == self._dense:
-            raise DataError(f"{self._meta['kind']} rows expected: give StoreWriter the kind of all chunks")
-        n_rows_of_features = len(features[0]) - 1 if isinstance(features, tuple) else len(features)
-        if n_rows != n_rows_of_features:
-            raise DataError(f"a chunk has classes of {n_rows} rows and features of {n_rows_of_features}: give the same")
         if isinstance(features, tuple):
             indptr, indices, values = features
             self._largest_feature = max(self._largest_feature, int(indices.max(initial=-1)))

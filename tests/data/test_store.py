@@ -217,7 +217,6 @@ def test_an_exception_leaves_nothing_behind(tmp_path, error):
         ({"n_classes": 2}, None, r"class 2 is outside 0\.\.1"),
         ({"n_classes": 5}, ["a", "b"], "2 class names for 5 classes"),
         ({}, [], "0 class names for 3 classes"),
-        ({"dense": True}, None, "dense rows expected"),
     ],
 )
 def test_rows_that_contradict_the_writer_are_refused(tmp_path, options, names, complaint):
@@ -229,15 +228,6 @@ def test_rows_that_contradict_the_writer_are_refused(tmp_path, options, names, c
     with pytest.raises(DataError, match=complaint):
         write()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_chunks_must_agree_with_themselves(tmp_path):
-    broken = Chunk(np.array([0, 0]), np.empty(0, np.int32), GOLDEN_CHUNK.features)
-    with (
-        pytest.raises(DataError, match="a chunk has classes of 1 rows and features of 2"),
-        StoreWriter(tmp_path / "store", source="") as writer,
-    ):
-        writer.append(broken)
 
 
 def test_an_existing_path_is_not_overwritten(golden):
