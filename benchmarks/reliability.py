@@ -22,7 +22,6 @@ from mach.data.batch import right_of
 from mach.data.prepare import prepare
 from mach.evaluation.accuracy import evaluate
 from mach.evaluation.report import plots
-from mach.evaluation.report.diagnosis import Trust
 from mach.model.ask import Ask
 from mach.model.classes.answerer import Answerer
 from mach.model.curves import TOP, Curve, calibration_error, pairs_of, reliability
@@ -74,14 +73,13 @@ def cases_of(path: str) -> tuple[list[Case], list[str]]:
 
 
 def plot(cases: list[Case], path: Path) -> None:
-    panels = [
-        Trust(
-            case.name,
-            {kind: reliability(probabilities, case.right) for kind, probabilities in case.probabilities.items()},
-            {kind: case.error(kind, TOP) / 100 for kind in case.probabilities},
-        )
+    panels = {
+        case.name: {
+            kind: (reliability(probabilities, case.right), case.error(kind, TOP) / 100)
+            for kind, probabilities in case.probabilities.items()
+        }
         for case in cases
-    ]
+    }
     with plots.style():
         plots.reliability(panels).savefig(path, metadata={"Date": None})
 

@@ -14,9 +14,9 @@ from typing import Any
 import click
 
 from mach import __version__
-from mach.cli.asking import calibrate, evaluate, info, predict, query, write_report
 from mach.cli.classes import classes
-from mach.cli.training import plan, prepare, status, train
+from mach.cli.models import calibrate, evaluate, info, predict, query, write_report
+from mach.cli.runs import plan, prepare, status, train
 from mach.errors import ConfigError, IncompleteRunError, MachError
 
 VERBS = (prepare, plan, train, status, evaluate, calibrate, predict, query, write_report, info, classes)

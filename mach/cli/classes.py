@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mach.cli.shell import PLACE, print_table, read_lines, trunk_option
+from mach.cli.options import JSON, RUN, TRUNK
+from mach.cli.shell import print_table, read_lines
 from mach.errors import DataError
-from mach.files.places import Place
+from mach.files.places import Place, place, read_bytes
 
 if TYPE_CHECKING:
     from mach.model.model import MachModel
 
-_run = click.argument("run", type=PLACE)
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+CLASS = click.argument("chosen", metavar="CLASS")
 
 
 @click.group()
@@ -25,9 +27,24 @@ def classes() -> None:
     """
 
 
-@classes.command()
-@_run
-@trunk_option
+def changes(verb: Callable[..., str]) -> Callable[..., None]:
+    """A verb that changes the classes of a model: it gets the opened model, and returns what it did to them."""
+
+    @classes.command()
+    @RUN
+    @TRUNK
+    @functools.wraps(verb)
+    def changed(run: Place, trunk: str | None, **options: Any) -> None:
+        from mach.model.loading import load
+
+        model = load(run, trunk=trunk)
+        done = verb(model, **options)
+        click.echo(f"{model.run.path}: {done}; version {model.classes.version} holds", err=True)
+
+    return changed
+
+
+@changes
 @click.argument("name", required=False)
 @click.option("--example", "examples", multiple=True, help="A query of the class, as `mach query` takes it.")
 @click.option("--text", "texts", multiple=True, help="A text that describes it.")
@@ -39,121 +56,103 @@ def classes() -> None:
 )
 @click.option("--random", type=float, default=0.0, show_default=True, help="Share of buckets that are hashed anyway.")
 def add(
-    run: Place,
-    trunk: str | None,
+    model: MachModel,
     name: str | None,
     examples: tuple[str, ...],
     texts: tuple[str, ...],
     source: str | None,
-    by: str,
-    random: float,
-) -> None:
+    **options: Any,
+) -> str:
     """Add a class NAME, or those of a FILE, by a few examples or descriptive texts."""
     import numpy as np
 
-    from mach.cli.entries import Entry, read_entries
-
     if (name is None) == (source is None):
         raise DataError("give the NAME of one class, or --from FILE")
-    given = read_entries(source) if source else [Entry(name=str(name), examples=list(examples), texts=list(texts))]
-    model = _opened(run, trunk)
-    rows: list[Any] = [[model.parse(line) for line in entry.examples] for entry in given]
-    has_examples, has_texts = any(rows), any(entry.texts for entry in given)
-    if has_examples and model.run.text_features is None:
-        rows = [np.reshape(lines, (-1, model.n_features)) for lines in rows]
-    ids = model.classes.add(
-        [entry.name for entry in given],
-        rows if has_examples else None,
-        [entry.texts for entry in given] if has_texts else None,
-        by=by,
-        random=random,
-    )
-    _said(model, f"added {len(ids)} classes, ids {ids[0]} to {ids[-1]}")
+    entries = _entries(source) if source else [(str(name), list(examples), list(texts))]
+    names, examples_K, texts_K = (list(column) for column in zip(*entries, strict=True))
+    rows: list[Any] | None = None
+    if any(examples_K):
+        rows = [[model.parse(line) for line in lines] for lines in examples_K]
+        if model.run.text_features is None:
+            rows = [np.reshape(row, (-1, model.n_features)) for row in rows]
+    ids = model.classes.add(names, rows, texts_K if any(texts_K) else None, **options)
+    return f"added {len(ids)} classes, ids {ids[0]} to {ids[-1]}"
 
 
-@classes.command()
-@_run
-@trunk_option
+@changes
 @click.argument("chosen", metavar="CLASS...", nargs=-1, required=True)
-def remove(run: Place, trunk: str | None, chosen: tuple[str, ...]) -> None:
+def remove(model: MachModel, chosen: tuple[str, ...]) -> str:
     """Remove classes: they are never returned again."""
-    model = _opened(run, trunk)
     model.classes.remove([_class_of(model, text) for text in chosen])
-    _said(model, f"removed {len(chosen)} classes")
+    return f"removed {len(chosen)} classes"
 
 
-@classes.command()
-@_run
-@trunk_option
-@click.argument("chosen", metavar="CLASS")
+@changes
+@CLASS
 @click.argument("name")
-def rename(run: Place, trunk: str | None, chosen: str, name: str) -> None:
+def rename(model: MachModel, chosen: str, name: str) -> str:
     """Give a CLASS another NAME."""
-    model = _opened(run, trunk)
     model.classes.rename(_class_of(model, chosen), name)
-    _said(model, f"renamed {chosen} to {name}")
+    return f"renamed {chosen} to {name}"
 
 
-@classes.command()
-@_run
-@trunk_option
+@changes
 @click.argument("query")
-@click.argument("chosen", metavar="CLASS")
-def upvote(run: Place, trunk: str | None, query: str, chosen: str) -> None:
+@CLASS
+def upvote(model: MachModel, query: str, chosen: str) -> str:
     """Teach that QUERY is of a CLASS."""
     import numpy as np
 
-    model = _opened(run, trunk)
     parsed = model.parse(query)
     model.classes.upvote([parsed] if isinstance(parsed, str) else np.atleast_2d(parsed), [_class_of(model, chosen)])
-    _said(model, f"upvoted {chosen}")
+    return f"upvoted {chosen}"
 
 
-@classes.command()
-@_run
-@trunk_option
+@changes
 @click.argument("source")
 @click.argument("target")
-def associate(run: Place, trunk: str | None, source: str, target: str) -> None:
+def associate(model: MachModel, source: str, target: str) -> str:
     """Teach that the text SOURCE means what the text TARGET means."""
-    model = _opened(run, trunk)
     model.classes.associate([source], [target])
-    _said(model, f"associated {source!r} with {target!r}")
+    return f"associated {source!r} with {target!r}"
 
 
-@classes.command()
-@_run
-@trunk_option
+@changes
 @click.argument("name")
 @click.argument("chosen", metavar="[CLASS...]", nargs=-1)
-def subset(run: Place, trunk: str | None, name: str, chosen: tuple[str, ...]) -> None:
+def subset(model: MachModel, name: str, chosen: tuple[str, ...]) -> str:
     """Store classes as a subset NAME for --allowed; without any, forget it. - reads a class a line from stdin."""
-    model = _opened(run, trunk)
     lines = list(read_lines(chosen)) if chosen else []
     model.classes.name_subset(name, [_class_of(model, line) for line in lines] if chosen else None)
-    _said(model, f"subset {name} has {len(lines)} classes" if chosen else f"forgot subset {name}")
+    return f"subset {name} has {len(lines)} classes" if chosen else f"forgot subset {name}"
+
+
+@changes
+def undo(model: MachModel) -> str:
+    """Go back to the version before; undoing again goes further back."""
+    step = model.classes.undo()
+    return f"undone: {step.verb} {step.what}"
 
 
 @classes.command("list")
-@_run
-@trunk_option
+@RUN
+@TRUNK
 @click.option("--all", "everything", is_flag=True, help="Also the classes that are as trained.")
 @click.option("--history", is_flag=True, help="The changes that were made, in place of classes.")
-@_json
+@JSON
 def list_(run: Place, trunk: str | None, everything: bool, history: bool, as_json: bool) -> None:
     """Show what was changed: added, renamed and removed classes."""
     from mach.model.classes.edits import TEXT
     from mach.model.classes.versions import Versions
+    from mach.model.loading import load
     from mach.runs.run import Run
 
-    if history:  # files alone tell it
+    if history:
         current = Versions(Run.open(run)).current()
-        rows = [
-            {"version": step.version, "of": step.parent, "verb": step.verb, "what": step.what} for step in current.steps
-        ]
+        rows = [{"version": s.version, "of": s.parent, "verb": s.verb, "what": s.what} for s in current.steps]
         summary = f"the version that holds is {current.version}"
     else:
-        editor = _opened(run, trunk).classes
+        editor = load(run, trunk=trunk).classes
         edits = editor.edits
         rows = [row if as_json else row | {"id": str(row["id"])} for row in editor.changes(everything=everything)]
         subsets = "".join(f", subset {name} of {len(members):,}" for name, members in edits.subsets.items())
@@ -168,27 +167,36 @@ def list_(run: Place, trunk: str | None, everything: bool, history: bool, as_jso
         click.echo(summary)
 
 
-@classes.command()
-@_run
-@trunk_option
-def undo(run: Place, trunk: str | None) -> None:
-    """Go back to the version before; undoing again goes further back."""
-    model = _opened(run, trunk)
-    step = model.classes.undo()
-    _said(model, f"undone: {step.verb} {step.what}")
-
-
-def _opened(run: Place, trunk: str | None) -> MachModel:
-    from mach.model.loading import load
-
-    return load(run, trunk=trunk)
-
-
-def _said(model: MachModel, what: str) -> None:
-    click.echo(f"{model.run.path}: {what}; version {model.classes.version} holds", err=True)
-
-
 def _class_of(model: MachModel, text: str) -> Any:
     """A name, or a number where there is no such name."""
     is_number = text.isdecimal() and model.answerer.catalogue.id_of(text) is None
     return int(text) if is_number else text
+
+
+def _entries(source: str) -> list[tuple[str, list[str], list[str]]]:
+    """Names, examples and texts of the classes in a file, here or behind a URL: a JSON object a line."""
+    from pydantic import ValidationError, create_model
+
+    from mach.config import Section
+
+    kind: Any = create_model(
+        "Entry", __base__=Section, name=(str, ...), examples=(list[str], []), texts=(list[str], [])
+    )
+    try:
+        lines = read_bytes(place(source)).decode().splitlines()
+    except OSError as error:
+        raise DataError(f"cannot read {source}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source} is not UTF-8: {error.reason} at byte {error.start}") from error
+    entries = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                entry = kind.model_validate_json(line)
+            except ValidationError as error:
+                need = '{"name": "...", "examples": ["..."], "texts": ["..."]}'
+                raise DataError(f"{source} line {number}: need {need}, got {line:.60}") from error
+            entries.append((entry.name, entry.examples, entry.texts))
+    if not entries:
+        raise DataError(f"{source} has no line: write one JSON object a class")
+    return entries

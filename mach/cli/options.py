@@ -1,4 +1,4 @@
-"""Options and arguments that several verbs share."""
+"""Options and arguments that several verbs share, and the types of their values."""
 
 from __future__ import annotations
 
@@ -8,15 +8,57 @@ from typing import Any
 
 import click
 
-from mach.cli.shell import PLACE, parse_numbers, trunk_option, warnings_as_lines
-from mach.files.places import Place
+from mach.cli.shell import warnings_as_lines
+from mach.errors import ConfigError
+from mach.files.places import Place, place
 
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+class _Value(click.ParamType[Any]):
+    """A value that a function makes of its text; the function is told the name of the option, for messages."""
+
+    def __init__(self, name: str, read: Callable[[str, str], Any]) -> None:
+        self.name, self._read = name, read
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        return self._read(value, parameter.opts[0] if parameter else "") if isinstance(value, str) else value
+
+
+def _bytes(text: str, option: str) -> int:
+    number = text.rstrip("BKMGTbkmgt ")
+    try:
+        return int(float(number) * UNITS[text[len(number) :].strip().upper()])
+    except (ValueError, KeyError, OverflowError):
+        raise ConfigError(f"{option} {text}: write a number and B, KB, MB, GB or TB, such as 200MB") from None
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    """Ascending."""
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        for number in (first, last) if dash else (first,):
+            if not number.strip().isdecimal():
+                raise ConfigError(f"{option}: {number!r} is no number: write numbers separated by commas")
+        chosen |= set(range(int(first), int(last if dash else first) + 1))
+    if not chosen:
+        raise ConfigError(f"{option} {text}: no number in it: write them ascending, such as 0-3,5")
+    return sorted(chosen)
+
+
+PLACE = _Value("path or url", lambda text, option: place(text))  # click takes s3://bucket for a path of three parts
+BYTES = _Value("bytes", _bytes)
+NUMBERS = _Value("numbers", _numbers)
+
+RUN = click.argument("run", type=PLACE)
+TRUNK = click.option(
+    "--trunk",
+    metavar="PACKAGE.MODULE:CLASS",
+    help="The torch module that network.trunk names; it is code of its maker, so say that you trust it.",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 SET = click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override the configuration.")
-WORKERS = click.option(
-    "--workers", type=click.IntRange(1), help="Most workers at a time; by default one a core, or one a shard."
-)
-LAUNCHER = click.option("--launcher", type=click.Choice(["local", "ray"]), help="This machine, or a Ray cluster.")
 ADDRESS = click.option("--address", metavar="HOST:PORT", help="Head of the Ray cluster; by default as Ray finds it.")
 RERANK = click.option("--rerank/--no-rerank", default=True, help="Order the best classes anew, where RUN can.")
 TAIL = click.option(
@@ -31,35 +73,38 @@ PROBABILITIES = click.option(
 )
 ALLOWED = click.option("--allowed", metavar="SUBSET", help="Classes of a stored subset only, see `mach classes`.")
 K = click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Classes a query.")
-SOME = click.option("--repetitions", metavar="0-3,5", help="Use these only; all by default.")
-RUN = click.argument("run", type=PLACE)
-ACTORS = click.option("--workers", type=click.IntRange(1), help="Actors on the cluster; by default one a repetition.")
 
 
 def asks(verb: Callable[..., None]) -> Callable[..., None]:
-    """A verb that asks a model: says which repetitions answer and who keeps them, and gets the opened model."""
+    """A verb that asks a model: it gets the opened model, and its options `ALLOWED`, `RERANK` and `TAIL` as an `Ask`.
+
+    Options say which repetitions answer, and where they are kept.
+    """
 
     @RUN
-    @SOME
-    @LAUNCHER
+    @click.option("--repetitions", type=NUMBERS, metavar="0-3,5", help="Use these only; all by default.")
+    @click.option("--launcher", type=click.Choice(["local", "ray"]), help="This machine, or a Ray cluster.")
     @ADDRESS
-    @ACTORS
-    @trunk_option
+    @click.option("--workers", type=click.IntRange(1), help="Actors on the cluster; by default one a repetition.")
+    @TRUNK
     @functools.wraps(verb)
     def opened(
         run: Place,
-        repetitions: str | None,
+        repetitions: list[int] | None,
         launcher: str | None,
         address: str | None,
         workers: int | None,
         trunk: str | None,
         **options: Any,
     ) -> None:
+        from mach.model.ask import Ask
         from mach.model.loading import load
 
-        chosen = parse_numbers(repetitions) if repetitions else None
+        asked = {name: options.pop(name) for name in ("allowed", "rerank", "tail") if name in options}
+        if asked:
+            options["ask"] = Ask(**asked)
         where: dict[str, Any] = {"launcher": launcher or "local", "address": address, "workers": workers}
-        with warnings_as_lines(), load(run, repetitions=chosen, trunk=trunk, **where) as model:
+        with warnings_as_lines(), load(run, repetitions=repetitions, trunk=trunk, **where) as model:
             verb(model, **options)
 
     return opened

@@ -1,4 +1,4 @@
-"""What people type into a shell and read there: lists of numbers, sizes, queries; tables, JSON, progress, warnings."""
+"""What verbs read from standard input, and how they print tables, JSON, progress and warnings."""
 
 from __future__ import annotations
 
@@ -11,26 +11,8 @@ from typing import Any
 
 import click
 
-from mach.errors import ConfigError, DataError, DegradedWarning
+from mach.errors import DataError, DegradedWarning
 from mach.evaluation.report.numbers import shown
-from mach.files.places import Place, place
-
-
-class _PlaceType(click.ParamType[Any]):
-    """A path or URL; click's own type takes ``s3://bucket`` for a path of three parts."""
-
-    name = "path or url"
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Place:
-        return place(value)
-
-
-PLACE = _PlaceType()
-trunk_option = click.option(
-    "--trunk",
-    metavar="PACKAGE.MODULE:CLASS",
-    help="The torch module that network.trunk names; it is code of its maker, so say that you trust it.",
-)
 
 
 def read_lines(queries: tuple[str, ...]) -> Iterator[str]:
@@ -46,35 +28,6 @@ def read_lines(queries: tuple[str, ...]) -> Iterator[str]:
                 raise DataError(f"standard input line {number} is not UTF-8: {error.reason}") from error
             if query.strip():
                 yield query
-
-
-def parse_numbers(text: str) -> list[int]:
-    """Numbers of ``0-3,5``, ascending."""
-    chosen: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        begin = parse_integer(first, "--repetitions")
-        chosen |= set(range(begin, (parse_integer(last, "--repetitions") if dash else begin) + 1))
-    if not chosen:
-        raise ConfigError(f"--repetitions {text}: no number in it: write them ascending, such as 0-3,5")
-    return sorted(chosen)
-
-
-def parse_integer(text: str, where: str) -> int:
-    """A number of digits alone."""
-    if not text.strip().isdecimal():
-        raise ConfigError(f"{where}: {text!r} is no number: write numbers separated by commas")
-    return int(text)
-
-
-def parse_bytes(text: str, option: str) -> int:
-    """Bytes of ``200MB``."""
-    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-    number = text.rstrip("BKMGTbkmgt ")
-    try:
-        return int(float(number) * units[text[len(number) :].strip().upper()])
-    except (ValueError, KeyError, OverflowError):
-        raise ConfigError(f"{option} {text}: write a number and B, KB, MB, GB or TB, such as 200MB") from None
 
 
 def print_values(values: dict[str, Any], as_json: bool) -> None:

@@ -63,36 +63,32 @@ def evaluate(
     store.require_classes()
     n_repetitions, answerer, plainly = model.n_repetitions, model.answerer, replace(ask, rerank=False)
     sizes = range(1, n_repetitions + 1) if curve else [n_repetitions]
-    tops: list[list[TopK]] = [[] for _ in sizes]
-    n_degraded = 0
-    reranked: list[TopK] = []
+    answers: dict[tuple[int, bool], list[TopK]] = {(size, False): [] for size in sizes}
+    if model.reranker is not None and ask.rerank:
+        answers[n_repetitions, True] = []
+    n_rows = n_degraded = 0
     most = max(*ks, TOP if reliability else 0)
     if reliability:
         model.curve(rerank=ask.rerank)  # missing, it is missed before the work
     for scores in model.ensemble.answered(store):
         n_degraded += len(scores.batch) * (len(scores.columns) < n_repetitions)
-        for size, of_size in zip(sizes, tops, strict=True):
-            of_size.append(answerer.topk(scores.first(size), most, plainly))
-        if model.reranker is not None and ask.rerank:
-            reranked.append(answerer.topk(scores, most, ask))
-        report("evaluating", sum(len(top.ids_Nk) for top in tops[-1]) / store.n_rows)
+        for (size, is_reranked), parts in answers.items():
+            parts.append(answerer.topk(scores.first(size), most, ask if is_reranked else plainly))
+        n_rows += len(scores.batch)
+        report("evaluating", n_rows / store.n_rows)
     truth = csr_array(
         (np.ones(len(store.class_ids), np.int8), store.class_ids, store.class_indptr),
         shape=(store.n_rows, model.n_classes),
     )
     weights_K = propensities(answerer.class_counts_K(), model.run.manifest.n_rows)
-    degraded = n_degraded / store.n_rows
-    measured = [(size, False, of_size) for size, of_size in zip(sizes, tops, strict=True)]
-    if reranked:
-        measured.append((n_repetitions, True, reranked))
     rows = []
-    for size, is_reranked, of_size in measured:
-        top = TopK.concatenate(of_size)
+    for (size, is_reranked), parts in answers.items():
+        top = TopK.concatenate(parts)
         row: dict[str, Any] = {"n_repetitions": size, "reranked": is_reranked}
         row |= evaluate_ids(top.ids_Nk[:, : max(ks)], truth, ks=ks, propensities=weights_K)
         if reliability and size == n_repetitions:
             row |= calibration_errors(model, store, top, replace(ask, rerank=is_reranked))
-        rows.append(row | {"degraded": degraded})
+        rows.append(row | {"degraded": n_degraded / store.n_rows})
     return rows
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +18,7 @@ from mach.errors import ConfigError
 from mach.files.places import atomic_file, place
 
 Part = tuple[NDArray[np.int64], NDArray[np.float32]]  # ids and scores, (n, k) each
+BLOCK_ROWS = 10_000  # of a Parquet file
 Names = Callable[[NDArray[np.int64]], list[Any]] | None
 
 
@@ -25,7 +27,7 @@ def write_predictions(
 ) -> None:
     """Write ids, scores and (where there are) names of consecutive rows; ``-`` is standard output as JSONL.
 
-    ``kind`` is what the scores are called, one and many.
+    ``kind`` says what one score and many are called.
 
     Raises
     ------
@@ -68,13 +70,9 @@ def _write_parquet(file: BinaryIO, parts: Iterable[Part], names: Names, kind: tu
     fields = [("row", pa.int64()), ("ids", pa.list_(pa.int64())), (kind[1], pa.list_(pa.float32()))]
     schema = pa.schema(fields + ([("names", pa.list_(pa.string()))] if names else []))
     with pq.ParquetWriter(file, schema) as writer:
-        batch: list[dict[str, Any]] = []
-        for row in _rows(parts, names, kind[1]):
-            batch.append(row)
-            if len(batch) == 10_000:
-                writer.write_table(pa.Table.from_pylist(batch, schema))
-                batch = []
-        writer.write_table(pa.Table.from_pylist(batch, schema))
+        rows = _rows(parts, names, kind[1])
+        while block := list(islice(rows, BLOCK_ROWS)):
+            writer.write_table(pa.Table.from_pylist(block, schema))
 
 
 def _write_npz(file: BinaryIO, parts: Iterable[Part], names: Names, kind: tuple[str, str]) -> None:
@@ -85,12 +83,8 @@ def _write_npz(file: BinaryIO, parts: Iterable[Part], names: Names, kind: tuple[
 
 def _rows(parts: Iterable[Part], names: Names, kinds: str) -> Iterator[dict[str, Any]]:
     """One dictionary a row, padding left out."""
-    number = 0
-    for ids_Nk, scores_Nk in parts:
-        for ids, scores in zip(ids_Nk, scores_Nk, strict=True):
-            found = ids >= 0
-            row = {"row": number, "ids": ids[found].tolist(), kinds: [round(float(s), 6) for s in scores[found]]}
-            if names is not None:
-                row["names"] = names(ids[found])
-            yield row
-            number += 1
+    pairs = (pair for ids_Nk, scores_Nk in parts for pair in zip(ids_Nk, scores_Nk, strict=True))
+    for number, (ids, scores) in enumerate(pairs):
+        is_there = ids >= 0
+        row = {"row": number, "ids": ids[is_there].tolist(), kinds: [round(float(s), 6) for s in scores[is_there]]}
+        yield row if names is None else row | {"names": names(ids[is_there])}

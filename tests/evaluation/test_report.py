@@ -164,7 +164,7 @@ def test_recall_of_classes(page: Page, model: MachModel, test_rows: Store):
 def test_what_comes_first_instead(model: MachModel, test_rows: Store):
     found = diagnose(model, test_rows)
     best_N = found.top.ids_Nk[:, 0]
-    for k in found.recall.worst(10).tolist():
+    for k in found.recall.ranked(best_first=False)[:10].tolist():
         rows = [n for n in range(test_rows.n_rows) if k in set(_own(test_rows, n))]
         wrong = [int(best_N[n]) for n in rows if best_N[n] not in _own(test_rows, n)]
         other, n_times = mistaken_for(test_rows, k, found.top, found.right_Nk)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.data.batch import read_classes, right_of
+from mach.data.batch import right_of
 from mach.data.store import Store
 from mach.errors import ConfigError
 from mach.evaluation.accuracy import evaluate
@@ -23,6 +23,9 @@ from mach.sketch.answers import TopK
 SHOWN = 5  # classes of a query that recall counts and examples show
 _BLOCK = 2**20  # classes whose buckets are looked up at once
 
+# of probabilities before and after calibration: bins of `mach.model.curves.reliability`, expected calibration error
+Reliability: TypeAlias = "dict[str, tuple[NDArray[np.float64], float]]"
+
 
 @dataclass(frozen=True, eq=False)
 class BucketLoad:
@@ -31,7 +34,7 @@ class BucketLoad:
     Attributes
     ----------
     classes_RB, rows_RB : int64 arrays of shape (n_functions, B)
-        Classes of a bucket; the training rows of these classes together, a row once for each of its classes.
+        Classes of a bucket, and their training rows; a row counts once for each of its classes.
     """
 
     functions: list[int]
@@ -53,13 +56,11 @@ class ClassRecall:
     n_rows_K: NDArray[np.int64]
     n_found_K: NDArray[np.int64]
 
-    def worst(self, n: int) -> NDArray[np.int64]:
-        """Classes of least recall, those of most rows first among equals."""
-        return self._ordered(1)[:n]
-
-    def best(self, n: int) -> NDArray[np.int64]:
-        """Classes of highest recall, those of most rows first among equals."""
-        return self._ordered(-1)[:n]
+    def ranked(self, *, best_first: bool) -> NDArray[np.int64]:
+        """Classes that rows have, by recall; those of most rows first among equals."""
+        ids = np.flatnonzero(self.n_rows_K)
+        recalls = self.n_found_K[ids] / self.n_rows_K[ids]
+        return ids[np.lexsort((ids, -self.n_rows_K[ids], -recalls if best_first else recalls))]
 
     def by_training_rows(self, counts_K: NDArray[np.int64]) -> list[dict[str, Any]]:
         """Recall of classes by their training rows, in groups of 0, 1, 2 to 3, 4 to 7 and so on.
@@ -67,37 +68,16 @@ class ClassRecall:
         Returns
         -------
         list of dict
-            ``least`` and ``most`` training rows, ``n_classes`` and ``n_rows`` that were asked for, ``recall``.
+            ``least`` and ``most`` training rows, ``n_classes`` and the ``n_rows`` that have them, ``recall``.
         """
-        groups_K = np.where(counts_K > 0, 1 + np.log2(np.maximum(counts_K, 1)).astype(np.int64), 0)
+        groups_K = np.frexp(counts_K.astype(float))[1]  # 0, or 1 + the binary logarithm
         groups = []
-        for group in np.unique(groups_K[self.n_rows_K > 0]):
+        for group in np.unique(groups_K[self.n_rows_K > 0]).tolist():
             is_in_K = (groups_K == group) & (self.n_rows_K > 0)
             n_rows = int(self.n_rows_K[is_in_K].sum())
-            groups.append(
-                {
-                    "least": int(2 ** (group - 1)) if group else 0,
-                    "most": int(2**group - 1),
-                    "n_classes": int(is_in_K.sum()),
-                    "n_rows": n_rows,
-                    "recall": float(self.n_found_K[is_in_K].sum() / n_rows),
-                }
-            )
+            sizes = {"least": 2**group // 2, "most": 2**group - 1, "n_classes": int(is_in_K.sum()), "n_rows": n_rows}
+            groups.append(sizes | {"recall": float(self.n_found_K[is_in_K].sum() / n_rows)})
         return groups
-
-    def _ordered(self, sign: int) -> NDArray[np.int64]:
-        asked = np.flatnonzero(self.n_rows_K)
-        recalls = self.n_found_K[asked] / self.n_rows_K[asked]
-        return asked[np.lexsort((asked, -self.n_rows_K[asked], sign * recalls))]
-
-
-@dataclass(frozen=True, eq=False)
-class Trust:
-    """How far probabilities of some scores can be trusted: bins as of `mach.model.curves.reliability`, and errors."""
-
-    scores: str
-    bins: dict[str, NDArray[np.float64]]
-    errors: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,19 +93,20 @@ class Diagnosis:
     right_Nk : bool array of shape (N, k)
         Whether each of them is one of its row's own.
     recall : ClassRecall
-    trust : list of Trust
-        Of plain scores, and of re-ranked ones where there are any.
+        Among the best `SHOWN`.
+    reliability : dict
+        Of plain scores, and of re-ranked ones where there are any, see `Reliability`.
     """
 
     curve: list[dict[str, Any]]
     top: TopK
     right_Nk: NDArray[np.bool_]
     recall: ClassRecall
-    trust: list[Trust]
+    reliability: dict[str, Reliability]
 
 
 def bucket_load(run: Run) -> BucketLoad:
-    """Count classes and rows of all buckets; cost O(R K). Learned assignments count where they are finished."""
+    """Count classes and rows of all buckets; cost O(R K). Of learned assignments those that are finished count."""
     if run.has_learned_tables:
         repetitions = run.finished()
         functions = run.functions(repetitions)
@@ -147,25 +128,25 @@ def bucket_load(run: Run) -> BucketLoad:
 def diagnose(
     model: MachModel, store: Store, report: Callable[[str, float], None] = lambda stage, fraction: None
 ) -> Diagnosis:
-    """Ask a model for the best classes of all rows of a store that knows their classes.
+    """Ask a model for the best classes of all rows of a store, and compare them with the rows' own.
 
     ``report`` is called with a stage and the fraction done. Raises DataError when no row has a class that the model
     knows.
     """
     curve = evaluate(model, store, report=report)
-    trust = []
+    by_scores = {}
     for rerank in (False, True) if model.reranker is not None else (False,):
         top = model.search(store, TOP, rerank=rerank)
         right_Nk = right_of(store, np.arange(store.n_rows), top.ids_Nk)
-        trust.append(_trust(model, top, right_Nk, rerank=rerank))
+        by_scores["re-ranked" if rerank else "plain"] = _reliability(model, top, right_Nk, rerank=rerank)
         report("asking", 1.0)
-    return Diagnosis(curve, top, right_Nk, class_recall(store, top.ids_Nk[:, :SHOWN]), trust)
+    return Diagnosis(curve, top, right_Nk, class_recall(store, top.ids_Nk[:, :SHOWN]), by_scores)
 
 
 def class_recall(store: Store, ids_Nk: NDArray[np.int64]) -> ClassRecall:
     """How often each class of a store is among the given ones of its rows, ids of shape (N, k)."""
-    found = ids_Nk[right_of(store, np.arange(store.n_rows), ids_Nk)]
-    return ClassRecall(ids_Nk.shape[1], store.class_counts(), np.bincount(found, minlength=store.n_classes))
+    right = ids_Nk[right_of(store, np.arange(store.n_rows), ids_Nk)]
+    return ClassRecall(ids_Nk.shape[1], store.class_counts(), np.bincount(right, minlength=store.n_classes))
 
 
 def mistaken_for(store: Store, k: int, top: TopK, right_Nk: NDArray[np.bool_]) -> tuple[int, int]:
@@ -187,18 +168,9 @@ def example_rows(store: Store, right_Nk: NDArray[np.bool_], n: int) -> NDArray[n
     return np.concatenate(chosen)
 
 
-def classes_of(store: Store, row: int) -> list[int]:
-    """Classes of one row."""
-    return read_classes(store, np.array([row]))[0].tolist()
-
-
-def _trust(model: MachModel, top: TopK, right_Nk: NDArray[np.bool_], *, rerank: bool) -> Trust:
+def _reliability(model: MachModel, top: TopK, right_Nk: NDArray[np.bool_], *, rerank: bool) -> Reliability:
     scores, right, _ = pairs_of(top.ids_Nk, top.scores_Nk, right_Nk)
     probabilities = {"before": naive(scores, model.aggregate)}
     with contextlib.suppress(ConfigError):  # it has no calibration that fits
         probabilities["after"] = model.curve(rerank=rerank)(scores).astype(np.float64)
-    return Trust(
-        "re-ranked" if rerank else "plain",
-        {kind: reliability(values, right) for kind, values in probabilities.items()},
-        {kind: calibration_error(values, right) for kind, values in probabilities.items()},
-    )
+    return {kind: (reliability(p, right), calibration_error(p, right)) for kind, p in probabilities.items()}

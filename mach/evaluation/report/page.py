@@ -1,4 +1,4 @@
-"""A page of HTML made of sections of text, plots and tables; ``page.html`` beside this file lays it out.
+"""The parts of a page of HTML; ``page.html`` beside this file lays them out.
 
 Jinja escapes all that comes from the data. The page needs no other file, no network and no script. Jinja is optional:
 ``pip install 'mach[report]'``.
@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from importlib import resources
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from mach.errors import ConfigError
 from mach.evaluation.report import plots
 from mach.evaluation.report.numbers import shown
 
 if TYPE_CHECKING:
+    import jinja2
     from matplotlib.figure import Figure
 
 MOST_CHARACTERS = 400  # of a text that is shown
@@ -35,18 +35,9 @@ class Code(str):
 
 
 @dataclass
-class Text:
-    """A paragraph."""
-
-    kind: ClassVar[str] = "text"
-    text: str
-
-
-@dataclass
 class Table:
     """Rows of cells under headings; columns are aligned by their cells, of which integers are numbers."""
 
-    kind: ClassVar[str] = "table"
     headings: Sequence[str]
     rows: Sequence[Sequence[Any]]
     caption: str = ""
@@ -59,7 +50,6 @@ class Table:
 class Plot:
     """A figure, named like its PNG."""
 
-    kind: ClassVar[str] = "plot"
     name: str
     figure: Figure
     caption: str
@@ -70,26 +60,18 @@ class Plot:
 
 
 @dataclass
-class Example:
-    """A row, its classes, and the best classes that the model gave: name, value, whether it is right."""
-
-    row: int
-    text: str
-    own: list[str]
-    found: list[tuple[str, str, bool]]
-    is_right: bool
-
-
-@dataclass
 class Examples:
-    """Rows with their answers."""
+    """Rows with the classes that the model found, and their values: probabilities or scores.
 
-    kind: ClassVar[str] = "examples"
-    rows: list[Example]
+    A row is a dictionary: its number ``row``, its ``text``, the names of its ``own`` classes, of the ``best`` classes
+    the name, the value and whether it is right, and whether the first one ``is_right``.
+    """
+
     value: str
+    rows: list[dict[str, Any]]
 
 
-Block = Text | Table | Plot | Examples
+Block = str | Table | Plot | Examples  # a string is a paragraph
 
 
 @dataclass
@@ -98,28 +80,25 @@ class Section:
 
     name: str
     title: str
-    blocks: list[Block] = field(default_factory=list)
+    blocks: Sequence[Block]
 
 
-class Page:
-    """The template, read before any work is done; ConfigError when Jinja is not installed."""
-
-    def __init__(self) -> None:
-        try:
-            import jinja2
-        except ImportError as error:
-            raise ConfigError(f"a report needs Jinja2 ({error}): pip install 'mach[report]'") from error
-        environment = jinja2.Environment(
-            autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-        )
-        environment.tests["number"] = lambda cell: isinstance(cell, Number)
-        environment.tests["code"] = lambda cell: isinstance(cell, Code)
-        text = resources.files("mach.evaluation.report").joinpath("page.html").read_text("utf-8")
-        self._template = environment.from_string(text)
-
-    def render(self, sections: Sequence[Section], **facts: str) -> bytes:
-        """The page as UTF-8; ``facts`` are the title, where the run is, when it was written and by which version."""
-        return self._template.render(sections=sections, **facts).encode("utf-8", "replace")
+def template() -> jinja2.Template:
+    """The page, to be rendered with sections and facts; ConfigError when Jinja is not installed."""
+    try:
+        import jinja2
+    except ImportError as error:
+        raise ConfigError(f"a report needs Jinja2 ({error}): pip install 'mach[report]'") from error
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.PackageLoader("mach.evaluation.report", ""),
+    )
+    for kind in (Number, Code, Table, Plot, Examples):
+        environment.tests[kind.__name__.lower()] = lambda value, kind=kind: isinstance(value, kind)
+    return environment.get_template("page.html")
 
 
 def clean(text: str, most: int = MOST_CHARACTERS) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import colorsys
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.errors import ConfigError
-from mach.evaluation.report.diagnosis import BucketLoad, Trust
+from mach.evaluation.report.diagnosis import BucketLoad, Reliability
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,25 +106,25 @@ def repetitions(curve: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def reliability(panels: Sequence[Trust]) -> Figure:
-    """Share that is right by probability, before and after calibration; the diagonal is perfect."""
+def reliability(panels: Mapping[str, Reliability]) -> Figure:
+    """Share that is right by probability, before and after calibration, a panel a title; the diagonal is perfect."""
     figure, axes = _figure(len(panels), width=3.6, height=3.5)
-    for panel, trust in zip(axes, panels, strict=True):
+    for panel, (title, curves) in zip(axes, panels.items(), strict=True):
         panel.plot([0, 1], [0, 1], color=INK, linewidth=0.8, alpha=0.5)
-        for kind, bins in trust.bins.items():
+        for kind, (bins, error) in curves.items():
             _, mean, share = bins.T
-            label = f"{kind}: ECE {100 * trust.errors[kind]:.1f} %"
+            label = f"{kind}: ECE {100 * error:.1f} %"
             panel.plot(mean, share, "o-", color=BEFORE if kind == "before" else AFTER, label=label)
-        panel.set(title=trust.scores, xlabel="probability", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+        panel.set(title=title, xlabel="probability", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
         panel.legend()
     return figure
 
 
-def load(found: BucketLoad) -> Figure:
+def load(buckets: BucketLoad) -> Figure:
     """How many buckets hold so many classes, and so many training rows, a line a hash function."""
     figure, axes = _figure(2, width=4.6)
-    colours = shades(len(found.functions))
-    panels = {"classes of a bucket": found.classes_RB, "training rows of a bucket": found.rows_RB}
+    colours = shades(len(buckets.functions))
+    panels = {"classes of a bucket": buckets.classes_RB, "training rows of a bucket": buckets.rows_RB}
     for panel, (title, counts_RB) in zip(axes, panels.items(), strict=True):
         edges, scale = _edges(counts_RB)
         for colour, counts_B in zip(colours, counts_RB, strict=True):
@@ -148,18 +148,6 @@ def recall(groups: Sequence[dict[str, Any]], k: int) -> Figure:
     return figure
 
 
-def spell_group(group: dict[str, Any]) -> str:
-    """A group of training rows as people write it.
-
-    Examples
-    --------
-    >>> spell_group({"least": 1, "most": 1}), spell_group({"least": 1024, "most": 2047})
-    ('1', '1,024–2,047')
-    """
-    least, most = group["least"], group["most"]
-    return f"{least:,}" if least == most else f"{least:,}–{most:,}"
-
-
 def svg(figure: Figure, name: str) -> str:
     """The figure as an ``<svg>`` element for an HTML page, in the page's own ink.
 
@@ -168,12 +156,11 @@ def svg(figure: Figure, name: str) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
-    text = re.sub(r"<style.*?</style>", "", text, flags=re.S)  # it would hold for the whole page
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<(metadata|style).*?</\1>", "", text, flags=re.S)  # styles would hold for the whole page
     text = re.sub(r' (?:xmlns(?::xlink)?|version)="[^"]*"', "", text).replace("xlink:href", "href")
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
-    for identifier in set(re.findall(r' id="([^"]+)"', text)) - used:
-        text = text.replace(f' id="{identifier}"', "")
+    text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
     text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", text)
     return text.replace(INK, "currentColor").replace(LINE, "var(--line)").strip()
 

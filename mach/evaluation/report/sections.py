@@ -1,7 +1,7 @@
 """One page about a run: what it is and costs, how it was trained, where it is right and wrong.
 
-`write_report` gathers sections of text, plots (`mach.evaluation.report.plots`) and tables, which
-`mach.evaluation.report.page` lays out. matplotlib and Jinja are optional: ``pip install 'mach[report]'``.
+`write_report` gathers sections of text, plots (`mach.evaluation.report.plots`) and tables
+(`mach.evaluation.report.page`). matplotlib and Jinja are optional: ``pip install 'mach[report]'``.
 """
 
 from __future__ import annotations
@@ -16,36 +16,27 @@ from numpy.typing import NDArray
 
 from mach import __version__
 from mach.config import Config
+from mach.data.batch import read_classes
 from mach.data.prepare import prepare, texts_of
 from mach.data.store import Store
 from mach.errors import ConfigError, MachError, StorageError
 from mach.evaluation.report import plots
-from mach.evaluation.report.diagnosis import (
-    SHOWN,
-    Diagnosis,
-    bucket_load,
-    classes_of,
-    diagnose,
-    example_rows,
-    mistaken_for,
-)
+from mach.evaluation.report.diagnosis import SHOWN, Diagnosis, bucket_load, diagnose, example_rows, mistaken_for
 from mach.evaluation.report.numbers import shown
 from mach.evaluation.report.page import (
     Block,
     Code,
-    Example,
     Examples,
     Number,
-    Page,
     Plot,
     Section,
     Table,
-    Text,
     clean,
     decimals,
     percent,
     plain,
     quantity,
+    template,
 )
 from mach.files.places import Place, atomic_file
 from mach.model.calibration import Calibration
@@ -110,18 +101,18 @@ def write_report(
     StorageError, DataError
         When the run or the given data cannot be read, or the page cannot be written.
     """
-    page = Page()
+    page = template()
     with plots.style():
         run = Run.open(path, trunk)
         run.agreed_trunk()
         sections = _sections(run, data, report)
         content = page.render(
-            sections,
+            sections=sections,
             title=run.path.name,
             where=str(run.path),
             made=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
             version=__version__,
-        )
+        ).encode("utf-8", "replace")
         if images is not None:
             _write_images(sections, images)
     where = run.path / "report.html" if output is None else output
@@ -143,58 +134,57 @@ def _write_images(sections: list[Section], folder: Place) -> None:
 
 def _sections(run: Run, data: str | None, report: Report) -> list[Section]:
     model = load(run.path, trunk=run.trunk) if run.finished() else None
-    store, why = _test_rows(run, model, data, report)
-    found = diagnose(model, store, report) if model and store else None
     source = data or run.config.data.test
-    if model and store and found and source:
-        names = _namer(model)
-        accuracy = _accuracy(found, store, source)
-        classes = [_classes(run, found, store, names), _examples(model, found, store, source, names)]
-    else:
-        accuracy, classes = Section("accuracy", "Accuracy", [Text(why)]), []
-    nonzeros = store.n_nonzeros / store.n_rows if store else None
+    rows = _test_rows(run, model, source, data is not None, report)
+    diagnosis = None
+    measured = [Section("accuracy", "Accuracy", [rows])] if isinstance(rows, str) else []
+    if model and source and isinstance(rows, Store):
+        diagnosis, names = diagnose(model, rows, report), _namer(model)
+        measured = [
+            _accuracy(diagnosis, rows, source),
+            _classes(run, diagnosis, rows, names),
+            _examples(model, diagnosis, rows, source, names),
+        ]
+    nonzeros = None if isinstance(rows, str) else rows.n_nonzeros / rows.n_rows
     return [
-        _about(run, model, found),
+        _about(run, model, diagnosis),
         _training(run),
-        accuracy,
-        _reliability(run, found),
+        measured[0],
+        _reliability(run, diagnosis),
         _bucket_load(run),
-        *classes,
+        *measured[1:],
         _ledger(run, nonzeros),
         _configuration(run.config),
     ]
 
 
-def _test_rows(run: Run, model: MachModel | None, data: str | None, report: Report) -> tuple[Store | None, str]:
-    """The rows to measure on; or none, and why."""
-    source = data or run.config.data.test
+def _test_rows(run: Run, model: MachModel | None, source: str | None, is_given: bool, report: Report) -> Store | str:
+    """The rows to measure on; or why there are none."""
     if source is None:
-        return None, "No rows to measure on: give DATA, or data.test in the configuration."
+        return "No rows to measure on: give DATA, or data.test in the configuration."
     if model is None:
-        return None, "No repetition is finished yet, so nothing can be measured."
+        return "No repetition is finished yet, so nothing can be measured."
     try:
-        config = run.config
-        return prepare(config.data, config.text, source, like=model.reference(), report=report), ""
+        return prepare(run.config.data, run.config.text, source, like=model.reference(), report=report)
     except MachError as error:
-        if data is not None:
+        if is_given:
             raise
-        return None, f"Not measured, as the configuration's data.test cannot be read: {error}"
+        return f"Not measured, as the configuration's data.test cannot be read: {error}"
 
 
-def _about(run: Run, model: MachModel | None, found: Diagnosis | None) -> Section:
+def _about(run: Run, model: MachModel | None, diagnosis: Diagnosis | None) -> Section:
     manifest, hashing = run.manifest, run.config.hashing
-    facts: dict[str, Any] = {name: getattr(manifest, name) for name in DESCRIBED}
-    buckets = int(manifest.assignment["n_buckets"])
-    facts = {"repetitions": f"{len(run.finished())} of {hashing.repetitions} finished"} | facts
-    facts |= {"hash functions of a repetition": hashing.heads, "buckets": buckets}
+    facts: dict[str, Any] = {"repetitions": f"{len(run.finished())} of {hashing.repetitions} finished"}
+    facts |= {name: getattr(manifest, name) for name in DESCRIBED}
+    facts |= {"hash functions of a repetition": hashing.heads, "buckets": int(manifest.assignment["n_buckets"])}
     facts |= {"assignment": run.assignment_kind}
     if model is not None:
-        told = model.info()
-        facts |= {meaning: _value(name, told[name]) for name, meaning in MEASURED.items() if name in told}
-    if found is not None:
-        last = found.curve[-1]
+        info = model.info()
+        facts |= {meaning: _value(name, info[name]) for name, meaning in MEASURED.items() if name in info}
+    if diagnosis is not None:
+        last = diagnosis.curve[-1]
         facts |= {f"P@{k}, %": percent(last[f"P@{k}"]) for k in (1, 3, 5)}
-        facts |= {"measured": f"{'re-ranked, ' if last['reranked'] else ''}{len(found.right_Nk):,} rows"}
+        facts |= {"measured": f"{'re-ranked, ' if last['reranked'] else ''}{len(diagnosis.right_Nk):,} rows"}
     rows = [[name.replace("_", " ").removeprefix("n "), _value(name, value)] for name, value in facts.items()]
     return Section("about", "The run", [Table(["", ""], rows)])
 
@@ -202,137 +192,132 @@ def _about(run: Run, model: MachModel | None, found: Diagnosis | None) -> Sectio
 def _training(run: Run) -> Section:
     states = [status(run, r) for r in range(run.config.hashing.repetitions)]
     metrics_R = [run.repetition(r).read_metrics() for r in range(len(states))]
-    blocks: list[Block] = [Text(f"{outlook(states)}.")]
+    blocks: list[Block] = [f"{outlook(states)}."]
     if any(metrics_R):
-        validated = any("validation_loss" in row for rows in metrics_R for row in rows)
-        caption = "A line a repetition" + ("; dashed: of validation rows." if validated else ".")
-        blocks.append(Plot("training", plots.training(metrics_R), f"{caption} Bucket precision: rows whose best bucket "
-                           "holds one of their classes."))  # fmt: skip
+        is_validated = any("validation_loss" in row for rows in metrics_R for row in rows)
+        caption = "A line a repetition" + ("; dashed: of validation rows." if is_validated else ".")
+        caption += " Bucket precision: rows whose best bucket holds one of their classes."
+        blocks.append(Plot("training", plots.training(metrics_R), caption))
     rows = []
     for state, metrics in zip(states, metrics_R, strict=True):
         last = metrics[-1] if metrics else {}
-        rows.append(
-            [
-                state["repetition"],
-                state["state"],
-                Number(f"{state['epoch'] or 0} of {state['n_epochs']}"),
-                decimals(state["loss"], 4),
-                percent(state["bucket_precision"]),
-                decimals(last.get("validation_loss"), 4),
-                percent(last.get("validation_bucket_precision")),
-                decimals(state["rows_per_second"], 0),
-                Number(spell_seconds(state["seconds_left"]) if state["seconds_left"] else ""),
-            ]
-        )
+        row = [state["repetition"], state["state"], Number(f"{state['epoch'] or 0} of {state['n_epochs']}")]
+        row += [decimals(state["loss"], 4), percent(state["bucket_precision"])]
+        row += [decimals(last.get("validation_loss"), 4), percent(last.get("validation_bucket_precision"))]
+        row += [decimals(state["rows_per_second"], 0)]
+        row += [Number(spell_seconds(state["seconds_left"]) if state["seconds_left"] else "")]
+        rows.append(row)
     headings = ["repetition", "state", "epoch", "loss", "bucket precision, %", "validation loss"]
     headings += ["validation bucket precision, %", "rows a second", "left"]
     return Section("training", "Training", [*blocks, Table(headings, rows)])
 
 
-def _accuracy(found: Diagnosis, store: Store, source: str) -> Section:
-    cuts = [name[2:] for name in found.curve[0] if name.startswith("P@")]
+def _accuracy(diagnosis: Diagnosis, store: Store, source: str) -> Section:
+    curve = diagnosis.curve
+    cuts = [name[2:] for name in curve[0] if name.startswith("P@")]
     names = [f"{measure}@{k}" for measure in ("P", "nDCG", "PSP", "recall", "hit") for k in cuts]
     names = [name for name in names if name not in ("nDCG@1", "hit@1")]  # those equal P@1
     rows = [
         [row["n_repetitions"], "re-ranked" if row["reranked"] else "", *(percent(row[name]) for name in names)]
-        for row in found.curve
+        for row in curve
     ]
-    unknown = store.meta["n_unknown_classes"]
     text = f"{store.n_rows:,} rows of {source}, by the first 1, 2, … repetitions; percent."
-    if unknown:
+    if unknown := store.meta["n_unknown_classes"]:
         text += f" {unknown:,} classes of these rows are unknown to the model and not counted."
-    plot = Plot("repetitions", plots.repetitions(found.curve), "Accuracy by repetitions; stars: re-ranked.")
-    return Section("accuracy", "Accuracy", [Text(text), plot, Table(["R", "", *names], rows)])
+    plot = Plot("repetitions", plots.repetitions(curve), "Accuracy by repetitions; stars: re-ranked.")
+    return Section("accuracy", "Accuracy", [text, plot, Table(["R", "", *names], rows)])
 
 
-def _reliability(run: Run, found: Diagnosis | None) -> Section:
+def _reliability(run: Run, diagnosis: Diagnosis | None) -> Section:
     calibration = Calibration.load(run)
     blocks: list[Block] = []
     if calibration is None:
-        blocks.append(Text(f"The run has no calibration. Make one: mach calibrate {run.path} DATA"))
-    if found is not None:
+        blocks.append(f"The run has no calibration. Make one: mach calibrate {run.path} DATA")
+    if diagnosis is not None:
         caption = "The best 10 classes of each row, in bins of equally many pairs of row and class. "
         caption += "Before: what scores look like; after: calibrated. ECE: expected calibration error."
-        blocks.append(Plot("reliability", plots.reliability(found.trust), caption))
+        blocks.append(Plot("reliability", plots.reliability(diagnosis.reliability), caption))
     if calibration is not None:
-        curves = {"plain": calibration.plain, "re-ranked": calibration.reranked}
         rows = [
             [name, curve.method, curve.n_pairs, percent(curve.ece_before), percent(curve.ece_after)]
-            for name, curve in curves.items()
+            for name, curve in (("plain", calibration.plain), ("re-ranked", calibration.reranked))
             if curve is not None
         ]
         caption = f"Fitted to {calibration.n_rows:,} rows that were not trained on; errors cross-validated on them."
-        headings = ["scores", "curve", "pairs", "ECE before, %", "ECE after, %"]
-        blocks.append(Table(headings, rows, caption))
+        blocks.append(Table(["scores", "curve", "pairs", "ECE before, %", "ECE after, %"], rows, caption))
     return Section("reliability", "Reliability of probabilities", blocks)
 
 
 def _bucket_load(run: Run) -> Section:
-    found = bucket_load(run)
-    title = "Bucket load"
-    if not found.functions:
-        return Section("load", title, [Text("The assignment is learned, and no repetition is finished yet.")])
-    rows = [
-        [function, *_spread(classes), *_spread(counts)]
-        for function, classes, counts in zip(found.functions, found.classes_RB, found.rows_RB, strict=True)
-    ]
-    headings = [f"{what}, {of}" for what in ("classes", "rows") for of in ("least", "median", "most")]
+    buckets = bucket_load(run)
+    if not buckets.functions:
+        return Section("load", "Bucket load", ["The assignment is learned, and no repetition is finished yet."])
+    headings, columns = ["hash function"], [buckets.functions]
+    for what, counts_RB in (("classes", buckets.classes_RB), ("rows", buckets.rows_RB)):
+        for name, value in (("least", np.min), ("median", np.median), ("most", np.max)):
+            headings.append(f"{what}, {name}")
+            columns.append(value(counts_RB, axis=1).astype(int).tolist())
     text = "A line a hash function. A row counts once for each of its classes."
-    return Section("load", title, [Plot("load", plots.load(found), text), Table(["hash function", *headings], rows)])
+    table = Table(headings, list(zip(*columns, strict=True)))
+    return Section("load", "Bucket load", [Plot("load", plots.load(buckets), text), table])
 
 
-def _classes(run: Run, found: Diagnosis, store: Store, names: Callable[[int], str]) -> Section:
-    recall = found.recall
-    counts_K = np.zeros(store.n_classes, np.int64)
+def _classes(run: Run, diagnosis: Diagnosis, store: Store, names: Callable[[int], str]) -> Section:
+    recall = diagnosis.recall
     known_K = run.class_counts_K()[: store.n_classes]
-    counts_K[: len(known_K)] = known_K
+    counts_K = np.pad(known_K, (0, store.n_classes - len(known_K)))
     groups = recall.by_training_rows(counts_K)
-    n_asked = int((recall.n_rows_K > 0).sum())
-    n_shown = min(N_CLASSES, n_asked)
-    text = (
-        f"{n_asked:,} of {store.n_classes:,} classes occur in these rows. Recall@{SHOWN}: how often a class is among "
-    )
-    text += f"the best {SHOWN} of the rows that have it."
-    rows = [
-        [Number(plots.spell_group(group)), group["n_classes"], group["n_rows"], percent(group["recall"])]
-        for group in groups
-    ]
+    n_present = int((recall.n_rows_K > 0).sum())
+    text = f"{n_present:,} of {store.n_classes:,} classes occur in these rows. Recall@{SHOWN}: how often a class is "
+    text += f"among the best {SHOWN} of the rows that have it."
+    rows = []
+    for group in groups:
+        least, most = group["least"], group["most"]
+        name = Number(f"{least:,}" if least == most else f"{least:,}–{most:,}")
+        rows.append([name, group["n_classes"], group["n_rows"], percent(group["recall"])])
     blocks: list[Block] = [
-        Text(text),
+        text,
         Plot("recall", plots.recall(groups, SHOWN), "Classes by their training rows."),
         Table(["training rows", "classes", "rows that have them", f"recall@{SHOWN}, %"], rows),
     ]
-    for caption, ids in (("Worst classes", recall.worst(n_shown)), ("Best classes", recall.best(n_shown))):
+    headings = ["class", "name", "training rows", "rows", "found", f"recall@{SHOWN}, %", "often first instead"]
+    for caption, best_first in (("Worst classes", False), ("Best classes", True)):
         table = []
-        for k in ids.tolist():
-            other, n_times = mistaken_for(store, k, found.top, found.right_Nk)
-            asked, hits = int(recall.n_rows_K[k]), int(recall.n_found_K[k])
+        for k in recall.ranked(best_first=best_first)[:N_CLASSES].tolist():
+            other, n_times = mistaken_for(store, k, diagnosis.top, diagnosis.right_Nk)
+            n_rows, n_found = int(recall.n_rows_K[k]), int(recall.n_found_K[k])
             first = f"{names(other)} ({n_times:,})" if n_times else ""
-            table.append([Number(k), names(k), int(counts_K[k]), asked, hits, percent(hits / asked), first])
-        headings = ["class", "name", "training rows", "rows", "found", f"recall@{SHOWN}, %", "often first instead"]
+            table.append([Number(k), names(k), int(counts_K[k]), n_rows, n_found, percent(n_found / n_rows), first])
         blocks.append(Table(headings, table, f"{caption}; among equals, those of most rows."))
     return Section("classes", "Worst and best classes", blocks)
 
 
-def _examples(model: MachModel, found: Diagnosis, store: Store, source: str, names: Callable[[int], str]) -> Section:
-    rows = example_rows(store, found.right_Nk, N_EXAMPLES)
-    config = model.run.config
-    texts = texts_of(config.data, source, rows.tolist(), like=model.reference())
-    values_Nk: NDArray[np.float32] = found.top.scores_Nk[rows]
+def _examples(
+    model: MachModel, diagnosis: Diagnosis, store: Store, source: str, names: Callable[[int], str]
+) -> Section:
+    rows = example_rows(store, diagnosis.right_Nk, N_EXAMPLES)
+    ids_Nk, right_Nk = diagnosis.top.ids_Nk[rows], diagnosis.right_Nk[rows]
+    values_Nk: NDArray[np.float32] = diagnosis.top.scores_Nk[rows]
+    texts = texts_of(model.run.config.data, source, rows.tolist(), like=model.reference())
     try:
-        values_Nk, value = model.probabilities(found.top.ids_Nk[rows], values_Nk), "probability"
+        values_Nk, value = model.probabilities(ids_Nk, values_Nk), "probability"
     except ConfigError:
         value = "score"
     examples = []
     for i, row in enumerate(rows.tolist()):
-        text = clean(texts[i]) if texts is not None else _features(store, row)
-        best = zip(found.top.ids_Nk[row, :SHOWN], values_Nk[i], found.right_Nk[row], strict=False)
-        answers = [(names(int(k)), f"{v:.3f}", bool(right)) for k, v, right in best if k >= 0]
-        own = [names(k) for k in classes_of(store, row)]
-        examples.append(Example(row, text, own, answers, bool(found.right_Nk[row, 0])))
+        best = zip(ids_Nk[i, :SHOWN].tolist(), values_Nk[i], right_Nk[i], strict=False)
+        examples.append(
+            {
+                "row": row,
+                "text": _features(store, row) if texts is None else clean(texts[i]),
+                "own": [names(k) for k in read_classes(store, np.array([row]))[0].tolist()],
+                "best": [(names(k), f"{value:.3f}", right) for k, value, right in best if k >= 0],
+                "is_right": right_Nk[i, 0],
+            }
+        )
     text = f"Drawn at random: {N_EXAMPLES} rows whose first class is right, {N_EXAMPLES} whose first is wrong (fewer "
     text += "where there are no more)."
-    return Section("examples", "Example queries", [Text(text), Examples(examples, value)])
+    return Section("examples", "Example queries", [text, Examples(value, examples)])
 
 
 def _ledger(run: Run, nonzeros: float | None) -> Section:
@@ -342,7 +327,7 @@ def _ledger(run: Run, nonzeros: float | None) -> Section:
         run.config,
         n_classes=manifest.n_classes,
         n_features=manifest.n_features,
-        n_rows=run.manifest.n_rows,
+        n_rows=manifest.n_rows,
         n_positives=int(run.class_counts_K().sum()),
         nonzeros_per_row=manifest.n_features if manifest.dense_input else nonzeros or assumed,
         dense_input=manifest.dense_input,
@@ -351,7 +336,7 @@ def _ledger(run: Run, nonzeros: float | None) -> Section:
     text = "What this configuration costs, counted from its shape alone (mach plan)"
     if not manifest.dense_input:
         text += ", with as many features in a row as the test rows have" if nonzeros else f", at {assumed:.0f} in a row"
-    return Section("ledger", "The ledger", [Text(text + "."), Table(["", "", "unit"], rows)])
+    return Section("ledger", "The ledger", [f"{text}.", Table(["", "", "unit"], rows)])
 
 
 def _configuration(config: Config) -> Section:
@@ -359,13 +344,13 @@ def _configuration(config: Config) -> Section:
     rows = []
     for section in Config.model_fields:
         mine, theirs = getattr(config, section), getattr(usual, section)
-        for key, described in type(mine).model_fields.items():
+        for key, field in type(mine).model_fields.items():
             value, default = getattr(mine, key), getattr(theirs, key)
             if value != default or (section, key) == ("data", "train"):
                 cells = [f"{section}.{key}", plain(value), "" if value == default else plain(default)]
-                rows.append([*map(Code, cells), described.description or ""])
+                rows.append([*map(Code, cells), field.description or ""])
     text = "Keys that differ from the defaults, given or chosen by the data (mach.training.recipe)."
-    return Section("configuration", "Configuration", [Text(text), Table(["key", "value", "default", ""], rows)])
+    return Section("configuration", "Configuration", [text, Table(["key", "value", "default", ""], rows)])
 
 
 def _namer(model: MachModel) -> Callable[[int], str]:
@@ -385,10 +370,6 @@ def _features(store: Store, row: int) -> str:
     order = np.argsort(-np.abs(values), kind="stable")
     pairs = [f"{indices[i]}:{values[i]:.3g}" for i in order[:N_FEATURES]]
     return " ".join([*pairs, "…"] if len(order) > N_FEATURES else pairs)
-
-
-def _spread(counts_B: NDArray[np.int64]) -> tuple[int, int, int]:
-    return int(counts_B.min()), int(np.median(counts_B)), int(counts_B.max())
 
 
 def _value(name: str, value: Any) -> str:

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from mach.cli.options import ADDRESS, JSON, RUN, SET, WORKERS
-from mach.cli.shell import (
-    PLACE,
-    parse_bytes,
-    parse_numbers,
-    print_rows,
-    print_table,
-    print_values,
-    progress,
-    trunk_option,
-)
+from mach.cli.options import ADDRESS, BYTES, JSON, NUMBERS, PLACE, RUN, SET, TRUNK
+from mach.cli.shell import print_rows, print_table, print_values, progress
 from mach.files.places import Place, is_there
-
-if TYPE_CHECKING:
-    from mach.config import Config
 
 
 @click.command()
@@ -50,50 +38,28 @@ def prepare(
 @click.command()
 @click.option("--classes", "n_classes", type=click.IntRange(2), required=True, help="K.")
 @click.option("--features", "n_features", type=click.IntRange(1), required=True, help="D.")
-@click.option("--memory", help="Budget for the stored model, such as 200MB or 4GB.")
-@click.option("--parameters", type=click.IntRange(1), help="Budget of parameters.")
+@click.option("--memory", "memory_bytes", type=BYTES, help="Budget for the stored model, such as 200MB or 4GB.")
+@click.option("--parameters", "n_parameters", type=click.IntRange(1), help="Budget of parameters.")
 @click.option(
     "--hidden", type=click.IntRange(0), multiple=True, default=[512], show_default=True, help="Widths; 0: none."
 )
-@click.option("-B", "--buckets", type=click.IntRange(2), help="Fix B.")
+@click.option("-B", "--buckets", "n_buckets", type=click.IntRange(2), help="Fix B.")
 @click.option("-R", "--repetitions", "n_repetitions", type=click.IntRange(1), help="Fix R.")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Parallel workers.")
-@click.option("--device-memory", help="Memory of a GPU, such as 80GB: how many repetitions train together in it.")
+@click.option("--workers", "n_workers", type=click.IntRange(1), default=1, show_default=True, help="Parallel workers.")
+@click.option(
+    "--device-memory", type=BYTES, help="Memory of a GPU, such as 80GB: how many repetitions train together in it."
+)
 @JSON
 def plan(
-    n_classes: int,
-    n_features: int,
-    memory: str | None,
-    parameters: int | None,
-    hidden: tuple[int, ...],
-    buckets: int | None,
-    n_repetitions: int | None,
-    workers: int,
-    device_memory: str | None,
-    as_json: bool,
+    n_classes: int, n_features: int, hidden: tuple[int, ...], device_memory: int | None, as_json: bool, **options: Any
 ) -> None:
     """Choose B and R for K classes within a budget, and print the ledger."""
-    from mach.sketch.bounds import plan as plan_sketch
+    from mach.sketch.bounds import plan as choose
 
-    chosen = plan_sketch(
-        n_classes,
-        n_features,
-        memory_bytes=parse_bytes(memory, "--memory") if memory else None,
-        n_parameters=parameters,
-        n_workers=workers,
-        hidden=tuple(width for width in hidden if width),
-        n_repetitions=n_repetitions,
-        n_buckets=buckets,
-    )
+    chosen = choose(n_classes, n_features, hidden=tuple(width for width in hidden if width), **options)
     rows = chosen.rows()
-    if device_memory:
-        rows.append(
-            (
-                "repetitions a device",
-                chosen.ledger.repetitions_within(parse_bytes(device_memory, "--device-memory")),
-                "at a time",
-            )
-        )
+    if device_memory is not None:
+        rows.append(("repetitions a device", chosen.ledger.repetitions_within(device_memory), "at a time"))
     print_rows(rows, as_json)
 
 
@@ -101,12 +67,14 @@ def plan(
 @click.argument("config")
 @click.argument("run", type=PLACE, required=False)
 @SET
-@WORKERS
+@click.option(
+    "--workers", type=click.IntRange(1), help="Most workers at a time; by default one a core, or one a shard."
+)
 @click.option("--launcher", type=click.Choice(["here", "local", "ray"]), help="In this process, this machine or Ray.")
 @ADDRESS
-@click.option("--repetitions", metavar="0-3,5", help="Train these only; others may be trained elsewhere.")
+@click.option("--repetitions", type=NUMBERS, metavar="0-3,5", help="Train these only; others may be trained elsewhere.")
 @click.option("--from", "start", metavar="RUN", help="Fine-tune: start from the weights of this finished run.")
-@trunk_option
+@TRUNK
 @click.option("--dry-run", is_flag=True, help="Read the data and print the ledger; train nothing.")
 def train(
     config: str,
@@ -115,7 +83,7 @@ def train(
     workers: int | None,
     launcher: str | None,
     address: str | None,
-    repetitions: str | None,
+    repetitions: list[int] | None,
     start: str | None,
     trunk: str | None,
     dry_run: bool,
@@ -131,17 +99,15 @@ def train(
 
     from mach.training import conductor
 
-    for key, value in {"launcher": launcher, "workers": workers, "address": address}.items():
-        if value is not None:
-            overrides = (*overrides, f"launch.{key}={json.dumps(value)}")
-    if start is not None:
-        overrides = (*overrides, f"training.start={json.dumps(start)}")
-    options, where = conductor.configuration(config, run, overrides, trunk)
+    launch = {"launch.launcher": launcher, "launch.workers": workers, "launch.address": address}
+    given = launch | {"training.start": start}
+    set_here = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    options, where = conductor.configuration(config, run, [*overrides, *set_here], trunk)
     if dry_run:
-        _print_ledger(options, trunk)
+        with progress() as report:
+            print_rows(conductor.plan_of_run(options, report, trunk).rows(), as_json=False)
         return
-    chosen = None if repetitions is None else parse_numbers(repetitions)
-    model = conductor.train(options, where, repetitions=chosen, trunk=trunk, console=Console(stderr=True))
+    model = conductor.train(options, where, repetitions=repetitions, trunk=trunk, console=Console(stderr=True))
     n_repetitions = model.run.config.hashing.repetitions
     click.echo(f"{where}: {len(model.run.finished())} of {n_repetitions} repetitions finished", err=True)
 
@@ -167,6 +133,7 @@ def status(run: Place, as_json: bool) -> None:
 
 
 def _reference(path: Place) -> Any:
+    """What a run, or a store, asks of further rows."""
     from mach.data.transfer import fetch_store
     from mach.model.classes.versions import Versions
     from mach.runs.run import Run
@@ -175,11 +142,3 @@ def _reference(path: Place) -> Any:
         return fetch_store(path)
     versions = Versions(Run.open(path))
     return versions.reference(versions.load())
-
-
-def _print_ledger(config: Config, trunk: str | None) -> None:
-    """What `train` would build, from the prepared data."""
-    from mach.training.conductor import plan_of_run
-
-    with progress() as report:
-        print_rows(plan_of_run(config, report, trunk).rows(), as_json=False)

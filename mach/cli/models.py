@@ -1,0 +1,192 @@
+"""The verbs that ask a trained run: evaluate, calibrate, predict, query, report, info."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mach.cli.options import ALLOWED, JSON, NUMBERS, PLACE, PROBABILITIES, RERANK, RUN, TAIL, TRUNK, K, asks
+from mach.cli.shell import print_table, print_values, progress, read_lines, warnings_as_lines
+from mach.errors import ConfigError, StorageError
+from mach.files.places import Place
+
+if TYPE_CHECKING:
+    from mach.data.store import Store
+    from mach.model.ask import Ask
+    from mach.model.model import MachModel
+
+
+@click.command()
+@asks
+@click.argument("data", required=False)
+@click.option("--at", "ks", type=NUMBERS, default="1,3,5", show_default=True, help="Cut-offs k.")
+@click.option("--curve/--no-curve", default=True, help="Also for the first 1, 2, ... repetitions.")
+@RERANK
+@TAIL
+@click.option(
+    "--reliability", is_flag=True, help="Also expected calibration errors of probabilities, before and after."
+)
+@JSON
+def evaluate(
+    model: MachModel, data: str | None, ks: list[int], curve: bool, ask: Ask, reliability: bool, as_json: bool
+) -> None:
+    """Measure RUN on DATA (the configuration's data.test by default), in percent; re-ranked in the last row."""
+    from mach.evaluation.accuracy import evaluate as measure
+    from mach.runs.accuracy import AccuracyCurve
+
+    source = data or model.run.config.data.test
+    if source is None:
+        raise ConfigError(f"{model.run.path} names no data.test: give DATA")
+    store = _prepared(model, source)
+    with progress() as report:
+        shares = measure(model, store, ks=tuple(ks), curve=curve, ask=ask, reliability=reliability, report=report)
+    if curve and not ask.tail and model.repetitions == model.run.finished():
+        version, known = model.classes.version, [{n: v for n, v in row.items() if v is not None} for row in shares]
+        with suppress(StorageError):  # a run that cannot be written has no curve
+            AccuracyCurve(fingerprint=store.fingerprint, n_rows=store.n_rows, version=version, rows=known).save(
+                model.run
+            )
+    rows = [{name: 100 * v if isinstance(v, float) else v for name, v in row.items()} for row in shares]
+    if not as_json:
+        names = [f"{name}@{k}" for name in ("P", "nDCG", "PSP", "recall", "hit") for k in ks]
+        columns = [
+            "n_repetitions",
+            *(["reranked"] if rows[-1]["reranked"] else []),
+            *(name for name in names if name not in ("nDCG@1", "hit@1")),  # those equal P@1
+            *(["ECE uncalibrated", "ECE"] if reliability else []),
+        ]
+        rows = [{name: row.get(name) for name in columns} for row in rows]
+    print_table(rows, as_json)
+
+
+@click.command()
+@asks
+@click.argument("data", required=False)
+@JSON
+def calibrate(model: MachModel, data: str | None, as_json: bool) -> None:
+    """Fit probabilities to rows that RUN was not trained on: DATA, or the training rows it held out."""
+    from mach.model.calibration import described, held_out
+    from mach.training.finetuning import training_store
+
+    if data is not None:
+        calibration = model.calibrate(_prepared(model, data))
+    else:
+        try:
+            with progress() as report:
+                store = training_store(model.run, report)
+        except StorageError as error:
+            raise ConfigError(f"{error}: bring those rows back, or give DATA") from error
+        calibration = model.calibrate(store, held_out(model.run, store))
+    knots = {"scores", "probabilities"}
+    as_text = calibration.model_dump_json(exclude={"plain": knots, "reranked": knots})
+    click.echo(as_text if as_json else described(calibration))
+
+
+@click.command()
+@asks
+@click.argument("data")
+@click.option("-o", "--output", default="-", show_default=True, help=".jsonl, .csv, .parquet or .npz; - is JSONL.")
+@K
+@ALLOWED
+@RERANK
+@TAIL
+@PROBABILITIES
+def predict(model: MachModel, data: str, output: str, k: int, ask: Ask, probabilities: bool) -> None:
+    """Write the top k classes of every row of DATA."""
+    from mach.evaluation.predictions import write_predictions
+
+    if probabilities:
+        model.curve(rerank=ask.rerank)  # missing, it is missed before the work
+    store = _prepared(model, data)
+    kind = ("probability", "probabilities") if probabilities else ("score", "scores")
+
+    def answers() -> Iterator[tuple[Any, Any]]:
+        n_done = 0
+        for ids_Nk, values_Nk in _answers(model, store, k, ask, probabilities):
+            yield ids_Nk, values_Nk
+            n_done += len(ids_Nk)
+            report("predicting", n_done / store.n_rows)
+
+    with progress() as report:
+        write_predictions(output, answers(), model.name_function(), kind)
+
+
+@click.command()
+@asks
+@click.argument("queries", nargs=-1)
+@K
+@ALLOWED
+@RERANK
+@TAIL
+@PROBABILITIES
+@JSON
+def query(model: MachModel, queries: tuple[str, ...], k: int, ask: Ask, probabilities: bool, as_json: bool) -> None:
+    """Answer QUERIES: texts, or rows as `index:value ...` where the model takes numbers; - reads lines from stdin."""
+    names_of = model.name_function()
+    for line in read_lines(queries):
+        [(ids_1k, values_1k)] = _answers(model, model.parse(line), k, ask, probabilities)
+        ids = ids_1k[ids_1k >= 0].tolist()
+        values = values_1k[0, : len(ids)].tolist()
+        names = names_of(ids) if names_of else None
+        if as_json:
+            kind = "probabilities" if probabilities else "scores"
+            answer = {"query": line, "ids": ids, kind: [round(value, 6) for value in values]}
+            click.echo(json.dumps(answer | ({"names": names} if names else {}), ensure_ascii=False))
+        else:
+            click.echo(line)
+            for id_, value, name in zip(ids, values, names or [""] * len(ids), strict=True):
+                click.echo(f"  {value:9.4f}  {id_:>9}  {name}".rstrip())
+
+
+@click.command("report")
+@RUN
+@click.argument("data", required=False)
+@click.option("-o", "--output", type=PLACE, help="The HTML file; report.html in RUN by default.")
+@click.option("--images", type=PLACE, help="Folder for the plots as PNG files, too.")
+@TRUNK
+def write_report(run: Place, data: str | None, output: Place | None, images: Place | None, trunk: str | None) -> None:
+    """Write one HTML page about RUN, finished or not: curves, accuracy on DATA (data.test by default), costs."""
+    from mach.evaluation.report.sections import write_report as write
+
+    with warnings_as_lines(), progress() as report:
+        where = write(run, data, output=output, images=images, trunk=trunk, report=report)
+    click.echo(where)
+
+
+@click.command()
+@RUN
+@click.option("--verify", is_flag=True, help="Also compare all weights with the digests that training recorded.")
+@TRUNK
+@JSON
+def info(run: Place, verify: bool, trunk: str | None, as_json: bool) -> None:
+    """Show what the model in RUN is: counts, bytes, training cost, and bytes exchanged between repetitions (0)."""
+    from mach.model.loading import load
+
+    model = load(run, trunk=trunk)
+    if verify:
+        model.verify()
+    print_values(model.info(), as_json)
+
+
+def _answers(model: MachModel, queries: Any, k: int, ask: Ask, probabilities: bool) -> Iterator[tuple[Any, Any]]:
+    """Ids and scores or probabilities, some rows at a time."""
+    for part in model.search_in_parts(queries, k, ask):
+        values_Nk = part.scores_Nk
+        if probabilities:
+            values_Nk = model.probabilities(part.ids_Nk, values_Nk, rerank=ask.rerank, tail=ask.tail)
+        yield part.ids_Nk, values_Nk
+
+
+def _prepared(model: MachModel, source: str) -> Store:
+    from mach.data.prepare import prepare
+
+    config = model.run.config
+    with progress() as report:
+        store = prepare(config.data, config.text, source, like=model.reference(), report=report)
+    if unknown := store.meta["n_unknown_classes"]:
+        click.echo(f"mach: {source}: {unknown:,} classes of its rows are unknown to the run and left out", err=True)
+    return store
