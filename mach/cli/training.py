@@ -90,7 +90,7 @@ def plan(
         rows.append(
             (
                 "repetitions a device",
-                chosen.ledger.repetitions_within(parse_bytes(device_memory, "--device-memory")),
+                chosen.repetitions_within(parse_bytes(device_memory, "--device-memory")),
                 "at a time",
             )
         )

@@ -20,8 +20,8 @@ from mach.files.tensors import map_tensors
 from mach.reranking.blend import WEIGHT, Blend
 from mach.reranking.order import LearnedOrder
 from mach.reranking.record import local_file
+from mach.reranking.signals import SIGNALS
 from mach.reranking.signals.contract import Shortlist, Signal, SignalFile
-from mach.reranking.signals.roster import SIGNALS
 from mach.sketch.answers import TopK
 from mach.sketch.terms import reorder
 

@@ -77,23 +77,13 @@ class LearnedOrder:
         """Arrays by their names in a file."""
         return {SECTION + name: array for name, array in self.arrays.items()}
 
-    def _standardised(self, inputs_NCI: NDArray[np.float32]) -> NDArray[np.float32]:
-        return standardised(inputs_NCI, self.arrays["means"], self.arrays["scales"])
-
-    def objections(self, inputs_NCI: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What the network says against each candidate, shape (N, C); in plain numpy."""
-        w_IH, b_H, w_HG, b_G, w_G1, b_1 = (self.arrays[name] for name in NAMES[2:])
-        first_NCH = _silu(self._standardised(inputs_NCI) @ w_IH + b_H)
-        second_NCG = _silu(first_NCH @ w_HG + b_G)
-        return np.asarray((second_NCG @ w_G1 + b_1)[:, :, 0])
-
     def scores(self, scores_NC: NDArray[np.float32], inputs_NCI: NDArray[np.float32]) -> NDArray[np.float32]:
         """``aggregate - log(1 + exp(objection))``, so at most the aggregate; `ROOM` more are log-odds of the class."""
         from mach.reranking.kernels.stack import objections
 
-        inputs_NIC = np.ascontiguousarray(self._standardised(inputs_NCI).transpose(0, 2, 1))
+        means, scales, w_IH, b_H, w_HG, b_G, w_G1, b_1 = (self.arrays[name] for name in NAMES)
+        inputs_NIC = np.ascontiguousarray(standardised(inputs_NCI, means, scales).transpose(0, 2, 1))
         objections_NC = np.empty(scores_NC.shape, np.float32)
-        w_IH, b_H, w_HG, b_G, w_G1, b_1 = (self.arrays[name] for name in NAMES[2:])
         objections(inputs_NIC, (w_IH, b_H, w_HG, b_G, w_G1, b_1), objections_NC)
         return scores_NC - np.logaddexp(np.float32(0), objections_NC)
 
@@ -163,8 +153,3 @@ def _taught(
                 adam_step(weights, gradient.contiguous().numpy().reshape(-1), mean, square, rate, step)
     torch.set_num_threads(n_threads)
     return [layer.detach().numpy() for layer in layers]
-
-
-def _silu(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # then it is 0
-        return x / (1 + np.exp(-x))

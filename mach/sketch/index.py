@@ -34,9 +34,7 @@ def _universal_index(assignment: UniversalAssignment) -> Index:
     multipliers_R, inverses_R = assignment.multipliers_R, assignment.inverses_R
     strides_Q = np.append(inverses_R * assignment.n_buckets % p, 1)  # from one member of a bucket to the next
     steps_QR = strides_Q[:, None] * multipliers_R[None, :] % p
-    none = np.empty((0, 0, 0), dtype=np.uint16)
     return Index(
-        is_table=False,
         n_classes=assignment.n_classes,
         n_buckets=assignment.n_buckets,
         prime=p,
@@ -45,11 +43,6 @@ def _universal_index(assignment: UniversalAssignment) -> Index:
         offsets_R=assignment.offsets_R,
         inverses_R=inverses_R,
         steps_QRL=(steps_QR[:, :, None] * np.arange(LENGTH) % p).astype(np.uint32),
-        table_1RK=none,
-        table_1KR=none,
-        firsts_RB1=np.empty((0, 0), dtype=np.int64),
-        members_RK=np.empty((0, 0), dtype=np.int32),
-        peers_RGK=none,
     )
 
 
@@ -71,17 +64,10 @@ def _table_index(assignment: TableAssignment) -> Index:
     for r in range(R):
         for g in range(peers_RGK.shape[1]):
             peers_RGK[r, g, :K] = table_RK[(r + 1 + g) % R, members_RK[r]]
-    none = np.empty(0, dtype=np.int64)
     return Index(
         is_table=True,
         n_classes=K,
         n_buckets=assignment.n_buckets,
-        prime=1,
-        modulus=modulus_of(1, 1),
-        multipliers_R=none,
-        offsets_R=none,
-        inverses_R=none,
-        steps_QRL=np.empty((0, 0, 0), dtype=np.uint32),
         table_1RK=table_RK[None],
         table_1KR=np.ascontiguousarray(table_RK.T)[None],
         firsts_RB1=firsts_RB1,

@@ -64,11 +64,6 @@ class TableAssignment:
     def buckets(self, classes: ArrayLike) -> NDArray[np.int32]:
         return self.table_RK[:, np.asarray(classes, dtype=np.int64)].astype(np.int32)
 
-    def members(self, repetition: int, bucket: int) -> NDArray[np.int64]:
-        offsets_RB1, members_RK = self.inverse
-        begin, end = offsets_RB1[repetition, bucket], offsets_RB1[repetition, bucket + 1]
-        return members_RK[repetition, begin:end].astype(np.int64)
-
     def select(self, repetitions: list[int]) -> TableAssignment:
         return TableAssignment(self.table_RK[repetitions], self.n_buckets)
 

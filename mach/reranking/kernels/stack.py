@@ -1,4 +1,4 @@
-"""A network of two hidden layers over each candidate's inputs, compiled; `mach.reranking.order` has it in numpy."""
+"""A network of two hidden layers over each candidate's inputs, compiled for `mach.reranking.order`."""
 
 from __future__ import annotations
 

@@ -84,9 +84,7 @@ class Material:
     @cached_property
     def features(self) -> csr_array:
         """Features of the rows, shape (N, D)."""
-        batch = read_batch(self.store, self.rows)
-        assert isinstance(batch, SparseBatch)
-        return batch.matrix(self.store.n_features)
+        return features_of(self.store, self.rows)
 
     @cached_property
     def classes(self) -> csr_array:
@@ -98,6 +96,13 @@ class Material:
         return csr_array((np.ones(len(ids), np.float32), ids, indptr), shape=(len(self.rows), self.store.n_classes))
 
 
+def features_of(store: Store, rows: NDArray[np.int64]) -> csr_array:
+    """Features of some rows of a sparse store, shape (N, D)."""
+    batch = read_batch(store, rows)
+    assert isinstance(batch, SparseBatch)
+    return batch.matrix(store.n_features)
+
+
 @dataclass(frozen=True, eq=False)
 class SignalFile:
     """Arrays and notes of a re-ranker's file, for the signals that find theirs in it."""
@@ -107,9 +112,6 @@ class SignalFile:
     notes: Mapping[str, str]
     n_classes: int
     n_features: int
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.arrays
 
     def array(self, name: str, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
         """The array of this name; a length of -1 is any.
@@ -124,6 +126,10 @@ class SignalFile:
         if found is None or not fits or any(b not in (a, -1) for a, b in zip(found.shape, shape, strict=True)):
             raise StorageError(f"{self.where}: {name} is missing or not of shape {shape}: train it again")
         return np.asarray(found)  # not memmap: calls cost less
+
+    def size(self, name: str) -> int:
+        """How many entries the array of this name has; 0: there is none."""
+        return self.arrays[name].size if name in self.arrays else 0
 
     def note(self, name: str, default: str, kind: Any = str) -> Any:
         """A note in its type.
@@ -143,9 +149,14 @@ class SignalFile:
 class Scale:
     """Sizes by which signals tell how many bytes they will take.
 
-    ``n_positives`` are the pairs of a training row and a class of it, ``row_features`` the mean number of features of
-    a row, ``counts_repeats`` says whether rows may be counted by their features, and ``is_learned`` whether an order
-    is learned.
+    Attributes
+    ----------
+    n_positives : int
+        Pairs of a training row and a class of it.
+    row_features : float
+        Mean number of features of a row.
+    counts_repeats, is_learned : bool
+        Whether rows may be counted by their features, and whether an order is learned.
     """
 
     n_classes: int
@@ -165,9 +176,6 @@ class Signal(ABC):
     A blend gives some signals a strength and adds what they say, their `terms`, to the aggregate. A learned order
     weighs the `columns` of all signals. A signal is safe to share between threads.
 
-    To add one, write it in a file of its own and name it in the list `mach.reranking.signals.SIGNALS`; its tests
-    inherit ``tests.reranking.signal_contract.SignalContract``.
-
     Attributes
     ----------
     name : str
@@ -179,8 +187,10 @@ class Signal(ABC):
         Strengths that held-out rows choose from, the usual one first; empty where they do not choose it alone.
     labels : tuple of str
         What each column is.
+    needs_arrays : bool
+        Whether its columns come from arrays, so that it says nothing without them.
     arrays : mapping
-        By their names in the file; a signal without data has none.
+        By their names in the file.
     """
 
     name: ClassVar[str]
@@ -188,6 +198,7 @@ class Signal(ABC):
     strength: ClassVar[str | None] = None
     choices: ClassVar[tuple[float, ...]] = ()
     labels: ClassVar[tuple[str, ...]]
+    needs_arrays: ClassVar[bool] = True
 
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
 
@@ -198,7 +209,7 @@ class Signal(ABC):
 
     @classmethod
     def load(cls, file: SignalFile) -> Self:
-        """Find its arrays in a file, where absent ones are legal: the signal then says nothing.
+        """Find its arrays in a file, where absent ones are legal.
 
         Raises
         ------
@@ -228,12 +239,12 @@ class Signal(ABC):
     @property
     def has_columns(self) -> bool:
         """Whether it has the data that its columns come from."""
-        return True
+        return bool(self.arrays) or not self.needs_arrays
 
     @property
     def has_terms(self) -> bool:
         """Whether it has the data that its terms come from."""
-        return self.strength is not None
+        return bool(self.arrays)
 
     @abstractmethod
     def columns(self, shortlist: Shortlist) -> NDArray[np.float32]:
@@ -241,10 +252,6 @@ class Signal(ABC):
 
         A value depends on its query and its class alone, not on the others of the batch or shortlist.
         """
-
-    @abstractmethod
-    def oracle(self, shortlist: Shortlist) -> NDArray[np.floating]:
-        """The columns in plain numpy or Python, however slowly: what `columns` must equal."""
 
     def terms(
         self, columns_NCI: NDArray[np.float32], ids_NC: NDArray[np.int64], strength: float

@@ -14,9 +14,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from mach.sketch.kernels.heap import NO_CLASS, UNKNOWN, sort_heap
-from mach.sketch.kernels.lanes import LANES, lowest_bit, sum_rows
+from mach.sketch.kernels.lanes import LANES, lowest_bit, sum_rows, transpose
 from mach.sketch.kernels.sweep import Index, Query, Rule, consider, least_sum, slack_of
-from mach.sketch.kernels.transpose import transpose
 
 SAMPLE, STRIDE = 2048, 16  # about so many classes, or one in so many, give the estimate
 MOST_HITS, HITS_A_BEST = 2048, 8  # of a query: so many, and so many times k more

@@ -24,7 +24,6 @@ from mach.sketch.kernels.lanes import (
     add_progression,
     largest_below,
     lowest_bit,
-    n_bits,
     prefetch,
     reaching,
 )
@@ -324,8 +323,8 @@ def _n_to_open(query: Query, rule: Rule, share: float, shifts_R: Array) -> Any:
     values_RP, least, total = query.values_RP, share * least_sum(query, rule), np.int64(0)
     for r in range(values_RP.shape[0]):
         threshold = np.float32(max(least + shifts_R[r], LOWEST))
-        for b in range(0, values_RP.shape[1], LANES):
-            total += n_bits(reaching(values_RP, r, b, threshold))
+        for b in range(values_RP.shape[1]):
+            total += values_RP[r, b] >= threshold
     return total
 
 

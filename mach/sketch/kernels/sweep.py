@@ -25,20 +25,20 @@ class Index(NamedTuple):
     ``peers_RGK[r, g]`` are the buckets of these very members in repetition ``r + 1 + g`` modulo R, and then 16 zeros.
     """
 
-    is_table: bool
     n_classes: int
     n_buckets: int
-    prime: int
-    modulus: tuple[Any, Any, Any, Any]  # see `lanes.add_progression`
-    multipliers_R: Array  # int64
-    offsets_R: Array  # int64
-    inverses_R: Array  # int64
-    steps_QRL: Array  # uint32
-    table_1RK: Array  # uint16 or uint32
-    table_1KR: Array  # the same by class
-    firsts_RB1: Array  # int64
-    members_RK: Array  # int32
-    peers_RGK: Array  # as table_1RK
+    is_table: bool = False
+    prime: int = 1
+    modulus: tuple[Any, ...] = (np.uint32(1), np.uint32(1), np.uint32(2**31), np.uint64(31))  # see `index.modulus_of`
+    multipliers_R: Array = np.empty(0, np.int64)
+    offsets_R: Array = np.empty(0, np.int64)
+    inverses_R: Array = np.empty(0, np.int64)
+    steps_QRL: Array = np.empty((0, 0, 0), np.uint32)
+    table_1RK: Array = np.empty((0, 0, 0), np.uint16)  # or uint32
+    table_1KR: Array = np.empty((0, 0, 0), np.uint16)  # the same by class
+    firsts_RB1: Array = np.empty((0, 0), np.int64)
+    members_RK: Array = np.empty((0, 0), np.int32)
+    peers_RGK: Array = np.empty((0, 0, 0), np.uint16)  # as table_1RK
 
 
 class Rule(NamedTuple):

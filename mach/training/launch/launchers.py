@@ -69,7 +69,7 @@ class Crew:
                 self._train_here(run, store, shards, host_memory, display)
                 return
             schedule = Schedule(shards)
-            n_bytes = plan_of(run.config, store).ledger.worker_bytes
+            n_bytes = plan_of(run.config, store).worker_bytes
             try:
                 with self._workers(run, store, self.launch, len(shards), n_bytes, host_memory=host_memory) as pool:
                     Driver(schedule, pool, display, n_workers(self.launch, len(shards))).drive()
@@ -120,7 +120,7 @@ class Crew:
                 schedule = Schedule(shards_of([first + part for part in missing], 1))
                 n = n_workers(launch, len(missing))
                 if driver is None:
-                    n_bytes = plan_of(run.config, store).ledger.worker_bytes + fitting_bytes(run, store)
+                    n_bytes = plan_of(run.config, store).worker_bytes + fitting_bytes(run, store)
                     pool = self._workers(run, store, launch, len(missing), n_bytes, parts="all")
                     driver = Driver(schedule, stack.enter_context(pool), display, n)
                 else:
