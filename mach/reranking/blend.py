@@ -77,24 +77,13 @@ class Blend:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """Shortlists of held-out rows, on which blends are tried.
-
-    Attributes
-    ----------
-    signals : sequence of Signal
-    ids_NC, scores_NC : int64 and float32 arrays of shape (N, C)
-        Classes and their aggregates.
-    columns : mapping
-        Columns of every signal that has a strength, by its name.
-    right_NC : bool array of shape (N, C)
-        Whether a class is one of the row's own.
-    """
+    """Shortlists of held-out rows, on which blends are tried."""
 
     signals: Sequence[Signal]
-    ids_NC: NDArray[np.int64]
-    scores_NC: NDArray[np.float32]
-    columns: Mapping[str, NDArray[np.float32]]
-    right_NC: NDArray[np.bool_]
+    ids_NC: NDArray[np.int64]  # classes
+    scores_NC: NDArray[np.float32]  # and their aggregates
+    columns: Mapping[str, NDArray[np.float32]]  # of every signal that has a strength, by its name
+    right_NC: NDArray[np.bool_]  # whether a class is one of the row's own
 
     def gains(self, blend: Blend) -> NDArray[np.float64]:
         """Of every row the mean of P@1, P@3 and P@5 by a blend, shape (N,)."""
@@ -122,7 +111,7 @@ def choose(trial: Trial, settings: FitSettings, given: Mapping[str, float]) -> B
     path = path_of(settings)
     usual = path.index(USUAL[path]) if path in USUAL else None
     alone = {signal.strength: signal for signal in trial.signals if signal.strength and signal.choices}
-    others = dict.fromkeys(alone, 0.0) | given
+    others = dict.fromkeys(alone, 0.0) | dict(given)
 
     def best_on_path() -> Blend:
         return trial.best([Blend({WEIGHT: weight, PRIOR: prior, **others}) for weight, prior in path], usual)

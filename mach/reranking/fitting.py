@@ -29,7 +29,7 @@ from mach.files.tensors import write_tensors
 from mach.reranking.blend import UNTRIED, Blend, Trial, best_of, choose, precisions
 from mach.reranking.kernels.rerank import fit_classes
 from mach.reranking.model import Reranker
-from mach.reranking.order import TAUGHT, Examples, LearnedOrder
+from mach.reranking.order import SECTION, TAUGHT, LearnedOrder
 from mach.reranking.parts import CANDIDATES, CLASSIFIERS, STAGES, Parts, name_of
 from mach.reranking.record import Record, fingerprint
 from mach.reranking.settings import FitSettings, fit_settings
@@ -84,25 +84,23 @@ class RerankerTraining:
         self.folder.begin(wanted, len(self.rows), is_given=settings is not None)
         self.files.sweep()
 
-    def parts(self, stage: str) -> tuple[int, list[int]]:
-        """How many parts a stage has, and which of them are missing; the classes are cut once it is their turn."""
+    def parts(self, stage: str) -> tuple[range, list[int]]:
+        """The parts of a stage, numbered through all stages, and which of them are missing.
+
+        The classes are cut once it is their turn.
+        """
         if stage != CANDIDATES and not self.folder.plan.classes:
             self._cut_classes()
         names, there = self.folder.names(stage), set(names_in(self.run.reranking_folder))
-        return len(names), [part for part, name in enumerate(names) if name not in there]
+        first = 0 if stage == CANDIDATES else len(self.folder.plan.rows) - 1
+        numbers = range(first, first + len(names))
+        return numbers, [number for number, name in zip(numbers, names, strict=True) if name not in there]
 
-    def number_of(self, stage: str, part: int) -> int:
-        """Of a part among those of all stages, by which workers are told of it."""
-        return part if stage == CANDIDATES else len(self.folder.plan.rows) - 1 + part
-
-    def part_of(self, number: int) -> tuple[str, int]:
-        """The stage and part that `number_of` gives this number."""
-        n_row_parts = self.number_of(CLASSIFIERS, 0)
-        return (CANDIDATES, number) if number < n_row_parts else (CLASSIFIERS, number - n_row_parts)
-
-    def make(self, stage: str, part: int, should_stop: Callable[[], bool] = lambda: False) -> bool:
-        """Make one part; False if it was told to stop before it was whole."""
+    def make(self, number: int, should_stop: Callable[[], bool] = lambda: False) -> bool:
+        """Make the part of this number; False if it was told to stop before it was whole."""
         started = time.process_time()
+        n_row_parts = len(self.folder.plan.rows) - 1
+        stage, part = (CANDIDATES, number) if number < n_row_parts else (CLASSIFIERS, number - n_row_parts)
         begin, end = self.folder.bounds(stage)[part : part + 2]
         made = self._candidates(begin, end, should_stop) if stage == CANDIDATES else self._classifiers(begin, end)
         if made is not None:
@@ -144,7 +142,7 @@ class RerankerTraining:
             order = self._learned()
             blend, is_learned = self._choice(signals, order)
             in_order = is_learned or (order is None and settings.keeps_inputs)
-            arrays = order.named_arrays() if order and is_learned else {}
+            arrays = {SECTION + name: a for name, a in order.arrays.items()} if order and is_learned else {}
             metadata = {"fingerprint": self.fingerprint, "candidates": str(config.candidates)}
             metadata |= {name: repr(strength) for name, strength in blend.strengths.items()}
             metadata |= {"signals": ",".join(one.name for one in signals if one.has_columns)} if in_order else {}
@@ -275,7 +273,7 @@ class RerankerTraining:
             return None
         found = [self.folder.map(examples_of(pilot))[0] for pilot in range(self.config.pilots)]
         inputs, scores, right = (np.concatenate([part[name] for part in found]) for name in EXAMPLES)
-        return LearnedOrder.learn(Examples(inputs, scores, right.astype(bool)), self.run.config.training.seed)
+        return LearnedOrder.learn(inputs, scores, right.astype(bool), self.run.config.training.seed)
 
     def _choice(self, signals: Sequence[Signal], order: LearnedOrder | None) -> tuple[Blend, bool]:
         """The best blend on held-out rows, and whether the learned order is as good."""
@@ -283,19 +281,16 @@ class RerankerTraining:
         rows = self.validation_rows[:MAX_VALIDATION_ROWS]
         if not len(rows):
             return Blend(UNTRIED | given), order is not None
-        reranker = Reranker(signals, Blend({}), self.config.candidates)
-        ids, scores, ordered = [], [], []
-        columns: dict[str, list[NDArray[np.float32]]] = {one.name: [] for one in signals if one.strength}
+        weighed = [one.name for one in signals if one.strength]
+        parts: list[tuple[Any, ...]] = []
         for _, shortlist in self._shortlists(self.ensemble, rows):
-            ids.append(shortlist.ids_NC)
-            scores.append(shortlist.scores_NC)
-            for signal in signals:
-                if signal.strength:
-                    columns[signal.name].append(signal.columns(shortlist))
-            if order is not None:
-                ordered.append(order.scores(shortlist.scores_NC, reranker.inputs(shortlist)))
+            columns = {one.name: one.columns(shortlist) for one in signals if order or one.strength}
+            inputs_NCI = np.concatenate(list(columns.values()), axis=2)
+            ordered_NC = order.scores(shortlist.scores_NC, inputs_NCI) if order else None
+            parts.append((shortlist.ids_NC, shortlist.scores_NC, ordered_NC, *(columns[name] for name in weighed)))
+        ids, scores, ordered, *found = zip(*parts, strict=True)
         ids_NC = np.concatenate(ids)
-        whole = {name: np.concatenate(found) for name, found in columns.items()}
+        whole = {name: np.concatenate(some) for name, some in zip(weighed, found, strict=True)}
         trial = Trial(signals, ids_NC, np.concatenate(scores), whole, right_of(self.store, rows, ids_NC))
         blend = choose(trial, self.settings, given)
         if order is None:

@@ -23,12 +23,15 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mach.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mach.sketch.kernels.sweep import Index
 
 N_CANDIDATES = 32
 MAX_DISTANCES = 4096  # the shortest multiples of B, at which the largest shares of pairs meet
@@ -46,6 +49,11 @@ class Assignment(Protocol):
 
     @property
     def n_repetitions(self) -> int: ...
+
+    @property
+    def index(self) -> Index:
+        """The arrays by which compiled functions decode it, prepared once."""
+        ...
 
     def buckets(self, classes: ArrayLike) -> NDArray[np.int32]:
         """Buckets of the given classes, shape (R, n), int32; cost O(R n)."""
@@ -181,6 +189,24 @@ class UniversalAssignment:
     def inverses_R(self) -> NDArray[np.int64]:
         """``a_r^-1 mod p``, shape (R,)."""
         return np.array([pow(int(a), -1, self.prime) for a in self.multipliers_R], dtype=np.int64)
+
+    @cached_property
+    def index(self) -> Index:
+        from mach.sketch.kernels.sweep import LENGTH, Index, modulus_of
+
+        p, multipliers_R = self.prime, self.multipliers_R
+        strides_Q = np.append(self.inverses_R * self.n_buckets % p, 1)  # from one member of a bucket to the next
+        steps_QR = strides_Q[:, None] * multipliers_R[None, :] % p
+        return Index(
+            n_classes=self.n_classes,
+            n_buckets=self.n_buckets,
+            prime=p,
+            modulus=modulus_of(p, self.n_buckets),
+            multipliers_R=multipliers_R,
+            offsets_R=self.offsets_R,
+            inverses_R=self.inverses_R,
+            steps_QRL=(steps_QR[:, :, None] * np.arange(LENGTH) % p).astype(np.uint32),
+        )
 
     def buckets(self, classes: ArrayLike) -> NDArray[np.int32]:
         classes_N = np.asarray(classes, dtype=np.int64)

@@ -155,7 +155,7 @@ class Ledger:
 
     @property
     def index_bytes(self) -> int:
-        """The decoder's index in memory (`mach.sketch.index`)."""
+        """The decoder's index in memory (`mach.sketch.hashing.Assignment.index`)."""
         n_functions, K, B = self.n_heads * self.n_repetitions, self.n_classes, self.n_buckets
         if not self.table_assignment:
             return n_functions * ((n_functions + 1) * STEPS_BYTES + 3 * 8)

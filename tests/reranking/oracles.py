@@ -12,9 +12,8 @@ from mach.reranking.kernels.associations import CODES, MOST_CONFIDENCE
 from mach.reranking.kernels.repeats import ANY
 from mach.reranking.order import NAMES as ORDER_ARRAYS
 from mach.reranking.order import LearnedOrder, standardised
-from mach.reranking.signals import Signal
 from mach.reranking.signals.classifiers import NAMES, Classifiers, ClassifierSet
-from mach.reranking.signals.contract import Shortlist
+from mach.reranking.signals.contract import Shortlist, Signal
 from mach.reranking.signals.networks import LARGEST_LOG, LEAST_LOG, LIKELY
 from mach.reranking.signals.rules import LEAST_SHARES, SUPPORT
 from mach.reranking.signals.rules import NAMES as RULE_ARRAYS

@@ -78,7 +78,7 @@ def train_here(config: Config, path: Path, settings: FitSettings | None = FITTIN
     training.begin(settings)
     for stage in STAGES:
         for part in training.parts(stage)[1]:
-            assert training.make(stage, part)
+            assert training.make(part)
     training.finish()
 
 
@@ -107,7 +107,8 @@ def parts_of(model: MachModel) -> tuple[Reranker, Classifiers, Repeats]:
     """The re-ranker and two of its signals."""
     reranker = model.reranker
     assert reranker is not None
-    classifiers, repeats = reranker.signal("classifiers"), reranker.signal("repeats")
+    signals = {signal.name: signal for signal in reranker.signals}
+    classifiers, repeats = signals["classifiers"], signals["repeats"]
     assert isinstance(classifiers, Classifiers)
     assert isinstance(repeats, Repeats)
     return reranker, classifiers, repeats
@@ -171,7 +172,7 @@ def test_logistic_classifiers_order_by_their_own_loss(paired: Config, tmp_path: 
     found = model.search(queries, 5)
     margins_NK = (queries @ weights_of(classifiers.own).T).toarray() + classifiers.arrays["biases"]
     losses_NC = np.log(1 + np.exp(-np.take_along_axis(margins_NK.astype(np.float64), found.ids_Nk, axis=1)))
-    priors_NC = reranker.signal("prior").arrays["priors"][found.ids_Nk]
+    priors_NC = reranker.signals[1].arrays["priors"][found.ids_Nk]
     weight = reranker.blend.strengths["weight"]
     scores_NC = model.score(queries, found.ids_Nk, rerank=False) - weight * losses_NC + priors_NC
     np.testing.assert_allclose(found.scores_Nk, scores_NC, atol=1e-3)
@@ -194,7 +195,7 @@ def test_classifiers_of_pairs_answer_by_the_weights_in_the_file(paired: Config, 
     margins_NK = (rows @ weights.T).toarray() + classifiers.arrays["biases"]
     found = model.search(queries, 5)
     losses_NC = losses(np.take_along_axis(margins_NK, found.ids_Nk, axis=1))
-    priors_NC = reranker.signal("prior").arrays["priors"][found.ids_Nk]
+    priors_NC = reranker.signals[1].arrays["priors"][found.ids_Nk]
     weight = reranker.blend.strengths["weight"]
     scores_NC = model.score(queries, found.ids_Nk, rerank=False) - weight * losses_NC + priors_NC
     np.testing.assert_allclose(found.scores_Nk, scores_NC, atol=1e-3)
@@ -253,7 +254,7 @@ def test_what_never_recurs_is_put_last(once: Config, tmp_path: Path):
     batch = SparseBatch(queries.indptr.astype(np.int64), queries.indices, queries.data)
     shortlist = Shortlist(batch, plain.ids_Nk, plain.scores_Nk, np.empty((40, 0, 0), np.float32))
     np.testing.assert_array_equal(repeats.columns(shortlist)[:, :, 0], np.log1p(known_NC, dtype=np.float32))
-    terms_NC = reranker.signal("prior").arrays["priors"][plain.ids_Nk] + strengths["repeats"] * np.log1p(known_NC)
+    terms_NC = reranker.signals[1].arrays["priors"][plain.ids_Nk] + strengths["repeats"] * np.log1p(known_NC)
     losses_NC = losses(classifiers.columns(shortlist)[:, :, 0])
     scores_NC = plain.scores_Nk - strengths["weight"] * losses_NC + terms_NC
     np.testing.assert_allclose(answer.scores_Nk, -np.sort(-scores_NC, axis=1)[:, :5], atol=1e-4)
@@ -346,9 +347,9 @@ def test_workers_make_the_bits_of_this_process_after_a_kill_and_again_for_other_
     run, store = set_up(paired, copied)
     training = RerankerTraining(run, store)
     training.begin(FITTING)
-    training.make("candidates", 0)  # and then it was killed
+    training.make(0)  # and then it was killed
     first = (copied / "reranking" / "rows000.safetensors").stat().st_mtime_ns
-    assert not training.make("candidates", 1, should_stop=lambda: True)
+    assert not training.make(1, should_stop=lambda: True)
     assert training.parts("candidates")[1] == list(range(1, 8))
     begun = RerankerTraining(run, store)
     begun.begin()

@@ -115,7 +115,7 @@ def test_encoded_weights_come_back_and_margins_equal_the_matrix(seed: int, n_fea
     weights = generator.normal(size=len(flat)).astype(np.float32)
     ends, gaps, codes, scales = encode(offsets, flat, weights)
     biases = generator.normal(size=4).astype(np.float32)
-    arrays = {"offsets": ends, "gaps": gaps, "codes": codes, "scales": scales, "biases": biases}
+    arrays: dict[str, np.ndarray] = {"offsets": ends, "gaps": gaps, "codes": codes, "scales": scales, "biases": biases}
     found = weights_of(ClassifierSet(arrays, RowView(n_features=n_features)))
     expected = csr_array((weights, flat, offsets), shape=(4, n_features)).toarray()
     assert np.abs(found.toarray() - expected).max() <= (scales.max() / 2) * 1.001

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from mach.errors import ConfigError
 from mach.sketch.bounds import plan, repetitions_needed
 from mach.sketch.hashing import MAX_CAPACITY, UniversalAssignment
-from mach.sketch.index import index_of
 from mach.sketch.ledger import Ledger
 from mach.sketch.tables import TableAssignment
 
@@ -85,7 +84,7 @@ def test_model_bytes_count_the_index_of_the_decoder(n_buckets, n_repetitions):
     universal = UniversalAssignment.draw(n_classes=K, n_buckets=B, n_repetitions=R, seed=0)
     table = TableAssignment.from_table(universal.buckets(np.arange(K)), B)
     for assignment, table_bytes in ((universal, 0), (table, table.table_RK.nbytes)):
-        arrays = [value for value in index_of(assignment) if isinstance(value, np.ndarray)]
+        arrays = [value for value in assignment.index if isinstance(value, np.ndarray)]
         arrays = [array for array in arrays if not np.shares_memory(array, table.table_RK)]  # counted on disk
         bytes_at = {array.__array_interface__["data"][0]: array.nbytes for array in arrays if array.size}
         book = Ledger(K, 50, B, R, table_assignment=assignment is table)

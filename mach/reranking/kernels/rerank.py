@@ -79,25 +79,11 @@ def fit_classes(
     positive_indptr, positive_rows, listed_indptr, listed_rows : int64, int32 arrays
         CSR of rows by class, ascending within a class.
     n_features : int
-    pairs : int
-        Largest features of a row whose products are features as well (`mach.data.kernels.views`); 0: none.
-    is_logistic : bool
-        Which loss: logistic, or else the squared hinge.
-    cost : float
-    most : int
-        Negatives of a class; of more, so many are taken at equal distances.
-    iterations : int
-        Most passes over a class's rows.
-    tolerance : float
-        Largest violation of the optimality conditions at which a class is done.
-    threshold : float
-        Smaller weights are dropped.
-    most_weights : int
-        Of a class; of more, the largest stay.
+    pairs, is_logistic, cost, most, iterations, tolerance, threshold, most_weights, power
+        As of `mach.reranking.settings.FitSettings`; ``most`` are negatives of a class, of more so many at equal
+        distances.
     seed : int
         Of the first class; the next have the following ones.
-    power : float
-        That values of a row are raised to (`mach.data.kernels.views.with_pairs`).
 
     Returns
     -------

@@ -170,12 +170,12 @@ def _encoded(parts: Sequence[Arrays], n_classes: int, scratch: Path) -> dict[str
             scales.append(scales_K)
             gaps_.write(gaps.tobytes())
             codes_.write(codes.tobytes())
-    mapped = {
+    mapped: dict[str, NDArray[Any]] = {
         name: np.asarray(np.memmap(scratch / name, dtype, "r")) if offsets[-1] else np.empty(0, dtype)
         for name, dtype in (("gaps", np.int16), ("codes", np.int8))
     }
-    biases = np.concatenate([part["biases"] for part in parts])
-    return {"offsets": offsets, "scales": np.concatenate(scales), "biases": biases} | mapped
+    scales_K, biases_K = np.concatenate(scales), np.concatenate([part["biases"] for part in parts])
+    return {**mapped, "offsets": offsets, "scales": scales_K, "biases": biases_K}
 
 
 def encode(

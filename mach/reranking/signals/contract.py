@@ -26,24 +26,12 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Shortlist:
-    """Queries and the classes that may answer them.
-
-    Attributes
-    ----------
-    batch : SparseBatch
-        N queries.
-    ids_NC : int64 array of shape (N, C)
-        Classes; -1 is none.
-    scores_NC : float32 array of shape (N, C)
-        Their aggregates, log-means of bucket probabilities.
-    probs_NRB : float32 array of shape (N, R, B)
-        Bucket probabilities that these come from.
-    """
+    """N queries, and for each of them C classes that may answer it."""
 
     batch: SparseBatch
-    ids_NC: NDArray[np.int64]
-    scores_NC: NDArray[np.float32]
-    probs_NRB: NDArray[np.float32]
+    ids_NC: NDArray[np.int64]  # -1 is none
+    scores_NC: NDArray[np.float32]  # their aggregates, log-means of bucket probabilities
+    probs_NRB: NDArray[np.float32]  # the bucket probabilities that these come from
 
     @property
     def rows(self) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
@@ -53,33 +41,16 @@ class Shortlist:
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """What signals are fitted to.
+    """What signals are fitted to."""
 
-    Attributes
-    ----------
-    store : Store
-        All training rows.
-    rows : int64 array
-        Those that are learned from, ascending; the others are held out.
-    settings : FitSettings
-    counts_K, learned_K : int64 arrays of shape (K,)
-        Training rows of every class: all, and without those held out.
-    counts_repeats : bool
-        Whether rows are to be counted by their features (`mach.reranking.signals.repeats`).
-    parts : sequence of mappings
-        Fitted classifiers of consecutive classes: offsets, features, weights and biases.
-    scratch : Path
-        A folder for large arrays, which are mapped.
-    """
-
-    store: Store
-    rows: NDArray[np.int64]
+    store: Store  # all training rows
+    rows: NDArray[np.int64]  # those that are learned from, ascending; the others are held out
     settings: FitSettings
-    counts_K: NDArray[np.int64]
-    learned_K: NDArray[np.int64]
-    counts_repeats: bool
-    parts: Sequence[Arrays]
-    scratch: Path
+    counts_K: NDArray[np.int64]  # training rows of every class: all,
+    learned_K: NDArray[np.int64]  # and without those held out
+    counts_repeats: bool  # whether rows are to be counted by their features (`mach.reranking.signals.repeats`)
+    parts: Sequence[Arrays]  # fitted classifiers of consecutive classes: offsets, features, weights and biases
+    scratch: Path  # a folder for large arrays, which are mapped
 
     @cached_property
     def features(self) -> csr_array:
@@ -147,26 +118,16 @@ class SignalFile:
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes by which signals tell how many bytes they will take.
-
-    Attributes
-    ----------
-    n_positives : int
-        Pairs of a training row and a class of it.
-    row_features : float
-        Mean number of features of a row.
-    counts_repeats, is_learned : bool
-        Whether rows may be counted by their features, and whether an order is learned.
-    """
+    """Sizes by which signals tell how many bytes they will take."""
 
     n_classes: int
     n_features: int
     n_rows: int
-    n_positives: int
-    row_features: float
+    n_positives: int  # pairs of a training row and a class of it
+    row_features: float  # mean number of features of a row
     pairs: int = 0
-    counts_repeats: bool = False
-    is_learned: bool = False
+    counts_repeats: bool = False  # whether rows may be counted by their features
+    is_learned: bool = False  # whether an order is learned
 
 
 @dataclass(eq=False)
@@ -175,32 +136,16 @@ class Signal(ABC):
 
     A blend gives some signals a strength and adds what they say, their `terms`, to the aggregate. A learned order
     weighs the `columns` of all signals. A signal is safe to share between threads.
-
-    Attributes
-    ----------
-    name : str
-    meaning : str
-        One plain sentence: what a value of it means to a person.
-    strength : str or None
-        The name of its strength in a blend (and on disk); None: blends leave it out.
-    choices : tuple of float
-        Strengths that held-out rows choose from, the usual one first; empty where they do not choose it alone.
-    labels : tuple of str
-        What each column is.
-    needs_arrays : bool
-        Whether its columns come from arrays, so that it says nothing without them.
-    arrays : mapping
-        By their names in the file.
     """
 
     name: ClassVar[str]
-    meaning: ClassVar[str]
-    strength: ClassVar[str | None] = None
-    choices: ClassVar[tuple[float, ...]] = ()
-    labels: ClassVar[tuple[str, ...]]
-    needs_arrays: ClassVar[bool] = True
+    meaning: ClassVar[str]  # one plain sentence: what a value of it means to a person
+    strength: ClassVar[str | None] = None  # the name of its strength on disk; None: blends leave it out
+    choices: ClassVar[tuple[float, ...]] = ()  # strengths that held-out rows try alone, the usual one first
+    labels: ClassVar[tuple[str, ...]]  # what each column is
+    needs_arrays: ClassVar[bool] = True  # whether its columns come from arrays
 
-    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)  # by their names in the file
 
     @classmethod
     def fit(cls, material: Material) -> Self:

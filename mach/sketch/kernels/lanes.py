@@ -70,22 +70,9 @@ def add_listed(
 ) -> Any:
     """Add to ``sums[j : j + 16]`` the values in repetition s of the buckets ``lists[r, g, at : at + 16]``.
 
-    Parameters
-    ----------
-    sums : float32 array
-    j : int
-        A multiple of 16.
-    values : float32 array of shape (R, B)
-    s : int
-    lists : uint16 or uint32 array of three axes
-    r, g, at : int
-    test : tuple of float32, float32 and bool
-        Least sum; least value; whether instead of a value -1 is added where it is less than the least value, else 0.
-
-    Returns
-    -------
-    uint32
-        A bit for every sum that is at least the least.
+    ``values`` are float32 of shape (R, B), ``lists`` uint16 or uint32 of three axes, and j is a multiple of 16. The
+    ``test`` is a least sum, a least value, and whether instead of a value -1 is added where it is less than the least
+    value, else 0. Returns a bit for every sum that is at least the least.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
