@@ -59,7 +59,7 @@ def plan(
     chosen = choose(n_classes, n_features, hidden=tuple(width for width in hidden if width), **options)
     rows = chosen.rows()
     if device_memory is not None:
-        rows.append(("repetitions a device", chosen.ledger.repetitions_within(device_memory), "at a time"))
+        rows.append(("repetitions a device", chosen.repetitions_within(device_memory), "at a time"))
     print_rows(rows, as_json)
 
 

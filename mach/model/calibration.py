@@ -23,7 +23,7 @@ from mach.model.ask import Answer, Ask
 from mach.model.classes.answerer import Answerer
 from mach.model.classes.edits import Edits
 from mach.model.curves import TOP, Curve, fit, pairs_of
-from mach.reranking.blend import mean_precision
+from mach.reranking.blend import precisions
 from mach.reranking.fitting import learned_counts
 from mach.reranking.model import Reranker
 from mach.reranking.record import Record
@@ -180,7 +180,7 @@ def best_prior(ensemble: Ensemble, store: Store, rows: NDArray[np.int64]) -> flo
 
     def gain(prior: float) -> float:
         terms_NC = prior_terms(counts_K, prior)[np.maximum(top.ids_Nk, 0)]
-        return mean_precision(top.scores_Nk + terms_NC, right_NC)
+        return float(precisions(top.scores_Nk + terms_NC, right_NC).mean())
 
     return max(PRIORS, key=gain)
 

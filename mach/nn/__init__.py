@@ -10,7 +10,7 @@ Three estimates of a class's probability come of its R bucket probabilities ``P_
 ``log-mean``    ``mean_r log P_r``: what is trained and what ranks. An upper estimate, for a bucket holds other classes
                 too: over all classes the exponentials sum to more than 1
 ``unbiased``    ``log((mean_r P_r - c) / (1 - c))``, c the chance that two classes share a bucket: exact on average over
-                the hash functions, but noisy (`mach.sketch.bounds.estimator_variance`), and -87.3 where noise leaves
+                the hash functions, but noisy (docs/mathematics.md has their variance), and -87.3 where noise leaves
                 nothing. With c = 1 / B it is theorem 1 of Medini et al., "Extreme Classification in Log Memory", 2019;
                 with the c of this family the estimates of all classes sum to 1 on average, as they should
 ``normalized``  ``power * mean_r log P_r`` less its log-sum-exp over all classes: a distribution, at a cost of O(K).

@@ -125,7 +125,7 @@ class MACHHead(nn.Module):
         super().__init__()
         if loss not in get_args(Loss):
             raise ConfigError(f"unknown loss {loss!r}: choose one of {', '.join(get_args(Loss))}")
-        sizes = plan(n_classes, in_features, hidden=(), n_buckets=n_buckets, n_repetitions=n_repetitions).ledger
+        sizes = plan(n_classes, in_features, hidden=(), n_buckets=n_buckets, n_repetitions=n_repetitions)
         B, R = sizes.n_buckets, sizes.n_repetitions
         drawn = UniversalAssignment.draw(n_classes=n_classes, n_buckets=B, n_repetitions=R, seed=seed)
         self.in_features, self.n_classes, self.n_buckets, self.n_repetitions = in_features, n_classes, B, R

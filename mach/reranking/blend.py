@@ -12,6 +12,7 @@ from mach.reranking.settings import FitSettings
 from mach.reranking.signals.contract import Signal
 
 WEIGHT, PRIOR = "weight", "prior"  # strengths of classifiers and prior, which are chosen together
+UNTRIED = {WEIGHT: 0.5, PRIOR: -0.1, "repeats": 0.0}  # where no rows are held out
 # Weight and prior that held-out rows choose from, from networks first to classifiers first, and at last for rare
 # classes first, where none has many rows. The best of all lies near this path on every data set seen, and few choices
 # are harder to mistake than many. Networks alone are no choice: where rows cannot tell, a little of both finds more of
@@ -19,35 +20,14 @@ WEIGHT, PRIOR = "weight", "prior"  # strengths of classifiers and prior, which a
 # blend of a path stays unless another one is better beyond chance.
 Path = tuple[tuple[float, float], ...]
 RARE_FIRST: Path = ((1.0, -1.0), (1.0, -1.6), (1.2, -2.5))
-HINGE: Path = (
-    (0.1, -0.01),
-    (0.2, -0.02),
-    (0.3, -0.05),
-    (0.5, -0.1),
-    (0.7, -0.2),
-    (1.0, -0.3),
-    (1.5, -0.45),
-    (2.0, -0.6),
-    (3.0, -0.6),
-    *RARE_FIRST,
-)
-PAIRS: Path = ((0.5, -0.02), (0.8, -0.02), (1.2, -0.05), *HINGE[3:])
+MIDDLE: Path = ((0.5, -0.1), (0.7, -0.2), (1.0, -0.3), (1.5, -0.45), (2.0, -0.6), (3.0, -0.6))
+HINGE: Path = ((0.1, -0.01), (0.2, -0.02), (0.3, -0.05), *MIDDLE, *RARE_FIRST)
+PAIRS: Path = ((0.5, -0.02), (0.8, -0.02), (1.2, -0.05), *MIDDLE, *RARE_FIRST)
 LOGISTIC: Path = (
-    (0.2, -0.01),
-    (0.3, -0.02),
-    (0.5, 0.0),
-    (0.5, -0.05),
-    (0.8, 0.0),
-    (0.8, -0.1),
-    (1.2, -0.02),
-    (1.2, -0.2),
-    (1.2, -0.45),
-    (2.0, -0.45),
-    (2.0, -0.6),
-    (3.0, -0.6),
+    *((0.2, -0.01), (0.3, -0.02), (0.5, 0.0), (0.5, -0.05), (0.8, 0.0), (0.8, -0.1)),
+    *((1.2, -0.02), (1.2, -0.2), (1.2, -0.45), (2.0, -0.45), (2.0, -0.6), (3.0, -0.6)),
 )
 USUAL: dict[Path, tuple[float, float]] = {PAIRS: (1.2, -0.05), LOGISTIC: (1.2, -0.02)}
-UNTRIED = (0.5, -0.1)  # weight and prior where no rows are held out
 SURE = 3.0  # standard errors that a strength below 0 must gain: it answers otherwise than a user expects
 LEAST_ROWS = 10  # that a choice answers otherwise than the usual one
 RANKS = np.array([1 + 1 / 3 + 1 / 5, 1 / 3 + 1 / 5, 1 / 3 + 1 / 5, 1 / 5, 1 / 5]) / 3  # in the mean of P@1, P@3 and P@5
@@ -97,34 +77,24 @@ class Blend:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """Shortlists of held-out rows, on which blends are tried.
-
-    Attributes
-    ----------
-    signals : sequence of Signal
-    ids_NC, scores_NC : int64 and float32 arrays of shape (N, C)
-        Classes and their aggregates.
-    columns : mapping
-        Columns of every signal that has a strength, by its name.
-    right_NC : bool array of shape (N, C)
-        Whether a class is one of the row's own.
-    """
+    """Shortlists of held-out rows, on which blends are tried."""
 
     signals: Sequence[Signal]
-    ids_NC: NDArray[np.int64]
-    scores_NC: NDArray[np.float32]
-    columns: Mapping[str, NDArray[np.float32]]
-    right_NC: NDArray[np.bool_]
+    ids_NC: NDArray[np.int64]  # classes
+    scores_NC: NDArray[np.float32]  # and their aggregates
+    columns: Mapping[str, NDArray[np.float32]]  # of every signal that has a strength, by its name
+    right_NC: NDArray[np.bool_]  # whether a class is one of the row's own
 
     def gains(self, blend: Blend) -> NDArray[np.float64]:
         """Of every row the mean of P@1, P@3 and P@5 by a blend, shape (N,)."""
         scores_NC = blend.scores(self.scores_NC, self.ids_NC, self.signals, lambda signal: self.columns[signal.name])
         return precisions(scores_NC, self.right_NC)
 
-
-def untried(given: Mapping[str, float]) -> Blend:
-    """The blend where no rows are held out, with the strengths that are given."""
-    return Blend({WEIGHT: UNTRIED[0], PRIOR: UNTRIED[1], "repeats": 0.0} | dict(given))
+    def best(self, choices: Sequence[Blend], usual: int | None) -> Blend:
+        """The blend of largest gain, see `best_of`; those of a strength below 0 have to be surer."""
+        alone = [signal for signal in self.signals if signal.choices]
+        errors_A = np.array([SURE if any(blend.of(one) < 0 for one in alone) else 1.0 for blend in choices])
+        return choices[best_of(np.stack([self.gains(blend) for blend in choices]), usual, errors_A)]
 
 
 def choose(trial: Trial, settings: FitSettings, given: Mapping[str, float]) -> Blend:
@@ -138,28 +108,20 @@ def choose(trial: Trial, settings: FitSettings, given: Mapping[str, float]) -> B
     given : mapping
         Strengths that are not to be chosen.
     """
-    chosen_alone = [signal for signal in trial.signals if signal.strength and signal.choices]
     path = path_of(settings)
+    usual = path.index(USUAL[path]) if path in USUAL else None
+    alone = {signal.strength: signal for signal in trial.signals if signal.strength and signal.choices}
+    others = dict.fromkeys(alone, 0.0) | dict(given)
 
-    def best(choices: Sequence[Blend], usual: Blend | None) -> Blend:
-        gains_AN = np.stack([trial.gains(blend) for blend in choices])
-        errors_A = np.array([SURE if any(b.of(one) < 0 for one in chosen_alone) else 1.0 for b in choices])
-        return choices[best_of(gains_AN, None if usual is None else choices.index(usual), errors_A)]
+    def best_on_path() -> Blend:
+        return trial.best([Blend({WEIGHT: weight, PRIOR: prior, **others}) for weight, prior in path], usual)
 
-    def best_at(others: Mapping[str, float]) -> Blend:
-        choices = [Blend({WEIGHT: weight, PRIOR: prior, **others}) for weight, prior in path]
-        usual = USUAL.get(path)
-        return best(choices, None if usual is None else choices[path.index(usual)])
-
-    others = {str(signal.strength): 0.0 for signal in chosen_alone} | dict(given)
-    blend = best_at(others)
-    for signal in chosen_alone:
-        name = str(signal.strength)
+    blend = best_on_path()
+    for name, signal in alone.items():
         if name in given or not trial.columns[signal.name].any():
             continue
-        choices = [Blend({**blend.strengths, name: strength}) for strength in signal.choices]
-        others[name] = best(choices, choices[0]).of(signal)
-        blend = best_at(others) if others[name] else blend
+        others[name] = trial.best([Blend({**blend.strengths, name: one}) for one in signal.choices], 0).of(signal)
+        blend = best_on_path() if others[name] else blend
     return blend
 
 
@@ -191,11 +153,6 @@ def best_of(
         is_open_A[usual] = True
         means_A = np.where(is_open_A, means_A, -np.inf)
     return int(means_A.argmax())
-
-
-def mean_precision(scores_NC: NDArray[np.float32], right_NC: NDArray[np.bool_]) -> float:
-    """Mean of P@1, P@3 and P@5 of candidates in the order of their scores, and over the rows."""
-    return float(precisions(scores_NC, right_NC).mean())
 
 
 def precisions(scores_NC: NDArray[np.float32], right_NC: NDArray[np.bool_]) -> NDArray[np.float64]:

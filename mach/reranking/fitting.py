@@ -19,34 +19,33 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
-from mach.data.batch import SparseBatch, read_batch, read_classes, right_of
+from mach.data.batch import SparseBatch, read_classes, right_of
 from mach.data.kernels.views import N_HASHED
 from mach.data.store import Store
-from mach.files.places import atomic_file
+from mach.files.places import atomic_file, names_in
 from mach.files.records import write_json
 from mach.files.tensors import write_tensors
-from mach.reranking.blend import Blend, Trial, best_of, choose, precisions, untried
-from mach.reranking.kernels import rerank as kernels
+from mach.reranking.blend import UNTRIED, Blend, Trial, best_of, choose, precisions
+from mach.reranking.kernels.rerank import fit_classes
 from mach.reranking.model import Reranker
-from mach.reranking.order import TAUGHT, Examples, LearnedOrder
-from mach.reranking.parts import CANDIDATES, CLASSIFIERS, STAGES, Parts, name_of, name_of_examples
+from mach.reranking.order import SECTION, TAUGHT, LearnedOrder
+from mach.reranking.parts import CANDIDATES, CLASSIFIERS, STAGES, Parts, name_of
 from mach.reranking.record import Record, fingerprint
 from mach.reranking.settings import FitSettings, fit_settings
-from mach.reranking.signals.contract import Material, Shortlist, Signal
-from mach.reranking.signals.roster import SIGNALS
+from mach.reranking.signals import SIGNALS
+from mach.reranking.signals.contract import Material, Shortlist, Signal, features_of
 from mach.runs.ensemble import Ensemble
 from mach.runs.repetition import RepetitionFiles
 from mach.runs.run import Run
 
-Lists = tuple[Any, Any, Any, Any]  # begins, ends, lists and rows, as `mach.reranking.kernels.rerank.invert` takes them
 PAIRS_A_PART, MAX_PARTS = 2**18, 128  # some seconds each; every part of classes reads all candidates
 CHUNK_ROWS = 4096
 LEAST_FUNCTIONS = 4  # that tell candidates of training rows
 LISTED, LISTED_A_CLASS = 50, 5  # for a learned order: candidates of a training row, or of each class that one has
 MAX_VALIDATION_ROWS = 20_000
 MAX_TEACHING_ROWS = 20_000  # of a pilot
+EXAMPLES = ("inputs", "scores", "right")  # arrays that a pilot leaves
 
 
 class RerankerTraining:
@@ -63,12 +62,8 @@ class RerankerTraining:
         self.run, self.store, self.config = run, store, run.config.reranking
         self.fingerprint = fingerprint(run)
         self.folder = Parts(run.reranking_folder, self.fingerprint)
+        self.files = RepetitionFiles(run.reranking_folder, -1)  # lock and log
         self.rows, self.validation_rows = store.split(run.config.data.validation_fraction, run.config.training.seed)
-
-    @property
-    def files(self) -> RepetitionFiles:
-        """Lock and log."""
-        return self.folder.lock_and_log
 
     @property
     def settings(self) -> FitSettings:
@@ -87,25 +82,25 @@ class RerankerTraining:
         """
         wanted = settings or fit_settings(self.config, self.store, self.run.retired)
         self.folder.begin(wanted, len(self.rows), is_given=settings is not None)
+        self.files.sweep()
 
-    def parts(self, stage: str) -> tuple[int, list[int]]:
-        """How many parts a stage has, and which of them are missing; the classes are cut once it is their turn."""
+    def parts(self, stage: str) -> tuple[range, list[int]]:
+        """The parts of a stage, numbered through all stages, and which of them are missing.
+
+        The classes are cut once it is their turn.
+        """
         if stage != CANDIDATES and not self.folder.plan.classes:
             self._cut_classes()
-        return self.folder.missing(stage)
+        names, there = self.folder.names(stage), set(names_in(self.run.reranking_folder))
+        first = 0 if stage == CANDIDATES else len(self.folder.plan.rows) - 1
+        numbers = range(first, first + len(names))
+        return numbers, [number for number, name in zip(numbers, names, strict=True) if name not in there]
 
-    def number_of(self, stage: str, part: int) -> int:
-        """Of a part among those of all stages, by which workers are told of it."""
-        return part if stage == CANDIDATES else len(self.folder.plan.rows) - 1 + part
-
-    def part_of(self, number: int) -> tuple[str, int]:
-        """The stage and part that `number_of` gives this number."""
-        n_row_parts = self.number_of(CLASSIFIERS, 0)
-        return (CANDIDATES, number) if number < n_row_parts else (CLASSIFIERS, number - n_row_parts)
-
-    def make(self, stage: str, part: int, should_stop: Callable[[], bool] = lambda: False) -> bool:
-        """Make one part; False if it was told to stop before it was whole."""
+    def make(self, number: int, should_stop: Callable[[], bool] = lambda: False) -> bool:
+        """Make the part of this number; False if it was told to stop before it was whole."""
         started = time.process_time()
+        n_row_parts = len(self.folder.plan.rows) - 1
+        stage, part = (CANDIDATES, number) if number < n_row_parts else (CLASSIFIERS, number - n_row_parts)
         begin, end = self.folder.bounds(stage)[part : part + 2]
         made = self._candidates(begin, end, should_stop) if stage == CANDIDATES else self._classifiers(begin, end)
         if made is not None:
@@ -115,7 +110,8 @@ class RerankerTraining:
 
     def missing_pilots(self) -> list[int]:
         """Pilots that have not taught yet."""
-        return [pilot for pilot in range(self.config.pilots) if not self.folder.has(name_of_examples(pilot))]
+        there = names_in(self.run.reranking_folder)
+        return [pilot for pilot in range(self.config.pilots) if examples_of(pilot) not in there]
 
     def examine(self, pilot: int, run: Run, rows: NDArray[np.int64]) -> None:
         """Keep what a finished pilot knows of rows that it has not seen, and whether it is right."""
@@ -123,29 +119,30 @@ class RerankerTraining:
         rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MAX_TEACHING_ROWS)).astype(int))]
         reranker = Reranker.load(run)
         assert reranker is not None
-        inputs, scores, right = [], [], []
+        found = []
         with Ensemble(run, run.finished()) as ensemble:
             for part, whole in self._shortlists(ensemble, rows):
                 best_NT = np.argsort(-reranker.blended(whole), axis=1, kind="stable")[:, :TAUGHT]
                 ids_NT = np.take_along_axis(whole.ids_NC, best_NT, axis=1)
                 scores_NT = np.take_along_axis(whole.scores_NC, best_NT, axis=1)
-                inputs.append(reranker.inputs(Shortlist(whole.batch, ids_NT, scores_NT, whole.probs_NRB)))
-                scores.append(scores_NT)
-                right.append(right_of(self.store, part, ids_NT).astype(np.uint8))
-        arrays = {name: np.concatenate(a) for name, a in (("inputs", inputs), ("scores", scores), ("right", right))}
-        self.folder.write(name_of_examples(pilot), arrays, {}, started)
+                inputs_NTI = reranker.inputs(Shortlist(whole.batch, ids_NT, scores_NT, whole.probs_NRB))
+                found.append((inputs_NTI, scores_NT, right_of(self.store, part, ids_NT).astype(np.uint8)))
+        arrays = map(np.concatenate, zip(*found, strict=True))
+        self.folder.write(examples_of(pilot), dict(zip(EXAMPLES, arrays, strict=True)), {}, started)
 
     def finish(self) -> Record:
         """Fit the other signals, choose the blend or learn the order, write the file, tidy up."""
         started = time.process_time()
         folder, config, settings = self.folder, self.config, self.settings
-        notes = [folder.map(name)[1] for name in folder.names()]
-        with tempfile.TemporaryDirectory(prefix="mach-", dir=folder.scratch) as scratch:
-            signals = [kind.fit(self._material(Path(scratch))) for kind in SIGNALS]
+        notes = [folder.map(name)[1] for stage in STAGES for name in folder.names(stage)]
+        here = self.run.reranking_folder  # large files go to the run's own disk, if it has one
+        with tempfile.TemporaryDirectory(prefix="mach-", dir=here if isinstance(here, Path) else None) as scratch:
+            material = self._material(Path(scratch))
+            signals = [kind.fit(material) for kind in SIGNALS]
             order = self._learned()
             blend, is_learned = self._choice(signals, order)
             in_order = is_learned or (order is None and settings.keeps_inputs)
-            arrays = order.named_arrays() if order and is_learned else {}
+            arrays = {SECTION + name: a for name, a in order.arrays.items()} if order and is_learned else {}
             metadata = {"fingerprint": self.fingerprint, "candidates": str(config.candidates)}
             metadata |= {name: repr(strength) for name, strength in blend.strengths.items()}
             metadata |= {"signals": ",".join(one.name for one in signals if one.has_columns)} if in_order else {}
@@ -198,19 +195,19 @@ class RerankerTraining:
             for first in range(begin, end, CHUNK_ROWS):
                 if should_stop():
                     return None
-                queries = self._features(self.rows[first : min(first + CHUNK_ROWS, end)])
+                queries = features_of(self.store, self.rows[first : min(first + CHUNK_ROWS, end)])
                 found += [top.ids_Nk.astype(np.int32) for top in ensemble.search(queries, n_listed)]
         return {"ids": np.concatenate(found)}, {}
 
     def _classifiers(self, begin: int, end: int) -> Any:
         """Classifiers of some classes."""
         settings, store = self.settings, self.store
-        offsets, features, weights, biases, n_pairs = kernels.fit_classes(
+        *arrays, n_pairs = fit_classes(
             store.feature_indptr,
             store.feature_indices,
             store.feature_values,
-            *self._rows_by_class(lambda: self._lists(of_classes=True), begin, end),
-            *self._rows_by_class(lambda: self._lists(of_classes=False), begin, end),
+            *self._rows_by_class(begin, end, are_listed=False),
+            *self._rows_by_class(begin, end, are_listed=True),
             store.n_features,
             settings.pairs,
             settings.loss == "logistic",
@@ -223,39 +220,32 @@ class RerankerTraining:
             begin,
             settings.power,
         )
-        arrays = {"offsets": offsets, "features": features, "weights": weights, "biases": biases}
-        return arrays, {"n_pairs": str(n_pairs)}
+        names = ("offsets", "features", "weights", "biases")
+        return dict(zip(names, arrays, strict=True)), {"n_pairs": str(n_pairs)}
 
-    def _lists(self, *, of_classes: bool) -> Iterator[Lists]:
-        """Of consecutive training rows: where each one's list begins and ends, the lists, and the rows' numbers."""
-        for part, (begin, end) in enumerate(pairwise(self.folder.bounds(CANDIDATES))):
-            rows = self.rows[begin:end]
-            if of_classes:
-                indptr = self.store.class_indptr
-                yield indptr[rows], indptr[rows + 1], self.store.class_ids, rows
-            else:
+    def _rows_by_class(self, begin: int, end: int, *, are_listed: bool) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """CSR of classes: the rows that have each of them, or list it among their candidates, in ascending order."""
+        classes, rows = [], []
+        for part, (first, last) in enumerate(pairwise(self.folder.bounds(CANDIDATES))):
+            some = self.rows[first:last]
+            if are_listed:
                 ids_NC = self.folder.map(name_of(CANDIDATES, part))[0]["ids"]
-                begins = np.arange(len(ids_NC)) * ids_NC.shape[1]
-                yield begins, begins + ids_NC.shape[1], ids_NC.reshape(-1), rows
-
-    @staticmethod
-    def _rows_by_class(lists: Callable[[], Iterator[Lists]], begin: int, end: int) -> tuple[Any, Any]:
-        """CSR of the rows in whose list each of the classes stands, ascending within a class."""
-        indptr, rows = np.zeros(end - begin + 1, np.int64), np.empty(0, np.int32)
-        for part in lists():
-            kernels.invert(part, begin, indptr[1:], rows)
-        np.cumsum(indptr, out=indptr)
-        rows, places = np.empty(indptr[-1], np.int32), indptr[:-1].copy()
-        for part in lists():
-            kernels.invert(part, begin, places, rows)
-        return indptr, rows
+                ids, counts = ids_NC.ravel(), np.full(len(some), ids_NC.shape[1])
+            else:
+                ids, counts = read_classes(self.store, some)
+            places = np.flatnonzero((ids >= begin) & (ids < end))
+            classes.append(ids[places] - begin)
+            rows.append(some[np.searchsorted(np.cumsum(counts), places, side="right")])
+        ids = np.concatenate(classes)
+        indptr = np.concatenate([[0], np.cumsum(np.bincount(ids, minlength=end - begin))])
+        return indptr, np.concatenate(rows)[np.argsort(ids, kind="stable")].astype(np.int32)
 
     def _cut_classes(self) -> None:
         """Cut the classes into parts of about as many pairs of row and class."""
         K = self.store.n_classes
         pairs_K = np.zeros(K, np.int64)
-        for part in range(len(self.folder.bounds(CANDIDATES)) - 1):
-            ids_NC = self.folder.map(name_of(CANDIDATES, part))[0]["ids"]
+        for name in self.folder.names(CANDIDATES):
+            ids_NC = self.folder.map(name)[0]["ids"]
             pairs_K += np.bincount(ids_NC.ravel() + 1, minlength=K + 1)[1:]
         np.minimum(pairs_K, self.settings.negatives, out=pairs_K)
         totals_K = np.cumsum(pairs_K + self.run.class_counts_K() + 1)
@@ -273,7 +263,7 @@ class RerankerTraining:
             counts_K=self.run.class_counts_K(),
             learned_K=learned_counts(self.run, self.store, self.validation_rows),
             counts_repeats=is_of_use if repeats is None else repeats != 0,
-            parts=[self.folder.map(name)[0] for name in self.folder.names(STAGES[1:])],
+            parts=[self.folder.map(name)[0] for name in self.folder.names(CLASSIFIERS)],
             scratch=scratch,
         )
 
@@ -281,29 +271,26 @@ class RerankerTraining:
         """The order that pilots have taught; None where there were none."""
         if not self.config.pilots:
             return None
-        found = [self.folder.map(name_of_examples(pilot))[0] for pilot in range(self.config.pilots)]
-        inputs, scores, right = (np.concatenate([part[n] for part in found]) for n in ("inputs", "scores", "right"))
-        return LearnedOrder.learn(Examples(inputs, scores, right.astype(bool)), self.run.config.training.seed)
+        found = [self.folder.map(examples_of(pilot))[0] for pilot in range(self.config.pilots)]
+        inputs, scores, right = (np.concatenate([part[name] for part in found]) for name in EXAMPLES)
+        return LearnedOrder.learn(inputs, scores, right.astype(bool), self.run.config.training.seed)
 
     def _choice(self, signals: Sequence[Signal], order: LearnedOrder | None) -> tuple[Blend, bool]:
         """The best blend on held-out rows, and whether the learned order is as good."""
         given = {} if self.config.repeats is None else {"repeats": self.config.repeats}
         rows = self.validation_rows[:MAX_VALIDATION_ROWS]
         if not len(rows):
-            return untried(given), order is not None
-        reranker = Reranker(signals, untried(given), self.config.candidates)
-        ids, scores, ordered = [], [], []
-        columns: dict[str, list[NDArray[np.float32]]] = {one.name: [] for one in signals if one.strength}
+            return Blend(UNTRIED | given), order is not None
+        weighed = [one.name for one in signals if one.strength]
+        parts: list[tuple[Any, ...]] = []
         for _, shortlist in self._shortlists(self.ensemble, rows):
-            ids.append(shortlist.ids_NC)
-            scores.append(shortlist.scores_NC)
-            for signal in signals:
-                if signal.strength:
-                    columns[signal.name].append(signal.columns(shortlist))
-            if order is not None:
-                ordered.append(order.scores(shortlist.scores_NC, reranker.inputs(shortlist)))
+            columns = {one.name: one.columns(shortlist) for one in signals if order or one.strength}
+            inputs_NCI = np.concatenate(list(columns.values()), axis=2)
+            ordered_NC = order.scores(shortlist.scores_NC, inputs_NCI) if order else None
+            parts.append((shortlist.ids_NC, shortlist.scores_NC, ordered_NC, *(columns[name] for name in weighed)))
+        ids, scores, ordered, *found = zip(*parts, strict=True)
         ids_NC = np.concatenate(ids)
-        whole = {name: np.concatenate(found) for name, found in columns.items()}
+        whole = {name: np.concatenate(some) for name, some in zip(weighed, found, strict=True)}
         trial = Trial(signals, ids_NC, np.concatenate(scores), whole, right_of(self.store, rows, ids_NC))
         blend = choose(trial, self.settings, given)
         if order is None:
@@ -316,16 +303,16 @@ class RerankerTraining:
         for begin in range(0, len(rows), CHUNK_ROWS):
             part = rows[begin : begin + CHUNK_ROWS]
             done = 0
-            for batch, probs_NRB, columns in ensemble.answered(self._features(part)):
+            for batch, probs_NRB, columns in ensemble.answered(features_of(self.store, part)):
                 assert isinstance(batch, SparseBatch)
                 top = ensemble.topk(probs_NRB, columns, self.config.candidates)
                 yield part[done : done + len(batch)], Shortlist(batch, top.ids_Nk, top.scores_Nk, probs_NRB)
                 done += len(batch)
 
-    def _features(self, rows: NDArray[np.int64]) -> csr_array:
-        batch = read_batch(self.store, rows)
-        assert isinstance(batch, SparseBatch)
-        return batch.matrix(self.store.n_features)
+
+def examples_of(pilot: int) -> str:
+    """The file that a pilot leaves."""
+    return f"examples{pilot}.safetensors"
 
 
 def fitting_bytes(run: Run, store: Store) -> int:

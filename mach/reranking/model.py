@@ -20,8 +20,8 @@ from mach.files.tensors import map_tensors
 from mach.reranking.blend import WEIGHT, Blend
 from mach.reranking.order import LearnedOrder
 from mach.reranking.record import local_file
+from mach.reranking.signals import SIGNALS
 from mach.reranking.signals.contract import Shortlist, Signal, SignalFile
-from mach.reranking.signals.roster import SIGNALS
 from mach.sketch.answers import TopK
 from mach.sketch.terms import reorder
 
@@ -74,7 +74,7 @@ class Reranker:
             if (signal.name in in_order and not signal.has_columns) or (blend.of(signal) and not signal.has_terms):
                 raise StorageError(f"{file.where}: the arrays of its {signal.name} are missing: train it again")
         n_columns = sum(signal.n_columns for signal in signals)
-        if order and order.n_inputs != n_columns:
+        if order and len(order.arrays["means"]) != n_columns:
             raise StorageError(f"{file.where}: its learned order is no network of {n_columns} inputs: train it again")
         return cls(signals, blend, file.note("candidates", "0", int), order)
 
@@ -83,10 +83,6 @@ class Reranker:
         """Bytes of the arrays, on disk and in memory once every page was touched."""
         found = [array for one in (*self.signals, self.order) if one for array in one.arrays.values()]
         return sum(array.nbytes for array in found)
-
-    def signal(self, name: str) -> Signal:
-        """The signal of this name."""
-        return next(signal for signal in self.signals if signal.name == name)
 
     def inputs(self, shortlist: Shortlist) -> NDArray[np.float32]:
         """What a learned order weighs: the columns of all signals, shape (N, C, I)."""

@@ -8,14 +8,15 @@ from pilots, runs on a part of the rows that are thrown away afterwards (`mach.t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from mach.reranking.signals.contract import SignalFile
 
+Array = NDArray[Any]
 HIDDEN, NETWORKS = 64, 2
 SECTION = "stacker."  # of its arrays' names in a re-ranker's file
 CUT = 4.0  # standard deviations, at which inputs end
@@ -24,22 +25,6 @@ LEAST_LOG = np.float32(-30)
 TAUGHT = 20  # candidates of a row that it learns from, those of best blend
 EPOCHS, LEAST_STEPS, BATCH, RATE, DECAY = 10, 2_000, 64, 1e-2, 0.05
 NAMES = ("means", "scales", "w_IH", "b_H", "w_HG", "b_G", "w_G1", "b_1")
-
-
-@dataclass(frozen=True, eq=False)
-class Examples:
-    """Best candidates of rows that nothing had seen.
-
-    Attributes
-    ----------
-    inputs_NCI, scores_NC : float32 arrays
-        Columns of all signals, one after the other; aggregates.
-    right_NC : bool array
-    """
-
-    inputs_NCI: NDArray[np.float32]
-    scores_NC: NDArray[np.float32]
-    right_NC: NDArray[np.bool_]
 
 
 class LearnedOrder:
@@ -53,10 +38,6 @@ class LearnedOrder:
 
     def __init__(self, arrays: Mapping[str, NDArray[np.float32]]) -> None:
         self.arrays = {name: np.ascontiguousarray(arrays[name], np.float32) for name in NAMES}
-
-    @property
-    def n_inputs(self) -> int:
-        return len(self.arrays["means"])
 
     @classmethod
     def load(cls, file: SignalFile) -> Self | None:
@@ -73,43 +54,41 @@ class LearnedOrder:
         shapes = ((n_in,), (n_in,), (n_in, H), (H,), (H, G), (G,), (G, 1), (1,))
         return cls({n: file.array(SECTION + n, np.float32, shape) for n, shape in zip(NAMES, shapes, strict=True)})
 
-    def named_arrays(self) -> dict[str, NDArray[np.float32]]:
-        """Arrays by their names in a file."""
-        return {SECTION + name: array for name, array in self.arrays.items()}
-
-    def _standardised(self, inputs_NCI: NDArray[np.float32]) -> NDArray[np.float32]:
-        return standardised(inputs_NCI, self.arrays["means"], self.arrays["scales"])
-
-    def objections(self, inputs_NCI: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What the network says against each candidate, shape (N, C); in plain numpy."""
-        w_IH, b_H, w_HG, b_G, w_G1, b_1 = (self.arrays[name] for name in NAMES[2:])
-        first_NCH = _silu(self._standardised(inputs_NCI) @ w_IH + b_H)
-        second_NCG = _silu(first_NCH @ w_HG + b_G)
-        return np.asarray((second_NCG @ w_G1 + b_1)[:, :, 0])
-
     def scores(self, scores_NC: NDArray[np.float32], inputs_NCI: NDArray[np.float32]) -> NDArray[np.float32]:
         """``aggregate - log(1 + exp(objection))``, so at most the aggregate; `ROOM` more are log-odds of the class."""
-        from mach.reranking.kernels.stack import objections
-
-        inputs_NIC = np.ascontiguousarray(self._standardised(inputs_NCI).transpose(0, 2, 1))
+        means, scales, w_IH, b_H, w_HG, b_G, w_G1, b_1 = (self.arrays[name] for name in NAMES)
+        inputs_NIC = np.ascontiguousarray(standardised(inputs_NCI, means, scales).transpose(0, 2, 1))
         objections_NC = np.empty(scores_NC.shape, np.float32)
-        w_IH, b_H, w_HG, b_G, w_G1, b_1 = (self.arrays[name] for name in NAMES[2:])
-        objections(inputs_NIC, (w_IH, b_H, w_HG, b_G, w_G1, b_1), objections_NC)
+        _objections(inputs_NIC, (w_IH, b_H, w_HG, b_G, w_G1, b_1), objections_NC)
         return scores_NC - np.logaddexp(np.float32(0), objections_NC)
 
     @classmethod
-    def learn(cls, examples: Examples, seed: int) -> Self:
+    def learn(
+        cls,
+        inputs_NCI: NDArray[np.float32],
+        scores_NC: NDArray[np.float32],
+        right_NC: NDArray[np.bool_],
+        seed: int,
+    ) -> Self:
         """Teach `NETWORKS` networks which candidates are right, by the logistic loss of `ROOM` and their scores.
 
         They stand side by side in one, whose objections are the mean of theirs. Cost: 6 FLOPs a weight, candidate and
         epoch, some seconds each. The same examples and seed give the same bits.
+
+        Parameters
+        ----------
+        inputs_NCI, scores_NC : float32 arrays
+            Best candidates of rows that nothing had seen: the columns of all signals, one after the other; aggregates.
+        right_NC : bool array
+        seed : int
         """
         from scipy.linalg import block_diag
 
-        means = examples.inputs_NCI.mean(axis=(0, 1), dtype=np.float64)
-        deviations = examples.inputs_NCI.std(axis=(0, 1), dtype=np.float64)
+        means = inputs_NCI.mean(axis=(0, 1), dtype=np.float64)
+        deviations = inputs_NCI.std(axis=(0, 1), dtype=np.float64)
         scales = np.where(deviations > 1e-6, 1 / np.maximum(deviations, 1e-6), 0.0)
-        found = [_taught(examples, means, scales, seed + network) for network in range(NETWORKS)]
+        x_NCI = standardised(inputs_NCI, means, scales)
+        found = [_taught(x_NCI, scores_NC, right_NC, seed + network) for network in range(NETWORKS)]
         w_IH, b_H, w_HG, b_G, w_G1, b_1 = zip(*found, strict=True)
         layers = (np.hstack(w_IH), np.hstack(b_H), block_diag(*w_HG), np.hstack(b_G))
         last = (np.vstack(w_G1) / NETWORKS, np.mean(b_1, axis=0))
@@ -125,7 +104,7 @@ def standardised(
 
 
 def _taught(
-    examples: Examples, means_I: NDArray[np.float64], scales_I: NDArray[np.float64], seed: int
+    inputs_NCI: NDArray[np.float32], aggregates_NC: NDArray[np.float32], is_right_NC: NDArray[np.bool_], seed: int
 ) -> list[NDArray[np.float32]]:
     """Weights and biases of one network, by Adam with decoupled decay (torch's own would import its compiler)."""
     import torch
@@ -135,14 +114,14 @@ def _taught(
 
     generator = torch.Generator().manual_seed(seed)
     layers = []
-    for n_in, n_out in ((len(means_I), HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, 1)):
+    for n_in, n_out in ((inputs_NCI.shape[2], HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, 1)):
         layers.append(torch.empty(n_in, n_out).uniform_(-(n_in**-0.5), n_in**-0.5, generator=generator))
         layers.append(torch.zeros(n_out))
     for layer in layers:
         layer.requires_grad_()
-    x_NCI = torch.from_numpy(standardised(examples.inputs_NCI, means_I, scales_I))
-    scores_NC = torch.from_numpy(np.maximum(examples.scores_NC, LEAST_LOG))  # finite where candidates are too few
-    right_NC = torch.from_numpy(examples.right_NC).float()
+    x_NCI = torch.from_numpy(inputs_NCI)
+    scores_NC = torch.from_numpy(np.maximum(aggregates_NC, LEAST_LOG))  # finite where candidates are too few
+    right_NC = torch.from_numpy(is_right_NC).float()
     flat = [layer.detach().numpy().reshape(-1) for layer in layers]
     moments = [(np.zeros_like(weights), np.zeros_like(weights)) for weights in flat]
     n_batches, step = -(-len(x_NCI) // BATCH), 0
@@ -165,6 +144,29 @@ def _taught(
     return [layer.detach().numpy() for layer in layers]
 
 
-def _silu(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # then it is 0
-        return x / (1 + np.exp(-x))
+@njit(cache=True, nogil=True, error_model="numpy")
+def _layer(x_IC: Array, w_IH: Array, b_H: Array, out_HC: Array) -> None:
+    for h in range(w_IH.shape[1]):
+        out_HC[h] = b_H[h]
+        for i in range(w_IH.shape[0]):
+            w = w_IH[i, h]
+            if w == 0:  # between networks side by side
+                continue
+            for c in range(x_IC.shape[1]):
+                out_HC[h, c] += w * x_IC[i, c]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _objections(inputs_NIC: Array, layers: tuple[Array, Array, Array, Array, Array, Array], out_NC: Array) -> None:
+    """Outputs for standardised inputs, candidates of a query side by side, which a processor's lanes want."""
+    w_IH, b_H, w_HG, b_G, w_G1, b_1 = layers
+    C = inputs_NIC.shape[2]
+    first_HC, second_GC = np.empty((w_IH.shape[1], C), np.float32), np.empty((w_HG.shape[1], C), np.float32)
+    last_1C = np.empty((1, C), np.float32)
+    for n in range(len(inputs_NIC)):
+        _layer(inputs_NIC[n], w_IH, b_H, first_HC)
+        first_HC /= np.float32(1) + np.exp(-first_HC)
+        _layer(first_HC, w_HG, b_G, second_GC)
+        second_GC /= np.float32(1) + np.exp(-second_GC)
+        _layer(second_GC, w_G1, b_1, last_1C)
+        out_NC[n] = last_1C[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from mach.files.places import Place, atomic_file, cache_folder, fetch, is_there,
 from mach.files.records import read_json, write_json
 from mach.files.tensors import map_tensors, write_tensors
 from mach.reranking.settings import FitSettings
-from mach.runs.repetition import RepetitionFiles
 
 STAGES = CANDIDATES, CLASSIFIERS = "candidates", "classifiers"  # made in parts, one after the other
 ROWS_A_PART = 2**16  # some seconds
@@ -41,11 +40,6 @@ def name_of(stage: str, part: int) -> str:
     return f"{'rows' if stage == CANDIDATES else 'classes'}{part:03d}.safetensors"
 
 
-def name_of_examples(pilot: int) -> str:
-    """The file that a pilot leaves."""
-    return f"examples{pilot}.safetensors"
-
-
 class Parts:
     """Files of the folder; those with another fingerprint than this are of other settings or weights.
 
@@ -57,16 +51,6 @@ class Parts:
 
     def __init__(self, folder: Place, fingerprint: str) -> None:
         self.folder, self.fingerprint = folder, fingerprint
-
-    @property
-    def lock_and_log(self) -> RepetitionFiles:
-        """Lock and log."""
-        return RepetitionFiles(self.folder, -1)
-
-    @property
-    def scratch(self) -> Path | None:
-        """A folder of this machine for large files; None: the system's own."""
-        return self.folder if isinstance(self.folder, Path) else None
 
     @property
     def plan(self) -> Plan:
@@ -90,7 +74,6 @@ class Parts:
             n_parts = max(MIN_ROW_PARTS, -(-n_rows // ROWS_A_PART))
             bounds = np.unique(np.linspace(0, n_rows, n_parts + 1).astype(int))
             self._write_plan(Plan(fingerprint=self.fingerprint, settings=settings, rows=bounds.tolist()))
-        self.lock_and_log.sweep()
 
     def cut_classes(self, bounds: list[int]) -> None:
         """Cut the classes at these bounds."""
@@ -100,19 +83,9 @@ class Parts:
         """Where the parts of a stage begin and end."""
         return self.plan.rows if stage == CANDIDATES else self.plan.classes
 
-    def names(self, stages: Sequence[str] = STAGES) -> list[str]:
-        """The files of all parts."""
-        return [name_of(stage, part) for stage in stages for part in range(len(self.bounds(stage)) - 1)]
-
-    def missing(self, stage: str) -> tuple[int, list[int]]:
-        """How many parts a stage has, and which of them are missing."""
-        n_parts = len(self.bounds(stage)) - 1
-        there = set(names_in(self.folder))
-        return n_parts, [part for part in range(n_parts) if name_of(stage, part) not in there]
-
-    def has(self, name: str) -> bool:
-        """Whether a file is there."""
-        return name in names_in(self.folder)
+    def names(self, stage: str) -> list[str]:
+        """The files of a stage."""
+        return [name_of(stage, part) for part in range(len(self.bounds(stage)) - 1)]
 
     def write(self, name: str, arrays: Mapping[str, NDArray[Any]], notes: dict[str, str], started: float) -> None:
         """Write a part that took the time of this process since then."""

@@ -42,48 +42,24 @@ YOUNG_KEYS = ("pairs", "class_weights", "repeats", "power", "pilots", "views", "
 
 
 class Record(Section):
-    """The content of RERANKED.
-
-    Attributes
-    ----------
-    fingerprint : str
-        Of what the re-ranker was made from and with.
-    repetitions : list of int
-        Those that the candidates come from.
-    settings : dict
-        ``candidates``, ``repeats`` and ``pilots`` of the configuration, and the settings of the fitting.
-    weight, prior, repeats : float
-        The blend, which is without effect where an order is learned.
-    validated : bool
-        Whether held-out rows chose the blend.
-    learned : bool
-        Whether the order is a learned one.
-    n_weights, n_bytes : int
-        Stored weights of classifiers, and bytes of all arrays.
-    n_pairs : int
-        Pairs of row and class that the classifiers were fitted to.
-    cpu_seconds : float
-        Without those of pilots.
-    digest : str
-        Of the arrays.
-    """
+    """The content of RERANKED."""
 
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True, allow_inf_nan=False)
 
     format: Literal[1] = FORMAT
-    fingerprint: str
-    repetitions: list[int]
-    settings: dict[str, Any]
-    weight: float
+    fingerprint: str  # of what the re-ranker was made from and with
+    repetitions: list[int]  # those that the candidates come from
+    settings: dict[str, Any]  # candidates, repeats and pilots of the configuration, and those of the fitting
+    weight: float  # this and the next two are the blend, which is without effect where an order is learned
     prior: float = 0.0
     repeats: float = 0.0
-    validated: bool
-    learned: bool = False
-    n_weights: int
-    n_bytes: int
-    n_pairs: int
-    cpu_seconds: float
-    digest: str
+    validated: bool  # whether held-out rows chose the blend
+    learned: bool = False  # whether the order is a learned one
+    n_weights: int  # stored weights of classifiers
+    n_bytes: int  # of all arrays
+    n_pairs: int  # pairs of row and class that the classifiers were fitted to
+    cpu_seconds: float  # without those of pilots
+    digest: str  # of the arrays
 
     @property
     def formula(self) -> str:

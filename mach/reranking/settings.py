@@ -19,42 +19,18 @@ MANY_CLASSES = 10  # of a row, on average: then many classes are likely at once
 
 
 class FitSettings(Section):
-    """The settings of a fitting; the defaults are those of rows with few classes and no pairs.
+    """The settings of a fitting; the defaults are those of rows with few classes and no pairs."""
 
-    Attributes
-    ----------
-    loss : {"hinge", "logistic"}
-        The loss of a row's margin: squared hinge, or logistic.
-    cost : float
-        What a row's loss weighs beside half the squared length of the weights.
-    pairs : int
-        Largest features of a row whose products are features as well (``reranking.pairs``).
-    power : float
-        What a row's values are raised to, signs kept; the row stays as long as it was.
-    threshold : float
-        Smaller weights are dropped.
-    class_weights : int or None
-        Most weights of a class, the largest; None: all above the threshold.
-    negatives : int
-        Most rows that a class is told apart from.
-    iterations : int
-        Most passes over the rows of a class. A query's order no longer changes beyond 6.
-    tolerance : float
-        Violation of the optimality conditions at which a class is done.
-    keeps_inputs : bool
-        Whether the file keeps all that a learned order weighs: where one is to be learned, and in pilots.
-    """
-
-    loss: Loss = "hinge"
-    cost: float = 1.0
-    pairs: int = 0
-    power: float = 1.0
-    threshold: float = 0.05
-    class_weights: int | None = None
-    negatives: int = 100_000
-    iterations: int = 6
-    tolerance: float = 0.1
-    keeps_inputs: bool = False
+    loss: Loss = "hinge"  # of a row's margin: squared hinge, or logistic
+    cost: float = 1.0  # what a row's loss weighs beside half the squared length of the weights
+    pairs: int = 0  # largest features of a row whose products are features as well (``reranking.pairs``)
+    power: float = 1.0  # what a row's values are raised to, signs kept; the row stays as long as it was
+    threshold: float = 0.05  # smaller weights are dropped
+    class_weights: int | None = None  # most weights of a class, the largest; None: all above the threshold
+    negatives: int = 100_000  # most rows that a class is told apart from
+    iterations: int = 6  # most passes over the rows of a class: beyond 6 a query's order no longer changes
+    tolerance: float = 0.1  # violation of the optimality conditions at which a class is done
+    keeps_inputs: bool = False  # whether the file keeps all that a learned order weighs: for pilots, or to learn one
 
 
 def fit_settings(config: RerankingConfig, store: Store, retired: Mapping[str, Any] | None = None) -> FitSettings:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from mach.errors import ConfigError
 from mach.sketch.ledger import Ledger, check_count, shown
@@ -38,43 +34,18 @@ def repetitions_needed(n_classes: int, n_buckets: int, delta: float = 0.01) -> i
     return max(1, math.ceil(2 * math.log(n_classes / math.sqrt(delta)) / math.log(n_buckets)))
 
 
-def estimator_variance(class_probs: ArrayLike, n_buckets: int, n_repetitions: int) -> NDArray[np.float64]:
-    """Variance over the hash functions of the unbiased estimate of each class, shape (K,).
-
-    ``sum_{l != k} p_l^2 / (R (B - 1))`` for exclusive classes, exactly known bucket probabilities and buckets
-    that are independent three by three: the noise depends on the product of R and B. The universal family is
-    independent two by two; for classes in arithmetic progression up to 1.5 times this variance was measured.
-    """
-    squares_K = np.square(np.asarray(class_probs, dtype=np.float64))
-    return (squares_K.sum() - squares_K) / (n_repetitions * (n_buckets - 1))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A configuration that fits: its ledger, and how many rounds W workers need for R repetitions."""
-
-    ledger: Ledger
-    n_waves: int
-
-    def rows(self) -> list[tuple[str, float, str]]:
-        """Lines to print: (name, value, unit)."""
-        return [*self.ledger.rows(), ("rounds of training", self.n_waves, "")]
-
-
 def plan(
     n_classes: int,
     n_features: int,
     *,
     memory_bytes: int | None = None,
     n_parameters: int | None = None,
-    n_workers: int = 1,
-    delta: float = 0.01,
     hidden: tuple[int, ...] = (512,),
     n_repetitions: int | None = None,
     n_buckets: int | None = None,
     n_heads: int = 1,
     **costs: Any,
-) -> Plan:
+) -> Ledger:
     """Choose B and R within a budget of bytes on disk, of parameters, or of both.
 
     The rule. B starts at the power of two nearest K / 16, within [64, 16384] and at most K (at K = 26
@@ -89,10 +60,6 @@ def plan(
         K and D.
     memory_bytes, n_parameters : int, optional
         Limits for the whole model, all repetitions together; zero is a limit as well.
-    n_workers : int
-        Repetitions trained at once.
-    delta : float
-        Accepted probability that some pair of classes cannot be told apart.
     hidden : tuple of int
         Widths of the hidden layers.
     n_repetitions, n_buckets : int, optional
@@ -102,20 +69,24 @@ def plan(
     **costs
         Passed on to `Ledger`.
 
+    Returns
+    -------
+    Ledger
+        Of the choice.
+
     Raises
     ------
     ConfigError
         When a count is out of range or nothing fits; the message says how much the smallest choice takes.
     """
     check_count("n_classes", n_classes)
-    check_count("n_workers", n_workers)
     for name, budget in {"memory_bytes": memory_bytes, "n_parameters": n_parameters}.items():
         if budget is not None and not 0 <= budget < math.inf:
             raise ConfigError(f"{name} is {shown(budget)}: a budget must be finite and at least 0")
     limited = memory_bytes is not None or n_parameters is not None
     candidates = []
     for B in _bucket_choices(n_classes) if n_buckets is None else [n_buckets]:
-        least = -(-max(2, repetitions_needed(n_classes, B, delta)) // n_heads)
+        least = -(-max(2, repetitions_needed(n_classes, B)) // n_heads)
         choices = range(least, max(least, -(-8 // n_heads)) + 1) if limited else [max(least, -(-4 // n_heads))]
         for R in choices if n_repetitions is None else [n_repetitions]:
             candidates.append(Ledger(n_classes, n_features, B, R, hidden, n_heads=n_heads, **costs))
@@ -129,8 +100,7 @@ def plan(
             f"B {least_costly.n_buckets} and R {least_costly.n_repetitions}, takes {least_costly.disk_bytes} bytes "
             f"and {least_costly.n_parameters} parameters: raise the budget or narrow hidden {hidden}"
         )
-    best = max(fitting, key=lambda c: (c.n_buckets * c.n_repetitions, c.n_buckets))
-    return Plan(best, -(-best.n_repetitions // n_workers))
+    return max(fitting, key=lambda c: (c.n_buckets * c.n_repetitions, c.n_buckets))
 
 
 def _bucket_choices(n_classes: int) -> list[int]:

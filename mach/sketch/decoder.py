@@ -104,11 +104,10 @@ class Decoder:
         ConfigError, DataError
             When an argument or a shape does not fit.
         """
-        from mach.sketch.index import index_of
-        from mach.sketch.kernels.heap import NO_CLASS
         from mach.sketch.kernels.lanes import LANES
         from mach.sketch.kernels.scan import scan
         from mach.sketch.kernels.search import UNLIMITED, search
+        from mach.sketch.kernels.sweep import NO_CLASS
 
         probs_NRB = self._checked(probs_NRB)
         self._refuse(k, budget, method)
@@ -118,7 +117,7 @@ class Decoder:
             few = min(max(K // 64, FEW_CLASSES), K if budget is None else budget)
             if len(allowed.ids_C) <= few:
                 return self._topk_of(allowed, probs_NRB, k)
-        index, rule = index_of(self.assignment), self._rule
+        index, rule = self.assignment.index, self._rule
         mask_K = np.empty(0, dtype=bool) if allowed is None else allowed.mask_K
         most = UNLIMITED if budget is None else budget
         limit = self._scan_beyond(k, method, budget)
@@ -147,20 +146,13 @@ class Decoder:
         Raises
         ------
         DataError
-            When a class is no integer or out of range, or a shape does not fit.
+            When a shape does not fit.
         """
-        probs_NRB, ids_NC = self._checked(probs_NRB), np.asarray(ids_NC)
-        N, K = len(probs_NRB), self.assignment.n_classes
-        if ids_NC.ndim != 2 or len(ids_NC) != N:
-            raise DataError(f"candidates {ids_NC.shape}, bucket scores {probs_NRB.shape}: need ({N}, C), a row a query")
-        if ids_NC.size and ids_NC.dtype.kind not in "iu":
-            raise DataError(f"candidates are {ids_NC.dtype}: need integers, 0..{K - 1} or -1 for none")
-        outside = ids_NC[(ids_NC < -1) | (ids_NC >= K)]
-        if len(outside):
-            raise DataError(f"candidate {outside[0]} is no class: need 0..{K - 1}, or -1 for none")
-        ids_NC = ids_NC.astype(np.int64)
+        probs_NRB, ids_NC = self._checked(probs_NRB), np.asarray(ids_NC, np.int64)
+        if ids_NC.ndim != 2 or len(ids_NC) != len(probs_NRB):
+            raise DataError(f"candidates {ids_NC.shape}, bucket scores {probs_NRB.shape}: need (N, C), a row a query")
         scores_NC = np.empty(ids_NC.shape, dtype=np.float32)
-        for part in self._chunks(N):
+        for part in self._chunks(len(probs_NRB)):
             values_NRB, ids = transform(probs_NRB[part], self.aggregate), ids_NC[part]
             buckets_RM = self.assignment.buckets(np.maximum(ids, 0).ravel())
             values_RNC = np.stack(

@@ -14,9 +14,6 @@ Two classes meet in a bucket because of their difference alone: those at a dista
 *every* class gets a partner that both repetitions confuse it with; on average over multipliers that is as
 rare as it should be, but it comes all at once (at K = 26 thousand and B = 1024 in one pair of ten). Multipliers
 are therefore drawn one after the other, each the best of some candidates against those before it.
-
-Both kinds of assignment answer the same questions (`Assignment`), so nothing above this module asks
-which one it holds.
 """
 
 from __future__ import annotations
@@ -26,12 +23,15 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mach.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mach.sketch.kernels.sweep import Index
 
 N_CANDIDATES = 32
 MAX_DISTANCES = 4096  # the shortest multiples of B, at which the largest shares of pairs meet
@@ -39,13 +39,7 @@ MAX_CAPACITY = 2**31 - 1  # a prime: no p exceeds it, sums of two images fit uin
 
 
 class Assignment(Protocol):
-    """What every assignment of K classes to B buckets in R repetitions can answer.
-
-    Attributes
-    ----------
-    n_classes, n_buckets, n_repetitions : int
-        K, B and R.
-    """
+    """What every assignment of K classes to B buckets in R repetitions can answer."""
 
     @property
     def n_classes(self) -> int: ...
@@ -56,12 +50,13 @@ class Assignment(Protocol):
     @property
     def n_repetitions(self) -> int: ...
 
-    def buckets(self, classes: ArrayLike) -> NDArray[np.int32]:
-        """Buckets of the given classes, shape (R, n), int32; cost O(R n)."""
+    @property
+    def index(self) -> Index:
+        """The arrays by which compiled functions decode it, prepared once."""
         ...
 
-    def members(self, repetition: int, bucket: int) -> NDArray[np.int64]:
-        """Classes of one bucket in ascending order, shape (m,), int64; cost O(p / B)."""
+    def buckets(self, classes: ArrayLike) -> NDArray[np.int32]:
+        """Buckets of the given classes, shape (R, n), int32; cost O(R n)."""
         ...
 
     def select(self, repetitions: list[int]) -> Self:
@@ -105,34 +100,11 @@ def meeting_distances(multiplier: int, prime: int, n_buckets: int) -> dict[int, 
 
 
 def smallest_prime_at_least(n: int) -> int:
-    """Smallest prime >= n by deterministic Miller-Rabin (exact below 3.3e24); cost O(log^4 n) expected."""
+    """Smallest prime >= n, by trial division; some milliseconds below 2**31."""
     candidate = max(2, n)
-    while not _is_prime(candidate):
+    while not (candidate % np.arange(2, math.isqrt(candidate) + 1)).all():
         candidate += 1
     return candidate
-
-
-def _is_prime(n: int) -> bool:
-    small_primes = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37)
-    for prime in small_primes:
-        if n % prime == 0:
-            return n == prime
-    if n < 2:
-        return False
-    odd, twos = n - 1, 0
-    while odd % 2 == 0:
-        odd, twos = odd // 2, twos + 1
-    for base in small_primes:
-        x = pow(base, odd, n)
-        if x in (1, n - 1):
-            continue
-        for _ in range(twos - 1):
-            x = x * x % n
-            if x == n - 1:
-                break
-        else:
-            return False
-    return True
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,11 +125,8 @@ class UniversalAssignment:
     Examples
     --------
     >>> assignment = UniversalAssignment.draw(n_classes=1000, n_buckets=16, n_repetitions=3, seed=7)
-    >>> buckets_RN = assignment.buckets([0, 1, 999])
-    >>> buckets_RN.shape
+    >>> assignment.buckets([0, 1, 999]).shape
     (3, 3)
-    >>> 999 in assignment.members(2, int(buckets_RN[2, 2]))
-    True
     """
 
     n_classes: int
@@ -221,6 +190,24 @@ class UniversalAssignment:
         """``a_r^-1 mod p``, shape (R,)."""
         return np.array([pow(int(a), -1, self.prime) for a in self.multipliers_R], dtype=np.int64)
 
+    @cached_property
+    def index(self) -> Index:
+        from mach.sketch.kernels.sweep import LENGTH, Index, modulus_of
+
+        p, multipliers_R = self.prime, self.multipliers_R
+        strides_Q = np.append(self.inverses_R * self.n_buckets % p, 1)  # from one member of a bucket to the next
+        steps_QR = strides_Q[:, None] * multipliers_R[None, :] % p
+        return Index(
+            n_classes=self.n_classes,
+            n_buckets=self.n_buckets,
+            prime=p,
+            modulus=modulus_of(p, self.n_buckets),
+            multipliers_R=multipliers_R,
+            offsets_R=self.offsets_R,
+            inverses_R=self.inverses_R,
+            steps_QRL=(steps_QR[:, :, None] * np.arange(LENGTH) % p).astype(np.uint32),
+        )
+
     def buckets(self, classes: ArrayLike) -> NDArray[np.int32]:
         classes_N = np.asarray(classes, dtype=np.int64)
         images_RN = self.multipliers_R[:, None] * classes_N[None, :]  # < 2**62: exact
@@ -228,12 +215,6 @@ class UniversalAssignment:
         images_RN %= self.prime
         images_RN %= self.n_buckets
         return images_RN.astype(np.int32)
-
-    def members(self, repetition: int, bucket: int) -> NDArray[np.int64]:
-        images = np.arange(bucket, self.prime, self.n_buckets, dtype=np.int64)
-        shifted = (images - self.offsets_R[repetition]) % self.prime
-        classes = shifted * self.inverses_R[repetition] % self.prime
-        return np.sort(classes[classes < self.n_classes])
 
     def select(self, repetitions: list[int]) -> UniversalAssignment:
         return UniversalAssignment(

@@ -60,6 +60,8 @@ class Ledger:
     reranking_bytes : int
         Of the re-ranker on disk (`mach.reranking.signals`); 0: there is none. Apart from all others, for
         it grows with K and the data.
+    n_workers : int
+        Repetitions trained at once.
 
     Raises
     ------
@@ -81,9 +83,10 @@ class Ledger:
     nonzeros_per_row: float = 100
     table_assignment: bool = False
     reranking_bytes: int = 0
+    n_workers: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("n_classes", "n_features", "n_buckets", "n_repetitions", "n_heads", "weight_bytes"):
+        for name in ("n_classes", "n_features", "n_buckets", "n_repetitions", "n_heads", "weight_bytes", "n_workers"):
             check_count(name, getattr(self, name))
         check_count("nonzeros_per_row", self.nonzeros_per_row, least=0)
         for i, width in enumerate(self.hidden, 1):
@@ -101,20 +104,28 @@ class Ledger:
     @property
     def n_input(self) -> int:
         """Parameters of a repetition's first layer, the only one of the linear network."""
-        return _layers(self.n_features, self.hidden, self.n_outputs)[0]
+        return self._layers(self.n_outputs)[0]
 
     @property
     def n_hidden(self) -> int:
-        return sum(_layers(self.n_features, self.hidden, self.n_outputs)[1:-1])
+        return sum(self._layers(self.n_outputs)[1:-1])
 
     @property
     def n_output(self) -> int:
-        return _layers(self.n_features, self.hidden, self.n_outputs)[-1] if self.hidden else 0
+        return self._layers(self.n_outputs)[-1] if self.hidden else 0
+
+    @property
+    def n_repetition_parameters(self) -> int:
+        return sum(self._layers(self.n_outputs))
+
+    @property
+    def n_parameters(self) -> int:
+        return self.n_repetitions * self.n_repetition_parameters
 
     @property
     def n_one_vs_all_parameters(self) -> int:
         """Of one network of the same hidden widths with K outputs."""
-        return sum(_layers(self.n_features, self.hidden, self.n_classes))
+        return sum(self._layers(self.n_classes))
 
     @property
     def input_weight_bytes(self) -> float:
@@ -144,37 +155,28 @@ class Ledger:
 
     @property
     def index_bytes(self) -> int:
-        """The decoder's index in memory (`mach.sketch.index`)."""
-        n_functions = self.n_heads * self.n_repetitions
-        if self.table_assignment:
-            return _table_index_bytes(self.n_classes, self.n_buckets, n_functions)
-        return n_functions * ((n_functions + 1) * STEPS_BYTES + 3 * 8)
+        """The decoder's index in memory (`mach.sketch.hashing.Assignment.index`)."""
+        n_functions, K, B = self.n_heads * self.n_repetitions, self.n_classes, self.n_buckets
+        if not self.table_assignment:
+            return n_functions * ((n_functions + 1) * STEPS_BYTES + 3 * 8)
+        width, n_peers = 2 if B <= 2**16 else 4, min(N_PEERS, n_functions - 1)
+        n_copies = (n_functions > 1) + (np.min_scalar_type(B - 1).itemsize < width)  # by class, widened
+        lists = n_peers * (K + LANES) * width + K * 4 + (B + 1) * 8  # peers, members, and where a bucket begins
+        return n_functions * (n_copies * K * width + lists)
 
     @property
     def query_flops(self) -> int:
         """Forward pass of one row through all repetitions."""
-        return self.n_repetitions * _forward_flops(self.n_active, self.hidden, self.n_outputs)
+        return self.n_repetitions * self._forward_flops(self.n_outputs)
 
     @property
     def one_vs_all_query_flops(self) -> int:
-        return _forward_flops(self.n_active, self.hidden, self.n_classes)
+        return self._forward_flops(self.n_classes)
 
     @property
     def example_flops(self) -> int:
         """Forward and backward pass of one row in training."""
-        return self.n_repetitions * _training_flops(self.n_active, self.hidden, self.n_outputs)
-
-    @property
-    def one_vs_all_example_flops(self) -> int:
-        return _training_flops(self.n_active, self.hidden, self.n_classes)
-
-    @property
-    def n_repetition_parameters(self) -> int:
-        return self.n_input + self.n_hidden + self.n_output
-
-    @property
-    def n_parameters(self) -> int:
-        return self.n_repetitions * self.n_repetition_parameters
+        return self.n_repetitions * self._training_flops(self.n_outputs)
 
     @property
     def disk_bytes(self) -> int:
@@ -196,6 +198,11 @@ class Ledger:
     def worker_bytes(self) -> int:
         """The same and its process, which is what a cluster reserves; mapped data come on top."""
         return self.training_bytes + PROCESS_BYTES
+
+    @property
+    def n_rounds(self) -> int:
+        """Rounds in which the workers train all repetitions."""
+        return -(-self.n_repetitions // self.n_workers)
 
     def device_bytes(
         self, n_together: int, n_rows: int = 256, *, number_bytes: int = 2, host_memory: HostMemory = "none"
@@ -270,11 +277,24 @@ class Ledger:
             ("training, weights and moments", self.training_bytes, "bytes a worker"),
             ("training, its process with them", self.worker_bytes, "bytes a worker"),
             ("training", self.example_flops, "FLOPs a row"),
-            ("training, one-vs-all", self.one_vs_all_example_flops, "FLOPs a row"),
+            ("training, one-vs-all", self._training_flops(self.n_classes), "FLOPs a row"),
             ("query", self.query_flops, "FLOPs"),
             ("query, one-vs-all", self.one_vs_all_query_flops, "FLOPs"),
             *([("re-ranker on disk, grows with K", self.reranking_bytes, "bytes")] if self.reranking_bytes else []),
+            *([("rounds of training", self.n_rounds, "")] if self.n_workers > 1 else []),
         ]
+
+    def _layers(self, n_outputs: int) -> list[int]:
+        """Weights and biases of every layer."""
+        return [below * above + above for below, above in pairwise((self.n_features, *self.hidden, n_outputs))]
+
+    def _forward_flops(self, n_outputs: int) -> int:
+        return sum(2 * below * above for below, above in pairwise((self.n_active, *self.hidden, n_outputs)))
+
+    def _training_flops(self, n_outputs: int) -> int:
+        """Forward, gradient of the weights, and gradient of the inputs, which the first layer does not need."""
+        first = self.hidden[0] if self.hidden else n_outputs
+        return 3 * self._forward_flops(n_outputs) - 2 * self.n_active * first
 
 
 def check_count(name: str, count: float, least: int = 1) -> None:
@@ -286,29 +306,3 @@ def check_count(name: str, count: float, least: int = 1) -> None:
 def shown(number: float) -> str:
     """For one line of a message: a number of hundreds of digits is not printed."""
     return "a number of more than 20 digits" if 10**20 <= abs(number) < math.inf else str(number)
-
-
-def _table_index_bytes(n_classes: int, n_buckets: int, n_repetitions: int) -> int:
-    """Copies of the table and peers, of 2 or 4 bytes, lists of members, and where each list begins."""
-    width, n_peers = 2 if n_buckets <= 2**16 else 4, min(N_PEERS, n_repetitions - 1)
-    n_copies = (n_repetitions > 1) + (np.min_scalar_type(n_buckets - 1).itemsize < width)  # by class, widened
-    copies = n_copies * n_classes * width
-    peers = n_peers * (n_classes + LANES) * width
-    return n_repetitions * (copies + peers + n_classes * 4 + (n_buckets + 1) * 8)
-
-
-def _layers(n_inputs: int, hidden: tuple[int, ...], n_outputs: int) -> list[int]:
-    """Weights and biases of every layer."""
-    widths = (n_inputs, *hidden, n_outputs)
-    return [below * above + above for below, above in pairwise(widths)]
-
-
-def _forward_flops(n_active: int, hidden: tuple[int, ...], n_outputs: int) -> int:
-    widths = (n_active, *hidden, n_outputs)
-    return sum(2 * below * above for below, above in pairwise(widths))
-
-
-def _training_flops(n_active: int, hidden: tuple[int, ...], n_outputs: int) -> int:
-    """Forward, gradient of the weights, and gradient of the inputs, which the first layer does not need."""
-    first = hidden[0] if hidden else n_outputs
-    return 3 * _forward_flops(n_active, hidden, n_outputs) - 2 * n_active * first

@@ -98,7 +98,8 @@ def evaluate(
         raise ConfigError(f"cannot evaluate at k = {list(ks)}: each must be in 1..{ids_Nk.shape[1]}")
     ids_Nk, n_true_N = ids_Nk[:, : max(ks)], np.diff(indptr)
     rows = np.repeat(np.arange(len(ids_Nk)), n_true_N)
-    hits_Nk = _hits(ids_Nk, rows, true_ids)
+    span = 1 + max(int(true_ids.max(initial=0)), int(ids_Nk.max(initial=0)))  # pairs of row and class as integers
+    hits_Nk = np.isin(np.arange(len(ids_Nk))[:, None] * span + ids_Nk, rows * span + true_ids) & (ids_Nk >= 0)
     discounts_k = 1 / np.log2(np.arange(max(ks)) + 2)
     best_dcg_k = np.cumsum(discounts_k)
     weighted = None
@@ -121,13 +122,6 @@ def evaluate(
             gained, attainable = (gains[:, :k] @ discounts_k[:k] / normaliser_N for gains in weighted)
             measures[f"PSnDCG@{k}"] = _ratio(gained.sum(), attainable.sum())
     return {name: float(value) for name, value in measures.items()}
-
-
-def _hits(ids_Nk: NDArray[Any], rows: NDArray[np.int64], true_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether each returned class is true: one set membership over (row, class) pairs written as single integers."""
-    span = 1 + max(int(true_ids.max(initial=0)), int(ids_Nk.max(initial=0)))
-    pairs_Nk = np.arange(len(ids_Nk))[:, None] * span + ids_Nk
-    return np.isin(pairs_Nk, rows * span + true_ids) & (ids_Nk >= 0)
 
 
 def _weighted(

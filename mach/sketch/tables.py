@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mach.errors import ConfigError, StorageError
 from mach.sketch.hashing import MAX_CAPACITY, Assignment, UniversalAssignment, digest_of
+from mach.sketch.ledger import N_PEERS
+
+if TYPE_CHECKING:
+    from mach.sketch.kernels.sweep import Index
 
 _DAMAGED = "the file is damaged or was made by an incompatible version"
 
@@ -53,21 +57,32 @@ class TableAssignment:
         return self.table_RK.shape[0]
 
     @cached_property
-    def inverse(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-        """Offsets (R, B+1) int64 and members (R, K) int32: bucket b of r holds members[r, offsets[r, b]:...[b + 1]]."""
-        counts_RB = np.stack([np.bincount(row, minlength=self.n_buckets) for row in self.table_RK])
-        offsets_RB1 = np.zeros((self.n_repetitions, self.n_buckets + 1), dtype=np.int64)
-        np.cumsum(counts_RB, axis=1, out=offsets_RB1[:, 1:])
-        members_RK = np.argsort(self.table_RK, axis=1, kind="stable").astype(np.int32)
-        return offsets_RB1, members_RK
+    def index(self) -> Index:
+        from mach.sketch.kernels.lanes import LANES
+        from mach.sketch.kernels.sweep import Index
+
+        (R, K), B = self.table_RK.shape, self.n_buckets
+        table_RK = self.table_RK.astype(np.uint16 if B <= 2**16 else np.uint32, copy=False)
+        firsts_RB1 = np.zeros((R, B + 1), np.int64)
+        np.cumsum([np.bincount(row, minlength=B) for row in table_RK], axis=1, out=firsts_RB1[:, 1:])
+        members_RK = np.argsort(table_RK, axis=1, kind="stable").astype(np.int32)
+        peers_RGK = np.zeros((R, min(N_PEERS, R - 1), K + LANES), dtype=table_RK.dtype)
+        for r in range(R):
+            for g in range(peers_RGK.shape[1]):
+                peers_RGK[r, g, :K] = table_RK[(r + 1 + g) % R, members_RK[r]]
+        return Index(
+            is_table=True,
+            n_classes=K,
+            n_buckets=B,
+            table_1RK=table_RK[None],
+            table_1KR=np.ascontiguousarray(table_RK.T)[None],
+            firsts_RB1=firsts_RB1,
+            members_RK=members_RK,
+            peers_RGK=peers_RGK,
+        )
 
     def buckets(self, classes: ArrayLike) -> NDArray[np.int32]:
         return self.table_RK[:, np.asarray(classes, dtype=np.int64)].astype(np.int32)
-
-    def members(self, repetition: int, bucket: int) -> NDArray[np.int64]:
-        offsets_RB1, members_RK = self.inverse
-        begin, end = offsets_RB1[repetition, bucket], offsets_RB1[repetition, bucket + 1]
-        return members_RK[repetition, begin:end].astype(np.int64)
 
     def select(self, repetitions: list[int]) -> TableAssignment:
         return TableAssignment(self.table_RK[repetitions], self.n_buckets)

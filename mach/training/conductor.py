@@ -30,7 +30,7 @@ from mach.reranking.record import Record, is_due
 from mach.reranking.settings import FitSettings
 from mach.runs.repetition import RepetitionFiles
 from mach.runs.run import Run
-from mach.sketch import bounds
+from mach.sketch.ledger import Ledger
 from mach.training.finetuning import Origin, training_data
 from mach.training.launch.capacity import plan_of
 from mach.training.launch.display import Report, bars, silence
@@ -166,7 +166,7 @@ def configuration(
     return config, _named(config, path)
 
 
-def plan_of_run(config: Config, report: Report = silence, trunk: Trunk | None = None) -> bounds.Plan:
+def plan_of_run(config: Config, report: Report = silence, trunk: Trunk | None = None) -> Ledger:
     """The ledger of the run that `train` would make of a configuration; the data are prepared, nothing is trained."""
     config = with_trunk(config, trunk)
     start = Origin.of(config)

@@ -256,7 +256,7 @@ def _assignment(
 def _default_buckets(config: Config, store: Store) -> int:
     hashing = config.hashing
     plan = bounds.plan(store.n_classes, store.n_features, n_repetitions=hashing.repetitions, n_heads=hashing.heads)
-    return plan.ledger.n_buckets
+    return plan.n_buckets
 
 
 def _reopen(config: Config, store: Store, path: Place, trunk: Trunk | None) -> Run:

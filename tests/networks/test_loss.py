@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 
 from mach.networks.kernels.loss import dithered, exp, sigmoid
 from mach.networks.kernels.memory import from_bfloat16, to_bfloat16
-from mach.sketch.kernels.transpose import transpose
+from mach.sketch.kernels.lanes import transpose
 
 
 @settings(max_examples=60, deadline=None)

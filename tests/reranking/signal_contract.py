@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from mach.data.batch import rows_of
 from mach.errors import StorageError
 from mach.files.tensors import map_tensors, write_tensors
+from mach.reranking.signals import SIGNALS
 from mach.reranking.signals.contract import Material, Scale, Shortlist, Signal, SignalFile
-from mach.reranking.signals.roster import SIGNALS
+from tests.reranking.oracles import columns_of
 
 
 def file_of(arrays: dict[str, NDArray], notes: dict[str, str], material: Material) -> SignalFile:
@@ -51,7 +52,7 @@ class SignalContract:
         assert columns_NCI.shape == (*shortlist.ids_NC.shape, len(signal.labels))
         assert np.isfinite(columns_NCI).all()
         assert np.ptp(columns_NCI, axis=(0, 1)).all(), "the data of this test tell nothing"
-        np.testing.assert_allclose(columns_NCI, signal.oracle(shortlist), rtol=1e-5, atol=self.tolerance)
+        np.testing.assert_allclose(columns_NCI, columns_of(signal, shortlist), rtol=1e-5, atol=self.tolerance)
 
     def test_a_batch_is_its_queries_and_classes_one_by_one(self, signal: Signal, shortlist: Shortlist):
         columns_NCI = signal.columns(shortlist)
@@ -66,7 +67,7 @@ class SignalContract:
         absent = self.kind.load(file_of({}, {}, material))
         columns_NCI = absent.columns(shortlist)
         assert columns_NCI.shape == (*shortlist.ids_NC.shape, absent.n_columns)
-        np.testing.assert_allclose(columns_NCI, absent.oracle(shortlist), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(columns_NCI, columns_of(absent, shortlist), rtol=1e-5, atol=1e-5)
         assert absent.kept(0.0, in_order=False) == {}
 
     def test_it_comes_back_from_disk(

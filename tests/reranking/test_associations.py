@@ -9,6 +9,7 @@ from scipy.sparse import csr_array, random_array
 
 from mach.reranking.kernels import associations
 from mach.reranking.kernels.associations import CODES, LEAST_CONFIDENCE, LEAST_ROWS, count_rules, rules_for
+from tests.reranking.oracles import rule_numbers
 
 
 def problem(seed: int, n_rows: int = 30, n_features: int = 8, n_classes: int = 6):
@@ -49,31 +50,13 @@ def test_rules_are_those_of_plain_counting(seed: int, block: int):
 def test_what_rules_say_is_what_plain_loops_find(seed: int):
     x, y = problem(seed)
     rules = count_rules(x, y)
-    offsets, classes, confidences, supports = rules
     queries, _ = problem(seed + 1, n_rows=5)
     queries.data[::2] *= -1  # magnitudes count
     ids_NC = np.random.default_rng(seed).integers(-1, y.shape[1], (5, 9))  # some twice, some of none
     rows = (queries.indptr.astype(np.int64), queries.indices.astype(np.int32), queries.data)
     found_NC5 = np.full((5, 9, 5), -7, np.float32)
     rules_for(*rules, rows, ids_NC, found_NC5)
-    for n in range(5):
-        row = queries[[n]]
-        weights = {f: abs(value) for f, value in zip(row.indices, row.data, strict=True) if value}
-        for c, k in enumerate(ids_NC[n]):
-            said = [
-                (confidences[rule] / CODES, supports[f], weight)
-                for f, weight in weights.items()
-                for rule in range(offsets[f], offsets[f + 1])
-                if classes[rule] == k
-            ]
-            expected_5 = np.zeros(5)
-            if said:
-                ranked = sorted((confidence for confidence, _, _ in said), reverse=True)
-                first = next(support for confidence, support, _ in said if confidence == ranked[0])
-                expected_5[:3] = ranked[0], first, ranked[1] if len(ranked) > 1 else 0
-                expected_5[3] = -sum(np.log(1 - min(confidence, 0.995)) for confidence in ranked)
-                expected_5[4] = sum(confidence * weight for confidence, _, weight in said) / sum(weights.values())
-            np.testing.assert_allclose(found_NC5[n, c], expected_5, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found_NC5, rule_numbers(rules, rows, ids_NC), rtol=1e-4, atol=1e-6)
 
 
 def test_a_damaged_table_is_not_followed():

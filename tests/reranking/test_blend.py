@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mach.reranking.blend import HINGE, LOGISTIC, PAIRS, USUAL, Blend, Trial, best_of, choose, path_of, untried
+from mach.reranking.blend import HINGE, LOGISTIC, PAIRS, USUAL, Blend, Trial, best_of, choose, path_of
 from mach.reranking.settings import FitSettings
-from mach.reranking.signals.aggregate import Aggregate
 from mach.reranking.signals.classifiers import Classifiers
+from mach.reranking.signals.networks import Aggregate
 from mach.reranking.signals.prior import Prior
 from mach.reranking.signals.repeats import Repeats
 from mach.sketch.terms import prior_terms
@@ -66,7 +66,6 @@ def test_what_is_given_is_not_chosen():
     trial = trial_of(known_is_right=0.0, share_alike=0.0)
     assert choose(trial, FitSettings(), {}).strengths["repeats"] == 0  # no row has equals
     assert choose(trial, FitSettings(), {"repeats": 2.0}).strengths["repeats"] == 2
-    assert untried({"repeats": -1.0}) == Blend({"weight": 0.5, "prior": -0.1, "repeats": -1.0})
 
 
 def test_terms_of_all_signals_add_up_and_strengths_of_0_ask_nothing():

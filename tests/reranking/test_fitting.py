@@ -25,7 +25,7 @@ from mach.files.tensors import map_tensors, write_tensors
 from mach.model.ask import Ask
 from mach.model.loading import load
 from mach.model.model import MachModel
-from mach.reranking.blend import Blend, mean_precision, path_of
+from mach.reranking.blend import Blend, path_of, precisions
 from mach.reranking.fitting import RerankerTraining, fitting_bytes
 from mach.reranking.model import Reranker
 from mach.reranking.parts import STAGES
@@ -41,6 +41,7 @@ from mach.training.launch.launchers import Crew
 from mach.training.setup import set_up
 from mach.training.shard import ShardJob, train_shard
 from tests.conftest import N_CLASSES, write_repository
+from tests.reranking.oracles import weights_of
 
 SETTINGS = {"candidates": 20, "pairs": 0}
 FITTING = FitSettings(threshold=0.01)
@@ -77,7 +78,7 @@ def train_here(config: Config, path: Path, settings: FitSettings | None = FITTIN
     training.begin(settings)
     for stage in STAGES:
         for part in training.parts(stage)[1]:
-            assert training.make(stage, part)
+            assert training.make(part)
     training.finish()
 
 
@@ -106,7 +107,8 @@ def parts_of(model: MachModel) -> tuple[Reranker, Classifiers, Repeats]:
     """The re-ranker and two of its signals."""
     reranker = model.reranker
     assert reranker is not None
-    classifiers, repeats = reranker.signal("classifiers"), reranker.signal("repeats")
+    signals = {signal.name: signal for signal in reranker.signals}
+    classifiers, repeats = signals["classifiers"], signals["repeats"]
     assert isinstance(classifiers, Classifiers)
     assert isinstance(repeats, Repeats)
     return reranker, classifiers, repeats
@@ -139,7 +141,7 @@ def test_answers_are_the_candidates_in_the_order_of_the_formula(reranked: Path):
     queries = rows_of(model).features(0, 50)
     plain, found = model.search(queries, 20, rerank=False), model.search(queries, 5)
     reranker, classifiers, _ = parts_of(model)
-    margins_NK = (queries @ classifiers.own.matrix().T).toarray() + classifiers.arrays["biases"]
+    margins_NK = (queries @ weights_of(classifiers.own).T).toarray() + classifiers.arrays["biases"]
     margins_NC = np.take_along_axis(margins_NK, plain.ids_Nk, axis=1).astype(np.float32)
     strengths = reranker.blend.strengths
     priors_K = strengths["prior"] * np.log(1 + model.run.class_counts_K())
@@ -168,9 +170,9 @@ def test_logistic_classifiers_order_by_their_own_loss(paired: Config, tmp_path: 
     assert evaluate(model, rows_of(model), curve=False)[-1]["P@1"] > 0.95  # of classes that networks cannot tell apart
     queries = rows_of(model).features(0, 50)
     found = model.search(queries, 5)
-    margins_NK = (queries @ classifiers.own.matrix().T).toarray() + classifiers.arrays["biases"]
+    margins_NK = (queries @ weights_of(classifiers.own).T).toarray() + classifiers.arrays["biases"]
     losses_NC = np.log(1 + np.exp(-np.take_along_axis(margins_NK.astype(np.float64), found.ids_Nk, axis=1)))
-    priors_NC = reranker.signal("prior").arrays["priors"][found.ids_Nk]
+    priors_NC = reranker.signals[1].arrays["priors"][found.ids_Nk]
     weight = reranker.blend.strengths["weight"]
     scores_NC = model.score(queries, found.ids_Nk, rerank=False) - weight * losses_NC + priors_NC
     np.testing.assert_allclose(found.scores_Nk, scores_NC, atol=1e-3)
@@ -186,14 +188,14 @@ def test_classifiers_of_pairs_answer_by_the_weights_in_the_file(paired: Config, 
     wide = with_pairs(
         queries.indptr.astype(np.int64), queries.indices, queries.data, np.arange(50), 6, model.n_features, 0.5
     )
-    weights = classifiers.own.matrix()
-    assert weights.shape[1] == model.n_features + N_HASHED > plain.own.matrix().shape[1]
+    weights = weights_of(classifiers.own)
+    assert weights.shape[1] == model.n_features + N_HASHED > weights_of(plain.own).shape[1]
     assert (np.concatenate([weights.indices]) >= model.n_features).any()
     rows = csr_array((wide[2], wide[1], wide[0]), shape=(50, weights.shape[1]))
     margins_NK = (rows @ weights.T).toarray() + classifiers.arrays["biases"]
     found = model.search(queries, 5)
     losses_NC = losses(np.take_along_axis(margins_NK, found.ids_Nk, axis=1))
-    priors_NC = reranker.signal("prior").arrays["priors"][found.ids_Nk]
+    priors_NC = reranker.signals[1].arrays["priors"][found.ids_Nk]
     weight = reranker.blend.strengths["weight"]
     scores_NC = model.score(queries, found.ids_Nk, rerank=False) - weight * losses_NC + priors_NC
     np.testing.assert_allclose(found.scores_Nk, scores_NC, atol=1e-3)
@@ -251,9 +253,8 @@ def test_what_never_recurs_is_put_last(once: Config, tmp_path: Path):
     )
     batch = SparseBatch(queries.indptr.astype(np.int64), queries.indices, queries.data)
     shortlist = Shortlist(batch, plain.ids_Nk, plain.scores_Nk, np.empty((40, 0, 0), np.float32))
-    counts_NC, _ = repeats.counts(shortlist)
-    np.testing.assert_array_equal(counts_NC, known_NC)
-    terms_NC = reranker.signal("prior").arrays["priors"][plain.ids_Nk] + strengths["repeats"] * np.log1p(known_NC)
+    np.testing.assert_array_equal(repeats.columns(shortlist)[:, :, 0], np.log1p(known_NC, dtype=np.float32))
+    terms_NC = reranker.signals[1].arrays["priors"][plain.ids_Nk] + strengths["repeats"] * np.log1p(known_NC)
     losses_NC = losses(classifiers.columns(shortlist)[:, :, 0])
     scores_NC = plain.scores_Nk - strengths["weight"] * losses_NC + terms_NC
     np.testing.assert_allclose(answer.scores_Nk, -np.sort(-scores_NC, axis=1)[:, :5], atol=1e-4)
@@ -286,7 +287,7 @@ def test_held_out_rows_choose_the_blend_of_best_precision(paired: Config, rerank
     best_Nk = np.take_along_axis(ids_NC, np.argsort(-scores_NC, axis=1), axis=1)[:, :5]
     found = metrics(best_Nk, (np.concatenate([[0], np.cumsum(counts)]), classes), ks=(1, 3, 5))
     expected = np.mean([found[f"P@{k}"] for k in (1, 3, 5)])
-    assert mean_precision(scores_NC, right_of(store, rows, ids_NC)) == pytest.approx(expected, rel=1e-6)
+    assert precisions(scores_NC, right_of(store, rows, ids_NC)).mean() == pytest.approx(expected, rel=1e-6)
     model, batch = load(reranked), read_batch(store, rows)
     assert isinstance(batch, SparseBatch)
     found_precisions = {}
@@ -346,9 +347,9 @@ def test_workers_make_the_bits_of_this_process_after_a_kill_and_again_for_other_
     run, store = set_up(paired, copied)
     training = RerankerTraining(run, store)
     training.begin(FITTING)
-    training.make("candidates", 0)  # and then it was killed
+    training.make(0)  # and then it was killed
     first = (copied / "reranking" / "rows000.safetensors").stat().st_mtime_ns
-    assert not training.make("candidates", 1, should_stop=lambda: True)
+    assert not training.make(1, should_stop=lambda: True)
     assert training.parts("candidates")[1] == list(range(1, 8))
     begun = RerankerTraining(run, store)
     begun.begin()

@@ -12,8 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
 from mach.data.rows import RowView
-from mach.reranking.kernels.rerank import UNSEEN, encode, fit_classes, invert, margins
-from mach.reranking.signals.classifiers import ClassifierSet
+from mach.reranking.kernels.rerank import UNSEEN, fit_classes, margins
+from mach.reranking.signals.classifiers import ClassifierSet, encode
+from tests.reranking.oracles import weights_of
 
 
 def problem(n_rows: int, n_features: int, seed: int):
@@ -114,8 +115,8 @@ def test_encoded_weights_come_back_and_margins_equal_the_matrix(seed: int, n_fea
     weights = generator.normal(size=len(flat)).astype(np.float32)
     ends, gaps, codes, scales = encode(offsets, flat, weights)
     biases = generator.normal(size=4).astype(np.float32)
-    arrays = {"offsets": ends, "gaps": gaps, "codes": codes, "scales": scales, "biases": biases}
-    found = ClassifierSet(arrays, RowView(n_features=n_features)).matrix()
+    arrays: dict[str, np.ndarray] = {"offsets": ends, "gaps": gaps, "codes": codes, "scales": scales, "biases": biases}
+    found = weights_of(ClassifierSet(arrays, RowView(n_features=n_features)))
     expected = csr_array((weights, flat, offsets), shape=(4, n_features)).toarray()
     assert np.abs(found.toarray() - expected).max() <= (scales.max() / 2) * 1.001
     x = csr_array(random_array((3, n_features), density=0.5, rng=generator, dtype=np.float32))
@@ -136,13 +137,3 @@ def test_damaged_weights_are_read_within_bounds():
     ones_K, x_D = np.ones(3, np.float32), np.zeros(4, np.float32)
     margins(rows, ids_NC, offsets, gaps, np.ones(2, np.int8), ones_K, ones_K, x_D, out_NC)
     assert out_NC.tolist() == [[1.0, 0.0, 0.0]]
-
-
-def test_rows_by_class():
-    lists = (np.array([0, 2, 3]), np.array([2, 3, 6]), np.array([4, 1, 2, 2, 9, 1], np.int32), np.array([7, 8, 11]))
-    counts_K = np.zeros(3, np.int64)
-    invert(lists, 1, counts_K, np.empty(0, np.int32))
-    assert counts_K.tolist() == [2, 2, 0]
-    rows, places_K = np.empty(4, np.int32), np.array([0, 2, 4])
-    invert(lists, 1, places_K, rows)
-    assert rows.tolist() == [7, 11, 8, 11]

@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mach.reranking.order import HIDDEN, NAMES, Examples, LearnedOrder
+from mach.reranking.order import HIDDEN, NAMES, LearnedOrder
+from tests.reranking.oracles import ordered
 
 
 def some_network(seed: int, n_inputs: int) -> LearnedOrder:
@@ -25,14 +26,14 @@ def test_compiled_scores_are_those_of_the_formula_and_never_above_the_aggregate(
     scores_NC = -generator.exponential(size=(3, n_candidates)).astype(np.float32)
     scores_NC[0, 0] = -np.inf  # as of a class that is none
     found_NC = order.scores(scores_NC, inputs_NCI)
-    expected_NC = scores_NC - np.logaddexp(0, order.objections(inputs_NCI).astype(np.float64))
+    expected_NC = ordered(order, scores_NC, inputs_NCI)
     np.testing.assert_allclose(found_NC, expected_NC, rtol=1e-4, atol=1e-4)
     assert (found_NC <= scores_NC).all()
     one_NC = np.concatenate([order.scores(scores_NC[:, [c]], inputs_NCI[:, [c]]) for c in range(n_candidates)], axis=1)
     np.testing.assert_array_equal(found_NC, one_NC)  # whatever is asked for with it
 
 
-def planted(n_rows: int, seed: int) -> Examples:
+def planted(n_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A candidate is right where exactly one of two inputs is large, which no weighted sum tells."""
     generator = np.random.default_rng(seed)
     inputs_NCI = generator.normal(size=(n_rows, 10, 4)).astype(np.float32)
@@ -40,15 +41,14 @@ def planted(n_rows: int, seed: int) -> Examples:
     right_NC = (inputs_NCI[:, :, 0] > 0) != (inputs_NCI[:, :, 1] > 0)
     scores_NC = -generator.random((n_rows, 10), np.float32)
     scores_NC[:, 9], right_NC[:, 9] = -np.inf, False  # no class
-    return Examples(inputs_NCI, scores_NC, right_NC)
+    return inputs_NCI, scores_NC, right_NC
 
 
 def test_it_learns_what_no_blend_can_and_twice_the_same():
-    order, test = LearnedOrder.learn(planted(800, seed=0), seed=5), planted(200, seed=1)
-    scores_NC = order.scores(test.scores_NC, test.inputs_NCI)
-    best_N = scores_NC.argmax(axis=1)
-    assert test.right_NC[np.arange(200), best_N].mean() > 0.95  # 0.5 by chance
-    again = LearnedOrder.learn(planted(800, seed=0), seed=5)
+    order, (inputs_NCI, scores_NC, right_NC) = LearnedOrder.learn(*planted(800, seed=0), 5), planted(200, seed=1)
+    best_N = order.scores(scores_NC, inputs_NCI).argmax(axis=1)
+    assert right_NC[np.arange(200), best_N].mean() > 0.95  # 0.5 by chance
+    again = LearnedOrder.learn(*planted(800, seed=0), 5)
     for name in NAMES:
         np.testing.assert_array_equal(order.arrays[name], again.arrays[name])
     assert order.arrays["scales"][3] == 0

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from mach.errors import StorageError
-from mach.reranking.signals.aggregate import Aggregate
+from mach.reranking.signals import SIGNALS, expected_bytes
 from mach.reranking.signals.classifiers import LOWEST_MARGIN, Classifiers
-from mach.reranking.signals.context import Context
 from mach.reranking.signals.contract import Material, Scale, Shortlist
+from mach.reranking.signals.networks import Aggregate, Context
 from mach.reranking.signals.prior import Prior
 from mach.reranking.signals.repeats import Repeats
-from mach.reranking.signals.roster import SIGNALS, expected_bytes
 from mach.reranking.signals.rules import Rules
 from mach.sketch.terms import prior_terms
 from tests.reranking.conftest import D
+from tests.reranking.oracles import columns_of
 from tests.reranking.signal_contract import SignalContract, file_of
 
 
@@ -94,7 +94,7 @@ class TestClassifiers(SignalContract):
         signal = Classifiers.load(file_of(own | further, notes, material))
         assert signal.labels == ("margin", "margin presence", "margin bold")
         assert signal.sets["presence."].view.presence == np.float32(4.5**-0.5)
-        np.testing.assert_allclose(signal.columns(shortlist), signal.oracle(shortlist), atol=1e-4)
+        np.testing.assert_allclose(signal.columns(shortlist), columns_of(signal, shortlist), atol=1e-4)
         with pytest.raises(StorageError, match="bold.gaps is missing"):
             Classifiers.load(file_of({n: a for n, a in (own | further).items() if n != "bold.codes"}, notes, material))
 

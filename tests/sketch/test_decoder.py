@@ -18,9 +18,9 @@ from mach.sketch.aggregates import AGGREGATES
 from mach.sketch.answers import TopK
 from mach.sketch.decoder import MAX_PADDING, Decoder, class_scores_oracle, topk_oracle
 from mach.sketch.hashing import MAX_CAPACITY, UniversalAssignment
-from mach.sketch.index import modulus_of
 from mach.sketch.kernels import lanes
 from mach.sketch.kernels.scan import scan
+from mach.sketch.kernels.sweep import modulus_of
 from tests.sketch.cases import SHAPES, STYLES, assert_same, assignments, bucket_scores, topk
 
 
@@ -185,6 +185,13 @@ def test_ten_million_implicit_classes_need_no_table():
     np.testing.assert_array_equal(found.scores_Nk, Decoder(assignment).score(probs_NRB, truth[None]))
 
 
+def members_of(assignment: UniversalAssignment, r: int, bucket: int) -> np.ndarray:
+    """Classes of one bucket, by the inverse of the hash function."""
+    shifted = (np.arange(bucket, assignment.prime, assignment.n_buckets) - assignment.offsets_R[r]) % assignment.prime
+    classes = shifted * assignment.inverses_R[r] % assignment.prime
+    return classes[classes < assignment.n_classes]
+
+
 @pytest.mark.parametrize("n_buckets", [4096, 5000])
 def test_the_largest_capacity_can_be_decoded(n_buckets):
     assignment = UniversalAssignment.draw(n_classes=MAX_CAPACITY, n_buckets=n_buckets, n_repetitions=2, seed=3)
@@ -193,7 +200,7 @@ def test_the_largest_capacity_can_be_decoded(n_buckets):
     probs_NRB[0, [0, 1], assignment.buckets([truth])[:, 0]] = 0.9
     found = topk(probs_NRB, assignment, 3, budget=2**31 // n_buckets * 3)
     twins = functools.reduce(
-        np.intersect1d, [assignment.members(r, int(assignment.buckets([truth])[r, 0])) for r in (0, 1)]
+        np.intersect1d, [members_of(assignment, r, int(assignment.buckets([truth])[r, 0])) for r in (0, 1)]
     )
     assert truth in twins
     assert np.array_equal(found.ids_Nk[0], twins[:3])
@@ -215,15 +222,7 @@ def test_misfits():
         (ConfigError, "budget 3", lambda: topk(probs_NRB, assignment, method="gather", budget=3)),
         (DataError, r"\(N, 3, 8\)", lambda: topk(probs_NRB[:, :2], assignment)),
         (DataError, r"shape \(5,\)", lambda: topk(probs_NRB, assignment, allowed_K=np.ones(4, dtype=bool))),
-        (DataError, "candidate 5", lambda: Decoder(assignment).score(probs_NRB, [[0, 1], [5, 0]])),
-        (DataError, r"\(1, 2\).*\(2, 3, 8\).*\(2, C\)", lambda: Decoder(assignment).score(probs_NRB, [[0, 1]])),
-        (DataError, "float64: need integers", lambda: Decoder(assignment).score(probs_NRB, [[0.9], [1.0]])),
-        (DataError, "bool: need integers", lambda: Decoder(assignment).score(probs_NRB, [[True], [False]])),
-        (
-            DataError,
-            f"candidate {2**64 - 1}",
-            lambda: Decoder(assignment).score(probs_NRB, np.full((2, 1), 2**64 - 1, "u8")),
-        ),
+        (DataError, r"\(1, 2\).*\(2, 3, 8\).*\(N, C\)", lambda: Decoder(assignment).score(probs_NRB, [[0, 1]])),
         (ConfigError, r"k 1000000000 .* 10005: there are K = 5", lambda: topk(probs_NRB, assignment, 10**9)),
         (ConfigError, r"^k 10006 ", lambda: topk(probs_NRB, assignment, 5 + MAX_PADDING + 1)),
     ]

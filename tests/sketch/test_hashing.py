@@ -43,18 +43,12 @@ class TestEveryAssignment:
         assert buckets_RK.dtype == np.int32
         assert buckets_RK.min() >= 0
         assert buckets_RK.max() < B
-        for r in range(R):
-            members = [assignment.members(r, b) for b in range(B)]
-            for b, classes in enumerate(members):
-                assert np.array_equal(classes, np.flatnonzero(buckets_RK[r] == b))  # ascending, complete, nothing else
-            assert sum(map(len, members)) == K
 
     def test_select_reorders_repetitions(self, make):
         assignment = make(50, 7, 4, 3)
         chosen = assignment.select([2, 0])
         classes = np.arange(50)
         assert np.array_equal(chosen.buckets(classes), assignment.buckets(classes)[[2, 0]])
-        assert np.array_equal(chosen.members(1, 3), assignment.members(0, 3))
 
     def test_description_survives_json(self, make):
         assignment = make(50, 7, 4, 3)
@@ -127,16 +121,8 @@ def test_large_capacities_are_exact(n_classes, n_buckets, data):
         assert assignment.buckets(classes)[r].tolist() == expected
 
 
-def test_members_at_the_largest_capacity():
-    assignment = UniversalAssignment.draw(n_classes=MAX_CAPACITY, n_buckets=2**20, n_repetitions=1, seed=2)
-    members = assignment.members(0, 12345)
-    assert MAX_CAPACITY // 2**20 - 2 <= len(members) <= -(-assignment.prime // 2**20)
-    assert np.all(np.diff(members) > 0)
-    assert np.all(assignment.buckets(members) == 12345)
-
-
 @pytest.mark.parametrize(
-    ("n", "prime"), [(1, 2), (8, 11), (25, 29), (2**31 - 1, 2**31 - 1), (2**31, 2**31 + 11), (561, 563)]
+    ("n", "prime"), [(1, 2), (8, 11), (25, 29), (2**31 - 20, 2**31 - 19), (2**31 - 1, 2**31 - 1), (561, 563)]
 )
 def test_smallest_prime(n, prime):
     assert smallest_prime_at_least(n) == prime

@@ -32,6 +32,7 @@ from mach.training.launch.launchers import Crew
 from mach.training.pilot import fold
 from mach.training.setup import set_up
 from tests.conftest import N_CLASSES, write_repository
+from tests.reranking.oracles import columns_of, ordered
 
 LOCAL = Crew(LaunchConfig(workers=2))
 
@@ -115,9 +116,9 @@ def test_answers_are_the_candidates_in_the_order_of_the_network(taught: Path):
     assert isinstance(batch, SparseBatch)
     shortlist = Shortlist(batch, plain.ids_Nk, plain.scores_Nk, probs_NRB)
     inputs_NCI = reranker.inputs(shortlist)
-    oracles = np.concatenate([signal.oracle(shortlist) for signal in reranker.signals], axis=2)
+    oracles = np.concatenate([columns_of(signal, shortlist) for signal in reranker.signals], axis=2)
     np.testing.assert_allclose(inputs_NCI, oracles, rtol=1e-4, atol=1e-3)
-    scores_NC = plain.scores_Nk - np.logaddexp(0, reranker.order.objections(inputs_NCI))
+    scores_NC = ordered(reranker.order, plain.scores_Nk, inputs_NCI)
     np.testing.assert_allclose(found.scores_Nk, -np.sort(-scores_NC, axis=1)[:, :5], atol=1e-4)
     np.testing.assert_array_equal(model.score(queries, found.ids_Nk), found.scores_Nk)
     one, _ = model.topk(queries[[3]], 5)

@@ -127,7 +127,7 @@ def test_learned_tables_beside_the_weights_are_those_that_answer(trained: Path, 
 def test_a_gpu_takes_as_many_repetitions_as_the_ledger_says(config: Config, tmp_path: Path):
     """Of three: all, two, one, one from main memory, or none and then a line that says so."""
     run, store = set_up(config, tmp_path / "run")
-    ledger = plan_of(run.config, store).ledger
+    ledger = plan_of(run.config, store)
     options: dict[str, Any] = {"n_rows": run.config.training.batch, "number_bytes": 4}
     needs = [ledger.device_bytes(n, **options) for n in range(4)]
     streamed = [ledger.device_bytes(n, host_memory="all", **options) - needs[0] for n in range(2)]
@@ -152,8 +152,8 @@ def test_a_gpu_takes_as_many_repetitions_as_the_ledger_says(config: Config, tmp_
 
 def test_where_a_repetition_is_larger_than_a_gpu(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run, store = set_up(config, tmp_path / "run")
-    large = dataclasses.replace(plan_of(run.config, store).ledger, n_features=10**8)
-    monkeypatch.setattr(capacity, "plan_of", lambda config, store: SimpleNamespace(ledger=large))
+    large = dataclasses.replace(plan_of(run.config, store), n_features=10**8)
+    monkeypatch.setattr(capacity, "plan_of", lambda config, store: large)
     gpu = LaunchConfig(gpus=1.0)
     assert repetitions_together(gpu, run, store, 8 * 10**9) == (3, "input")
     stated = LaunchConfig(gpus=1.0, shard=2)

@@ -332,7 +332,7 @@ def _ledger(run: Run, nonzeros: float | None) -> Section:
         nonzeros_per_row=manifest.n_features if manifest.dense_input else nonzeros or assumed,
         dense_input=manifest.dense_input,
     )
-    rows = [[name, *quantity(value, unit)] for name, value, unit in chosen.ledger.rows()]
+    rows = [[name, *quantity(value, unit)] for name, value, unit in chosen.rows()]
     text = "What this configuration costs, counted from its shape alone (mach plan)"
     if not manifest.dense_input:
         text += ", with as many features in a row as the test rows have" if nonzeros else f", at {assumed:.0f} in a row"

@@ -95,7 +95,7 @@ def loads(answerer: Answerer) -> NDArray[np.int64]:
     edits, assignment = answerer.edits, answerer.ensemble.assignment
     loads_RB = np.zeros((assignment.n_repetitions, assignment.n_buckets), np.int64)
     if isinstance(assignment, TableAssignment):
-        loads_RB += np.diff(assignment.inverse[0], axis=1)
+        loads_RB += np.diff(assignment.index.firsts_RB1, axis=1)
     is_kept = ~edits.is_removed(np.arange(edits.n_trained, edits.n_classes))
     for r, buckets_A in enumerate(answerer.memory.table_RA[:, is_kept]):
         loads_RB[r] += np.bincount(buckets_A, minlength=loads_RB.shape[1])

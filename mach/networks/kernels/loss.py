@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from mach.networks.kernels.memory import mixed, narrow_like, wide_vectors, widen
-from mach.sketch.kernels.transpose import transpose
+from mach.sketch.kernels.lanes import transpose
 
 FLAGS: Any = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc"}}
 BLOCK = 64

@@ -25,14 +25,7 @@ Array = NDArray[Any]
 
 
 def count_rules(x_ND: csr_array, y_NK: csr_array) -> tuple[Array, Array, Array, Array]:
-    """All rules of some rows, feature by feature.
-
-    Parameters
-    ----------
-    x_ND : csr_array
-        Features of the rows; those other than 0 count.
-    y_NK : csr_array
-        Ones at their classes.
+    """All rules of rows with features ``x_ND``, of which those other than 0 count, and ones at their classes ``y_NK``.
 
     Returns
     -------

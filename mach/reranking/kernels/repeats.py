@@ -59,23 +59,10 @@ def _slot(table: Array, row_key: np.uint64, k: int) -> Any:
 def count_rows(
     csr: tuple[Array, Array, Array], class_indptr: Array, class_ids: Array, rows: Array, n_slots: int
 ) -> tuple[Array, Any]:
-    """Count some rows by features and class.
+    """Count the given rows by features and class: the table, uint32 of shape (n_slots,), and how many entries it has.
 
-    Parameters
-    ----------
-    csr : tuple
-        indptr, indices and values of the features of all rows.
-    class_indptr, class_ids : arrays
-        CSR of their classes.
-    rows : int64 array
-        Those to count.
-    n_slots : int
-        At most `MAX_SLOTS`. Of more entries than slots, those that come last are not counted.
-
-    Returns
-    -------
-    table, n_entries
-        uint32 of shape (n_slots,), and how many of them are taken.
+    ``csr`` are indptr, indices and values of the features of all rows. Of more entries than slots, those that come last
+    are not counted.
     """
     table, n_entries = np.zeros(n_slots, np.uint32), 0
     indptr, indices, values = csr

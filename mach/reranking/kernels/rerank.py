@@ -1,4 +1,4 @@
-"""Linear classifiers over candidates: fitting by dual coordinate descent, sparse weights in 3 bytes, their margins.
+"""Linear classifiers over candidates: fitting by dual coordinate descent, and their margins.
 
 A class's classifier minimises ``|w|^2 / 2 + b^2 / 2 + cost * sum_i loss(y_i (w x_i + b))`` over its own rows and its
 hard negatives. With ``loss(m) = max(0, 1 - m)^2`` that is done by dual coordinate descent with shrinking (Hsieh, Chang,
@@ -22,31 +22,7 @@ from mach.data.kernels.views import N_HASHED, with_pairs
 FIRST_ODDS = -16.0  # of dual variables that are as good as 0
 UNSEEN = -5.0  # log-odds of a class without a positive row
 FILTER = 2**14  # entries of the table of last bits
-GAP = 2**15 - 1  # the widest step from one feature of a class to the next; a weight of 0 in between makes it two
 Array = NDArray[Any]
-
-
-@njit(cache=True, nogil=True)
-def invert(lists: tuple[Array, Array, Array, Array], first: int, places_K: Array, rows: Array) -> None:
-    """Give every row to the classes of its list, as far as they are ``first..first + K - 1``.
-
-    Parameters
-    ----------
-    lists : begins_N, ends_N, ids, rows_N; int64, int64, int32 and int64 arrays
-        Row ``rows_N[n]`` has the list ``ids[begins_N[n] : ends_N[n]]``.
-    first : int
-    places_K : int64 array of shape (K,)
-        Where each class's next row goes; moved on. With an empty ``rows`` it only counts.
-    rows : int32 array
-    """
-    begins_N, ends_N, ids, rows_N = lists
-    for n in range(len(rows_N)):
-        for j in range(begins_N[n], ends_N[n]):
-            k = ids[j] - first
-            if 0 <= k < len(places_K):
-                if len(rows):
-                    rows[places_K[k]] = rows_N[n]
-                places_K[k] += 1
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -103,25 +79,11 @@ def fit_classes(
     positive_indptr, positive_rows, listed_indptr, listed_rows : int64, int32 arrays
         CSR of rows by class, ascending within a class.
     n_features : int
-    pairs : int
-        Largest features of a row whose products are features as well (`mach.data.kernels.views`); 0: none.
-    is_logistic : bool
-        Which loss: logistic, or else the squared hinge.
-    cost : float
-    most : int
-        Negatives of a class; of more, so many are taken at equal distances.
-    iterations : int
-        Most passes over a class's rows.
-    tolerance : float
-        Largest violation of the optimality conditions at which a class is done.
-    threshold : float
-        Smaller weights are dropped.
-    most_weights : int
-        Of a class; of more, the largest stay.
+    pairs, is_logistic, cost, most, iterations, tolerance, threshold, most_weights, power
+        As of `mach.reranking.settings.FitSettings`; ``most`` are negatives of a class, of more so many at equal
+        distances.
     seed : int
         Of the first class; the next have the following ones.
-    power : float
-        That values of a row are raised to (`mach.data.kernels.views.with_pairs`).
 
     Returns
     -------
@@ -250,46 +212,6 @@ def fit_classes(
             slot_D[touched[i]] = -1
         biases[k], offsets[k + 1] = bias, n_kept
     return offsets, features[:n_kept].copy(), weights[:n_kept].copy(), biases, n_pairs
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def encode(offsets: Array, features: Array, weights: Array) -> tuple[Array, Array, Array, Array]:
-    """Pack weights: features as steps from the one before, values in 8 bits.
-
-    Parameters
-    ----------
-    offsets, features, weights : int64 array of shape (n + 1,), int32 and float32 arrays
-        CSR of classes, features ascending.
-
-    Returns
-    -------
-    offsets, gaps, codes, scales : int64 (n + 1,), int16, int8 and float32 (n,) arrays
-        A weight is its code times its class's scale, the class's largest magnitude / 127. The first step counts from
-        feature 0; a step above `GAP` is cut by entries of code 0.
-    """
-    n_classes = len(offsets) - 1
-    out, scales, n = np.zeros(n_classes + 1, np.int64), np.zeros(n_classes, np.float32), 0
-    for k in range(n_classes):
-        previous = 0
-        for j in range(offsets[k], offsets[k + 1]):
-            n += 1 + max(features[j] - previous - 1, 0) // GAP
-            previous = features[j]
-            scales[k] = max(scales[k], abs(weights[j]) / np.float32(127))
-        out[k + 1] = n
-    gaps, codes = np.empty(n, np.int16), np.zeros(n, np.int8)
-    n = 0
-    for k in range(n_classes):
-        previous = 0
-        for j in range(offsets[k], offsets[k + 1]):
-            gap = features[j] - previous
-            previous = features[j]
-            while gap > GAP:
-                gaps[n] = GAP
-                gap -= GAP
-                n += 1
-            gaps[n], codes[n] = gap, np.rint(weights[j] / scales[k])
-            n += 1
-    return out, gaps, codes, scales
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})

@@ -1,1 +1,16 @@
-"""What is known of a query and a class: a file a signal, `contract` what all keep to, `roster` the list of them."""
+"""The list of all signals; to add one, write its file (`mach.reranking.signals.contract`) and name it here."""
+
+from mach.reranking.signals.classifiers import Classifiers
+from mach.reranking.signals.contract import Scale, Signal
+from mach.reranking.signals.networks import Aggregate, Context
+from mach.reranking.signals.prior import Prior
+from mach.reranking.signals.repeats import Repeats
+from mach.reranking.signals.rules import Rules
+
+# Learned orders of stored runs weigh the columns in this order: a new signal goes to the end.
+SIGNALS: tuple[type[Signal], ...] = (Aggregate, Prior, Context, Classifiers, Rules, Repeats)
+
+
+def expected_bytes(scale: Scale) -> int:
+    """How many bytes a re-ranker will take, about."""
+    return sum(kind.expected_bytes(scale) for kind in SIGNALS)

@@ -2,13 +2,13 @@
 
 A set holds, for K classes, ``offsets`` (int64, K + 1), ``scales`` and ``biases`` (float32, K), and for every stored
 weight its feature as a step from the class's feature before (``gaps``, int16; the first from 0) and its value
-(``codes``, int8, times the class's scale): 3 bytes a weight and 16 a class. Steps above 32,767 are cut by codes of 0.
+(``codes``, int8, times the class's scale): 3 bytes a weight and 16 a class. Steps above `GAP` are cut by codes of 0.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 
 from mach.data.rows import RowView
 from mach.errors import StorageError
+from mach.reranking.kernels.rerank import margins
 from mach.reranking.settings import Loss
 from mach.reranking.signals.contract import Arrays, Material, Scale, Shortlist, Signal, SignalFile
 
 if TYPE_CHECKING:
-    from scipy.sparse import csr_array
-
     from mach.data.batch import SparseBatch
 
 NAMES = ("offsets", "gaps", "codes", "scales", "biases")
+GAP = 2**15 - 1  # the widest step
 CLASS_BYTES, WEIGHT_BYTES = 16, 3
 WEIGHTS = 0.8  # a feature of a row and class of it, measured on gnd-core,
 PAIR_WEIGHTS = 0.08  # and a pair of features of it, on tate-leaf
@@ -55,8 +55,6 @@ class ClassifierSet:
 
     def margins(self, batch: SparseBatch, ids_NC: NDArray[np.int64]) -> NDArray[np.float32]:
         """``w_k x_n + b_k`` of given classes, shape (N, C), 0 for -1; reads 3 bytes for each of their weights."""
-        from mach.reranking.kernels.rerank import margins
-
         margins_NC = np.empty(ids_NC.shape, np.float32)
         x_D = getattr(self._scratch, "x_D", None)
         if x_D is None:
@@ -66,24 +64,6 @@ class ClassifierSet:
         offsets, gaps, codes, scales, biases = (self.arrays[name] for name in NAMES)
         margins(rows, ids_NC, offsets, gaps, codes, scales, biases, x_D, margins_NC)
         return margins_NC
-
-    def matrix(self) -> csr_array:
-        """All weights but the biases, (K, columns of the view), in plain numpy."""
-        from scipy.sparse import csr_array
-
-        offsets, gaps, codes, scales, _ = (self.arrays[name] for name in NAMES)
-        totals = np.concatenate([[0], np.cumsum(gaps, dtype=np.int64)])
-        counts_K = np.diff(offsets)
-        features = totals[1:] - np.repeat(totals[offsets[:-1]], counts_K)
-        weights = codes * np.repeat(scales, counts_K)
-        return csr_array((weights, features, offsets), shape=(len(counts_K), self.view.n_columns))
-
-    def margins_oracle(self, batch: SparseBatch, ids_NC: NDArray[np.int64]) -> NDArray[np.floating]:
-        """The margins in plain numpy, from the weights of all classes."""
-        x = self.view.sparse(batch).matrix(self.view.n_columns).astype(np.float64)
-        margins_NK = (x @ self.matrix().T).toarray() + self.arrays["biases"]
-        found_NC = np.take_along_axis(margins_NK, np.maximum(ids_NC, 0), axis=1)
-        return np.where(ids_NC < 0, 0, found_NC)
 
 
 class Classifiers(Signal):
@@ -123,7 +103,7 @@ class Classifiers(Signal):
             if name in views:
                 presence = float(np.float32(length)) if name == "presence" else 0.0
                 seen[f"{name}."] = RowView(presence=presence, n_features=file.n_features)
-        if not any(name in file for name in NAMES):
+        if not any(name in file.arrays for name in NAMES):
             return cls.of({}, loss)
         return cls.of({begin: ClassifierSet(_set_arrays(file, begin), view) for begin, view in seen.items()}, loss)
 
@@ -147,24 +127,10 @@ class Classifiers(Signal):
     def labels(self) -> tuple[str, ...]:  # type: ignore[override]
         return tuple(f"margin {begin.rstrip('.')}".rstrip() for begin in self.sets)
 
-    @property
-    def has_columns(self) -> bool:
-        return bool(self.sets)
-
-    @property
-    def has_terms(self) -> bool:
-        return bool(self.sets)
-
     def columns(self, shortlist: Shortlist) -> NDArray[np.float32]:
         columns_NCI = np.empty((*shortlist.ids_NC.shape, self.n_columns), np.float32)
         for i, one in enumerate(self.sets.values()):
             columns_NCI[:, :, i] = one.margins(shortlist.batch, shortlist.ids_NC)
-        return columns_NCI
-
-    def oracle(self, shortlist: Shortlist) -> NDArray[np.floating]:
-        columns_NCI = np.empty((*shortlist.ids_NC.shape, self.n_columns))
-        for i, one in enumerate(self.sets.values()):
-            columns_NCI[:, :, i] = one.margins_oracle(shortlist.batch, shortlist.ids_NC)
         return columns_NCI
 
     def terms(
@@ -187,15 +153,13 @@ class Classifiers(Signal):
 
 def _set_arrays(file: SignalFile, begin: str) -> dict[str, NDArray[Any]]:
     """Arrays of one set, whose names begin so in the file."""
-    K, n = file.n_classes, file.arrays[f"{begin}codes"].size if f"{begin}codes" in file else 0
+    K, n = file.n_classes, file.size(f"{begin}codes")
     shapes = ((np.int64, K + 1), (np.int16, n), (np.int8, n), (np.float32, K), (np.float32, K))
     return {name: file.array(begin + name, dtype, (n,)) for name, (dtype, n) in zip(NAMES, shapes, strict=True)}
 
 
-def _encoded(parts: Any, n_classes: int, scratch: Path) -> dict[str, NDArray[Any]]:
+def _encoded(parts: Sequence[Arrays], n_classes: int, scratch: Path) -> dict[str, NDArray[Any]]:
     """Fitted classes, part by part, as arrays of the file."""
-    from mach.reranking.kernels.rerank import encode
-
     offsets, begin = np.zeros(n_classes + 1, np.int64), 0
     scales = []
     with (scratch / "gaps").open("wb") as gaps_, (scratch / "codes").open("wb") as codes_:
@@ -206,9 +170,30 @@ def _encoded(parts: Any, n_classes: int, scratch: Path) -> dict[str, NDArray[Any
             scales.append(scales_K)
             gaps_.write(gaps.tobytes())
             codes_.write(codes.tobytes())
-    mapped = {
+    mapped: dict[str, NDArray[Any]] = {
         name: np.asarray(np.memmap(scratch / name, dtype, "r")) if offsets[-1] else np.empty(0, dtype)
         for name, dtype in (("gaps", np.int16), ("codes", np.int8))
     }
-    biases = np.concatenate([part["biases"] for part in parts])
-    return {"offsets": offsets, "scales": np.concatenate(scales), "biases": biases} | mapped
+    scales_K, biases_K = np.concatenate(scales), np.concatenate([part["biases"] for part in parts])
+    return {**mapped, "offsets": offsets, "scales": scales_K, "biases": biases_K}
+
+
+def encode(
+    offsets: NDArray[np.int64], features: NDArray[np.int32], weights: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.int16], NDArray[np.int8], NDArray[np.float32]]:
+    """Offsets, gaps, codes and scales of classes whose weights are CSR, features ascending.
+
+    A class's scale is its largest magnitude / 127.
+    """
+    counts_K = np.diff(offsets)
+    begins = offsets[:-1][counts_K > 0]
+    steps = np.diff(features, prepend=np.int32(0))
+    steps[begins] = features[begins]
+    n_cuts = np.maximum(steps - 1, 0) // GAP
+    ends = np.concatenate([[0], np.cumsum(n_cuts + 1)])
+    scales_K = np.zeros(len(counts_K), np.float32)
+    scales_K[counts_K > 0] = np.maximum.reduceat(np.abs(weights), begins) / np.float32(127)
+    gaps, codes = np.full(ends[-1], GAP, np.int16), np.zeros(ends[-1], np.int8)
+    gaps[ends[1:] - 1] = steps - n_cuts * GAP
+    codes[ends[1:] - 1] = np.rint(weights / np.repeat(scales_K, counts_K))
+    return ends[offsets], gaps, codes, scales_K

@@ -26,24 +26,12 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, eq=False)
 class Shortlist:
-    """Queries and the classes that may answer them.
-
-    Attributes
-    ----------
-    batch : SparseBatch
-        N queries.
-    ids_NC : int64 array of shape (N, C)
-        Classes; -1 is none.
-    scores_NC : float32 array of shape (N, C)
-        Their aggregates, log-means of bucket probabilities.
-    probs_NRB : float32 array of shape (N, R, B)
-        Bucket probabilities that these come from.
-    """
+    """N queries, and for each of them C classes that may answer it."""
 
     batch: SparseBatch
-    ids_NC: NDArray[np.int64]
-    scores_NC: NDArray[np.float32]
-    probs_NRB: NDArray[np.float32]
+    ids_NC: NDArray[np.int64]  # -1 is none
+    scores_NC: NDArray[np.float32]  # their aggregates, log-means of bucket probabilities
+    probs_NRB: NDArray[np.float32]  # the bucket probabilities that these come from
 
     @property
     def rows(self) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
@@ -53,40 +41,21 @@ class Shortlist:
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """What signals are fitted to.
+    """What signals are fitted to."""
 
-    Attributes
-    ----------
-    store : Store
-        All training rows.
-    rows : int64 array
-        Those that are learned from, ascending; the others are held out.
-    settings : FitSettings
-    counts_K, learned_K : int64 arrays of shape (K,)
-        Training rows of every class: all, and without those held out.
-    counts_repeats : bool
-        Whether rows are to be counted by their features (`mach.reranking.signals.repeats`).
-    parts : sequence of mappings
-        Fitted classifiers of consecutive classes: offsets, features, weights and biases.
-    scratch : Path
-        A folder for large arrays, which are mapped.
-    """
-
-    store: Store
-    rows: NDArray[np.int64]
+    store: Store  # all training rows
+    rows: NDArray[np.int64]  # those that are learned from, ascending; the others are held out
     settings: FitSettings
-    counts_K: NDArray[np.int64]
-    learned_K: NDArray[np.int64]
-    counts_repeats: bool
-    parts: Sequence[Arrays]
-    scratch: Path
+    counts_K: NDArray[np.int64]  # training rows of every class: all,
+    learned_K: NDArray[np.int64]  # and without those held out
+    counts_repeats: bool  # whether rows are to be counted by their features (`mach.reranking.signals.repeats`)
+    parts: Sequence[Arrays]  # fitted classifiers of consecutive classes: offsets, features, weights and biases
+    scratch: Path  # a folder for large arrays, which are mapped
 
     @cached_property
     def features(self) -> csr_array:
         """Features of the rows, shape (N, D)."""
-        batch = read_batch(self.store, self.rows)
-        assert isinstance(batch, SparseBatch)
-        return batch.matrix(self.store.n_features)
+        return features_of(self.store, self.rows)
 
     @cached_property
     def classes(self) -> csr_array:
@@ -98,6 +67,13 @@ class Material:
         return csr_array((np.ones(len(ids), np.float32), ids, indptr), shape=(len(self.rows), self.store.n_classes))
 
 
+def features_of(store: Store, rows: NDArray[np.int64]) -> csr_array:
+    """Features of some rows of a sparse store, shape (N, D)."""
+    batch = read_batch(store, rows)
+    assert isinstance(batch, SparseBatch)
+    return batch.matrix(store.n_features)
+
+
 @dataclass(frozen=True, eq=False)
 class SignalFile:
     """Arrays and notes of a re-ranker's file, for the signals that find theirs in it."""
@@ -107,9 +83,6 @@ class SignalFile:
     notes: Mapping[str, str]
     n_classes: int
     n_features: int
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.arrays
 
     def array(self, name: str, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
         """The array of this name; a length of -1 is any.
@@ -124,6 +97,10 @@ class SignalFile:
         if found is None or not fits or any(b not in (a, -1) for a, b in zip(found.shape, shape, strict=True)):
             raise StorageError(f"{self.where}: {name} is missing or not of shape {shape}: train it again")
         return np.asarray(found)  # not memmap: calls cost less
+
+    def size(self, name: str) -> int:
+        """How many entries the array of this name has; 0: there is none."""
+        return self.arrays[name].size if name in self.arrays else 0
 
     def note(self, name: str, default: str, kind: Any = str) -> Any:
         """A note in its type.
@@ -141,21 +118,16 @@ class SignalFile:
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes by which signals tell how many bytes they will take.
-
-    ``n_positives`` are the pairs of a training row and a class of it, ``row_features`` the mean number of features of
-    a row, ``counts_repeats`` says whether rows may be counted by their features, and ``is_learned`` whether an order
-    is learned.
-    """
+    """Sizes by which signals tell how many bytes they will take."""
 
     n_classes: int
     n_features: int
     n_rows: int
-    n_positives: int
-    row_features: float
+    n_positives: int  # pairs of a training row and a class of it
+    row_features: float  # mean number of features of a row
     pairs: int = 0
-    counts_repeats: bool = False
-    is_learned: bool = False
+    counts_repeats: bool = False  # whether rows may be counted by their features
+    is_learned: bool = False  # whether an order is learned
 
 
 @dataclass(eq=False)
@@ -164,32 +136,16 @@ class Signal(ABC):
 
     A blend gives some signals a strength and adds what they say, their `terms`, to the aggregate. A learned order
     weighs the `columns` of all signals. A signal is safe to share between threads.
-
-    To add one, write it in a file of its own and name it in the list `mach.reranking.signals.SIGNALS`; its tests
-    inherit ``tests.reranking.signal_contract.SignalContract``.
-
-    Attributes
-    ----------
-    name : str
-    meaning : str
-        One plain sentence: what a value of it means to a person.
-    strength : str or None
-        The name of its strength in a blend (and on disk); None: blends leave it out.
-    choices : tuple of float
-        Strengths that held-out rows choose from, the usual one first; empty where they do not choose it alone.
-    labels : tuple of str
-        What each column is.
-    arrays : mapping
-        By their names in the file; a signal without data has none.
     """
 
     name: ClassVar[str]
-    meaning: ClassVar[str]
-    strength: ClassVar[str | None] = None
-    choices: ClassVar[tuple[float, ...]] = ()
-    labels: ClassVar[tuple[str, ...]]
+    meaning: ClassVar[str]  # one plain sentence: what a value of it means to a person
+    strength: ClassVar[str | None] = None  # the name of its strength on disk; None: blends leave it out
+    choices: ClassVar[tuple[float, ...]] = ()  # strengths that held-out rows try alone, the usual one first
+    labels: ClassVar[tuple[str, ...]]  # what each column is
+    needs_arrays: ClassVar[bool] = True  # whether its columns come from arrays
 
-    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)  # by their names in the file
 
     @classmethod
     def fit(cls, material: Material) -> Self:
@@ -198,7 +154,7 @@ class Signal(ABC):
 
     @classmethod
     def load(cls, file: SignalFile) -> Self:
-        """Find its arrays in a file, where absent ones are legal: the signal then says nothing.
+        """Find its arrays in a file, where absent ones are legal.
 
         Raises
         ------
@@ -228,12 +184,12 @@ class Signal(ABC):
     @property
     def has_columns(self) -> bool:
         """Whether it has the data that its columns come from."""
-        return True
+        return bool(self.arrays) or not self.needs_arrays
 
     @property
     def has_terms(self) -> bool:
         """Whether it has the data that its terms come from."""
-        return self.strength is not None
+        return bool(self.arrays)
 
     @abstractmethod
     def columns(self, shortlist: Shortlist) -> NDArray[np.float32]:
@@ -241,10 +197,6 @@ class Signal(ABC):
 
         A value depends on its query and its class alone, not on the others of the batch or shortlist.
         """
-
-    @abstractmethod
-    def oracle(self, shortlist: Shortlist) -> NDArray[np.floating]:
-        """The columns in plain numpy or Python, however slowly: what `columns` must equal."""
 
     def terms(
         self, columns_NCI: NDArray[np.float32], ids_NC: NDArray[np.int64], strength: float

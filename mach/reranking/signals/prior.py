@@ -37,7 +37,7 @@ class Prior(Signal):
 
     @classmethod
     def load(cls, file: SignalFile) -> Self:
-        names = [name for name in ("log_rows", "priors") if name in file]
+        names = [name for name in ("log_rows", "priors") if name in file.arrays]
         return cls({name: file.array(name, np.float32, (file.n_classes,)) for name in names})
 
     def kept(self, strength: float, *, in_order: bool) -> dict[str, NDArray[np.float32]]:
@@ -62,11 +62,6 @@ class Prior(Signal):
         if not self.has_columns:
             return np.zeros((*shortlist.ids_NC.shape, 1), np.float32)
         return np.asarray(self.arrays["log_rows"][np.maximum(shortlist.ids_NC, 0)][:, :, None])
-
-    def oracle(self, shortlist: Shortlist) -> NDArray[np.floating]:
-        log_rows = self.arrays["log_rows"].tolist() if self.has_columns else []
-        found = [[log_rows[max(k, 0)] if log_rows else 0.0 for k in ids] for ids in shortlist.ids_NC.tolist()]
-        return np.array(found).reshape(*shortlist.ids_NC.shape, 1)
 
     def terms(
         self, columns_NCI: NDArray[np.float32], ids_NC: NDArray[np.int64], strength: float

@@ -7,11 +7,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.reranking.kernels.repeats import ANY, LOAD, MAX_SLOTS, count_rows
+from mach.reranking.kernels.repeats import LOAD, MAX_SLOTS, count_rows, counts_of
 from mach.reranking.signals.contract import Material, Scale, Shortlist, Signal, SignalFile
 
 REPEAT_BYTES = 5  # at most, of a training row and of each of its classes
-WORD = 2**64 - 1
 
 
 class Repeats(Signal):
@@ -45,10 +44,7 @@ class Repeats(Signal):
 
     @classmethod
     def load(cls, file: SignalFile) -> Self:
-        if "repeats" not in file:
-            return cls()
-        table = file.array("repeats", np.uint32, (-1,))
-        return cls({"repeats": table} if len(table) else {})
+        return cls({"repeats": file.array("repeats", np.uint32, (-1,))} if file.size("repeats") else {})
 
     def kept(self, strength: float, *, in_order: bool) -> dict[str, NDArray[Any]]:
         return self.arrays if strength or in_order else {}
@@ -57,41 +53,14 @@ class Repeats(Signal):
     def expected_bytes(cls, scale: Scale) -> int:
         return REPEAT_BYTES * (scale.n_rows + scale.n_positives) if scale.counts_repeats else 0
 
-    @property
-    def has_columns(self) -> bool:
-        return bool(self.arrays)
-
-    @property
-    def has_terms(self) -> bool:
-        return bool(self.arrays)
-
-    def counts(self, shortlist: Shortlist) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Training rows with a query's features: those that have a given class, shape (N, C), and all."""
-        from mach.reranking.kernels.repeats import counts_of
-
+    def columns(self, shortlist: Shortlist) -> NDArray[np.float32]:
         ids_NC = shortlist.ids_NC
         counts_NC, totals_N = np.zeros(ids_NC.shape, np.uint8), np.zeros(len(ids_NC), np.uint8)
         if self.arrays:
             counts_of(self.arrays["repeats"], shortlist.rows, ids_NC, counts_NC, totals_N)
-        return counts_NC, totals_N
-
-    def columns(self, shortlist: Shortlist) -> NDArray[np.float32]:
-        counts_NC, totals_N = self.counts(shortlist)
         columns_NC2 = np.empty((*counts_NC.shape, 2), np.float32)
         columns_NC2[:, :, 0] = np.log1p(counts_NC, dtype=np.float32)
         columns_NC2[:, :, 1] = np.log1p(totals_N, dtype=np.float32)[:, None]
-        return columns_NC2
-
-    def oracle(self, shortlist: Shortlist) -> NDArray[np.floating]:
-        columns_NC2 = np.zeros((*shortlist.ids_NC.shape, 2))
-        table = self.arrays.get("repeats", np.empty(0, np.uint32)).tolist()
-        indptr, indices, values = shortlist.rows
-        for n, ids in enumerate(shortlist.ids_NC.tolist()):
-            span = slice(indptr[n], indptr[n + 1])
-            features = [f for f, x in zip(indices[span].tolist(), values[span].tolist(), strict=True) if x]
-            total = _count(table, features, ANY)
-            counts = [min(_count(table, features, k), total) if k >= 0 else 0 for k in ids]
-            columns_NC2[n] = np.log1p([[count, total] for count in counts])
         return columns_NC2
 
     def terms(
@@ -100,22 +69,3 @@ class Repeats(Signal):
         """``strength * log((1 + n_k) / (1 + n))`` of n equal rows, n_k with the class; below 0 without the n."""
         known_NC, all_NC = columns_NCI[:, :, 0], columns_NCI[:, :, 1]
         return np.float32(strength) * (known_NC - all_NC if strength > 0 else known_NC)
-
-
-def _count(table: list[int], features: list[int], k: int) -> int:
-    """The count of one entry, in Python's integers."""
-    if not table:
-        return 0
-    row_key = _mixed((len(features) + sum(_mixed(f * 0x9E3779B97F4A7C15 + 1) for f in features)) & WORD)
-    key = _mixed((row_key + (k + 2) * 0xC2B2AE3D27D4EB4F) & WORD)
-    tag, slot = key & 0xFFFFFF, ((key >> 32) * len(table)) >> 32
-    while table[slot] and table[slot] >> 8 != tag:
-        slot = (slot + 1) % len(table)
-    return table[slot] & 255
-
-
-def _mixed(key: int) -> int:
-    key &= WORD
-    key = ((key ^ (key >> 30)) * 0xBF58476D1CE4E5B9) & WORD
-    key = ((key ^ (key >> 27)) * 0x94D049BB133111EB) & WORD
-    return key ^ (key >> 31)

@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.reranking.kernels.associations import CODES, MOST_CONFIDENCE, count_rules
+from mach.reranking.kernels.associations import count_rules, rules_for
 from mach.reranking.signals.contract import Material, Scale, Shortlist, Signal, SignalFile
 
 NAMES = ("offsets", "classes", "confidences", "supports")
@@ -34,8 +34,7 @@ class Rules(Signal):
     def load(cls, file: SignalFile) -> Self:
         if not any(name.startswith("rules.") for name in file.arrays):
             return cls()
-        n_rules = file.arrays["rules.classes"].size if "rules.classes" in file else 0
-        n_features = file.n_features
+        n_features, n_rules = file.n_features, file.size("rules.classes")
         shapes = ((np.int64, n_features + 1), (np.int32, n_rules), (np.uint8, n_rules), (np.int32, n_features))
         names = [f"rules.{name}" for name in NAMES]
         return cls({name: file.array(name, dtype, (n,)) for name, (dtype, n) in zip(names, shapes, strict=True)})
@@ -49,48 +48,13 @@ class Rules(Signal):
             return 0
         return scale.n_features * 12 + round(scale.n_positives * scale.row_features * RULES) * RULE_BYTES
 
-    @property
-    def has_columns(self) -> bool:
-        return bool(self.arrays)
-
     def columns(self, shortlist: Shortlist) -> NDArray[np.float32]:
-        from mach.reranking.kernels.associations import rules_for
-
         found_NC5 = np.zeros((*shortlist.ids_NC.shape, len(self.labels)), np.float32)
         if self.arrays:
             offsets, classes, confidences, supports = (self.arrays[f"rules.{name}"] for name in NAMES)
             rules_for(offsets, classes, confidences, supports, shortlist.rows, shortlist.ids_NC, found_NC5)
-        return _logs(found_NC5)
-
-    def oracle(self, shortlist: Shortlist) -> NDArray[np.floating]:
-        found_NC5 = np.zeros((*shortlist.ids_NC.shape, len(self.labels)))
-        if not self.arrays:
-            return _logs(found_NC5)
-        offsets, classes, confidences, supports = (self.arrays[f"rules.{name}"].tolist() for name in NAMES)
-        indptr, indices, values = shortlist.rows
-        for n, ids in enumerate(shortlist.ids_NC.tolist()):
-            span = slice(indptr[n], indptr[n + 1])
-            weights = {f: abs(x) for f, x in zip(indices[span].tolist(), values[span].tolist(), strict=True) if x}
-            for c, k in enumerate(ids):
-                said = [
-                    (confidences[rule] / CODES, supports[f], weight)
-                    for f, weight in weights.items()
-                    for rule in range(offsets[f], offsets[f + 1])
-                    if classes[rule] == k
-                ]
-                if said:
-                    ranked = sorted((share for share, _, _ in said), reverse=True)
-                    support = next(support for share, support, _ in said if share == ranked[0])
-                    noisy_or = -sum(np.log1p(-min(share, MOST_CONFIDENCE)) for share in ranked)
-                    mean = sum(share * weight for share, _, weight in said) / sum(weights.values())
-                    second = ranked[1] if len(ranked) > 1 else 0.0
-                    found_NC5[n, c] = np.array([ranked[0], support, second, noisy_or, mean])
-        return _logs(found_NC5)
-
-
-def _logs(found_NC5: NDArray[np.floating]) -> NDArray[np.float32]:
-    logs_NC5 = np.empty(found_NC5.shape, np.float32)
-    for i in range(len(Rules.labels)):
-        numbers_NC = found_NC5[:, :, i]
-        logs_NC5[:, :, i] = np.log1p(numbers_NC) if i == SUPPORT else np.log(np.maximum(numbers_NC, LEAST_SHARES[i]))
-    return logs_NC5
+        logs_NC5 = np.empty_like(found_NC5)
+        for i, least in enumerate(LEAST_SHARES):
+            numbers_NC = found_NC5[:, :, i]
+            logs_NC5[:, :, i] = np.log1p(numbers_NC) if i == SUPPORT else np.log(np.maximum(numbers_NC, least))
+        return logs_NC5

@@ -1,4 +1,4 @@
-"""Sixteen classes at a time: the vector instructions of the decoder that LLVM does not choose by itself.
+"""Sixteen numbers at a time: the vector instructions that LLVM does not choose by itself.
 
 On processors with AVX-512 a gather instruction looks sixteen values up; elsewhere, and on AMD's, where it is slower
 than single loads, sixteen loads do. Either way the sums are the same to the last bit.
@@ -10,10 +10,11 @@ from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core.cgutils import get_item_pointer
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
+from numpy.typing import NDArray
 
 LANES = 16
 BLOCK = 64  # values that `largest_below` looks at
@@ -69,22 +70,9 @@ def add_listed(
 ) -> Any:
     """Add to ``sums[j : j + 16]`` the values in repetition s of the buckets ``lists[r, g, at : at + 16]``.
 
-    Parameters
-    ----------
-    sums : float32 array
-    j : int
-        A multiple of 16.
-    values : float32 array of shape (R, B)
-    s : int
-    lists : uint16 or uint32 array of three axes
-    r, g, at : int
-    test : tuple of float32, float32 and bool
-        Least sum; least value; whether instead of a value -1 is added where it is less than the least value, else 0.
-
-    Returns
-    -------
-    uint32
-        A bit for every sum that is at least the least.
+    ``values`` are float32 of shape (R, B), ``lists`` uint16 or uint32 of three axes, and j is a multiple of 16. The
+    ``test`` is a least sum, a least value, and whether instead of a value -1 is added where it is less than the least
+    value, else 0. Returns a bit for every sum that is at least the least.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -179,16 +167,6 @@ def prefetch(context: Any, array: Any, r: Any, g: Any, at: Any) -> Any:
 
 
 @intrinsic
-def n_bits(context: Any, bits: Any) -> Any:
-    """How many bits are set."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.zext(builder.ctpop(arguments[0]), I64)
-
-    return types.int64(types.uint32), codegen
-
-
-@intrinsic
 def lowest_bit(context: Any, bits: Any) -> Any:
     """Position of the lowest bit that is set, of some."""
 
@@ -196,6 +174,46 @@ def lowest_bit(context: Any, bits: Any) -> Any:
         return builder.zext(builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1)), I64)
 
     return types.int64(types.uint32), codegen
+
+
+@intrinsic
+def _transpose_tile(context: Any, source: Any, row: Any, column: Any, into: Any) -> Any:
+    """``into[c : c + 16, r : r + 16] = source[r : r + 16, c : c + 16].T``, in registers.
+
+    Four rounds; the one of step s swaps blocks of s x s entries between rows that are s apart.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        (kind, _, _, kind_into), (source, row, column, into) = signature.args, arguments
+        item = context.get_value_type(kind.dtype)
+        rows, columns = ([builder.add(first, I64(i)) for i in range(LANES)] for first in (row, column))
+        lines = [_load(builder, _pointer(context, builder, kind, source, [r, column]), item) for r in rows]
+        for step in (1, 2, 4, 8):
+            low = [i if not i & step else i - step + LANES for i in range(LANES)]
+            high = [i + step if not i & step else i + LANES for i in range(LANES)]
+            for i in range(LANES):
+                if not i & step:
+                    pair = lines[i], lines[i + step]
+                    lines[i], lines[i + step] = (
+                        builder.shuffle_vector(*pair, ir.Constant(INTEGERS, mask)) for mask in (low, high)
+                    )
+        for c, line in zip(columns, lines, strict=True):
+            _store(builder, line, _pointer(context, builder, kind_into, into, [c, row]))
+        return context.get_dummy_value()
+
+    return types.void(source, types.int64, types.int64, into), codegen
+
+
+@njit(cache=True, nogil=True)
+def transpose(z_BN: NDArray[Any], first: int, end: int, g_NB: NDArray[Any]) -> None:
+    """``g[:, first:end] = z[first:end].T``."""
+    whole_B, whole_N = end - (end - first) % LANES, z_BN.shape[1] - z_BN.shape[1] % LANES
+    for n in range(0, whole_N, LANES):
+        for b in range(first, whole_B, LANES):
+            _transpose_tile(z_BN, b, n, g_NB)
+    for b in range(first, end):
+        for n in range(whole_N if b < whole_B else 0, z_BN.shape[1]):
+            g_NB[n, b] = z_BN[b, n]
 
 
 def _accumulate(builder: Any, at: Any, found: Any, test: Any) -> Any:

@@ -13,12 +13,24 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mach.sketch.kernels.heap import NO_CLASS, UNKNOWN, sort_heap
-from mach.sketch.kernels.lanes import LANES, lowest_bit, sum_rows
-from mach.sketch.kernels.sweep import Index, Query, Rule, consider, least_sum, slack_of
-from mach.sketch.kernels.transpose import transpose
+from mach.sketch.kernels.lanes import LANES, add_listed, add_progression, lowest_bit, sum_rows, transpose
+from mach.sketch.kernels.sweep import (
+    LENGTH,
+    NO_CLASS,
+    UNKNOWN,
+    Index,
+    Query,
+    Rule,
+    consider,
+    least_sum,
+    slack_of,
+    sort_heap,
+    sweep,
+    uncounted,
+)
 
 SAMPLE, STRIDE = 2048, 16  # about so many classes, or one in so many, give the estimate
+SAMPLED = 8  # of so many blocks of classes one is looked at for an estimate of the k-th best score
 MOST_HITS, HITS_A_BEST = 2048, 8  # of a query: so many, and so many times k more
 
 Array = NDArray[Any]
@@ -77,3 +89,70 @@ def scan(
             exact_N[n], n_scored_N[n], n_opened_N[n], bound_N[n] = True, K, 0, scores[0]
             sort_heap(ids, scores)
     return certain_N
+
+
+@njit(cache=True, nogil=True)
+def _likely_sum(query: Query, index: Index) -> Any:
+    """A sum that about twice k classes reach, from every `SAMPLED`-th block of classes; -inf where k is too large."""
+    n_blocks = (index.n_classes + SAMPLED * LENGTH - 1) // (SAMPLED * LENGTH)
+    n_above = 2 * len(query.ids) // SAMPLED + 4
+    if n_blocks * LENGTH < 8 * n_above:
+        return -np.inf
+    values_RP, steps_QRL, table_1RK, modulus = query.values_RP, index.steps_QRL, index.table_1RK, index.modulus
+    R, sums = len(values_RP), np.zeros(n_blocks * LENGTH, dtype=np.float32)
+    test = (UNKNOWN, UNKNOWN, False)
+    n = 0
+    for i in range(n_blocks):
+        begin = i * SAMPLED * LENGTH
+        n_block = min(LENGTH, index.n_classes - begin) // LANES * LANES
+        for r in range(R):
+            if index.is_table:
+                for j in range(0, n_block, LANES):
+                    add_listed(sums, n + j, values_RP, r, table_1RK, 0, r, begin + j, test)
+            else:
+                start = np.uint32((index.multipliers_R[r] * begin + index.offsets_R[r]) % index.prime)
+                sums_of_block = sums[n:]  # steps are counted from the block's first class
+                for j in range(0, n_block, LANES):
+                    add_progression(sums_of_block, j, values_RP, r, steps_QRL, R, start, modulus, test)
+        n += n_block
+    return np.float64(np.partition(sums[:n], n - n_above)[n - n_above]) if n >= n_above else -np.inf
+
+
+@uncounted
+def _allows_most(allowed_K: Array) -> bool:
+    """Whether an estimate of the k-th best score of all classes is one of those allowed; by a sample of the mask."""
+    step, n_sampled, n_allowed = max(1, len(allowed_K) // LENGTH), 0, 0
+    for k in range(0, len(allowed_K), step):
+        n_sampled += 1
+        n_allowed += allowed_K[k]
+    return 4 * n_allowed >= 3 * n_sampled
+
+
+@njit(cache=True, nogil=True)
+def scan_alone(query: Query, index: Index, rule: Rule, tops_RM: Array) -> None:
+    """Offer every class: the gather over all K. What a class lacks is bounded by the largest value of a repetition."""
+    R = len(tops_RM)
+    slopes_R, offsets_1R = np.ones(R), np.empty((1, R))
+    rest = query.slack
+    for r in range(R - 1, -1, -1):
+        offsets_1R[0, r] = -rest
+        rest += tops_RM[r].max()
+    if rule.n_needed > 0:
+        slopes_R[:], offsets_1R[:] = 0.0, rule.n_needed - R - 0.5
+    likely = -np.inf
+    if rule.n_needed == 0 and _allows_most(query.allowed_K):
+        likely = _likely_sum(query, index)
+    _sweep_all(query, index, rule, slopes_R, offsets_1R, likely)
+    if likely > -np.inf and not least_sum(query, rule) >= likely:  # a class below the estimate may be one of the best
+        _sweep_all(query, index, rule, slopes_R, offsets_1R, -np.inf)
+
+
+@uncounted
+def _sweep_all(query: Query, index: Index, rule: Rule, slopes_R: Array, offsets_1R: Array, least_sum: float) -> None:
+    R = len(slopes_R)
+    n_swept = index.n_classes // LANES * LANES if index.is_table else index.n_classes  # lists of classes end there
+    for k in range(n_swept, index.n_classes):
+        consider(query, index, rule, k)
+    for begin in range(0, n_swept, LENGTH):
+        n = min(LENGTH, n_swept - begin)
+        sweep(query, index, rule, R, begin, begin, n, np.float32(0), slopes_R, offsets_1R, least_sum)

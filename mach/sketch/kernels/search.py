@@ -16,19 +16,23 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mach.sketch.kernels.heap import NO_CLASS, UNKNOWN, inlined, sort_heap, uncounted
-from mach.sketch.kernels.lanes import (
-    BLOCK,
-    LANES,
-    add_listed,
-    add_progression,
-    largest_below,
-    lowest_bit,
-    n_bits,
-    prefetch,
-    reaching,
+from mach.sketch.kernels.lanes import BLOCK, LANES, largest_below, lowest_bit, prefetch, reaching
+from mach.sketch.kernels.scan import scan_alone
+from mach.sketch.kernels.sweep import (
+    LENGTH,
+    NO_CLASS,
+    UNKNOWN,
+    Index,
+    Query,
+    Rule,
+    aggregate,
+    inlined,
+    least_sum,
+    slack_of,
+    sort_heap,
+    sweep,
+    uncounted,
 )
-from mach.sketch.kernels.sweep import LENGTH, Index, Query, Rule, aggregate, consider, least_sum, slack_of, sweep
 
 AHEAD = 128  # buckets by which lists are asked for ahead of their turn
 LINE = 32  # entries of a list in a cache line, or half as many
@@ -36,7 +40,6 @@ HEAD_START = 16  # buckets of repetition 0 opened before the others
 FIRST_DOUBT = 32  # once this part of the classes was met it is estimated how many will be, and at every doubling
 HOPE = 1.2  # the estimate may exceed the limit by so much, as the k-th score rises
 TOGETHER = 4  # of a repetition that part of its opened buckets is opened next: the values looked at stay in the cache
-SAMPLED = 8  # of so many blocks of classes one is looked at for an estimate of the k-th best score
 UNLIMITED = np.iinfo(np.int64).max // 2  # a budget above every number of classes
 LOWEST = np.float32(-3e38)  # below every value, above the padding
 
@@ -117,73 +120,6 @@ def _members(index: Index, r: int, bucket: int) -> Any:
     return np.int64(0), n_members, base, index.inverses_R[r] * index.n_buckets % index.prime
 
 
-@njit(cache=True, nogil=True)
-def _likely_sum(query: Query, index: Index) -> Any:
-    """A sum that about twice k classes reach, from every `SAMPLED`-th block of classes; -inf where k is too large."""
-    n_blocks = (index.n_classes + SAMPLED * LENGTH - 1) // (SAMPLED * LENGTH)
-    n_above = 2 * len(query.ids) // SAMPLED + 4
-    if n_blocks * LENGTH < 8 * n_above:
-        return -np.inf
-    values_RP, steps_QRL, table_1RK, modulus = query.values_RP, index.steps_QRL, index.table_1RK, index.modulus
-    R, sums = len(values_RP), np.zeros(n_blocks * LENGTH, dtype=np.float32)
-    test = (UNKNOWN, UNKNOWN, False)
-    n = 0
-    for i in range(n_blocks):
-        begin = i * SAMPLED * LENGTH
-        n_block = min(LENGTH, index.n_classes - begin) // LANES * LANES
-        for r in range(R):
-            if index.is_table:
-                for j in range(0, n_block, LANES):
-                    add_listed(sums, n + j, values_RP, r, table_1RK, 0, r, begin + j, test)
-            else:
-                start = np.uint32((index.multipliers_R[r] * begin + index.offsets_R[r]) % index.prime)
-                sums_of_block = sums[n:]  # steps are counted from the block's first class
-                for j in range(0, n_block, LANES):
-                    add_progression(sums_of_block, j, values_RP, r, steps_QRL, R, start, modulus, test)
-        n += n_block
-    return np.float64(np.partition(sums[:n], n - n_above)[n - n_above]) if n >= n_above else -np.inf
-
-
-@uncounted
-def _allows_most(allowed_K: Array) -> bool:
-    """Whether an estimate of the k-th best score of all classes is one of those allowed; by a sample of the mask."""
-    step, n_sampled, n_allowed = max(1, len(allowed_K) // LENGTH), 0, 0
-    for k in range(0, len(allowed_K), step):
-        n_sampled += 1
-        n_allowed += allowed_K[k]
-    return 4 * n_allowed >= 3 * n_sampled
-
-
-@njit(cache=True, nogil=True)
-def _scan(query: Query, index: Index, rule: Rule, tops_RM: Array) -> None:
-    """Offer every class: the gather over all K. What a class lacks is bounded by the largest value of a repetition."""
-    R = len(tops_RM)
-    slopes_R, offsets_1R = np.ones(R), np.empty((1, R))
-    rest = query.slack
-    for r in range(R - 1, -1, -1):
-        offsets_1R[0, r] = -rest
-        rest += tops_RM[r].max()
-    if rule.n_needed > 0:
-        slopes_R[:], offsets_1R[:] = 0.0, rule.n_needed - R - 0.5
-    likely = -np.inf
-    if rule.n_needed == 0 and _allows_most(query.allowed_K):
-        likely = _likely_sum(query, index)
-    _sweep_all(query, index, rule, slopes_R, offsets_1R, likely)
-    if likely > -np.inf and not least_sum(query, rule) >= likely:  # a class below the estimate may be one of the best
-        _sweep_all(query, index, rule, slopes_R, offsets_1R, -np.inf)
-
-
-@uncounted
-def _sweep_all(query: Query, index: Index, rule: Rule, slopes_R: Array, offsets_1R: Array, least_sum: float) -> None:
-    R = len(slopes_R)
-    n_swept = index.n_classes // LANES * LANES if index.is_table else index.n_classes  # lists of classes end there
-    for k in range(n_swept, index.n_classes):
-        consider(query, index, rule, k)
-    for begin in range(0, n_swept, LENGTH):
-        n = min(LENGTH, n_swept - begin)
-        sweep(query, index, rule, R, begin, begin, n, np.float32(0), slopes_R, offsets_1R, least_sum)
-
-
 @uncounted
 def clip(probs_NRB: Array, low: float, high: float, is_odds: bool, values_NRP: Array) -> None:
     """Bucket scores between ``low`` (also of NaN) and ``high``, or the odds of these; rows are filled up with 1."""
@@ -226,7 +162,7 @@ def search(
         n_scored, exact = _open(query, index, rule, budget, limit, tops_RM, frontier_R, opened_R, thresholds)
         if not exact and n_scored + index.n_classes <= budget:
             _fill_tournament(query.values_RP, tops_RM)
-            _scan(query, index, rule, tops_RM)
+            scan_alone(query, index, rule, tops_RM)
             n_scored, exact = n_scored + index.n_classes, True
         exact_N[n], n_scored_N[n], n_opened_N[n] = exact, n_scored, opened_R.sum()
         bound_N[n] = query.scores[0] if exact else _bound(query, rule, frontier_R, thresholds)
@@ -324,8 +260,8 @@ def _n_to_open(query: Query, rule: Rule, share: float, shifts_R: Array) -> Any:
     values_RP, least, total = query.values_RP, share * least_sum(query, rule), np.int64(0)
     for r in range(values_RP.shape[0]):
         threshold = np.float32(max(least + shifts_R[r], LOWEST))
-        for b in range(0, values_RP.shape[1], LANES):
-            total += n_bits(reaching(values_RP, r, b, threshold))
+        for b in range(values_RP.shape[1]):
+            total += values_RP[r, b] >= threshold
     return total
 
 

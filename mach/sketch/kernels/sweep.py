@@ -1,4 +1,7 @@
-"""The inner loop of the decoder: classes are looked up repetition by repetition while they can be among the best."""
+"""The inner loop of the decoder: classes are looked up repetition by repetition while they can be among the best.
+
+The best k so far are a heap with the worst of them first; of equal scores the larger class is worse.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,19 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from mach.sketch.kernels.heap import UNKNOWN, inlined, offer, uncounted
 from mach.sketch.kernels.lanes import LANES, add_listed, add_progression, fill, lowest_bit, prefetch
 
+UNKNOWN = np.float32(-np.inf)  # the score of an empty entry
+NO_CLASS = np.iinfo(np.int64).max  # its id: worse than every class
 LENGTH = 256  # members handled at once: their partial sums and steps stay in the first cache level
 
 Array = NDArray[Any]
+
+# Without reference counts, which numba else keeps by two atomic additions a mention of an array, inside loops too: for
+# functions that allocate nothing and return no array.
+uncounted = njit(cache=True, nogil=True, _nrt=False)  # type: ignore[call-overload]
+# Called with dozens of arrays, each eight words on the stack: part of the caller instead.
+inlined = njit(cache=True, nogil=True, _nrt=False, forceinline=True)  # type: ignore[call-overload]
 
 
 class Index(NamedTuple):
@@ -25,20 +35,30 @@ class Index(NamedTuple):
     ``peers_RGK[r, g]`` are the buckets of these very members in repetition ``r + 1 + g`` modulo R, and then 16 zeros.
     """
 
-    is_table: bool
     n_classes: int
     n_buckets: int
-    prime: int
-    modulus: tuple[Any, Any, Any, Any]  # see `lanes.add_progression`
-    multipliers_R: Array  # int64
-    offsets_R: Array  # int64
-    inverses_R: Array  # int64
-    steps_QRL: Array  # uint32
-    table_1RK: Array  # uint16 or uint32
-    table_1KR: Array  # the same by class
-    firsts_RB1: Array  # int64
-    members_RK: Array  # int32
-    peers_RGK: Array  # as table_1RK
+    is_table: bool = False
+    prime: int = 1
+    modulus: tuple[Any, ...] = (np.uint32(1), np.uint32(1), np.uint32(2**31), np.uint64(31))  # see `modulus_of`
+    multipliers_R: Array = np.empty(0, np.int64)
+    offsets_R: Array = np.empty(0, np.int64)
+    inverses_R: Array = np.empty(0, np.int64)
+    steps_QRL: Array = np.empty((0, 0, 0), np.uint32)
+    table_1RK: Array = np.empty((0, 0, 0), np.uint16)  # or uint32
+    table_1KR: Array = np.empty((0, 0, 0), np.uint16)  # the same by class
+    firsts_RB1: Array = np.empty((0, 0), np.int64)
+    members_RK: Array = np.empty((0, 0), np.int32)
+    peers_RGK: Array = np.empty((0, 0, 0), np.uint16)  # as table_1RK
+
+
+def modulus_of(prime: int, n_buckets: int) -> tuple[Any, Any, Any, Any]:
+    """p, B, and the multiplier and shift that divide numbers below 2**31 by B.
+
+    With ``2**(l - 1) < B <= 2**l`` the multiplier ``ceil(2**(31 + l) / B)`` has 32 bits and is exact enough (Granlund &
+    Montgomery, "Division by invariant integers using multiplication", PLDI 1994).
+    """
+    shift = 31 + (n_buckets - 1).bit_length()
+    return np.uint32(prime), np.uint32(n_buckets), np.uint32(-(-(2**shift) // n_buckets)), np.uint64(shift)
 
 
 class Rule(NamedTuple):
@@ -66,6 +86,47 @@ class Query(NamedTuple):
     live_G: Array  # int64: first places of its groups of 16 with some left
     masks_G: Array  # uint32: which
     next_R: Array  # int64: largest unopened buckets
+
+
+@uncounted
+def _worse(score: float, k: int, other_score: float, other_k: int) -> bool:
+    return score < other_score or (score == other_score and k > other_k)
+
+
+@uncounted
+def _sift_down(ids: Array, scores: Array, n: int) -> None:
+    """Restore the heap whose root is the worst entry after its root was replaced."""
+    parent, k, score = 0, ids[0], scores[0]
+    while 2 * parent + 1 < n:
+        child = 2 * parent + 1
+        if child + 1 < n and _worse(scores[child + 1], ids[child + 1], scores[child], ids[child]):
+            child += 1
+        if not _worse(scores[child], ids[child], score, k):
+            break
+        ids[parent], scores[parent] = ids[child], scores[child]
+        parent = child
+    ids[parent], scores[parent] = k, score
+
+
+@uncounted
+def offer(ids: Array, scores: Array, k: int, score: float) -> None:
+    """Let class k replace the worst entry when it is better and not there yet (a class can be met twice)."""
+    if not _worse(scores[0], ids[0], score, k):
+        return
+    for i in range(len(ids)):
+        if ids[i] == k:
+            return
+    ids[0], scores[0] = k, score
+    _sift_down(ids, scores, len(ids))
+
+
+@uncounted
+def sort_heap(ids: Array, scores: Array) -> None:
+    """Turn the heap into a list, best first."""
+    for last in range(len(ids) - 1, 0, -1):
+        ids[0], ids[last] = ids[last], ids[0]
+        scores[0], scores[last] = scores[last], scores[0]
+        _sift_down(ids, scores, last)
 
 
 @uncounted

@@ -8,15 +8,16 @@ from mach.config import Config, HostMemory, LaunchConfig
 from mach.data.store import Store
 from mach.errors import ConfigError
 from mach.networks.inference import KEEP
+from mach.reranking.signals import expected_bytes
 from mach.reranking.signals.contract import Scale
-from mach.reranking.signals.roster import expected_bytes
 from mach.runs.run import Run
 from mach.sketch import bounds
+from mach.sketch.ledger import Ledger
 
 USABLE = 0.9  # of a GPU, or of our share of it
 
 
-def plan_of(config: Config, store: Store, n_workers: int = 1) -> bounds.Plan:
+def plan_of(config: Config, store: Store, n_workers: int = 1) -> Ledger:
     """The ledger of a resolved configuration, as it will be trained on these rows."""
     return plan_by_counts(
         config,
@@ -60,7 +61,7 @@ def repetitions_together(
     config, n_bytes = run.config, (device_bytes or gpu_bytes()) if launch.gpus else 0
     if not (n_bytes and can_be_batched(config.network, dense_input=store.is_dense)):
         return launch.shard or 1, "none"
-    ledger = plan_of(config, store).ledger
+    ledger = plan_of(config, store)
     options = {"n_rows": config.training.batch, "number_bytes": 2 if run.manifest.precision == "bfloat16" else 4}
     n_ours = int(n_bytes * launch.gpus * USABLE)
     n_workers = launch.workers or int(1 / launch.gpus)
@@ -99,7 +100,7 @@ def plan_by_counts(
     nonzeros_per_row: float,
     dense_input: bool,
     n_workers: int = 1,
-) -> bounds.Plan:
+) -> Ledger:
     """As `plan_of`, where the rows themselves are not at hand; ``n_positives`` pairs of a row and a class of it."""
     reranking = config.reranking
     is_chosen = reranking.repeats is None and (config.data.validation_fraction or 0) > 0

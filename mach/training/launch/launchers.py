@@ -69,7 +69,7 @@ class Crew:
                 self._train_here(run, store, shards, host_memory, display)
                 return
             schedule = Schedule(shards)
-            n_bytes = plan_of(run.config, store).ledger.worker_bytes
+            n_bytes = plan_of(run.config, store).worker_bytes
             try:
                 with self._workers(run, store, self.launch, len(shards), n_bytes, host_memory=host_memory) as pool:
                     Driver(schedule, pool, display, n_workers(self.launch, len(shards))).drive()
@@ -106,21 +106,21 @@ class Crew:
         launch = self.launch.model_copy(update={"gpus": 0.0})  # nothing here would use one
         with contextlib.ExitStack() as stack:
             for stage in STAGES:
-                n_parts, missing = training.parts(stage)
+                numbers, missing = training.parts(stage)
                 if not missing:
                     continue
-                first = training.number_of(stage, 0)
+                first = numbers[0]
                 display = StageDisplay(self.console, stage, len(missing), first, self.report)
                 if launch.launcher == "here":
                     with torch_kept():
-                        for part in missing:
-                            training.make(stage, part)
-                            display.set(first + part, "finished")
+                        for number in missing:
+                            training.make(number)
+                            display.set(number, "finished")
                     continue
-                schedule = Schedule(shards_of([first + part for part in missing], 1))
+                schedule = Schedule(shards_of(missing, 1))
                 n = n_workers(launch, len(missing))
                 if driver is None:
-                    n_bytes = plan_of(run.config, store).ledger.worker_bytes + fitting_bytes(run, store)
+                    n_bytes = plan_of(run.config, store).worker_bytes + fitting_bytes(run, store)
                     pool = self._workers(run, store, launch, len(missing), n_bytes, parts="all")
                     driver = Driver(schedule, stack.enter_context(pool), display, n)
                 else:
@@ -129,7 +129,7 @@ class Crew:
                 if schedule.given_up:
                     (number, *_), cause = next(iter(schedule.given_up.items()))
                     raise IncompleteRunError(
-                        f"the re-ranker failed: {stage}, part {number - first} of {n_parts}: {cause} (log: "
+                        f"the re-ranker failed: {stage}, part {number - first} of {len(numbers)}: {cause} (log: "
                         f"{training.files.log}); the repetitions are finished and answer without it; run the same "
                         "command again to retry"
                     )

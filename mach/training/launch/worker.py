@@ -96,7 +96,7 @@ class _Parts:
         return self._training.files
 
     def do(self, order: dict[str, Any], report: Callable[[Progress], None], should_stop: Callable[[], bool]) -> bool:
-        return all(self._training.make(*self._training.part_of(number), should_stop) for number in order["train"])
+        return all(self._training.make(number, should_stop) for number in order["train"])
 
 
 def main(descriptor: int) -> None:

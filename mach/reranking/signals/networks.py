@@ -1,4 +1,4 @@
-"""The context: what is known of a query, whichever class is asked about."""
+"""What the networks say: of a class by its buckets, and of a query, whichever class is asked about."""
 
 from __future__ import annotations
 
@@ -7,7 +7,23 @@ from numpy.typing import NDArray
 
 from mach.reranking.signals.contract import Shortlist, Signal
 
+LARGEST_LOG = np.float32(-1e-3)  # of an aggregate, where its odds are still finite in float32
+LEAST_LOG = np.float32(-30)
 LIKELY = np.array([0.5, 0.2, 0.05, 0.01], np.float32)  # probabilities, buckets of which are counted
+
+
+class Aggregate(Signal):
+    """The mean of the logarithms of a class's bucket probabilities."""
+
+    name = "aggregate"
+    meaning = "The networks give the class's buckets this probability on average: its logarithm, its odds, and itself."
+    labels = ("aggregate", "log odds", "probability")
+    needs_arrays = False
+
+    def columns(self, shortlist: Shortlist) -> NDArray[np.float32]:
+        logs_NC = np.clip(shortlist.scores_NC, LEAST_LOG, LARGEST_LOG)
+        chances_NC = np.exp(logs_NC)
+        return np.stack([logs_NC, logs_NC - np.log1p(-chances_NC), chances_NC], axis=2)
 
 
 class Context(Signal):
@@ -20,6 +36,7 @@ class Context(Signal):
     name = "context"
     meaning = "So many features has the query, and so many classes do the networks expect of it (as logarithms)."
     labels = ("log features", "log expected buckets", *(f"log buckets above {p:g}" for p in LIKELY))
+    needs_arrays = False
 
     def columns(self, shortlist: Shortlist) -> NDArray[np.float32]:
         probs_NRB = shortlist.probs_NRB
@@ -29,12 +46,3 @@ class Context(Signal):
             found_NI.append(np.log1p(np.count_nonzero(probs_NRB > p, axis=2).mean(axis=1), dtype=np.float32))
         columns_NI = np.stack(found_NI, axis=1)
         return np.broadcast_to(columns_NI[:, None], (*shortlist.ids_NC.shape, self.n_columns))
-
-    def oracle(self, shortlist: Shortlist) -> NDArray[np.floating]:
-        columns_NCI = np.empty((*shortlist.ids_NC.shape, self.n_columns))
-        for n, probs_RB in enumerate(shortlist.probs_NRB.astype(np.float64)):
-            n_features = shortlist.batch.indptr[n + 1] - shortlist.batch.indptr[n]
-            n_above = [sum(int((probs_B > p).sum()) for probs_B in probs_RB) / len(probs_RB) for p in LIKELY]
-            expected = max(probs_RB.sum() / len(probs_RB), 1e-3)
-            columns_NCI[n] = [np.log(1 + n_features), np.log(expected), *(np.log(1 + m) for m in n_above)]
-        return columns_NCI
