@@ -46,16 +46,6 @@ class DeviceBatch:
         return len(self.indptr_N1) - 1
 
 
-def resident_bytes(store: Store) -> int:
-    """Bytes of a device that hold all rows of a sparse store, and their classes."""
-    return 8 * store.n_nonzeros + 4 * len(store.class_ids) + 16 * (store.n_rows + 1)
-
-
-def has_room(store: Store, device: torch.device) -> bool:
-    """Whether a device holds all rows in at most half of the memory that is free there."""
-    return device.type != "cuda" or 2 * resident_bytes(store) <= torch.cuda.mem_get_info(device)[0]
-
-
 class Feed:
     """Batches of a store on a device.
 
@@ -64,27 +54,32 @@ class Feed:
     store : Store
         Of sparse rows.
     device : torch.device
-    is_resident : bool
-        Whether all rows are copied to the device once; else every batch travels. With ``host`` they travel.
-    host : HostRows, optional
-        Where weights are, if not on the device: rows of a batch's features are asked for with it.
     view : RowView
         How networks see the rows.
+    host : HostRows, optional
+        Where weights are, if not on the device: rows of a batch's features are asked for with it.
+    is_resident : bool, optional
+        Whether all rows are copied to the device once; else every batch travels. By default where they leave half of
+        its free memory, and weights are there as well.
     """
 
     def __init__(
         self,
         store: Store,
         device: torch.device,
-        *,
-        is_resident: bool,
+        view: RowView,
         host: HostRows | None = None,
-        view: RowView = RowView(),  # noqa: B008 - it is frozen
+        *,
+        is_resident: bool | None = None,
     ) -> None:
         self.store, self.device, self.host, self.view = store, device, host, view
-        self.is_resident = is_resident and host is None
+        if is_resident is None:
+            n_bytes = 8 * store.n_nonzeros + 4 * len(store.class_ids) + 16 * (store.n_rows + 1)
+            has_room = device.type != "cuda" or 2 * n_bytes <= torch.cuda.mem_get_info(device)[0]
+            is_resident = host is None and has_room
+        self.is_resident = is_resident
         self._worker = ThreadPoolExecutor(1, "mach-feed")
-        self._stream: Any = new_stream(device) if device.type == "cuda" else None
+        self._stream = new_stream(device)
         self._begun: tuple[NDArray[np.int64], Future[tuple[DeviceBatch, Any]]] | None = None
         if self.is_resident:
             all_rows = view.sparse(SparseBatch(store.feature_indptr, store.feature_indices, store.feature_values))
@@ -129,10 +124,9 @@ class Feed:
         assert isinstance(batch, SparseBatch), "dense rows are not trained together"
         classes, counts = read_classes(self.store, rows_N)
         arrays: list[NDArray[Any]] = [batch.indptr, batch.indices, np.concatenate([[0], np.cumsum(counts)]), classes]
-        if self._stream is None:
-            return self._sent(arrays, batch.values), None
         with torch.cuda.stream(self._stream):
-            return self._sent(arrays, batch.values), new_event(self._stream)
+            sent = self._sent(arrays, batch.values)
+            return sent, None if self._stream is None else new_event(self._stream)
 
     def _sent(self, arrays: list[NDArray[Any]], values: NDArray[np.float32]) -> DeviceBatch:
         indptr_N1, indices, offsets_N1, classes_M = (
