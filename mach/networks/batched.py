@@ -38,7 +38,7 @@ POOL, SHIFT = 4, np.uint32(16)  # of numpy's SeedSequence
 
 
 def can_be_batched(config: NetworkConfig, *, dense_input: bool) -> bool:
-    """Whether such networks can be trained as one: sparse rows, and no trunk of the user's own."""
+    """Whether such networks can be trained as one: over sparse rows, without a trunk of the user's own."""
     return config.trunk is None and not dense_input
 
 
@@ -87,11 +87,13 @@ class BatchedNetwork:
                 name: self._zeros((n_repetitions, *shape), torch.float32, self._travels(name))
                 for name, shape in shapes.items()
             }
-        dense = [name for name in shapes if name.startswith("weights.") and name.endswith(".weight")]
-        self.dense = sorted((name[len("weights.") : -len(".weight")] for name in dense), key=_place)
-        self.half: dict[str, Tensor] = {}
-        if self.dtype == torch.bfloat16:
-            self.half = {n: torch.zeros_like(self.tensors[f"weights.{n}.weight"], dtype=self.dtype) for n in self.dense}
+        weights = {n: t for n, t in self.tensors.items() if n.startswith("weights.") and n.endswith(".weight")}
+        self.dense = [name.removeprefix("weights.").removesuffix(".weight") for name in weights]  # the output is last
+        self.half = {
+            name: torch.zeros_like(weight, dtype=self.dtype)
+            for name, weight in zip(self.dense, weights.values(), strict=True)
+            if like.is_half
+        }
         self._streams = [new_stream(self.device) for _ in range(2)]
         self._assignments: list[Assignment] = []
         self._seeds: list[int] = []
@@ -123,7 +125,34 @@ class BatchedNetwork:
             When the device lacks memory.
         """
         with torch.no_grad(), self.working():
-            return self._step(batch, rate, measured)
+            self.n_steps += 1
+            dropout_LR, rounding_R = self._keys_of_step()
+            dropouts = [Dropout(self.dropout, keys_R) for keys_R in dropout_LR]
+            if self._buckets is None:
+                self._buckets = buckets_on(self.device, self._assignments)
+            n_heads = self._assignments[0].n_repetitions
+            weight_SW, square_SR = self.host.begin(batch.fetched) if self.host and batch.fetched else self.whole()
+            rows = (batch.indptr_N1, batch.slots, batch.values)
+            activations, gradient = self._forward(rows, weight_SW, slice(None), dropouts)
+            targets = (self._buckets(batch.classes_M), batch.offsets_N1, n_heads, self.loss)
+            sums_R2 = self.kernels.figures(gradient, *targets) if measured else None
+            self.kernels.loss_gradient(gradient, *targets)
+            scale = 1.0 / len(batch)
+            for name, x_RNH in zip(reversed(self.dense), reversed(activations), strict=True):
+                by_weight, by_bias = torch.bmm(gradient.mT, x_RNH), gradient.sum(1, dtype=torch.float32)
+                gradient = torch.bmm(gradient, self._products(name))
+                torch.ops.aten.threshold_backward.grad_input(gradient, x_RNH, 0, grad_input=gradient)
+                self._move(f"{name}.weight", by_weight, rate, scale)
+                self._move(f"{name}.bias", by_bias, rate, scale)
+                scale /= 1.0 - self.dropout
+            self._move("input.bias", gradient.sum(1, dtype=torch.float32), rate, scale)
+            self.kernels.sparse_backward(batch.columns, gradient, weight_SW, square_SR, rate, scale, rounding_R)
+            if self.host is not None:
+                self.host.end()
+            if sums_R2 is None:
+                return None
+            n = len(batch) * n_heads
+            return [StepFigures(total / n, hits / n) for total, hits in sums_R2.tolist()]  # waits for the device
 
     def whole(self) -> tuple[Tensor, Tensor]:
         """Weights (D, W) and squares (D, R) of the input layers, once all steps are in them."""
@@ -136,42 +165,11 @@ class BatchedNetwork:
             with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
                 yield
         except torch.cuda.OutOfMemoryError as error:
-            n, repairs = self.n_repetitions, ["a smaller training.batch"]
-            if n > 1:
-                repairs.insert(0, f"launch.shard below {n}")
+            n = self.n_repetitions
             raise ConfigError(
-                f"device {self.device} lacks memory to train {n} repetitions together: set {', or '.join(repairs)}"
+                f"device {self.device} lacks memory to train {n} repetitions together: set "
+                f"{f'launch.shard below {n}, or ' if n > 1 else ''}a smaller training.batch"
             ) from error
-
-    def _step(self, batch: DeviceBatch, rate: float, measured: bool) -> list[StepFigures] | None:
-        self.n_steps += 1
-        dropout_LR, rounding_R = self._keys_of_step()
-        dropouts = [Dropout(self.dropout, keys_R) for keys_R in dropout_LR]
-        if self._buckets is None:
-            self._buckets = buckets_on(self.device, self._assignments)
-        n_heads = self._assignments[0].n_repetitions
-        weight_SW, square_SR = self.whole() if self.host is None else self.host.begin(batch.fetched)
-        rows = (batch.indptr_N1, batch.slots, batch.values)
-        activations, gradient = self._forward(rows, weight_SW, slice(None), dropouts)
-        targets = (self._buckets(batch.classes_M), batch.offsets_N1, n_heads, self.loss)
-        sums_R2 = self.kernels.figures(gradient, *targets) if measured else None
-        self.kernels.loss_gradient(gradient, *targets)
-        scale = 1.0 / len(batch)
-        for name, x_RNH in zip(reversed(self.dense), reversed(activations), strict=True):
-            by_weight, by_bias = torch.bmm(gradient.mT, x_RNH), gradient.sum(1, dtype=torch.float32)
-            gradient = torch.bmm(gradient, self._products(name))
-            torch.ops.aten.threshold_backward.grad_input(gradient, x_RNH, 0, grad_input=gradient)
-            self._move(f"{name}.weight", by_weight, rate, scale)
-            self._move(f"{name}.bias", by_bias, rate, scale)
-            scale /= 1.0 - self.dropout
-        self._move("input.bias", gradient.sum(1, dtype=torch.float32), rate, scale)
-        self.kernels.sparse_backward(batch.columns, gradient, weight_SW, square_SR, rate, scale, rounding_R)
-        if self.host is not None:
-            self.host.end()
-        if sums_R2 is None:
-            return None
-        n = len(batch) * n_heads
-        return [StepFigures(total / n, hits / n) for total, hits in sums_R2.tolist()]  # waits for the device
 
     def _forward(
         self, rows: tuple[Tensor, Tensor, Tensor], weight_SW: Tensor, members: slice, dropouts: list[Dropout]
@@ -294,11 +292,6 @@ def _kernels(device: torch.device) -> ModuleType:
     """Triton's on CUDA where it is installed, else those of tensor operations."""
     name = "triton_batched" if device.type == "cuda" and find_spec("triton") else "batched"
     return import_module(f"mach.networks.kernels.{name}")
-
-
-def _place(name: str) -> tuple[bool, int]:
-    """Hidden layers by number, then the output."""
-    return name == "output", int(name.rsplit(".", 1)[1]) if name != "output" else 0
 
 
 def buckets_on(device: torch.device, assignments: Sequence[Assignment]) -> Callable[[Tensor], Tensor]:

@@ -15,14 +15,14 @@ from mach.data.batch import SparseBatch, read_batch, read_classes
 from mach.data.rows import RowView
 from mach.data.store import Store
 from mach.networks.kernels.batched import Columns, columns_of, gather_rows
-from mach.networks.offload import HostRows, new_event, new_stream, to_device
+from mach.networks.offload import HostRows, Pack, new_event, new_stream, to_device
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceBatch:
     """N rows on a device, for a training step.
 
-    Parameters
+    Attributes
     ----------
     indptr_N1, slots, values : int32, int32 and float32 tensors
         CSR rows; slots are rows of the weights: features, or where they are in ``fetched``.
@@ -30,8 +30,8 @@ class DeviceBatch:
         The same by feature.
     offsets_N1, classes_M : int32 tensors
         Classes of the rows, one row's after another's.
-    fetched : optional
-        Rows of weights on their way (`mach.networks.offload.HostRows`).
+    fetched : Pack, optional
+        Rows of weights on their way from main memory.
     """
 
     indptr_N1: Tensor
@@ -40,7 +40,7 @@ class DeviceBatch:
     columns: Columns
     offsets_N1: Tensor
     classes_M: Tensor
-    fetched: Any = None
+    fetched: Pack | None = None
 
     def __len__(self) -> int:
         return len(self.indptr_N1) - 1
@@ -93,11 +93,9 @@ class Feed:
         """Rows in the given order; those of the next step begin to come."""
         if self.is_resident:
             return self._gather(rows_N)
-        begun, self._begun = self._begun, None
-        if begun is not None and np.array_equal(begun[0], rows_N):
-            batch, arrived = begun[1].result()
-        else:
-            batch, arrived = self._worker.submit(self._read, rows_N).result()
+        coming = self._begun[1] if self._begun and np.array_equal(self._begun[0], rows_N) else None
+        self._begun = None
+        batch, arrived = (coming or self._worker.submit(self._read, rows_N)).result()
         if arrived is not None:
             self._wait_for(batch, arrived)
         if ahead_N is not None and len(ahead_N):
@@ -144,6 +142,6 @@ class Feed:
     def _wait_for(self, batch: DeviceBatch, arrived: Any) -> None:
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(arrived)
-        for tensor in [*vars(batch).values(), *vars(batch.columns).values()]:
+        for tensor in [*vars(batch).values(), *vars(batch.columns).values(), *(batch.fetched or ())]:
             if isinstance(tensor, Tensor):
                 tensor.record_stream(stream)

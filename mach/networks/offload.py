@@ -65,12 +65,11 @@ def new_event(stream: Any) -> Any:
 
 
 class Pack(NamedTuple):
-    """Rows of U features on the device: weights (U, W) and squares (U, R); ``came`` is the event of the copies."""
+    """Rows of U features on the device: weights (U, W) and squares (U, R)."""
 
     features_U: Tensor
     weight_UW: Tensor
     square_UR: Tensor
-    came: Any = None
 
 
 class HostRows:
@@ -91,21 +90,12 @@ class HostRows:
 
     def fetch(self, features_U: Tensor) -> Pack:
         """Begin to bring the rows of distinct features, ascending (int64, on the device), on the current stream."""
-        if self._out is None:
-            return Pack(features_U, *(source.index_select(0, features_U) for source in self._seen))
-        stream = torch.cuda.current_stream(self.device)
         if len(self._written) > 1:
-            stream.wait_event(self._written[-2])
-        rows = [source.index_select(0, features_U) for source in self._seen]
-        return Pack(features_U, rows[0], rows[1], new_event(stream))
+            torch.cuda.current_stream(self.device).wait_event(self._written[-2])
+        return Pack(features_U, *(source.index_select(0, features_U) for source in self._seen))
 
     def begin(self, pack: Pack) -> tuple[Tensor, Tensor]:
-        """Weights (U, W) and squares (U, R) of a batch's features, to be moved in place."""
-        if self._out is not None:
-            stream = torch.cuda.current_stream(self.device)
-            stream.wait_event(pack.came)
-            for tensor in pack[:3]:
-                tensor.record_stream(stream)
+        """Weights (U, W) and squares (U, R) of a batch's features, once they came, to be moved in place."""
         for before in self._begun:  # what they moved may not have been written when this was read
             if len(before.features_U):
                 at_U = torch.searchsorted(before.features_U, pack.features_U).clamp_(max=len(before.features_U) - 1)
@@ -125,7 +115,7 @@ class HostRows:
         self._out.wait_event(new_event(torch.cuda.current_stream(self.device)))
         with torch.cuda.stream(self._out):
             self._store([pack])
-            for tensor in pack[:3]:
+            for tensor in pack:
                 tensor.record_stream(self._out)
             self._written = [*self._written[-1:], new_event(self._out)]
 

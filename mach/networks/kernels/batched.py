@@ -26,7 +26,7 @@ BLOCK_VALUES = 2**24  # of temporaries
 class Columns:
     """A sparse batch by feature: entries ``offsets_U1[u]`` to ``offsets_U1[u + 1]`` are those of the u-th.
 
-    Parameters
+    Attributes
     ----------
     features_U, slots_U : int32 tensors
         The features, and the rows of the weights that hold them; of those beyond ``n_unique`` nothing is known.
@@ -49,11 +49,7 @@ class Columns:
 class Dropout:
     """``relu`` and dropout of an activation of shape (R, N, H): a share ``rate`` of zeros by the hash of position.
 
-    Parameters
-    ----------
-    rate : float
-    keys_R : int64 tensor of shape (R,)
-        Below 2**32; of every repetition, layer and step.
+    ``keys_R`` are int64 numbers below 2**32, of every repetition, layer and step.
     """
 
     rate: float
