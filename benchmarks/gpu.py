@@ -27,8 +27,9 @@ import torch
 from hardware import commit, processor
 
 from mach.config import HostMemory, NetworkConfig
+from mach.networks.batched import BatchedNetwork
+from mach.networks.feed import Feed
 from mach.networks.network import Network
-from mach.networks.shard import BatchedShard
 from mach.sketch.hashing import UniversalAssignment
 
 WARM_UP, LEAST = 5, 5  # steps
@@ -141,7 +142,7 @@ class Bench:
         try:
             yield stepper
         finally:
-            stepper.shard.close()
+            stepper.feed.close()
             del stepper
             if self.is_cuda:
                 torch.cuda.empty_cache()
@@ -181,13 +182,14 @@ class Stepper:
     def __init__(
         self, network: Network, shape: Shape, rows: Rows, n_together: int, device: str, host_memory: HostMemory
     ) -> None:
-        self.shard = BatchedShard(network, n_together, shape.config, rows, device, host_memory)  # type: ignore[arg-type]
-        for _ in range(n_together):
-            self.shard.adopt(network)
+        options: dict[str, Any] = {"device": device, "host_memory": host_memory}
+        self.network = BatchedNetwork(network, shape.config, n_repetitions=n_together, **options)
+        self.feed = Feed(rows, self.network.device, self.network.view, self.network.host)  # type: ignore[arg-type]
         drawn = UniversalAssignment.draw(
             n_classes=shape.n_classes, n_buckets=shape.n_buckets, n_repetitions=n_together, seed=0
         )
-        self.assignments = [drawn.select([r]) for r in range(n_together)]
+        for r in range(n_together):
+            self.network.adopt(network, drawn.select([r]))
         self.order, self.batch = np.random.default_rng(1).permutation(shape.n_rows), shape.batch
 
     def rows(self, i: int) -> Any:
@@ -195,7 +197,8 @@ class Stepper:
         return self.order[i % n_batches * self.batch :][: self.batch]
 
     def step(self, i: int) -> None:
-        figures = self.shard.step(self.rows(i), self.rows(i + 1), self.assignments, 1e-3, measured=i % 8 == 0)
+        batch = self.feed.batch(self.rows(i), self.rows(i + 1))
+        figures = self.network.step(batch, 1e-3, measured=i % 8 == 0)
         assert figures is None or all(np.isfinite(each.loss) for each in figures)
 
 

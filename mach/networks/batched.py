@@ -8,7 +8,9 @@ checkpoints, so that a repetition goes on wherever it was begun. Parameters stan
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -20,22 +22,23 @@ from torch import Tensor
 from mach.config import HostMemory, NetworkConfig
 from mach.data.batch import Batch, SparseBatch
 from mach.errors import ConfigError
-from mach.networks.device_assignment import DeviceAssignment
+from mach.networks.buffers import array_of
 from mach.networks.feed import DeviceBatch
 from mach.networks.kernels.batched import MASK, Dropout
-from mach.networks.keys import step_keys
 from mach.networks.layers import ReluDropout
 from mach.networks.network import ROUNDING_STRIDE, Network
-from mach.networks.offload import Adam, HostRows, ResidentRows, host_tensor, to_device
+from mach.networks.offload import HostRows, adam_in_pieces, host_tensor, new_stream, to_device
 from mach.networks.output import StepFigures
-from mach.sketch.hashing import Assignment
+from mach.sketch.hashing import Assignment, UniversalAssignment
+from mach.sketch.tables import TableAssignment
 
 INPUT, SQUARE = "weights.input.weight", "square.input.weight"
 KEY_STEPS = 256  # whose keys are computed at once
+POOL, SHIFT = 4, np.uint32(16)  # of numpy's SeedSequence
 
 
 def can_be_batched(config: NetworkConfig, *, dense_input: bool) -> bool:
-    """Whether such networks can be trained as one: sparse rows, and no trunk of the user's own."""
+    """Whether such networks can be trained as one: over sparse rows, without a trunk of the user's own."""
     return config.trunk is None and not dense_input
 
 
@@ -75,46 +78,46 @@ class BatchedNetwork:
         shapes = {name: array.shape for name, array in like.state().items() if name != "n_steps"}
         n_features, self.width = shapes.pop(INPUT)
         del shapes[SQUARE]
-        rows = ResidentRows if host_memory == "none" else HostRows
         self.host_memory = host_memory
         with self.working():
-            self.rows: Any = rows(n_features, self.width, n_repetitions, self.dtype, self.device)
-            self.tensors = {name: self._zeros(name, shape) for name, shape in shapes.items()}
-        dense = [name for name in shapes if name.startswith("weights.") and name.endswith(".weight")]
-        self.dense = sorted((name[len("weights.") : -len(".weight")] for name in dense), key=_place)
-        self.half: dict[str, Tensor] = {}
-        if self.dtype == torch.bfloat16:
-            self.half = {n: torch.zeros_like(self.tensors[f"weights.{n}.weight"], dtype=self.dtype) for n in self.dense}
-        self.adam = Adam(self.kernels, self.device)
-        self._members: list[Member] = []
+            self.weight_DW = self._zeros((n_features, n_repetitions * self.width), self.dtype, host_memory != "none")
+            self.square_DR = self._zeros((n_features, n_repetitions), torch.float32, host_memory != "none")
+            self.host = None if host_memory == "none" else HostRows(self.weight_DW, self.square_DR, self.device)
+            self.tensors = {
+                name: self._zeros((n_repetitions, *shape), torch.float32, self._travels(name))
+                for name, shape in shapes.items()
+            }
+        weights = {n: t for n, t in self.tensors.items() if n.startswith("weights.") and n.endswith(".weight")}
+        self.dense = [name.removeprefix("weights.").removesuffix(".weight") for name in weights]  # the output is last
+        self.half = {
+            name: torch.zeros_like(weight, dtype=self.dtype)
+            for name, weight in zip(self.dense, weights.values(), strict=True)
+            if like.is_half
+        }
+        self._streams = [new_stream(self.device) for _ in range(2)]
+        self._assignments: list[Assignment] = []
         self._seeds: list[int] = []
         self._modules = [i for i, module in enumerate(like.trunk.modules()) if isinstance(module, ReluDropout)]
         self._keys: tuple[int, Tensor, Tensor] | None = None
-        self._assignment: tuple[list[Assignment], DeviceAssignment] | None = None
+        self._buckets: Callable[[Tensor], Tensor] | None = None
 
-    def adopt(self, network: Network) -> Member:
-        """Take a repetition's state, and answer for it from now on; all are adopted at the same step."""
-        member = Member(self, len(self._members))
-        if network.n_steps != self.n_steps or len(self._members) == self.n_repetitions:
+    def adopt(self, network: Network, assignment: Assignment) -> Member:
+        """Take a repetition's state, and answer for it from now on; all are adopted at the same step.
+
+        The assignments hold the J functions of their repetition; all are universal, or all are tables.
+        """
+        member = Member(self, len(self._seeds))
+        if network.n_steps != self.n_steps or len(self._seeds) == self.n_repetitions:
             raise ValueError(f"step {network.n_steps} of repetition {member.index}, others are at {self.n_steps}")
-        self._members.append(member)
+        self._assignments.append(assignment)
         self._seeds.append(network.seed)
         member.load_state(network.state())
         return member
 
-    def step(
-        self, batch: DeviceBatch, assignments: Sequence[Assignment], rate: float, *, measured: bool = False
-    ) -> list[StepFigures] | None:
+    def step(self, batch: DeviceBatch, rate: float, *, measured: bool = False) -> list[StepFigures] | None:
         """One step of the optimisers of all repetitions on a batch; figures of each as of `Network.step`.
 
-        Parameters
-        ----------
-        batch : DeviceBatch
-        assignments : sequence of Assignment
-            Of every repetition, its own J functions.
-        rate : float
-        measured : bool
-            Whether figures are wanted; the device is waited for.
+        Figures, where they are ``measured``, make the processor wait for the device.
 
         Raises
         ------
@@ -122,7 +125,38 @@ class BatchedNetwork:
             When the device lacks memory.
         """
         with torch.no_grad(), self.working():
-            return self._step(batch, assignments, rate, measured)
+            self.n_steps += 1
+            dropout_LR, rounding_R = self._keys_of_step()
+            dropouts = [Dropout(self.dropout, keys_R) for keys_R in dropout_LR]
+            if self._buckets is None:
+                self._buckets = buckets_on(self.device, self._assignments)
+            n_heads = self._assignments[0].n_repetitions
+            weight_SW, square_SR = self.host.begin(batch.fetched) if self.host and batch.fetched else self.whole()
+            rows = (batch.indptr_N1, batch.slots, batch.values)
+            activations, gradient = self._forward(rows, weight_SW, slice(None), dropouts)
+            targets = (self._buckets(batch.classes_M), batch.offsets_N1, n_heads, self.loss)
+            sums_R2 = self.kernels.figures(gradient, *targets) if measured else None
+            self.kernels.loss_gradient(gradient, *targets)
+            scale = 1.0 / len(batch)
+            for name, x_RNH in zip(reversed(self.dense), reversed(activations), strict=True):
+                by_weight, by_bias = torch.bmm(gradient.mT, x_RNH), gradient.sum(1, dtype=torch.float32)
+                gradient = torch.bmm(gradient, self._products(name))
+                torch.ops.aten.threshold_backward.grad_input(gradient, x_RNH, 0, grad_input=gradient)
+                self._move(f"{name}.weight", by_weight, rate, scale)
+                self._move(f"{name}.bias", by_bias, rate, scale)
+                scale /= 1.0 - self.dropout
+            self._move("input.bias", gradient.sum(1, dtype=torch.float32), rate, scale)
+            self.kernels.sparse_backward(batch.columns, gradient, weight_SW, square_SR, rate, scale, rounding_R)
+            if self.host is not None:
+                self.host.end()
+            if sums_R2 is None:
+                return None
+            n = len(batch) * n_heads
+            return [StepFigures(total / n, hits / n) for total, hits in sums_R2.tolist()]  # waits for the device
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """Weights (D, W) and squares (D, R) of the input layers, once all steps are in them."""
+        return (self.weight_DW, self.square_DR) if self.host is None else self.host.whole()
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
@@ -131,44 +165,11 @@ class BatchedNetwork:
             with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
                 yield
         except torch.cuda.OutOfMemoryError as error:
-            n, repairs = self.n_repetitions, ["a smaller training.batch"]
-            if n > 1:
-                repairs.insert(0, f"launch.shard below {n}")
+            n = self.n_repetitions
             raise ConfigError(
-                f"device {self.device} lacks memory to train {n} repetitions together: set {', or '.join(repairs)}"
+                f"device {self.device} lacks memory to train {n} repetitions together: set "
+                f"{f'launch.shard below {n}, or ' if n > 1 else ''}a smaller training.batch"
             ) from error
-
-    def _step(
-        self, batch: DeviceBatch, assignments: Sequence[Assignment], rate: float, measured: bool
-    ) -> list[StepFigures] | None:
-        self.n_steps += 1
-        dropout_LR, rounding_R = self._keys_of_step()
-        dropouts = [Dropout(self.dropout, keys_R) for keys_R in dropout_LR]
-        fetched = batch.fetched
-        weight_SW, square_SR = self.rows.whole() if fetched is None else self.rows.begin(fetched)
-        buckets_FM = self._buckets(assignments).buckets(batch.classes_M)
-        rows = (batch.indptr_N1, batch.slots, batch.values)
-        activations, gradient = self._forward(rows, weight_SW, slice(None), dropouts)
-        targets = (buckets_FM, batch.offsets_N1, assignments[0].n_repetitions, self.loss)
-        sums_R2 = self.kernels.figures(gradient, *targets) if measured else None
-        self.kernels.loss_gradient(gradient, *targets)
-        scale = 1.0 / len(batch)
-        for name, x_RNH in zip(reversed(self.dense), reversed(activations), strict=True):
-            by_weight, by_bias = torch.bmm(gradient.mT, x_RNH), gradient.sum(1, dtype=torch.float32)
-            gradient = torch.bmm(gradient, self._products(name))
-            factor = scale / (1.0 - self.dropout)
-            self.kernels.activate_backward(gradient, x_RNH, factor, gradient)
-            self._move(f"{name}.weight", by_weight, rate, scale)
-            self._move(f"{name}.bias", by_bias, rate, scale)
-            scale = 1.0
-        self._move("input.bias", gradient.sum(1, dtype=torch.float32), rate, scale)
-        self.kernels.sparse_backward(batch.columns, gradient, weight_SW, square_SR, rate, scale, rounding_R)
-        if fetched is not None:
-            self.rows.end()
-        if sums_R2 is None:
-            return None
-        n = len(batch) * assignments[0].n_repetitions
-        return [StepFigures(total / n, hits / n) for total, hits in sums_R2.tolist()]  # waits for the device
 
     def _forward(
         self, rows: tuple[Tensor, Tensor, Tensor], weight_SW: Tensor, members: slice, dropouts: list[Dropout]
@@ -191,18 +192,23 @@ class BatchedNetwork:
     def _move(self, name: str, gradient: Tensor, rate: float, scale: float) -> None:
         weight, mean, square = (self.tensors[f"{kind}.{name}"] for kind in ("weights", "mean", "square"))
         half = self.half.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
-        numbers = (rate, scale, self.n_steps)
-        travels = self.host_memory == "all" and name.endswith(".weight")
-        self.adam.step(weight, half, gradient, mean, square, *numbers, moments_travel=travels)
+        tensors = (weight, half, gradient, mean, square)
+        if self._travels(f"mean.{name}"):
+            adam_in_pieces(self.kernels.adam, self._streams, *tensors, rate, scale, self.n_steps)
+        else:
+            self.kernels.adam(*tensors, rate, scale, self.n_steps)
+
+    def _travels(self, name: str) -> bool:
+        """Whether an array of the state stays in main memory, but for steps."""
+        return self.host_memory == "all" and not name.startswith("weights.") and name.endswith(".weight")
 
     def _products(self, name: str) -> Tensor:
         return self.half[name] if self.half else self.tensors[f"weights.{name}.weight"]
 
-    def _zeros(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        shape = (self.n_repetitions, *shape)
-        if self.host_memory == "all" and not name.startswith("weights.") and name.endswith(".weight"):
-            return host_tensor(shape, torch.float32, self.device).zero_()
-        return torch.zeros(shape, device=self.device)
+    def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype, on_host: bool) -> Tensor:
+        if on_host:
+            return host_tensor(shape, dtype, self.device).zero_()
+        return torch.zeros(shape, dtype=dtype, device=self.device)
 
     def _keys_of_step(self) -> tuple[Tensor, Tensor]:
         """Of dropout, shape (layers, R), and of rounding, shape (R,), as `Network` draws them; below 2**32."""
@@ -215,13 +221,6 @@ class BatchedNetwork:
             self._keys = (self.n_steps, to_device(keys[0], self.device), to_device(keys[1], self.device))
         first, dropout, rounding = self._keys
         return dropout[self.n_steps - first], rounding[self.n_steps - first]
-
-    def _buckets(self, assignments: Sequence[Assignment]) -> DeviceAssignment:
-        """The assignments on the device; anew when they are others."""
-        known = self._assignment
-        if known is None or any(mine is not theirs for mine, theirs in zip(known[0], assignments, strict=True)):
-            known = self._assignment = (list(assignments), DeviceAssignment(assignments, self.device))
-        return known[1]
 
 
 class Member:
@@ -248,12 +247,14 @@ class Member:
         batch = whole.view.batch(batch)
         assert isinstance(batch, SparseBatch)
         members = slice(self.index, self.index + 1)
-        weight_SW, slots = whole.rows.look(batch.indices)
-        indptr_N1 = to_device(torch.from_numpy(batch.indptr.astype(np.int32)), self.device)
-        rows = (indptr_N1, slots, to_device(torch.from_numpy(batch.values), self.device))
+        features_U, places = np.unique(batch.indices, return_inverse=True)
+        weight_DH = whole.whole()[0][:, self._columns]
+        weight_UH = weight_DH.index_select(0, torch.from_numpy(features_U).to(weight_DH.device)).to(self.device)
+        arrays = (batch.indptr.astype(np.int32), places.astype(np.int32), batch.values)
+        rows: Any = [to_device(torch.from_numpy(array), self.device) for array in arrays]
         none = [Dropout(0.0, torch.zeros(1, dtype=torch.int64, device=self.device))] * max(1, len(whole.dense))
         with torch.no_grad(), whole.working():
-            return whole._forward(rows, weight_SW[:, self._columns], members, none)[1][0].float().cpu()
+            return whole._forward(rows, weight_UH, members, none)[1][0].float().cpu()
 
     def weights(self) -> dict[str, NDArray[Any]]:
         """Arrays under the names that `mach.networks.inference` reads."""
@@ -265,12 +266,9 @@ class Member:
 
     def load_state(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Take the state of a network of the same shape."""
-        weight_DW, square_DR = self.network.rows.whole()
-        weight = arrays[INPUT]
-        as_stored = torch.from_numpy(weight.view(np.int16) if weight.dtype == np.uint16 else weight)
-        if weight.dtype == np.uint16:
-            as_stored = as_stored.view(torch.bfloat16)
-        weight_DW[:, self._columns].copy_(as_stored)
+        weight_DW, square_DR = self.network.whole()
+        bits = torch.from_numpy(arrays[INPUT].view(np.int16 if weight_DW.dtype == torch.bfloat16 else np.float32))
+        weight_DW[:, self._columns].copy_(bits.view(weight_DW.dtype))
         square_DR[:, self.index].copy_(torch.from_numpy(arrays[SQUARE]))
         for name, tensor in self.network.tensors.items():
             tensor[self.index].copy_(torch.from_numpy(np.ascontiguousarray(arrays[name])))
@@ -284,21 +282,67 @@ class Member:
     def _arrays(self, prefix: str) -> dict[str, NDArray[Any]]:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # moments on their way to main memory
-        weight_DW, square_DR = self.network.rows.whole()
-        weight_DH = weight_DW[:, self._columns].contiguous().cpu()
-        is_half = weight_DH.dtype == torch.bfloat16
-        found = {INPUT: weight_DH.view(torch.int16).numpy().view(np.uint16) if is_half else weight_DH.numpy()}
-        wanted = {SQUARE: square_DR[:, self.index]} | {n: t[self.index] for n, t in self.network.tensors.items()}
-        return found | {n: t.contiguous().cpu().numpy() for n, t in wanted.items() if n.startswith(prefix)}
+        weight_DW, square_DR = self.network.whole()
+        tensors = {INPUT: weight_DW[:, self._columns], SQUARE: square_DR[:, self.index]}
+        tensors |= {name: tensor[self.index] for name, tensor in self.network.tensors.items()}
+        return {n: array_of(t.contiguous().cpu()) for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def _kernels(device: torch.device) -> ModuleType:
     """Triton's on CUDA where it is installed, else those of tensor operations."""
-    from mach.networks.kernels import batched, triton_batched
+    name = "triton_batched" if device.type == "cuda" and find_spec("triton") else "batched"
+    return import_module(f"mach.networks.kernels.{name}")
 
-    return triton_batched if device.type == "cuda" and triton_batched.is_there() else batched
+
+def buckets_on(device: torch.device, assignments: Sequence[Assignment]) -> Callable[[Tensor], Tensor]:
+    """A function on a device from classes (M,) to their buckets by the functions of all assignments, (F, M) int32.
+
+    Tables take 4 bytes a class and function there.
+    """
+    tables = [each.table_RK for each in assignments if isinstance(each, TableAssignment)]
+    if tables:
+        table_FK = torch.from_numpy(np.concatenate(tables).astype(np.int32)).to(device)
+        return lambda classes_M: table_FK[:, classes_M.long()]
+    drawn = [each for each in assignments if isinstance(each, UniversalAssignment)]
+    prime, n_buckets = drawn[0].prime, drawn[0].n_buckets
+    factors_F1, offsets_F1 = (
+        torch.from_numpy(np.concatenate(parts)).to(device)[:, None]
+        for parts in ([each.multipliers_R for each in drawn], [each.offsets_R for each in drawn])
+    )  # products are below 2**62: exact
+    return lambda classes_M: ((factors_F1 * classes_M.long() + offsets_F1) % prime % n_buckets).int()
 
 
-def _place(name: str) -> tuple[bool, int]:
-    """Hidden layers by number, then the output."""
-    return name == "output", int(name.rsplit(".", 1)[1]) if name != "output" else 0
+def step_keys(seeds_R: NDArray[np.uint32], steps_T: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """``SeedSequence([seed, step]).generate_state(1)[0]`` of every pair, shape (T, R).
+
+    The hash of M. E. O'Neill, "Developing a seed_seq alternative" (2015), as numpy has it and promises to keep it;
+    thousands of `numpy.random.SeedSequence` objects would take longer than the steps themselves.
+
+    Examples
+    --------
+    >>> keys = step_keys(np.array([7, 8], np.uint32), np.array([3], np.uint32))
+    >>> bool(keys[0, 1] == np.random.SeedSequence([8, 3]).generate_state(1)[0])
+    True
+    """
+    shape = (len(steps_T), len(seeds_R))
+    seeds_TR, steps_TR = np.broadcast_to(seeds_R, shape), np.broadcast_to(steps_T[:, None], shape)
+    constant = 0x43B0D7E5
+
+    def hashed(value: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        nonlocal constant
+        value = value ^ np.uint32(constant)
+        constant = constant * 0x931E8875 & 0xFFFFFFFF
+        value = value * np.uint32(constant)
+        return value ^ value >> SHIFT
+
+    none_TR = np.zeros(shape, np.uint32)
+    pool = [hashed(value) for value in (seeds_TR, steps_TR, none_TR, none_TR)]
+    for source in range(POOL):
+        for target in range(POOL):
+            if source != target:
+                mixed = pool[target] * np.uint32(0xCA01F9DD) - hashed(pool[source]) * np.uint32(0x4973F715)
+                pool[target] = mixed ^ mixed >> SHIFT
+    key = pool[0] ^ np.uint32(0x8B51F9DD)
+    key *= np.uint32(0x8B51F9DD * 0x58F38DED & 0xFFFFFFFF)
+    keys_TR: NDArray[np.uint32] = key ^ key >> SHIFT
+    return keys_TR

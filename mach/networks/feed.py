@@ -15,14 +15,14 @@ from mach.data.batch import SparseBatch, read_batch, read_classes
 from mach.data.rows import RowView
 from mach.data.store import Store
 from mach.networks.kernels.batched import Columns, columns_of, gather_rows
-from mach.networks.offload import HostRows, new_event, new_stream, to_device
+from mach.networks.offload import HostRows, Pack, new_event, new_stream, to_device
 
 
 @dataclass(frozen=True, eq=False)
 class DeviceBatch:
     """N rows on a device, for a training step.
 
-    Parameters
+    Attributes
     ----------
     indptr_N1, slots, values : int32, int32 and float32 tensors
         CSR rows; slots are rows of the weights: features, or where they are in ``fetched``.
@@ -30,8 +30,8 @@ class DeviceBatch:
         The same by feature.
     offsets_N1, classes_M : int32 tensors
         Classes of the rows, one row's after another's.
-    fetched : optional
-        Rows of weights on their way (`mach.networks.offload.HostRows`).
+    fetched : Pack, optional
+        Rows of weights on their way from main memory.
     """
 
     indptr_N1: Tensor
@@ -40,20 +40,10 @@ class DeviceBatch:
     columns: Columns
     offsets_N1: Tensor
     classes_M: Tensor
-    fetched: Any = None
+    fetched: Pack | None = None
 
     def __len__(self) -> int:
         return len(self.indptr_N1) - 1
-
-
-def resident_bytes(store: Store) -> int:
-    """Bytes of a device that hold all rows of a sparse store, and their classes."""
-    return 8 * store.n_nonzeros + 4 * len(store.class_ids) + 16 * (store.n_rows + 1)
-
-
-def has_room(store: Store, device: torch.device) -> bool:
-    """Whether a device holds all rows in at most half of the memory that is free there."""
-    return device.type != "cuda" or 2 * resident_bytes(store) <= torch.cuda.mem_get_info(device)[0]
 
 
 class Feed:
@@ -64,27 +54,32 @@ class Feed:
     store : Store
         Of sparse rows.
     device : torch.device
-    is_resident : bool
-        Whether all rows are copied to the device once; else every batch travels. With ``host`` they travel.
-    host : HostRows, optional
-        Where weights are, if not on the device: rows of a batch's features are asked for with it.
     view : RowView
         How networks see the rows.
+    host : HostRows, optional
+        Where weights are, if not on the device: rows of a batch's features are asked for with it.
+    is_resident : bool, optional
+        Whether all rows are copied to the device once; else every batch travels. By default where they leave half of
+        its free memory, and weights are there as well.
     """
 
     def __init__(
         self,
         store: Store,
         device: torch.device,
-        *,
-        is_resident: bool,
+        view: RowView,
         host: HostRows | None = None,
-        view: RowView = RowView(),  # noqa: B008 - it is frozen
+        *,
+        is_resident: bool | None = None,
     ) -> None:
         self.store, self.device, self.host, self.view = store, device, host, view
-        self.is_resident = is_resident and host is None
+        if is_resident is None:
+            n_bytes = 8 * store.n_nonzeros + 4 * len(store.class_ids) + 16 * (store.n_rows + 1)
+            has_room = device.type != "cuda" or 2 * n_bytes <= torch.cuda.mem_get_info(device)[0]
+            is_resident = host is None and has_room
+        self.is_resident = is_resident
         self._worker = ThreadPoolExecutor(1, "mach-feed")
-        self._stream: Any = new_stream(device) if device.type == "cuda" else None
+        self._stream = new_stream(device)
         self._begun: tuple[NDArray[np.int64], Future[tuple[DeviceBatch, Any]]] | None = None
         if self.is_resident:
             all_rows = view.sparse(SparseBatch(store.feature_indptr, store.feature_indices, store.feature_values))
@@ -98,11 +93,9 @@ class Feed:
         """Rows in the given order; those of the next step begin to come."""
         if self.is_resident:
             return self._gather(rows_N)
-        begun, self._begun = self._begun, None
-        if begun is not None and np.array_equal(begun[0], rows_N):
-            batch, arrived = begun[1].result()
-        else:
-            batch, arrived = self._worker.submit(self._read, rows_N).result()
+        coming = self._begun[1] if self._begun and np.array_equal(self._begun[0], rows_N) else None
+        self._begun = None
+        batch, arrived = (coming or self._worker.submit(self._read, rows_N)).result()
         if arrived is not None:
             self._wait_for(batch, arrived)
         if ahead_N is not None and len(ahead_N):
@@ -129,10 +122,9 @@ class Feed:
         assert isinstance(batch, SparseBatch), "dense rows are not trained together"
         classes, counts = read_classes(self.store, rows_N)
         arrays: list[NDArray[Any]] = [batch.indptr, batch.indices, np.concatenate([[0], np.cumsum(counts)]), classes]
-        if self._stream is None:
-            return self._sent(arrays, batch.values), None
         with torch.cuda.stream(self._stream):
-            return self._sent(arrays, batch.values), new_event(self._stream)
+            sent = self._sent(arrays, batch.values)
+            return sent, None if self._stream is None else new_event(self._stream)
 
     def _sent(self, arrays: list[NDArray[Any]], values: NDArray[np.float32]) -> DeviceBatch:
         indptr_N1, indices, offsets_N1, classes_M = (
@@ -150,6 +142,6 @@ class Feed:
     def _wait_for(self, batch: DeviceBatch, arrived: Any) -> None:
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(arrived)
-        for tensor in [*vars(batch).values(), *vars(batch.columns).values()]:
+        for tensor in [*vars(batch).values(), *vars(batch.columns).values(), *(batch.fetched or ())]:
             if isinstance(tensor, Tensor):
                 tensor.record_stream(stream)

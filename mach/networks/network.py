@@ -41,9 +41,9 @@ class Network:
     dense_input : bool
         Whether batches are dense.
     loss : str
-        One of `mach.networks.kernels.losses.LOSSES`.
+        A name of `mach.networks.kernels.losses.LOSSES`.
     precision : {"float32", "bfloat16"}
-        Of matrix products; master weights are float32, but those of a sparse input layer are of this precision too.
+        Of matrix products, and of the weights of a sparse input layer; other weights are float32.
     bias : float32 array of shape (n_outputs,)
         Initial bias of the output, such as the log odds of each bucket.
     seed : int
@@ -51,11 +51,8 @@ class Network:
     device : str
         Of trunk and output layer, such as "cuda:0". A sparse input layer stays in main memory: a batch touches few of
         its rows, and only its activations and their gradient, (N, H) each, travel.
-    sampled : float
-        Share of a head's outputs that a step of the softmax loss computes; on another device it computes all.
-    dither : float
-        Size below which entries of the gradient by the logits are rounded at random, to skip zeros in products; on
-        another device none are.
+    sampled, dither : float
+        As of `mach.networks.steps.Steps`; on another device they do nothing.
     trunk : class or str, optional
         What the caller passed for ``config.trunk`` (`mach.networks.trunk`).
 
@@ -145,9 +142,9 @@ class Network:
     def logits(self, batch: Batch) -> Tensor:
         """Float32 logits of shape (N, n_outputs), without dropout."""
         self.trunk.eval()
-        logits = self._output(self._trunk(self._input(self.view.batch(batch)))).float().cpu()
+        hidden = self._trunk(self._input(self.view.batch(batch)))
         self.trunk.train()
-        return logits
+        return (hidden.clone() if self.output is None else self.output.logits(hidden)).float().cpu()
 
     def weights(self) -> dict[str, NDArray[Any]]:
         """Arrays under the names that `mach.networks.inference` reads; views, but copies from another device."""
@@ -245,9 +242,6 @@ class Network:
             hidden: Tensor = self.trunk(x.to(self.device))
         return hidden if self.output is None or self.output.half is not None else hidden.float()
 
-    def _output(self, hidden: Tensor) -> Tensor:
-        return hidden.clone() if self.output is None else self.output.logits(hidden)
-
     def _seed_dropout(self) -> None:
         """Make all randomness of a step a function of (seed, step)."""
         key = int(np.random.SeedSequence([self.seed, self.n_steps]).generate_state(1)[0])
@@ -262,13 +256,7 @@ class Network:
 class SparseInput:
     """Input layer over sparse features: weight (D, H) with row-wise RMSprop, bias (H,) with Adam.
 
-    Parameters
-    ----------
-    n_features, width : int
-        D and H.
-    seed : int
-    half : bool
-        Whether the weights are bfloat16 (as uint16), rounded at random after each step, rather than float32.
+    With ``half`` the weights are bfloat16 (as uint16), rounded at random after each step, rather than float32.
     """
 
     def __init__(self, n_features: int, width: int, seed: int, *, half: bool) -> None:

@@ -8,15 +8,11 @@ streams in turn.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mach.errors import ConfigError
@@ -40,7 +36,14 @@ def seen_from(device: torch.device, tensor: Tensor) -> Tensor:
     """A tensor of main memory as one of the device, whose kernels read and write it over the bus; nothing is copied."""
     if device.type != "cuda":
         return tensor
-    seen = torch.as_tensor(_Seen(tensor), device=device).view(tensor.dtype)
+    array = {  # as CUDA libraries hand over arrays; the protocol has no bfloat16
+        "shape": tuple(tensor.shape),
+        "typestr": {2: "<i2", 4: "<f4"}[tensor.itemsize],
+        "data": (tensor.data_ptr(), False),
+        "version": 2,
+    }
+    owner = SimpleNamespace(__cuda_array_interface__=array, tensor=tensor)  # lives as long as what is seen
+    seen = torch.as_tensor(owner, device=device).view(tensor.dtype)
     if seen.data_ptr() != tensor.data_ptr():  # a copy: the memory counts as another GPU's
         raise ConfigError(
             f"device {device} cannot use main memory as its own: let each worker see its own GPU only "
@@ -49,23 +52,9 @@ def seen_from(device: torch.device, tensor: Tensor) -> Tensor:
     return seen
 
 
-class _Seen:
-    """Page-locked memory under the protocol by which CUDA libraries hand over arrays; it has no bfloat16."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-        kind = {2: "<i2", 4: "<f4"}[tensor.itemsize]
-        self.__cuda_array_interface__ = {
-            "shape": tuple(tensor.shape),
-            "typestr": kind,
-            "data": (tensor.data_ptr(), False),
-            "version": 2,
-        }
-
-
 def new_stream(device: torch.device) -> Any:
-    """A stream of a CUDA device."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    """A stream of a CUDA device; None elsewhere, within which work is done as ever."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
 
 def new_event(stream: Any) -> Any:
@@ -75,103 +64,44 @@ def new_event(stream: Any) -> Any:
     return event
 
 
-@contextlib.contextmanager
-def beside(stream: Any) -> Iterator[None]:
-    """Within, work is queued on a stream that first waits for the current one; without a stream, as ever."""
-    if stream is None:
-        yield
-        return
-    stream.wait_stream(torch.cuda.current_stream(stream.device))
-    with torch.cuda.stream(stream):
-        yield
-
-
-class ResidentRows:
-    """The input layers of all repetitions on the device: weight (D, W) and square (D, R)."""
-
-    def __init__(self, n_features: int, width: int, n_repetitions: int, dtype: torch.dtype, device: torch.device):
-        self.weight_DW = torch.zeros((n_features, n_repetitions * width), dtype=dtype, device=device)
-        self.square_DR = torch.zeros((n_features, n_repetitions), device=device)
-
-    def whole(self) -> tuple[Tensor, Tensor]:
-        """All weights and squares."""
-        return self.weight_DW, self.square_DR
-
-    def look(self, indices: NDArray[np.int32]) -> tuple[Tensor, Tensor]:
-        """Weights to read, and where the rows of features are in them."""
-        return self.weight_DW, to_device(torch.from_numpy(indices), self.weight_DW.device)
-
-
-@dataclass(eq=False)
-class Pack:
-    """Rows of a batch's features on the device.
-
-    Parameters
-    ----------
-    features_U : int64 tensor
-    weight_UW, square_UR : tensors
-    before : list of (Pack, Tensor, Tensor)
-        The two packs asked for before, and which of our rows they have too: where here, and where there.
-    came : optional
-        Event of the copies.
-    """
+class Pack(NamedTuple):
+    """Rows of U features on the device: weights (U, W) and squares (U, R)."""
 
     features_U: Tensor
     weight_UW: Tensor
     square_UR: Tensor
-    before: list[tuple[Pack, Tensor, Tensor]]
-    came: Any = None
-
-    def tensors(self) -> list[Tensor]:
-        shared = [tensor for _, *places in self.before for tensor in places]
-        return [self.features_U, self.weight_UW, self.square_UR, *shared]
 
 
 class HostRows:
-    """The same in main memory; on the device are the rows of a few batches.
+    """The input layers of all repetitions in main memory; on the device are the rows of a few batches.
 
     The rows of a batch are asked for by `fetch`, before or after the step before it, and may be moved between `begin`
     and `end`. They are written back until `fetch` is called for the second batch after; on a processor no earlier than
     that, so that tests meet what may happen on a GPU.
     """
 
-    def __init__(self, n_features: int, width: int, n_repetitions: int, dtype: torch.dtype, device: torch.device):
-        self.device = device
-        self.weight_DW = host_tensor((n_features, n_repetitions * width), dtype, device).zero_()
-        self.square_DR = host_tensor((n_features, n_repetitions), torch.float32, device).zero_()
-        self._seen = [seen_from(device, tensor) for tensor in (self.weight_DW, self.square_DR)]
-        self._out = new_stream(device) if device.type == "cuda" else None
-        self._asked: list[Pack] = []  # the last two that were asked for, oldest first
-        self._begun: list[Pack] = []  # the last two that began
+    def __init__(self, weight_DW: Tensor, square_DR: Tensor, device: torch.device):
+        self.device, self._whole = device, (weight_DW, square_DR)
+        self._seen = [seen_from(device, tensor) for tensor in self._whole]
+        self._out = new_stream(device)
+        self._begun: list[Pack] = []  # the last two
         self._unwritten: list[Pack] = []
         self._written: list[Any] = []  # events, oldest first
 
     def fetch(self, features_U: Tensor) -> Pack:
         """Begin to bring the rows of distinct features, ascending (int64, on the device), on the current stream."""
-        came = None
-        if self.device.type == "cuda" and len(self._written) > 1:
+        if len(self._written) > 1:
             torch.cuda.current_stream(self.device).wait_event(self._written[-2])
-        before = [(pack, *self._shared(features_U, pack)) for pack in self._asked]
-        rows = [source.index_select(0, features_U) for source in self._seen]
-        if self.device.type == "cuda":
-            came = new_event(torch.cuda.current_stream(self.device))
-        pack = Pack(features_U, rows[0], rows[1], before, came)
-        self._asked = [*self._asked[-1:], pack]
-        return pack
+        return Pack(features_U, *(source.index_select(0, features_U) for source in self._seen))
 
     def begin(self, pack: Pack) -> tuple[Tensor, Tensor]:
-        """Weights (U, W) and squares (U, R) of a batch's features, to be moved in place."""
-        if pack.came is not None:
-            stream = torch.cuda.current_stream(self.device)
-            stream.wait_event(pack.came)
-            for tensor in pack.tensors():
-                tensor.record_stream(stream)
+        """Weights (U, W) and squares (U, R) of a batch's features, once they came, to be moved in place."""
         for before in self._begun:  # what they moved may not have been written when this was read
-            known = next((shared[1:] for shared in pack.before if shared[0] is before), None)
-            mine, theirs = known or self._shared(pack.features_U, before)
-            pack.weight_UW.index_copy_(0, mine, before.weight_UW.index_select(0, theirs))
-            pack.square_UR.index_copy_(0, mine, before.square_UR.index_select(0, theirs))
-        pack.before = []  # else every pack would be kept by the next
+            if len(before.features_U):
+                at_U = torch.searchsorted(before.features_U, pack.features_U).clamp_(max=len(before.features_U) - 1)
+                is_shared_U1 = (before.features_U[at_U] == pack.features_U)[:, None]
+                torch.where(is_shared_U1, before.weight_UW[at_U], pack.weight_UW, out=pack.weight_UW)
+                torch.where(is_shared_U1, before.square_UR[at_U], pack.square_UR, out=pack.square_UR)
         self._begun = [*self._begun[-1:], pack]
         return pack.weight_UW, pack.square_UR
 
@@ -185,7 +115,7 @@ class HostRows:
         self._out.wait_event(new_event(torch.cuda.current_stream(self.device)))
         with torch.cuda.stream(self._out):
             self._store([pack])
-            for tensor in (pack.features_U, pack.weight_UW, pack.square_UR):
+            for tensor in pack:
                 tensor.record_stream(self._out)
             self._written = [*self._written[-1:], new_event(self._out)]
 
@@ -195,24 +125,7 @@ class HostRows:
         self._unwritten = []
         if self._out is not None:
             self._out.synchronize()
-        return self.weight_DW, self.square_DR
-
-    def look(self, indices: NDArray[np.int32]) -> tuple[Tensor, Tensor]:
-        """Weights to read, and where the rows of features are in them."""
-        self.whole()
-        features, slots = np.unique(indices, return_inverse=True)
-        rows = self.weight_DW.index_select(0, torch.from_numpy(features.astype(np.int64)))
-        return to_device(rows, self.device), to_device(torch.from_numpy(slots.astype(np.int32)), self.device)
-
-    @staticmethod
-    def _shared(features_U: Tensor, pack: Pack) -> tuple[Tensor, Tensor]:
-        """Where the features of both are: here, and in the pack. Waits for the stream."""
-        if not len(pack.features_U):
-            return features_U[:0], features_U[:0]
-        theirs_U = torch.searchsorted(pack.features_U, features_U)
-        theirs_U.clamp_(max=len(pack.features_U) - 1)
-        mine = torch.nonzero(pack.features_U[theirs_U] == features_U).view(-1)
-        return mine, theirs_U[mine]
+        return self._whole
 
     def _store(self, packs: list[Pack]) -> None:
         for pack in packs:
@@ -220,37 +133,28 @@ class HostRows:
             self._seen[1].index_copy_(0, pack.features_U, pack.square_UR)
 
 
-class Adam:
-    """Adam's steps of weights on a device, whose moments are there or in main memory."""
-
-    def __init__(self, kernels: ModuleType, device: torch.device, piece: int = PIECE) -> None:
-        self.kernels, self.device, self.piece = kernels, device, piece
-        self._streams = [new_stream(device) if device.type == "cuda" else None for _ in range(2)]
-
-    def step(
-        self,
-        weight: Tensor,
-        half: Tensor | None,
-        gradient: Tensor,
-        mean: Tensor,
-        square: Tensor,
-        *numbers: Any,
-        moments_travel: bool = False,
-    ) -> None:
-        """As `mach.networks.kernels.batched.adam`; moments in main memory pass through the device in pieces."""
-        if not moments_travel:
-            self.kernels.adam(weight, half, gradient, mean, square, *numbers)
-            return
-        flat = [None if t is None else t.contiguous().view(-1) for t in (weight, half, gradient, mean, square)]
-        for i, begin in enumerate(range(0, weight.numel(), self.piece)):
-            parts = [None if t is None else t[begin : begin + self.piece] for t in flat]
-            stream = self._streams[i % 2]
-            with beside(stream):
-                moments: list[Any] = [to_device(part, self.device) for part in parts[3:] if part is not None]
-                self.kernels.adam(*parts[:3], *moments, *numbers)
-                for source, target in zip(moments, parts[3:], strict=True):
-                    assert target is not None
-                    target.copy_(source, non_blocking=True)
-        for stream in self._streams:
-            if stream is not None:
-                torch.cuda.current_stream(self.device).wait_stream(stream)
+def adam_in_pieces(
+    adam: Callable[..., None],
+    streams: Sequence[Any],
+    weight: Tensor,
+    half: Tensor | None,
+    gradient: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    *numbers: float,
+) -> None:
+    """``adam`` on a device, through which moments in main memory pass in pieces, on the streams in turn."""
+    device, flat_half = weight.device, None if half is None else half.view(-1)
+    flat = [tensor.contiguous().view(-1) for tensor in (weight, gradient, mean, square)]
+    for i, begin in enumerate(range(0, weight.numel(), PIECE)):
+        piece, stream = slice(begin, begin + PIECE), streams[i % len(streams)]
+        if stream is not None:
+            stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            moments = [to_device(moment[piece], device) for moment in flat[2:]]
+            adam(flat[0][piece], None if flat_half is None else flat_half[piece], flat[1][piece], *moments, *numbers)
+            for source, target in zip(moments, flat[2:], strict=True):
+                target[piece].copy_(source, non_blocking=True)
+    for stream in streams:
+        if stream is not None:
+            torch.cuda.current_stream(device).wait_stream(stream)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +48,8 @@ class Sample:
     targets : Targets
         Of the same rows, numbered within the sample.
     corrections : float32 array of shape (S,)
-        ``-log(chance to be in a sample)``. Added to all logits of a row but its targets', it makes the sum of
-        exponentials over the sample an unbiased estimate of that over all outputs (Bengio and Senecal, "Adaptive
+        ``-log(chance to be in a sample)``. Where all logits of a row but its targets' are raised by it, the sum of
+        exponentials over the sample is an unbiased estimate of that over all outputs (Bengio and Senecal, "Adaptive
         importance sampling to accelerate training of a neural probabilistic language model", 2008).
     """
 
@@ -100,11 +100,8 @@ class OutputLayer:
     bias : float32 array of shape (n_outputs,)
         Log odds that an output is a row's target.
     device : torch.device
-    sampled : float
-        Share of a head's outputs that a step of the softmax loss computes, see `Sample`.
-    dither : float
-        Size below which an entry of the gradient by the logits is rounded at random to 0 or to this
-        (`mach.networks.kernels.loss.dithered`), in main memory; 0: none is.
+    sampled, dither : float
+        As of `mach.networks.steps.Steps`; on a device that is not the processor they do nothing.
     seed : int
         Of samples and rounding.
 
@@ -195,8 +192,8 @@ class OutputLayer:
         z, g, by_bias = array_of(z_BN), array_of(g_NB), np.empty(B, np.float32)
         figures = _figures(z, added_B, targets, loss) if measured else None
         kernel = loss.kernel("gradient")
-        for head, first in _heads(B, targets):
-            kernel(z[head], added_B[head], targets.rows, targets.outputs, first, g[:, head], by_bias[head])
+        for head in _heads(B, targets):
+            kernel(z[head], added_B[head], targets.rows, targets.outputs, head.start, g[:, head], by_bias[head])
         if self.dither:
             by_hidden = csr_array(dithered(z, self.dither, rounding)[::-1], shape=(B, N))
             self._multiply(by_hidden, hidden, by_weight)
@@ -237,18 +234,17 @@ class OutputLayer:
             self.half.copy_(self.weight)
 
 
-def _heads(n_outputs: int, targets: Targets) -> Iterator[tuple[slice, int]]:
-    """Every head's outputs and the first of them."""
-    width = n_outputs // targets.n_heads
-    for first in range(0, n_outputs, width):
-        yield slice(first, first + width), first
+def _heads(n_outputs: int, targets: Targets) -> list[slice]:
+    """The outputs of every head."""
+    n_buckets = n_outputs // targets.n_heads
+    return [slice(first, first + n_buckets) for first in range(0, n_outputs, n_buckets)]
 
 
 def _figures(z_BN: NDArray[Any], bias_B: NDArray[np.float32], targets: Targets, loss: Loss) -> StepFigures:
     """`step_figures` of logits as `mach.networks.kernels.loss` has them."""
     kernel, total, hits = loss.kernel("loss"), 0.0, 0
-    for head, first in _heads(len(z_BN), targets):
-        given = z_BN[head], bias_B[head], targets.rows, targets.outputs, first
+    for head in _heads(len(z_BN), targets):
+        given = z_BN[head], bias_B[head], targets.rows, targets.outputs, head.start
         total, hits = total + kernel(*given), hits + n_hits(*given)
     n = max(1, z_BN.shape[1] * targets.n_heads)
     return StepFigures(total / n, hits / n)

@@ -55,13 +55,7 @@ class Steps:
     ) -> Steps:
         """Settings that follow from N, B, the loss and the precision.
 
-        ``retired`` holds what the configuration of an older run says (`mach.runs.run.Run.retired`): such a run goes on
-        as it began.
-
-        Raises
-        ------
-        ConfigError
-            When an older run began in a way that is gone.
+        An older run goes on as its configuration says (`mach.runs.run.Run.retired`); a ConfigError where that is gone.
 
         Examples
         --------

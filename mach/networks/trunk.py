@@ -23,12 +23,7 @@ _NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 def name_of(trunk: Trunk) -> str:
-    """The name of a trunk as configurations spell it; nothing is imported.
-
-    Raises
-    ------
-    ConfigError
-        When it is neither a class nor ``package.module:Class``.
+    """The name of a trunk as configurations spell it; a ConfigError if it is none. Nothing is imported.
 
     Examples
     --------
@@ -43,21 +38,12 @@ def name_of(trunk: Trunk) -> str:
 
 
 def agreed(named: str | None, given: Trunk | None, where: object) -> Trunk | None:
-    """What the caller gave, once it is seen to be what a file names.
-
-    Parameters
-    ----------
-    named : str, optional
-        ``network.trunk`` of a configuration.
-    given : class or str, optional
-        What the caller passed.
-    where : object
-        The place that names it, for messages.
+    """The trunk that the caller gave, where it is the one that ``network.trunk`` names, or neither is there.
 
     Raises
     ------
     ConfigError
-        When one is there without the other, or they differ.
+        When one is there without the other, or they differ; it says ``where`` the name stands.
     """
     ours = None if given is None else name_of(given)
     if named == ours:
@@ -72,13 +58,7 @@ def agreed(named: str | None, given: Trunk | None, where: object) -> Trunk | Non
 
 
 def class_of(given: Trunk) -> type[nn.Module]:
-    """The class that a caller passed, imported where it is a name; it is not called.
-
-    Raises
-    ------
-    ConfigError
-        When it cannot be imported, or is no class of torch modules.
-    """
+    """The class that a caller passed, imported where it is a name; a ConfigError if it is no class of torch modules."""
     from torch import nn
 
     name = name_of(given)
@@ -100,22 +80,17 @@ def class_of(given: Trunk) -> type[nn.Module]:
 def for_workers(given: Trunk | None) -> dict[str, Any]:
     """The part of a job that lets another process import the same trunk: its name, and where we find modules.
 
-    Raises
-    ------
-    ConfigError
-        When no other process could import it.
+    A ConfigError where no other process could import it.
     """
     if given is None:
         return {}
     name = name_of(given)
     module, _, path = name.partition(":")
-    is_here = module == "__main__" or "<locals>" in path
-    if not is_here and isinstance(given, type):
-        try:
-            is_here = attrgetter(path)(sys.modules[module]) is not given
-        except (KeyError, AttributeError):
-            is_here = True
-    if is_here:
+    try:
+        is_importable = isinstance(given, str) or attrgetter(path)(sys.modules[module]) is given
+    except (KeyError, AttributeError):
+        is_importable = False
+    if module == "__main__" or not is_importable:
         raise ConfigError(
             f"trunk {name!r}: other processes cannot import it: define it at the top of a module that is not the script"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -28,14 +29,9 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 class Output(NamedTuple):
-    """What a training step needs.
+    """What a training step needs: the scalar ``loss`` to minimise, and ``output`` of shape (N,).
 
-    Attributes
-    ----------
-    output : Tensor of shape (N,)
-        Log-probability of each row's target, as ``log-mean``; for several targets their mean, for none 0.
-    loss : Tensor, scalar
-        What to minimise.
+    That is the log-probability of each row's target, as ``log-mean``; for several targets their mean, for none 0.
     """
 
     output: Tensor
@@ -52,9 +48,9 @@ class Top(NamedTuple):
     scores : float32 Tensor of shape (N, k)
         Their ``log-mean``; -inf beside -1.
     exact : bool Tensor of shape (N,)
-        Whether these are certainly the best of all K; only a budget can make it False.
+        Whether these are certainly the best; only a budget can make it False.
     bound : float32 Tensor of shape (N,)
-        The certificate: no other class scores above it.
+        No other class scores above it.
     """
 
     ids: Tensor
@@ -188,7 +184,8 @@ class MACHHead(nn.Module):
         if self.loss == "binary":
             output_N, loss = self._binary(hidden_NH, target)
         else:
-            output_N = self._softmax(hidden_NH, target)
+            buckets_RN = self.buckets(one_a_row(target, len(hidden_NH), self.n_classes))
+            output_N = self._log_probs(hidden_NH).gather(2, buckets_RN.T[:, :, None]).mean((1, 2))
             loss = -output_N.mean()
         return Output(output_N[0] if is_single else output_N, loss)
 
@@ -240,16 +237,15 @@ class MACHHead(nn.Module):
                 f"topk, take fewer rows{'' if classes is None else ', or torch.no_grad()'}"
             )
         values_NRB = self._log_probs(hidden_NH)
-        wanted = torch.arange(K, device=values_NRB.device) if classes is None else self._checked(classes, N)
+        asked = torch.arange(K, device=values_NRB.device) if classes is None else self._checked(classes, N)
         if estimate == "unbiased":
             chance = _meeting_chance(self.prime, self.n_buckets)
-            mean_NC = self._mean(values_NRB.exp(), wanted)
-            found_NC = ((mean_NC - chance) / (1 - chance)).clamp_min(_TINY).log()
+            log_probs_NC = ((self._mean(values_NRB.exp(), asked) - chance) / (1 - chance)).clamp_min(_TINY).log()
         else:
-            found_NC = self._mean(values_NRB, wanted)
-            if estimate == "normalized":
-                found_NC = power * found_NC - self._normalizer(values_NRB, power)
-        return found_NC[0] if is_single else found_NC
+            log_probs_NC = self._mean(values_NRB, asked)
+        if estimate == "normalized":
+            log_probs_NC = power * log_probs_NC - self._normalizer(values_NRB, power)
+        return log_probs_NC[0] if is_single else log_probs_NC
 
     @torch.no_grad()
     def topk(
@@ -303,11 +299,6 @@ class MACHHead(nn.Module):
         sizes = self.in_features, self.n_classes, self.n_buckets, self.n_repetitions, n_rows
         return HeadLedger(*sizes, has_bias=self.bias is not None, n_moments=n_moments)
 
-    def _softmax(self, hidden_NH: Tensor, target: Target) -> Tensor:
-        """``log-mean`` of each row's class, shape (N,)."""
-        buckets_RN = self.buckets(one_a_row(target, len(hidden_NH), self.n_classes))
-        return self._log_probs(hidden_NH).gather(2, buckets_RN.T[:, :, None]).mean((1, 2))
-
     def _binary(self, hidden_NH: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """``log-mean`` of each row's classes, mean over them, shape (N,); and the loss."""
         N = len(hidden_NH)
@@ -330,19 +321,17 @@ class MACHHead(nn.Module):
 
     def _log_probs(self, hidden_NH: Tensor) -> Tensor:
         """Log-probabilities of buckets, shape (N, R, B)."""
-        if self.loss == "binary":
-            return functional.logsigmoid(self._scores(hidden_NH))
-        return self._scores(hidden_NH).log_softmax(2)
+        scores_NRB = self._scores(hidden_NH)
+        return functional.logsigmoid(scores_NRB) if self.loss == "binary" else scores_NRB.log_softmax(2)
 
     def _mean(self, values_NRB: Tensor, classes: Tensor) -> Tensor:
         """Mean over the repetitions of what stands in the buckets of classes (C,) or (N, C), shape (N, C)."""
         buckets = self.buckets(classes.flatten()).view(self.n_repetitions, *classes.shape)
-        total: Tensor | None = None
-        for values_NB, bucket in zip(values_NRB.unbind(1), buckets, strict=True):
-            part_NC = values_NB.gather(1, bucket) if classes.ndim == 2 else values_NB.index_select(1, bucket)
-            total = part_NC if total is None else total + part_NC
-        assert total is not None
-        return total / self.n_repetitions
+        parts = (
+            values_NB.gather(1, bucket) if classes.ndim == 2 else values_NB.index_select(1, bucket)
+            for values_NB, bucket in zip(values_NRB.unbind(1), buckets, strict=True)
+        )  # one at a time: all of them may not fit
+        return functools.reduce(torch.add, parts) / self.n_repetitions
 
     def _normalizer(self, values_NRB: Tensor, power: float) -> Tensor:
         """``log sum_k exp(power * mean_r log P_r)``, shape (N, 1), over the classes in parts."""
@@ -366,24 +355,16 @@ class MACHHead(nn.Module):
         return in_range(classes, self.n_classes, "classes")
 
     def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        metadata: Any,
-        strict: bool,
-        missing: Any,
-        unexpected: Any,
-        errors: Any,
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]
     ) -> None:
         """As every module; but weights of other sizes mean other classes, even where their shapes agree."""
-        stored = state_dict.get(f"{prefix}sizes")
-        here = [self.n_classes, self.n_buckets, self.prime]
-        if stored is not None and stored.tolist() != here:
-            errors.append(
+        stored, here = state_dict.get(f"{prefix}sizes"), [self.n_classes, self.n_buckets, self.prime]
+        if stored is None or stored.tolist() == here:
+            super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
+        else:
+            lists[-1].append(  # of errors
                 f"{prefix}sizes: K, B, p are {stored.tolist()} in the state and {here} here; make a head alike"
             )
-            return
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
 
 def _meeting_chance(prime: int, n_buckets: int) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,14 @@ class HeadLedger:
     @property
     def peak_bytes(self) -> int:
         """The most that is held at once: in the backward pass, or when the weights' gradients are made."""
-        return self._peak(self.weight_bytes, self.score_bytes)
+        hidden_bytes = 2 * 4 * self.n_rows * self.in_features  # the batch and its gradient
+        resting = self.weight_bytes + self.moment_bytes + hidden_bytes
+        return resting + max(3 * self.score_bytes, self.score_bytes + self.weight_bytes)
 
     @property
     def full_peak_bytes(self) -> int:
         """The same of a softmax over all K classes, ``Linear(H, K)`` and cross-entropy."""
-        return self._peak(4 * self.n_classes * (self.in_features + self.has_bias), 4 * self.n_rows * self.n_classes)
+        return replace(self, n_buckets=self.n_classes, n_repetitions=1).peak_bytes
 
     def rows(self) -> list[tuple[str, float, str]]:
         """Lines to print: (name, value, unit)."""
@@ -73,8 +75,3 @@ class HeadLedger:
             ("peak of a step", self.peak_bytes, "bytes"),
             ("peak of a step, full softmax", self.full_peak_bytes, "bytes"),
         ]
-
-    def _peak(self, weight_bytes: int, score_bytes: int) -> int:
-        hidden_bytes = 2 * 4 * self.n_rows * self.in_features  # the batch and its gradient
-        resting = (1 + self.n_moments) * weight_bytes + hidden_bytes
-        return resting + max(3 * score_bytes, score_bytes + weight_bytes)

@@ -14,12 +14,9 @@ Target: TypeAlias = Tensor | Sequence[Any] | tuple[Tensor, Tensor]
 
 
 def in_range(classes: Tensor, n_classes: int, name: str, least: int = 0) -> Tensor:
-    """The classes as int64, every one from ``least`` to K - 1; asks the device once, under `torch.compile` never.
+    """The classes as int64, or a DataError where one is not ``least`` to K - 1; ``name`` is what it is called.
 
-    Raises
-    ------
-    DataError
-        When one is not; ``name`` is what it is called.
+    Asks the device once, under `torch.compile` never.
     """
     if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
         raise DataError(f"{name} is {classes.dtype}: need integers, 0..{n_classes - 1}")
@@ -27,20 +24,13 @@ def in_range(classes: Tensor, n_classes: int, name: str, least: int = 0) -> Tens
     if not torch.compiler.is_compiling():
         outside = (classes < least) | (classes >= n_classes)
         if outside.any():
-            place = tuple(outside.nonzero()[0].tolist())
-            found = f"{name}[{', '.join(map(str, place))}] is {int(classes[place])}"
-            raise DataError(f"{found}: classes are 0..{n_classes - 1}")
+            place = outside.nonzero()[0].tolist()
+            raise DataError(f"{name}{place} is {int(classes[tuple(place)])}: classes are 0..{n_classes - 1}")
     return classes
 
 
 def one_a_row(target: Target, n_rows: int, n_classes: int) -> Tensor:
-    """The class of each row, shape (N,).
-
-    Raises
-    ------
-    DataError
-        When it is anything else.
-    """
+    """The class of each row, shape (N,); a DataError where the target is anything else."""
     if not isinstance(target, Tensor) or target.ndim != 1 or len(target) != n_rows:
         raise DataError(
             f"target has {_shape(target)} for {n_rows} rows: loss 'softmax' takes one id a row, shape ({n_rows},); "
@@ -52,10 +42,7 @@ def one_a_row(target: Target, n_rows: int, n_classes: int) -> Tensor:
 def pairs(target: Target, n_rows: int, n_classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Row and class of every target, int64 of shape (M,), by ascending row and class, each once.
 
-    Raises
-    ------
-    DataError
-        When the target is none of the forms of `MACHHead.forward`, or names no class.
+    A DataError where the target is none of the forms of `MACHHead.forward`, or names no class.
     """
     if isinstance(target, tuple) and len(target) == 2 and all(isinstance(part, Tensor) for part in target):
         rows_M, classes_M = _of_bag(target[0].to(device), target[1].to(device), n_rows, n_classes)

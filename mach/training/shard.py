@@ -23,10 +23,10 @@ from mach.data.store import Store
 from mach.data.transfer import fetch_store
 from mach.errors import MachError
 from mach.files.tensors import map_tensors
-from mach.networks.batched import can_be_batched
+from mach.networks.batched import BatchedNetwork, can_be_batched
+from mach.networks.feed import Feed
 from mach.networks.network import Network, refuse_missing
 from mach.networks.output import StepFigures
-from mach.networks.shard import BatchedShard
 from mach.networks.trunk import Trunk
 from mach.runs.repetition import RepetitionFiles
 from mach.runs.run import Run
@@ -162,14 +162,14 @@ def _train_together(trainers: Iterator[Trainer], n: int, store: Store, job: Shar
             trainer.begin(order_of=begun[0].repetition)
             assert isinstance(trainer.network, Network)
             if len(begun) == 1:
-                where = (job.device, job.host_memory or "none")
-                made = BatchedShard(trainer.network, n, trainer.config.network, store, *where)
-                shard = stack.enter_context(contextlib.closing(made))
-            trainer.network = shard.adopt(trainer.network)
+                where: dict[str, Any] = {"device": job.device, "host_memory": job.host_memory or "none"}
+                network = BatchedNetwork(trainer.network, trainer.config.network, n_repetitions=n, **where)
+                feed = Feed(store, network.device, network.view, network.host)
+                stack.enter_context(contextlib.closing(feed))
+            trainer.network = network.adopt(trainer.network, trainer.assignment)
 
         def step(wanted: Step) -> list[StepFigures] | None:
-            assignments = [trainer.assignment for trainer in begun]
-            return shard.step(wanted.rows, wanted.ahead, assignments, wanted.rate, measured=wanted.measured)
+            return network.step(feed.batch(wanted.rows, wanted.ahead), wanted.rate, measured=wanted.measured)
 
         _walk(begun, step, pulse)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,11 +24,10 @@ from mach.data.rows import RowView
 from mach.data.store import Store
 from mach.errors import ConfigError
 from mach.networks import offload
-from mach.networks.batched import BatchedNetwork, Member, can_be_batched
+from mach.networks.batched import BatchedNetwork, Member, buckets_on, can_be_batched, step_keys
 from mach.networks.feed import Feed
 from mach.networks.kernels import batched as reference
-from mach.networks.kernels import triton_batched
-from mach.networks.keys import step_keys
+from mach.networks.kernels.memory import from_bfloat16
 from mach.networks.network import Network
 from mach.networks.output import StepFigures
 from mach.sketch.hashing import Assignment, UniversalAssignment
@@ -83,9 +84,9 @@ class Pair:
         self.options: dict[str, Any] = {"loss": loss, "precision": precision}
         self.networks = [self.network(seed) for seed in range(R)]
         self.together = self.batched([self.network(seed) for seed in range(R)], host_memory)
-        host = None if host_memory == "none" else self.together.rows
-        options: dict[str, Any] = {"host": host, "view": RowView(power=power)}
-        self.feed = Feed(store, self.together.device, is_resident=is_resident, **options)
+        is_resident = is_resident and host_memory == "none"
+        host, view = self.together.host, RowView(power=power)
+        self.feed = Feed(store, self.together.device, view, host, is_resident=is_resident)
         self.order = np.random.default_rng(0).permutation(store.n_rows)
 
     def network(self, seed: int) -> Network:
@@ -96,7 +97,7 @@ class Pair:
     def batched(self, networks: list[Network], host_memory: HostMemory = "none") -> BatchedNetwork:
         options: dict[str, Any] = {"device": self.device, "host_memory": host_memory}
         together = BatchedNetwork(networks[0], self.config, n_repetitions=R, **options)
-        self.members: list[Member] = [together.adopt(network) for network in networks]
+        self.members: list[Member] = [together.adopt(*pair) for pair in zip(networks, self.assignments, strict=True)]
         return together
 
     def rows(self, step: int) -> Any:
@@ -104,7 +105,7 @@ class Pair:
 
     def step_batched(self, step: int) -> list[StepFigures]:
         batch = self.feed.batch(self.rows(step), self.rows(step + 1))
-        found = self.together.step(batch, self.assignments, 0.01, measured=True)
+        found = self.together.step(batch, 0.01, measured=True)
         assert found is not None
         return found
 
@@ -125,14 +126,10 @@ class Pair:
                 n: (a.shape, a.dtype) for n, a in ours.items()
             }
             for name, array in theirs.items():
-                pair = [np.asarray(from_bits(x), np.float64) for x in (array, ours[name])]
+                pair = [np.asarray(from_bfloat16(x), np.float64) for x in (array, ours[name])]
                 size = max(float(np.linalg.norm(pair[0])), 1e-6)
                 found[name] = max(found.get(name, 0.0), float(np.linalg.norm(pair[0] - pair[1])) / size)
         return found
-
-
-def from_bits(array: Any) -> Any:
-    return (array.astype(np.uint32) << 16).view(np.float32) if array.dtype == np.uint16 else array
 
 
 CASES: list[dict[str, Any]] = [
@@ -180,13 +177,13 @@ def test_together_in_bfloat16(store: Store, device: str, case: dict[str, Any]) -
 
 
 @pytest.mark.skipif(
-    not triton_batched.is_there() or torch.cuda.is_available(),
+    find_spec("triton") is None or torch.cuda.is_available(),
     reason="Triton is not installed, or a GPU is there for its kernels",
 )
 @pytest.mark.parametrize("case", [{"hidden": (24, 16)}, {"loss": "softmax", "n_heads": 2}, {"hidden": ()}], ids=str)
 def test_together_by_kernels_in_the_interpreter(store: Store, case: dict[str, Any]) -> None:
     pair = Pair(store, **case)
-    pair.together.kernels = pair.together.adam.kernels = triton_batched
+    pair.together.kernels = import_module("mach.networks.kernels.triton_batched")
     for ours, theirs in zip(pair.step_batched(0), pair.step_single(0), strict=True):
         assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
     assert max(pair.differences().values()) < 2e-3, pair.differences()
@@ -198,7 +195,6 @@ def test_main_memory_holds_what_a_device_would(store: Store, device: str, monkey
     monkeypatch.setattr(offload, "PIECE", 100)
     options: dict[str, Any] = {"hidden": (24, 16), "precision": "bfloat16"}
     resident, streamed, everything = (Pair(store, device, host_memory=h, **options) for h in ("none", "input", "all"))
-    everything.together.adam.piece = 100
     for step in range(5):
         assert resident.step_batched(step) == streamed.step_batched(step) == everything.step_batched(step)
         if step == 3:  # between steps, while the next batch is on its way
@@ -263,7 +259,7 @@ def test_the_ledger_counts_what_stays_on_a_device(
 ) -> None:
     """Tensors there, and with them the largest gradient, against the formula for batches without rows."""
     pair = Pair(store, precision=precision, host_memory=host_memory, **case)
-    together, whole = pair.together, [pair.together.rows.weight_DW, pair.together.rows.square_DR]
+    together, whole = pair.together, [pair.together.weight_DW, pair.together.square_DR]
     tensors = [*together.half.values(), *(whole if host_memory == "none" else [])]
     tensors += [
         t
@@ -287,17 +283,27 @@ def test_batches_of_rows_without_features_or_classes(
 ) -> None:
     """Between ordinary ones; only biases learn from the former."""
     pair = Pair(store, device, host_memory=host_memory, hidden=hidden)
-    bare: Any = SimpleNamespace(is_dense=False, n_rows=store.n_rows, n_classes=store.n_classes)
+    bare: Any = SimpleNamespace(is_dense=False, n_rows=store.n_rows, n_classes=store.n_classes, n_nonzeros=0)
     bare.feature_indptr = bare.class_indptr = np.zeros(store.n_rows + 1, np.int64)
     for name in ("feature_indices", "feature_values", "class_ids"):
         setattr(bare, name, getattr(store, name))
-    host = None if host_memory == "none" else pair.together.rows
-    bare_feed = Feed(bare, pair.together.device, is_resident=host is None, host=host)
+    bare_feed = Feed(bare, pair.together.device, RowView(), pair.together.host)
     for step in range(5):
         feed, pair.store = (bare_feed, bare) if step in {1, 2} else (pair.feed, store)
-        pair.together.step(feed.batch(pair.rows(step)), pair.assignments, 0.01)
+        pair.together.step(feed.batch(pair.rows(step)), 0.01)
         pair.step_single(step)
     assert max(pair.differences().values()) < 2e-3, pair.differences()
+
+
+@each_device
+@pytest.mark.parametrize("is_table", [False, True])
+def test_buckets_on_a_device_are_those_of_the_assignment(device: str, is_table: bool) -> None:
+    universal, classes = UniversalAssignment.draw(n_classes=700, n_buckets=B, n_repetitions=5, seed=3), [3, 699, 0, 3]
+    table = TableAssignment.from_table(np.random.default_rng(5).integers(0, B, (5, 700)), B)
+    assignment: Assignment = table if is_table else universal
+    buckets = buckets_on(torch.device(device), [assignment.select([0, 1]), assignment.select([4, 2])])
+    found_FM = buckets(torch.tensor(classes, device=device)).cpu().numpy()
+    np.testing.assert_array_equal(found_FM, assignment.select([0, 1, 4, 2]).buckets(classes))
 
 
 def test_keys_are_those_of_numpy() -> None:
@@ -316,7 +322,7 @@ def test_what_can_be_batched() -> None:
 def test_where_the_store_is(store: Store, tmp_path: Path) -> None:
     """Both kinds of feed give the same batches, whether or not they were announced."""
     device = torch.device("cpu")
-    feeds = [Feed(store, device, is_resident=kind) for kind in (True, False)]
+    feeds = [Feed(store, device, RowView(), is_resident=kind) for kind in (True, False)]
     rows = np.array([5, 0, 77, 5])
     feeds[1].batch(rows, rows[:2])
     batches = [feed.batch(rows[:2]) for feed in feeds]

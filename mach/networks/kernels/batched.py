@@ -26,7 +26,7 @@ BLOCK_VALUES = 2**24  # of temporaries
 class Columns:
     """A sparse batch by feature: entries ``offsets_U1[u]`` to ``offsets_U1[u + 1]`` are those of the u-th.
 
-    Parameters
+    Attributes
     ----------
     features_U, slots_U : int32 tensors
         The features, and the rows of the weights that hold them; of those beyond ``n_unique`` nothing is known.
@@ -49,11 +49,7 @@ class Columns:
 class Dropout:
     """``relu`` and dropout of an activation of shape (R, N, H): a share ``rate`` of zeros by the hash of position.
 
-    Parameters
-    ----------
-    rate : float
-    keys_R : int64 tensor of shape (R,)
-        Below 2**32; of every repetition, layer and step.
+    ``keys_R`` are int64 numbers below 2**32, of every repetition, layer and step.
     """
 
     rate: float
@@ -130,16 +126,9 @@ def activate(x_RNH: Tensor, out_RNH: Tensor, dropout: Dropout) -> None:
     y_RNH = torch.relu(x_RNH.float())
     if dropout.rate:
         at_NH = torch.arange(x_RNH[0].numel(), device=x_RNH.device).view(x_RNH.shape[1:])
-        bits_RNH = (at_NH * 0x9E3779B9 + dropout.keys_R[:, None, None]) & MASK
-        bits_RNH = ((bits_RNH ^ (bits_RNH >> 16)) * 0x7FEB352D) & MASK
-        bits_RNH = ((bits_RNH ^ (bits_RNH >> 15)) * 0x846CA68B) & MASK
+        bits_RNH = _mixed(at_NH * 0x9E3779B9 + dropout.keys_R[:, None, None])
         y_RNH = y_RNH * ((bits_RNH ^ (bits_RNH >> 16)) >= dropout.threshold) * dropout.scale
     out_RNH.copy_(y_RNH)
-
-
-def activate_backward(gradient_RNH: Tensor, out_RNH: Tensor, factor: float, into_RNH: Tensor) -> None:
-    """Gradient by what `activate` took, times a factor; ``into_RNH`` may be ``gradient_RNH``."""
-    into_RNH.copy_(torch.where(out_RNH > 0, gradient_RNH.float() * factor, 0.0))
 
 
 def sparse_backward(
@@ -172,28 +161,27 @@ def sparse_backward(
     weight_URH = weight_DW[slots_U].float().view_as(sums_URH)
     weight_URH -= rate / (square_UR.sqrt() + EPSILON)[:, :, None] * sums_URH
     if weight_DW.dtype == torch.bfloat16:
-        bits_UR = (features_U[:, None] * 40503 + keys_R) & MASK  # mixed once a row, then spread evenly over it
-        bits_UR = ((bits_UR ^ (bits_UR >> 16)) * 0x7FEB352D) & MASK
-        bits_UR = ((bits_UR ^ (bits_UR >> 15)) * 0x846CA68B) & MASK
-        at_H = torch.arange(width, device=weight_DW.device) * 40503
-        weight_URH = narrowed_at_random(weight_URH, (bits_UR >> 16)[:, :, None] + at_H)
+        bits_UR = _mixed(features_U[:, None] * 40503 + keys_R) >> 16  # once a row, then spread evenly over it
+        bits_URH = (bits_UR[:, :, None] + torch.arange(width, device=weight_DW.device) * 40503) & 0xFFFF
+        weight_URH = ((weight_URH.view(torch.int32) + bits_URH.int()) >> 16).to(torch.int16).view(torch.bfloat16)
     weight_DW[slots_U] = weight_URH.flatten(1)
 
 
-def narrowed_at_random(numbers: Tensor, bits: Tensor) -> Tensor:
-    """bfloat16 next to float32 numbers, on average those; of ``bits`` the lower 16 count."""
-    carried = numbers.contiguous().view(torch.int32) + (bits & 0xFFFF).int()
-    return (carried >> 16).to(torch.int16).view(torch.bfloat16)
+def _mixed(bits: Tensor) -> Tensor:
+    """`mach.networks.kernels.memory.mixed` of int64 numbers."""
+    bits = bits & MASK
+    bits = ((bits ^ (bits >> 16)) * 0x7FEB352D) & MASK
+    return ((bits ^ (bits >> 15)) * 0x846CA68B) & MASK
 
 
-def targets_of(buckets_FM: Tensor, offsets_N1: Tensor, repetition: int, n_heads: int, n_outputs: int) -> Tensor:
+def _are_targets(logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor, repetition: int, n_heads: int) -> Tensor:
     """Whether an output of a repetition is a target of a row: shape (N, J, B), bool."""
-    n_rows, n_buckets = len(offsets_N1) - 1, n_outputs // n_heads
+    _, n_rows, n_outputs = logits_RNO.shape
     rows_M = torch.repeat_interleave(torch.arange(n_rows, device=buckets_FM.device), offsets_N1.diff())
-    is_target_NJB = torch.zeros(n_rows, n_heads, n_buckets, dtype=torch.bool, device=buckets_FM.device)
-    for head in range(n_heads):
-        is_target_NJB[rows_M, head, buckets_FM[repetition * n_heads + head].long()] = True
-    return is_target_NJB
+    found_NJB = torch.zeros(n_rows, n_heads, n_outputs // n_heads, dtype=torch.bool, device=buckets_FM.device)
+    heads_J1 = torch.arange(n_heads, device=buckets_FM.device)[:, None]
+    found_NJB[rows_M, heads_J1, buckets_FM[repetition * n_heads + heads_J1[:, 0]].long()] = True
+    return found_NJB
 
 
 def loss_gradient(logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor, n_heads: int, loss: Loss) -> None:
@@ -203,17 +191,17 @@ def loss_gradient(logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor, n_
     classes of a row may share one.
     """
     for r, logits_NO in enumerate(logits_RNO):
-        is_target_NJB = targets_of(buckets_FM, offsets_N1, r, n_heads, logits_NO.shape[1])
-        logits_NO.copy_(loss.errors(logits_NO.float().view(is_target_NJB.shape), is_target_NJB).view_as(logits_NO))
+        are_targets_NJB = _are_targets(logits_RNO, buckets_FM, offsets_N1, r, n_heads)
+        errors_NJB = loss.errors(logits_NO.float().view(are_targets_NJB.shape), are_targets_NJB)
+        logits_NO.copy_(errors_NJB.view_as(logits_NO))
 
 
 def figures(logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor, n_heads: int, loss: Loss) -> Tensor:
     """Loss, and the rows and heads whose top bucket is a target, of every repetition: sums, shape (R, 2), float64."""
-    found = []
+    sums_R2 = torch.empty(len(logits_RNO), 2, dtype=torch.float64, device=logits_RNO.device)
     for r, logits_NO in enumerate(logits_RNO):
-        is_target_NJB = targets_of(buckets_FM, offsets_N1, r, n_heads, logits_NO.shape[1])
-        logits_NJB = logits_NO.float().view(is_target_NJB.shape)
-        losses_NJ = loss.value(logits_NJB, is_target_NJB)
-        hits = is_target_NJB.gather(2, logits_NJB.argmax(2, keepdim=True)).sum()
-        found.append(torch.stack([losses_NJ.sum(dtype=torch.float64), hits.double()]))
-    return torch.stack(found)
+        are_targets_NJB = _are_targets(logits_RNO, buckets_FM, offsets_N1, r, n_heads)
+        logits_NJB = logits_NO.float().view(are_targets_NJB.shape)
+        sums_R2[r, 0] = loss.value(logits_NJB, are_targets_NJB).sum(dtype=torch.float64)
+        sums_R2[r, 1] = are_targets_NJB.gather(2, logits_NJB.argmax(2, keepdim=True)).sum()
+    return sums_R2

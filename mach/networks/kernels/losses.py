@@ -27,8 +27,6 @@ class Loss:
     Attributes
     ----------
     name : str
-    sentence : str
-        What it is.
     is_exclusive : bool
         Whether probabilities of a head's buckets sum to 1. Such a loss may be estimated from a sample of the buckets,
         and its errors are too small to be rounded at random.
@@ -40,7 +38,6 @@ class Loss:
     """
 
     name: str
-    sentence: str
     is_exclusive: bool
     probabilities: Callable[[Array], Array]
     value: Callable[[Tensor, Tensor], Tensor]
@@ -70,17 +67,17 @@ def _shares(is_target: Tensor) -> Tensor:
     return is_target / is_target.sum(-1, keepdim=True).clamp(min=1)
 
 
+# Cross-entropy of every bucket by itself, summed over the buckets; a row has any number of targets.
 BINARY = Loss(
     name="binary",
-    sentence="Cross-entropy of every bucket by itself, summed over the buckets; a row has any number of targets.",
     is_exclusive=False,
     probabilities=_logistic,
     value=lambda z, is_target: (z.clamp(min=0) + (-z.abs()).exp().log1p() - z * is_target).sum(-1),
     errors=lambda z, is_target: z.sigmoid() - is_target.to(z.dtype),
 )
+# Cross-entropy over the buckets of a head, of which a row's targets share its mass; without any it is 0.
 SOFTMAX = Loss(
     name="softmax",
-    sentence="Cross-entropy over the buckets of a head, of which a row's targets share its mass; without any it is 0.",
     is_exclusive=True,
     probabilities=_softmax,
     value=lambda z, is_target: is_target.any(-1) * z.logsumexp(-1) - (z * _shares(is_target)).sum(-1),

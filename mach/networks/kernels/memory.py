@@ -45,19 +45,23 @@ def wide_vectors(context: Any) -> Any:
     return types.void(), codegen
 
 
+def ask_for(builder: Any, pointer: Any) -> None:
+    """Add code that asks for the cache line of a pointer."""
+    byte, integer = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, integer, integer, integer])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+    read, all_levels, data = integer(0), integer(3), integer(1)
+    builder.call(function, [builder.bitcast(pointer, byte), read, all_levels, data])
+
+
 @intrinsic
 def prefetch(context: Any, array: Any, row: Any, column: Any) -> Any:
     """Ask for the cache line that holds ``array[row, column]``; ``array`` is 2-D."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array_type = signature.args[0]
-        view = make_array(array_type)(context, builder, arguments[0])
-        item = get_item_pointer(context, builder, array_type, view, [arguments[1], arguments[2]], wraparound=False)
-        pointer_type, integer = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer_type, integer, integer, integer])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer_type], kind)
-        read, all_levels, data = integer(0), integer(3), integer(1)
-        builder.call(function, [builder.bitcast(item, pointer_type), read, all_levels, data])
+        kind = signature.args[0]
+        view = make_array(kind)(context, builder, arguments[0])
+        ask_for(builder, get_item_pointer(context, builder, kind, view, list(arguments[1:]), wraparound=False))
         return context.get_dummy_value()
 
     return types.void(array, types.int64, types.int64), codegen

@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
 
-from mach.networks.kernels.memory import CACHE_LINE
+from mach.networks.kernels.memory import CACHE_LINE, ask_for
 
 INT32, INT64, FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 POINTER = ir.IntType(8).as_pointer()
@@ -51,12 +51,10 @@ def _adder(width: int, ahead: int) -> Any:
                     return builder.bitcast(upper, floats)
                 return builder.sitofp(numbers, floats) if kind == types.int8 else numbers
 
-            def ask_for(j: Any) -> None:
+            def ask_for_row(j: Any) -> None:
                 line = builder.bitcast(pointer(5, row_of(j), column), POINTER)
-                kind = ir.FunctionType(ir.VoidType(), [POINTER, INT32, INT32, INT32])
-                function = builder.module.declare_intrinsic("llvm.prefetch", [POINTER], kind)
                 for offset in range(0, width * signature.args[5].dtype.bitwidth // 8, CACHE_LINE):
-                    builder.call(function, [builder.gep(line, [INT64(offset)]), INT32(0), INT32(3), INT32(1)])
+                    ask_for(builder, builder.gep(line, [INT64(offset)]))
 
             def repeated(number: Any) -> Any:
                 undefined = ir.Constant(floats, ir.Undefined)
@@ -73,7 +71,7 @@ def _adder(width: int, ahead: int) -> Any:
             j, total = builder.phi(INT64), builder.phi(floats)
             if ahead:
                 later, last = builder.add(j, INT64(ahead)), builder.sub(n_rows, INT64(1))
-                ask_for(builder.select(builder.icmp_signed("<", later, last), later, last))
+                ask_for_row(builder.select(builder.icmp_signed("<", later, last), later, last))
             product = builder.fmul(repeated(builder.load(pointer(1, j))), wide_row(j), flags=("contract",))
             new = builder.fadd(total, product, flags=("contract",))
             after = builder.add(j, INT64(1))

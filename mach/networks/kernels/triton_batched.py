@@ -7,41 +7,40 @@ Checked on a processor with Triton's interpreter (``TRITON_INTERPRET=1``), and c
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from mach.networks.kernels import batched
-from mach.networks.kernels.adam import BETA1, BETA2
-from mach.networks.kernels.adam import EPSILON as ADAM_EPSILON
+from mach.networks.kernels import adam as processor
+from mach.networks.kernels import batched, sparse
 from mach.networks.kernels.batched import Columns, Dropout
 from mach.networks.kernels.losses import BINARY, SOFTMAX, Loss
-from mach.networks.kernels.sparse import DECAY, EPSILON
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # the reference runs instead
-    triton = tl = None
 
 LOADED = 4096  # numbers that a program has in flight
 N_PROGRAMS = 132 * 16  # that go through the features of a batch: some for every multiprocessor
 MAX_WIDTH = 2**15  # of a layer, of which a program holds the gradient of a feature; wider ones take the reference
+BETA1, BETA2 = tl.constexpr(processor.BETA1), tl.constexpr(processor.BETA2)
+GAIN1, GAIN2 = tl.constexpr(1.0 - processor.BETA1), tl.constexpr(1.0 - processor.BETA2)
+DECAY, GAIN = tl.constexpr(sparse.DECAY), tl.constexpr(1.0 - sparse.DECAY)
+ADAM_EPSILON, EPSILON = tl.constexpr(processor.EPSILON), tl.constexpr(sparse.EPSILON)
 
 
-def is_there() -> bool:
-    """Whether Triton is installed."""
-    return triton is not None
+@triton.jit
+def mixed(bits):
+    """Two steps of the hash of `mach.networks.kernels.memory.mixed`."""
+    bits = (bits ^ (bits >> 16)) * 0x7FEB352D
+    return (bits ^ (bits >> 15)) * 0x846CA68B
 
 
-def jit(function: Callable[..., None]) -> Any:
-    """``triton.jit``, where there is one."""
-    return function if triton is None else triton.jit(function)
+@triton.jit
+def dropped(total, at, key, threshold):
+    """Numbers, of which a hash of position and key makes a share 0."""
+    bits = mixed(at.to(tl.uint32) * 0x9E3779B9 + key.to(tl.uint32))
+    return tl.where((bits ^ (bits >> 16)) >= threshold.to(tl.uint32), total, 0.0)
 
 
-@jit
+@triton.jit
 def forward_kernel(
     indptr,
     slots,
@@ -78,16 +77,12 @@ def forward_kernel(
     if ACTIVATES:
         total = tl.maximum(total, 0.0) * scale
     if DROPS:
-        key = tl.load(keys + r, mask=is_column, other=0).to(tl.uint32)
-        bits = (n * width + h).to(tl.uint32) * 0x9E3779B9 + key
-        bits = (bits ^ (bits >> 16)) * 0x7FEB352D
-        bits = (bits ^ (bits >> 15)) * 0x846CA68B
-        total = tl.where((bits ^ (bits >> 16)) >= threshold.to(tl.uint32), total, 0.0)
+        total = dropped(total, n * width + h, tl.load(keys + r, mask=is_column, other=0), threshold)
     at = (r.to(tl.int64) * n_rows + n) * width + h
     tl.store(out + at, total.to(out.dtype.element_ty), mask=is_column)
 
 
-@jit
+@triton.jit
 def activate_kernel(x, keys, out, n_numbers, threshold, scale, DROPS: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     r = tl.program_id(1)
@@ -95,23 +90,11 @@ def activate_kernel(x, keys, out, n_numbers, threshold, scale, DROPS: tl.constex
     start = r.to(tl.int64) * n_numbers
     total = tl.maximum(tl.load(x + start + at, mask=is_number, other=0.0).to(tl.float32), 0.0) * scale
     if DROPS:
-        bits = at.to(tl.uint32) * 0x9E3779B9 + tl.load(keys + r).to(tl.uint32)
-        bits = (bits ^ (bits >> 16)) * 0x7FEB352D
-        bits = (bits ^ (bits >> 15)) * 0x846CA68B
-        total = tl.where((bits ^ (bits >> 16)) >= threshold.to(tl.uint32), total, 0.0)
+        total = dropped(total, at, tl.load(keys + r), threshold)
     tl.store(out + start + at, total.to(out.dtype.element_ty), mask=is_number)
 
 
-@jit
-def activate_backward_kernel(gradient, out, into, n_numbers, factor, BLOCK: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    is_number = at < n_numbers
-    number = tl.load(gradient + at, mask=is_number, other=0.0).to(tl.float32) * factor
-    is_on = tl.load(out + at, mask=is_number, other=0.0).to(tl.float32) > 0.0
-    tl.store(into + at, tl.where(is_on, number, 0.0).to(into.dtype.element_ty), mask=is_number)
-
-
-@jit
+@triton.jit
 def backward_kernel(
     features,
     slots,
@@ -129,9 +112,6 @@ def backward_kernel(
     stride,
     rate,
     scale,
-    decay,
-    gain,
-    epsilon,
     ENTRIES: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -159,16 +139,14 @@ def backward_kernel(
         sums = tl.reshape(total, (GROUP, BLOCK)) * scale
         slot = tl.load(slots + u).to(tl.int64)
         at_square = square + slot * n_repetitions + r_G
-        moved = tl.load(at_square, mask=r_G < n_repetitions, other=0.0) * decay
-        moved += gain * (tl.sum(sums * sums, axis=1) / width)
+        moved = tl.load(at_square, mask=r_G < n_repetitions, other=0.0) * DECAY
+        moved += tl.sum(sums * sums, axis=1) / width * GAIN
         tl.store(at_square, moved, mask=r_G < n_repetitions)
-        pace = rate / (tl.sqrt(moved) + epsilon)
+        pace = rate / (tl.sqrt(moved) + EPSILON)
         at = weight + slot * stride + r_G[:, None] * width + h_B[None, :]
         after = tl.load(at, mask=is_ours, other=0.0).to(tl.float32) - pace[:, None] * sums
         if weight.dtype.element_ty == tl.bfloat16:
-            bits = tl.load(features + u).to(tl.uint32) * 40503 + key  # mixed once a row, then spread evenly over it
-            bits = (bits ^ (bits >> 16)) * 0x7FEB352D
-            bits = ((bits ^ (bits >> 15)) * 0x846CA68B) >> 16
+            bits = mixed(tl.load(features + u).to(tl.uint32) * 40503 + key) >> 16  # once a row, then evenly over it
             spread = (bits[:, None] + h_B.to(tl.uint32)[None, :] * 40503) & 0xFFFF
             carried = (after.to(tl.uint32, bitcast=True) + spread) >> 16
             tl.store(at, carried.to(tl.uint16).to(tl.bfloat16, bitcast=True), mask=is_ours)
@@ -176,68 +154,17 @@ def backward_kernel(
             tl.store(at, after, mask=is_ours)
 
 
-@jit
-def binary_gradient_kernel(
-    logits, buckets, offsets, n_rows, n_outputs, n_buckets, n_heads, n_classes, BLOCK: tl.constexpr
-):
-    q = tl.program_id(0)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    is_column = column < n_outputs
-    at = logits + q.to(tl.int64) * n_outputs + column
-    number = tl.load(at, mask=is_column, other=0.0).to(tl.float32)
-    function = (q // n_rows) * n_heads + column // n_buckets
-    bucket = column % n_buckets
-    is_target = tl.zeros((BLOCK,), tl.int32)
-    n = q % n_rows
-    for m in range(tl.load(offsets + n), tl.load(offsets + n + 1)):
-        theirs = tl.load(buckets + function.to(tl.int64) * n_classes + m, mask=is_column, other=-1)
-        is_target |= (theirs == bucket).to(tl.int32)
-    gradient = tl.sigmoid(number) - is_target.to(tl.float32)
-    tl.store(at, gradient.to(logits.dtype.element_ty), mask=is_column)
+@triton.jit
+def are_targets(buckets, begin, end, column):
+    """Whether buckets of a head are among those of a row's classes, as 0 and 1."""
+    found = tl.zeros(column.shape, tl.int32)
+    for m in range(begin, end):
+        found |= (tl.load(buckets + m) == column).to(tl.int32)
+    return found
 
 
-@jit
-def softmax_gradient_kernel(
-    logits, buckets, offsets, n_rows, n_outputs, n_buckets, n_heads, n_classes, BLOCK: tl.constexpr
-):
-    """Two passes over the outputs of a head: the second finds them in the cache."""
-    q, head = tl.program_id(0), tl.program_id(1)
-    n, function = q % n_rows, (q // n_rows) * n_heads + head
-    start = logits + q.to(tl.int64) * n_outputs + head * n_buckets
-    of_function = buckets + function.to(tl.int64) * n_classes
-    begin, end = tl.load(offsets + n), tl.load(offsets + n + 1)
-    most = tl.full((BLOCK,), -float("inf"), tl.float32)
-    total = tl.zeros((BLOCK,), tl.float32)
-    n_targets = tl.zeros((BLOCK,), tl.int32)
-    for first in range(0, n_buckets, BLOCK):
-        column = first + tl.arange(0, BLOCK)
-        number = tl.load(start + column, mask=column < n_buckets, other=-float("inf")).to(tl.float32)
-        higher = tl.maximum(most, number)
-        shift = tl.where(higher == -float("inf"), 0.0, higher)
-        total = total * tl.exp(most - shift) + tl.exp(number - shift)
-        most = higher
-        is_target = tl.zeros((BLOCK,), tl.int32)
-        for m in range(begin, end):
-            is_target |= (tl.load(of_function + m) == column).to(tl.int32)
-        n_targets += is_target
-    peak = tl.max(most, axis=0)
-    weight = 1.0 / tl.sum(total * tl.exp(most - peak), axis=0)
-    count = tl.sum(n_targets, axis=0)
-    share = 1.0 / tl.maximum(count, 1).to(tl.float32)
-    weight = tl.where(count > 0, weight, 0.0)
-    for first in range(0, n_buckets, BLOCK):
-        column = first + tl.arange(0, BLOCK)
-        is_column = column < n_buckets
-        number = tl.load(start + column, mask=is_column, other=0.0).to(tl.float32)
-        is_target = tl.zeros((BLOCK,), tl.int32)
-        for m in range(begin, end):
-            is_target |= (tl.load(of_function + m) == column).to(tl.int32)
-        gradient = tl.exp(number - peak) * weight - is_target.to(tl.float32) * share
-        tl.store(start + column, gradient.to(logits.dtype.element_ty), mask=is_column)
-
-
-@jit
-def figures_kernel(
+@triton.jit
+def loss_kernel(
     logits,
     buckets,
     offsets,
@@ -248,9 +175,13 @@ def figures_kernel(
     n_heads,
     n_classes,
     IS_BINARY: tl.constexpr,
+    MEASURES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Of a row and head of a repetition: its loss, and whether its top bucket is a target."""
+    """Of a row and head of a repetition the gradient in place, or its loss and whether its top bucket is a target.
+
+    A second pass over the outputs of a head finds them in the cache.
+    """
     q, head = tl.program_id(0), tl.program_id(1)
     n, function = q % n_rows, (q // n_rows) * n_heads + head
     start = logits + q.to(tl.int64) * n_outputs + head * n_buckets
@@ -262,40 +193,53 @@ def figures_kernel(
     total = tl.zeros((BLOCK,), tl.float32)
     at_targets = tl.zeros((BLOCK,), tl.float32)
     n_targets = tl.zeros((BLOCK,), tl.int32)
-    for first in range(0, n_buckets, BLOCK):
-        column = first + tl.arange(0, BLOCK)
-        number = tl.load(start + column, mask=column < n_buckets, other=-float("inf")).to(tl.float32)
-        is_target = tl.zeros((BLOCK,), tl.int32)
-        for m in range(begin, end):
-            is_target |= (tl.load(of_function + m) == column).to(tl.int32)
-        is_higher = number > most
-        higher = tl.maximum(most, number)
-        if IS_BINARY:  # log(1 + exp(z)), which does not overflow
-            total += tl.maximum(number, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(number)))
-        else:
-            shift = tl.where(higher == -float("inf"), 0.0, higher)
-            total = total * tl.exp(most - shift) + tl.exp(number - shift)
-        at_targets += tl.where(is_target > 0, number, 0.0)
-        n_targets += is_target
-        best = tl.where(is_higher, column, best)
-        is_best_target = tl.where(is_higher, is_target, is_best_target)
-        most = higher
+    if MEASURES or not IS_BINARY:
+        for first in range(0, n_buckets, BLOCK):
+            column = first + tl.arange(0, BLOCK)
+            number = tl.load(start + column, mask=column < n_buckets, other=-float("inf")).to(tl.float32)
+            is_target = are_targets(of_function, begin, end, column)
+            n_targets += is_target
+            higher = tl.maximum(most, number)
+            if IS_BINARY:  # log(1 + exp(z)), which does not overflow
+                total += tl.maximum(number, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(number)))
+            else:
+                shift = tl.where(higher == -float("inf"), 0.0, higher)
+                total = total * tl.exp(most - shift) + tl.exp(number - shift)
+            if MEASURES:
+                at_targets += tl.where(is_target > 0, number, 0.0)
+                best = tl.where(number > most, column, best)
+                is_best_target = tl.where(number > most, is_target, is_best_target)
+            most = higher
     peak = tl.max(most, axis=0)
-    first_best = tl.min(tl.where(most == peak, best, 2147483647), axis=0)  # of equal logits the first, as argmax
-    hit = tl.sum(tl.where(best == first_best, is_best_target, 0), axis=0)
     count = tl.sum(n_targets, axis=0)
-    of_targets = tl.sum(at_targets, axis=0)
-    if IS_BINARY:
-        loss = tl.sum(total, axis=0) - of_targets
+    share = 1.0 / tl.maximum(count, 1).to(tl.float32)
+    if MEASURES:
+        first_best = tl.min(tl.where(most == peak, best, 2147483647), axis=0)  # of equal logits the first, as argmax
+        hit = tl.sum(tl.where(best == first_best, is_best_target, 0), axis=0)
+        if IS_BINARY:
+            loss = tl.sum(total, axis=0) - tl.sum(at_targets, axis=0)
+        else:
+            loss = peak + tl.log(tl.sum(total * tl.exp(most - peak), axis=0))
+            loss = tl.where(count > 0, loss - tl.sum(at_targets, axis=0) * share, 0.0)
+        at = out + (q.to(tl.int64) * n_heads + head) * 2
+        tl.store(at, loss)
+        tl.store(at + 1, hit.to(tl.float32))
     else:
-        loss = peak + tl.log(tl.sum(total * tl.exp(most - peak), axis=0))
-        loss = tl.where(count > 0, loss - of_targets / tl.maximum(count, 1).to(tl.float32), 0.0)
-    at = out + (q.to(tl.int64) * n_heads + head) * 2
-    tl.store(at, loss)
-    tl.store(at + 1, hit.to(tl.float32))
+        if not IS_BINARY:
+            weight = tl.where(count > 0, 1.0 / tl.sum(total * tl.exp(most - peak), axis=0), 0.0)
+        for first in range(0, n_buckets, BLOCK):
+            column = first + tl.arange(0, BLOCK)
+            is_column = column < n_buckets
+            number = tl.load(start + column, mask=is_column, other=0.0).to(tl.float32)
+            is_target = are_targets(of_function, begin, end, column).to(tl.float32)
+            if IS_BINARY:
+                gradient = tl.sigmoid(number) - is_target
+            else:
+                gradient = tl.exp(number - peak) * weight - is_target * share
+            tl.store(start + column, gradient.to(logits.dtype.element_ty), mask=is_column)
 
 
-@jit
+@triton.jit
 def adam_kernel(
     weight,
     half,
@@ -306,20 +250,15 @@ def adam_kernel(
     pace,
     root,
     scale,
-    beta1,
-    gain1,
-    beta2,
-    gain2,
-    epsilon,
     COPIES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     is_number = at < n_numbers
     by = tl.load(gradient + at, mask=is_number, other=0.0).to(tl.float32) * scale
-    m = beta1 * tl.load(mean + at, mask=is_number, other=0.0) + gain1 * by
-    v = beta2 * tl.load(square + at, mask=is_number, other=0.0) + gain2 * by * by
-    after = tl.load(weight + at, mask=is_number, other=0.0) - pace * m / (tl.sqrt(v) * root + epsilon)
+    m = tl.load(mean + at, mask=is_number, other=0.0) * BETA1 + by * GAIN1
+    v = tl.load(square + at, mask=is_number, other=0.0) * BETA2 + by * GAIN2 * by
+    after = tl.load(weight + at, mask=is_number, other=0.0) - pace * m / (tl.sqrt(v) * root + ADAM_EPSILON)
     tl.store(mean + at, m, mask=is_number)
     tl.store(square + at, v, mask=is_number)
     tl.store(weight + at, after, mask=is_number)
@@ -339,22 +278,14 @@ def sparse_forward(
     n_repetitions, n_rows, width = out_RNH.shape
     n_columns = n_repetitions * width
     block = min(triton.next_power_of_2(n_columns), 512)
+    drop = dropout or Dropout(0.0, slots)
+    tensors = (indptr_N1, slots, values, weight_DW, bias_RH.contiguous(), drop.keys_R, out_RNH)
+    numbers = (n_rows, weight_DW.stride(0), width, n_columns, drop.threshold, drop.scale)
     forward_kernel[(n_rows, triton.cdiv(n_columns, block))](
-        indptr_N1,
-        slots,
-        values,
-        weight_DW,
-        bias_RH.contiguous(),
-        slots if dropout is None else dropout.keys_R,
-        out_RNH,
-        n_rows,
-        weight_DW.stride(0),
-        width,
-        n_columns,
-        0 if dropout is None else dropout.threshold,
-        1.0 if dropout is None else dropout.scale,
+        *tensors,
+        *numbers,
         ACTIVATES=dropout is not None,
-        DROPS=dropout is not None and dropout.rate > 0,
+        DROPS=drop.rate > 0,
         ENTRIES=min(16, LOADED // block),
         BLOCK=block,
     )
@@ -364,12 +295,6 @@ def activate(x_RNH: Tensor, out_RNH: Tensor, dropout: Dropout) -> None:
     n = x_RNH[0].numel()
     arguments = (x_RNH.contiguous(), dropout.keys_R, out_RNH, n, dropout.threshold, dropout.scale)
     activate_kernel[(triton.cdiv(n, 1024), len(x_RNH))](*arguments, DROPS=dropout.rate > 0, BLOCK=1024)
-
-
-def activate_backward(gradient_RNH: Tensor, out_RNH: Tensor, factor: float, into_RNH: Tensor) -> None:
-    n = out_RNH.numel()
-    arguments = (gradient_RNH.contiguous(), out_RNH, into_RNH, n, factor)
-    activate_backward_kernel[(triton.cdiv(n, 1024),)](*arguments, BLOCK=1024)
 
 
 def sparse_backward(
@@ -390,26 +315,13 @@ def sparse_backward(
     n_programs = min(N_PROGRAMS, len(columns.features_U))
     if not n_programs:
         return
+    by_feature = (columns.features_U, columns.slots_U, columns.offsets_U1, columns.n_unique)
+    tensors = (columns.rows, columns.values, gradient_RNH.contiguous(), weight_DW, square_DR, keys_R)
+    numbers = (n_rows, width, n_repetitions, weight_DW.stride(0), rate, scale)
     backward_kernel[(n_programs, triton.cdiv(n_repetitions, group))](
-        columns.features_U,
-        columns.slots_U,
-        columns.offsets_U1,
-        columns.n_unique,
-        columns.rows,
-        columns.values,
-        gradient_RNH.contiguous(),
-        weight_DW,
-        square_DR,
-        keys_R,
-        n_rows,
-        width,
-        n_repetitions,
-        weight_DW.stride(0),
-        rate,
-        scale,
-        DECAY,
-        1.0 - DECAY,
-        EPSILON,
+        *by_feature,
+        *tensors,
+        *numbers,
         ENTRIES=max(1, min(16, LOADED // (group * block))),
         GROUP=group,
         BLOCK=block,
@@ -418,16 +330,8 @@ def sparse_backward(
 
 
 def loss_gradient(logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor, n_heads: int, loss: Loss) -> None:
-    n_repetitions, n_rows, n_outputs = logits_RNO.shape
-    n_buckets, n_classes = n_outputs // n_heads, buckets_FM.shape[1]
-    arguments = (logits_RNO, buckets_FM, offsets_N1, n_rows, n_outputs, n_buckets, n_heads, n_classes)
-    if loss is BINARY:
-        block = min(triton.next_power_of_2(n_outputs), 1024)
-        grid = (n_repetitions * n_rows, triton.cdiv(n_outputs, block))
-        binary_gradient_kernel[grid](*arguments, BLOCK=block)
-    elif loss is SOFTMAX:
-        block = min(triton.next_power_of_2(n_buckets), 1024)
-        softmax_gradient_kernel[(n_repetitions * n_rows, n_heads)](*arguments, BLOCK=block)
+    if loss in (BINARY, SOFTMAX):
+        _by_head(logits_RNO, buckets_FM, offsets_N1, logits_RNO, n_heads, loss, MEASURES=False)
     else:
         batched.loss_gradient(logits_RNO, buckets_FM, offsets_N1, n_heads, loss)
 
@@ -435,20 +339,19 @@ def loss_gradient(logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor, n_
 def figures(logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor, n_heads: int, loss: Loss) -> Tensor:
     if loss not in (BINARY, SOFTMAX):
         return batched.figures(logits_RNO, buckets_FM, offsets_N1, n_heads, loss)
+    out_RNJ2 = torch.empty((*logits_RNO.shape[:2], n_heads, 2), device=logits_RNO.device)
+    _by_head(logits_RNO, buckets_FM, offsets_N1, out_RNJ2, n_heads, loss, MEASURES=True)
+    return out_RNJ2.sum((1, 2), dtype=torch.float64)
+
+
+def _by_head(
+    logits_RNO: Tensor, buckets_FM: Tensor, offsets_N1: Tensor, out: Tensor, n_heads: int, loss: Loss, *, MEASURES: bool
+) -> None:
     n_repetitions, n_rows, n_outputs = logits_RNO.shape
     n_buckets = n_outputs // n_heads
-    out_RNJ2 = torch.empty((n_repetitions, n_rows, n_heads, 2), device=logits_RNO.device)
-    sizes = (n_rows, n_outputs, n_buckets, n_heads, buckets_FM.shape[1])
-    figures_kernel[(n_repetitions * n_rows, n_heads)](
-        logits_RNO,
-        buckets_FM,
-        offsets_N1,
-        out_RNJ2,
-        *sizes,
-        IS_BINARY=loss is BINARY,
-        BLOCK=min(triton.next_power_of_2(n_buckets), 1024),
-    )
-    return out_RNJ2.sum((1, 2), dtype=torch.float64)
+    numbers = (n_rows, n_outputs, n_buckets, n_heads, buckets_FM.shape[1])
+    options = {"IS_BINARY": loss is BINARY, "MEASURES": MEASURES, "BLOCK": min(triton.next_power_of_2(n_buckets), 1024)}
+    loss_kernel[(n_repetitions * n_rows, n_heads)](logits_RNO, buckets_FM, offsets_N1, out, *numbers, **options)
 
 
 def adam(
@@ -462,21 +365,6 @@ def adam(
     step: int,
 ) -> None:
     n = weight.numel()
-    adam_kernel[(triton.cdiv(n, 1024),)](
-        weight,
-        weight if half is None else half,
-        gradient.contiguous(),
-        mean,
-        square,
-        n,
-        rate / (1.0 - BETA1**step),
-        (1.0 - BETA2**step) ** -0.5,
-        scale,
-        BETA1,
-        1.0 - BETA1,
-        BETA2,
-        1.0 - BETA2,
-        ADAM_EPSILON,
-        COPIES=half is not None,
-        BLOCK=1024,
-    )
+    tensors = (weight, weight if half is None else half, gradient.contiguous(), mean, square)
+    pace, root = rate / (1.0 - processor.BETA1**step), (1.0 - processor.BETA2**step) ** -0.5
+    adam_kernel[(triton.cdiv(n, 1024),)](*tensors, n, pace, root, scale, COPIES=half is not None, BLOCK=1024)
