@@ -215,14 +215,15 @@ def info(run: Place, verify: bool, trunk: str | None, as_json: bool) -> None:
 
 def _keep_curve(model: MachModel, store: Store, measured: list[dict[str, Any]]) -> None:
     """Store the accuracy by repetitions in the run, where it can be written."""
-    from mach.runs.accuracy import AccuracyCurve
+    from mach.files.records import write_json
+    from mach.runs.run import AccuracyCurve
 
-    kept = [{name: value for name, value in row.items() if value is not None} for row in measured]
+    rows = [{name: value for name, value in row.items() if value is not None} for row in measured]
     with suppress(StorageError):
-        found = AccuracyCurve(
-            fingerprint=store.fingerprint, n_rows=store.n_rows, version=model.classes.version, rows=kept
+        curve = AccuracyCurve(
+            fingerprint=store.fingerprint, n_rows=store.n_rows, version=model.classes.version, rows=rows
         )
-        found.save(model.run)
+        write_json(model.run.curve_file, curve.model_dump())
 
 
 def _reported(parts: Iterable[TopK], n_rows: int, report: Callable[[str, float], None]) -> Iterator[TopK]:

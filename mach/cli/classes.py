@@ -143,16 +143,16 @@ def subset(run: Place, trunk: str | None, name: str, chosen: tuple[str, ...]) ->
 def list_(run: Place, trunk: str | None, everything: bool, history: bool, as_json: bool) -> None:
     """Show what was changed: added, renamed and removed classes."""
     from mach.model.classes.edits import TEXT
+    from mach.model.classes.versions import Versions
+    from mach.runs.run import Run
 
-    editor = _opened(run, trunk).classes
-    edits = editor.edits
-    if history:
-        rows = [
-            {"version": step.version, "of": step.parent, "verb": step.verb, "what": step.what}
-            for step in editor.history()
-        ]
-        summary = f"the version that holds is {edits.version}"
+    if history:  # files alone tell it: no weights are opened, and no trunk is asked for
+        current = Versions(Run.open(run)).current()
+        rows = [{"version": s.version, "of": s.parent, "verb": s.verb, "what": s.what} for s in current.steps]
+        summary = f"the version that holds is {current.version}"
     else:
+        editor = _opened(run, trunk).classes
+        edits = editor.edits
         rows = [row if as_json else row | {"id": str(row["id"])} for row in editor.changes(everything=everything)]
         subsets = "".join(f", subset {name} of {len(members):,}" for name, members in edits.subsets.items())
         n_taught = int((edits.exemplars.kinds_M > TEXT).sum())

@@ -13,7 +13,18 @@ from pydantic import Field
 
 from mach.config import Section
 from mach.errors import StorageError
-from mach.files.places import Place, atomic_file, cache_folder, fetch, is_there, kept, names_in, remove, remove_folder
+from mach.files.places import (
+    Place,
+    atomic_file,
+    cache_folder,
+    fetch,
+    is_there,
+    kept,
+    names_in,
+    remove,
+    remove_folder,
+    sweep,
+)
 from mach.files.records import read_json, write_json
 from mach.files.tensors import map_tensors, write_tensors
 from mach.reranking.settings import FitSettings
@@ -90,7 +101,7 @@ class Parts:
             n_parts = max(MIN_ROW_PARTS, -(-n_rows // ROWS_A_PART))
             bounds = np.unique(np.linspace(0, n_rows, n_parts + 1).astype(int))
             self._write_plan(Plan(fingerprint=self.fingerprint, settings=settings, rows=bounds.tolist()))
-        self.lock_and_log.sweep()
+        sweep(self.lock_and_log.folder)
 
     def cut_classes(self, bounds: list[int]) -> None:
         """Cut the classes at these bounds."""
