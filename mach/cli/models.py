@@ -36,7 +36,8 @@ def evaluate(
 ) -> None:
     """Measure RUN on DATA (the configuration's data.test by default), in percent; re-ranked in the last row."""
     from mach.evaluation.accuracy import evaluate as measure
-    from mach.runs.accuracy import AccuracyCurve
+    from mach.files.records import write_json
+    from mach.runs.run import AccuracyCurve
 
     source = data or model.run.config.data.test
     if source is None:
@@ -45,11 +46,14 @@ def evaluate(
     with progress() as report:
         shares = measure(model, store, ks=tuple(ks), curve=curve, ask=ask, reliability=reliability, report=report)
     if curve and not ask.tail and model.repetitions == model.run.finished():
-        version, known = model.classes.version, [{n: v for n, v in row.items() if v is not None} for row in shares]
+        known = [{name: v for name, v in row.items() if v is not None} for row in shares]
+        about: dict[str, Any] = {
+            "fingerprint": store.fingerprint,
+            "n_rows": store.n_rows,
+            "version": model.classes.version,
+        }
         with suppress(StorageError):  # a run that cannot be written has no curve
-            AccuracyCurve(fingerprint=store.fingerprint, n_rows=store.n_rows, version=version, rows=known).save(
-                model.run
-            )
+            write_json(model.run.curve_file, AccuracyCurve(**about, rows=known).model_dump())
     rows = [{name: 100 * v if isinstance(v, float) else v for name, v in row.items()} for row in shares]
     if not as_json:
         names = [f"{name}@{k}" for name in ("P", "nDCG", "PSP", "recall", "hit") for k in ks]

@@ -9,7 +9,7 @@ import click
 
 from mach.cli.options import ADDRESS, BYTES, JSON, NUMBERS, PLACE, RUN, SET, TRUNK
 from mach.cli.shell import print_rows, print_table, print_values, progress
-from mach.files.places import Place, is_there
+from mach.files.places import Place, is_there, names_in
 
 
 @click.command()
@@ -128,7 +128,8 @@ def status(run: Place, as_json: bool) -> None:
         click.echo(outlook(rows))
         if opened.config.reranking.candidates:
             n_pilots = opened.config.reranking.pilots
-            taught = f", {opened.n_pilots_taught} of {n_pilots} pilots have taught" if n_pilots else ""
+            n_taught = sum(name.startswith("examples") for name in names_in(opened.reranking_folder))
+            taught = f", {n_taught} of {n_pilots} pilots have taught" if n_pilots else ""
             click.echo(f"re-ranker {'finished' if is_there(opened.reranked) else 'not trained yet' + taught}")
 
 

@@ -83,7 +83,7 @@ class QueryReader:
         if values.dtype.kind == "c" or not (np.abs(values) <= np.finfo(np.float32).max).all():
             raise DataError("queries hold NaN or infinity, or values that float32 does not: replace such values first")
         if is_sparse:  # kernels trust that features are in range, each at most once a row
-            least, most = rows.indices.min(initial=0), rows.indices.max(initial=0)
+            least, most = (rows.indices.min(), rows.indices.max()) if rows.nnz else (0, 0)
             if least < 0 or most >= self.n_features:
                 raise DataError(
                     f"queries hold features {least} to {most}, the model takes 0..{self.n_features - 1}: use the same "

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from mach.errors import StorageError
-from mach.files.places import Place, atomic_file, read_bytes
+from mach.files.places import Place, atomic_file, is_there, read_bytes
 
 Content = TypeVar("Content", bound=BaseModel)
 
@@ -52,3 +52,8 @@ def read_json(where: Place, kind: type[Content]) -> Content:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         raise StorageError(f"{where} is damaged: {name or 'it'}: {first['msg'].splitlines()[0]}") from error
+
+
+def find_json(where: Place, kind: type[Content]) -> Content | None:
+    """As `read_json`; None where there is no file."""
+    return read_json(where, kind) if is_there(where) else None

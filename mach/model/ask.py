@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 from mach.errors import ConfigError
 from mach.sketch.answers import TopK
 
-Allowed = (
-    Any  # a mask of all classes, ids, names, the name of a stored subset, or a prepared `mach.sketch.answers.Subset`
-)
+Allowed = Any  # see `Ask`
 
 
 @dataclass(frozen=True)
 class Ask:
-    """The options of a query; they travel from `MachModel.topk` down to the decoder as this one object.
+    """The options of a query, as `MachModel.topk` takes them.
 
     Parameters
     ----------
@@ -26,13 +24,14 @@ class Ask:
         Classes that may be returned: ids or names, a bool array of shape (K,), the name of a stored subset, or what
         ``model.classes.subset`` prepared of these. None allows all.
     budget : int, optional
-        Most trained classes to score a query; then the answer may be approximate.
+        Most trained classes to score a query; then the answer may be approximate, see `MachModel.search`.
     rerank : bool
         Whether the model's re-ranker, if it has one, orders the best classes.
     tail : float
-        Favours rare classes by ``-tail * log(propensity)``.
+        Favours rare classes by ``-tail * log(propensity)``: 0.5 to 1 suit PSP@k (`mach.sketch.terms.tail_terms`).
     repetitions : int, optional
-        Use the first so many repetitions only.
+        Use the first so many of the model's repetitions only: less work a query, less accuracy, as
+        `MachModel.accuracy_curve` tells.
 
     Raises
     ------

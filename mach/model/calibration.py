@@ -17,8 +17,7 @@ from mach.config import Section
 from mach.data.batch import SparseBatch, read_batch, right_of
 from mach.data.store import Store
 from mach.errors import ConfigError
-from mach.files.places import is_there
-from mach.files.records import read_json, write_json
+from mach.files.records import find_json, write_json
 from mach.model.ask import Answer, Ask
 from mach.model.classes.answerer import Answerer
 from mach.model.classes.edits import Edits
@@ -51,7 +50,7 @@ class Calibration(Section):
     @classmethod
     def load(cls, run: Run) -> Self | None:
         """That of a run; None where it has none."""
-        return read_json(run.calibration_file, cls) if is_there(run.calibration_file) else None
+        return find_json(run.calibration_file, cls)
 
 
 def configured_prior(run: Run) -> float | None:
@@ -63,9 +62,8 @@ def configured_prior(run: Run) -> float | None:
 def prior_of(run: Run, calibration: Calibration | None) -> float:
     """Strength of ``log(1 + training rows)`` of a class in plain scores, see `mach.sketch.terms.prior_terms`."""
     configured = configured_prior(run)
-    if configured is not None:
-        return configured
-    return 0.0 if calibration is None else calibration.prior
+    learned = calibration.prior if calibration else 0.0
+    return learned if configured is None else configured
 
 
 def fingerprint(run: Run, repetitions: Sequence[int]) -> str:
@@ -73,17 +71,13 @@ def fingerprint(run: Run, repetitions: Sequence[int]) -> str:
     config = run.config
     digests = [run.repetition(r).summary().weights_digest for r in sorted(repetitions)]
     parts: tuple[Any, ...] = (FORMAT, config.decoding.aggregate, configured_prior(run), digests)
-    if config.reranking.candidates and is_there(run.reranked):
-        done = read_json(run.reranked, Record)
+    if config.reranking.candidates and (done := find_json(run.reranked, Record)):
         parts = (*parts, done.digest, done.weight, done.settings["candidates"])
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
 def calibrate_when_due(run: Run, store: Store) -> Calibration | None:
-    """Calibrate a finished run on its held-out rows, if there are enough and it was not done for these weights.
-
-    The mean of P@1, P@3 and P@5 on these rows chooses the prior of plain scores.
-    """
+    """Calibrate a finished run on its held-out rows, if there are enough and it was not done for these weights."""
     held, finished = held_out(run, store), run.finished()
     if len(finished) < run.config.hashing.repetitions or len(held) < LEAST_ROWS or reranker_is_due(run):
         return None
@@ -97,16 +91,15 @@ def calibrate_when_due(run: Run, store: Store) -> Calibration | None:
         return calibrate(answerer, store, held)
 
 
-def described(found: Calibration) -> str:
+def described(calibration: Calibration) -> str:
     """A line about a calibration: its rows, its prior and its errors."""
-    curves = {"plain": found.plain, "re-ranked": found.reranked}
     parts = [
         f"{name} scores {curve.method}, expected calibration error {100 * curve.ece_before:.1f} % before and "
         f"{100 * curve.ece_after:.1f} % after"
-        for name, curve in curves.items()
+        for name, curve in (("plain", calibration.plain), ("re-ranked", calibration.reranked))
         if curve is not None
     ]
-    return f"calibration by {found.n_rows:,} rows, prior {found.prior:g}: {'; '.join(parts)}"
+    return f"calibration by {calibration.n_rows:,} rows, prior {calibration.prior:g}: {'; '.join(parts)}"
 
 
 def held_out(run: Run, store: Store) -> NDArray[np.int64]:

@@ -54,8 +54,8 @@ class Curve(Section):
 
     def __call__(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities, in the shape of the scores; 0 where a score is -inf, beside an id of -1."""
-        found = _interpolated((np.array(self.scores), np.array(self.probabilities)), scores)
-        return np.where(np.isneginf(scores), 0, found).astype(np.float32)
+        probabilities = np.interp(np.asarray(scores, np.float64), self.scores, self.probabilities)
+        return np.where(np.isneginf(scores), 0, probabilities).astype(np.float32)
 
 
 def reliability(probabilities: NDArray[Any], right: NDArray[np.bool_], n_bins: int = BINS) -> NDArray[np.float64]:
@@ -104,12 +104,11 @@ def fit(scores: NDArray[np.float32], right: NDArray[np.bool_], rows: NDArray[np.
     values, folds = np.asarray(scores, np.float64), rows % FOLDS
     errors = {}
     for name, knots_of in METHODS.items():
-        found = np.empty(len(values))
+        probabilities = np.empty(len(values))
         for fold in np.unique(folds):
             is_held = folds == fold
-            knots = knots_of(values[~is_held], right[~is_held], aggregate)
-            found[is_held] = _interpolated(knots, values[is_held])
-        errors[name] = calibration_error(found, right)
+            probabilities[is_held] = np.interp(values[is_held], *knots_of(values[~is_held], right[~is_held], aggregate))
+        errors[name] = calibration_error(probabilities, right)
     best: Any = min(errors, key=lambda name: errors[name])
     knots = METHODS[best](values, right, aggregate)
     return Curve(
@@ -132,14 +131,14 @@ def isotonic_knots(scores: NDArray[np.float64], right: NDArray[np.bool_], aggreg
     values, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     _, groups = np.unique((np.cumsum(counts) - 1) // GROUP_PAIRS, return_inverse=True)  # equal scores stay together
     n, hits = np.bincount(groups, counts), np.bincount(groups[inverse], right)
-    n_with, hits_with = n.copy(), hits.copy()
-    n_with[0] += 0.5
-    hits_with[0] += 0.5
-    n_with[-1] += 0.5
-    found = isotonic_regression(hits_with / n_with, weights=n_with)
-    begins = found.blocks[:-1]
+    weights = n.copy()
+    weights[0] += 0.5
+    hits[0] += 0.5
+    weights[-1] += 0.5
+    fitted = isotonic_regression(hits / weights, weights=weights)
+    begins = fitted.blocks[:-1]
     means = np.add.reduceat(np.bincount(groups, counts * values), begins) / np.add.reduceat(n, begins)
-    return means, found.x[begins]
+    return means, fitted.x[begins]
 
 
 def beta_knots(scores: NDArray[np.float64], right: NDArray[np.bool_], aggregate: str) -> Knots:
@@ -163,9 +162,9 @@ def beta_knots(scores: NDArray[np.float64], right: NDArray[np.bool_], aggregate:
         return float(np.mean(np.logaddexp(0, margins) - targets * margins)), design.T @ residuals / len(margins)
 
     bounds = [(0, None), (0, None), (None, None)]
-    found = minimize(loss, [1.0, 1.0, 0.0], jac=True, method="L-BFGS-B", bounds=bounds)
+    fitted = minimize(loss, [1.0, 1.0, 0.0], jac=True, method="L-BFGS-B", bounds=bounds)
     knots = np.unique(np.quantile(scores, np.linspace(0, 1, BETA_KNOTS)))
-    probabilities = 0.5 * (1 + np.tanh(features(knots) @ found.x / 2))
+    probabilities = 0.5 * (1 + np.tanh(features(knots) @ fitted.x / 2))
     return knots, np.maximum.accumulate(probabilities)
 
 
@@ -173,7 +172,3 @@ METHODS: dict[str, Callable[[NDArray[np.float64], NDArray[np.bool_], str], Knots
     "isotonic": isotonic_knots,
     "beta": beta_knots,
 }
-
-
-def _interpolated(knots: Knots, scores: NDArray[Any]) -> NDArray[np.float64]:
-    return np.interp(np.asarray(scores, np.float64), *knots)

@@ -12,20 +12,18 @@ from numpy.typing import ArrayLike, NDArray
 from mach.data.queries import is_single
 from mach.data.store import Reference, Store
 from mach.errors import ConfigError, DataError
-from mach.files.records import read_json
+from mach.files.records import find_json, read_json
 from mach.model.ask import DEFAULTS, Allowed, Answer, Ask
 from mach.model.calibration import Calibration, calibrate, fingerprint, prior_of
 from mach.model.classes.answerer import Answerer
-from mach.model.classes.catalogue import Classes
 from mach.model.classes.editor import ClassEditor
 from mach.model.classes.edits import Edits
-from mach.model.classes.versions import Step, Versions
+from mach.model.classes.versions import Versions
 from mach.model.curves import Curve
 from mach.reranking.model import Reranker
 from mach.reranking.record import Record, verify
-from mach.runs.accuracy import AccuracyCurve
 from mach.runs.ensemble import Ensemble
-from mach.runs.run import Run
+from mach.runs.run import AccuracyCurve, Run
 from mach.runs.scorer import Scorer
 
 if TYPE_CHECKING:
@@ -117,21 +115,10 @@ class MachModel:
             Texts only where the model was trained on text. A text or a 1-D array is a single query.
         k : int
             Ids beyond the number of (allowed) classes are -1 with score -inf.
-        allowed : optional
-            Classes that may be returned: ids or names, a bool array of shape (K,), the name of a stored subset, or what
-            ``model.classes.subset`` prepared of these.
-        budget : int, optional
-            Most trained classes to score a query; then the answer may be approximate, see `search`.
-        rerank : bool
-            Whether the model's linear classifiers, if it has any, put the C best classes in their order (see `search`).
-        tail : float
-            Favours rare classes by ``-tail * log(propensity)``: 0.5 to 1 suit PSP@k (see
-            `mach.sketch.terms.tail_terms`).
+        allowed, budget, rerank, tail, repetitions
+            As of `mach.model.ask.Ask`.
         probabilities : bool
             Return calibrated probabilities that each class is right in place of scores, see `probabilities`.
-        repetitions : int, optional
-            Use the first so many of the model's repetitions only: less work a query, less accuracy, as
-            `accuracy_curve` tells.
 
         Returns
         -------
@@ -171,11 +158,9 @@ class MachModel:
     ) -> Answer:
         """As `topk`, with the certificate: whether each answer is exact, and the bound on everything left out.
 
-        With a prior or tail, ``exact_N`` says that no class is better by aggregate and these together.
-
-        Re-ranked, ``exact_N`` says that the candidates are the C (at least k) best classes of the repetitions, and the
-        k returned are the best *of these* by aggregate and classifier together. They are certainly the best of all
-        classes by both where no score exceeds theirs elsewhere: ``scores_Nk[:, -1] >= bound_N``.
+        With a prior or tail, ``exact_N`` says that no class is better by aggregate and these together. Re-ranked, it
+        says that the candidates are the C (at least k) best classes of the repetitions, and the k returned are the best
+        *of these*. They are certainly the best of all classes where ``scores_Nk[:, -1] >= bound_N``.
         """
         return self._answer(queries, k, Ask(allowed, budget, rerank, tail, repetitions))
 
@@ -193,24 +178,24 @@ class MachModel:
         DataError
             When an id is not a class.
         """
-        candidates, answerer, K = np.asarray(ids), self.answerer, self.n_classes
-        if not candidates.size:
-            candidates = candidates.astype(np.int64)
-        if candidates.dtype.kind not in "iu":
-            raise DataError(f"ids are {candidates.dtype}: need integers below {K}; `classes.ids_of` knows names")
-        outside = candidates[(candidates < -1) | (candidates >= K)]
+        given, answerer, K = np.asarray(ids), self.answerer, self.n_classes
+        if not given.size:
+            given = given.astype(np.int64)
+        if given.dtype.kind not in "iu":
+            raise DataError(f"ids are {given.dtype}: need integers below {K}; `classes.ids_of` knows names")
+        outside = given[(given < -1) | (given >= K)]
         if len(outside):
-            raise DataError(f"candidate {outside[0]} is no class: need 0..{K - 1}, or -1 for none")
-        ask, found, begin = Ask(rerank=rerank, tail=tail), [], 0
+            raise DataError(f"id {outside[0]} is no class: need 0..{K - 1}, or -1 for none")
+        ask, parts, begin = Ask(rerank=rerank, tail=tail), [], 0
         for scores in self.ensemble.answered(queries):
             n = len(scores.batch)
-            rows = candidates[begin : begin + n] if candidates.ndim == 2 else np.tile(candidates, (n, 1))
-            found.append(answerer.score(scores, rows, ask))
+            ids_NC = given[begin : begin + n] if given.ndim == 2 else np.tile(given, (n, 1))
+            parts.append(answerer.score(scores, ids_NC, ask))
             begin += n
-        if candidates.ndim == 2 and len(candidates) != begin:
-            raise DataError(f"ids of shape {candidates.shape} for {begin} queries: give a row a query, or one for all")
-        scores_NC = np.concatenate(found)
-        return scores_NC[0] if is_single(queries) and candidates.ndim == 1 else scores_NC
+        if given.ndim == 2 and len(given) != begin:
+            raise DataError(f"ids of shape {given.shape} for {begin} queries: give a row a query, or one for all")
+        scores_NC = np.concatenate(parts)
+        return scores_NC[0] if is_single(queries) and given.ndim == 1 else scores_NC
 
     def bucket_scores(self, queries: Queries) -> NDArray[np.float32]:
         """Bucket probabilities of shape (N, R J, B), float32: what the aggregate turns into class scores.
@@ -243,7 +228,7 @@ class MachModel:
         repair = f"make one by `mach calibrate {path} DATA`, rows that the run was not trained on"
         if made is None:
             raise ConfigError(f"{path} has no calibration, which probabilities need: {repair}")
-        curve = made.plain if not rerank or self.reranker is None else made.reranked
+        curve = made.reranked if rerank and self.reranker else made.plain
         if curve is None or made.fingerprint != self._fingerprint:
             raise ConfigError(f"the calibration of {path} is for other repetitions, weights or settings: {repair}")
         return curve
@@ -256,8 +241,8 @@ class MachModel:
     @property
     def accuracy_curve(self) -> list[dict[str, Any]] | None:
         """Accuracy for the first 1, 2, ... repetitions, as ``mach evaluate`` last measured it; None if it never did."""
-        curve = AccuracyCurve.load(self.run)
-        return None if curve is None else curve.rows
+        curve = find_json(self.run.curve_file, AccuracyCurve)
+        return curve.rows if curve else None
 
     def names(self, ids: ArrayLike) -> list[Any]:
         """Names of classes, in the shape of ``ids``; as ``model.classes.names``."""
@@ -267,22 +252,6 @@ class MachModel:
         """`names`, or None where the model has none."""
         return self.names if self.answerer.catalogue.has_names else None
 
-    def add_classes(self, *arguments: Any, **options: Any) -> NDArray[np.int64]:
-        """As ``model.classes.add``."""
-        return self.classes.add(*arguments, **options)
-
-    def remove_classes(self, classes: Classes) -> None:
-        """As ``model.classes.remove``."""
-        self.classes.remove(classes)
-
-    def upvote(self, queries: Queries, classes: Classes) -> None:
-        """As ``model.classes.upvote``."""
-        self.classes.upvote(queries, classes)
-
-    def undo(self) -> Step:
-        """As ``model.classes.undo``."""
-        return self.classes.undo()
-
     def reference(self) -> Reference:
         """What other rows must agree with to be this model's queries, with added and renamed classes."""
         return Versions(self.run).reference(self.classes.edits)
@@ -291,6 +260,17 @@ class MachModel:
         """What the model is: counts, aggregate, bytes on disk, and what its training reported."""
         manifest, edits = self.run.manifest, self.classes.edits
         done = [self.run.repetition(r).summary() for r in self.repetitions]
+        told: dict[str, Any] = {"reranker_bytes": self.reranker.n_bytes if self.reranker else 0}
+        if self.reranker:
+            record = read_json(self.run.reranked, Record)
+            told |= {
+                "reranker_weights": record.n_weights,
+                "reranker_candidates": self.reranker.candidates,
+                **{f"reranker_{name}": value for name, value in self.reranker.blend.strengths.items()},
+                "reranker_learned": self.reranker.order is not None,
+                "reranker_cpu_seconds": record.cpu_seconds,
+                "reranker_repetitions": record.repetitions,
+            }
         return {
             "path": str(self.run.path),
             "n_classes": self.n_classes,
@@ -316,23 +296,8 @@ class MachModel:
             "peak_worker_bytes": max(summary.peak_memory_bytes for summary in done),
             "peer_bytes": sum(summary.peer_bytes for summary in done),
             "peer_sockets": sum(summary.peer_sockets for summary in done),
-            **self._reranking(),
+            **told,
             "mach_version": manifest.mach_version,
-        }
-
-    def _reranking(self) -> dict[str, Any]:
-        """What the re-ranker is; its bytes grow with K, unlike all others."""
-        if self.reranker is None:
-            return {"reranker_bytes": 0}
-        done = read_json(self.run.reranked, Record)
-        return {
-            "reranker_bytes": self.reranker.n_bytes,
-            "reranker_weights": done.n_weights,
-            "reranker_candidates": self.reranker.candidates,
-            **{f"reranker_{name}": value for name, value in self.reranker.blend.strengths.items()},
-            "reranker_learned": self.reranker.order is not None,
-            "reranker_cpu_seconds": done.cpu_seconds,
-            "reranker_repetitions": done.repetitions,
         }
 
     def verify(self) -> None:

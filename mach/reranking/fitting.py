@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from mach.data.batch import SparseBatch, read_classes, right_of
 from mach.data.kernels.views import N_HASHED
 from mach.data.store import Store
-from mach.files.places import atomic_file, names_in
+from mach.files.places import atomic_file, names_in, sweep
 from mach.files.records import write_json
 from mach.files.tensors import write_tensors
 from mach.reranking.blend import UNTRIED, Blend, Trial, best_of, choose, precisions
@@ -82,7 +82,7 @@ class RerankerTraining:
         """
         wanted = settings or fit_settings(self.config, self.store, self.run.retired)
         self.folder.begin(wanted, len(self.rows), is_given=settings is not None)
-        self.files.sweep()
+        sweep(self.files.folder)
 
     def parts(self, stage: str) -> tuple[range, list[int]]:
         """The parts of a stage, numbered through all stages, and which of them are missing.

@@ -13,7 +13,17 @@ from pydantic import Field
 
 from mach.config import Section
 from mach.errors import StorageError
-from mach.files.places import Place, atomic_file, cache_folder, fetch, is_there, kept, names_in, remove, remove_folder
+from mach.files.places import (
+    Place,
+    atomic_file,
+    cache_folder,
+    fetch,
+    is_there,
+    kept,
+    names_in,
+    remove,
+    remove_folder,
+)
 from mach.files.records import read_json, write_json
 from mach.files.tensors import map_tensors, write_tensors
 from mach.reranking.settings import FitSettings

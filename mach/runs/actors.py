@@ -49,8 +49,18 @@ def serve(
         All nodes see it under the same path or URL.
     repetitions : list of int
         Finished ones; each actor keeps a stretch of them.
-    address, workers, threads, resources, timeout_seconds, start_seconds
-        As of `mach.load`.
+    address : str, optional
+        Head of the Ray cluster, ``host:port``; by default as Ray finds it.
+    workers : int, optional
+        Actors; by default as many as find a place on the cluster, at most one a repetition.
+    threads : int
+        Threads of an actor, and processors that Ray reserves for it.
+    resources : dict, optional
+        Custom Ray resources of an actor.
+    timeout_seconds : float
+        After so long a batch is answered without the actors that have not answered it.
+    start_seconds : float
+        How long to wait for all actors to be ready.
 
     Raises
     ------
@@ -98,24 +108,13 @@ class ScoreServer:
             if fingerprints_of(run) != self._fingerprints:
                 raise ConfigError(f"{self._path} is another run there: give a path or URL that all nodes see alike")
             self._scorer = LocalScorer(run, self._repetitions)
-            self.probabilities(_smallest_batch(run))
+            self.ask("probabilities", _smallest_batch(run))
         except MachError as error:
             raise type(error)(f"{error} (on node {node_name()})") from error
 
-    def probabilities(self, batch: Batch) -> NDArray[np.float32]:
-        """Of shape (N, R', B)."""
-        assert self._scorer is not None
-        return self._scorer.probabilities(batch)[0]
-
-    def sizes(self) -> dict[str, int]:
-        """As `LocalScorer.sizes`."""
-        assert self._scorer is not None
-        return self._scorer.sizes()
-
-    def verify(self) -> None:
-        """As `LocalScorer.verify`."""
-        assert self._scorer is not None
-        self._scorer.verify()
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """What a method of its `LocalScorer` returns."""
+        return getattr(self._scorer, method)(*arguments)
 
 
 @dataclass(eq=False)
@@ -176,7 +175,7 @@ class RemoteScorer:
     ) -> tuple[NDArray[np.float32], tuple[int, ...]]:
         found = self._ask(self._timeout_seconds, "probabilities", batch)
         columns = tuple(c for part, _ in found for c in part.columns)
-        probs_NRB = np.concatenate([probs for _, probs in found], axis=1)
+        probs_NRB = np.concatenate([probs for _, (probs, _) in found], axis=1)
         if n_repetitions is None:
             return probs_NRB, columns
         n_heads = probs_NRB.shape[1] // len(columns)
@@ -238,7 +237,7 @@ class RemoteScorer:
             self._hear()
             self._start_due()
             ready = [(part, part.actor) for part in self._parts if part.actor and not part.pending]
-            calls = [(part, actor, actor.call(method, *arguments)) for part, actor in ready]
+            calls = [(part, actor, actor.call("ask", method, *arguments)) for part, actor in ready]
         deadline = None if timeout_seconds is None else self._clock() + timeout_seconds
         found = []
         for part, actor, call in calls:

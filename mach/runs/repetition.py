@@ -25,7 +25,6 @@ from mach.files.places import (
     local_copy,
     read_bytes,
     remove,
-    sweep,
 )
 from mach.files.records import locked, read_json, write_json
 from mach.files.tensors import local_tensors, write_tensors
@@ -75,8 +74,7 @@ class RepetitionFiles:
     """The files of one repetition, in a folder of this machine or below a URL."""
 
     def __init__(self, folder: Place, repetition: int) -> None:
-        self.repetition = repetition
-        self.folder = folder
+        self.repetition, self.folder = repetition, folder
         self.weights = folder / "weights.safetensors"
         self.start = folder / "start.safetensors"
         self.state = folder / "state.safetensors"
@@ -113,21 +111,12 @@ class RepetitionFiles:
             return False
         return False
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[bool]:
+    def locked(self) -> contextlib.AbstractContextManager[bool]:
         """Try to hold the repetition; yields whether it is ours. The lock falls when its process ends.
 
         Remote folders have no locks, and it is always ours: work that is done twice ends in the same bits.
         """
-        if not isinstance(self.folder, Path):
-            yield True
-            return
-        with locked(self.folder) as is_ours:
-            yield is_ours
-
-    def sweep(self) -> None:
-        """Remove what writers that were killed left behind."""
-        sweep(self.folder)
+        return locked(self.folder) if isinstance(self.folder, Path) else contextlib.nullcontext(True)
 
     def save_weights(self, arrays: Mapping[str, NDArray[Any]]) -> str:
         """Write the weights; return the digest of their bytes."""
@@ -141,7 +130,8 @@ class RepetitionFiles:
     def save_state(self, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
         """Write a checkpoint; behind the DONE of another trainer nothing of it remains."""
         self.save(self.state, arrays, metadata)
-        self._tidy_if_done()
+        if self.is_done:
+            self.tidy()
 
     def save_start(self, weights: Path) -> None:
         """Copy the weights of another run to start from."""
@@ -162,7 +152,8 @@ class RepetitionFiles:
     def write_progress(self, sign: SignOfLife) -> None:
         """Tell whoever looks that and how training goes on."""
         write_json(self.sign, sign.model_dump())
-        self._tidy_if_done()
+        if self.is_done:
+            self.tidy()
 
     def progress(self) -> SignOfLife | None:
         """What the trainer last told; None when nothing is known, as when DONE tells more."""
@@ -246,7 +237,3 @@ class RepetitionFiles:
                 if content := self.local_log.read_bytes():
                     with atomic_file(self.log) as file:
                         file.write(content)
-
-    def _tidy_if_done(self) -> None:
-        if self.is_done:
-            self.tidy()

@@ -14,7 +14,7 @@
     RERANKED            what they were trained from and with, written after them
     calibration.json    probabilities of scores, by rows held out or given (`mach.model.calibration`)
     classes/            CURRENT and 0001.safetensors, ...: changes of the classes since (`mach.model.classes.versions`)
-    curve.json          accuracy with fewer repetitions, as last measured (`mach.runs.accuracy`)
+    curve.json          accuracy with fewer repetitions, as last measured (`AccuracyCurve`)
     reranking/          log.txt, and while they are trained plan.json, finished parts of rows (rows000.safetensors:
                         candidates, int32 (n, C)) and of classes (classes000.safetensors: offsets, features, weights,
                         biases; those of a further set follow its name), and what pilots taught (examples0.safetensors)
@@ -52,7 +52,6 @@ from mach.files.places import (
     is_there,
     kept,
     local_copy,
-    names_in,
     place,
     read_bytes,
     temporary_name,
@@ -90,6 +89,20 @@ class Manifest(Section):
     assignment: dict[str, Any]
 
 
+class AccuracyCurve(Section):
+    """The content of curve.json: how accurate a run is with fewer repetitions, as it was last measured.
+
+    ``rows`` are those of `mach.evaluation.accuracy.evaluate`: one a number of repetitions, then all of them re-ranked;
+    metrics are shares. ``fingerprint`` is of the rows they were measured on, ``version`` that of the classes.
+    """
+
+    format: Literal[1] = 1
+    fingerprint: str
+    n_rows: int
+    version: int
+    rows: list[dict[str, Any]]
+
+
 class Run:
     """A run directory, here or below a URL, opened for reading or training.
 
@@ -99,6 +112,10 @@ class Run:
 
     def __init__(self, path: Place, trunk: Trunk | None = None) -> None:
         self.path, self.trunk = path, trunk
+        self.class_names_file, self.text_folder = path / "class_names.safetensors", path / "text"
+        self.reranker_file, self.reranking_folder = path / "reranker.safetensors", path / "reranking"
+        self.reranked = path / "RERANKED"  # the mark of a finished re-ranker
+        self.calibration_file, self.curve_file = path / "calibration.json", path / "curve.json"
 
     @classmethod
     def open(cls, path: str | Place, trunk: Trunk | None = None) -> Run:
@@ -260,10 +277,6 @@ class Run:
         except (OSError, ValueError, EOFError) as error:
             raise StorageError(f"cannot read {path}: {error}") from error
 
-    @property
-    def class_names_file(self) -> Place:
-        return self.path / "class_names.safetensors"
-
     @cached_property
     def class_names(self) -> ClassNames | None:
         """Names by class, mapped; None where the data had none."""
@@ -282,10 +295,6 @@ class Run:
         """Trained classes by their names, the first of equal ones."""
         names = self.class_names or ()
         return {names[k]: k for k in range(len(names) - 1, -1, -1)}
-
-    @property
-    def text_folder(self) -> Place:
-        return self.path / "text"
 
     @cached_property
     def text_features(self) -> TextFeatures | None:
@@ -326,28 +335,6 @@ class Run:
     def finished(self) -> list[int]:
         """Numbers of the finished repetitions, ascending."""
         return [r for r in range(self.config.hashing.repetitions) if self.repetition(r).is_done]
-
-    @property
-    def reranker_file(self) -> Place:
-        return self.path / "reranker.safetensors"
-
-    @property
-    def reranked(self) -> Place:
-        """The mark of a finished re-ranker."""
-        return self.path / "RERANKED"
-
-    @property
-    def calibration_file(self) -> Place:
-        return self.path / "calibration.json"
-
-    @property
-    def n_pilots_taught(self) -> int:
-        """Pilots whose examples wait for the re-ranker."""
-        return sum(name.startswith("examples") for name in names_in(self.reranking_folder))
-
-    @property
-    def reranking_folder(self) -> Place:
-        return self.path / "reranking"
 
     def load_weights(self, repetition: int, expected: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[Any]]:
         """Map the weights of a finished repetition; those in ``expected`` must be there, of matrices of that shape.

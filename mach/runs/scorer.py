@@ -27,24 +27,18 @@ class Scorer(Protocol):
     ) -> tuple[NDArray[np.float32], tuple[int, ...]]:
         """Bucket probabilities of shape (N, R' J, B), and the ascending positions of the repetitions they are of.
 
-        Of the first ``n_repetitions`` where it is given, of all otherwise.
-
-        A repetition's J hash functions stand one after another. Fewer than all answer only where some are kept in
-        another process, and with a `DegradedWarning`.
+        They are of the first ``n_repetitions`` where it is given, of all otherwise. A repetition's J hash functions
+        stand one after another. Fewer answer only where some are kept in another process, and with a `DegradedWarning`.
         """
-        ...
 
     def sizes(self) -> dict[str, int]:
         """``n_parameters`` and ``weight_bytes``."""
-        ...
 
     def verify(self) -> None:
         """Compare all weights with the digests that training recorded; StorageError where one differs."""
-        ...
 
     def close(self) -> None:
         """Give back what is kept elsewhere."""
-        ...
 
 
 class LocalScorer:

@@ -24,7 +24,7 @@ from mach.data.batch import read_batch, read_targets
 from mach.data.epochs import Epochs
 from mach.data.store import Store
 from mach.errors import MachError, StorageError
-from mach.files.places import HOST
+from mach.files.places import HOST, sweep
 from mach.files.tensors import map_tensors
 from mach.networks.batched import Member
 from mach.networks.inference import stored_weights
@@ -318,7 +318,7 @@ class Trainer:
 
     def _resume(self) -> None:
         with self._storing():
-            self.files.sweep()
+            sweep(self.files.folder)
             if not self.files.is_begun:
                 if self.training.start is not None:
                     assert isinstance(self.network, Network)

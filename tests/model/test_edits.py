@@ -602,17 +602,6 @@ def test_arrays_round_trip(grown: MachModel, tmp_path: Path):
     assert (read.names, dict(read.renamed)) == (edits.names, dict(edits.renamed))
 
 
-def test_a_model_has_short_names_for_common_edits(run: Path):
-    model = load(run)
-    (added,) = model.add_classes("new", [rows_of_new(0, 3, 0)])
-    rows, _ = planted_queries(1, seed=1)
-    model.upvote(rows, [added])
-    assert model.topk(rows, 1)[0].tolist() == [[added]]
-    model.remove_classes("new")
-    assert added not in model.topk(rows, 50)[0]
-    assert [model.undo().verb for _ in range(3)] == ["remove", "upvote", "add"]
-
-
 def test_what_cannot_be_meant_is_refused(grown: MachModel):
     version, mask = grown.classes.version, np.zeros(grown.n_classes, int)
     with pytest.raises(DataError, match="give a mask as bool"):

@@ -21,8 +21,8 @@ from pydantic import Field
 from mach.config import Section
 from mach.data.store import ClassNames, Reference
 from mach.errors import ConfigError, StorageError
-from mach.files.places import Place, atomic_file, is_there, sweep
-from mach.files.records import locked, read_json, write_json
+from mach.files.places import Place, atomic_file, sweep
+from mach.files.records import find_json, locked, write_json
 from mach.files.tensors import digest_of, local_tensors, map_tensors, write_tensors
 from mach.model.classes.edits import FORMAT, Edits
 from mach.runs.run import Run
@@ -67,8 +67,7 @@ class Versions:
 
     def current(self) -> Current:
         """Which version holds, version 0 where nothing was ever changed; a StorageError when CURRENT is damaged."""
-        where = self.folder / "CURRENT"
-        return read_json(where, Current) if is_there(where) else Current()
+        return find_json(self.folder / "CURRENT", Current) or Current()
 
     def load(self, version: int | None = None, current: Current | None = None) -> Edits:
         """A version, by default the one that holds; mapped.
