@@ -53,7 +53,9 @@ def evaluate(
             "version": model.classes.version,
         }
         with suppress(StorageError):  # a run that cannot be written has no curve
-            write_json(model.run.curve_file, AccuracyCurve(**about, rows=known).model_dump())
+            write_json(
+                model.run.curve_file, AccuracyCurve(**about, version=model.classes.version, rows=known).model_dump()
+            )
     rows = [{name: 100 * v if isinstance(v, float) else v for name, v in row.items()} for row in shares]
     if not as_json:
         names = [f"{name}@{k}" for name in ("P", "nDCG", "PSP", "recall", "hit") for k in ks]
