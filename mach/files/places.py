@@ -251,9 +251,7 @@ def kept(path: Path, make: Callable[[Path], None]) -> Path:
         if path.exists():
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(f".{path.name}.lock")
-        with lock.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with _alone(path.with_name(f".{path.name}.lock")):
             if not path.exists():
                 sweep(path.parent)
                 temporary = temporary_name(path)
@@ -263,10 +261,31 @@ def kept(path: Path, make: Callable[[Path], None]) -> Path:
                     flush_to_disk(path.parent)
                 finally:
                     _discard(temporary)
-            lock.unlink(missing_ok=True)  # whoever waits for it will see that the path exists
     except OSError as error:
         raise StorageError(f"cannot keep {error.filename} in {path.parent}: {error.strerror or error}") from error
     return path
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Hold a lock file, which is removed afterwards; whoever waited for a removed one takes the next."""
+    while True:
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_open_at(lock, file.fileno()):
+                continue
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def _is_open_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def sweep(folder: Place) -> None:
