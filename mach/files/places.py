@@ -194,7 +194,10 @@ def local_copy(where: Place) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="mach-") as folder:
         file = Path(folder) / where.name
-        fetch(where, file)
+        try:
+            fetch(where, file)
+        except OSError as error:
+            raise StorageError(f"cannot read {where}: {error.strerror}") from error
         yield file
 
 

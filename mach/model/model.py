@@ -205,7 +205,7 @@ class MachModel:
         parts = [np.empty((0, self.assignment.n_repetitions, self.n_buckets), np.float32)]
         for _, probs_NRB, columns in self.ensemble.answered(queries):
             parts.append(np.full((len(probs_NRB), *parts[0].shape[1:]), np.nan, np.float32))
-            parts[-1][:, self.ensemble.functions(columns)] = probs_NRB
+            parts[-1][:, self.run.functions(columns)] = probs_NRB
         return np.concatenate(parts)
 
     def probabilities(
@@ -291,7 +291,7 @@ class MachModel:
             "calibrated_rows": self.calibration.n_rows if self.calibration else 0,
             "has_class_names": self.run.class_names is not None,
             "takes_text": self.run.text_features is not None,
-            **self.ensemble.sizes(),
+            **self.ensemble.scorer.sizes(),
             "worker_seconds": round(sum(summary.worker_seconds for summary in done), 1),
             "peak_worker_bytes": max(summary.peak_memory_bytes for summary in done),
             "peer_bytes": sum(summary.peer_bytes for summary in done),
@@ -308,7 +308,7 @@ class MachModel:
         StorageError
             When a file has changed since.
         """
-        self.ensemble.verify()
+        self.ensemble.scorer.verify()
         verify(self.run)
 
     def parse(self, line: str) -> Any:

@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -57,7 +56,7 @@ class BatchedNetwork:
 
     Notes
     -----
-    Zero until every repetition was adopted. Deterministic on a device.
+    Weights are 0 until every repetition is adopted. Deterministic on a device.
     """
 
     def __init__(
@@ -73,7 +72,8 @@ class BatchedNetwork:
         self.device, self.loss = torch.device(device), like.loss
         self.n_repetitions, self.dropout, self.view = n_repetitions, config.dropout, like.view
         self.n_steps = like.n_steps
-        self.kernels = _kernels(self.device)
+        kernels = "triton_batched" if self.device.type == "cuda" and find_spec("triton") else "batched"
+        self.kernels = import_module(f"mach.networks.kernels.{kernels}")
         self.dtype = torch.bfloat16 if like.is_half else torch.float32
         shapes = {name: array.shape for name, array in like.state().items() if name != "n_steps"}
         n_features, self.width = shapes.pop(INPUT)
@@ -107,8 +107,6 @@ class BatchedNetwork:
         The assignments hold the J functions of their repetition; all are universal, or all are tables.
         """
         member = Member(self, len(self._seeds))
-        if network.n_steps != self.n_steps or len(self._seeds) == self.n_repetitions:
-            raise ValueError(f"step {network.n_steps} of repetition {member.index}, others are at {self.n_steps}")
         self._assignments.append(assignment)
         self._seeds.append(network.seed)
         member.load_state(network.state())
@@ -286,12 +284,6 @@ class Member:
         tensors = {INPUT: weight_DW[:, self._columns], SQUARE: square_DR[:, self.index]}
         tensors |= {name: tensor[self.index] for name, tensor in self.network.tensors.items()}
         return {n: array_of(t.contiguous().cpu()) for n, t in tensors.items() if n.startswith(prefix)}
-
-
-def _kernels(device: torch.device) -> ModuleType:
-    """Triton's on CUDA where it is installed, else those of tensor operations."""
-    name = "triton_batched" if device.type == "cuda" and find_spec("triton") else "batched"
-    return import_module(f"mach.networks.kernels.{name}")
 
 
 def buckets_on(device: torch.device, assignments: Sequence[Assignment]) -> Callable[[Tensor], Tensor]:

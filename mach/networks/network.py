@@ -204,9 +204,8 @@ class Network:
             if name == "input.weight" and self.input is not None:
                 self.input.load(stored)
             else:
-                is_matrix = stored[name].ndim == 2
-                array = wide_matrix(stored, name.removesuffix(".weight")) if is_matrix else stored[name]
-                tensor.copy_(torch.from_numpy(np.array(array)))
+                layer, is_matrix = name.removesuffix(".weight"), stored[name].ndim == 2
+                tensor.copy_(torch.from_numpy(np.array(wide_matrix(stored, layer) if is_matrix else stored[name])))
         if self.output is not None:
             self.output.renew()
 

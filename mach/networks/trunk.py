@@ -1,7 +1,7 @@
 """The trunk of a user's own: a class that only the caller may name, since to import a name is to run code.
 
-What a folder or a configuration file says of it (``network.trunk``) is never imported. It is compared with what the
-caller passed, as ``trunk=`` in Python or ``--trunk`` in a shell, and that is imported.
+What a folder or a file names (``network.trunk``) is never imported. It is compared with what the caller passed, as
+``trunk=`` in Python or ``--trunk`` in a shell, and that is imported.
 """
 
 from __future__ import annotations

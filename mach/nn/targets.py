@@ -40,10 +40,7 @@ def one_a_row(target: Target, n_rows: int, n_classes: int) -> Tensor:
 
 
 def pairs(target: Target, n_rows: int, n_classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Row and class of every target, int64 of shape (M,), by ascending row and class, each once.
-
-    A DataError where the target is none of the forms of `MACHHead.forward`, or names no class.
-    """
+    """Row and class of every target, int64 of shape (M,), by ascending row and class, each once."""
     if isinstance(target, tuple) and len(target) == 2 and all(isinstance(part, Tensor) for part in target):
         rows_M, classes_M = _of_bag(target[0].to(device), target[1].to(device), n_rows, n_classes)
     else:

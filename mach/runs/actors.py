@@ -132,22 +132,10 @@ class _Part:
 
 
 class RemoteScorer:
-    """Asks the actors that keep the weights; a `mach.runs.scorer.Scorer`, made by `serve`.
+    """Asks the actors that keep the weights; a `mach.runs.scorer.Scorer`, made by `serve`, with its arguments.
 
-    Parameters
-    ----------
-    cluster : Cluster
-        Closed together with the scorer.
-    run : Run
-    repetitions : list of int
-    n_workers : int
-        At most one a repetition.
-    resources : Resources
-        Of an actor.
-    timeout_seconds : float
-        After so long a batch is answered without the actors that have not answered it.
-    clock : callable
-        Seconds that only grow.
+    The cluster is closed together with the scorer. There is at most one worker a repetition; ``resources`` are those of
+    an actor, and ``clock`` gives seconds that only grow.
     """
 
     def __init__(
@@ -166,16 +154,15 @@ class RemoteScorer:
         self._timeout_seconds, self._clock = timeout_seconds, clock
         self._lock = Lock()  # of the parts; never held while an answer is waited for
         self._is_closed = False
-        stretches = np.array_split(np.arange(len(repetitions)), n_workers)
-        self._parts = [_Part(tuple(stretch.tolist())) for stretch in stretches]
+        self._parts = [_Part(tuple(part.tolist())) for part in np.array_split(np.arange(len(repetitions)), n_workers)]
         self._start_due()
 
     def probabilities(
         self, batch: Batch, n_repetitions: int | None = None
     ) -> tuple[NDArray[np.float32], tuple[int, ...]]:
-        found = self._ask(self._timeout_seconds, "probabilities", batch)
-        columns = tuple(c for part, _ in found for c in part.columns)
-        probs_NRB = np.concatenate([probs for _, (probs, _) in found], axis=1)
+        answers = self._ask(self._timeout_seconds, "probabilities", batch)
+        columns = tuple(c for part, _ in answers for c in part.columns)
+        probs_NRB = np.concatenate([probs for _, (probs, _) in answers], axis=1)
         if n_repetitions is None:
             return probs_NRB, columns
         n_heads = probs_NRB.shape[1] // len(columns)
@@ -188,8 +175,8 @@ class RemoteScorer:
         return np.ascontiguousarray(probs_NRB[:, : len(columns) * n_heads]), columns
 
     def sizes(self) -> dict[str, int]:
-        found = [sizes for _, sizes in self._ask(self._timeout_seconds, "sizes")]
-        return {name: sum(sizes[name] for sizes in found) for name in found[0]}
+        parts = [sizes for _, sizes in self._ask(self._timeout_seconds, "sizes")]
+        return {name: sum(sizes[name] for sizes in parts) for name in parts[0]}
 
     def verify(self) -> None:
         self._ask(None, "verify")  # it takes as long as reading all files
@@ -205,13 +192,7 @@ class RemoteScorer:
         self._cluster.close()
 
     def wait_for_start(self, seconds: float) -> None:
-        """Until every actor is ready or has failed, or time is over; warns of those that are not ready.
-
-        Raises
-        ------
-        IncompleteRunError
-            When none is.
-        """
+        """Wait until every actor is ready or has failed, or time is over; IncompleteRunError when none is ready."""
         deadline = self._clock() + seconds
         while (pending := [part.pending for part in self._parts if part.pending]) and self._clock() < deadline:
             self._cluster.wait(pending, deadline - self._clock())
@@ -224,13 +205,7 @@ class RemoteScorer:
             self._warn(silent)
 
     def _ask(self, timeout_seconds: float | None, method: str, *arguments: Any) -> list[tuple[_Part, Any]]:
-        """Call a method of all actors that are ready; what they returned, of those that did so in time.
-
-        Raises
-        ------
-        IncompleteRunError
-            When there is none.
-        """
+        """What a method returned of all actors that are ready, and did so in time; IncompleteRunError for none."""
         with self._lock:
             if self._is_closed:
                 raise ConfigError(f"the model of {self._path} is closed: load it again")
@@ -239,7 +214,7 @@ class RemoteScorer:
             ready = [(part, part.actor) for part in self._parts if part.actor and not part.pending]
             calls = [(part, actor, actor.call("ask", method, *arguments)) for part, actor in ready]
         deadline = None if timeout_seconds is None else self._clock() + timeout_seconds
-        found = []
+        answers = []
         for part, actor, call in calls:
             try:
                 answer = call.result(None if deadline is None else max(deadline - self._clock(), GRACE_SECONDS))
@@ -250,12 +225,12 @@ class RemoteScorer:
                     self._lost(part, actor, str(error))
             else:
                 part.has_answered = True
-                found.append((part, answer))
-        if len(found) < len(self._parts):
+                answers.append((part, answer))
+        if len(answers) < len(self._parts):
             with self._lock:
                 self._start_due()
-            self._warn([part for part in self._parts if part not in [answering for answering, _ in found]])
-        return found
+            self._warn([part for part in self._parts if part not in [answering for answering, _ in answers]])
+        return answers
 
     def _warn(self, silent: list[_Part]) -> None:
         """Tell which repetitions do not answer; an error if none does."""

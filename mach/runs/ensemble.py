@@ -98,14 +98,6 @@ class Ensemble:
         """End the actors that keep the weights; nothing to do where this process does."""
         self.scorer.close()
 
-    def sizes(self) -> dict[str, int]:
-        """``n_parameters`` and ``weight_bytes``."""
-        return self.scorer.sizes()
-
-    def verify(self) -> None:
-        """Compare all weights with the digests that training recorded; StorageError where one differs."""
-        self.scorer.verify()
-
     @cached_property
     def reader(self) -> QueryReader:
         """What queries may be."""
@@ -173,13 +165,10 @@ class Ensemble:
         for _, probs_NRB, columns in self.answered(queries):
             yield self.topk(probs_NRB, columns, k)
 
-    def functions(self, columns: tuple[int, ...]) -> list[int]:
-        """Hash functions of the repetitions at these positions, as places among those of `assignment`."""
-        return self.run.functions(columns)
-
     def _make_decoder(self, columns: tuple[int, ...]) -> Decoder:
         is_all = len(columns) == self.n_repetitions
-        return Decoder(self.assignment if is_all else self.assignment.select(self.functions(columns)), self.aggregate)
+        assignment = self.assignment if is_all else self.assignment.select(self.run.functions(columns))
+        return Decoder(assignment, self.aggregate)
 
     @cached_property
     def _widest(self) -> int:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from mach.files.places import (
     atomic_file,
     cache_folder,
     is_there,
-    local_copy,
     read_bytes,
     remove,
 )
@@ -139,15 +138,6 @@ class RepetitionFiles:
             self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(self.start) as file, weights.open("rb") as source:
             shutil.copyfileobj(source, file, 2**24)
-
-    @contextlib.contextmanager
-    def local_file(self, where: Place) -> Iterator[Path]:
-        """The checkpoint, or the weights to start from, as a file of this machine, for the length of the block."""
-        try:
-            with local_copy(where) as file:
-                yield file
-        except OSError as error:
-            raise StorageError(f"cannot read {where}: {error.strerror}") from error
 
     def write_progress(self, sign: SignOfLife) -> None:
         """Tell whoever looks that and how training goes on."""

@@ -13,11 +13,11 @@ import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 _TCP_INFO_BYTES_ACKED, _TCP_INFO_BYTES_RECEIVED = 120, 128  # offsets in Linux's struct tcp_info
 _listeners: list[PeerTraffic] = []
-_hooked = False
 
 
 class PeerTraffic:
@@ -30,25 +30,16 @@ class PeerTraffic:
     """
 
     def __init__(self) -> None:
-        self.n_sockets = 0
-        self._depth = 0  # a worker's counter spans its life, and each repetition enters it again
-        self._n_pauses = 0
+        self.n_sockets = self._n_pauses = 0
         self._alive: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
     def __enter__(self) -> PeerTraffic:
-        global _hooked  # noqa: PLW0603 - an audit hook can never be removed, so there is one a process
-        if not _hooked:
-            sys.addaudithook(_notice)
-            _hooked = True
-        self._depth += 1
-        if self._depth == 1:
-            _listeners.append(self)
+        _listen()
+        _listeners.append(self)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            _listeners.remove(self)
+        _listeners.remove(self)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -63,6 +54,11 @@ class PeerTraffic:
     def n_bytes(self) -> int:
         """Bytes sent and received so far over the noted sockets that are still open."""
         return sum(_tcp_bytes(peer) for peer in self._alive)
+
+
+@cache
+def _listen() -> None:
+    sys.addaudithook(_notice)  # it can never be removed, so there is one a process
 
 
 def _notice(event: str, arguments: tuple[Any, ...]) -> None:

@@ -22,6 +22,7 @@ from mach.config import HostMemory
 from mach.data.store import Store
 from mach.data.transfer import fetch_store
 from mach.errors import MachError
+from mach.files.places import local_copy
 from mach.files.tensors import map_tensors
 from mach.networks.batched import BatchedNetwork, can_be_batched
 from mach.networks.feed import Feed
@@ -139,7 +140,7 @@ def _groups(unit: list[RepetitionFiles]) -> list[list[RepetitionFiles]]:
             continue
         standing = None
         if files.is_begun:
-            with files.local_file(files.state) as file:
+            with local_copy(files.state) as file:
                 arrays, metadata = map_tensors(file)
                 standing = (int(arrays["n_steps"][0]), json.loads(metadata["notes"]).get("order", files.repetition))
         groups.setdefault(standing, []).append(files)

@@ -24,7 +24,7 @@ from mach.data.batch import read_batch, read_targets
 from mach.data.epochs import Epochs
 from mach.data.store import Store
 from mach.errors import MachError, StorageError
-from mach.files.places import HOST, sweep
+from mach.files.places import HOST, local_copy, sweep
 from mach.files.tensors import map_tensors
 from mach.networks.batched import Member
 from mach.networks.inference import stored_weights
@@ -322,11 +322,11 @@ class Trainer:
             if not self.files.is_begun:
                 if self.training.start is not None:
                     assert isinstance(self.network, Network)
-                    with self.files.local_file(self.files.start) as file:
+                    with local_copy(self.files.start) as file:
                         self.network.load_weights(map_tensors(file)[0])
                 return
             try:
-                with self.files.local_file(self.files.state) as file:
+                with local_copy(self.files.state) as file:
                     arrays, metadata = map_tensors(file)
                     self.network.load_state(arrays)
                     self.best = {name[len(BEST) :]: a.copy() for name, a in arrays.items() if name.startswith(BEST)}

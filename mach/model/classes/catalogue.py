@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -74,7 +74,7 @@ class Catalogue:
         """The name of a class; its number where trained classes have none."""
         return self.edits.name(k, self.run.class_names)
 
-    def names(self, ids: ArrayLike) -> list[Any]:
+    def names(self, ids: ArrayLike) -> Any:
         """Names of classes, in the shape of ``ids`` as nested lists; padding (-1) gives None."""
         if not self.has_names:
             raise DataError("the run has no class names: set data.class_names when training, or use ids")
@@ -82,8 +82,8 @@ class Catalogue:
         outside = [int(k) for k in np.ravel(ids) if not -1 <= k < K]
         if outside:
             raise DataError(f"class {outside[0]} is none of the {K} classes 0..{K - 1}")
-        nested: list[Any] = _nested(np.asarray(ids), lambda k: self.name(k) if k >= 0 else None)
-        return nested
+        names = np.frompyfunc(lambda k: self.name(int(k)) if k >= 0 else None, 1, 1)(np.asarray(ids))
+        return names.tolist() if np.ndim(ids) else names
 
     def id_of(self, name: str) -> int | None:
         """The class of a name, the first of equal ones; None where there is none."""
@@ -139,26 +139,18 @@ class Catalogue:
         else:
             found = []
             for k in given:
-                if isinstance(k, str):
-                    known = self.id_of(k)
-                    if known is None:
-                        raise DataError(f"there is no class named {k!r}: see `mach classes list --all RUN`")
-                    found.append(known)
-                elif isinstance(k, int | np.integer) and not isinstance(k, bool):
-                    found.append(int(k))
-                else:
+                named = self.id_of(k) if isinstance(k, str) else k
+                if named is None:
+                    raise DataError(f"there is no class named {k!r}: see `mach classes list --all RUN`")
+                if not isinstance(named, int | np.integer) or isinstance(named, bool):
                     raise DataError(f"class {k!r}: need ids or names")
+                found.append(int(named))
             ids = np.array(found, np.int64)
         outside = ids[(ids < 0) | (ids >= K)]
         if len(outside):
             raise DataError(f"class {outside[0]} is none of the {K} classes 0..{K - 1}")
-        gone = ids[self.edits.is_removed(ids)]
-        if drop_removed:
-            return ids[~self.edits.is_removed(ids)]
-        if len(gone):
-            raise DataError(f"class {gone[0]} ({self.name(int(gone[0]))}) has been removed: undo brings it back")
-        return ids
-
-
-def _nested(ids: NDArray[Any], name: Callable[[int], Any]) -> Any:
-    return name(int(ids)) if ids.ndim == 0 else [_nested(part, name) for part in ids]
+        is_removed = self.edits.is_removed(ids)
+        if is_removed.any() and not drop_removed:
+            k = int(ids[is_removed][0])
+            raise DataError(f"class {k} ({self.name(k)}) has been removed: undo brings it back")
+        return ids[~is_removed]

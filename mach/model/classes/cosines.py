@@ -24,18 +24,9 @@ def resembling(
 ) -> tuple[Array, Array, Array]:
     """Pairs of query and exemplar whose cosine is at least ``least``, which is above 0: the ``most`` closest a query.
 
-    Equal cosines at the edge are all taken.
-
-    Parameters
-    ----------
-    csr : indptr, indices, values
-        Queries.
-    features, offsets, postings, values : int32, int64, int32 and float32 arrays
-        The features of all exemplars, ascending; ``postings[offsets[i] : offsets[i + 1]]`` are the exemplars that have
-        feature ``features[i]``, with their values. Exemplars have length 1.
-    least : float
-    most : int
-    n_exemplars : int
+    Equal cosines at the edge are all taken. ``csr`` are indptr, indices and values of the queries. ``features`` of all
+    exemplars ascend; ``postings[offsets[i] : offsets[i + 1]]`` are the exemplars that have ``features[i]``, with their
+    ``values``. Exemplars have length 1.
 
     Returns
     -------

@@ -113,14 +113,14 @@ class Exemplars:
             floors_N = np.full(len(batch), least, np.float32)
             if most < len(self):
                 floors_N = np.maximum(floors_N, np.partition(cosines_NM, -most, axis=1)[:, -most])
-            rows, found = np.nonzero(cosines_NM >= floors_N[:, None])
-            return Pairs(rows, found, cosines_NM[rows, found])
+            rows, exemplars = np.nonzero(cosines_NM >= floors_N[:, None])
+            return Pairs(rows, exemplars, cosines_NM[rows, exemplars])
         from mach.model.classes.cosines import resembling
 
         assert isinstance(batch, SparseBatch)
         csr = (batch.indptr, batch.indices, batch.values)
-        indptr, found, cosines = resembling(csr, *self._inverted, least, most, len(self))
-        return Pairs(np.repeat(np.arange(len(batch)), np.diff(indptr)), found.astype(np.int64), cosines)
+        indptr, exemplars, cosines = resembling(csr, *self._inverted, least, most, len(self))
+        return Pairs(np.repeat(np.arange(len(batch)), np.diff(indptr)), exemplars.astype(np.int64), cosines)
 
     @cached_property
     def _inverted(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -208,8 +208,7 @@ class Edits:
 
     def is_removed(self, ids: ArrayLike) -> NDArray[np.bool_]:
         """Whether classes have been removed, in the shape of the ids."""
-        is_removed: NDArray[np.bool_] = np.isin(np.asarray(ids), self.removed)
-        return is_removed
+        return np.isin(np.asarray(ids), self.removed)
 
     def buckets(self, functions: Sequence[int], n_buckets: int) -> NDArray[np.uint32]:
         """Buckets of the added classes by some hash functions, shape (n, A); hashed where they have not been placed."""
@@ -221,9 +220,8 @@ class Edits:
 
     def extended(self, names: Sequence[str], table_FA: NDArray[np.uint32], counts_A: NDArray[np.int64]) -> Edits:
         """With further classes."""
-        table = np.concatenate([self.table_FA, table_FA], axis=1)
-        counts = np.concatenate([self.counts_A, counts_A])
-        return replace(self, names=(*self.names, *names), table_FA=table, counts_A=counts)
+        table_FA, counts_A = np.hstack([self.table_FA, table_FA]), np.hstack([self.counts_A, counts_A])
+        return replace(self, names=(*self.names, *names), table_FA=table_FA, counts_A=counts_A)
 
     def without(self, ids: NDArray[np.int64]) -> Edits:
         """With some more classes removed, and what was known of them forgotten but for their ids and names."""
@@ -236,13 +234,8 @@ class Edits:
         """With another name of a class."""
         if k < self.n_trained:
             return replace(self, renamed={**self.renamed, k: name})
-        names = list(self.names)
-        names[k - self.n_trained] = name
-        return replace(self, names=tuple(names))
-
-    def shown(self, exemplars: Exemplars) -> Edits:
-        """With further exemplars."""
-        return replace(self, exemplars=self.exemplars.and_also(exemplars))
+        a = k - self.n_trained
+        return replace(self, names=(*self.names[:a], name, *self.names[a + 1 :]))
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """All of it as arrays for a file; `from_arrays` reads them."""
@@ -255,15 +248,12 @@ class Edits:
             "renamed": np.array(list(self.renamed), np.int64),
         }
         for prefix, texts in (("names", self.names), ("renamed", self.renamed.values())):
-            stored = ClassNames.of(texts)
-            arrays |= {f"{prefix}.offsets": stored.offsets, f"{prefix}.utf8": stored.utf8}
+            encoded = ClassNames.of(texts)
+            arrays |= {f"{prefix}.offsets": encoded.offsets, f"{prefix}.utf8": encoded.utf8}
         if len(self.exemplars):
-            arrays |= {
-                "exemplars.classes": self.exemplars.classes_M,
-                "exemplars.kinds": self.exemplars.kinds_M,
-                "exemplars.lifts": self.exemplars.lifts_M2,
-            }
-            arrays |= {f"exemplars.{name}": np.asarray(array) for name, array in vars(self.exemplars.batch).items()}
+            shown = self.exemplars
+            stored = {"classes": shown.classes_M, "kinds": shown.kinds_M, "lifts": shown.lifts_M2, **vars(shown.batch)}
+            arrays |= {f"exemplars.{name}": np.asarray(array) for name, array in stored.items()}
         return arrays | {f"subset.{name}": members for name, members in self.subsets.items()}
 
     @classmethod

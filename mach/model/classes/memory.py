@@ -108,7 +108,7 @@ class ExemplarMemory:
         mode: int,
     ) -> NDArray[np.float32]:
         """Scores of pairs of query and added class, without lifts: the formula of this module, in plain numpy."""
-        functions, aggregate = self.ensemble.functions(scores.columns), self.ensemble.aggregate
+        functions, aggregate = self.ensemble.run.functions(scores.columns), self.ensemble.aggregate
         buckets_RP = self.table_RA[functions][:, ids - self.edits.n_trained]
         values_NRB = transform(scores.probs_NRB, aggregate)
         values_RP = values_NRB[rows, np.arange(len(functions))[:, None], buckets_RP]
@@ -171,7 +171,7 @@ class ExemplarMemory:
         return np.where(is_lifted, scores_NC + resemblance.lifts[at], scores_NC).astype(np.float32)
 
     def _make_decoder(self, columns: tuple[int, ...]) -> Decoder:
-        table_RA = self.table_RA[self.ensemble.functions(columns)]
+        table_RA = self.table_RA[self.ensemble.run.functions(columns)]
         return Decoder(TableAssignment.from_table(table_RA, self.ensemble.n_buckets), self.ensemble.aggregate)
 
 

@@ -87,7 +87,7 @@ def lifted(answerer: Answerer, edits: Edits, exemplars: Exemplars, rank: int, sc
             known.lifts_M2[:M, mode] = lifts_M2[:, mode]
     if answerer.reranker is None:
         lifts_M2[:, RERANKED] = lifts_M2[:, PLAIN]
-    return edits.shown(replace(exemplars, lifts_M2=lifts_M2))
+    return replace(edits, exemplars=edits.exemplars.and_also(replace(exemplars, lifts_M2=lifts_M2)))
 
 
 def loads(answerer: Answerer) -> NDArray[np.int64]:
