@@ -47,15 +47,11 @@ def evaluate(
         shares = measure(model, store, ks=tuple(ks), curve=curve, ask=ask, reliability=reliability, report=report)
     if curve and not ask.tail and model.repetitions == model.run.finished():
         known = [{name: v for name, v in row.items() if v is not None} for row in shares]
-        about: dict[str, Any] = {
-            "fingerprint": store.fingerprint,
-            "n_rows": store.n_rows,
-            "version": model.classes.version,
-        }
+        curve_of_now = AccuracyCurve(
+            fingerprint=store.fingerprint, n_rows=store.n_rows, version=model.classes.version, rows=known
+        )
         with suppress(StorageError):  # a run that cannot be written has no curve
-            write_json(
-                model.run.curve_file, AccuracyCurve(**about, version=model.classes.version, rows=known).model_dump()
-            )
+            write_json(model.run.curve_file, curve_of_now.model_dump())
     rows = [{name: 100 * v if isinstance(v, float) else v for name, v in row.items()} for row in shares]
     if not as_json:
         names = [f"{name}@{k}" for name in ("P", "nDCG", "PSP", "recall", "hit") for k in ks]
