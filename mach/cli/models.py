@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mach.cli.options import ALLOWED, JSON, NUMBERS, PLACE, PROBABILITIES, RERANK, RUN, TAIL, TRUNK, K, asks
+from mach.cli.options import JSON, NUMBERS, PLACE, RERANK, RUN, TAIL, TRUNK, answers, asks
 from mach.cli.shell import print_table, print_values, progress, read_lines, warnings_as_lines
 from mach.errors import ConfigError, StorageError
 from mach.files.places import Place
@@ -92,11 +92,7 @@ def calibrate(model: MachModel, data: str | None, as_json: bool) -> None:
 @asks
 @click.argument("data")
 @click.option("-o", "--output", default="-", show_default=True, help=".jsonl, .csv, .parquet or .npz; - is JSONL.")
-@K
-@ALLOWED
-@RERANK
-@TAIL
-@PROBABILITIES
+@answers
 def predict(model: MachModel, data: str, output: str, k: int, ask: Ask, probabilities: bool) -> None:
     """Write the top k classes of every row of DATA."""
     from mach.evaluation.predictions import write_predictions
@@ -106,7 +102,7 @@ def predict(model: MachModel, data: str, output: str, k: int, ask: Ask, probabil
     store = _prepared(model, data)
     kind = ("probability", "probabilities") if probabilities else ("score", "scores")
 
-    def answers() -> Iterator[tuple[Any, Any]]:
+    def reported() -> Iterator[tuple[Any, Any]]:
         n_done = 0
         for ids_Nk, values_Nk in _answers(model, store, k, ask, probabilities):
             yield ids_Nk, values_Nk
@@ -114,17 +110,13 @@ def predict(model: MachModel, data: str, output: str, k: int, ask: Ask, probabil
             report("predicting", n_done / store.n_rows)
 
     with progress() as report:
-        write_predictions(output, answers(), model.name_function(), kind)
+        write_predictions(output, reported(), model.name_function(), kind)
 
 
 @click.command()
 @asks
 @click.argument("queries", nargs=-1)
-@K
-@ALLOWED
-@RERANK
-@TAIL
-@PROBABILITIES
+@answers
 @JSON
 def query(model: MachModel, queries: tuple[str, ...], k: int, ask: Ask, probabilities: bool, as_json: bool) -> None:
     """Answer QUERIES: texts, or rows as `index:value ...` where the model takes numbers; - reads lines from stdin."""

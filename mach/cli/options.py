@@ -68,43 +68,48 @@ TAIL = click.option(
     show_default=True,
     help="Favour rare classes by this times -log(propensity); 0.5 to 1 suit PSP@k.",
 )
-PROBABILITIES = click.option(
-    "--probabilities", is_flag=True, help="Calibrated probabilities that classes are right in place of scores."
-)
-ALLOWED = click.option("--allowed", metavar="SUBSET", help="Classes of a stored subset only, see `mach classes`.")
-K = click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Classes a query.")
+
+
+def answers(verb: Callable[..., None]) -> Callable[..., None]:
+    """A verb that returns the best classes: how many, which of them, in which order, and what is told of each."""
+    options = (
+        click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Classes a query."),
+        click.option("--allowed", metavar="SUBSET", help="Classes of a stored subset only, see `mach classes`."),
+        RERANK,
+        TAIL,
+        click.option(
+            "--probabilities", is_flag=True, help="Calibrated probabilities that classes are right in place of scores."
+        ),
+    )
+    for option in reversed(options):
+        verb = option(verb)
+    return verb
 
 
 def asks(verb: Callable[..., None]) -> Callable[..., None]:
-    """A verb that asks a model: it gets the opened model, and its options `ALLOWED`, `RERANK` and `TAIL` as an `Ask`.
+    """A verb that asks a model; options say which repetitions answer, and where they are kept.
 
-    Options say which repetitions answer, and where they are kept.
+    It gets the opened model, and what it has of ``--allowed``, ``--rerank`` and ``--tail`` as an `Ask`.
     """
 
     @RUN
     @click.option("--repetitions", type=NUMBERS, metavar="0-3,5", help="Use these only; all by default.")
-    @click.option("--launcher", type=click.Choice(["local", "ray"]), help="This machine, or a Ray cluster.")
+    @click.option(
+        "--launcher", type=click.Choice(["local", "ray"]), default="local", help="This machine, or a Ray cluster."
+    )
     @ADDRESS
     @click.option("--workers", type=click.IntRange(1), help="Actors on the cluster; by default one a repetition.")
     @TRUNK
     @functools.wraps(verb)
-    def opened(
-        run: Place,
-        repetitions: list[int] | None,
-        launcher: str | None,
-        address: str | None,
-        workers: int | None,
-        trunk: str | None,
-        **options: Any,
-    ) -> None:
+    def opened(run: Place, trunk: str | None, **options: Any) -> None:
         from mach.model.ask import Ask
         from mach.model.loading import load
 
         asked = {name: options.pop(name) for name in ("allowed", "rerank", "tail") if name in options}
         if asked:
             options["ask"] = Ask(**asked)
-        where: dict[str, Any] = {"launcher": launcher or "local", "address": address, "workers": workers}
-        with warnings_as_lines(), load(run, repetitions=repetitions, trunk=trunk, **where) as model:
+        where = {name: options.pop(name) for name in ("repetitions", "launcher", "address", "workers")}
+        with warnings_as_lines(), load(run, trunk=trunk, **where) as model:
             verb(model, **options)
 
     return opened

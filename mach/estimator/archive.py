@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ def save(classifier: Any, path: Path) -> None:
         "feature_names_in": getattr(classifier, "feature_names_in_", np.array([])).tolist(),
     }
     try:
-        content = json.dumps(description, indent=1, default=_plain).encode()
-    except TypeError as error:
+        content = json.dumps(description, indent=1, default=methodcaller("tolist")).encode()
+    except (TypeError, AttributeError) as error:
         raise StorageError(f"a parameter cannot be saved: {error}") from error
     if path.exists():
         raise StorageError(f"{path} exists already: remove it, or choose another name")
@@ -86,10 +87,3 @@ def restore(kind: type, path: Path, trunk: Trunk | None) -> Any:
     Run.open(path, trunk).agreed_trunk()
     classifier._engine = Engine(path, len(classifier.classes_), temperature=temperature, rate=rate, trunk=trunk)
     return classifier
-
-
-def _plain(value: Any) -> Any:
-    """What JSON itself does not know."""
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    raise TypeError(f"{value!r:.60} is a {type(value).__name__}")

@@ -19,8 +19,7 @@ from mach.errors import ConfigError, DataError
 from mach.estimator.archive import restore, save
 from mach.estimator.engine import Engine
 from mach.estimator.features import Features, features_of, n_rows_of
-from mach.estimator.fitting import fit
-from mach.estimator.growth import go_on
+from mach.estimator.fitting import fit, go_on
 from mach.estimator.parameters import sections_of
 from mach.estimator.rows import Rows
 from mach.estimator.targets import Layout, Targets, grown, ids_of

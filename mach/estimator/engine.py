@@ -1,8 +1,4 @@
-"""The engine of a classifier: a run in a folder of its own, and what it says of all classes.
-
-The folder is an ordinary run directory (`mach.runs.run`), so whatever reads runs reads it too. It is temporary, goes
-when its owner goes, and travels as the bytes of its files where the owner is pickled.
-"""
+"""The engine of a classifier: a run in a temporary folder of its own, and what it says of all classes."""
 
 from __future__ import annotations
 
@@ -48,22 +44,22 @@ class Folder:
 
 
 class Engine:
-    """A finished run and what it says of the classes 0..K-1 of rows in memory.
+    """A finished run and what it says of the classes 0..K-1 of rows in memory; pickled, it holds the run's files.
 
     Parameters
     ----------
     path : Path
-        The run; with a folder it lies in that.
+        The run, a directory like all others (`mach.runs.run`).
     n_classes : int
         K; the run may keep more ids ready, which are never given back.
     temperature : float
         What log-probabilities of exclusive classes are divided by before they are normalised.
     folder : Folder, optional
-        What the run lives in.
+        What the run lives in, where it is temporary.
     reservoir : Reservoir, optional
         Rows that further training replays.
     rate : float
-        Learning rate of its first training.
+        Learning rate of the first training.
     trunk : class or str, optional
         As of `mach.load`.
     """
@@ -107,9 +103,9 @@ class Engine:
         return self.model.run.manifest.loss == "softmax"
 
     def logits(self, features: Features) -> Iterator[NDArray[np.float32]]:
-        """Blocks of shape (n, K): log-probabilities over the temperature, or log-odds of classes not exclusive.
+        """Blocks of shape (n, K), ordered as `topk` orders classes.
 
-        Exclusive ones are not normalised. They are ordered as `topk` orders classes.
+        They are log-probabilities over the temperature, not normalised; log-odds where classes are not exclusive.
         """
         model, ids_K = self.model, np.arange(self.n_classes)
         for block, n in self._blocks(features):

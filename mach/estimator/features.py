@@ -52,18 +52,9 @@ def n_rows_of(features: Features) -> int:
 
 
 def texts_of(X: Any) -> list[str] | None:
-    """The text of every row; None where rows are numbers.
+    """The text of every row; None where rows are numbers. A table of text columns has them joined by a blank.
 
-    Parameters
-    ----------
-    X : any
-        Texts are a list, tuple, 1-D array, series or Arrow array of strings, or a table all of whose columns are such:
-        a row's texts are joined by a blank.
-
-    Raises
-    ------
-    DataError
-        When X is a single string, a text is missing or no string, or a table has columns of both kinds.
+    Raises a DataError when X is a single string, a text is missing or no string, or columns are of both kinds.
 
     Examples
     --------

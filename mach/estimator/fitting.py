@@ -1,8 +1,14 @@
-"""Training a classifier on rows in memory: a store, a configuration, a run, a temperature for its probabilities."""
+"""Training a classifier on rows in memory, for the first time (`fit`) and further (`go_on`).
+
+Further training begins with the present weights (`mach.training.finetuning`), on the new rows and on some of those kept
+of earlier ones. Where every class has a bucket of its own a new class gets a new one: outputs are added to the stored
+weights. Where classes are hashed it comes into the buckets that are there.
+"""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +22,14 @@ from mach.data.writer import StoreWriter
 from mach.estimator.engine import BLOCK_SCORES, FEW_CLASSES, FEW_PARAMETERS, RUN, Engine, Folder
 from mach.estimator.parameters import Tree
 from mach.estimator.rows import Reservoir, Rows
-from mach.files.places import short_lived
+from mach.files.places import atomic_file, short_lived
+from mach.files.records import write_json
+from mach.files.tensors import map_tensors
 from mach.model.calibration import LEAST_ROWS, held_out
+from mach.networks.inference import stored_weights, wide_matrix
 from mach.networks.trunk import Trunk
+from mach.runs.run import Run
+from mach.sketch.tables import TableAssignment
 from mach.training import recipe
 from mach.training.conductor import train
 
@@ -30,7 +41,9 @@ if TYPE_CHECKING:
 
 LEAST_STEPS, MOST_EPOCHS = 300, 60
 TEMPERATURES = (0.1, 10.0)
-STORE = "store"
+LEAST_REPLAYED = 512
+LATER_SHARE = 1 / 3  # of passes and rate, where training goes on without new classes
+STORE, START = "store", "start"
 WHERE = "MACHClassifier"  # what messages about its configuration begin with
 
 
@@ -45,31 +58,17 @@ def fit(
     console: Console,
     trunk: Trunk | None,
 ) -> Engine:
-    """Train a new run on rows in memory.
+    """Train a new run on rows in memory, at the cost of ``mach train``; they are on disk once more until it is done.
 
-    Parameters
-    ----------
-    rows : Rows
-    given : dict
-        Sections of a configuration; what they leave open is chosen by `small_choices` and `mach.training.recipe`.
-    seed : int
-        Of hash functions, weights, row order and dropout.
-    is_exclusive : bool
-        Whether every row has exactly one class, now and in future.
-    most_kept : int
-        Rows to keep for further training.
-    device, console, trunk
-        As for `mach.train`.
-
-    Notes
-    -----
-    Cost: that of ``mach train``; the rows are on disk once more until it is done.
+    ``given`` holds sections of a configuration; what they leave open is chosen by `_small_choices` and
+    `mach.training.recipe`. Exclusive are classes of which a row has exactly one, now and in future. ``most_kept`` rows
+    are kept for further training. Other arguments are those of `mach.train`.
     """
     folder = Folder()
     with short_lived():
         store = _prepared(rows, parse_config(_merged({"data": {"train": ""}}, given), WHERE), folder.path / STORE)
         shape = recipe.Shape.of(store)
-        tree = _merged(small_choices(shape, is_exclusive=is_exclusive, seed=seed), given)
+        tree = _merged(_small_choices(shape, is_exclusive=is_exclusive, seed=seed), given)
         tree["data"]["train"] = str(store.path)
         _own_buckets(tree.setdefault("hashing", {}), shape.n_classes, folder.path / "table.npy")
         config = parse_config(tree, WHERE)
@@ -84,7 +83,52 @@ def fit(
     return engine
 
 
-def write_store(
+def go_on(
+    engine: Engine, rows: Rows, given: Tree, *, seed: int, most_kept: int, device: str | None, console: Console
+) -> Engine:
+    """Train on: a new engine that has learned the rows as well, of old and new classes; the given one stays as it is.
+
+    Of the ``given`` sections of a configuration those on training and launch count. ``most_kept`` rows are kept for the
+    next time. Other arguments are those of `mach.train`.
+    """
+    run, folder = engine.model.run, Folder()
+    generator = np.random.default_rng(seed)
+    rows = replace(rows, features=_as_read(rows.features, run))
+    reservoir = engine.reservoir or Reservoir.of(rows, 0, generator)
+    shape = recipe.Shape(2 * len(rows), run.manifest.n_features, rows.n_classes, run.manifest.dense_input)
+    stated = _small_choices(shape, is_exclusive=engine.is_exclusive, seed=0)["training"] | given.get("training", {})
+    share = 1.0 if rows.n_classes > engine.n_classes else LATER_SHARE
+    with short_lived():
+        start = _start(run, engine, rows.n_classes, folder.path / START)
+        store = _write_store(
+            rows.joined(reservoir.drawn(max(len(rows), LEAST_REPLAYED), generator)),
+            folder.path / STORE,
+            n_classes=max(start.manifest.n_classes, rows.n_classes),
+            row_features=run.manifest.row_features,
+            text_features=run.text_features,
+        )
+        training = {"start": str(start.path), "replay": 0.0, "batch": stated["batch"], "seed": seed}
+        training |= {"epochs": max(1, round(share * stated.get("epochs", 12))), "rate": share * engine.rate}
+        tree: Tree = {
+            "data": {"train": str(store.path), "cache": str(folder.path / "cache"), "validation_fraction": 0.0},
+            "training": training,
+            "launch": given["launch"],
+        }
+        train(parse_config(tree, WHERE), folder.path / RUN, device=device, console=console, trunk=run.trunk)
+        for name in (START, STORE, "cache"):
+            shutil.rmtree(folder.path / name, ignore_errors=True)
+    return Engine(
+        folder.path / RUN,
+        rows.n_classes,
+        temperature=engine.temperature,
+        folder=folder,
+        reservoir=reservoir.extended(rows, most_kept, generator),
+        rate=engine.rate,
+        trunk=run.trunk,
+    )
+
+
+def _write_store(
     rows: Rows, path: Path, *, n_classes: int, row_features: int, text_features: TextFeatures | None
 ) -> Store:
     """Rows of numbers as a store."""
@@ -104,7 +148,7 @@ def write_store(
     return Store.open(path)
 
 
-def featurised(text_features: TextFeatures, texts: list[str]) -> csr_array:
+def _featurised(text_features: TextFeatures, texts: list[str]) -> csr_array:
     """Texts as the rows of numbers that networks read."""
     from scipy.sparse import csr_array
 
@@ -121,12 +165,12 @@ def _prepared(rows: Rows, config: Config, path: Path) -> Store:
         from mach.data.text import TextFeatures
 
         text_features = TextFeatures(config.text).fit(features)
-        rows = Rows(featurised(text_features, features), rows.classes)
+        rows = Rows(_featurised(text_features, features), rows.classes)
     elif not isinstance(features, np.ndarray) and "row_features" not in config.data.model_fields_set:
         values = features.data  # of values that are all equal none is the largest
         row_features = row_features if len(values) and values.min() < values.max() else 0
     n_classes = max(rows.n_classes, 2)
-    return write_store(rows, path, n_classes=n_classes, row_features=row_features, text_features=text_features)
+    return _write_store(rows, path, n_classes=n_classes, row_features=row_features, text_features=text_features)
 
 
 def _merged(tree: Tree, more: Tree) -> Tree:
@@ -145,11 +189,11 @@ def _own_buckets(hashing: dict[str, Any], n_classes: int, table: Path) -> None:
         hashing["buckets"] = min(n_buckets, n_classes)
 
 
-def small_choices(shape: recipe.Shape, *, is_exclusive: bool, seed: int) -> Tree:
+def _small_choices(shape: recipe.Shape, *, is_exclusive: bool, seed: int) -> Tree:
     """What a configuration leaves open where rows or classes are fewer than `mach.training.recipe` was made for.
 
-    Shorter batches and more epochs, so that there are some hundred steps; up to `FEW_CLASSES` classes a bucket for
-    each, in one network for dense rows or two for sparse ones; held-out rows for probabilities if there are enough.
+    Batches are shorter and epochs more, so that there are some hundred steps. Up to `FEW_CLASSES` classes get a bucket
+    each, in one network for dense rows or two for sparse ones. Rows are held out for probabilities if there are enough.
     """
     n_rows = max(shape.n_rows, 1)
     batch = min(max(2 ** int(np.log2(max(n_rows / 20, 1))), 16), 256 if shape.is_dense else 512)
@@ -197,3 +241,69 @@ def _best_temperature(engine: Engine, store: Store, rows: NDArray[np.int64]) -> 
         return float(np.mean(np.log(np.exp(logits_NK / temperature).sum(1)) - right_N / temperature))
 
     return float(np.exp(minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded").x))
+
+
+def _as_read(features: Any, run: Run) -> Any:
+    """Features of the kind that the run's networks read; X may be dense now and sparse then."""
+    if isinstance(features, list):
+        assert run.text_features is not None, "texts are refused where numbers were fitted"
+        return _featurised(run.text_features, features)
+    if isinstance(features, np.ndarray) == run.manifest.dense_input:
+        return features
+    from scipy.sparse import csr_array
+
+    return features.toarray() if run.manifest.dense_input else csr_array(features)
+
+
+def _start(run: Run, engine: Engine, n_classes: int, path: Path) -> Run:
+    """The run to start from: as it is, or a copy without names, with outputs for new classes where it needs them."""
+    n_ids, assignment = run.manifest.n_classes, engine.model.assignment
+    own = np.arange(n_ids)
+    has_own_buckets = assignment.n_buckets == n_ids and bool(np.all(assignment.buckets(own) == own))
+    must_grow = n_classes > n_ids and has_own_buckets
+    names = run.class_names_file.name
+    if not must_grow and not (engine.path / names).exists():
+        return run
+    shutil.copytree(engine.path, path)
+    (path / names).unlink(missing_ok=True)
+    copy = Run.open(path)
+    if must_grow:
+        _grow(copy, n_classes)
+    return Run.open(path)
+
+
+def _grow(run: Run, n_classes: int) -> None:
+    """Give new classes outputs of their own, in place: weights of 0 and the bias of a class that is rarely seen."""
+    config, manifest = run.config, run.manifest
+    n_heads, n_before = config.hashing.heads, manifest.n_classes
+    rare = np.float32(np.log(0.1 / manifest.n_rows))
+    for r in run.finished():
+        files = run.repetition(r)
+        arrays = {name: np.array(array) for name, array in map_tensors(files.weights_file())[0].items()}
+        if "output.weight" in arrays:
+            arrays["output.weight"] = _padded(arrays["output.weight"], n_heads, n_before, n_classes, 0)
+            arrays["output.bias"] = _padded(arrays["output.bias"], n_heads, n_before, n_classes, rare)
+            if "output.scale" in arrays:
+                arrays["output.scale"] = _padded(arrays["output.scale"], n_heads, n_before, n_classes, 0)
+        else:  # a linear network over sparse rows
+            wide_DB = wide_matrix(arrays, "input")
+            arrays.pop("input.scale", None)
+            arrays["input.weight"] = np.ascontiguousarray(_padded(wide_DB.T, n_heads, n_before, n_classes, 0).T)
+            arrays["input.bias"] = _padded(arrays["input.bias"], n_heads, n_before, n_classes, rare)
+            arrays = stored_weights(arrays, config.network.weights)
+        digest = files.save_weights(arrays)
+        write_json(files.done, files.summary().model_copy(update={"weights_digest": digest}).model_dump())
+    with atomic_file(run.path / "class_counts.npy") as file:
+        np.save(file, np.pad(run.class_counts_K(), (0, n_classes - n_before)))
+    n_functions = config.hashing.repetitions * n_heads
+    own = TableAssignment.from_table(np.tile(np.arange(n_classes), (n_functions, 1)), n_classes)
+    hashing = config.hashing.model_copy(update={"buckets": n_classes})
+    described = manifest.model_copy(update={"n_classes": n_classes, "assignment": own.describe()})
+    run.update(config.model_copy(update={"hashing": hashing}), described, own)
+
+
+def _padded(array: NDArray[Any], n_heads: int, n_before: int, n_after: int, value: Any) -> NDArray[Any]:
+    """Outputs, head by head, with more at the end of each; their axis is the first."""
+    by_head = array.reshape(n_heads, n_before, *array.shape[1:])
+    widths = [(0, 0), (0, n_after - n_before), *[(0, 0)] * (array.ndim - 1)]
+    return np.pad(by_head, widths, constant_values=value).reshape(n_heads * n_after, *array.shape[1:])

@@ -29,10 +29,7 @@ PARAMETERS = {  # constructor arguments and the configuration keys that they sta
 def sections_of(parameters: dict[str, Any]) -> Tree:
     """The sections that parameters and their ``config`` state, in the types of TOML.
 
-    Raises
-    ------
-    ConfigError
-        When a key is none of a section, names a file of rows, or is stated twice.
+    Raises a ConfigError when a key is none of a section, names a file of rows, or is stated twice.
 
     Examples
     --------

@@ -70,14 +70,7 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Reservoir:
-    """Rows drawn at random, evenly from all that were seen: those with the smallest of random keys.
-
-    Attributes
-    ----------
-    rows : Rows
-        Of numbers; of texts their features.
-    keys : float64 array of shape (n,)
-    """
+    """Rows of numbers drawn at random, evenly from all that were seen: those with the smallest of random keys."""
 
     rows: Rows
     keys: NDArray[np.float64]

@@ -38,14 +38,7 @@ class Layout:
 class Targets:
     """The classes of all rows: ``values[indptr[n] : indptr[n + 1]]`` are those of row n.
 
-    Attributes
-    ----------
-    values : array of shape (n_pairs,)
-        In an indicator these are column numbers.
-    indptr : int64 array of shape (N + 1,)
-    layout : Layout
-    n_columns : int
-        Columns of an indicator, else 0.
+    Those of an indicator are column numbers, of which there are ``n_columns``. ``indptr`` has shape (N + 1,).
     """
 
     values: NDArray[Any]
@@ -58,14 +51,7 @@ class Targets:
 
     @classmethod
     def read(cls, y: Any) -> Self:
-        """Targets of any form, with scikit-learn's own refusals and warnings.
-
-        Parameters
-        ----------
-        y : array-like or sparse matrix
-            One-dimensional: a class a row, any hashable value (a tuple is one value). Rows that are lists, sets or
-            arrays: the classes of each. A matrix, or lists of one length that hold nothing but 0 and 1, as
-            scikit-learn has them: an indicator. Series and tables of pandas, polars and pyarrow as well.
+        """Targets of any form that `mach.MACHClassifier` takes, with scikit-learn's own refusals and warnings.
 
         Raises
         ------
@@ -120,22 +106,8 @@ class Targets:
 def grown(classes: NDArray[Any], targets: Targets, more: Any = None) -> NDArray[Any]:
     """Classes, and behind them the new ones of targets and of ``more``: ascending where they can be sorted.
 
-    Parameters
-    ----------
-    classes : array of shape (K,)
-        No two are equal; equal values are one class, as in a dictionary.
-    targets : Targets
-    more : array-like, optional
-
-    Returns
-    -------
-    array of shape (K + n_new,)
-        Of the type of the values if they share one, else of objects; what cannot be sorted comes as it first appeared.
-
-    Raises
-    ------
-    DataError
-        When a class is not hashable.
+    Equal values are one class, as in a dictionary. The array has the type of the values if they share one, else that of
+    objects. Classes that cannot be sorted come as they first appeared; those that are not hashable are a DataError.
 
     Examples
     --------
@@ -169,10 +141,7 @@ def ids_of(classes: NDArray[Any], targets: Targets) -> csr_array:
 def to_json(classes: NDArray[Any]) -> dict[str, Any]:
     """A description of classes that `from_json` reads.
 
-    Raises
-    ------
-    StorageError
-        When a class is no string, number, boolean, None, bytes, or tuple or frozenset of such.
+    Raises a StorageError when one is no string, number, boolean, None, bytes, or tuple or frozenset of such.
     """
     kind = classes.dtype
     if kind.kind in "mM":  # times as numbers of their own unit

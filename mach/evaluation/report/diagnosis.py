@@ -29,13 +29,7 @@ Reliability: TypeAlias = "dict[str, tuple[NDArray[np.float64], float]]"
 
 @dataclass(frozen=True, eq=False)
 class BucketLoad:
-    """How full the buckets are, by each of the hash functions ``functions``.
-
-    Attributes
-    ----------
-    classes_RB, rows_RB : int64 arrays of shape (n_functions, B)
-        Classes of a bucket, and their training rows; a row counts once for each of its classes.
-    """
+    """Classes of every bucket, by each of some hash functions, and their training rows, once for each class."""
 
     functions: list[int]
     classes_RB: NDArray[np.int64]
@@ -44,13 +38,7 @@ class BucketLoad:
 
 @dataclass(frozen=True, eq=False)
 class ClassRecall:
-    """How often each class is among the best k of the rows that have it.
-
-    Attributes
-    ----------
-    n_rows_K, n_found_K : int64 arrays of shape (K,)
-        Rows that have the class, and those of them that find it.
-    """
+    """Rows that have each of K classes, and those of them that find it among their best k."""
 
     k: int
     n_rows_K: NDArray[np.int64]
@@ -84,18 +72,9 @@ class ClassRecall:
 class Diagnosis:
     """What a model says to the rows of a store.
 
-    Attributes
-    ----------
-    curve : list of dict
-        From `mach.evaluation.accuracy.evaluate`.
-    top : TopK
-        The best `mach.model.curves.TOP` classes of every row, re-ranked where the model can.
-    right_Nk : bool array of shape (N, k)
-        Whether each of them is one of its row's own.
-    recall : ClassRecall
-        Among the best `SHOWN`.
-    reliability : dict
-        Of plain scores, and of re-ranked ones where there are any, see `Reliability`.
+    ``curve`` comes from `mach.evaluation.accuracy.evaluate`. ``top`` holds the best `TOP` classes of every row,
+    re-ranked where the model can, and ``right_Nk`` whether each of them is one of its row's own. ``recall`` is that
+    among the best `SHOWN`. ``reliability`` is of plain scores, and of re-ranked ones where there are any.
     """
 
     curve: list[dict[str, Any]]
@@ -107,16 +86,12 @@ class Diagnosis:
 
 def bucket_load(run: Run) -> BucketLoad:
     """Count classes and rows of all buckets; cost O(R K). Of learned assignments those that are finished count."""
-    if run.has_learned_tables:
-        repetitions = run.finished()
-        functions = run.functions(repetitions)
-    else:
-        repetitions, functions = [], run.functions(range(run.config.hashing.repetitions))
-    counts_K, n_buckets = run.class_counts_K(), int(run.manifest.assignment["n_buckets"])
-    classes_RB = np.zeros((len(functions), n_buckets), np.int64)
-    rows_RB = np.zeros_like(classes_RB)
+    repetitions = run.finished() if run.has_learned_tables else range(run.config.hashing.repetitions)
+    functions, counts_K = run.functions(repetitions), run.class_counts_K()
+    n_buckets = int(run.manifest.assignment["n_buckets"])
+    classes_RB, rows_RB = np.zeros((2, len(functions), n_buckets), np.int64)
     if functions:
-        assignment = run.trained_assignment(repetitions) if repetitions else run.assignment()
+        assignment = run.trained_assignment(repetitions)
         for begin in range(0, len(counts_K), _BLOCK):
             counts = counts_K[begin : begin + _BLOCK]
             for r, buckets in enumerate(assignment.buckets(np.arange(begin, begin + len(counts)))):

@@ -56,10 +56,7 @@ def style() -> AbstractContextManager[None]:
 
 
 def training(metrics_R: Sequence[list[dict[str, Any]]]) -> Figure:
-    """Loss, bucket precision and rows a second by epoch, a line a repetition; of validation rows dashed.
-
-    ``metrics_R`` holds the rows of every repetition's ``metrics.jsonl``; empty lists are left out.
-    """
+    """Loss, bucket precision and rows a second by epoch, a line a repetition's ``metrics.jsonl``; validation dashed."""
     panels = {
         "loss": ("loss", "validation_loss"),
         "bucket precision, %": ("bucket_precision", "validation_bucket_precision"),

@@ -89,10 +89,8 @@ def write_report(
         The HTML file; by default ``report.html`` in the run.
     images : Place, optional
         A folder for the plots as PNG files.
-    trunk : class or str, optional
-        As of `mach.load`.
-    report : callable
-        Called with a stage and the fraction done.
+    trunk, report
+        As of `mach.train`.
 
     Raises
     ------
