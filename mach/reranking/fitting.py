@@ -12,7 +12,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -139,7 +138,7 @@ class RerankerTraining:
         with tempfile.TemporaryDirectory(prefix="mach-", dir=here if isinstance(here, Path) else None) as scratch:
             material = self._material(Path(scratch))
             signals = [kind.fit(material) for kind in SIGNALS]
-            order = self._learned()
+            order = self._order()
             blend, is_learned = self._choice(signals, order)
             in_order = is_learned or (order is None and settings.keeps_inputs)
             arrays = {SECTION + name: a for name, a in order.arrays.items()} if order and is_learned else {}
@@ -147,7 +146,7 @@ class RerankerTraining:
             metadata |= {name: repr(strength) for name, strength in blend.strengths.items()}
             metadata |= {"signals": ",".join(one.name for one in signals if one.has_columns)} if in_order else {}
             for signal in signals:
-                arrays |= signal.kept(blend.of(signal), in_order=in_order)
+                arrays |= signal.arrays_for(blend.of(signal), in_order=in_order)
                 metadata |= signal.notes
             with atomic_file(self.run.reranker_file) as file:
                 digest = write_tensors(file, arrays, metadata)
@@ -168,11 +167,6 @@ class RerankerTraining:
         write_json(self.run.reranked, record.model_dump())
         folder.tidy()
         return record
-
-    @cached_property
-    def ensemble(self) -> Ensemble:
-        """The finished repetitions."""
-        return Ensemble(self.run, self.run.finished())
 
     def _candidates(self, begin: int, end: int, should_stop: Callable[[], bool]) -> Any:
         """Best classes of some training rows by some of the repetitions, whose hard negatives they are.
@@ -267,7 +261,7 @@ class RerankerTraining:
             scratch=scratch,
         )
 
-    def _learned(self) -> LearnedOrder | None:
+    def _order(self) -> LearnedOrder | None:
         """The order that pilots have taught; None where there were none."""
         if not self.config.pilots:
             return None
@@ -283,11 +277,12 @@ class RerankerTraining:
             return Blend(UNTRIED | given), order is not None
         weighed = [one.name for one in signals if one.strength]
         parts: list[tuple[Any, ...]] = []
-        for _, shortlist in self._shortlists(self.ensemble, rows):
-            columns = {one.name: one.columns(shortlist) for one in signals if order or one.strength}
-            inputs_NCI = np.concatenate(list(columns.values()), axis=2)
-            ordered_NC = order.scores(shortlist.scores_NC, inputs_NCI) if order else None
-            parts.append((shortlist.ids_NC, shortlist.scores_NC, ordered_NC, *(columns[name] for name in weighed)))
+        with Ensemble(self.run, self.run.finished()) as ensemble:
+            for _, shortlist in self._shortlists(ensemble, rows):
+                columns = {one.name: one.columns(shortlist) for one in signals if order or one.strength}
+                inputs_NCI = np.concatenate(list(columns.values()), axis=2)
+                ordered_NC = order.scores(shortlist.scores_NC, inputs_NCI) if order else None
+                parts.append((shortlist.ids_NC, shortlist.scores_NC, ordered_NC, *(columns[name] for name in weighed)))
         ids, scores, ordered, *found = zip(*parts, strict=True)
         ids_NC = np.concatenate(ids)
         whole = {name: np.concatenate(some) for name, some in zip(weighed, found, strict=True)}

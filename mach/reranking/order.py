@@ -70,17 +70,11 @@ class LearnedOrder:
         right_NC: NDArray[np.bool_],
         seed: int,
     ) -> Self:
-        """Teach `NETWORKS` networks which candidates are right, by the logistic loss of `ROOM` and their scores.
+        """Teach `NETWORKS` networks which candidates of rows that nothing had seen are right.
 
-        They stand side by side in one, whose objections are the mean of theirs. Cost: 6 FLOPs a weight, candidate and
+        They learn from the columns of all signals and the aggregates, by the logistic loss of `ROOM` and their scores,
+        and stand side by side in one, whose objections are the mean of theirs. Cost: 6 FLOPs a weight, candidate and
         epoch, some seconds each. The same examples and seed give the same bits.
-
-        Parameters
-        ----------
-        inputs_NCI, scores_NC : float32 arrays
-            Best candidates of rows that nothing had seen: the columns of all signals, one after the other; aggregates.
-        right_NC : bool array
-        seed : int
         """
         from scipy.linalg import block_diag
 
@@ -88,7 +82,7 @@ class LearnedOrder:
         deviations = inputs_NCI.std(axis=(0, 1), dtype=np.float64)
         scales = np.where(deviations > 1e-6, 1 / np.maximum(deviations, 1e-6), 0.0)
         x_NCI = standardised(inputs_NCI, means, scales)
-        found = [_taught(x_NCI, scores_NC, right_NC, seed + network) for network in range(NETWORKS)]
+        found = [_teach(x_NCI, scores_NC, right_NC, seed + network) for network in range(NETWORKS)]
         w_IH, b_H, w_HG, b_G, w_G1, b_1 = zip(*found, strict=True)
         layers = (np.hstack(w_IH), np.hstack(b_H), block_diag(*w_HG), np.hstack(b_G))
         last = (np.vstack(w_G1) / NETWORKS, np.mean(b_1, axis=0))
@@ -103,7 +97,7 @@ def standardised(
     return np.clip((inputs_NCI - np.float32(means_I)) * np.float32(scales_I), -CUT, CUT)
 
 
-def _taught(
+def _teach(
     inputs_NCI: NDArray[np.float32], aggregates_NC: NDArray[np.float32], is_right_NC: NDArray[np.bool_], seed: int
 ) -> list[NDArray[np.float32]]:
     """Weights and biases of one network, by Adam with decoupled decay (torch's own would import its compiler)."""

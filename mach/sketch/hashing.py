@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -217,13 +217,7 @@ class UniversalAssignment:
         return images_RN.astype(np.int32)
 
     def select(self, repetitions: list[int]) -> UniversalAssignment:
-        return UniversalAssignment(
-            self.n_classes,
-            self.n_buckets,
-            self.prime,
-            self.multipliers_R[repetitions],
-            self.offsets_R[repetitions],
-        )
+        return replace(self, multipliers_R=self.multipliers_R[repetitions], offsets_R=self.offsets_R[repetitions])
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -25,6 +25,7 @@ from mach.estimator.classifier import MACHClassifier
 from mach.networks.trunk import for_workers
 from mach.reranking.fitting import RerankerTraining
 from mach.runs import actors as serving
+from mach.runs.ensemble import Ensemble
 from mach.runs.run import Run
 from mach.training.launch.launchers import Crew
 from mach.training.setup import set_up
@@ -212,7 +213,7 @@ def test_workers_refuse(config: Config, trained: Path, hostile: Path, name: str)
     training = RerankerTraining(Run.open(hostile), store)
     shutil.rmtree(hostile / "repetitions/r002")
     jobs: list[Any] = [
-        lambda: training.ensemble,
+        lambda: Ensemble(training.run, training.run.finished()),
         lambda: train_shard(ShardJob(str(hostile), str(store.path), (2,))),
         lambda: Crew(LaunchConfig(workers=1)).train(Run.open(hostile), store),
     ]

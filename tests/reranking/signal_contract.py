@@ -38,7 +38,7 @@ class SignalContract:
 
     @pytest.fixture
     def kept(self, signal: Signal) -> dict[str, NDArray]:
-        return {name: np.array(array) for name, array in signal.kept(1.0, in_order=True).items()}
+        return {name: np.array(array) for name, array in signal.arrays_for(1.0, in_order=True).items()}
 
     def test_it_is_listed_and_says_what_it_means(self, signal: Signal):
         assert self.kind in SIGNALS
@@ -68,7 +68,7 @@ class SignalContract:
         columns_NCI = absent.columns(shortlist)
         assert columns_NCI.shape == (*shortlist.ids_NC.shape, absent.n_columns)
         np.testing.assert_allclose(columns_NCI, columns_of(absent, shortlist), rtol=1e-5, atol=1e-5)
-        assert absent.kept(0.0, in_order=False) == {}
+        assert absent.arrays_for(0.0, in_order=False) == {}
 
     def test_it_comes_back_from_disk(
         self, signal: Signal, kept: dict[str, NDArray], material: Material, shortlist: Shortlist, folder: Path
@@ -80,7 +80,7 @@ class SignalContract:
         np.testing.assert_array_equal(again.columns(shortlist), signal.columns(shortlist))
         assert (again.has_columns, again.has_terms) == (signal.has_columns, signal.has_terms)
         written = io.BytesIO()
-        write_tensors(written, again.kept(1.0, in_order=True), again.notes)
+        write_tensors(written, again.arrays_for(1.0, in_order=True), again.notes)
         assert written.getvalue() == path.read_bytes()
 
     def test_damaged_arrays_are_refused_in_one_line(self, signal: Signal, kept: dict[str, NDArray], material: Material):

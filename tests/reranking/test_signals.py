@@ -58,7 +58,7 @@ class TestPrior(SignalContract):
         signal, ids_NC = Prior.fit(material), np.maximum(shortlist.ids_NC, 0)
         terms_NC = signal.terms(signal.columns(shortlist), shortlist.ids_NC, -0.5)
         np.testing.assert_array_equal(terms_NC, prior_terms(material.learned_K, -0.5)[ids_NC])
-        kept = signal.kept(-0.5, in_order=False)
+        kept = signal.arrays_for(-0.5, in_order=False)
         assert list(kept) == ["priors"]
         np.testing.assert_array_equal(kept["priors"], prior_terms(material.counts_K, -0.5))
         stored = Prior.load(file_of(kept, {}, material))
@@ -128,7 +128,7 @@ class TestRepeats(SignalContract):
 
     def test_a_file_has_the_table_only_where_something_weighs_it(self, material: Material):
         signal = Repeats.fit(material)
-        found = [signal.kept(strength, in_order=order) for strength, order in ((0, False), (1, False), (0, True))]
+        found = [signal.arrays_for(strength, in_order=order) for strength, order in ((0, False), (1, False), (0, True))]
         assert [list(arrays) for arrays in found] == [[], ["repeats"], ["repeats"]]
 
 

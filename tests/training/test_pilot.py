@@ -205,7 +205,7 @@ def test_an_order_that_held_out_rows_find_worse_leaves_nothing_but_the_blend(
     assert good.order is not None
     bad = LearnedOrder(good.order.arrays | {"w_G1": -good.order.arrays["w_G1"]})
     monkeypatch.setattr("mach.training.conductor.teach", lambda *nothing: None)
-    monkeypatch.setattr(RerankerTraining, "_learned", lambda self: bad)
+    monkeypatch.setattr(RerankerTraining, "_order", lambda self: bad)
     run, store = set_up(piloted, tmp_path / "run")
     train_reranker(run, store, LOCAL)
     model = load(tmp_path / "run")

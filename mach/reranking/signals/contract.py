@@ -163,7 +163,7 @@ class Signal(ABC):
         """
         return cls()
 
-    def kept(self, strength: float, *, in_order: bool) -> dict[str, NDArray[Any]]:
+    def arrays_for(self, strength: float, *, in_order: bool) -> dict[str, NDArray[Any]]:
         """Arrays that a file needs where a blend gives it such a strength, or an order may weigh it."""
         return self.arrays
 

@@ -40,7 +40,7 @@ class Prior(Signal):
         names = [name for name in ("log_rows", "priors") if name in file.arrays]
         return cls({name: file.array(name, np.float32, (file.n_classes,)) for name in names})
 
-    def kept(self, strength: float, *, in_order: bool) -> dict[str, NDArray[np.float32]]:
+    def arrays_for(self, strength: float, *, in_order: bool) -> dict[str, NDArray[np.float32]]:
         arrays = {name: array for name, array in self.arrays.items() if in_order or name != "log_rows"}
         if self.counts_K is not None:
             arrays["priors"] = prior_terms(self.counts_K, strength)

@@ -46,7 +46,7 @@ class Repeats(Signal):
     def load(cls, file: SignalFile) -> Self:
         return cls({"repeats": file.array("repeats", np.uint32, (-1,))} if file.size("repeats") else {})
 
-    def kept(self, strength: float, *, in_order: bool) -> dict[str, NDArray[Any]]:
+    def arrays_for(self, strength: float, *, in_order: bool) -> dict[str, NDArray[Any]]:
         return self.arrays if strength or in_order else {}
 
     @classmethod

@@ -39,7 +39,7 @@ class Rules(Signal):
         names = [f"rules.{name}" for name in NAMES]
         return cls({name: file.array(name, dtype, (n,)) for name, (dtype, n) in zip(names, shapes, strict=True)})
 
-    def kept(self, strength: float, *, in_order: bool) -> dict[str, NDArray[np.float32]]:
+    def arrays_for(self, strength: float, *, in_order: bool) -> dict[str, NDArray[np.float32]]:
         return self.arrays if in_order else {}
 
     @classmethod
