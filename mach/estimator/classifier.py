@@ -281,8 +281,10 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             "probability": probs_Nk.ravel(),
         }
         if as_frame == "pandas":
-            import pandas as pd
-
+            try:
+                import pandas as pd
+            except ImportError as error:
+                raise ConfigError("as_frame = 'pandas' needs pandas: pip install pandas, or take 'pyarrow'") from error
             return pd.DataFrame(columns)
         import pyarrow as pa
 
