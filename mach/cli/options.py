@@ -89,7 +89,7 @@ def answers(verb: Callable[..., None]) -> Callable[..., None]:
 def asks(verb: Callable[..., None]) -> Callable[..., None]:
     """A verb that asks a model; options say which repetitions answer, and where they are kept.
 
-    It gets the opened model, and what it has of ``--allowed``, ``--rerank`` and ``--tail`` as an `Ask`.
+    It gets the opened model, and what it has of ``--allowed``, ``--rerank`` and ``--tail`` as an ``Ask``.
     """
 
     @RUN

@@ -20,7 +20,7 @@ def repetitions_needed(n_classes: int, n_buckets: int, delta: float = 0.01) -> i
     Raises
     ------
     ConfigError
-        When K is not 1 to `MAX_CAPACITY`, B < 2 or delta is not in (0, 1).
+        When K is not 1 to 2,147,483,647, B < 2 or delta is not in (0, 1).
 
     Examples
     --------

@@ -242,7 +242,7 @@ class Decoder:
 
 
 def padded(probs_NRB: NDArray[Any], aggregate: Aggregate) -> NDArray[np.float32]:
-    """`transform` in fewer passes over memory, with rows that end in -inf up to a multiple of `lanes.BLOCK`."""
+    """`transform` in fewer passes over memory, with rows that end in -inf up to a multiple of ``lanes.BLOCK``."""
     from mach.sketch.kernels.search import clip
 
     N, R, B = probs_NRB.shape

@@ -1,4 +1,4 @@
-"""The losses of a head's buckets: one entry each, with its formulas; `loss.py` has the fast paths of the processor.
+"""The losses of a head's buckets: one entry each, with its formulas; ``loss.py`` has the fast paths of the processor.
 
 To add one, write its entry here and its kernels ``NAME_gradient`` and ``NAME_loss`` there.
 """
