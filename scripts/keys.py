@@ -18,8 +18,6 @@ overrides a key on the command line, and the `config.toml` in a run's folder say
 
 This page is made from `mach/config/keys.py` by `scripts/keys.py`.
 """
-
-
 TABLE = ["| key | default | what it does | when to touch it |", "|---|---|---|---|"]
 
 
@@ -32,9 +30,7 @@ def page() -> str:
             rows = [row(name, key, field) for key, field in kind.model_fields.items() if about(field)["user"] == user]
             if rows:
                 parts.append(f"### `[{name}]`\n\n{kind.__doc__.splitlines()[0]}\n")
-                parts.append(
-                    "\n".join(["| key | default | what it does | when to touch it |", "|---|---|---|---|", *rows, ""])
-                )
+                parts.append("\n".join([*TABLE, *rows, ""]))
     return "\n".join(parts)
 
 
