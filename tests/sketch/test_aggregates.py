@@ -143,3 +143,11 @@ def test_a_trimmed_mean_does_not_hear_one_repetition_that_went_wrong():
     best = {name: int(scores_of(probs_RN, name).argmax()) for name in ("mean", "log-mean", "trimmed-mean")}
     assert best == {"mean": 1, "log-mean": 1, "trimmed-mean": 0}
     np.testing.assert_array_equal(scores_of(probs_RN[:2], "trimmed-mean"), scores_of(probs_RN[:2], "mean"))
+
+
+def test_the_unbiased_mean_is_unbiased():
+    probs_K = np.array([0.6, 0.3, 0.1, 0.0])
+    p, rng = 10_007, np.random.default_rng(2)
+    assignment = UniversalAssignment(4, 5, p, rng.integers(1, p, 20_000), rng.integers(0, p, 20_000))
+    probs_1RB = np.stack([np.bincount(row, probs_K, minlength=5) for row in assignment.buckets(np.arange(4))])[None]
+    assert class_scores_oracle(probs_1RB, assignment, "unbiased-mean")[0] == pytest.approx(probs_K, abs=0.02)
