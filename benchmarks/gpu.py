@@ -26,11 +26,12 @@ import numpy as np
 import torch
 from hardware import commit, processor
 
-from mach.config import HostMemory, NetworkConfig
+from mach.config import NetworkConfig
 from mach.networks.batched import BatchedNetwork
 from mach.networks.feed import Feed
 from mach.networks.network import Network
 from mach.sketch.hashing import UniversalAssignment
+from mach.sketch.ledger import HostMemory
 
 WARM_UP, LEAST = 5, 5  # steps
 ROOT = Path(__file__).parent.parent

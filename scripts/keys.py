@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from mach.config import Config
 
@@ -38,7 +38,10 @@ def row(section: str, key: str, field: Any) -> str:
     default = "none" if field.is_required() or field.default is None else f"`{json.dumps(field.default)}`"
     if about(field)["chosen"]:
         default = f"by the data, else {default}"
-    cells = (f"`{section}.{key}`", default, field.description, about(field)["when"])
+    does = field.description
+    if get_origin(field.annotation) is Literal:
+        does += f" One of {', '.join(f'`{value}`' for value in get_args(field.annotation))}."
+    cells = (f"`{section}.{key}`", default, does, about(field)["when"])
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -92,7 +92,7 @@ def test_every_key_is_described_or_named_after_its_meaning():
 def test_a_retired_key_is_refused_in_a_new_configuration_and_kept_apart_in_a_run(tmp_path, monkeypatch):
     monkeypatch.setitem(config_module.RETIRED, "training.dance", "steps are steps")
     (tmp_path / "config.toml").write_text('[data]\ntrain = "x"\n[training]\ndance = 3\nepochs = 2\n')
-    with pytest.raises(ConfigError, match=r"config.toml: training.dance is no key any more: steps are steps"):
+    with pytest.raises(ConfigError, match=r"config.toml: training.dance is no key any more, leave it out: steps"):
         load_config(tmp_path / "config.toml")
     config, retired = config_module.load_run_config(tmp_path / "config.toml", ["training.batch=7"])
     assert (config.training.epochs, config.training.batch, retired) == (2, 7, {"training.dance": 3})

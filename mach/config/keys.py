@@ -11,7 +11,6 @@ from mach.config.section import Section, key
 
 Format = Literal["auto", "repository", "svmlight", "npz", "npy", "csv", "tsv", "jsonl", "parquet", "builtin"]
 DOCUMENTS = "builtin:characters-names"  # the embedded set's classes, each a document of its name
-HostMemory = Literal["none", "input", "all"]
 MAX_PILOTS = 5
 Aggregate = Literal["auto", "mean", "unbiased-mean", "log-mean", "logit-mean", "min", "median", "trimmed-mean"]
 
@@ -79,7 +78,7 @@ class DataConfig(Section):
     )
     cache: str | None = key(
         None,
-        "Folder of prepared data; without it the user's cache folder.",
+        "Folder of prepared data; without it `MACH_CACHE` of the environment, or else `~/.cache/mach`.",
         "Set it where that folder is small.",
         user=True,
     )
@@ -236,7 +235,7 @@ class TrainingConfig(Section):
     batch: int = key(256, "Rows of a training step.", "Lower it for few rows.", user=True, chosen=True, ge=1)
     rate: float = key(
         3e-3,
-        "Largest learning rate of Adam; it falls to 0 in a line.",
+        "Largest learning rate of Adam, risen to from 0 where rows are many; then it falls to 0 in a line.",
         "Halve it where the loss jumps.",
         user=True,
         chosen=True,
@@ -340,7 +339,10 @@ class LaunchConfig(Section):
     """Where repetitions are trained. Of these keys only ``threads``, ``gpus`` and ``shard`` change the weights."""
 
     launcher: Literal["here", "local", "ray"] = key(
-        "local", "The process that asks, processes of this machine, or a Ray cluster.", "As you like.", user=True
+        "local",
+        "Who trains: the process that asks, processes of this machine, or a Ray cluster.",
+        "Set ray for a cluster, here where no other process may be started.",
+        user=True,
     )
     address: str | None = key(
         None, "Head of the Ray cluster, host:port; without it as Ray finds one.", "Give it for a cluster.", user=True

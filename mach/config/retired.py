@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-_DERIVED = "how classifiers are fitted follows from the rows: leave it out"
-_BLEND = "held-out rows choose the blend: leave it out, and give data.validation_fraction"
-_LOST = "other ways to place classes lost to hashing: leave it out, or give buckets of your own as hashing.table"
-# A new configuration may not name one of these. A run that was made with one still loads, and `load_run_config` returns
-# its value apart.
+_DERIVED = "how classifiers are fitted follows from the rows"
+_BLEND = "held-out rows choose the blend (data.validation_fraction)"
+_LOST = "other ways to place classes lost to hashing; buckets of your own go into hashing.table"
+# A new configuration may not name one of these; the message says why. A run that was made with one still loads, and
+# `load_run_config` returns its value apart.
 RETIRED: dict[str, str] = {
     "data.phrases": "16 phrases are sampled from each document",
     "data.word_dropout": "phrases leave out a tenth of the words",
@@ -23,12 +23,12 @@ RETIRED: dict[str, str] = {
     "hashing.assignment": _LOST,
     "hashing.choices": _LOST,
     "hashing.relearn_epochs": _LOST,
-    "network.input_dropout": "features of rows are never dropped: leave it out",
-    "network.keep": 'weights = "int4" keeps three tenths of the input layer, other types keep all: leave it out',
-    "training.schedule": "the rate always falls to 0 in a line: leave it out",
-    "training.warmup": "it follows from the number of rows (mach.networks.steps): leave it out",
-    "training.sampled": "it follows from the loss and the number of buckets (mach.networks.steps): leave it out",
-    "training.dither": "it follows from the loss and the precision (mach.networks.steps): leave it out",
+    "network.input_dropout": "features of rows are never dropped",
+    "network.keep": 'weights = "int4" keeps three tenths of the input layer, other types keep all',
+    "training.schedule": "the rate always falls to 0 in a line",
+    "training.warmup": "it follows from the number of rows (mach.networks.steps)",
+    "training.sampled": "it follows from the loss and the number of buckets (mach.networks.steps)",
+    "training.dither": "it follows from the loss and the precision (mach.networks.steps)",
     "reranking.loss": _DERIVED,
     "reranking.cost": _DERIVED,
     "reranking.power": _DERIVED,
@@ -37,9 +37,9 @@ RETIRED: dict[str, str] = {
     "reranking.negatives": _DERIVED,
     "reranking.iterations": _DERIVED,
     "reranking.tolerance": _DERIVED,
-    "reranking.bytes": "a re-ranker takes what it takes, as `mach plan` says: leave it out, or give fewer candidates",
+    "reranking.bytes": "a re-ranker takes what it takes, as `mach plan` says; fewer candidates take less",
     "reranking.weight": _BLEND,
     "reranking.prior": _BLEND,
-    "reranking.views": "further sets of classifiers gained less than they took: leave it out",
-    "reranking.inputs": "pilots keep what a learned order weighs by themselves: leave it out",
+    "reranking.views": "further sets of classifiers gained less than they took",
+    "reranking.inputs": "pilots keep what a learned order weighs by themselves",
 }

@@ -44,7 +44,7 @@ def parse_config(tree: dict[str, Any], where: str, overrides: list[str] | None =
     for key, reason in RETIRED.items():
         section, _, name = key.partition(".")
         if isinstance(tree.get(section), dict) and name in tree[section]:
-            raise ConfigError(f"{where}: {key} is no key any more: {reason}")
+            raise ConfigError(f"{where}: {key} is no key any more, leave it out: {reason}")
     try:
         return Config.model_validate(tree)
     except ValidationError as error:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mach.config import HostMemory, NetworkConfig
+from mach.config import NetworkConfig
 from mach.data.batch import Batch, SparseBatch
 from mach.errors import ConfigError
 from mach.networks.buffers import array_of
@@ -29,6 +29,7 @@ from mach.networks.network import ROUNDING_STRIDE, Network
 from mach.networks.offload import HostRows, adam_in_pieces, host_tensor, new_stream, to_device
 from mach.networks.output import StepFigures
 from mach.sketch.hashing import Assignment, UniversalAssignment
+from mach.sketch.ledger import HostMemory
 from mach.sketch.tables import TableAssignment
 
 INPUT, SQUARE = "weights.input.weight", "square.input.weight"

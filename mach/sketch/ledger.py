@@ -9,16 +9,14 @@ from __future__ import annotations
 import math
 from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from mach.errors import ConfigError
 from mach.sketch.hashing import MAX_CAPACITY
 
-if TYPE_CHECKING:
-    from mach.config import HostMemory
-
+HostMemory: TypeAlias = Literal["none", "input", "all"]  # what of a network on a GPU stays in main memory
 # A parameter while training, at most: of the sparse input layer a float32 weight, or bfloat16 where products are (its
 # moments are one a row); of others a float32 weight, Adam's two float32 moments and a bfloat16 copy.
 INPUT_TRAINING_BYTES, TRAINING_BYTES = 4, 14

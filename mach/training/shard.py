@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from mach.config import HostMemory
 from mach.data.store import Store
 from mach.data.transfer import fetch_store
 from mach.errors import MachError
@@ -32,6 +31,7 @@ from mach.networks.trunk import Trunk
 from mach.runs.repetition import RepetitionFiles
 from mach.runs.run import Run
 from mach.runs.traffic import PeerTraffic
+from mach.sketch.ledger import HostMemory
 from mach.training.trainer import Progress, Pulse, Step, Trainer, TrainingError, TrainingStoppedError
 
 LOCK_SECONDS = 0.2

@@ -260,7 +260,7 @@ def test_training_ends_with_a_calibration_on_held_out_rows(
     mach("predict", path, planted / "test.txt", "--probabilities", "-k", 2, "-o", tmp_path / "p.csv")
     assert (tmp_path / "p.csv").read_text().startswith("row,rank,id,probability")
     result = mach("train", tmp_path / "config.toml", path, "--set", "decoding.prior=-0.25")
-    assert "decoding.prior is no key any more: held-out rows choose it" in result.stderr
+    assert "decoding.prior is no key any more, leave it out: held-out rows choose it" in result.stderr
     # a run of old whose configuration states a prior keeps it, and its calibration is of that prior
     old = (path / "config.toml").read_text()
     (path / "config.toml").write_text(old.replace("[decoding]\n", "[decoding]\nprior = -0.25\ncandidates = 7\n"))

@@ -18,7 +18,7 @@ import torch
 if not torch.cuda.is_available() and "triton" not in sys.modules:
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 
-from mach.config import Config, HostMemory, NetworkConfig
+from mach.config import Config, NetworkConfig
 from mach.data.batch import read_batch, read_targets
 from mach.data.rows import RowView
 from mach.data.store import Store
@@ -31,7 +31,7 @@ from mach.networks.kernels.memory import from_bfloat16
 from mach.networks.network import Network
 from mach.networks.output import StepFigures
 from mach.sketch.hashing import Assignment, UniversalAssignment
-from mach.sketch.ledger import Ledger
+from mach.sketch.ledger import HostMemory, Ledger
 from mach.sketch.tables import TableAssignment
 from mach.training.setup import set_up
 

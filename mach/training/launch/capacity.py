@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
-from mach.config import Config, HostMemory, LaunchConfig
+from mach.config import Config, LaunchConfig
 from mach.data.store import Store
 from mach.errors import ConfigError
 from mach.networks.inference import KEEP
@@ -12,7 +12,7 @@ from mach.reranking.signals import expected_bytes
 from mach.reranking.signals.contract import Scale
 from mach.runs.run import Run
 from mach.sketch import bounds
-from mach.sketch.ledger import Ledger
+from mach.sketch.ledger import HostMemory, Ledger
 
 USABLE = 0.9  # of a GPU, or of our share of it
 
