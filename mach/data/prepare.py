@@ -134,11 +134,8 @@ def texts_of(config: DataConfig, source: str, rows: Sequence[int], like: Store |
         return None
     asked = set(rows)
     with source_file(source, config.cache) as file:
-        if isinstance(form, Table):
-            chunks = form.texts(file, config, classes_optional=True)
-        else:
-            chunks = chunks_of(characters.rows(_BUILTIN[source]))
-        texts = islice((text for chunk in chunks for text in chunk.texts), max(asked, default=-1) + 1)
+        task = _Task(config, TextConfig(), source, file, form, like, False, lambda stage, fraction: None)
+        texts = islice((text for chunk in task.text_source()() for text in chunk.texts), max(asked, default=-1) + 1)
         found = {row: text for row, text in enumerate(texts) if row in asked}
     return [found[row] for row in rows]
 
@@ -203,6 +200,7 @@ class _Task:
         assert isinstance(self.form, Numbers)
         names, stated = self.class_names(), self.form.shape(self.path, self.is_query)
         shape = agreed_shape(self.source, stated, self.form.is_dense, self.like, names, self.grows)
+        self.refuse_empty(features=shape.n_features, classes=shape.n_classes)
         with self.writer(path, *shape[1:]) as writer:
             writer.class_names = names
             writer.serve(0 if self.like is None else self.like.n_classes)
@@ -298,7 +296,7 @@ class _Task:
 
         return TextFeatures(self.text).fit(texts())
 
-    def refuse_empty(self, **counts: int) -> None:
+    def refuse_empty(self, **counts: int | None) -> None:
         for what, n in counts.items():
             if n == 0:
                 raise DataError(f"{self.source} holds no {what}: give a file with at least one")

@@ -1,4 +1,4 @@
-"""Phrases of documents: only their own words, the same for the same seed, and enough to find a document by them."""
+"""Phrases of documents: only their own words, the same for the same document, and enough to find a document by them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from mach.config import DataConfig, TextConfig, parse_config
 from mach.data import phrases as module
 from mach.data.phrases import Document, phrases
-from mach.data.prepare import prepare
+from mach.data.prepare import prepare, texts_of
 from mach.errors import ConfigError, DataError
 from mach.model.loading import load
 from mach.training.setup import set_up
@@ -103,6 +103,13 @@ def test_documents_that_are_none_are_named(tmp_path: Path, row: dict, given: dic
     (tmp_path / "d.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(DataError, match=complaint):
         prepare(options(cache=str(tmp_path)), TextConfig(), str(tmp_path / "d.jsonl"))
+
+
+def test_texts_of_embedded_documents_are_their_phrases(tmp_path: Path):
+    store = prepare(options(cache=str(tmp_path)), TextConfig(), save(tmp_path / "d.jsonl", documents(3, seed=0)))
+    n = 1 + module.PHRASES  # a name is all of its document
+    found = texts_of(DataConfig(train="x"), "builtin:characters-names", [0, n], like=store)
+    assert found == ["space", "exclamation mark"]
 
 
 def test_documents_are_of_text(tmp_path: Path):

@@ -43,11 +43,6 @@ def ready(source: str, like: Store | None = None, text: TextConfig | None = None
     return prepare(options(**changes), text or TextConfig(), source, like=like)
 
 
-def made_in(cache: Path) -> list[str]:
-    """Names in a cache, without the empty files that are locked while something is made."""
-    return [name for name in names_in(cache) if not name.endswith(".lock")]
-
-
 def save(name: str, content: str) -> str:
     Path(name).write_text(content, encoding="utf-8")
     return name
@@ -261,7 +256,7 @@ def test_a_chosen_cache_and_a_chosen_destination(home):
 def test_a_failure_leaves_no_store(home):
     with pytest.raises(DataError, match=r"a\.txt line 3"):
         ready(save("a.txt", "2 9 9\n1 1:1\n1 x\n"))
-    assert made_in(home / "cache") == []
+    assert names_in(home / "cache") == []
 
 
 @pytest.mark.parametrize("stage", ["fitting text", "reading"])
@@ -272,7 +267,7 @@ def test_an_interrupt_leaves_no_store(home, stage):
 
     with pytest.raises(KeyboardInterrupt):
         prepare(options(), TextConfig(), save_texts("t.jsonl", TEXTS), report=interrupt)
-    assert made_in(home / "cache") == []
+    assert names_in(home / "cache") == []
 
 
 def test_a_cache_without_a_home_is_refused(home, monkeypatch):
@@ -360,6 +355,8 @@ def test_a_header_of_no_rows_is_refused(home):
     [
         ("a.txt", "3 0 4\n1\n1\n1\n", r"a\.txt holds no features"),
         ("a.txt", "1 4 0\n 1:1\n", r"a\.txt holds no classes"),
+        ("a.txt", "1 0 4\n1 0:1\n", r"a\.txt holds no features"),
+        ("a.txt", "1 4 0\n1 1:1\n", r"a\.txt holds no classes"),
         ("a.svm", "1\n", r"a\.svm holds no features"),
         ("a.svm", "1:1\n", r"a\.svm holds no classes"),
         ("a.jsonl", '{"text": "a", "classes": []}\n', r"a\.jsonl holds no classes"),
@@ -368,7 +365,7 @@ def test_a_header_of_no_rows_is_refused(home):
 def test_a_source_without_features_or_classes_is_refused(home, name, content, complaint):
     with pytest.raises(DataError, match=complaint):
         ready(save(name, content))
-    assert made_in(home / "cache") == []
+    assert names_in(home / "cache") == []
 
 
 @pytest.mark.parametrize("name", ["a.doc", "a", "a.npz.gz", "a.parquet.xz"])

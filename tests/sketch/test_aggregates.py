@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mach import config
 from mach.errors import ConfigError
 from mach.sketch.aggregates import AGGREGATES, aggregate_of, naive, reduce, transform
 from mach.sketch.answers import TopK
@@ -130,6 +133,10 @@ class TestEveryAggregate:
         )
         for name, column in vars(batch).items():
             np.testing.assert_array_equal(column, getattr(single, name), err_msg=name)
+
+
+def test_the_configuration_names_the_aggregates_of_the_table():
+    assert set(get_args(config.Aggregate)) == {"auto", *AGGREGATES}
 
 
 def test_an_unknown_name_lists_the_known_ones():

@@ -27,6 +27,16 @@ def table(n_classes: int, n_buckets: int, n_repetitions: int, seed: int) -> Assi
     return TableAssignment.from_table(table_RK, n_buckets)
 
 
+def members_of(assignment: Assignment, r: int, b: int) -> np.ndarray:
+    """Ascending: an implicit progression modulo p, or a part of a list."""
+    index = assignment.index
+    if index.is_table:
+        return index.members_RK[r, index.firsts_RB1[r, b] : index.firsts_RB1[r, b + 1]]
+    images = np.arange(b, index.prime, index.n_buckets)
+    classes = (images - index.offsets_R[r]) % index.prime * index.inverses_R[r] % index.prime
+    return np.sort(classes[classes < assignment.n_classes])
+
+
 shapes = st.tuples(st.integers(1, 400), st.integers(2, 300), st.integers(1, 4), st.integers(0, 10_000))
 
 
@@ -35,6 +45,7 @@ class TestEveryAssignment:
     @given(shape=shapes)
     @settings(max_examples=40, deadline=None)
     def test_buckets_and_members_are_inverse(self, make, shape):
+        """The members of a bucket as the decoder lists them."""
         assignment = make(*shape)
         K, B, R = assignment.n_classes, assignment.n_buckets, assignment.n_repetitions
         assert shape[:3] == (K, B, R)
@@ -43,6 +54,9 @@ class TestEveryAssignment:
         assert buckets_RK.dtype == np.int32
         assert buckets_RK.min() >= 0
         assert buckets_RK.max() < B
+        for r in range(R):
+            for b in range(B):
+                assert np.array_equal(members_of(assignment, r, b), np.flatnonzero(buckets_RK[r] == b))
 
     def test_select_reorders_repetitions(self, make):
         assignment = make(50, 7, 4, 3)
