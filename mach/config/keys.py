@@ -12,6 +12,7 @@ from mach.config.section import Section, key
 Format = Literal["auto", "repository", "svmlight", "npz", "npy", "csv", "tsv", "jsonl", "parquet", "builtin"]
 DOCUMENTS = "builtin:characters-names"  # the embedded set's classes, each a document of its name
 MAX_PILOTS = 5
+MAX_CANDIDATES, MAX_PAIRS = 10_000, 64
 Aggregate = Literal["auto", "mean", "unbiased-mean", "log-mean", "logit-mean", "min", "median", "trimmed-mean"]
 
 
@@ -302,7 +303,7 @@ class RerankingConfig(Section):
         user=True,
         chosen=True,
         ge=0,
-        le=10_000,
+        le=MAX_CANDIDATES,
     )
     pairs: int = key(
         0,
@@ -310,7 +311,7 @@ class RerankingConfig(Section):
         "Set it to 0 to train faster.",
         chosen=True,
         ge=0,
-        le=64,
+        le=MAX_PAIRS,
     )
     repeats: float | None = key(
         None,

@@ -35,6 +35,7 @@ HOST = os.uname().nodename
 # Their PUT shows the new object whole or not at all; elsewhere a file is put under another name and moved.
 ATOMIC_PUT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "memory"})
 _SHORT_LIVED: ContextVar[bool] = ContextVar("_SHORT_LIVED", default=False)
+_TEMPORARY = re.compile(r"\..+\..+-\d+\.tmp")  # what `temporary_name` makes
 _URL = re.compile(r"[A-Za-z][\w.+-]*(::[\w.+:-]+)?://")
 
 
@@ -295,7 +296,7 @@ def sweep(folder: Place) -> None:
     """Remove unfinished files of writers of this machine that died, and of other machines when they are a day old."""
     with contextlib.suppress(OSError):
         for name in names_in(folder):
-            if name.startswith(".") and name.endswith(".tmp"):
+            if _TEMPORARY.fullmatch(name):
                 with contextlib.suppress(OSError):
                     if _is_left_over(folder / name):
                         _discard(folder / name)
@@ -329,7 +330,7 @@ def flush_to_disk(path: Path) -> None:
 
 def _is_left_over(where: Place) -> bool:
     host, _, process = where.name.removesuffix(".tmp").rpartition("-")
-    if host.endswith(f".{HOST}") and process.isdigit():
+    if host.endswith(f".{HOST}"):
         with contextlib.suppress(PermissionError, OverflowError):  # another user's, or no number of a process
             try:
                 os.kill(int(process), 0)

@@ -21,7 +21,12 @@ def load(
     version: int | None = None,
     trunk: Trunk | None = None,
     launcher: str = "local",
-    **actors: Any,
+    address: str | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
+    resources: dict[str, float] | None = None,
+    timeout_seconds: float | None = None,
+    start_seconds: float | None = None,
 ) -> MachModel:
     """Open a trained run as a model; weights are mapped, so it takes milliseconds and no memory of its own.
 
@@ -38,10 +43,20 @@ def load(
         Where the run's networks have a trunk of its maker's own (``network.trunk``): that class, or its name
         "package.module:Class". It is code, so a run never imports it by itself.
     launcher : {"local", "ray"}
-        With "ray", actors on a Ray cluster map the weights, each those of some repetitions, and answer the same.
-    **actors
-        ``address``, ``workers``, ``threads``, ``resources``, ``timeout_seconds`` and ``start_seconds`` of
-        `mach.runs.actors.serve`, for the launcher ray; None is its default.
+        With "ray", actors on a Ray cluster map the weights, each those of some repetitions, and answer the same. All
+        further arguments are for this launcher alone; where one is left out, `mach.runs.actors.serve` has its default.
+    address : str, optional
+        Head of the Ray cluster, ``host:port``; by default as Ray finds it.
+    workers : int, optional
+        Actors; by default as many as find a place on the cluster, at most one a repetition.
+    threads : int, optional
+        Threads of an actor, and processors that Ray reserves for it.
+    resources : dict, optional
+        Custom Ray resources of an actor.
+    timeout_seconds : float, optional
+        After so long a batch is answered without the actors that have not answered it.
+    start_seconds : float, optional
+        How long to wait for all actors to be ready.
 
     Raises
     ------
@@ -62,13 +77,19 @@ def load(
     >>> model.names(ids)[0]  # doctest: +SKIP
     'BLACK CHESS QUEEN'
     """
-    given = {name: value for name, value in actors.items() if value is not None}
+    options: dict[str, Any] = {
+        "address": address,
+        "workers": workers,
+        "threads": threads,
+        "resources": resources,
+        "timeout_seconds": timeout_seconds,
+        "start_seconds": start_seconds,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
     if launcher not in ("local", "ray"):
         raise ConfigError(f"launcher {launcher!r} is unknown: choose local or ray")
     if launcher == "local" and given:
-        raise ConfigError(
-            f"{', '.join(given)}: no arguments of the launcher local: mind the spelling, or choose the launcher ray"
-        )
+        raise ConfigError(f"{', '.join(given)}: the launcher local takes no such argument: choose the launcher ray")
     run = Run.open(path, trunk)
     finished = run.finished()
     chosen = finished if repetitions is None else list(dict.fromkeys(repetitions))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.reranking.settings import FitSettings
-from mach.reranking.signals.contract import Signal
+from mach.reranking.signals.contract import BlendedSignal, Signal
 
 WEIGHT, PRIOR = "weight", "prior"  # strengths of classifiers and prior, which are chosen together
 UNTRIED = {WEIGHT: 0.5, PRIOR: -0.1, "repeats": 0.0}  # where no rows are held out
@@ -41,7 +41,7 @@ class Blend:
 
     def of(self, signal: Signal) -> float:
         """The strength of a signal; 0 where the blend leaves it out."""
-        return self.strengths.get(signal.strength, 0.0) if signal.strength else 0.0
+        return self.strengths.get(signal.strength, 0.0) if isinstance(signal, BlendedSignal) else 0.0
 
     def scores(
         self,
@@ -65,8 +65,7 @@ class Blend:
         """
         sum_NC = np.zeros_like(scores_NC)
         for signal in signals:
-            strength = self.of(signal)
-            if strength:
+            if isinstance(signal, BlendedSignal) and (strength := self.of(signal)):
                 terms_NC = signal.terms(columns(signal), ids_NC, strength)
                 if signal.strength == WEIGHT:
                     scores_NC = scores_NC + terms_NC
@@ -92,7 +91,7 @@ class Trial:
 
     def best(self, choices: Sequence[Blend], usual: int | None) -> Blend:
         """The blend of largest gain, see `best_of`; those of a strength below 0 have to be surer."""
-        alone = [signal for signal in self.signals if signal.choices]
+        alone = [signal for signal in self.signals if isinstance(signal, BlendedSignal) and signal.choices]
         errors_A = np.array([SURE if any(blend.of(one) < 0 for one in alone) else 1.0 for blend in choices])
         return choices[best_of(np.stack([self.gains(blend) for blend in choices]), usual, errors_A)]
 
@@ -110,7 +109,7 @@ def choose(trial: Trial, settings: FitSettings, given: Mapping[str, float]) -> B
     """
     path = path_of(settings)
     usual = path.index(USUAL[path]) if path in USUAL else None
-    alone = {signal.strength: signal for signal in trial.signals if signal.strength and signal.choices}
+    alone = {one.strength: one for one in trial.signals if isinstance(one, BlendedSignal) and one.choices}
     others = dict.fromkeys(alone, 0.0) | dict(given)
 
     def best_on_path() -> Blend:

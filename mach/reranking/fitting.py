@@ -33,7 +33,7 @@ from mach.reranking.parts import CANDIDATES, CLASSIFIERS, STAGES, Parts, name_of
 from mach.reranking.record import Record, fingerprint
 from mach.reranking.settings import FitSettings, fit_settings
 from mach.reranking.signals import SIGNALS
-from mach.reranking.signals.contract import Material, Shortlist, Signal, features_of
+from mach.reranking.signals.contract import BlendedSignal, Material, Shortlist, Signal, features_of
 from mach.runs.ensemble import Ensemble
 from mach.runs.repetition import RepetitionFiles
 from mach.runs.run import Run
@@ -275,13 +275,15 @@ class RerankerTraining:
         rows = self.validation_rows[:MAX_VALIDATION_ROWS]
         if not len(rows):
             return Blend(UNTRIED | given), order is not None
-        weighed = [one.name for one in signals if one.strength]
+        weighed = [one.name for one in signals if isinstance(one, BlendedSignal)]
         parts: list[tuple[Any, ...]] = []
         with Ensemble(self.run, self.run.finished()) as ensemble:
             for _, shortlist in self._shortlists(ensemble, rows):
-                columns = {one.name: one.columns(shortlist) for one in signals if order or one.strength}
-                inputs_NCI = np.concatenate(list(columns.values()), axis=2)
-                ordered_NC = order.scores(shortlist.scores_NC, inputs_NCI) if order else None
+                columns = {one.name: one.columns(shortlist) for one in signals if order or one.name in weighed}
+                ordered_NC = None
+                if order:
+                    inputs_NCI = np.concatenate(list(columns.values()), axis=2)
+                    ordered_NC = order.scores(shortlist.scores_NC, inputs_NCI)
                 parts.append((shortlist.ids_NC, shortlist.scores_NC, ordered_NC, *(columns[name] for name in weighed)))
         ids, scores, ordered, *found = zip(*parts, strict=True)
         ids_NC = np.concatenate(ids)

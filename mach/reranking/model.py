@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mach.config.keys import MAX_CANDIDATES
 from mach.errors import StorageError
 from mach.files.places import is_there
 from mach.files.tensors import map_tensors
@@ -21,7 +22,7 @@ from mach.reranking.blend import WEIGHT, Blend
 from mach.reranking.order import LearnedOrder
 from mach.reranking.record import local_file
 from mach.reranking.signals import SIGNALS
-from mach.reranking.signals.contract import Shortlist, Signal, SignalFile
+from mach.reranking.signals.contract import BlendedSignal, Shortlist, Signal, SignalFile
 from mach.sketch.answers import TopK
 from mach.sketch.terms import reorder
 
@@ -67,16 +68,18 @@ class Reranker:
         if missing:
             raise StorageError(f"{file.where}: its metadata lack {', '.join(missing)}: train it again")
         signals = [kind.load(file) for kind in SIGNALS]
-        blend = Blend({one.strength: file.note(one.strength, "0", float) for one in signals if one.strength})
+        blended = [one for one in signals if isinstance(one, BlendedSignal)]
+        blend = Blend({one.strength: file.number(one.strength, 0.0) for one in blended})
         order = LearnedOrder.load(file)
-        in_order = file.note("signals", OLD_ORDER).split(",") if order else []
-        for signal in signals:
-            if (signal.name in in_order and not signal.has_columns) or (blend.of(signal) and not signal.has_terms):
-                raise StorageError(f"{file.where}: the arrays of its {signal.name} are missing: train it again")
+        in_order = notes.get("signals", OLD_ORDER).split(",") if order else []
+        missing = [one.name for one in signals if one.name in in_order and not one.has_columns]
+        missing += [one.name for one in blended if blend.of(one) and not one.has_terms]
+        if missing:
+            raise StorageError(f"{file.where}: the arrays of its {missing[0]} are missing: train it again")
         n_columns = sum(signal.n_columns for signal in signals)
         if order and len(order.arrays["means"]) != n_columns:
             raise StorageError(f"{file.where}: its learned order is no network of {n_columns} inputs: train it again")
-        return cls(signals, blend, file.note("candidates", "0", int), order)
+        return cls(signals, blend, file.number("candidates", 0, 0, MAX_CANDIDATES), order)
 
     @property
     def n_bytes(self) -> int:

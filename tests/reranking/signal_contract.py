@@ -13,7 +13,7 @@ from mach.data.batch import rows_of
 from mach.errors import StorageError
 from mach.files.tensors import map_tensors, write_tensors
 from mach.reranking.signals import SIGNALS
-from mach.reranking.signals.contract import Material, Scale, Shortlist, Signal, SignalFile
+from mach.reranking.signals.contract import BlendedSignal, Material, Scale, Shortlist, Signal, SignalFile
 from tests.reranking.oracles import columns_of
 
 
@@ -78,7 +78,7 @@ class SignalContract:
             write_tensors(file, kept, signal.notes)
         again = self.kind.load(file_of(*map_tensors(path), material))
         np.testing.assert_array_equal(again.columns(shortlist), signal.columns(shortlist))
-        assert (again.has_columns, again.has_terms) == (signal.has_columns, signal.has_terms)
+        assert again.has_columns == signal.has_columns
         written = io.BytesIO()
         write_tensors(written, again.arrays_for(1.0, in_order=True), again.notes)
         assert written.getvalue() == path.read_bytes()
@@ -103,13 +103,23 @@ class SignalContract:
         n_bytes = sum(array.nbytes for array in kept.values())
         assert n_bytes / 4 <= self.kind.expected_bytes(scale) <= 4 * n_bytes
 
-    def test_terms_never_raise_a_score(self, signal: Signal, shortlist: Shortlist):
-        if signal.strength is None:
-            with pytest.raises(NotImplementedError):
-                signal.terms(signal.columns(shortlist), shortlist.ids_NC, 1.0)
-            return
+
+class BlendedSignalContract(SignalContract):
+    """Further laws of a signal that a blend can give a strength."""
+
+    kind: type[BlendedSignal]
+
+    def test_terms_never_raise_a_score(self, signal: BlendedSignal, shortlist: Shortlist):
         for strength in (0.5, *signal.choices):
             terms_NC = signal.terms(signal.columns(shortlist), shortlist.ids_NC, strength)
             assert terms_NC.dtype == np.float32
             assert terms_NC.shape == shortlist.ids_NC.shape
             assert (terms_NC <= 0).all()
+
+    def test_terms_come_back_from_disk(
+        self, signal: BlendedSignal, kept: dict[str, NDArray], material: Material, shortlist: Shortlist
+    ):
+        again = self.kind.load(file_of(kept, signal.notes, material))
+        assert signal.has_terms
+        assert again.has_terms
+        assert not self.kind.load(file_of({}, {}, material)).has_terms

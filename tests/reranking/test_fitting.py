@@ -300,6 +300,24 @@ def test_held_out_rows_choose_the_blend_of_best_precision(paired: Config, rerank
     assert found_precisions[done.weight, done.prior] > max(found_precisions.values()) - 0.01
 
 
+def test_rows_of_classes_are_those_that_have_or_list_them(paired: Config, reranked: Path, tmp_path: Path):
+    shutil.copytree(reranked, tmp_path / "run")
+    run, store = set_up(paired, tmp_path / "run")
+    training = RerankerTraining(run, store)
+    training.begin(FITTING)
+    for part in training.parts("candidates")[1]:
+        training.make(part)
+    parts = len(training.folder.plan.rows) - 1
+    ids_NC = np.concatenate([training.folder.map(f"rows{part:03d}.safetensors")[0]["ids"] for part in range(parts)])
+    classes, counts = read_classes(store, training.rows)
+    own = np.split(classes, np.cumsum(counts)[:-1])
+    for lists, are_listed in ((own, False), (ids_NC, True)):
+        indptr, rows = training._rows_by_class(20, 50, are_listed=are_listed)
+        for k in range(20, 50):
+            expected = [row for row, ids in zip(training.rows, lists, strict=True) if k in ids]
+            assert rows[indptr[k - 20] : indptr[k - 19]].tolist() == expected
+
+
 def test_memory_of_fitting_grows_with_the_largest_class_and_pairs(paired: Config, tmp_path: Path):
     run, store = set_up(paired, tmp_path / "run")
     n_features = store.n_nonzeros / store.n_rows
@@ -401,6 +419,8 @@ def test_damaged_files_and_dense_rows_get_one_line(paired: Config, copied: Path,
         (whole | {"biases": whole["biases"].astype(np.float64)}, metadata),
         (whole, {}),
         (whole, metadata | {"loss": "squared"}),
+        *((whole, metadata | {"candidates": number}) for number in ("-1", "10001", "1.5")),
+        *((whole, metadata | {strength: "nan"}) for strength in ("weight", "prior", "repeats")),
     ]:
         with file.open("wb") as opened:
             write_tensors(opened, spoiled, notes)

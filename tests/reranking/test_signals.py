@@ -10,7 +10,7 @@ import pytest
 from mach.errors import StorageError
 from mach.reranking.signals import SIGNALS, expected_bytes
 from mach.reranking.signals.classifiers import LOWEST_MARGIN, Classifiers
-from mach.reranking.signals.contract import Material, Scale, Shortlist
+from mach.reranking.signals.contract import BlendedSignal, Material, Scale, Shortlist
 from mach.reranking.signals.networks import Aggregate, Context
 from mach.reranking.signals.prior import Prior
 from mach.reranking.signals.repeats import Repeats
@@ -18,7 +18,7 @@ from mach.reranking.signals.rules import Rules
 from mach.sketch.terms import prior_terms
 from tests.reranking.conftest import D
 from tests.reranking.oracles import columns_of
-from tests.reranking.signal_contract import SignalContract, file_of
+from tests.reranking.signal_contract import BlendedSignalContract, SignalContract, file_of
 
 
 class TestAggregate(SignalContract):
@@ -48,7 +48,7 @@ class TestContext(SignalContract):
         np.testing.assert_allclose(found, np.log([1 + n_features[0], 2, 3, 3.5, 4.5, 4.5]), rtol=1e-5)
 
 
-class TestPrior(SignalContract):
+class TestPrior(BlendedSignalContract):
     kind = Prior
     alone = True
 
@@ -74,7 +74,7 @@ def without_pairs(part):
     return part | {"offsets": offsets, "features": part["features"][is_own], "weights": part["weights"][is_own]}
 
 
-class TestClassifiers(SignalContract):
+class TestClassifiers(BlendedSignalContract):
     kind = Classifiers
     tolerance = 1e-4
 
@@ -98,7 +98,13 @@ class TestClassifiers(SignalContract):
         with pytest.raises(StorageError, match="bold.gaps is missing"):
             Classifiers.load(file_of({n: a for n, a in (own | further).items() if n != "bold.codes"}, notes, material))
 
-    @pytest.mark.parametrize("notes", [{"loss": "squared"}, {"pairs": "many"}, {"power": ""}])
+    @pytest.mark.parametrize(
+        "notes",
+        [
+            {"loss": "squared"}, {"pairs": "many"}, {"pairs": "-1"}, {"pairs": "65"}, {"power": ""}, {"power": "nan"},
+            {"power": "-1"}, {"power": "5"}, {"row_features": "inf"},
+        ],
+    )  # fmt: skip
     def test_damaged_notes_are_refused(self, notes, material: Material):
         with pytest.raises(StorageError, match="its metadata are damaged .* train it again"):
             Classifiers.load(file_of({}, notes, material))
@@ -112,7 +118,7 @@ class TestRules(SignalContract):
         assert Rules.fit(replace(material, settings=settings)).arrays == {}
 
 
-class TestRepeats(SignalContract):
+class TestRepeats(BlendedSignalContract):
     kind = Repeats
     free = ("repeats",)
     alone = True
@@ -133,7 +139,10 @@ class TestRepeats(SignalContract):
 
 
 def test_every_signal_has_the_laws_tested():
-    assert set(SIGNALS) == {contract.kind for contract in SignalContract.__subclasses__()}
+    blended = {contract.kind for contract in BlendedSignalContract.__subclasses__()}
+    others = {contract.kind for contract in SignalContract.__subclasses__() if contract is not BlendedSignalContract}
+    assert blended == {kind for kind in SIGNALS if issubclass(kind, BlendedSignal)}
+    assert others == set(SIGNALS) - blended
 
 
 def test_bytes_of_a_re_ranker_are_those_of_its_signals():

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from mach.config.keys import MAX_PAIRS
 from mach.data.rows import RowView
 from mach.errors import StorageError
 from mach.reranking.kernels.rerank import margins
 from mach.reranking.settings import Loss
-from mach.reranking.signals.contract import Arrays, Material, Scale, Shortlist, Signal, SignalFile
+from mach.reranking.signals.contract import Arrays, BlendedSignal, Material, Scale, Shortlist, SignalFile
 
 if TYPE_CHECKING:
     from mach.data.batch import SparseBatch
@@ -30,6 +31,7 @@ GAP = 2**15 - 1  # the widest step
 CLASS_BYTES, WEIGHT_BYTES = 16, 3
 WEIGHTS = 0.8  # a feature of a row and class of it, measured on gnd-core,
 PAIR_WEIGHTS = 0.08  # and a pair of features of it, on tate-leaf
+MOST_POWER = 4.0  # that a run of any version has
 LOWEST_MARGIN = np.float32(-1e6)  # keeps every score finite
 FORMULAS: dict[Loss, str] = {"hinge": "max(0, 1 - margin)^2", "logistic": "log(1 + exp(-margin))"}
 # Runs of earlier versions may have further sets, which a learned order weighs. "presence" sees no values but that a
@@ -66,7 +68,7 @@ class ClassifierSet:
         return margins_NC
 
 
-class Classifiers(Signal):
+class Classifiers(BlendedSignal):
     """Margins of the class's linear classifier, and in runs of earlier versions those of further sets."""
 
     name = "classifiers"
@@ -93,12 +95,13 @@ class Classifiers(Signal):
 
     @classmethod
     def load(cls, file: SignalFile) -> Self:
-        loss, views = file.note("loss", "hinge"), file.note("views", "").split(",")
+        views = file.notes.get("views", "").split(",")
+        loss: Any = file.notes.get("loss", "hinge")
         if loss not in get_args(Loss):
             raise StorageError(f"{file.where}: its metadata are damaged (loss {loss}): train it again")
-        pairs, power = file.note("pairs", "0", int), file.note("power", "1", float)
+        pairs, power = file.number("pairs", 0, 0, MAX_PAIRS), file.number("power", 1.0, 0.0, MOST_POWER)
         seen = {"": RowView(power=power, pairs=pairs, n_features=file.n_features)}
-        length = max(file.note("row_features", "1", float), 1.0) ** -0.5
+        length = max(file.number("row_features", 1.0), 1.0) ** -0.5
         for name in FURTHER_SETS:
             if name in views:
                 presence = float(np.float32(length)) if name == "presence" else 0.0

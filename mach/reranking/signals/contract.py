@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from mach.data.store import Store
 
 Arrays = Mapping[str, NDArray[Any]]
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,18 +104,22 @@ class SignalFile:
         """How many entries the array of this name has; 0: there is none."""
         return self.arrays[name].size if name in self.arrays else 0
 
-    def note(self, name: str, default: str, kind: Any = str) -> Any:
-        """A note in its type.
+    def number(self, name: str, default: Number, least: float = -math.inf, most: float = math.inf) -> Number:
+        """A note that is a finite number of the default's type.
 
         Raises
         ------
         StorageError
-            When it cannot be read.
+            When it is none, or out of range.
         """
+        text = self.notes.get(name, default)
         try:
-            return kind(self.notes.get(name, default))
-        except ValueError as error:
-            raise StorageError(f"{self.where}: its metadata are damaged ({error}): train it again") from error
+            number = type(default)(text)
+        except ValueError:
+            number = None
+        if number is None or not (least <= number <= most and math.isfinite(number)):
+            raise StorageError(f"{self.where}: its metadata are damaged ({name} is {text!r}): train it again")
+        return number
 
 
 @dataclass(frozen=True)
@@ -134,14 +140,12 @@ class Scale:
 class Signal(ABC):
     """One thing that is known of a query and a class of its shortlist, as numbers.
 
-    A blend gives some signals a strength and adds what they say, their `terms`, to the aggregate. A learned order
-    weighs the `columns` of all signals. A signal is safe to share between threads.
+    A learned order weighs the `columns` of all signals; a blend adds up those that are a `BlendedSignal`. A signal is
+    safe to share between threads.
     """
 
     name: ClassVar[str]
     meaning: ClassVar[str]  # one plain sentence: what a value of it means to a person
-    strength: ClassVar[str | None] = None  # the name of its strength on disk; None: blends leave it out
-    choices: ClassVar[tuple[float, ...]] = ()  # strengths that held-out rows try alone, the usual one first
     labels: ClassVar[tuple[str, ...]]  # what each column is
     needs_arrays: ClassVar[bool] = True  # whether its columns come from arrays
 
@@ -164,7 +168,7 @@ class Signal(ABC):
         return cls()
 
     def arrays_for(self, strength: float, *, in_order: bool) -> dict[str, NDArray[Any]]:
-        """Arrays that a file needs where a blend gives it such a strength, or an order may weigh it."""
+        """Arrays that a file needs where a blend gives it such a strength (0: none), or an order may weigh it."""
         return self.arrays
 
     @property
@@ -186,11 +190,6 @@ class Signal(ABC):
         """Whether it has the data that its columns come from."""
         return bool(self.arrays) or not self.needs_arrays
 
-    @property
-    def has_terms(self) -> bool:
-        """Whether it has the data that its terms come from."""
-        return bool(self.arrays)
-
     @abstractmethod
     def columns(self, shortlist: Shortlist) -> NDArray[np.float32]:
         """Its values for every query and class, float32 of shape (N, C, `n_columns`).
@@ -198,8 +197,20 @@ class Signal(ABC):
         A value depends on its query and its class alone, not on the others of the batch or shortlist.
         """
 
+
+class BlendedSignal(Signal):
+    """A signal that a blend can give a strength: then it adds what the signal says, its `terms`, to the aggregate."""
+
+    strength: ClassVar[str]  # the name of its strength on disk
+    choices: ClassVar[tuple[float, ...]] = ()  # strengths that held-out rows try alone, the usual one first
+
+    @property
+    def has_terms(self) -> bool:
+        """Whether it has the data that its terms come from."""
+        return bool(self.arrays)
+
+    @abstractmethod
     def terms(
         self, columns_NCI: NDArray[np.float32], ids_NC: NDArray[np.int64], strength: float
     ) -> NDArray[np.float32]:
         """What a blend adds to the aggregates, at most 0, by its columns and a strength; float32 of shape (N, C)."""
-        raise NotImplementedError(f"{self.name} has no strength in blends")

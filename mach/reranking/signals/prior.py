@@ -7,11 +7,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.reranking.signals.contract import Material, Scale, Shortlist, Signal, SignalFile
+from mach.reranking.signals.contract import BlendedSignal, Material, Scale, Shortlist, SignalFile
 from mach.sketch.terms import prior_terms
 
 
-class Prior(Signal):
+class Prior(BlendedSignal):
     """The training rows of a class.
 
     A file holds ``priors`` (float32, K), the terms of the strength that was chosen, and for a learned order

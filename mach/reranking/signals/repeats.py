@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.reranking.kernels.repeats import LOAD, MAX_SLOTS, count_rows, counts_of
-from mach.reranking.signals.contract import Material, Scale, Shortlist, Signal, SignalFile
+from mach.reranking.signals.contract import BlendedSignal, Material, Scale, Shortlist, SignalFile
 
 REPEAT_BYTES = 5  # at most, of a training row and of each of its classes
 
 
-class Repeats(Signal):
+class Repeats(BlendedSignal):
     """How many training rows have the query's set of features, and how many of these have the class; up to 255.
 
     Strengths above 0 suit data whose equal rows have equal classes. Those below 0 put classes last that the row is
