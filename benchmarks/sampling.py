@@ -67,7 +67,7 @@ def main() -> None:
             keys = [f"hashing.buckets={options.buckets}", "hashing.repetitions=1"]
             keys += ["reranking.candidates=0", "data.validation_fraction=0.0"]
             made, store = set_up(load_config(config, keys), run)
-            steps.SAMPLED = share
+            steps.MANY_BUCKETS, steps.SAMPLED = 0, share  # whatever B is
             train_shard(ShardJob(str(made.path), str(store.path), (0,)))
             info, last = json.loads(mach("info", run, "--json")), json.loads(mach("evaluate", run, "--json"))[-1]
             rows.append((share, info["worker_seconds"], floor_seconds(Run.open(Path(run)), share), last))

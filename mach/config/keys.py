@@ -11,8 +11,7 @@ from mach.config.section import Section, key
 
 Format = Literal["auto", "repository", "svmlight", "npz", "npy", "csv", "tsv", "jsonl", "parquet", "builtin"]
 DOCUMENTS = "builtin:characters-names"  # the embedded set's classes, each a document of its name
-MAX_PILOTS = 5
-MAX_CANDIDATES, MAX_PAIRS = 10_000, 64
+MAX_PILOTS, MAX_CANDIDATES, MAX_PAIRS = 5, 10_000, 64
 Aggregate = Literal["auto", "mean", "unbiased-mean", "log-mean", "logit-mean", "min", "median", "trimmed-mean"]
 
 
@@ -391,10 +390,8 @@ class Config(Section):
         if self.training.patience is not None and self.data.validation_fraction == 0.0:
             raise ValueError("training.patience needs rows to watch: set data.validation_fraction, such as 0.05")
         if self.reranking.pilots and self.decoding.aggregate not in {"auto", "log-mean"}:
-            raise ValueError(
-                f"reranking.pilots = {self.reranking.pilots} with decoding.aggregate = {self.decoding.aggregate!r}: an "
-                'order is learned from log-means: take "log-mean", or no pilots'
-            )
+            given = f"reranking.pilots = {self.reranking.pilots} with decoding.aggregate = {self.decoding.aggregate!r}"
+            raise ValueError(f'{given}: an order is learned from log-means: take "log-mean", or no pilots')
         if self.reranking.pilots and self.training.start is not None:
             raise ValueError(
                 f"reranking.pilots = {self.reranking.pilots} with training.start: networks that started from others "

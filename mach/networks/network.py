@@ -124,7 +124,7 @@ class Network:
         if self.output is not None:
             back, figures = self.output.step(hidden.detach(), targets, self.loss, rate, self.n_steps, measured=measured)
         else:
-            logits = hidden.detach().clone()
+            logits = hidden.detach()
             figures = step_figures(logits.float().cpu(), targets, self.loss) if measured else None
             back = loss_gradient(logits, targets, self.loss)
         if self.activation is not None:
@@ -196,11 +196,13 @@ class Network:
         StorageError
             When they are of another network.
         """
-        for name, tensor in self._weights().items():
+        weights = self._weights()
+        for name, tensor in weights.items():
             width = tensor.shape[1] if tensor.ndim == 2 else 0
             found = stored_shape(stored, name, width) if name in stored else "missing"
             if found != tuple(tensor.shape):
                 raise StorageError(f"weights to start from: {name} is {found}, this network has {tuple(tensor.shape)}")
+        for name, tensor in weights.items():
             if name == "input.weight" and self.input is not None:
                 self.input.load(stored)
             else:

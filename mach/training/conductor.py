@@ -99,7 +99,8 @@ def train(
         From reading rows and writing the run.
     IncompleteRunError
         When a repetition or a part of the re-ranker failed for good, or on Ctrl-C; all that is finished or
-        checkpointed is kept, and the same call goes on from there.
+        checkpointed is kept, and the same call goes on from there. Repetitions that are trained "here" end by the
+        KeyboardInterrupt itself.
 
     Examples
     --------
@@ -201,6 +202,8 @@ def train_reranker(run: Run, store: Store, crew: Crew, *, settings: FitSettings 
         with _held(training.files):
             if not is_due(run):  # another made it meanwhile
                 return
+            for line in _no_longer_heard(run):
+                crew.say(line)
             training.begin(settings)
             teach(training, train_pilot, crew.say)
             crew.make_parts(training)
@@ -260,6 +263,16 @@ def _refuse_missing(repetitions: Sequence[int] | None, n_repetitions: int) -> No
     for r in repetitions or ():
         if not 0 <= r < n_repetitions:
             raise ConfigError(f"repetitions {r}: the run has repetitions 0-{n_repetitions - 1}")
+
+
+def _no_longer_heard(run: Run) -> Iterator[str]:
+    """What a person is told where an older run's configuration fixed what a new re-ranker chooses."""
+    gone = [key for key in ("weight", "prior", "bytes", "views") if run.retired.get(f"reranking.{key}")]
+    if gone:
+        yield (
+            f"re-ranker: {', '.join(f'reranking.{key}' for key in gone)} of {run.path} are keys of an earlier version: "
+            "the new re-ranker is made without them, and held-out rows choose its blend"
+        )
 
 
 def _told(summary: Record) -> Iterator[str]:

@@ -54,7 +54,7 @@ LEAST_PILOT_ROWS, MOST_PILOT_ROWS = 5_000, 300_000
 
 @dataclass(frozen=True)
 class Shape:
-    """N, D and K of the training rows, what one has on average, and whether rows are dense and all of one class."""
+    """N, D and K of the training rows, whether these are dense, and what one has on average."""
 
     n_rows: int
     n_features: int
@@ -62,15 +62,13 @@ class Shape:
     is_dense: bool = False
     row_features: float = 0.0
     row_classes: float = 0.0
-    is_exclusive: bool = False
 
     @classmethod
     def of(cls, store: Store) -> Shape:
         n_rows = max(store.n_rows, 1)
         features = 0.0 if store.is_dense else store.n_nonzeros / n_rows
-        classes_N = np.diff(store.class_indptr)
         sizes = (store.n_rows, store.n_features, store.n_classes)
-        return cls(*sizes, store.is_dense, features, float(classes_N.sum()) / n_rows, bool((classes_N == 1).all()))
+        return cls(*sizes, store.is_dense, features, len(store.class_ids) / n_rows)
 
 
 def before_reading(config: Config) -> Config:

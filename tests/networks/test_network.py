@@ -146,6 +146,8 @@ def test_stored_weights_of_which_the_salient_are_kept_answer_as_their_matrix_doe
     started = network_of(False, [16], seed=4)
     started.load_weights(stored)
     np.testing.assert_allclose(started.logits(batch).numpy(), bucket_logits(stored, batch), rtol=1e-4, atol=1e-4)
+    with pytest.raises(StorageError, match="weights to start from: input"):
+        network_of(False, [17]).load_weights(stored)
 
 
 def test_a_network_sees_powers_of_its_features_in_training_and_in_queries():

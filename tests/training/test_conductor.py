@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +97,15 @@ def test_nobody_is_told_unless_asked(config: Config, tmp_path: Path, capfd):
     told = io.StringIO()
     mach.train(tree, tmp_path / "told", launcher="here", console=Console(file=told))
     assert "repetition 0: finished" in told.getvalue()
+
+
+def test_values_of_an_older_run_that_a_new_reranker_does_not_hear_are_told(
+    config: Config, trained: Path, tmp_path: Path
+):
+    shutil.copytree(trained, tmp_path / "run")
+    file, told = tmp_path / "run/config.toml", io.StringIO()
+    file.write_text(file.read_text().replace("[reranking]\n", "[reranking]\nweight = 0.3\n"))
+    wanted = Config.model_validate(config.model_dump(exclude_unset=True) | {"reranking": {"candidates": 20}})
+    mach.train(wanted, tmp_path / "run", launcher="here", console=Console(file=told, width=400))
+    assert "reranking.weight of" in told.getvalue()
+    assert "held-out rows choose its blend" in told.getvalue()

@@ -101,7 +101,7 @@ def test_short_rows_of_few_classes_are_reranked_by_pairs_of_features():
 def test_a_run_of_before_is_gone_on_with_as_it_began(path: Path):
     old, _ = load_run_config(path / "config.toml")
     given = parse_config({"data": {"train": old.data.train, "cache": old.data.cache}}, "test")
-    shape = Shape(2_000_000, 300_000, 400_000, row_features=8, row_classes=1, is_exclusive=True)
+    shape = Shape(2_000_000, 300_000, 400_000, row_features=8, row_classes=1)
     assert differing_keys(fill(completed(given, old), shape), old, ignore=FREE_KEYS) == []
 
 

@@ -58,7 +58,7 @@ def adam(
     from mach.networks.buffers import flat_array
 
     if weight.is_cpu:
-        by = gradient.mul_(scale) if half is None else gradient
+        by = gradient.mul_(scale) if half is None and scale != 1.0 else gradient
         flat = [flat_array(tensor.contiguous()) for tensor in (weight, by, mean, square)]
         if half is None:
             adam_step(flat[0], flat[1], flat[2], flat[3], rate, step)

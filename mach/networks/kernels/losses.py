@@ -73,7 +73,7 @@ BINARY = Loss(
     is_exclusive=False,
     probabilities=_logistic,
     value=lambda z, is_target: (z.clamp(min=0) + (-z.abs()).exp().log1p() - z * is_target).sum(-1),
-    errors=lambda z, is_target: z.sigmoid() - is_target.to(z.dtype),
+    errors=lambda z, is_target: z.sigmoid().sub_(is_target.byte()),
 )
 # Cross-entropy over the buckets of a head, of which a row's targets share its mass; without any it is 0.
 SOFTMAX = Loss(

@@ -55,7 +55,8 @@ class Crew:
             When ray is not installed, or a GPU is too small.
         IncompleteRunError
             When a repetition was given up, the cluster cannot be reached, or on KeyboardInterrupt (the command line
-            makes one of SIGTERM too); everything finished or checkpointed is kept.
+            makes one of SIGTERM too), which stays what it is where this process trains; everything finished or
+            checkpointed is kept.
         """
         wanted = list(range(run.config.hashing.repetitions)) if repetitions is None else repetitions
         finished = [r for r in wanted if run.repetition(r).is_done]
