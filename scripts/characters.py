@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-
-from mach.data.characters import character
+import unicodedata
 
 
 def main() -> None:
     for line in sys.stdin:
         answer = json.loads(line)
-        found = [f"{character(name)}  {name.lower()}" for name in answer["names"]]
+        found = [f"{unicodedata.lookup(name)}  {name.lower()}" for name in answer["names"]]
         print(f"{answer['query']:<30} {'   '.join(f'{text:<38}' for text in found)}".rstrip())
 
 

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import random
 import re
 import subprocess
@@ -16,6 +17,7 @@ from mach.data import characters as module
 from mach.data.characters import MAX_RIGHT, Description, Token, class_names, rows
 
 INDEX = module._index()
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +194,11 @@ def test_the_seed_makes_other_rows():
     one, same, other = ([text for text, _ in islice(rows("test", seed=seed), 300)] for seed in (0, 0, 1))
     assert one == same
     assert len(set(one) & set(other)) < 30
+
+
+def test_the_demo_shows_answers_as_characters():
+    answer = json.dumps({"query": "snowman", "names": ["SNOWMAN", "GREEK SMALL LETTER ALPHA"]})
+    shown = subprocess.run(
+        [sys.executable, "scripts/characters.py"], cwd=ROOT, input=answer, capture_output=True, text=True, check=True
+    ).stdout
+    assert shown.split() == "snowman ☃ snowman α greek small letter alpha".split()
