@@ -52,9 +52,8 @@ def changes(verb: Callable[..., str]) -> Callable[..., None]:
     "--from", "source", metavar="FILE", help='Lines such as {"name": "x", "examples": [...], "texts": [...]}.'
 )
 @click.option(
-    "--by", type=click.Choice(["networks", "hash"]), default="networks", show_default=True, help="Who places."
+    "--by", type=click.Choice(["networks", "hash"]), default="networks", show_default=True, help="Who chooses buckets."
 )
-@click.option("--random", type=float, default=0.0, show_default=True, help="Share of buckets that are hashed anyway.")
 def add(
     model: MachModel,
     name: str | None,
@@ -76,7 +75,7 @@ def add(
         if model.run.text_features is None:
             rows = [np.reshape(row, (-1, model.n_features)) for row in rows]
     ids = model.classes.add(names, rows, texts_K if any(texts_K) else None, **options)
-    return f"added {len(ids)} classes, ids {ids[0]} to {ids[-1]}"
+    return f"added class {ids[0]}" if len(ids) == 1 else f"added {len(ids)} classes, ids {ids[0]} to {ids[-1]}"
 
 
 @changes
@@ -84,7 +83,7 @@ def add(
 def remove(model: MachModel, chosen: tuple[str, ...]) -> str:
     """Remove classes: they are never returned again."""
     model.classes.remove([_class_of(model, text) for text in chosen])
-    return f"removed {len(chosen)} classes"
+    return f"removed {', '.join(chosen)}"
 
 
 @changes

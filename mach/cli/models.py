@@ -36,6 +36,7 @@ def evaluate(
 ) -> None:
     """Measure RUN on DATA (the configuration's data.test by default), in percent; re-ranked in the last row."""
     from mach.evaluation.accuracy import evaluate as measure
+    from mach.evaluation.accuracy import measures
     from mach.files.records import write_json
     from mach.runs.run import AccuracyCurve
 
@@ -54,13 +55,8 @@ def evaluate(
             write_json(model.run.curve_file, curve_of_now.model_dump())
     rows = [{name: 100 * v if isinstance(v, float) else v for name, v in row.items()} for row in shares]
     if not as_json:
-        names = [f"{name}@{k}" for name in ("P", "nDCG", "PSP", "recall", "hit") for k in ks]
-        columns = [
-            "n_repetitions",
-            *(["reranked"] if rows[-1]["reranked"] else []),
-            *(name for name in names if name not in ("nDCG@1", "hit@1")),  # those equal P@1
-            *(["ECE uncalibrated", "ECE"] if reliability else []),
-        ]
+        columns = ["n_repetitions", *(["reranked"] if rows[-1]["reranked"] else []), *measures(ks)]
+        columns += ["ECE uncalibrated", "ECE"] if reliability else []
         rows = [{name: row.get(name) for name in columns} for row in rows]
     print_table(rows, as_json)
 

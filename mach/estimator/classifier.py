@@ -18,10 +18,9 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, c
 from mach.errors import ConfigError, DataError
 from mach.estimator.archive import restore, save
 from mach.estimator.engine import Engine
-from mach.estimator.features import Features, features_of, n_rows_of
 from mach.estimator.fitting import fit, go_on
 from mach.estimator.parameters import sections_of
-from mach.estimator.rows import Rows
+from mach.estimator.rows import Features, Rows, features_of, n_rows_of
 from mach.estimator.targets import Layout, Targets, grown, ids_of
 from mach.networks.trunk import Trunk
 
@@ -157,17 +156,12 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         self.config = config
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Train on rows; what was fitted before is dropped.
-
-        Parameters
-        ----------
-        X : matrix, table or texts of N rows
-        y : array-like, lists, or indicator matrix of N rows
+        """Train on N rows; what was fitted before is dropped.
 
         Raises
         ------
         ValueError
-            When X or y is none of these, holds NaN or infinity, or their rows differ in number.
+            When X or y is nothing that the class takes, holds NaN or infinity, or their rows differ in number.
         mach.MachError
             When a parameter or key cannot work.
         """
@@ -201,11 +195,9 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         return self
 
     def predict(self, X: Any) -> Any:
-        """The class of every row; in multi-label data those of probability 0.5 or more.
+        """The class of every row, an array of shape (N,); in multi-label data those of probability 0.5 or more.
 
-        Returns
-        -------
-        array of shape (N,), or in multi-label data, as y was, an indicator or a list of N arrays
+        These are an indicator or a list of N arrays, as y was.
         """
         features = features_of(self, X)
         if self._layout.form == "classes":
@@ -218,17 +210,10 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         return matrix if self._layout.is_sparse else matrix.toarray()
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
-        """Probabilities of all classes of every row, in the order of `classes_`.
+        """Probabilities of all classes of every row, in the order of `classes_`: float32 of shape (N, K).
 
-        Returns
-        -------
-        float32 array of shape (N, K)
-            Rows sum to one, but in multi-label data, where each is a probability of its own.
-
-        Raises
-        ------
-        mach.MachError
-            When it would take more than ``max_proba_bytes``; `predict_topk` never does.
+        Rows sum to one, but in multi-label data, where each is a probability of its own. A `mach.MachError` is raised
+        when they would take more than ``max_proba_bytes``; `predict_topk` never does.
         """
         features = features_of(self, X)
         return self._all(self._engine.probabilities(features), n_rows_of(features), "predict_proba")
@@ -236,11 +221,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     def decision_function(self, X: Any) -> NDArray[np.float32]:
         """Log-probabilities of all classes, not normalised; log-odds in multi-label data, and for two classes.
 
-        As large as of `predict_proba`, and refused as that is.
-
-        Returns
-        -------
-        float32 array of shape (N, K), or (N,) of two classes that exclude each other, above 0 for the second
+        As large as of `predict_proba`, and refused as that is: float32 of shape (N, K), or (N,) of two classes that
+        exclude each other, above 0 for the second.
         """
         features = features_of(self, X)
         logits_NK = self._all(self._engine.logits(features), n_rows_of(features), "decision_function")
@@ -305,13 +287,9 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     def save(self, path: str | Path) -> None:
         """Write the fitted classifier into a new folder, whole or not at all; `load` reads it.
 
-        The folder is also a run, which `mach.load` and the command line open. Nothing of it is pickled.
-
-        Raises
-        ------
-        mach.MachError
-            When something is there already, writing fails, or a class is no string, number, bytes, None or tuple or
-            frozenset of such.
+        The folder is also a run, which `mach.load` and the command line open. Nothing of it is pickled. A
+        `mach.MachError` is raised when something is there already, writing fails, or a class is no string, number,
+        bytes, None or tuple or frozenset of such.
         """
         check_is_fitted(self)
         save(self, Path(path))
@@ -320,10 +298,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     def load(cls, path: str | Path, *, trunk: Trunk | None = None) -> Self:
         """Open what `save` wrote; weights are mapped where they lie, which must stay; ``trunk`` as of `mach.load`.
 
-        Raises
-        ------
-        mach.MachError
-            When the folder is none of these, or damaged, or has a trunk that was not passed.
+        A `mach.MachError` is raised when the folder is none of these, or damaged, or has a trunk that was not passed.
         """
         return restore(cls, Path(path), trunk)
 

@@ -13,19 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
-from mach.estimator.features import Features, n_rows_of
-from mach.estimator.rows import Reservoir
+from mach.estimator.rows import Features, Reservoir, n_rows_of
 from mach.model.ask import Ask
 from mach.model.loading import load
 from mach.networks.trunk import Trunk
 from mach.sketch.aggregates import naive
 
 if TYPE_CHECKING:
-    from scipy.sparse import csr_array
-
     from mach.model.model import MachModel
-
 
 FEW_CLASSES = 1024  # up to here every class has a bucket of its own, and all are scored
 FEW_PARAMETERS = 2**22  # up to here float32 costs nothing worth saving, and rows are answered in blocks of one size
@@ -46,22 +43,9 @@ class Folder:
 class Engine:
     """A finished run and what it says of the classes 0..K-1 of rows in memory; pickled, it holds the run's files.
 
-    Parameters
-    ----------
-    path : Path
-        The run, a directory like all others (`mach.runs.run`).
-    n_classes : int
-        K; the run may keep more ids ready, which are never given back.
-    temperature : float
-        What log-probabilities of exclusive classes are divided by before they are normalised.
-    folder : Folder, optional
-        What the run lives in, where it is temporary.
-    reservoir : Reservoir, optional
-        Rows that further training replays.
-    rate : float
-        Learning rate of the first training.
-    trunk : class or str, optional
-        As of `mach.load`.
+    The run, a directory like all others, may keep more ids ready, which are never given back. Log-probabilities of
+    exclusive classes are divided by the temperature before they are normalised. The folder is what a temporary run
+    lives in, the reservoir holds rows that further training replays, the rate is that of the first training.
     """
 
     def __init__(
@@ -76,8 +60,7 @@ class Engine:
         trunk: Trunk | None = None,
     ) -> None:
         self.path, self.n_classes, self.temperature, self.reservoir = path, n_classes, temperature, reservoir
-        self.rate, self.trunk = rate, trunk
-        self._folder = folder
+        self.rate, self.trunk, self._folder = rate, trunk, folder
 
     def __getstate__(self) -> dict[str, Any]:
         files = {str(file.relative_to(self.path)): file.read_bytes() for file in self.path.rglob("*") if file.is_file()}
@@ -140,8 +123,6 @@ class Engine:
 
         Only rows whose 16 best are all likely are asked for more: memory follows the answer.
         """
-        from scipy.sparse import csr_array
-
         k, n_rows, given = min(16, self.n_classes), n_rows_of(features), features
         open_n, rows, ids = np.arange(n_rows), [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         while len(open_n):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from mach.config import Config, parse_config
 from mach.data.batch import SparseBatch, read_batch, read_classes
@@ -35,7 +36,6 @@ from mach.training.conductor import train
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from scipy.sparse import csr_array
 
     from mach.data.text import TextFeatures
 
@@ -134,14 +134,8 @@ def _write_store(
     """Rows of numbers as a store."""
     features: Any = rows.features
     is_dense = isinstance(features, np.ndarray)
-    with StoreWriter(
-        path,
-        source="memory",
-        dense=is_dense,
-        n_features=features.shape[1],
-        n_classes=n_classes,
-        row_features=row_features,
-    ) as writer:
+    counts = {"n_features": features.shape[1], "n_classes": n_classes, "row_features": row_features}
+    with StoreWriter(path, source="memory", dense=is_dense, **counts) as writer:
         arrays = features if is_dense else (features.indptr, features.indices, features.data)
         writer.append(Chunk(rows.classes.indptr, rows.classes.indices, arrays))
         writer.text_features = text_features
@@ -150,8 +144,6 @@ def _write_store(
 
 def _featurised(text_features: TextFeatures, texts: list[str]) -> csr_array:
     """Texts as the rows of numbers that networks read."""
-    from scipy.sparse import csr_array
-
     indptr, indices, values = text_features.transform(texts)
     return csr_array((values, indices, indptr), shape=(len(texts), text_features.n_features))
 
@@ -230,7 +222,7 @@ def _best_temperature(engine: Engine, store: Store, rows: NDArray[np.int64]) -> 
 
     rows = rows[: max(LEAST_ROWS, 8 * BLOCK_SCORES // engine.n_classes)]
     batch = read_batch(store, rows)
-    features: Any = batch.matrix(store.n_features) if isinstance(batch, SparseBatch) else batch.values_ND
+    features = batch.matrix(store.n_features) if isinstance(batch, SparseBatch) else batch.values_ND
     logits_NK = np.concatenate(list(engine.logits(features))).astype(np.float64)
     classes, _ = read_classes(store, rows)
     logits_NK -= logits_NK.max(axis=1, keepdims=True)
@@ -250,8 +242,6 @@ def _as_read(features: Any, run: Run) -> Any:
         return _featurised(run.text_features, features)
     if isinstance(features, np.ndarray) == run.manifest.dense_input:
         return features
-    from scipy.sparse import csr_array
-
     return features.toarray() if run.manifest.dense_input else csr_array(features)
 
 

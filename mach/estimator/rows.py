@@ -1,31 +1,93 @@
-"""Rows in memory: features and classes, and a random draw of them that later training replays."""
+"""X as people hold it, rows of it with their classes, and a random draw of rows that later training replays.
+
+X is rows of numbers by scikit-learn's rules, or texts in lists, arrays, series and tables. pandas, polars and pyarrow
+are known by their methods; none is imported.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array, vstack
+from sklearn.utils.validation import check_is_fitted, validate_data
 
-from mach.estimator.features import Features
+from mach.data.queries import canonical
+from mach.errors import DataError
 
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
-
+Features: TypeAlias = "list[str] | csr_array | NDArray[np.float32]"
+HEAD = 100  # values of a column that tell whether it holds texts
 MOST_BYTES = 2**26  # of a reservoir
+
+
+def features_of(estimator: Any, X: Any, y: Any = "predict", *, reset: bool = False) -> Features:
+    """The rows of X as networks read them; to ``reset`` is to fit, otherwise X must be of the kind that was fitted."""
+    if not reset:
+        check_is_fitted(estimator)
+    if y is None:
+        raise ValueError("MACHClassifier requires y to be passed, but the target y is None")
+    texts = None if X is None else texts_of(X)
+    if not reset and (texts is None) != hasattr(estimator, "n_features_in_"):
+        kinds = ("numbers", "texts") if texts is None else ("texts", "numbers")
+        raise DataError(f"X holds {kinds[0]}, the classifier was fitted to {kinds[1]}: give the same kind")
+    if texts is None:
+        values = validate_data(estimator, X, accept_sparse="csr", dtype=np.float32, reset=reset)
+        return canonical(csr_array(values)) if hasattr(values, "tocsr") else np.ascontiguousarray(values)
+    if reset:
+        if not texts:
+            raise ValueError("Found array with 0 sample(s): give at least one text")
+        for name in ("n_features_in_", "feature_names_in_"):
+            estimator.__dict__.pop(name, None)
+    return texts
+
+
+def n_rows_of(features: Features) -> int:
+    """How many rows there are, of numbers or texts."""
+    return len(features) if isinstance(features, list) else int(features.shape[0])
+
+
+def texts_of(X: Any) -> list[str] | None:
+    """The text of every row; None where rows are numbers. A table of text columns has them joined by a blank.
+
+    Raises a DataError when X is a single string, a text is missing or no string, or columns are of both kinds.
+
+    Examples
+    --------
+    >>> texts_of(np.array(["red apple", "green apple"]))
+    ['red apple', 'green apple']
+    >>> texts_of([[0.5, 1.0]]) is None
+    True
+    """
+    if isinstance(X, str | bytes):
+        raise DataError(f"X is one string, {X!r:.40}: give a list of texts, one a row")
+    if not (hasattr(X, "columns") and hasattr(X, "__getitem__")):
+        return _texts_of_column(X, "X")
+    names = list(getattr(X, "column_names", X.columns))
+    columns = {name: _texts_of_column(X[name], f"X, column {name!r}") for name in names}
+    texts = [column for column in columns.values() if column is not None]
+    if texts and len(texts) < len(columns):
+        text, other = (next(n for n in names if (columns[n] is None) == is_other) for is_other in (False, True))
+        raise DataError(f"X has columns of text ({text!r}) and of numbers ({other!r}): give columns of one kind")
+    return [" ".join(row) for row in zip(*texts, strict=True)] if texts else None
+
+
+def _texts_of_column(column: Any, where: str) -> list[str] | None:
+    if not isinstance(column, list | tuple):
+        array = np.asarray(column) if hasattr(column, "__array__") else np.empty(0)
+        column = array.tolist() if array.ndim == 1 and array.dtype.kind in "OUT" else []
+    if not any(isinstance(value, str) for value in column[:HEAD]):
+        return None
+    for row, text in enumerate(column):
+        if not isinstance(text, str):
+            raise DataError(f"{where}, row {row} is {text!r:.40}, no text: fill it in, or leave the row out")
+    return list(column)
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Training rows in memory.
-
-    Attributes
-    ----------
-    features : list of str, csr_array or float32 array of shape (N, D)
-    classes : csr_array of shape (N, K)
-        The classes of a row are its column numbers, ascending; values say nothing.
-    """
+    """N training rows in memory; classes are columns of an array (N, K), ascending in a row, whatever its values."""
 
     features: Features
     classes: csr_array
@@ -45,27 +107,22 @@ class Rows:
 
     def joined(self, other: Rows) -> Rows:
         """These rows and others behind them, all of numbers and of one kind."""
-        from scipy.sparse import csr_array, vstack
-
-        first: Any = self.features
-        if isinstance(first, np.ndarray):
-            features: Any = np.concatenate([first, other.features])
-        else:
-            features = csr_array(vstack([first, other.features], format="csr", dtype=np.float32))
-        n_classes = max(self.n_classes, other.n_classes)
-        parts = [
-            csr_array((c.data, c.indices, c.indptr), (c.shape[0], n_classes)) for c in (self.classes, other.classes)
-        ]
-        return Rows(features, vstack(parts, format="csr"))
+        parts: Any = [self.features, other.features]
+        is_dense = isinstance(self.features, np.ndarray)
+        features = np.concatenate(parts) if is_dense else csr_array(vstack(parts, format="csr", dtype=np.float32))
+        classes = [rows.classes.copy() for rows in (self, other)]
+        for part in classes:
+            part.resize((part.shape[0], max(self.n_classes, other.n_classes)))
+        return Rows(features, vstack(classes, format="csr"))
 
     @property
     def n_bytes(self) -> int:
         """Memory that they take, of numbers."""
-        features: Any = self.features
-        classes = self.classes
-        arrays: list[Any] = [classes.data, classes.indices, classes.indptr]
-        arrays += [features] if isinstance(features, np.ndarray) else [features.data, features.indices, features.indptr]
-        return sum(array.nbytes for array in arrays)
+        parts: list[Any] = [self.features, self.classes]
+        return sum(
+            part.nbytes if isinstance(part, np.ndarray) else part.data.nbytes + part.indices.nbytes + part.indptr.nbytes
+            for part in parts
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, column_or_1d
 
 from mach.errors import DataError, StorageError
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_array
 
 Form = Literal["classes", "lists", "indicator"]
 NUMBERS = "iufb"  # kinds of arrays
@@ -53,12 +51,8 @@ class Targets:
     def read(cls, y: Any) -> Self:
         """Targets of any form that `mach.MACHClassifier` takes, with scikit-learn's own refusals and warnings.
 
-        Raises
-        ------
-        DataError
-            When an indicator holds anything but 0 and 1.
-        ValueError
-            When classes are NaN, infinite or fractions.
+        Raises DataError when an indicator holds anything but 0 and 1, ValueError when classes are NaN, infinite or
+        fractions.
 
         Examples
         --------
@@ -91,8 +85,6 @@ class Targets:
 
     @classmethod
     def _of_matrix(cls, matrix: Any) -> Self:
-        from scipy.sparse import csr_array
-
         rows = csr_array(matrix)
         rows.sum_duplicates()
         rows.eliminate_zeros()
@@ -127,8 +119,6 @@ def ids_of(classes: NDArray[Any], targets: Targets) -> csr_array:
 
     The last column stands for all values that are no class.
     """
-    from scipy.sparse import csr_array
-
     K = len(classes)
     known = {value: k for k, value in enumerate(classes.tolist())}
     ids = np.array([known.get(value, K) for value in targets.values.tolist()], np.int64)
@@ -177,11 +167,9 @@ def _as_matrix(rows: Sequence[Any]) -> NDArray[Any] | None:
     if any(isinstance(row, set | frozenset) or not _is_row(row) for row in rows):
         return None
     members = [_members(row) for row in rows]
-    if len(members[0]) < 2 or len({len(row) for row in members}) > 1:
-        return None
-    if not all(isinstance(value, int | float) and value in (0, 1) for row in members for value in row):
-        return None
-    return np.array(members)
+    is_even = len(members[0]) > 1 and len(set(map(len, members))) == 1
+    is_binary = all(isinstance(value, int | float) and value in (0, 1) for row in members for value in row)
+    return np.array(members) if is_even and is_binary else None
 
 
 def _as_array(values: Any) -> NDArray[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,9 +34,8 @@ def evaluate(
 
     Parameters
     ----------
-    model : MachModel
-    store : Store
-        Prepared like the model's training data.
+    model, store
+        The store is prepared like the model's training data.
     ks : tuple of int
         Cut-offs of P@k, nDCG@k, PSP@k, recall@k.
     curve : bool
@@ -87,13 +86,18 @@ def evaluate(
         row: dict[str, Any] = {"n_repetitions": size, "reranked": is_reranked}
         row |= evaluate_ids(top.ids_Nk[:, : max(ks)], truth, ks=ks, propensities=weights_K)
         if reliability and size == n_repetitions:
-            row |= calibration_errors(model, store, top, replace(ask, rerank=is_reranked))
+            row |= _calibration_errors(model, store, top, replace(ask, rerank=is_reranked))
         rows.append(row | {"degraded": n_degraded / store.n_rows})
     return rows
 
 
-def calibration_errors(model: MachModel, store: Store, top: TopK, ask: Ask) -> dict[str, float]:
-    """Expected calibration errors of the best `TOP` classes of all rows, calibrated and not."""
+def measures(ks: Sequence[int]) -> list[str]:
+    """Metrics as tables show them; nDCG@1 and hit@1 are left out, as they equal P@1."""
+    names = [f"{name}@{k}" for name in ("P", "nDCG", "PSP", "recall", "hit") for k in ks]
+    return [name for name in names if name not in ("nDCG@1", "hit@1")]
+
+
+def _calibration_errors(model: MachModel, store: Store, top: TopK, ask: Ask) -> dict[str, float]:
     ids_Nk, scores_Nk = top.ids_Nk[:, :TOP], top.scores_Nk[:, :TOP]
     scores, right, _ = pairs_of(ids_Nk, scores_Nk, right_of(store, np.arange(store.n_rows), ids_Nk))
     calibrated_Nk = model.probabilities(ids_Nk, scores_Nk, rerank=ask.rerank, tail=ask.tail)

@@ -103,13 +103,7 @@ def described(calibration: Calibration) -> str:
 
 
 def held_out(run: Run, store: Store) -> NDArray[np.int64]:
-    """Rows of the training data that nothing has learned from.
-
-    Raises
-    ------
-    ConfigError
-        When the store is not the run's training data.
-    """
+    """Rows of the training data that nothing has learned from; ConfigError when the store is other data."""
     if store.fingerprint != run.manifest.data_fingerprint:
         raise ConfigError(
             f"{run.path} was trained on data with fingerprint {run.manifest.data_fingerprint}, {run.config.data.train} "
@@ -119,22 +113,10 @@ def held_out(run: Run, store: Store) -> NDArray[np.int64]:
 
 
 def calibrate(answerer: Answerer, store: Store, rows: NDArray[np.int64] | None = None) -> Calibration:
-    """Fit curves to rows, by default all of the store, and write them into the run.
+    """Fit curves to rows that the run has not learned from, by default all of the store, and write them into the run.
 
-    Parameters
-    ----------
-    answerer : Answerer
-    store : Store
-        Prepared like the run's training data.
-    rows : int array, optional
-        Rows that the run has not learned from; of more than 20,000 some are taken, evenly.
-
-    Raises
-    ------
-    ConfigError
-        When there are fewer than 50 rows.
-    DataError
-        When no row has a class that the run knows.
+    The store is prepared like the run's training data. Of more than 20,000 rows some are taken, evenly. Raises
+    ConfigError when there are fewer than 50, DataError when none has a class that the run knows.
     """
     store.require_classes()
     rows = np.arange(store.n_rows) if rows is None else rows

@@ -92,14 +92,8 @@ def pairs_of(
 def fit(scores: NDArray[np.float32], right: NDArray[np.bool_], rows: NDArray[np.int64], aggregate: str) -> Curve:
     """The curve of least expected calibration error under cross-validation.
 
-    Parameters
-    ----------
-    scores, right : arrays of shape (n_pairs,)
-        Of pairs of query and class: the score, and whether the class is right.
-    rows : int array of shape (n_pairs,)
-        The query of each pair: pairs of one are never on both sides of a fold.
-    aggregate : str
-        What scores look like, see `mach.sketch.aggregates.naive`.
+    Of each pair, arrays of shape (n_pairs,), the score, whether the class is right, and the query: pairs of one are
+    never on both sides of a fold. The aggregate tells what scores look like, see `mach.sketch.aggregates.naive`.
     """
     values, folds = np.asarray(scores, np.float64), rows % FOLDS
     errors = {}
@@ -168,7 +162,4 @@ def beta_knots(scores: NDArray[np.float64], right: NDArray[np.bool_], aggregate:
     return knots, np.maximum.accumulate(probabilities)
 
 
-METHODS: dict[str, Callable[[NDArray[np.float64], NDArray[np.bool_], str], Knots]] = {
-    "isotonic": isotonic_knots,
-    "beta": beta_knots,
-}
+METHODS: dict[str, Callable[..., Knots]] = {"isotonic": isotonic_knots, "beta": beta_knots}

@@ -33,15 +33,7 @@ if TYPE_CHECKING:
 class MachModel:
     """Exact top-k classes by R independent networks over hashed buckets; a context manager that closes it.
 
-    Parameters
-    ----------
-    run : Run
-    repetitions : list of int
-        Finished repetitions to use. Build it with `mach.load`.
-    scorer : Scorer, optional
-        Keeps their weights; by default they are mapped into this process.
-    edits : Edits, optional
-        What was changed about the classes; by default they are as trained.
+    Build it with `mach.load`.
 
     Attributes
     ----------
@@ -172,11 +164,7 @@ class MachModel:
         """Scores of given classes: ids of shape (C,) for all queries or (N, C); returns (N, C), or (C,) for one.
 
         They are those that `topk` would give them, -inf for removed classes; ``rerank`` and ``tail`` as there.
-
-        Raises
-        ------
-        DataError
-            When an id is not a class.
+        DataError when an id is not a class.
         """
         given, answerer, K = np.asarray(ids), self.answerer, self.n_classes
         if not given.size:
@@ -214,11 +202,7 @@ class MachModel:
         """Calibrated probabilities that classes are right, by their scores from `topk`, `search` or `score`.
 
         They never order classes otherwise than scores without a tail do, and hold for the best 10 of all classes.
-
-        Raises
-        ------
-        ConfigError
-            When the run has no calibration, or one for other weights or settings.
+        ConfigError when the run has no calibration, or one for other weights or settings.
         """
         return self.curve(rerank=rerank)(self.answerer.without_tail(ids, scores, tail))
 
@@ -301,13 +285,7 @@ class MachModel:
         }
 
     def verify(self) -> None:
-        """Read all weights and compare them with the digests that training recorded; cost of reading the files.
-
-        Raises
-        ------
-        StorageError
-            When a file has changed since.
-        """
+        """Read all weights and compare them with the digests that training recorded: StorageError if one differs."""
         self.ensemble.scorer.verify()
         verify(self.run)
 

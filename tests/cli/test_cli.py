@@ -62,7 +62,7 @@ def test_the_surface_is_frozen():
         "report": ["--images", "--output", "--trunk", "-o", "data", "run"],
         "info": ["--json", "--trunk", "--verify", "run"],
         "classes": [],
-        "classes add": ["--by", "--example", "--from", "--random", "--text", "--trunk", "name", "run"],
+        "classes add": ["--by", "--example", "--from", "--text", "--trunk", "name", "run"],
         "classes associate": ["--trunk", "run", "source", "target"],
         "classes list": ["--all", "--history", "--json", "--trunk", "run"],
         "classes remove": ["--trunk", "chosen", "run"],

@@ -53,10 +53,7 @@ class ClassRecall:
     def by_training_rows(self, counts_K: NDArray[np.int64]) -> list[dict[str, Any]]:
         """Recall of classes by their training rows, in groups of 0, 1, 2 to 3, 4 to 7 and so on.
 
-        Returns
-        -------
-        list of dict
-            ``least`` and ``most`` training rows, ``n_classes`` and the ``n_rows`` that have them, ``recall``.
+        A group has ``least`` and ``most`` training rows, ``n_classes``, the ``n_rows`` that have them, and ``recall``.
         """
         groups_K = np.frexp(counts_K.astype(float))[1]  # 0, or 1 + the binary logarithm
         groups = []

@@ -61,11 +61,7 @@ class Plot:
 
 @dataclass
 class Examples:
-    """Rows with the classes that the model found, and their values: probabilities or scores.
-
-    A row is a dictionary: its number ``row``, its ``text``, the names of its ``own`` classes, of the ``best`` classes
-    the name, the value and whether it is right, and whether the first one ``is_right``.
-    """
+    """Rows with the best classes that the model found, as ``page.html`` takes them; ``value`` says what scores are."""
 
     value: str
     rows: list[dict[str, Any]]

@@ -20,6 +20,7 @@ from mach.data.batch import read_classes
 from mach.data.prepare import prepare, texts_of
 from mach.data.store import Store
 from mach.errors import ConfigError, MachError, StorageError
+from mach.evaluation.accuracy import measures
 from mach.evaluation.report import plots
 from mach.evaluation.report.diagnosis import SHOWN, Diagnosis, bucket_load, diagnose, example_rows, mistaken_for
 from mach.evaluation.report.numbers import shown
@@ -212,9 +213,7 @@ def _training(run: Run) -> Section:
 
 def _accuracy(diagnosis: Diagnosis, store: Store, source: str) -> Section:
     curve = diagnosis.curve
-    cuts = [name[2:] for name in curve[0] if name.startswith("P@")]
-    names = [f"{measure}@{k}" for measure in ("P", "nDCG", "PSP", "recall", "hit") for k in cuts]
-    names = [name for name in names if name not in ("nDCG@1", "hit@1")]  # those equal P@1
+    names = measures([int(name[2:]) for name in curve[0] if name.startswith("P@")])
     rows = [
         [row["n_repetitions"], "re-ranked" if row["reranked"] else "", *(percent(row[name]) for name in names)]
         for row in curve

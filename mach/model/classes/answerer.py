@@ -23,23 +23,14 @@ from mach.sketch.terms import CANDIDATES, prior_terms, reorder, tail_terms, topk
 if TYPE_CHECKING:
     from mach.data.queries import Queries
 
-PLAINLY = Ask(rerank=False)
 MOST_ADDED = 1024  # added classes that are scored without resembling a query, where a tail can put any first
 
 
 class Answerer:
     """Answers by one version of the classes. It never changes, so whoever holds one is not touched by later edits.
 
-    Parameters
-    ----------
-    ensemble : Ensemble
-    reranker : Reranker or None
-        Orders the best classes anew, where the run has one.
-    prior : float
-        Strength of ``log(1 + training rows)`` of a class in scores without re-ranking, see
-        `mach.sketch.terms.prior_terms`.
-    edits : Edits
-        The version.
+    ``prior`` is the strength of ``log(1 + training rows)`` of a class in scores without re-ranking, see
+    `mach.sketch.terms.prior_terms`.
     """
 
     def __init__(self, ensemble: Ensemble, reranker: Reranker | None, prior: float, edits: Edits) -> None:
@@ -86,22 +77,9 @@ class Answerer:
             return topk_with_terms(shortlist, scores.probs_NRB, k, terms_K, CANDIDATES)
         return shortlist(scores.probs_NRB, k)
 
-    def topk_of_each_mode(self, scores: BucketScores, k: int) -> Iterator[TopK]:
-        """Best k trained classes by plain and, where there is a re-ranker, by re-ranked scores: from one search.
-
-        Both are the best of the best C by aggregate; plain ones have no certificate for more than that.
-        """
-        n = max(k, min(self.reranker.candidates if self.reranker else CANDIDATES, self.edits.n_trained))
-        subset, terms_K = self.catalogue.trained_of(self.catalogue.everything), self._trained_terms(PLAINLY)
-        top = self.ensemble.topk(scores.probs_NRB, scores.columns, n, subset)
-        yield reorder(top, top.scores_Nk if terms_K is None else top.scores_Nk + terms_K[top.ids_Nk], k)
-        if self.reranker is not None:
-            yield self.reranker.rerank(_sparse(scores.batch), top, k, scores.probs_NRB)
-
     def candidates(self, trained: TopK, scores: BucketScores, k: int, ask: Ask, resemblance: Resemblance) -> TopK:
         """The best k trained classes and beside them all others that can be above them, with scores without lifts."""
-        allowed_K = None if ask.allowed is None else ask.allowed.mask_K
-        n_added = self.edits.n_added
+        allowed_K, n_added = None if ask.allowed is None else ask.allowed.mask_K, self.edits.n_added
         n = min(max(k, MOST_ADDED) if ask.tail else k, n_added)
         ids_NC, n_scored_N = self.memory.candidates(trained, scores, n, resemblance, allowed_K)
         return replace(

@@ -22,15 +22,7 @@ Classes = Any  # ids, names, or one of them
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """One version of the classes: what they are called, and which are there.
-
-    Parameters
-    ----------
-    edits : Edits
-        What this version changed.
-    run : Run
-        Names the trained classes, if they have names.
-    """
+    """One version of the classes: what they are called, and which are there; the run may name the trained ones."""
 
     edits: Edits
     run: Run
@@ -72,7 +64,10 @@ class Catalogue:
 
     def name(self, k: int) -> str:
         """The name of a class; its number where trained classes have none."""
-        return self.edits.name(k, self.run.class_names)
+        edits, trained = self.edits, self.run.class_names
+        if k >= edits.n_trained:
+            return edits.names[k - edits.n_trained]
+        return edits.renamed.get(k) or (str(k) if trained is None else trained[k])
 
     def names(self, ids: ArrayLike) -> Any:
         """Names of classes, in the shape of ``ids`` as nested lists; padding (-1) gives None."""
@@ -116,8 +111,8 @@ class Catalogue:
         if isinstance(allowed, str):
             if allowed not in self._stored:
                 if allowed not in self.edits.subsets:
-                    known = sorted(self.edits.subsets)
-                    raise DataError(f"there is no subset {allowed!r}: there are {known}; a list allows classes by name")
+                    known = ", ".join(sorted(self.edits.subsets)) or "none"
+                    raise DataError(f"there is no subset {allowed!r}, but {known}: a list allows classes by name")
                 self._stored[allowed] = Subset(K, ids=self.edits.subsets[allowed])
             return self._stored[allowed]
         given = np.asarray(allowed)

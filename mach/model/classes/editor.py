@@ -21,10 +21,11 @@ from mach.model.ask import Allowed, Ask
 from mach.model.classes.answerer import Answerer
 from mach.model.classes.catalogue import Classes
 from mach.model.classes.edits import ASSOCIATE, EXAMPLE, TEXT, UPVOTE, Edits, Exemplars, hashed_buckets
-from mach.model.classes.similarity import output_rows, similar
 from mach.model.classes.teaching import anchored, best_buckets, lifted, loads
 from mach.model.classes.versions import Current, Step, Versions
+from mach.networks.inference import wide_matrix
 from mach.runs.ensemble import BucketScores
+from mach.runs.scorer import LocalScorer
 from mach.sketch.answers import Subset
 
 if TYPE_CHECKING:
@@ -33,11 +34,6 @@ if TYPE_CHECKING:
 
 class ClassEditor:
     """Changes and names of a model's classes; ``model.classes`` is one.
-
-    Parameters
-    ----------
-    answerer : Answerer
-        By the version to begin with.
 
     Attributes
     ----------
@@ -67,7 +63,6 @@ class ClassEditor:
         texts: Sequence[str | Sequence[str]] | None = None,
         *,
         by: str = "networks",
-        random: float = 0.0,
     ) -> NDArray[np.int64]:
         """Add classes without touching weights; they are found at once.
 
@@ -83,8 +78,6 @@ class ClassEditor:
             Who places a class into buckets. The networks put it, for every hash function, where most of its examples
             and texts have their best bucket, of equal ones where their probability is higher, then where fewer added
             classes are. ``"hash"`` suits a fine-tuning that follows (``mach train --from``).
-        random : float
-            Share of buckets that are hashed although networks place.
 
         Returns
         -------
@@ -100,15 +93,13 @@ class ClassEditor:
 
         Notes
         -----
-        Cost: a forward pass of the examples, two decodings of them, and writing all that was changed so far.
+        Cost: a forward pass of the examples, three decodings of them, and writing all that was changed so far.
         """
         names = [names] if isinstance(names, str) else list(names)
         if not names or not all(isinstance(name, str) for name in names):
             raise DataError(f"names {names!r:.60}: need at least one, all strings")
         if by not in ("networks", "hash"):
             raise ConfigError(f"by {by!r}: choose networks or hash")
-        if not 0 <= random <= 1:
-            raise ConfigError(f"random {random} must be a share between 0 and 1")
         for kind, given in (("examples", examples), ("texts", texts)):
             if given is not None and (isinstance(given, str) or len(given) != len(names)):
                 raise DataError(f"{kind}: need one entry for each of the {len(names)} names")
@@ -130,29 +121,26 @@ class ClassEditor:
                     f"class {name!r} has no example or text with known features: give one, or place by='hash'"
                 )
             hashing = self._ensemble.run.config.hashing
-            functions = list(range(hashing.heads * hashing.repetitions))
+            functions = range(hashing.heads * hashing.repetitions)
             table_FA = hashed_buckets(A, functions, n_buckets, first=first)
             scores = self._scored(batch) if read else None
             if scores and by == "networks":
-                rows = self._ensemble.run.functions(self._ensemble.repetitions)
-                is_random = np.random.default_rng([first, A]).random(table_FA.shape)[rows] < random
-                placed_RA = best_buckets(scores.probs_NRB, owners, A, loads(self.answerer))
-                table_FA[rows] = np.where(is_random, table_FA[rows], placed_RA)
-            before = replace(self.edits, table_FA=self.edits.buckets(functions, n_buckets))  # R may have been raised
-            changed = before.extended(names, table_FA, counts_A)
+                mine = self._ensemble.run.functions(self._ensemble.repetitions)
+                table_FA[mine] = best_buckets(scores.probs_NRB, owners, A, loads(self.answerer))
+            before_FA = self.edits.buckets(functions, n_buckets)  # R may have been raised
+            changed = replace(
+                self.edits,
+                names=(*self.edits.names, *names),
+                table_FA=np.hstack([before_FA, table_FA]),
+                counts_A=np.hstack([self.edits.counts_A, counts_A]),
+            )
             if scores:
                 changed = lifted(self.answerer, anchored(self.answerer, changed, scores), exemplars, 1, scores)
             self._write(current, changed, "add", _listed(names))
         return np.arange(first, first + A)
 
     def remove(self, classes: Classes) -> None:
-        """Remove classes, by ids or names: they are never returned again, and their buckets are free.
-
-        Raises
-        ------
-        DataError
-            When a class is not there.
-        """
+        """Remove classes, by ids or names: they are never returned again; DataError when one is not there."""
         with self._turn() as current:
             ids = np.unique(self.ids_of(classes))
             if not len(ids):
@@ -161,13 +149,7 @@ class ClassEditor:
             self._write(current, self.edits.without(ids), "remove", what)
 
     def rename(self, k: int | str, name: str) -> None:
-        """Give a class another name.
-
-        Raises
-        ------
-        DataError
-            When the class is not there, or the name is taken.
-        """
+        """Give a class another name; DataError when the class is not there, or the name is taken."""
         with self._turn() as current:
             renamed = int(self.ids_of(k)[0])
             self._insist_on_new([name])
@@ -177,10 +159,7 @@ class ClassEditor:
     def name_subset(self, name: str, classes: Classes | None) -> None:
         """Store classes under a name that ``allowed=`` takes from now on; None forgets it.
 
-        Raises
-        ------
-        DataError
-            When a class is not there, or the subset to forget is not.
+        Raises DataError when a class is not there, or the subset to forget is not.
         """
         if not (isinstance(name, str) and name.strip()):
             raise DataError(f"subset {name!r}: need a name")
@@ -189,7 +168,7 @@ class ClassEditor:
             if classes is not None:
                 subsets[name] = np.unique(self.ids_of(classes))
             elif subsets.pop(name, None) is None:
-                raise DataError(f"there is no subset {name!r}: there are {sorted(subsets)}")
+                raise DataError(f"there is no subset {name!r} to forget, but {', '.join(sorted(subsets)) or 'none'}")
             self._write(current, replace(self.edits, subsets=subsets), "subset", name)
 
     def upvote(self, queries: Queries, classes: Classes) -> None:
@@ -199,27 +178,18 @@ class ClassEditor:
         ----------
         queries : as of `MachModel.topk`
         classes : ids or names, one a query
-
-        Raises
-        ------
-        DataError
-            When a class is not there, or their numbers differ.
+            DataError when one is not there, or their numbers differ.
 
         Notes
         -----
-        Cost: two decodings of the queries, and writing all that was changed so far.
+        Cost: two or three decodings of the queries, and writing all that was changed so far.
         """
         self._teach(queries, lambda: self.ids_of(classes)[:, None], UPVOTE, 1)
 
     def associate(self, sources: str | Sequence[str], targets: str | Sequence[str], *, k: int = 3) -> None:
         """Teach that a text means another: the best k classes of the target come among the best of the source.
 
-        Parameters
-        ----------
-        sources, targets : str or sequences of str
-            Pairs.
-        k : int
-            Classes of each target. All of them will be among the best five of the source if k is at most 5.
+        Sources and targets are pairs of texts. If k is at most 5, all k will be among the best five of the source.
         """
         sources, targets = ([texts] if isinstance(texts, str) else list(texts) for texts in (sources, targets))
         if len(sources) != len(targets):
@@ -237,10 +207,7 @@ class ClassEditor:
     def undo(self) -> Step:
         """Go back to the version before this one; returns what was undone. Undoing again goes further back.
 
-        Raises
-        ------
-        ConfigError
-            When the classes are as trained.
+        Raises ConfigError when the classes are as trained.
         """
         with self._versions.turn() as current:
             edits, step = self._versions.undo(current)
@@ -280,7 +247,7 @@ class ClassEditor:
         Returns
         -------
         ids, cosines : int64 and float32 arrays of shape (n, k), or (k,) for one class
-            The class itself is left out.
+            The class itself is left out; -1 and -inf where there are fewer.
 
         Raises
         ------
@@ -291,45 +258,54 @@ class ClassEditor:
         -----
         Cost: O(R J B H) once a model; O(R J (B + K)) a class; 4 bytes a class and hash function while it lasts.
         """
-        answers = [similar(self.answerer, self._output_rows, one, k) for one in self.ids_of(classes).tolist()]
+        answers = [self._similar_to(one, k) for one in self.ids_of(classes).tolist()]
         ids_nk, cosines_nk = (np.stack(parts) for parts in zip(*answers, strict=True))
         return (ids_nk[0], cosines_nk[0]) if np.ndim(classes) == 0 else (ids_nk, cosines_nk)
 
     def subset(self, allowed: Allowed) -> Subset | None:
         """Prepare classes for ``allowed=``: it costs less to give the result to many calls than what it is made of.
 
-        Removed classes are left out. None allows all.
-
-        Raises
-        ------
-        DataError
-            When a mask does not fit, a class is not there, or there is no such subset.
+        Removed classes are left out. None allows all. DataError when a mask does not fit, a class is not there, or
+        there is no such subset.
         """
         return self.answerer.catalogue.subset(allowed)
 
     def ids_of(self, classes: Classes) -> NDArray[np.int64]:
-        """Ids of classes given by ids or names.
-
-        Raises
-        ------
-        DataError
-            When one is not there.
-        """
+        """Ids of classes given by ids or names; DataError when one is not there."""
         return self.answerer.catalogue.ids_of(classes)
 
     def names(self, ids: ArrayLike) -> list[Any]:
         """Names of classes, in the shape of ``ids`` as nested lists; padding (-1) gives None.
 
-        Raises
-        ------
-        DataError
-            When the model's data had no class names.
+        Raises DataError when the model's data had no class names.
         """
         return self.answerer.catalogue.names(ids)
 
+    def _similar_to(self, k: int, n: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        edits, memory = self.edits, self.answerer.memory
+        trained_RK = self._ensemble.assignment.buckets(np.arange(edits.n_trained))
+        buckets_RK = np.concatenate([trained_RK, memory.table_RA.astype(np.int32)], axis=1)
+        scores_K = np.zeros(edits.n_classes, np.float32)
+        for row_BH, buckets_K in zip(self._output_rows, buckets_RK, strict=True):  # one table of B products a function
+            scores_K += (row_BH @ row_BH[buckets_K[k]])[buckets_K]
+        scores_K /= len(self._output_rows)
+        scores_K[[k, *edits.removed]] = -np.inf
+        best = np.argsort(-scores_K, kind="stable")[:n]
+        return np.where(np.isneginf(scores_K[best]), -1, best), scores_K[best]
+
     @cached_property
     def _output_rows(self) -> list[NDArray[np.float32]]:
-        return output_rows(self._ensemble)
+        """Rows of the output layers brought to length 1, (B, H) for every hash function."""
+        if not isinstance(self._ensemble.scorer, LocalScorer):
+            raise ConfigError("similar classes are read from the weights: load the model with the launcher local")
+        rows: list[NDArray[np.float32]] = []
+        for weights in self._ensemble.scorer.weights:
+            if "output.weight" not in weights:
+                raise ConfigError("similar classes need an output layer: this network has none")
+            wide = wide_matrix(weights, "output")
+            for rows_BH in wide.reshape(-1, self._ensemble.n_buckets, wide.shape[1]):
+                rows.append(rows_BH / np.maximum(np.linalg.norm(rows_BH, axis=1, keepdims=True), 1e-12))
+        return rows
 
     def _read(self, given: Sequence[Any]) -> tuple[Batch, NDArray[np.int64]]:
         """All rows of several sets of queries, and which set each is of."""

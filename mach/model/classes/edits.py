@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 from mach.data.batch import Batch, DenseBatch, SparseBatch, concatenated, has_features, rows_of, unit_rows
 from mach.data.store import ClassNames
 from mach.errors import StorageError
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 FORMAT = "1"
 EXAMPLE, TEXT, UPVOTE, ASSOCIATE = range(4)  # kinds of exemplars
@@ -84,16 +87,14 @@ class Exemplars:
 
     def centroids(self) -> Exemplars:
         """The mean of each class's examples and texts, brought to length 1; classes ascend."""
-        shown = self.where(self.kinds_M <= TEXT)
-        classes, owners = np.unique(shown.classes_M, return_inverse=True)
-        if isinstance(shown.batch, DenseBatch):
-            sums = np.zeros((len(classes), shown.batch.values_ND.shape[1]), np.float32)
-            np.add.at(sums, owners, shown.batch.values_ND)
-            return Exemplars.of(DenseBatch(sums), classes, EXAMPLE)
         from scipy.sparse import csr_array
 
+        shown = self.where(self.kinds_M <= TEXT)
+        classes, owners = np.unique(shown.classes_M, return_inverse=True)
         M = len(shown)
         is_of_CM = csr_array((np.ones(M, np.float32), (owners, np.arange(M))), shape=(len(classes), M))
+        if isinstance(shown.batch, DenseBatch):
+            return Exemplars.of(DenseBatch(is_of_CM @ shown.batch.values_ND), classes, EXAMPLE)
         sums_CD = is_of_CM @ shown.batch.matrix(int(shown.batch.indices.max(initial=0)) + 1)
         indptr, indices = sums_CD.indptr.astype(np.int64), sums_CD.indices.astype(np.int32)
         return Exemplars.of(SparseBatch(indptr, indices, sums_CD.data), classes, EXAMPLE)
@@ -101,7 +102,8 @@ class Exemplars:
     def resembling(self, batch: Batch, least: float, most: int = 2**30) -> Pairs:
         """Pairs of a query and an exemplar with a cosine of at least ``least``, above 0: the ``most`` closest a query.
 
-        Cost: the exemplars that share a feature with a query, once a shared feature; dense rows: all of them.
+        Equal cosines at the edge are all taken. Cost: the exemplars that share a feature with a query, once a shared
+        feature; dense rows: all of them.
         """
         if not len(self) or not len(batch):
             none = np.empty(0, np.int64)
@@ -115,21 +117,26 @@ class Exemplars:
                 floors_N = np.maximum(floors_N, np.partition(cosines_NM, -most, axis=1)[:, -most])
             rows, exemplars = np.nonzero(cosines_NM >= floors_N[:, None])
             return Pairs(rows, exemplars, cosines_NM[rows, exemplars])
-        from mach.model.classes.cosines import resembling
-
         assert isinstance(batch, SparseBatch)
-        csr = (batch.indptr, batch.indices, batch.values)
-        indptr, exemplars, cosines = resembling(csr, *self._inverted, least, most, len(self))
-        return Pairs(np.repeat(np.arange(len(batch)), np.diff(indptr)), exemplars.astype(np.int64), cosines)
+        n_features = self._by_feature.shape[0]
+        indices = np.minimum(batch.indices, n_features - 1)  # the last is a feature of no exemplar
+        products_NM = SparseBatch(batch.indptr, indices, batch.values).matrix(n_features) @ self._by_feature
+        squares_N1 = SparseBatch(batch.indptr, np.zeros_like(indices), np.square(batch.values)).matrix(1)
+        lengths_N = np.sqrt(squares_N1 @ np.ones(1, np.float32))
+        floors_N = np.float32(least) * lengths_N
+        for n in np.flatnonzero(np.diff(products_NM.indptr) > most):
+            products = products_NM.data[products_NM.indptr[n] : products_NM.indptr[n + 1]]
+            floors_N[n] = max(floors_N[n], np.partition(products, -most)[-most])
+        rows = np.repeat(np.arange(len(batch)), np.diff(products_NM.indptr))
+        at = np.flatnonzero((products_NM.data >= floors_N[rows]) & (products_NM.data > 0))
+        rows = rows[at]
+        return Pairs(rows, products_NM.indices[at].astype(np.int64), products_NM.data[at] / lengths_N[rows])
 
     @cached_property
-    def _inverted(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Features that exemplars have, and the exemplars and values of each."""
+    def _by_feature(self) -> csr_array:
+        """Features times exemplars, with a last feature that none of them has."""
         assert isinstance(self.batch, SparseBatch)
-        by_feature = self.batch.matrix(int(self.batch.indices.max(initial=0)) + 1).tocsc()
-        known = np.flatnonzero(np.diff(by_feature.indptr)).astype(np.int32)
-        offsets = np.append(by_feature.indptr[known], by_feature.nnz).astype(np.int64)
-        return known, offsets, by_feature.indices.astype(np.int32), by_feature.data
+        return self.batch.matrix(int(self.batch.indices.max(initial=0)) + 2).T.tocsr()
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,14 +205,6 @@ class Edits:
         is_there_K[self.removed] = False
         return is_there_K
 
-    def name(self, k: int, trained_names: Sequence[str] | None) -> str:
-        """The name of a class; its number where trained classes have none."""
-        if k >= self.n_trained:
-            return self.names[k - self.n_trained]
-        if k in self.renamed:
-            return self.renamed[k]
-        return str(k) if trained_names is None else trained_names[k]
-
     def is_removed(self, ids: ArrayLike) -> NDArray[np.bool_]:
         """Whether classes have been removed, in the shape of the ids."""
         return np.isin(np.asarray(ids), self.removed)
@@ -213,15 +212,9 @@ class Edits:
     def buckets(self, functions: Sequence[int], n_buckets: int) -> NDArray[np.uint32]:
         """Buckets of the added classes by some hash functions, shape (n, A); hashed where they have not been placed."""
         hashed_nA = hashed_buckets(self.n_added, functions, n_buckets, first=self.n_trained)
-        for row_A, function in zip(hashed_nA, functions, strict=True):
-            if function < len(self.table_FA):
-                row_A[:] = self.table_FA[function]
+        is_placed = np.asarray(functions) < len(self.table_FA)
+        hashed_nA[is_placed] = self.table_FA[np.asarray(functions)[is_placed]]
         return hashed_nA
-
-    def extended(self, names: Sequence[str], table_FA: NDArray[np.uint32], counts_A: NDArray[np.int64]) -> Edits:
-        """With further classes."""
-        table_FA, counts_A = np.hstack([self.table_FA, table_FA]), np.hstack([self.counts_A, counts_A])
-        return replace(self, names=(*self.names, *names), table_FA=table_FA, counts_A=counts_A)
 
     def without(self, ids: NDArray[np.int64]) -> Edits:
         """With some more classes removed, and what was known of them forgotten but for their ids and names."""
@@ -260,13 +253,7 @@ class Edits:
     def from_arrays(
         cls, arrays: Mapping[str, NDArray[Any]], *, version: int, n_trained: int, n_features: int, n_buckets: int
     ) -> Self:
-        """Read what `to_arrays` made; nothing of it is trusted.
-
-        Raises
-        ------
-        StorageError
-            When something is missing, of another shape or type, or out of range.
-        """
+        """Read what `to_arrays` made; StorageError when something is missing, of another kind, or out of range."""
         take = _FileArrays(arrays)
         n_names = len(arrays.get("names.offsets", ())) - 1
         names = take.texts("names", n_names)

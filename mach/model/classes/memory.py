@@ -63,13 +63,7 @@ def near(cosines: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 class ExemplarMemory:
-    """The exemplars of one version of the classes, prepared to score queries; safe to share between threads.
-
-    Parameters
-    ----------
-    edits : Edits
-    ensemble : Ensemble
-    """
+    """The exemplars of one version of the classes, prepared to score queries; safe to share between threads."""
 
     def __init__(self, edits: Edits, ensemble: Ensemble) -> None:
         self.edits, self.ensemble = edits, ensemble
@@ -132,16 +126,10 @@ class ExemplarMemory:
         resemblance: Resemblance,
         allowed_K: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Classes that can be above the best trained ones, beside these.
+        """Classes that can be above the best trained ones, beside these, and how many were scored to find them.
 
-        They are all that a query resembles, and the ``n_added`` added ones of best aggregate.
-
-        Returns
-        -------
-        ids_NC : int64 array of shape (N, C)
-            -1 for none.
-        n_scored_N : int64 array of shape (N,)
-            Classes scored to find them.
+        They are all that a query resembles, and the ``n_added`` added ones of best aggregate: ids of shape (N, C), -1
+        for none.
         """
         K0, K, N = self.edits.n_trained, self.edits.n_classes, len(scores.batch)
         keys = np.union1d(resemblance.keys, resemblance.lift_keys)

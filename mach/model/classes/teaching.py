@@ -40,18 +40,9 @@ def anchored(answerer: Answerer, edits: Edits, scores: BucketScores) -> Edits:
 def lifted(answerer: Answerer, edits: Edits, exemplars: Exemplars, rank: int, scores: BucketScores) -> Edits:
     """Edits with exemplars whose lifts bring each one's class among the best ``rank`` of its own row, in both modes.
 
-    Classes that were shown the same row cannot all be first: they do not have to exceed each other.
-
-    Parameters
-    ----------
-    answerer : Answerer
-    edits : Edits
-        Know the classes of the exemplars.
-    exemplars : Exemplars
-        New ones, without lifts.
-    rank : int
-    scores : BucketScores
-        Of their rows, and perhaps of further rows without features.
+    Classes that were shown the same row cannot all be first: they do not have to exceed each other. The edits know the
+    classes of the exemplars, which have no lifts yet; scores are those of their rows, and perhaps of further rows
+    without features.
     """
     is_kept = has_features(scores.batch)
     if not is_kept.all():
@@ -66,8 +57,9 @@ def lifted(answerer: Answerer, edits: Edits, exemplars: Exemplars, rank: int, sc
     draft = answerer.with_edits(replace(edits, exemplars=replace(known, lifts_M2=np.zeros_like(known.lifts_M2))))
     memory, k, rows = draft.memory, LOOKED_AT + rank, np.arange(M)
     shown = memory.resemblance(scores.batch, PLAIN)
-    for mode, trained in enumerate(draft.topk_of_each_mode(scores, k)):
+    for mode in (PLAIN, RERANKED) if answerer.reranker is not None else (PLAIN,):
         ask = Ask(draft.catalogue.everything, rerank=mode == RERANKED)
+        trained = draft.topk_trained(scores, k, ask)
         keys, lifts = lifts_of(known, pairs, K, mode)
         resemblance = shown._replace(lift_keys=keys, lifts=lifts)
         candidates = draft.candidates(trained, scores, k, ask, resemblance)

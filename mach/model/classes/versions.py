@@ -24,6 +24,7 @@ from mach.errors import ConfigError, StorageError
 from mach.files.places import Place, atomic_file, sweep
 from mach.files.records import find_json, locked, write_json
 from mach.files.tensors import digest_of, local_tensors, map_tensors, write_tensors
+from mach.model.classes.catalogue import Catalogue
 from mach.model.classes.edits import FORMAT, Edits
 from mach.runs.run import Run
 
@@ -54,12 +55,7 @@ class Current(Section):
 
 
 class Versions:
-    """The versions of a run's classes.
-
-    Parameters
-    ----------
-    run : Run
-    """
+    """The versions of a run's classes."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -72,14 +68,9 @@ class Versions:
     def load(self, version: int | None = None, current: Current | None = None) -> Edits:
         """A version, by default the one that holds; mapped.
 
-        Raises
-        ------
-        ConfigError
-            When there is no such version.
-        StorageError
-            When its file is damaged.
+        Raises ConfigError when there is no such version, StorageError when its file is damaged.
         """
-        current = self.current() if current is None else current
+        current = current or self.current()
         version = current.version if version is None else version
         manifest = self.run.manifest
         if version == 0:
@@ -105,7 +96,7 @@ class Versions:
             return trained
         names = trained.class_names
         if names is not None:
-            names = ClassNames.of(edits.name(k, trained.class_names) for k in range(edits.n_classes))
+            names = ClassNames.of(map(Catalogue(edits, self.run).name, range(edits.n_classes)))
         step = self.current().step(edits.version)
         fingerprint = f"{trained.fingerprint}-{step.digest if step else ''}"
         return replace(trained, n_classes=edits.n_classes, class_names=names, fingerprint=fingerprint)
@@ -119,10 +110,7 @@ class Versions:
     def turn(self) -> Iterator[Current]:
         """Be the only editor for the length of the block, as far as locks reach; what holds now, to begin from.
 
-        Raises
-        ------
-        StorageError
-            When another editor does not finish within a minute, or the folder cannot be written.
+        Raises StorageError when another editor does not finish within a minute, or the folder cannot be written.
         """
         if not isinstance(self.folder, Path):
             yield self.current()
@@ -141,18 +129,8 @@ class Versions:
     def write(self, begun: Current, edits: Edits, verb: str, what: str) -> Edits:
         """Make the next version, and the one that holds; returns it with its number.
 
-        Parameters
-        ----------
-        begun : Current
-            Of our `turn`.
-        edits : Edits
-        verb, what : str
-            What was done.
-
-        Raises
-        ------
-        StorageError
-            When another editor was faster, or the files cannot be written; then the old version holds.
+        ``begun`` is that of our `turn`, ``verb`` and ``what`` tell what was done. Raises StorageError when another
+        editor was faster, or the files cannot be written; then the old version holds.
         """
         number = 1 + max((step.version for step in begun.steps), default=0)
         arrays = edits.to_arrays()
@@ -166,13 +144,7 @@ class Versions:
         return replace(edits, version=number)
 
     def undo(self, begun: Current) -> tuple[Edits, Step]:
-        """Go back to the version that the present one was made of; returns it and what was undone.
-
-        Raises
-        ------
-        ConfigError
-            When nothing was changed.
-        """
+        """Go back to the version that the present one was made of; returns it and what was undone."""
         step = begun.step(begun.version)
         if step is None:
             raise ConfigError(f"{self.run.path}: the classes are as trained: there is nothing to undo")
