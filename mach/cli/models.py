@@ -164,7 +164,7 @@ def info(run: Place, verify: bool, trunk: str | None, as_json: bool) -> None:
 
 def _answers(model: MachModel, queries: Any, k: int, ask: Ask, probabilities: bool) -> Iterator[tuple[Any, Any]]:
     """Ids and scores or probabilities, some rows at a time."""
-    for part in model.search_in_parts(queries, k, ask):
+    for part in model.answerer.answers(queries, k, ask):
         values_Nk = part.scores_Nk
         if probabilities:
             values_Nk = model.probabilities(part.ids_Nk, values_Nk, rerank=ask.rerank, tail=ask.tail)

@@ -178,12 +178,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         Classes keep their ids, new ones follow. The linear classifiers of ``candidates`` are dropped by a further call,
         and so is what was held out to calibrate probabilities on, but for the temperature.
 
-        Parameters
-        ----------
-        X, y
-            As for `fit`, and of the same kind and form as before.
-        classes : array-like, optional
-            Classes to make room for; those of y need not be among them.
+        X and y are as for `fit`, and of the same kind and form as before. ``classes`` are some more to make room for;
+        those of y need not be among them.
         """
         if not hasattr(self, "classes_"):
             return self._train(*self._read(X, y, reset=True), classes, goes_on=True)
@@ -232,19 +228,12 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     def predict_topk(self, X: Any, k: int = 10, *, as_frame: Literal["pandas", "pyarrow"] | None = None) -> Any:
         """The k best classes of every row, best first, and their probabilities; cheap for any number of classes.
 
-        Parameters
-        ----------
-        X : matrix, table or texts of N rows
-        k : int
-            At most K are returned.
-        as_frame : {"pandas", "pyarrow"}, optional
-            Return a table instead.
-
         Returns
         -------
-        classes, probabilities : arrays of shape (N, k), or a table
-            The table has a row for each pair, with columns ``query``, ``rank``, ``class`` and ``probability``. Beyond
-            1,024 classes probabilities follow each class's own score, and a row's do not sum to one.
+        classes, probabilities : arrays of shape (N, k), or as many columns as there are classes
+            Or, ``as_frame``, a table of pandas or pyarrow: a row for each pair, with columns ``query``, ``rank``,
+            ``class`` and ``probability``. Beyond 1,024 classes probabilities follow each class's own score, and a row's
+            do not sum to one.
         """
         if k < 1:
             raise ConfigError(f"k = {k}: ask for at least one class")

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from mach.estimator.rows import Features, Reservoir, n_rows_of
-from mach.model.ask import Ask
 from mach.model.loading import load
 from mach.networks.trunk import Trunk
 from mach.sketch.aggregates import naive
@@ -106,16 +105,13 @@ class Engine:
 
     def topk(self, features: Features, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Ids and probabilities of the k best classes, of shape (N, k), best first; k is at most K."""
-        ids: list[NDArray[np.int64]] = [np.empty((0, k), np.int64)]
-        values: list[NDArray[np.float32]] = [np.empty((0, k), np.float32)]
-        if self._scores_all:
-            for logits_NK in self.logits(features):
-                ids.append(np.argsort(-logits_NK, axis=1, kind="stable")[:, :k])
-                values.append(np.take_along_axis(self._probabilities(logits_NK), ids[-1], axis=1))
-        else:
-            for answer in self.model.search_in_parts(features, k, Ask(self._allowed_K)):
-                ids.append(answer.ids_Nk)
-                values.append(self._of_scores(answer.scores_Nk))
+        if not self._scores_all and n_rows_of(features):
+            ids_Nk, scores_Nk = self.model.topk(features, k, allowed=self._allowed_K)
+            return ids_Nk, self._of_scores(scores_Nk)
+        ids, values = [np.empty((0, k), np.int64)], [np.empty((0, k), np.float32)]
+        for logits_NK in self.logits(features):
+            ids.append(np.argsort(-logits_NK, axis=1, kind="stable")[:, :k])
+            values.append(np.take_along_axis(self._probabilities(logits_NK), ids[-1], axis=1))
         return np.concatenate(ids), np.concatenate(values)
 
     def likely(self, features: Features) -> csr_array:

@@ -60,9 +60,8 @@ def fit(
 ) -> Engine:
     """Train a new run on rows in memory, at the cost of ``mach train``; they are on disk once more until it is done.
 
-    ``given`` holds sections of a configuration; what they leave open is chosen by `_small_choices` and
-    `mach.training.recipe`. Exclusive are classes of which a row has exactly one, now and in future. ``most_kept`` rows
-    are kept for further training. Other arguments are those of `mach.train`.
+    What the ``given`` sections of a configuration leave open is chosen by `_small_choices` and the recipe. Exclusive
+    are classes of which a row has exactly one, now and in future. ``most_kept`` rows are kept for further training.
     """
     folder = Folder()
     with short_lived():
@@ -88,8 +87,7 @@ def go_on(
 ) -> Engine:
     """Train on: a new engine that has learned the rows as well, of old and new classes; the given one stays as it is.
 
-    Of the ``given`` sections of a configuration those on training and launch count. ``most_kept`` rows are kept for the
-    next time. Other arguments are those of `mach.train`.
+    Of the ``given`` sections of a configuration those on training and launch count.
     """
     run, folder = engine.model.run, Folder()
     generator = np.random.default_rng(seed)
@@ -271,10 +269,9 @@ def _grow(run: Run, n_classes: int) -> None:
         files = run.repetition(r)
         arrays = {name: np.array(array) for name, array in map_tensors(files.weights_file())[0].items()}
         if "output.weight" in arrays:
-            arrays["output.weight"] = _padded(arrays["output.weight"], n_heads, n_before, n_classes, 0)
-            arrays["output.bias"] = _padded(arrays["output.bias"], n_heads, n_before, n_classes, rare)
-            if "output.scale" in arrays:
-                arrays["output.scale"] = _padded(arrays["output.scale"], n_heads, n_before, n_classes, 0)
+            for name in {"output.weight", "output.bias", "output.scale"} & set(arrays):
+                value = rare if name == "output.bias" else 0
+                arrays[name] = _padded(arrays[name], n_heads, n_before, n_classes, value)
         else:  # a linear network over sparse rows
             wide_DB = wide_matrix(arrays, "input")
             arrays.pop("input.scale", None)

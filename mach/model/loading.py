@@ -44,30 +44,24 @@ def load(
         "package.module:Class". It is code, so a run never imports it by itself.
     launcher : {"local", "ray"}
         With "ray", actors on a Ray cluster map the weights, each those of some repetitions, and answer the same. All
-        further arguments are for this launcher alone; where one is left out, `mach.runs.actors.serve` has its default.
+        further arguments are for this launcher alone, as of `mach.runs.actors.serve`, which has their defaults.
     address : str, optional
         Head of the Ray cluster, ``host:port``; by default as Ray finds it.
-    workers : int, optional
-        Actors; by default as many as find a place on the cluster, at most one a repetition.
-    threads : int, optional
-        Threads of an actor, and processors that Ray reserves for it.
+    workers, threads : int, optional
+        Actors, by default as many as find a place, at most one a repetition; threads (and processors) of an actor.
     resources : dict, optional
         Custom Ray resources of an actor.
-    timeout_seconds : float, optional
-        After so long a batch is answered without the actors that have not answered it.
-    start_seconds : float, optional
-        How long to wait for all actors to be ready.
+    timeout_seconds, start_seconds : float, optional
+        After so long a batch is answered without actors that have not answered; how long to wait for all to be ready.
 
     Raises
     ------
     StorageError
         When the folder is no run or is damaged.
     IncompleteRunError
-        When one of the wanted repetitions, or any at all, is not finished; when the cluster cannot be reached, or no
-        actor is ready in time.
+        When a wanted repetition, or every one, is not finished; when no actor of the cluster is ready in time.
     ConfigError
-        When the launcher is unknown or does not take an argument, or ray is not installed; when the run has a trunk
-        that was not passed.
+        When the launcher is unknown, lacks ray or does not take an argument; when the run's trunk was not passed.
 
     Examples
     --------

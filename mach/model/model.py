@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,7 +14,7 @@ from mach.data.queries import is_single
 from mach.data.store import Reference, Store
 from mach.errors import ConfigError, DataError
 from mach.files.records import find_json, read_json
-from mach.model.ask import DEFAULTS, Allowed, Answer, Ask
+from mach.model.ask import Allowed, Answer, Ask
 from mach.model.calibration import Calibration, calibrate, fingerprint, prior_of
 from mach.model.classes.answerer import Answerer
 from mach.model.classes.editor import ClassEditor
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from mach.data.queries import Queries
 
 
-class MachModel:
+class MachModel(AbstractContextManager["MachModel"]):
     """Exact top-k classes by R independent networks over hashed buckets; a context manager that closes it.
 
     Build it with `mach.load`.
@@ -61,9 +62,6 @@ class MachModel:
         self.calibration = Calibration.load(run)
         edits = Edits(run.manifest.n_classes) if edits is None else edits
         self.classes = ClassEditor(Answerer(ensemble, self.reranker, prior_of(run, self.calibration), edits))
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
@@ -155,10 +153,6 @@ class MachModel:
         *of these*. They are certainly the best of all classes where ``scores_Nk[:, -1] >= bound_N``.
         """
         return self._answer(queries, k, Ask(allowed, budget, rerank, tail, repetitions))
-
-    def search_in_parts(self, queries: Queries, k: int = 10, ask: Ask = DEFAULTS) -> Iterator[Answer]:
-        """As `search`, a few queries at a time: any number of them in bounded memory."""
-        return self.answerer.answers(queries, k, ask)
 
     def score(self, queries: Queries, ids: ArrayLike, *, rerank: bool = True, tail: float = 0.0) -> NDArray[np.float32]:
         """Scores of given classes: ids of shape (C,) for all queries or (N, C); returns (N, C), or (C,) for one.

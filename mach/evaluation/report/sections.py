@@ -95,10 +95,9 @@ def write_report(
 
     Raises
     ------
-    ConfigError
-        When matplotlib or Jinja are not installed, or the run has a trunk that was not passed.
-    StorageError, DataError
-        When the run or the given data cannot be read, or the page cannot be written.
+    ConfigError, StorageError, DataError
+        When matplotlib or Jinja are not installed, or the run's trunk was not passed; when the run or the given data
+        cannot be read, or the page cannot be written.
     """
     page = template()
     with plots.style():

@@ -26,7 +26,6 @@ class Catalogue:
 
     edits: Edits
     run: Run
-    _stored: dict[str, Subset] = field(default_factory=dict)
     _left: WeakKeyDictionary[Subset, Subset | None] = field(default_factory=WeakKeyDictionary)  # None: all of it
     _trained: WeakKeyDictionary[Subset, Subset] = field(default_factory=WeakKeyDictionary)
 
@@ -35,6 +34,10 @@ class Catalogue:
         """All that may be returned; None where that is every class."""
         is_there_K = self.edits.is_there_K
         return None if is_there_K is None else Subset(self.edits.n_classes, mask_K=is_there_K)
+
+    @cached_property
+    def _stored(self) -> dict[str, Subset]:
+        return {name: Subset(self.edits.n_classes, ids=ids) for name, ids in self.edits.subsets.items()}
 
     def left_of(self, subset: Subset) -> Subset:
         """What is there of a subset that was prepared before, when other classes may have been."""
@@ -110,10 +113,8 @@ class Catalogue:
             return self.left_of(allowed)
         if isinstance(allowed, str):
             if allowed not in self._stored:
-                if allowed not in self.edits.subsets:
-                    known = ", ".join(sorted(self.edits.subsets)) or "none"
-                    raise DataError(f"there is no subset {allowed!r}, but {known}: a list allows classes by name")
-                self._stored[allowed] = Subset(K, ids=self.edits.subsets[allowed])
+                known = ", ".join(sorted(self._stored)) or "none"
+                raise DataError(f"there is no subset {allowed!r}, but {known}: a list allows classes by name")
             return self._stored[allowed]
         given = np.asarray(allowed)
         if given.shape == (K,) and given.dtype.kind in "iu" and K > 2 and given.max() <= 1:

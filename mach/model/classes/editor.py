@@ -20,7 +20,7 @@ from mach.errors import ConfigError, DataError
 from mach.model.ask import Allowed, Ask
 from mach.model.classes.answerer import Answerer
 from mach.model.classes.catalogue import Classes
-from mach.model.classes.edits import ASSOCIATE, EXAMPLE, TEXT, UPVOTE, Edits, Exemplars, hashed_buckets
+from mach.model.classes.edits import ASSOCIATE, EXAMPLE, UPVOTE, Edits, Exemplars, hashed_buckets
 from mach.model.classes.teaching import anchored, best_buckets, lifted, loads
 from mach.model.classes.versions import Current, Step, Versions
 from mach.networks.inference import wide_matrix
@@ -86,10 +86,8 @@ class ClassEditor:
 
         Raises
         ------
-        ConfigError
-            When the model leaves out finished repetitions of its run.
-        DataError
-            When a name is taken, or a class has nothing to be known by.
+        ConfigError, DataError
+            When the model leaves out finished repetitions; when a name is taken, or a class has nothing to be known by.
 
         Notes
         -----
@@ -104,16 +102,14 @@ class ClassEditor:
             if given is not None and (isinstance(given, str) or len(given) != len(names)):
                 raise DataError(f"{kind}: need one entry for each of the {len(names)} names")
         self._insist_on_all_repetitions()
-        read = [(kind, *self._read(given)) for kind, given in ((EXAMPLE, examples), (TEXT, texts)) if given is not None]
+        read = [self._read(given) for given in (examples, texts) if given is not None]
         with self._turn() as current:
             self._insist_on_new(names)
             first, A, n_buckets = self.edits.n_classes, len(names), self._ensemble.n_buckets
             exemplars = Exemplars.none()
             if read:
-                batch, owners = concatenated([part for _, part, _ in read]), np.concatenate([o for _, _, o in read])
-                exemplars = Exemplars.of(
-                    batch, first + owners, np.repeat([kind for kind, *_ in read], [len(o) for *_, o in read])
-                )
+                batch, owners = concatenated([part for part, _ in read]), np.concatenate([whose for _, whose in read])
+                exemplars = Exemplars.of(batch, first + owners, EXAMPLE)
             counts_A = np.bincount(exemplars.classes_M - first, minlength=A)
             if by == "networks" and not counts_A.all():
                 name = names[int(np.argmin(counts_A))]
@@ -174,15 +170,8 @@ class ClassEditor:
     def upvote(self, queries: Queries, classes: Classes) -> None:
         """Teach that a query is of a class: it will be the first of that query, and higher for similar ones.
 
-        Parameters
-        ----------
-        queries : as of `MachModel.topk`
-        classes : ids or names, one a query
-            DataError when one is not there, or their numbers differ.
-
-        Notes
-        -----
-        Cost: two or three decodings of the queries, and writing all that was changed so far.
+        Queries are as of `MachModel.topk`, with the id or name of a class for each: DataError when one is not there, or
+        their numbers differ. Cost: two or three decodings of the queries, and writing all that was changed so far.
         """
         self._teach(queries, lambda: self.ids_of(classes)[:, None], UPVOTE, 1)
 
@@ -239,24 +228,15 @@ class ClassEditor:
 
         Classes that share buckets resemble each other for that reason alone, a little.
 
-        Parameters
-        ----------
-        classes : id or name, or several
-        k : int
-
         Returns
         -------
         ids, cosines : int64 and float32 arrays of shape (n, k), or (k,) for one class
             The class itself is left out; -1 and -inf where there are fewer.
 
-        Raises
-        ------
-        ConfigError
-            When weights are kept in another process.
-
         Notes
         -----
         Cost: O(R J B H) once a model; O(R J (B + K)) a class; 4 bytes a class and hash function while it lasts.
+        ConfigError when weights are kept in another process.
         """
         answers = [self._similar_to(one, k) for one in self.ids_of(classes).tolist()]
         ids_nk, cosines_nk = (np.stack(parts) for parts in zip(*answers, strict=True))

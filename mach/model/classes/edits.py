@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 FORMAT = "1"
-EXAMPLE, TEXT, UPVOTE, ASSOCIATE = range(4)  # kinds of exemplars
+EXAMPLE, TEXT, UPVOTE, ASSOCIATE = range(4)  # kinds of exemplars; texts are told from examples in older files alone
 _KNUTH = 0x9E3779B97F4A7C15  # spreads consecutive ids over buckets
 
 
@@ -38,24 +38,14 @@ class Pairs(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Exemplars:
-    """M rows of length 1, each of a class, and how far each lifts it.
+    """M rows of length 1, each of a class, and how far each lifts it."""
 
-    Parameters
-    ----------
-    batch : SparseBatch or DenseBatch
-        As the networks read queries.
-    classes_M : int64 array of shape (M,)
-    kinds_M : uint8 array of shape (M,)
-        `EXAMPLE`, `TEXT`, `UPVOTE` or `ASSOCIATE`.
-    lifts_M2 : float32 array of shape (M, 2)
-        Added to the class's plain and to its re-ranked score where a query is the exemplar; see
-        `mach.model.classes.memory.near`.
-    """
-
-    batch: Batch
+    batch: Batch  # as the networks read queries
     classes_M: NDArray[np.int64]
-    kinds_M: NDArray[np.uint8]
-    lifts_M2: NDArray[np.float32]
+    kinds_M: NDArray[np.uint8]  # `EXAMPLE`, `TEXT`, `UPVOTE` or `ASSOCIATE`
+    lifts_M2: NDArray[
+        np.float32
+    ]  # of the plain and the re-ranked score, where a query is the exemplar, see memory.near
 
     @classmethod
     def none(cls) -> Exemplars:
@@ -141,45 +131,23 @@ class Exemplars:
 
 @dataclass(frozen=True, eq=False)
 class Edits:
-    """One version of a run's classes: K0 trained ones, and A added ones with the ids K0, K0 + 1, ...
-
-    Parameters
-    ----------
-    n_trained : int
-        K0.
-    version : int
-        0: as trained.
-    names : tuple of str
-        Of the A added classes.
-    renamed : dict
-        New names of trained classes, by id.
-    removed : int64 array
-        Ids that are never returned, ascending. They are not given to others.
-    table_FA : uint32 array of shape (F, A)
-        Buckets of the added classes by all F hash functions that the run had when they were added.
-    counts_A : int64 array of shape (A,)
-        Examples that each was given.
-    exemplars : Exemplars
-    anchors_22 : float32 array of shape (2, 2)
-        Mean scores of the tenth and of the best trained class on the examples, plain and re-ranked: the scale on which
-        added classes are scored.
-    n_anchored : int
-        Examples behind them.
-    subsets : dict
-        Named sets of classes, ids ascending.
-    """
+    """One version of a run's classes: K0 trained ones, and A added ones with the ids K0, K0 + 1, ..."""
 
     n_trained: int
-    version: int = 0
-    names: tuple[str, ...] = ()
-    renamed: Mapping[int, str] = field(default_factory=dict)
-    removed: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    version: int = 0  # as trained
+    names: tuple[str, ...] = ()  # of the A added classes
+    renamed: Mapping[int, str] = field(default_factory=dict)  # trained classes
+    removed: NDArray[np.int64] = field(
+        default_factory=lambda: np.empty(0, np.int64)
+    )  # ids, ascending; never given anew
+    # buckets of the added classes by all F hash functions that the run had when they were added
     table_FA: NDArray[np.uint32] = field(default_factory=lambda: np.empty((0, 0), np.uint32))
-    counts_A: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    counts_A: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))  # examples that each was given
     exemplars: Exemplars = field(default_factory=Exemplars.none)
+    # the scale of added classes: mean scores of the tenth and of the best trained class on the examples, in both modes
     anchors_22: NDArray[np.float32] = field(default_factory=lambda: np.zeros((2, 2), np.float32))
-    n_anchored: int = 0
-    subsets: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    n_anchored: int = 0  # examples behind them
+    subsets: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)  # ids ascending
 
     @property
     def n_added(self) -> int:
