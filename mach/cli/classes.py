@@ -21,7 +21,7 @@ CLASS = click.argument("chosen", metavar="CLASS")
 
 @click.group()
 def classes() -> None:
-    """Change the classes of a trained RUN: no weight is touched, and every change can be undone.
+    """Change the classes of a trained RUN. No weight is touched, and every change can be undone.
 
     A CLASS is a name, or the number of a class that has no such name.
     """
@@ -62,7 +62,7 @@ def add(
     source: str | None,
     **options: Any,
 ) -> str:
-    """Add a class NAME, or those of a FILE, by a few examples or descriptive texts."""
+    """Add a class NAME, or those of a FILE. It is known by a few examples or descriptive texts."""
     import numpy as np
 
     if (name is None) == (source is None):
@@ -120,7 +120,7 @@ def associate(model: MachModel, source: str, target: str) -> str:
 @click.argument("name")
 @click.argument("chosen", metavar="[CLASS...]", nargs=-1)
 def subset(model: MachModel, name: str, chosen: tuple[str, ...]) -> str:
-    """Store classes as a subset NAME for --allowed; without any, forget it. - reads a class a line from stdin."""
+    """Store classes as a subset NAME for --allowed. Without any, forget it; - reads a class a line from stdin."""
     lines = list(read_lines(chosen)) if chosen else []
     model.classes.name_subset(name, [_class_of(model, line) for line in lines] if chosen else None)
     return f"subset {name} has {len(lines)} classes" if chosen else f"forgot subset {name}"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def evaluate(
     model: MachModel, data: str | None, ks: list[int], curve: bool, ask: Ask, reliability: bool, as_json: bool
 ) -> None:
-    """Measure RUN on DATA (the configuration's data.test by default), in percent; re-ranked in the last row."""
+    """Measure RUN on DATA, in percent; re-ranked in the last row. DATA is the configuration's data.test by default."""
     from mach.evaluation.accuracy import evaluate as measure
     from mach.evaluation.accuracy import measures
     from mach.files.records import write_json
@@ -66,7 +66,7 @@ def evaluate(
 @click.argument("data", required=False)
 @JSON
 def calibrate(model: MachModel, data: str | None, as_json: bool) -> None:
-    """Fit probabilities to rows that RUN was not trained on: DATA, or the training rows it held out."""
+    """Fit probabilities to rows that RUN was not trained on. They are DATA, or the training rows that it held out."""
     from mach.model.calibration import described, held_out
     from mach.training.finetuning import training_store
 
@@ -115,7 +115,7 @@ def predict(model: MachModel, data: str, output: str, k: int, ask: Ask, probabil
 @answers
 @JSON
 def query(model: MachModel, queries: tuple[str, ...], k: int, ask: Ask, probabilities: bool, as_json: bool) -> None:
-    """Answer QUERIES: texts, or rows as `index:value ...` where the model takes numbers; - reads lines from stdin."""
+    """Answer QUERIES by RUN: texts, or rows as `index:value ...` where it takes numbers; - reads lines from stdin."""
     names_of = model.name_function()
     for line in read_lines(queries):
         [(ids_1k, values_1k)] = _answers(model, model.parse(line), k, ask, probabilities)
@@ -139,7 +139,7 @@ def query(model: MachModel, queries: tuple[str, ...], k: int, ask: Ask, probabil
 @click.option("--images", type=PLACE, help="Folder for the plots as PNG files, too.")
 @TRUNK
 def write_report(run: Place, data: str | None, output: Place | None, images: Place | None, trunk: str | None) -> None:
-    """Write one HTML page about RUN, finished or not: curves, accuracy on DATA (data.test by default), costs."""
+    """Write one HTML page about RUN, finished or not. It has curves, accuracy on DATA (data.test by default), costs."""
     from mach.evaluation.report.sections import write_report as write
 
     with warnings_as_lines(), progress() as report:
@@ -153,7 +153,7 @@ def write_report(run: Place, data: str | None, output: Place | None, images: Pla
 @TRUNK
 @JSON
 def info(run: Place, verify: bool, trunk: str | None, as_json: bool) -> None:
-    """Show what the model in RUN is: counts, bytes, training cost, and bytes exchanged between repetitions (0)."""
+    """Show what the model in RUN is. Counts, bytes, training cost, and bytes exchanged between repetitions (0)."""
     from mach.model.loading import load
 
     model = load(run, trunk=trunk)

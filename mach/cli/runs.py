@@ -22,7 +22,10 @@ from mach.files.places import Place, is_there, names_in
 def prepare(
     source: str, store: Place, config: Place | None, like: Place | None, overrides: tuple[str, ...], as_json: bool
 ) -> None:
-    """Turn SOURCE (a file, its URL, or builtin:characters) into a memory-mapped STORE, a folder or URL."""
+    """Turn SOURCE, a file, its URL or builtin:characters, into a STORE.
+
+    That is a memory-mapped folder, here or behind a URL.
+    """
     from mach.config import load_config, parse_config
     from mach.data.prepare import prepare as prepare_data
     from mach.training.recipe import before_reading
@@ -36,15 +39,22 @@ def prepare(
 
 
 @click.command()
-@click.option("--classes", "n_classes", type=click.IntRange(2), required=True, help="K.")
-@click.option("--features", "n_features", type=click.IntRange(1), required=True, help="D.")
+@click.option("--classes", "n_classes", type=click.IntRange(2), required=True, help="K, how many there are.")
+@click.option("--features", "n_features", type=click.IntRange(1), required=True, help="D, how many there are.")
 @click.option("--memory", "memory_bytes", type=BYTES, help="Budget for the stored model, such as 200MB or 4GB.")
 @click.option("--parameters", "n_parameters", type=click.IntRange(1), help="Budget of parameters.")
 @click.option(
-    "--hidden", type=click.IntRange(0), multiple=True, default=[512], show_default=True, help="Widths; 0: none."
+    "--hidden",
+    type=click.IntRange(0),
+    multiple=True,
+    default=[512],
+    show_default=True,
+    help="Widths of hidden layers; 0: none.",
 )
-@click.option("-B", "--buckets", "n_buckets", type=click.IntRange(2), help="Fix B.")
-@click.option("-R", "--repetitions", "n_repetitions", type=click.IntRange(1), help="Fix R.")
+@click.option("-B", "--buckets", "n_buckets", type=click.IntRange(2), help="Fix B, the buckets of a repetition.")
+@click.option(
+    "-R", "--repetitions", "n_repetitions", type=click.IntRange(1), help="Fix R, how many networks there are."
+)
 @click.option("--workers", "n_workers", type=click.IntRange(1), default=1, show_default=True, help="Parallel workers.")
 @click.option(
     "--device-memory", type=BYTES, help="Memory of a GPU, such as 80GB: how many repetitions train together in it."
@@ -53,7 +63,7 @@ def prepare(
 def plan(
     n_classes: int, n_features: int, hidden: tuple[int, ...], device_memory: int | None, as_json: bool, **options: Any
 ) -> None:
-    """Choose B and R for K classes within a budget, and print the ledger."""
+    """Choose B and R for K classes, and print what they cost."""
     from mach.sketch.bounds import plan as choose
 
     chosen = choose(n_classes, n_features, hidden=tuple(width for width in hidden if width), **options)
@@ -88,12 +98,13 @@ def train(
     trunk: str | None,
     dry_run: bool,
 ) -> None:
-    """Train the repetitions of CONFIG into RUN, a folder or URL (runs/NAME by default), or go on where it stopped.
+    """Train CONFIG into RUN, or go on where it stopped.
 
-    CONFIG is a TOML file, or a file with the training rows alone; the recipe chooses what is left open. A run in place
-    of CONFIG, and no RUN, goes on with that run and its own configuration. With --from, CONFIG names the new rows, and
-    all that it leaves open is as in the run to start from; its own rows are replayed beside them. --trunk sets
-    network.trunk, and must be given wherever a configuration or run names one.
+    RUN is a folder or URL, runs/NAME by default. CONFIG is a TOML file, or a file with the training rows alone; the
+    recipe chooses what is left open. A run in place of CONFIG, and no RUN, goes on with that run and its own
+    configuration. With --from, CONFIG names the new rows, and all that it leaves open is as in the run to start from;
+    its own rows are replayed beside them. --trunk sets network.trunk, and must be given wherever a configuration or
+    run names one.
     """
     from rich.console import Console
 

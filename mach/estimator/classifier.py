@@ -160,10 +160,9 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
 
         Raises
         ------
-        ValueError
-            When X or y is nothing that the class takes, holds NaN or infinity, or their rows differ in number.
-        mach.MachError
-            When a parameter or key cannot work.
+        ValueError, mach.MachError
+            When X or y is nothing that the class takes, holds NaN or infinity, or their rows differ in number; when a
+            parameter or key cannot work.
         """
         return self._train(*self._read(X, y, reset=True))
 

@@ -11,18 +11,12 @@ from mach.errors import ConfigError
 from mach.networks.trunk import name_of
 
 Tree = dict[str, dict[str, Any]]  # sections of a configuration
-PARAMETERS = {  # constructor arguments and the configuration keys that they stand for
-    "repetitions": "hashing.repetitions",
-    "buckets": "hashing.buckets",
-    "heads": "hashing.heads",
-    "hidden": "network.hidden",
-    "dropout": "network.dropout",
-    "trunk": "network.trunk",
-    "epochs": "training.epochs",
-    "batch": "training.batch",
-    "rate": "training.rate",
-    "candidates": "reranking.candidates",
-    "address": "launch.address",
+PARAMETERS = {  # constructor arguments that stand for keys of their name, by section
+    "hashing": ("repetitions", "buckets", "heads"),
+    "network": ("hidden", "dropout", "trunk"),
+    "training": ("epochs", "batch", "rate"),
+    "reranking": ("candidates",),
+    "launch": ("address",),
 }
 
 
@@ -44,7 +38,7 @@ def sections_of(parameters: dict[str, Any]) -> Tree:
         if section == "data" and name not in ("row_features", "validation_fraction"):
             raise ConfigError(f"config key {key!r}: rows come from X and y, not from a file")
         flat[key] = _toml_value(value)
-    for name, key in PARAMETERS.items():
+    for name, key in ((name, f"{section}.{name}") for section, names in PARAMETERS.items() for name in names):
         value = parameters.get(name)
         if value is None:
             continue

@@ -96,10 +96,10 @@ class Targets:
 
 
 def grown(classes: NDArray[Any], targets: Targets, more: Any = None) -> NDArray[Any]:
-    """Classes, and behind them the new ones of targets and of ``more``: ascending where they can be sorted.
+    """Classes, and behind them the new ones of targets and of ``more``: ascending, or else as they first appeared.
 
     Equal values are one class, as in a dictionary. The array has the type of the values if they share one, else that of
-    objects. Classes that cannot be sorted come as they first appeared; those that are not hashable are a DataError.
+    objects. Classes that are not hashable are a DataError.
 
     Examples
     --------

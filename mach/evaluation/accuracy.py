@@ -86,7 +86,11 @@ def evaluate(
         row: dict[str, Any] = {"n_repetitions": size, "reranked": is_reranked}
         row |= evaluate_ids(top.ids_Nk[:, : max(ks)], truth, ks=ks, propensities=weights_K)
         if reliability and size == n_repetitions:
-            row |= _calibration_errors(model, store, top, replace(ask, rerank=is_reranked))
+            ids_Nk, scores_Nk = top.ids_Nk[:, :TOP], top.scores_Nk[:, :TOP]
+            values, right, _ = pairs_of(ids_Nk, scores_Nk, right_of(store, np.arange(store.n_rows), ids_Nk))
+            calibrated_Nk = model.probabilities(ids_Nk, scores_Nk, rerank=is_reranked, tail=ask.tail)
+            row["ECE"] = calibration_error(calibrated_Nk[ids_Nk >= 0], right)
+            row["ECE uncalibrated"] = calibration_error(naive(values, model.aggregate), right)
         rows.append(row | {"degraded": n_degraded / store.n_rows})
     return rows
 
@@ -95,13 +99,3 @@ def measures(ks: Sequence[int]) -> list[str]:
     """Metrics as tables show them; nDCG@1 and hit@1 are left out, as they equal P@1."""
     names = [f"{name}@{k}" for name in ("P", "nDCG", "PSP", "recall", "hit") for k in ks]
     return [name for name in names if name not in ("nDCG@1", "hit@1")]
-
-
-def _calibration_errors(model: MachModel, store: Store, top: TopK, ask: Ask) -> dict[str, float]:
-    ids_Nk, scores_Nk = top.ids_Nk[:, :TOP], top.scores_Nk[:, :TOP]
-    scores, right, _ = pairs_of(ids_Nk, scores_Nk, right_of(store, np.arange(store.n_rows), ids_Nk))
-    calibrated_Nk = model.probabilities(ids_Nk, scores_Nk, rerank=ask.rerank, tail=ask.tail)
-    return {
-        "ECE": calibration_error(calibrated_Nk[ids_Nk >= 0], right),
-        "ECE uncalibrated": calibration_error(naive(scores, model.aggregate), right),
-    }

@@ -27,14 +27,8 @@ def write_predictions(
 ) -> None:
     """Write ids, scores and (where there are) names of consecutive rows; ``-`` is standard output as JSONL.
 
-    ``kind`` says what one score and many are called.
-
-    Raises
-    ------
-    ConfigError
-        When the ending is none of .jsonl, .csv, .parquet, .npz.
-    StorageError
-        When the file cannot be written; then nothing is left of it.
+    ``kind`` says what one score and many are called. ConfigError when the ending is none of .jsonl, .csv, .parquet and
+    .npz; StorageError when the file cannot be written, and then nothing is left of it.
     """
     if destination == "-":
         _write_jsonl(sys.stdout.buffer, parts, names, kind)

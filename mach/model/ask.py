@@ -16,7 +16,7 @@ Allowed = Any  # see `Ask`
 
 @dataclass(frozen=True)
 class Ask:
-    """The options of a query, as `MachModel.topk` takes them.
+    """The options of a query, as `MachModel.topk` takes them; ConfigError when one is out of range.
 
     Parameters
     ----------
@@ -32,11 +32,6 @@ class Ask:
     repetitions : int, optional
         Use the first so many of the model's repetitions only: less work a query, less accuracy, as
         `MachModel.accuracy_curve` tells.
-
-    Raises
-    ------
-    ConfigError
-        When an option is out of range.
 
     Examples
     --------

@@ -62,8 +62,7 @@ def configured_prior(run: Run) -> float | None:
 def prior_of(run: Run, calibration: Calibration | None) -> float:
     """Strength of ``log(1 + training rows)`` of a class in plain scores, see `mach.sketch.terms.prior_terms`."""
     configured = configured_prior(run)
-    learned = calibration.prior if calibration else 0.0
-    return learned if configured is None else configured
+    return configured if configured is not None else calibration.prior if calibration else 0.0
 
 
 def fingerprint(run: Run, repetitions: Sequence[int]) -> str:

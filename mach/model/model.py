@@ -116,10 +116,9 @@ class MachModel(AbstractContextManager["MachModel"]):
 
         Raises
         ------
-        ConfigError
-            When probabilities are wanted and the run has no calibration for them, or they are not of all repetitions.
-        DataError
-            When queries do not fit the model.
+        ConfigError, DataError
+            When probabilities are wanted and the run has no calibration for them, or they are not of all repetitions;
+            when queries do not fit the model.
         """
         ask = Ask(allowed, budget, rerank, tail, repetitions)
         if probabilities:

@@ -67,18 +67,13 @@ class ClassRecall:
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    """What a model says to the rows of a store.
+    """What a model says to the rows of a store."""
 
-    ``curve`` comes from `mach.evaluation.accuracy.evaluate`. ``top`` holds the best `TOP` classes of every row,
-    re-ranked where the model can, and ``right_Nk`` whether each of them is one of its row's own. ``recall`` is that
-    among the best `SHOWN`. ``reliability`` is of plain scores, and of re-ranked ones where there are any.
-    """
-
-    curve: list[dict[str, Any]]
-    top: TopK
-    right_Nk: NDArray[np.bool_]
-    recall: ClassRecall
-    reliability: dict[str, Reliability]
+    curve: list[dict[str, Any]]  # from `mach.evaluation.accuracy.evaluate`
+    top: TopK  # the best `TOP` classes of every row, re-ranked where the model can
+    right_Nk: NDArray[np.bool_]  # whether each of them is one of its row's own
+    recall: ClassRecall  # among the best `SHOWN`
+    reliability: dict[str, Reliability]  # of plain scores, and of re-ranked ones where there are any
 
 
 def bucket_load(run: Run) -> BucketLoad:
@@ -100,11 +95,7 @@ def bucket_load(run: Run) -> BucketLoad:
 def diagnose(
     model: MachModel, store: Store, report: Callable[[str, float], None] = lambda stage, fraction: None
 ) -> Diagnosis:
-    """Ask a model for the best classes of all rows of a store, and compare them with the rows' own.
-
-    ``report`` is called with a stage and the fraction done. Raises DataError when no row has a class that the model
-    knows.
-    """
+    """Ask a model for the best classes of all rows, and compare them with the rows' own; errors as of `evaluate`."""
     curve = evaluate(model, store, report=report)
     by_scores = {}
     for rerank in (False, True) if model.reranker is not None else (False,):

@@ -137,7 +137,11 @@ def _sections(run: Run, data: str | None, report: Report) -> list[Section]:
     diagnosis = None
     measured = [Section("accuracy", "Accuracy", [rows])] if isinstance(rows, str) else []
     if model and source and isinstance(rows, Store):
-        diagnosis, names = diagnose(model, rows, report), _namer(model)
+        diagnosis, names_of = diagnose(model, rows, report), model.name_function()
+
+        def names(k: int) -> str:
+            return f"class {k}" if names_of is None else clean(str(names_of(k)), NAME_CHARACTERS)
+
         measured = [
             _accuracy(diagnosis, rows, source),
             _classes(run, diagnosis, rows, names),
@@ -347,15 +351,6 @@ def _configuration(config: Config) -> Section:
                 rows.append([*map(Code, cells), field.description or ""])
     text = "Keys that differ from the defaults, given or chosen by the data (mach.training.recipe)."
     return Section("configuration", "Configuration", [text, Table(["key", "value", "default", ""], rows)])
-
-
-def _namer(model: MachModel) -> Callable[[int], str]:
-    names_of = model.name_function()
-
-    def name(k: int) -> str:
-        return f"class {k}" if names_of is None else clean(str(names_of(k)), NAME_CHARACTERS)
-
-    return name
 
 
 def _features(store: Store, row: int) -> str:

@@ -37,18 +37,14 @@ PLAIN, RERANKED = 0, 1  # columns of lifts and rows of anchors
 
 
 class Resemblance(NamedTuple):
-    """What a batch of queries resembles, as pairs of query and class, ascending and unique by ``keys``, row K + class.
-
-    ``cosines`` are to the mean of an added class's examples, ``n_more`` the number of those that resemble more, of
-    ``n_close_N`` in all; ``lifts`` is what exemplars add.
-    """
+    """What a batch of queries resembles, as pairs of query and class, ascending and unique by key: row K + class."""
 
     keys: NDArray[np.int64]
-    cosines: NDArray[np.float32]
-    n_more: NDArray[np.int64]
-    n_close_N: NDArray[np.int64]
+    cosines: NDArray[np.float32]  # to the mean of an added class's examples
+    n_more: NDArray[np.int64]  # added classes that the query resembles more
+    n_close_N: NDArray[np.int64]  # added classes that it resembles
     lift_keys: NDArray[np.int64]
-    lifts: NDArray[np.float32]
+    lifts: NDArray[np.float32]  # what exemplars add
 
 
 def near(cosines: NDArray[np.float32]) -> NDArray[np.float32]:

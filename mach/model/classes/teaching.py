@@ -97,10 +97,9 @@ def loads(answerer: Answerer) -> NDArray[np.int64]:
 def best_buckets(
     probs_MRB: NDArray[np.float32], owners_M: NDArray[np.int64], n_classes: int, loads_RB: NDArray[np.int64]
 ) -> NDArray[np.uint32]:
-    """Buckets of classes by the bucket scores of their examples, shape (R, A).
+    """Buckets of classes by the bucket scores of their examples, shape (R, A): that which is the best of most of them.
 
-    For every hash function a class goes to the bucket that is the best of most of its examples; of those to the one of
-    the largest summed score, and then to the one with the fewest classes.
+    Of equal ones it is that of the largest summed score, and then that with the fewest classes.
 
     Examples
     --------

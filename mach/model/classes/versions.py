@@ -70,9 +70,8 @@ class Versions:
 
         Raises ConfigError when there is no such version, StorageError when its file is damaged.
         """
-        current = current or self.current()
+        current, manifest = current or self.current(), self.run.manifest
         version = current.version if version is None else version
-        manifest = self.run.manifest
         if version == 0:
             return Edits(manifest.n_classes)
         step = current.step(version)
