@@ -83,7 +83,7 @@ def add(
 def remove(model: MachModel, chosen: tuple[str, ...]) -> str:
     """Remove classes: they are never returned again."""
     model.classes.remove([_class_of(model, text) for text in chosen])
-    return f"removed {', '.join(chosen)}"
+    return f"removed {chosen[0]}" if len(chosen) == 1 else f"removed {len(chosen)} classes"
 
 
 @changes
