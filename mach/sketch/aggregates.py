@@ -87,11 +87,11 @@ def aggregate_of(name: str) -> Aggregate:
     return AGGREGATES[name]
 
 
-def transform(probs: ArrayLike, aggregate: str) -> NDArray[np.float32]:
+def transform(probs: ArrayLike, aggregate: str, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
     """Put bucket scores on the scale of an aggregate; monotone, finite, float32, same shape.
 
     Scores are clipped to [0, 1] and NaN becomes the lowest score. Logarithms have a floor at the smallest normal
-    float32 (-87.3), log-odds lie between -87.3 and 16.6.
+    float32 (-87.3), log-odds lie between -87.3 and 16.6. They are written into ``out``, if that is given.
 
     Raises
     ------
@@ -105,8 +105,9 @@ def transform(probs: ArrayLike, aggregate: str) -> NDArray[np.float32]:
     """
     entry = aggregate_of(aggregate)
     low, high = entry.limits
-    values = np.fmax(np.ascontiguousarray(probs, dtype=np.float32), low)  # fmax, unlike maximum, drops NaN
-    np.minimum(values, high, out=values)
+    values: NDArray[np.float32] = np.clip(np.ascontiguousarray(probs, dtype=np.float32), low, high, out=out)
+    if np.isnan(values.min(initial=high)):  # which is rare
+        values[np.isnan(values)] = low
     if entry.scale == "log-odds":
         values /= 1 - values
     return values if entry.scale == "probability" else np.log(values, out=values)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mach.errors import ConfigError, DataError
-from mach.sketch.aggregates import Aggregate, aggregate_of, reduce, transform
+from mach.sketch.aggregates import aggregate_of, reduce, transform
 from mach.sketch.answers import Subset, TopK, best_of
 from mach.sketch.hashing import Assignment
 
@@ -125,7 +125,7 @@ class Decoder:
         places_KR, top = None, TopK.empty(N, k)
         for part in self._chunks(N, LANES if is_open else 0):
             outputs = tuple(column[part] for column in vars(top).values())
-            values_NRP = padded(probs_NRB[part], self._entry)
+            values_NRP = padded(probs_NRB[part], self.aggregate)
             uncertain_N = np.arange(len(values_NRP))
             if places_KR is not None:
                 uncertain_N = np.flatnonzero(~scan(values_NRP, places_KR, index, rule, outputs))
@@ -241,17 +241,11 @@ class Decoder:
         return whole + [slice(begin, begin + n) for begin in range(first, n_queries, n)]
 
 
-def padded(probs_NRB: NDArray[Any], aggregate: Aggregate) -> NDArray[np.float32]:
-    """`transform` in fewer passes over memory, with rows that end in -inf up to a multiple of ``lanes.BLOCK``."""
-    from mach.sketch.kernels.search import clip
-
+def padded(probs_NRB: NDArray[Any], aggregate: str) -> NDArray[np.float32]:
+    """`transform` with rows that end in -inf up to a multiple of ``lanes.BLOCK``."""
     N, R, B = probs_NRB.shape
-    values_NRP = np.empty((N, R, _padded_width(B)), np.float32)
-    is_odds = aggregate.scale == "log-odds"
-    clip(np.ascontiguousarray(probs_NRB, np.float32), *aggregate.limits, is_odds, values_NRP)
-    if aggregate.scale != "probability":
-        np.log(values_NRP, out=values_NRP)
-    values_NRP[:, :, B:] = -np.inf
+    values_NRP = np.full((N, R, _padded_width(B)), -np.inf, np.float32)
+    transform(probs_NRB, aggregate, values_NRP[:, :, :B])
     return values_NRP
 
 

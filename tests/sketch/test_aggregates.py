@@ -76,7 +76,7 @@ class TestEveryAggregate:
 
     def test_padded_values_are_the_transformed_ones(self, aggregate: str):
         probs_NRB = bucket_scores("damaged", assignments(1000, 37, 5)[0], 4, np.random.default_rng(5))
-        values_NRP = padded(probs_NRB, aggregate_of(aggregate))
+        values_NRP = padded(probs_NRB, aggregate)
         np.testing.assert_array_equal(values_NRP[:, :, :37], transform(probs_NRB, aggregate))
         assert np.isneginf(values_NRP[:, :, 37:]).all()
 

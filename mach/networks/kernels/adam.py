@@ -13,19 +13,20 @@ from mach.networks.kernels.memory import narrow_like, wide_vectors, widen
 if TYPE_CHECKING:
     from torch import Tensor
 
+Array = NDArray[Any]
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def adam_step(
-    weight: NDArray[np.float32],
-    gradient: NDArray[Any],
-    mean: NDArray[np.float32],
-    square: NDArray[np.float32],
+    weight: Array,
+    gradient: Array,
+    mean: Array,
+    square: Array,
     rate: float,
     step: int,
     scale: float = 1.0,
-    half: NDArray[np.uint16] | None = None,
+    half: Array | None = None,
 ) -> None:
     """Move 1-D weights and both moments in place, by a float32 or bfloat16 gradient times ``scale``.
 

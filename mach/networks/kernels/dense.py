@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mach.networks.kernels.memory import mixed, narrow_like, prefetch, wide_vectors, widen
 
+Array = NDArray[Any]
 AHEAD, LINE = 4, 32  # rows asked for ahead of time, as the processor does not look beyond a page; bfloat16 in a line
 
 
@@ -21,7 +22,7 @@ def _bits(i: int, key: np.uint32) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def draw(quantiles: NDArray[Any], seed: int, out: NDArray[Any]) -> None:
+def draw(quantiles: Array, seed: int, out: Array) -> None:
     """Fill a contiguous 1-D array with draws from 4096 equally likely values; several times as fast as a normal one."""
     key = np.uint32(seed & 0xFFFFFFFF)
     for i in range(len(out)):
@@ -29,7 +30,7 @@ def draw(quantiles: NDArray[Any], seed: int, out: NDArray[Any]) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def relu_dropout(x: NDArray[np.float32], rate: float, seed: int, out: NDArray[Any]) -> None:
+def relu_dropout(x: Array, rate: float, seed: int, out: Array) -> None:
     """``out = max(x, 0)`` with a share ``rate`` of entries zeroed and the rest scaled by 1 / (1 - rate).
 
     An entry's fate is a hash of its position and ``seed``, so it needs no state and does not depend on threads. x and
@@ -44,7 +45,7 @@ def relu_dropout(x: NDArray[np.float32], rate: float, seed: int, out: NDArray[An
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def relu_dropout_backward(gradient: NDArray[Any], out: NDArray[Any], scale: float, into: NDArray[np.float32]) -> None:
+def relu_dropout_backward(gradient: Array, out: Array, scale: float, into: Array) -> None:
     """Gradient by x of `relu_dropout`, from that by ``out``, times ``scale``; both float32 or bfloat16.
 
     ``scale`` includes dropout's own, 1 / (1 - rate).
@@ -55,13 +56,7 @@ def relu_dropout_backward(gradient: NDArray[Any], out: NDArray[Any], scale: floa
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
-def matmul_few_rows(
-    x_NH: NDArray[np.float32],
-    weight_BH: NDArray[Any],
-    scale_B: NDArray[np.float32],
-    bias_B: NDArray[np.float32],
-    out_NB: NDArray[np.float32],
-) -> None:
+def matmul_few_rows(x_NH: Array, weight_BH: Array, scale_B: Array, bias_B: Array, out_NB: Array) -> None:
     """``out = x @ weight.T + bias`` for a handful of rows, reading float32, bfloat16 or int8 weights once a row.
 
     Rows of weights are those given times ``scale_B``, unless that is empty.

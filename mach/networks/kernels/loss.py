@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mach.networks.kernels.memory import mixed, narrow_like, wide_vectors, widen
 from mach.sketch.kernels.lanes import transpose
 
+Array = NDArray[Any]
 FLAGS: Any = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc"}}
 BLOCK = 64
 LOWEST = np.float32(-87.0)  # exp of less is no normal float32
@@ -59,13 +60,7 @@ def sigmoid(x: Any) -> Any:
 
 @njit(**FLAGS)
 def binary_gradient(
-    z_BN: NDArray[Any],
-    bias_B: NDArray[np.float32],
-    rows: NDArray[np.int64],
-    outputs: NDArray[np.int64],
-    first: int,
-    g_NB: NDArray[Any],
-    sums_B: NDArray[np.float32],
+    z_BN: Array, bias_B: Array, rows: Array, outputs: Array, first: int, g_NB: Array, sums_B: Array
 ) -> None:
     """``sigmoid(z + bias) - y`` over z, its transpose, and its sums over the batch.
 
@@ -94,13 +89,7 @@ def binary_gradient(
 
 @njit(**FLAGS)
 def softmax_gradient(
-    z_BN: NDArray[Any],
-    bias_B: NDArray[np.float32],
-    rows: NDArray[np.int64],
-    outputs: NDArray[np.int64],
-    first: int,
-    g_NB: NDArray[Any],
-    sums_B: NDArray[np.float32],
+    z_BN: Array, bias_B: Array, rows: Array, outputs: Array, first: int, g_NB: Array, sums_B: Array
 ) -> None:
     """`binary_gradient` of the softmax cross-entropy over one head's outputs: a row's targets share its mass equally.
 
@@ -133,14 +122,7 @@ def softmax_gradient(
 
 @njit(**FLAGS)
 def _put(
-    z_BN: NDArray[Any],
-    rows: NDArray[np.int64],
-    outputs: NDArray[np.int64],
-    first: int,
-    at_targets: NDArray[np.float32],
-    shares_N: NDArray[np.float32],
-    g_NB: NDArray[Any],
-    sums_B: NDArray[np.float32],
+    z_BN: Array, rows: Array, outputs: Array, first: int, at_targets: Array, shares_N: Array, g_NB: Array, sums_B: Array
 ) -> None:
     """The gradient p - y at the targets, where y is the row's share, and y off the sums of p."""
     for i in range(len(rows)):
@@ -153,9 +135,7 @@ def _put(
 
 
 @njit(**FLAGS)
-def dithered(
-    g_BN: NDArray[Any], least: float, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+def dithered(g_BN: Array, least: float, seed: int) -> tuple[Array, Array, Array]:
     """CSR of g, whose entries below ``least`` are rounded at random to 0 or, signs kept, to that: the mean is g.
 
     An entry's chance to stay is its size over ``least``. What it is compared with lies evenly along a row (multiples of
@@ -179,9 +159,7 @@ def dithered(
 
 
 @njit(**FLAGS)
-def binary_loss(
-    z_BN: NDArray[Any], bias_B: NDArray[np.float32], rows: NDArray[np.int64], outputs: NDArray[np.int64], first: int
-) -> float:
+def binary_loss(z_BN: Array, bias_B: Array, rows: Array, outputs: Array, first: int) -> float:
     """The loss over one head's outputs, summed over the batch; arguments are those of `binary_gradient`."""
     wide_vectors()
     N = z_BN.shape[1]
@@ -206,9 +184,7 @@ def binary_loss(
 
 
 @njit(**FLAGS)
-def softmax_loss(
-    z_BN: NDArray[Any], bias_B: NDArray[np.float32], rows: NDArray[np.int64], outputs: NDArray[np.int64], first: int
-) -> float:
+def softmax_loss(z_BN: Array, bias_B: Array, rows: Array, outputs: Array, first: int) -> float:
     """`binary_loss` of the softmax cross-entropy."""
     wide_vectors()
     total: Any = 0.0
@@ -221,9 +197,7 @@ def softmax_loss(
 
 
 @njit(**FLAGS)
-def _sums(
-    z_BN: NDArray[Any], bias_B: NDArray[np.float32], rows: NDArray[np.int64], outputs: NDArray[np.int64], first: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+def _sums(z_BN: Array, bias_B: Array, rows: Array, outputs: Array, first: int) -> tuple[Array, Array, Array]:
     """Of every row the largest logit, the sum of all ``exp(logit - largest)``, and the number of its targets."""
     wide_vectors()
     N = z_BN.shape[1]
@@ -242,9 +216,7 @@ def _sums(
 
 
 @njit(**FLAGS)
-def n_hits(
-    z_BN: NDArray[Any], bias_B: NDArray[np.float32], rows: NDArray[np.int64], outputs: NDArray[np.int64], first: int
-) -> int:
+def n_hits(z_BN: Array, bias_B: Array, rows: Array, outputs: Array, first: int) -> int:
     """Of how many rows the largest logit is a target; of equal logits the first counts."""
     N = z_BN.shape[1]
     largest_N, best_N = np.full(N, -np.inf, np.float32), np.zeros(N, np.int32)

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core.cgutils import get_item_pointer
 from numba.extending import intrinsic
-from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
 
+from mach.sketch.kernels.lanes import ask_for, pointer_to
+
+Array = NDArray[Any]
 CACHE_LINE = 64
 
 
@@ -45,23 +46,12 @@ def wide_vectors(context: Any) -> Any:
     return types.void(), codegen
 
 
-def ask_for(builder: Any, pointer: Any) -> None:
-    """Add code that asks for the cache line of a pointer."""
-    byte, integer = ir.IntType(8).as_pointer(), ir.IntType(32)
-    kind = ir.FunctionType(ir.VoidType(), [byte, integer, integer, integer])
-    function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-    read, all_levels, data = integer(0), integer(3), integer(1)
-    builder.call(function, [builder.bitcast(pointer, byte), read, all_levels, data])
-
-
 @intrinsic
 def prefetch(context: Any, array: Any, row: Any, column: Any) -> Any:
     """Ask for the cache line that holds ``array[row, column]``; ``array`` is 2-D."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = signature.args[0]
-        view = make_array(kind)(context, builder, arguments[0])
-        ask_for(builder, get_item_pointer(context, builder, kind, view, list(arguments[1:]), wraparound=False))
+        ask_for(builder, pointer_to(context, builder, signature.args[0], *arguments))
         return context.get_dummy_value()
 
     return types.void(array, types.int64, types.int64), codegen
@@ -147,9 +137,7 @@ def to_int8(array_DH: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float3
     return codes_DH, steps_D
 
 
-def to_kept(
-    array_DH: NDArray[Any], gains_D: NDArray[np.float32], share: float
-) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]]:
+def to_kept(array_DH: Array, gains_D: Array, share: float) -> tuple[Array, Array, Array]:
     """The weights of largest ``abs(w) * gain``, rounded to 15 steps a row, in at most ``share * D * H`` bytes.
 
     D counts the rows of a gain above 0; of the others nothing is kept.
@@ -182,14 +170,7 @@ def to_kept(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _keep(
-    array_DH: NDArray[Any],
-    gains_D: NDArray[np.float32],
-    steps_D: NDArray[np.float32],
-    least: float,
-    ends_D: NDArray[np.int64],
-    kept: NDArray[np.uint8],
-) -> None:
+def _keep(array_DH: Array, gains_D: Array, steps_D: Array, least: float, ends_D: Array, kept: Array) -> None:
     """Write the entries of all rows, and where each row's end; with an empty ``kept`` only the latter."""
     p = 0
     for d in range(len(array_DH)):

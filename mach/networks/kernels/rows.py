@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
 from numba import njit, types
-from numba.core.cgutils import get_item_pointer
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
 
-from mach.networks.kernels.memory import CACHE_LINE, ask_for
+from mach.networks.kernels.memory import CACHE_LINE
+from mach.sketch.kernels.lanes import ask_for, pointer_to, spread
 
+Array = NDArray[Any]
 INT32, INT64, FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 POINTER = ir.IntType(8).as_pointer()
 AHEAD = 8  # rows between asking for one and adding it
@@ -34,9 +34,7 @@ def _adder(width: int, ahead: int) -> Any:
             _, _, rows, begin, end, _, column = arguments
 
             def pointer(i: int, *where: Any) -> Any:
-                kind = signature.args[i]
-                view = make_array(kind)(context, builder, arguments[i])
-                return get_item_pointer(context, builder, kind, view, list(where), wraparound=False)
+                return pointer_to(context, builder, signature.args[i], arguments[i], *where)
 
             def row_of(j: Any) -> Any:
                 return builder.sext(builder.load(pointer(2, j)), INT64)
@@ -56,11 +54,6 @@ def _adder(width: int, ahead: int) -> Any:
                 for offset in range(0, width * signature.args[5].dtype.bitwidth // 8, CACHE_LINE):
                     ask_for(builder, builder.gep(line, [INT64(offset)]))
 
-            def repeated(number: Any) -> Any:
-                undefined = ir.Constant(floats, ir.Undefined)
-                first = builder.insert_element(undefined, number, INT32(0))
-                return builder.shuffle_vector(first, undefined, ir.Constant(integers, [0] * width))
-
             sums = builder.bitcast(pointer(0, column), floats.as_pointer())
             start = builder.load(sums, align=4)
             n_rows = make_array(signature.args[2])(context, builder, rows).nitems
@@ -72,7 +65,8 @@ def _adder(width: int, ahead: int) -> Any:
             if ahead:
                 later, last = builder.add(j, INT64(ahead)), builder.sub(n_rows, INT64(1))
                 ask_for_row(builder.select(builder.icmp_signed("<", later, last), later, last))
-            product = builder.fmul(repeated(builder.load(pointer(1, j))), wide_row(j), flags=("contract",))
+            scale = spread(builder, builder.load(pointer(1, j)), floats)
+            product = builder.fmul(scale, wide_row(j), flags=("contract",))
             new = builder.fadd(total, product, flags=("contract",))
             after = builder.add(j, INT64(1))
             for value, first, again in ((j, begin, after), (total, start, new)):
@@ -97,15 +91,7 @@ _near_wide, _near_16, _near_1 = (_adder(width, 0) for width in (WIDE, 16, 1))
 
 
 @njit(cache=True, nogil=True)
-def add_rows(
-    out_H: NDArray[np.float32],
-    scales: NDArray[np.float32],
-    rows: NDArray[np.int32],
-    begin: int,
-    end: int,
-    source: NDArray[Any],
-    is_far: bool,
-) -> None:
+def add_rows(out_H: Array, scales: Array, rows: Array, begin: int, end: int, source: Array, is_far: bool) -> None:
     """``out += sum(scales[j] * source[rows[j]] for j in range(begin, end))``, of float32, bfloat16 or int8 rows.
 
     Rows of a source that is far, beyond the caches, are asked for early, those after ``end`` too.

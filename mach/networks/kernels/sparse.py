@@ -17,19 +17,14 @@ from numpy.typing import NDArray
 from mach.networks.kernels.memory import CACHE_LINE, mixed, narrow_at_random, prefetch, wide_vectors, widen
 from mach.networks.kernels.rows import add_rows
 
+Array = NDArray[Any]
 DECAY, EPSILON = 0.999, 1e-9
 AHEAD = 2  # features between asking for a row of weights and moving it
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def sparse_forward(
-    indptr: NDArray[np.int64],
-    indices: NDArray[np.int32],
-    values: NDArray[np.float32],
-    weight_DH: NDArray[Any],
-    scale_D: NDArray[np.float32],
-    bias_H: NDArray[np.float32],
-    out_NH: NDArray[np.float32],
+    indptr: Array, indices: Array, values: Array, weight_DH: Array, scale_D: Array, bias_H: Array, out_NH: Array
 ) -> None:
     """``out = X @ weight + bias`` for CSR X and float32, bfloat16 or int8 weights; reads nnz * H weights.
 
@@ -45,14 +40,14 @@ def sparse_forward(
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def sparse_forward_kept(
-    indptr: NDArray[np.int64],
-    indices: NDArray[np.int32],
-    values: NDArray[np.float32],
-    kept_1M: NDArray[np.uint8],
-    offsets: NDArray[np.int64],
-    scale_D: NDArray[np.float32],
-    bias_H: NDArray[np.float32],
-    out_NH: NDArray[np.float32],
+    indptr: Array,
+    indices: Array,
+    values: Array,
+    kept_1M: Array,
+    offsets: Array,
+    scale_D: Array,
+    bias_H: Array,
+    out_NH: Array,
 ) -> None:
     """`sparse_forward` for weights of `mach.networks.kernels.memory.to_kept`; reads a byte a weight that is there.
 
@@ -76,12 +71,7 @@ def sparse_forward_kept(
 
 
 @njit(cache=True, nogil=True)
-def transpose_batch(
-    indptr: NDArray[np.int64],
-    indices: NDArray[np.int32],
-    values: NDArray[np.float32],
-    slot_D: NDArray[np.int32],
-) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+def transpose_batch(indptr: Array, indices: Array, values: Array, slot_D: Array) -> tuple[Array, Array, Array, Array]:
     """Columns that occur in a CSR batch: (features_U, offsets, rows, values), entries of a column in row order.
 
     ``slot_D`` is scratch of zeros, left as zeros; the features stand in order of first occurrence.
@@ -115,7 +105,7 @@ def transpose_batch(
 
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
-def _mean_square(vector: NDArray[np.float32]) -> np.float32:
+def _mean_square(vector: Array) -> np.float32:
     total = np.float32(0.0)
     for h in range(len(vector)):
         total += vector[h] * vector[h]
@@ -124,13 +114,13 @@ def _mean_square(vector: NDArray[np.float32]) -> np.float32:
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def sparse_backward(
-    features_U: NDArray[np.int32],
-    offsets: NDArray[np.int64],
-    rows: NDArray[np.int32],
-    column_values: NDArray[np.float32],
-    grad_NH: NDArray[np.float32],
-    weight_DH: NDArray[Any],
-    square_D: NDArray[np.float32],
+    features_U: Array,
+    offsets: Array,
+    rows: Array,
+    column_values: Array,
+    grad_NH: Array,
+    weight_DH: Array,
+    square_D: Array,
     rate: float,
     seed: int,
 ) -> None:

@@ -28,8 +28,8 @@ def fill(context: Any, sums: Any, j: Any, value: Any) -> Any:
     """``sums[j : j + 16] = value``."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        at = _pointer(context, builder, signature.args[0], arguments[0], [arguments[1]])
-        _store(builder, _spread(builder, arguments[2], FLOATS), at)
+        at = pointer_to(context, builder, signature.args[0], arguments[0], arguments[1])
+        _store(builder, spread(builder, arguments[2], FLOATS), at)
         return context.get_dummy_value()
 
     return types.void(sums, types.int64, types.float32), codegen
@@ -49,15 +49,15 @@ def add_progression(
         sums, j, values, s, steps, r, start, modulus, test = arguments
         kinds = signature.args
         p, n_buckets, multiplier, shift = (builder.extract_value(modulus, i) for i in range(4))
-        image = _load(builder, _pointer(context, builder, kinds[4], steps, [r, s, j]), I32)
-        image = builder.add(image, _spread(builder, start, INTEGERS))
-        less = builder.sub(image, _spread(builder, p, INTEGERS))  # below p it wraps to a larger number
+        image = _load(builder, pointer_to(context, builder, kinds[4], steps, r, s, j), I32)
+        image = builder.add(image, spread(builder, start, INTEGERS))
+        less = builder.sub(image, spread(builder, p, INTEGERS))  # below p it wraps to a larger number
         image = builder.select(builder.icmp_unsigned("<", image, less), image, less)
-        product = builder.mul(builder.zext(image, WIDE), _spread(builder, builder.zext(multiplier, I64), WIDE))
-        quotient = builder.trunc(builder.lshr(product, _spread(builder, shift, WIDE)), INTEGERS)
-        bucket = builder.sub(image, builder.mul(quotient, _spread(builder, n_buckets, INTEGERS)))
-        found = _gather(builder, _pointer(context, builder, kinds[2], values, [s, I64(0)]), bucket)
-        return _accumulate(builder, _pointer(context, builder, kinds[0], sums, [j]), found, test)
+        product = builder.mul(builder.zext(image, WIDE), spread(builder, builder.zext(multiplier, I64), WIDE))
+        quotient = builder.trunc(builder.lshr(product, spread(builder, shift, WIDE)), INTEGERS)
+        bucket = builder.sub(image, builder.mul(quotient, spread(builder, n_buckets, INTEGERS)))
+        found = _gather(builder, pointer_to(context, builder, kinds[2], values, s, I64(0)), bucket)
+        return _accumulate(builder, pointer_to(context, builder, kinds[0], sums, j), found, test)
 
     return types.uint32(
         sums, types.int64, values, types.int64, steps, types.int64, types.uint32, modulus, test
@@ -79,11 +79,11 @@ def add_listed(
         sums, j, values, s, lists, r, g, at, test = arguments
         kinds = signature.args
         listed = _load(
-            builder, _pointer(context, builder, kinds[4], lists, [r, g, at]), ir.IntType(kinds[4].dtype.bitwidth)
+            builder, pointer_to(context, builder, kinds[4], lists, r, g, at), ir.IntType(kinds[4].dtype.bitwidth)
         )
         bucket = listed if listed.type == INTEGERS else builder.zext(listed, INTEGERS)
-        found = _gather(builder, _pointer(context, builder, kinds[2], values, [s, I64(0)]), bucket)
-        return _accumulate(builder, _pointer(context, builder, kinds[0], sums, [j]), found, test)
+        found = _gather(builder, pointer_to(context, builder, kinds[2], values, s, I64(0)), bucket)
+        return _accumulate(builder, pointer_to(context, builder, kinds[0], sums, j), found, test)
 
     return types.uint32(sums, types.int64, values, types.int64, lists, *[types.int64] * 3, test), codegen
 
@@ -94,8 +94,8 @@ def reaching(context: Any, values: Any, r: Any, b: Any, least: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         values, r, b, least = arguments
-        found = _load(builder, _pointer(context, builder, signature.args[0], values, [r, b]), FLOAT)
-        return _bits(builder, builder.fcmp_ordered(">=", found, _spread(builder, least, FLOATS)))
+        found = _load(builder, pointer_to(context, builder, signature.args[0], values, r, b), FLOAT)
+        return _bits(builder, builder.fcmp_ordered(">=", found, spread(builder, least, FLOATS)))
 
     return types.uint32(values, types.int64, types.int64, types.float32), codegen
 
@@ -110,20 +110,20 @@ def sum_rows(context: Any, out: Any, i: Any, starts: Any, values: Any, places: A
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         out, i, starts, values, places, begin, end = arguments
         kinds = signature.args
-        start = _load(builder, _pointer(context, builder, kinds[2], starts, [I64(0)]), FLOAT)
+        start = _load(builder, pointer_to(context, builder, kinds[2], starts, I64(0)), FLOAT)
         entry, loop, done = builder.basic_block, builder.append_basic_block("places"), builder.append_basic_block("sum")
         builder.branch(loop)
         builder.position_at_end(loop)
         j, total = builder.phi(I64), builder.phi(FLOATS)
-        place = builder.sext(builder.load(_pointer(context, builder, kinds[4], places, [j])), I64)
-        new = builder.fadd(total, _load(builder, _pointer(context, builder, kinds[3], values, [place, I64(0)]), FLOAT))
+        place = builder.sext(builder.load(pointer_to(context, builder, kinds[4], places, j)), I64)
+        new = builder.fadd(total, _load(builder, pointer_to(context, builder, kinds[3], values, place, I64(0)), FLOAT))
         after = builder.add(j, I64(1))
         for value, first, again in ((j, begin, after), (total, start, new)):
             value.add_incoming(first, entry)
             value.add_incoming(again, loop)
         builder.cbranch(builder.icmp_signed("<", after, end), loop, done)
         builder.position_at_end(done)
-        _store(builder, new, _pointer(context, builder, kinds[0], out, [i, I64(0)]))
+        _store(builder, new, pointer_to(context, builder, kinds[0], out, i, I64(0)))
         return _bits(builder, builder.fcmp_ordered(">=", new, ir.Constant(FLOATS, [0.0] * LANES)))
 
     return types.uint32(out, types.int64, starts, values, places, types.int64, types.int64), codegen
@@ -135,8 +135,8 @@ def largest_below(context: Any, values: Any, r: Any, b: Any, limit: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         values, r, b, limit = arguments
-        limits, none = _spread(builder, limit, FLOATS), ir.Constant(FLOATS, [float("-inf")] * LANES)
-        pointer = _pointer(context, builder, signature.args[0], values, [r, b])
+        limits, none = spread(builder, limit, FLOATS), ir.Constant(FLOATS, [float("-inf")] * LANES)
+        pointer = pointer_to(context, builder, signature.args[0], values, r, b)
         best = none
         for i in range(BLOCK // LANES):
             found = _load(builder, builder.gep(pointer, [I64(i * LANES)]), FLOAT)
@@ -156,11 +156,7 @@ def prefetch(context: Any, array: Any, r: Any, g: Any, at: Any) -> Any:
     """Ask for the cache line that holds ``array[r, g, at]``."""
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], arguments[0], arguments[1:])
-        kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [I8.as_pointer()], kind)
-        read, all_levels, data = I32(0), I32(3), I32(1)
-        builder.call(function, [builder.bitcast(pointer, I8.as_pointer()), read, all_levels, data])
+        ask_for(builder, pointer_to(context, builder, signature.args[0], *arguments))
         return context.get_dummy_value()
 
     return types.void(array, types.int64, types.int64, types.int64), codegen
@@ -187,7 +183,7 @@ def _transpose_tile(context: Any, source: Any, row: Any, column: Any, into: Any)
         (kind, _, _, kind_into), (source, row, column, into) = signature.args, arguments
         item = context.get_value_type(kind.dtype)
         rows, columns = ([builder.add(first, I64(i)) for i in range(LANES)] for first in (row, column))
-        lines = [_load(builder, _pointer(context, builder, kind, source, [r, column]), item) for r in rows]
+        lines = [_load(builder, pointer_to(context, builder, kind, source, r, column), item) for r in rows]
         for step in (1, 2, 4, 8):
             low = [i if not i & step else i - step + LANES for i in range(LANES)]
             high = [i + step if not i & step else i + LANES for i in range(LANES)]
@@ -198,7 +194,7 @@ def _transpose_tile(context: Any, source: Any, row: Any, column: Any, into: Any)
                         builder.shuffle_vector(*pair, ir.Constant(INTEGERS, mask)) for mask in (low, high)
                     )
         for c, line in zip(columns, lines, strict=True):
-            _store(builder, line, _pointer(context, builder, kind_into, into, [c, row]))
+            _store(builder, line, pointer_to(context, builder, kind_into, into, c, row))
         return context.get_dummy_value()
 
     return types.void(source, types.int64, types.int64, into), codegen
@@ -218,12 +214,12 @@ def transpose(z_BN: NDArray[Any], first: int, end: int, g_NB: NDArray[Any]) -> N
 
 def _accumulate(builder: Any, at: Any, found: Any, test: Any) -> Any:
     least_sum, least_value, is_counting = (builder.extract_value(test, i) for i in range(3))
-    is_missed = builder.fcmp_ordered("<", found, _spread(builder, least_value, FLOATS))
+    is_missed = builder.fcmp_ordered("<", found, spread(builder, least_value, FLOATS))
     counted = builder.select(is_missed, ir.Constant(FLOATS, [-1.0] * LANES), ir.Constant(FLOATS, [0.0] * LANES))
     counts = builder.trunc(is_counting, ir.IntType(1)) if is_counting.type != ir.IntType(1) else is_counting
     total = builder.fadd(_load(builder, at, FLOAT), builder.select(counts, counted, found))
     _store(builder, total, at)
-    return _bits(builder, builder.fcmp_ordered(">=", total, _spread(builder, least_sum, FLOATS)))
+    return _bits(builder, builder.fcmp_ordered(">=", total, spread(builder, least_sum, FLOATS)))
 
 
 def _bits(builder: Any, truths: Any) -> Any:
@@ -244,9 +240,19 @@ def _gather(builder: Any, values: Any, indices: Any) -> Any:
     return found
 
 
-def _pointer(context: Any, builder: Any, kind: Any, array: Any, indices: list[Any]) -> Any:
+def pointer_to(context: Any, builder: Any, kind: Any, array: Any, *indices: Any) -> Any:
+    """Where an entry of an array of this numba type stands."""
     view = make_array(kind)(context, builder, array)
-    return get_item_pointer(context, builder, kind, view, indices, wraparound=False)
+    return get_item_pointer(context, builder, kind, view, list(indices), wraparound=False)
+
+
+def ask_for(builder: Any, pointer: Any) -> None:
+    """Add code that asks for the cache line of a pointer."""
+    byte = I8.as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+    read, all_levels, data = I32(0), I32(3), I32(1)
+    builder.call(function, [builder.bitcast(pointer, byte), read, all_levels, data])
 
 
 def _load(builder: Any, pointer: Any, element: Any) -> Any:
@@ -258,7 +264,8 @@ def _store(builder: Any, vector: Any, pointer: Any) -> None:
     builder.store(vector, builder.bitcast(pointer, vector.type.as_pointer()), align=1)
 
 
-def _spread(builder: Any, number: Any, vector: Any) -> Any:
+def spread(builder: Any, number: Any, vector: Any) -> Any:
+    """A vector of this type that repeats a number."""
     unknown = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(unknown, number, I32(0))
-    return builder.shuffle_vector(first, unknown, ir.Constant(INTEGERS, [0] * LANES))
+    return builder.shuffle_vector(first, unknown, ir.Constant(ir.VectorType(I32, vector.count), [0] * vector.count))

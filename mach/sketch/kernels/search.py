@@ -120,22 +120,6 @@ def _members(index: Index, r: int, bucket: int) -> Any:
     return np.int64(0), n_members, base, index.inverses_R[r] * index.n_buckets % index.prime
 
 
-@uncounted
-def clip(probs_NRB: Array, low: float, high: float, is_odds: bool, values_NRP: Array) -> None:
-    """Bucket scores between ``low`` (also of NaN) and ``high``, or the odds of these; rows are filled up with 1."""
-    N, R, B = probs_NRB.shape
-    one = np.float32(1)
-    for n in range(N):
-        for r in range(R):
-            for b in range(B):
-                value = probs_NRB[n, r, b]
-                value = value if value > low else low
-                value = value if value < high else high
-                values_NRP[n, r, b] = value / (one - value) if is_odds else value
-            for b in range(B, values_NRP.shape[2]):
-                values_NRP[n, r, b] = one
-
-
 @njit(cache=True, nogil=True)
 def search(
     values_NRP: Array, index: Index, rule: Rule, allowed_K: Array, budget: int, limit: int, outputs: tuple[Array, ...]
