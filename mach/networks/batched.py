@@ -43,31 +43,15 @@ def can_be_batched(config: NetworkConfig, *, dense_input: bool) -> bool:
 
 
 class BatchedNetwork:
-    """R repetitions that are trained together, row by row the same batch.
+    """R repetitions that are trained together, row by row the same batch; deterministic on a device.
 
-    Parameters
-    ----------
-    like : Network
-        On the processor; of the shape, loss and precision of all repetitions.
-    config : NetworkConfig
-    n_repetitions : int
-    device : str
-    host_memory : {"none", "input", "all"}
-        What stays in main memory (`mach.networks.offload`): nothing, input layers, moments of other layers as well.
-
-    Notes
-    -----
-    Weights are 0 until every repetition is adopted. Deterministic on a device.
+    They have the shape, loss and precision of the network ``like``, which is on the processor. What ``host_memory``
+    names stays in main memory (`mach.networks.offload`): nothing, input layers, or moments of other layers as well.
+    Weights are 0 until every repetition is adopted.
     """
 
     def __init__(
-        self,
-        like: Network,
-        config: NetworkConfig,
-        *,
-        n_repetitions: int,
-        device: str,
-        host_memory: HostMemory = "none",
+        self, like: Network, config: NetworkConfig, *, n_repetitions: int, device: str, host_memory: HostMemory = "none"
     ) -> None:
         assert like.input is not None, "sparse rows"
         self.device, self.loss = torch.device(device), like.loss
@@ -116,12 +100,8 @@ class BatchedNetwork:
     def step(self, batch: DeviceBatch, rate: float, *, measured: bool = False) -> list[StepFigures] | None:
         """One step of the optimisers of all repetitions on a batch; figures of each as of `Network.step`.
 
-        Figures, where they are ``measured``, make the processor wait for the device.
-
-        Raises
-        ------
-        ConfigError
-            When the device lacks memory.
+        Figures, where they are ``measured``, make the processor wait for the device. A ConfigError where that lacks
+        memory.
         """
         with torch.no_grad(), self.working():
             self.n_steps += 1
@@ -223,14 +203,7 @@ class BatchedNetwork:
 
 
 class Member:
-    """One repetition of a batched network; answers as its `Network` would, and is moved with the others only.
-
-    Parameters
-    ----------
-    network : BatchedNetwork
-    index : int
-        Its place there.
-    """
+    """One repetition of a batched network; answers as its `Network` would, and is moved with the others only."""
 
     def __init__(self, network: BatchedNetwork, index: int) -> None:
         self.network, self.index = network, index

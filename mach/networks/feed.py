@@ -20,27 +20,15 @@ from mach.networks.offload import HostRows, Pack, new_event, new_stream, to_devi
 
 @dataclass(frozen=True, eq=False)
 class DeviceBatch:
-    """N rows on a device, for a training step.
-
-    Attributes
-    ----------
-    indptr_N1, slots, values : int32, int32 and float32 tensors
-        CSR rows; slots are rows of the weights: features, or where they are in ``fetched``.
-    columns : Columns
-        The same by feature.
-    offsets_N1, classes_M : int32 tensors
-        Classes of the rows, one row's after another's.
-    fetched : Pack, optional
-        Rows of weights on their way from main memory.
-    """
+    """N rows on a device, for a training step; CSR, of int32 and float32."""
 
     indptr_N1: Tensor
-    slots: Tensor
+    slots: Tensor  # rows of the weights: features, or where they are in `fetched`
     values: Tensor
-    columns: Columns
-    offsets_N1: Tensor
+    columns: Columns  # the same by feature
+    offsets_N1: Tensor  # where the classes of each row begin
     classes_M: Tensor
-    fetched: Pack | None = None
+    fetched: Pack | None = None  # rows of weights on their way from main memory
 
     def __len__(self) -> int:
         return len(self.indptr_N1) - 1
@@ -52,10 +40,8 @@ class Feed:
     Parameters
     ----------
     store : Store
-        Of sparse rows.
+        Of sparse rows, which networks see through the ``view``.
     device : torch.device
-    view : RowView
-        How networks see the rows.
     host : HostRows, optional
         Where weights are, if not on the device: rows of a batch's features are asked for with it.
     is_resident : bool, optional

@@ -21,6 +21,7 @@ from mach.config import NetworkConfig
 from mach.data.batch import Batch, DenseBatch
 
 Weights = Mapping[str, NDArray[Any]]
+Rows = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]  # CSR: indptr, indices and values
 Kind = Literal["int4", "int8", "bfloat16", "float32"]
 Trunk = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 NO_SCALE = np.empty(0, np.float32)
@@ -125,12 +126,7 @@ def _input_rows(weights: Weights, features_U: NDArray[np.int32]) -> NDArray[np.f
     return wide_UH
 
 
-def _sparse_layer(
-    csr: tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]],
-    weights: Weights,
-    bias_H: NDArray[np.float32],
-    out_NH: NDArray[np.float32],
-) -> None:
+def _sparse_layer(csr: Rows, weights: Weights, bias_H: NDArray[Any], out_NH: NDArray[Any]) -> None:
     from mach.networks.kernels.sparse import sparse_forward, sparse_forward_kept
 
     indptr, indices, values = csr
@@ -145,7 +141,7 @@ def _sparse_layer(
         if len(indices) >= REPEATED * len(features_U):
             return sparse_forward(indptr, slots, values, _input_rows(weights, features_U), NO_SCALE, bias_H, out_NH)
     if offsets is not None:
-        return sparse_forward_kept(*csr, weight[None], offsets, scale_D, bias_H, out_NH)
+        return sparse_forward_kept(csr, weight[None], offsets, scale_D, bias_H, out_NH)
     return sparse_forward(*csr, weight, scale_D, bias_H, out_NH)
 
 

@@ -25,16 +25,7 @@ TRUNK = "trunk."  # prefix of the names of its weights
 class ReluDropout(nn.Module):
     """``dropout(relu(x))`` whose mask is a function of ``seed`` and position, so that a resumed run draws the same.
 
-    Parameters
-    ----------
-    rate : float
-    is_half : bool
-        Whether the result is bfloat16 rather than float32.
-
-    Attributes
-    ----------
-    seed : int
-        Set anew before every training step.
+    The seed is set anew before every training step. The result is bfloat16 where ``is_half``, else float32.
     """
 
     def __init__(self, rate: float, *, is_half: bool) -> None:

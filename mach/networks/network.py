@@ -35,24 +35,19 @@ class Network:
 
     Parameters
     ----------
-    config : NetworkConfig
     n_features, n_outputs : int
         D, and B times the number of the repetition's hash functions.
-    dense_input : bool
-        Whether batches are dense.
     loss : str
         A name of `mach.networks.kernels.losses.LOSSES`.
     precision : {"float32", "bfloat16"}
         Of matrix products, and of the weights of a sparse input layer; other weights are float32.
     bias : float32 array of shape (n_outputs,)
         Initial bias of the output, such as the log odds of each bucket.
-    seed : int
-        Of the initial weights and of dropout.
     device : str
         Of trunk and output layer, such as "cuda:0". A sparse input layer stays in main memory: a batch touches few of
         its rows, and only its activations and their gradient, (N, H) each, travel.
     sampled, dither : float
-        As of `mach.networks.steps.Steps`; on another device they do nothing.
+        As of `mach.networks.steps.Steps`; only the processor heeds them.
     trunk : class or str, optional
         What the caller passed for ``config.trunk`` (`mach.networks.trunk`).
 
@@ -166,13 +161,7 @@ class Network:
         return arrays | {"n_steps": np.array([self.n_steps], np.int64)}
 
     def load_state(self, arrays: dict[str, NDArray[Any]]) -> None:
-        """Continue from `state`.
-
-        Raises
-        ------
-        StorageError
-            When they are of another network, such as one of an earlier version of mach.
-        """
+        """Continue from `state`; a StorageError where that is of another network, such as one of an earlier version."""
         state = self._state()
         for name, tensor in state.items():
             if name not in arrays or arrays[name].shape != tuple(tensor.shape):
@@ -191,10 +180,7 @@ class Network:
     def load_weights(self, stored: dict[str, NDArray[Any]]) -> None:
         """Start from weights as `mach.networks.inference.stored_weights` keeps them; moments and steps are at 0.
 
-        Raises
-        ------
-        StorageError
-            When they are of another network.
+        A StorageError where they are of another network.
         """
         weights = self._weights()
         for name, tensor in weights.items():
@@ -281,7 +267,7 @@ class SparseInput:
         adam(self.bias, None, gradient.sum(0), self.bias_mean, self.bias_square, rate, 1.0, n_steps)
         columns = transpose_batch(batch.indptr, batch.indices, batch.values, self.slot_D)
         seed = self.seed + n_steps * ROUNDING_STRIDE
-        sparse_backward(*columns, gradient.numpy(), self.weight_DH, self.square_D, rate, seed)
+        sparse_backward(columns, gradient.numpy(), self.weight_DH, self.square_D, rate, seed)
 
     def load(self, stored: dict[str, NDArray[Any]]) -> None:
         """Take the weights of a stored layer."""

@@ -42,29 +42,18 @@ class StepFigures:
 class Sample:
     """Outputs that a step of the softmax loss computes, equally many of every head: its rows' targets and random ones.
 
-    Attributes
-    ----------
-    outputs : int64 array of shape (S,), ascending
-    targets : Targets
-        Of the same rows, numbered within the sample.
-    corrections : float32 array of shape (S,)
-        ``-log(chance to be in a sample)``. Where all logits of a row but its targets' are raised by it, the sum of
-        exponentials over the sample is an unbiased estimate of that over all outputs (Bengio and Senecal, "Adaptive
-        importance sampling to accelerate training of a neural probabilistic language model", 2008).
+    Where all logits of a row but its targets' are raised by the corrections, the sum of exponentials over the sample is
+    an unbiased estimate of that over all outputs (Bengio and Senecal, "Adaptive importance sampling to accelerate
+    training of a neural probabilistic language model", 2008).
     """
 
-    outputs: NDArray[np.int64]
-    targets: Targets
-    corrections: NDArray[np.float32]
+    outputs: NDArray[np.int64]  # shape (S,), ascending
+    targets: Targets  # of the same rows, numbered within the sample
+    corrections: NDArray[np.float32]  # shape (S,): -log(chance to be in a sample)
 
     @classmethod
     def draw(
-        cls,
-        targets: Targets,
-        n_rows: int,
-        shares: NDArray[np.float64],
-        n_sampled: int,
-        generator: np.random.Generator,
+        cls, targets: Targets, n_rows: int, shares: NDArray[np.float64], n_sampled: int, generator: np.random.Generator
     ) -> Sample:
         """``n_sampled`` outputs of every head, all targets among them and at least a quarter of others.
 
@@ -89,24 +78,11 @@ class Sample:
 
 
 class OutputLayer:
-    """``h @ weight.T + bias`` with Adam; master weights in float32, products in the precision of ``h``.
+    """``h @ weight.T + bias`` with Adam; master weights in float32, products in bfloat16 where ``half``.
 
-    Parameters
-    ----------
-    width, n_outputs : int
-        H, and B times the number of hash functions.
-    half : bool
-        Whether products are of bfloat16, accumulated in float32.
-    bias : float32 array of shape (n_outputs,)
-        Log odds that an output is a row's target.
-    device : torch.device
-    sampled, dither : float
-        As of `mach.networks.steps.Steps`; on a device that is not the processor they do nothing.
-    seed : int
-        Of samples and rounding.
+    There are B outputs for every hash function, and ``bias`` (float32) are the log odds that an output is a row's
+    target. `mach.networks.steps.Steps` says what ``sampled`` and ``dither`` are; only the processor heeds them.
 
-    Notes
-    -----
     A step multiplies three times, 6 N H n_outputs FLOPs, and passes once over 28 bytes a weight; of sampled outputs
     alone, whose moments rest while they are not drawn. With dither two of the products skip the zeros, most of the
     gradient, whose mean stays what it was (Wiedemann, Mehari, Kepp and Samek, "Dithered backprop: a sparse and

@@ -23,18 +23,13 @@ GONE = {"network.input_dropout": 0.0, "training.schedule": "linear"}  # keys of 
 class Steps:
     """Settings of a training's steps.
 
-    Attributes
-    ----------
-    warmup : float
-        The rate rises from 0 in this share of all steps: none for 50,000 rows, 10 % for 100,000 and more. Without it,
-        after many long steps at the start, hidden units end up active in 8 % of the rows instead of 36.
-    sampled : float
-        A step computes this share of a head's buckets, those of its rows and random ones; for the softmax loss over
-        4,096 buckets or more. A GPU computes all.
-    dither : float
-        Errors of buckets (probability less target) below this are rounded at random to 0 or to this, and products skip
-        the zeros, for a third to half of the time; for the binary loss where products are float32, as errors of a
-        softmax are too small. A GPU rounds none.
+    - ``warmup``: the rate rises from 0 in this share of all steps: none for 50,000 rows, 10 % for 100,000 and more.
+      Without it hidden units end up active in 8 % of the rows instead of 36.
+    - ``sampled``: a step computes this share of a head's buckets, those of its rows and random ones; for the softmax
+      loss over 4,096 buckets or more. A GPU computes all.
+    - ``dither``: errors of buckets (probability less target) below this are rounded at random to 0 or to this, and
+      products skip the zeros, for a third to half of the time; for the binary loss where products are float32, as
+      errors of a softmax are too small. A GPU rounds none.
     """
 
     warmup: float = 0.0

@@ -40,10 +40,7 @@ def name_of(trunk: Trunk) -> str:
 def agreed(named: str | None, given: Trunk | None, where: object) -> Trunk | None:
     """The trunk that the caller gave, where it is the one that ``network.trunk`` names, or neither is there.
 
-    Raises
-    ------
-    ConfigError
-        When one is there without the other, or they differ; it says ``where`` the name stands.
+    Otherwise a ConfigError, which says ``where`` the name stands.
     """
     ours = None if given is None else name_of(given)
     if named == ours:

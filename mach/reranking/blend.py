@@ -53,15 +53,7 @@ class Blend:
         """Aggregates and the terms of the signals, shape (N, C).
 
         Terms are at most 0, so no score exceeds its aggregate. Those of classifiers come first, then the sum of all
-        others, so that stored runs keep their bits.
-
-        Parameters
-        ----------
-        scores_NC, ids_NC : float32 and int64 arrays
-            Aggregates and classes.
-        signals : sequence of Signal
-        columns : callable
-            The columns of a signal; asked only for signals with a strength.
+        others, so that stored runs keep their bits. Only signals with a strength are asked for their columns.
         """
         sum_NC = np.zeros_like(scores_NC)
         for signal in signals:
@@ -99,13 +91,7 @@ class Trial:
 def choose(trial: Trial, settings: FitSettings, given: Mapping[str, float]) -> Blend:
     """The blend of largest gain: weight and prior first, then every other strength, and after each that is not 0 anew.
 
-    Parameters
-    ----------
-    trial : Trial
-    settings : FitSettings
-        How the classifiers were fitted.
-    given : mapping
-        Strengths that are not to be chosen.
+    The settings are those that classifiers were fitted with; strengths that are given are not chosen.
     """
     path = path_of(settings)
     usual = path.index(USUAL[path]) if path in USUAL else None

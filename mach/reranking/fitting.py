@@ -48,14 +48,7 @@ EXAMPLES = ("inputs", "scores", "right")  # arrays that a pilot leaves
 
 
 class RerankerTraining:
-    """The making of a re-ranker for a run whose repetitions are finished.
-
-    Parameters
-    ----------
-    run : Run
-    store : Store
-        The training data, sparse.
-    """
+    """The making of a re-ranker for a run whose repetitions are finished, from a store of its sparse training rows."""
 
     def __init__(self, run: Run, store: Store) -> None:
         self.run, self.store, self.config = run, store, run.config.reranking
@@ -74,10 +67,7 @@ class RerankerTraining:
     def begin(self, settings: FitSettings | None = None) -> None:
         """Cut the rows; what is there of other settings or weights is removed first.
 
-        Parameters
-        ----------
-        settings : FitSettings, optional
-            Those of another fitting, as pilots take those of their run; by default what suits the rows.
+        Settings are given where they are another fitting's, as pilots take those of their run; else they suit the rows.
         """
         wanted = settings or fit_settings(self.config, self.store, self.run.retired)
         self.folder.begin(wanted, len(self.rows), is_given=settings is not None)

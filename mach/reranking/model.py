@@ -22,7 +22,7 @@ from mach.reranking.blend import WEIGHT, Blend
 from mach.reranking.order import LearnedOrder
 from mach.reranking.record import local_file
 from mach.reranking.signals import SIGNALS
-from mach.reranking.signals.contract import BlendedSignal, Shortlist, Signal, SignalFile
+from mach.reranking.signals.contract import BlendedSignal, Floats, Shortlist, Signal, SignalFile
 from mach.sketch.answers import TopK
 from mach.sketch.terms import reorder
 
@@ -34,16 +34,9 @@ OLD_ORDER = "prior,rules"  # signals whose data a learned order of earlier versi
 
 
 class Reranker:
-    """Puts shortlists in a better order; safe to share between threads.
+    """Puts shortlists of C ``candidates`` in a better order, by the learned order if there is one, else by the blend.
 
-    Parameters
-    ----------
-    signals : sequence of Signal
-    blend : Blend
-    candidates : int
-        C: classes of a query to order.
-    order : LearnedOrder, optional
-        Scores in place of the blend.
+    Safe to share between threads.
     """
 
     def __init__(
@@ -55,10 +48,7 @@ class Reranker:
     def load(cls, run: Run) -> Self | None:
         """The re-ranker of a run, mapped; None where it has none, or its configuration says that it wants none.
 
-        Raises
-        ------
-        StorageError
-            When the file is damaged or of another run.
+        A StorageError where the file is damaged or of another run.
         """
         if run.config.reranking.candidates == 0 or not is_there(run.reranked):
             return None
@@ -97,25 +87,13 @@ class Reranker:
             shortlist.scores_NC, shortlist.ids_NC, self.signals, lambda signal: signal.columns(shortlist)
         )
 
-    def rescore(
-        self,
-        batch: SparseBatch,
-        ids_NC: NDArray[np.int64],
-        scores_NC: NDArray[np.float32],
-        probs_NRB: NDArray[np.float32],
-    ) -> NDArray[np.float32]:
-        """Scores of given classes by the learned order, else the blend, shape (N, C); arguments as of `Shortlist`."""
-        shortlist = Shortlist(batch, ids_NC, scores_NC, probs_NRB)
-        return self.order.scores(scores_NC, self.inputs(shortlist)) if self.order else self.blended(shortlist)
+    def rescore(self, shortlist: Shortlist) -> NDArray[np.float32]:
+        """Scores of given classes by the learned order, else the blend, shape (N, C)."""
+        if self.order is None:
+            return self.blended(shortlist)
+        return self.order.scores(shortlist.scores_NC, self.inputs(shortlist))
 
-    def rerank(
-        self,
-        batch: SparseBatch,
-        top: TopK,
-        k: int,
-        probs_NRB: NDArray[np.float32],
-        terms_K: NDArray[np.float32] | None = None,
-    ) -> TopK:
+    def rerank(self, batch: SparseBatch, top: TopK, k: int, probs_NRB: Floats, terms_K: Floats | None = None) -> TopK:
         """The best k of the candidates, also by further terms of their classes, see `mach.sketch.terms.reorder`."""
-        scores_NC = self.rescore(batch, top.ids_Nk, top.scores_Nk, probs_NRB)
+        scores_NC = self.rescore(Shortlist(batch, top.ids_Nk, top.scores_Nk, probs_NRB))
         return reorder(top, scores_NC if terms_K is None else scores_NC + terms_K[top.ids_Nk], k)

@@ -30,10 +30,7 @@ NAMES = ("means", "scales", "w_IH", "b_H", "w_HG", "b_G", "w_G1", "b_1")
 class LearnedOrder:
     """Scores of the classes of a shortlist, from the columns of all signals.
 
-    Parameters
-    ----------
-    arrays : mapping
-        `NAMES`: means and one over standard deviations of the inputs, weights and biases of three layers; float32.
+    Its arrays are `NAMES`: means and one over standard deviations of the inputs, weights and biases of three layers.
     """
 
     def __init__(self, arrays: Mapping[str, NDArray[np.float32]]) -> None:
@@ -41,13 +38,7 @@ class LearnedOrder:
 
     @classmethod
     def load(cls, file: SignalFile) -> Self | None:
-        """The order of a file; None where it has none.
-
-        Raises
-        ------
-        StorageError
-            When arrays are missing or do not fit each other.
-        """
+        """The order of a file, None where it has none; a StorageError where its arrays do not fit each other."""
         if not any(name.startswith(SECTION) for name in file.arrays):
             return None
         n_in, H, G = (file.array(SECTION + name, np.float32, (-1,)).size for name in ("means", "b_H", "b_G"))
@@ -63,13 +54,7 @@ class LearnedOrder:
         return scores_NC - np.logaddexp(np.float32(0), objections_NC)
 
     @classmethod
-    def learn(
-        cls,
-        inputs_NCI: NDArray[np.float32],
-        scores_NC: NDArray[np.float32],
-        right_NC: NDArray[np.bool_],
-        seed: int,
-    ) -> Self:
+    def learn(cls, inputs_NCI: Array, scores_NC: Array, right_NC: NDArray[np.bool_], seed: int) -> Self:
         """Teach `NETWORKS` networks which candidates of rows that nothing had seen are right.
 
         They learn from the columns of all signals and the aggregates, by the logistic loss of `ROOM` and their scores,
@@ -90,16 +75,12 @@ class LearnedOrder:
         return cls(dict(zip(NAMES, arrays, strict=True)))
 
 
-def standardised(
-    inputs_NCI: NDArray[np.float32], means_I: NDArray[np.floating], scales_I: NDArray[np.floating]
-) -> NDArray[np.float32]:
+def standardised(inputs_NCI: Array, means_I: Array, scales_I: Array) -> NDArray[np.float32]:
     """Inputs less their means, in standard deviations, at most `CUT` of them."""
     return np.clip((inputs_NCI - np.float32(means_I)) * np.float32(scales_I), -CUT, CUT)
 
 
-def _teach(
-    inputs_NCI: NDArray[np.float32], aggregates_NC: NDArray[np.float32], is_right_NC: NDArray[np.bool_], seed: int
-) -> list[NDArray[np.float32]]:
+def _teach(inputs_NCI: Array, aggregates_NC: Array, is_right_NC: NDArray[np.bool_], seed: int) -> list[Array]:
     """Weights and biases of one network, by Adam with decoupled decay (torch's own would import its compiler)."""
     import torch
     from torch.nn.functional import binary_cross_entropy_with_logits, silu, softplus

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,26 +52,14 @@ def name_of(stage: str, part: int) -> str:
 
 
 class Parts:
-    """Files of the folder; those with another fingerprint than this are of other settings or weights.
-
-    Parameters
-    ----------
-    folder : Place
-    fingerprint : str
-    """
+    """Files of the folder; those with another fingerprint than this are of other settings or weights."""
 
     def __init__(self, folder: Place, fingerprint: str) -> None:
         self.folder, self.fingerprint = folder, fingerprint
 
     @property
     def plan(self) -> Plan:
-        """The plan of these settings.
-
-        Raises
-        ------
-        StorageError
-            When there is none.
-        """
+        """The plan of these settings; a StorageError where there is none."""
         plan = self._plan()
         if plan is None:
             raise StorageError(f"{self.folder} holds no plan for these settings: run the same `mach train` again")
@@ -106,12 +95,8 @@ class Parts:
     def map(self, name: str) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         """Arrays and notes of a part, mapped; a remote one is fetched first."""
         where: Place = self.folder / name
-        if isinstance(where, Path):
-            path = where
-        else:
-            remote = where
-            path = kept(cache_folder() / "reranking" / self.fingerprint / name, lambda file: fetch(remote, file))
-        arrays, notes = map_tensors(path)
+        local = cache_folder() / "reranking" / self.fingerprint / name
+        arrays, notes = map_tensors(where if isinstance(where, Path) else kept(local, partial(fetch, where)))
         if notes.get("fingerprint") != self.fingerprint:
             raise StorageError(f"{where} was made with other settings: remove it and run the same `mach train` again")
         return arrays, notes

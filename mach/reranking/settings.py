@@ -41,13 +41,7 @@ def fit_settings(config: RerankingConfig, store: Store, retired: Mapping[str, An
     - Pairs: many small weights share what one large weight said before. Those below 0.08 go, and of a class the 2,048
       largest stay. Where rows have more than one class, values are raised to 0.5, and the cost is 0.5.
 
-    Parameters
-    ----------
-    config : RerankingConfig
-    store : Store
-        All training rows, also those held out.
-    retired : mapping, optional
-        Values of retired keys that the run was made with: these stay as they are.
+    The store has all training rows, also those held out. Values of retired keys that the run was made with stay.
     """
     given = {name: value for name in FitSettings.model_fields if (value := (retired or {}).get(f"reranking.{name}"))}
     chosen: dict[str, Any] = {"pairs": config.pairs, "keeps_inputs": config.pilots > 0}

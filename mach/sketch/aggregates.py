@@ -25,20 +25,12 @@ Scale = Literal["probability", "logarithm", "log-odds"]
 class Aggregate:
     """One way to make a score of R bucket scores.
 
-    Parameters
-    ----------
-    meaning : str
-        One sentence.
-    scale : {"probability", "logarithm", "log-odds"}
-        What bucket scores are mapped to before, see `transform`.
-    ranks : callable
-        Of n values in ascending order, the first whose mean is taken, and the one after the last.
-    affine : callable
-        For B buckets, what the mean is multiplied with (above 0), and what is added then.
+    ``ranks`` tells of n values in ascending order the first whose mean is taken, and the one after the last; ``affine``
+    for B buckets what the mean is multiplied with (above 0), and what is added then.
     """
 
-    meaning: str
-    scale: Scale = "probability"
+    meaning: str  # one sentence
+    scale: Scale = "probability"  # what bucket scores are mapped to before, see `transform`
     ranks: Callable[[int], tuple[int, int]] = lambda n: (0, n)
     affine: Callable[[int], tuple[float, float]] = lambda n_buckets: (1.0, 0.0)
 
@@ -75,13 +67,7 @@ AGGREGATES = {
 
 
 def aggregate_of(name: str) -> Aggregate:
-    """The entry of `AGGREGATES`.
-
-    Raises
-    ------
-    ConfigError
-        When there is none of this name.
-    """
+    """The entry of `AGGREGATES`; a ConfigError where there is none of this name."""
     if name not in AGGREGATES:
         raise ConfigError(f"unknown aggregate {name!r}: choose one of {', '.join(AGGREGATES)}")
     return AGGREGATES[name]

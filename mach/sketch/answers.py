@@ -49,26 +49,14 @@ class TopK:
     @classmethod
     def empty(cls, n_queries: int, k: int) -> TopK:
         """Uninitialised columns to write answers into."""
-        return cls(
-            ids_Nk=np.empty((n_queries, k), dtype=np.int64),
-            scores_Nk=np.empty((n_queries, k), dtype=np.float32),
-            exact_N=np.empty(n_queries, dtype=np.bool_),
-            n_scored_N=np.empty(n_queries, dtype=np.int64),
-            n_opened_N=np.empty(n_queries, dtype=np.int64),
-            bound_N=np.empty(n_queries, dtype=np.float32),
-        )
+        ids_Nk, scores_Nk = np.empty((n_queries, k), np.int64), np.empty((n_queries, k), np.float32)
+        exact_N, bound_N = np.empty(n_queries, np.bool_), np.empty(n_queries, np.float32)
+        n_scored_N, n_opened_N = np.empty((2, n_queries), np.int64)
+        return cls(ids_Nk, scores_Nk, exact_N, n_scored_N, n_opened_N, bound_N)
 
 
 class Subset:
-    """Classes that may be returned, prepared once for any number of queries: by their ids, or by a mask.
-
-    Parameters
-    ----------
-    n_classes : int
-        K.
-    ids : int array, optional
-    mask_K : bool array of shape (K,), optional
-        One of the two.
+    """Classes that may be returned, prepared once for any number of queries: of K by their ids, or by a mask (K,).
 
     Examples
     --------

@@ -113,10 +113,9 @@ class Decoder:
         self._refuse(k, budget, method)
         N, K = len(probs_NRB), self.assignment.n_classes
         allowed = self._subset(allowed_K)
-        if allowed is not None and method == "auto":
-            few = min(max(K // 64, FEW_CLASSES), K if budget is None else budget)
-            if len(allowed.ids_C) <= few:
-                return self._topk_of(allowed, probs_NRB, k)
+        few = min(max(K // 64, FEW_CLASSES), K if budget is None else budget)
+        if allowed is not None and method == "auto" and len(allowed.ids_C) <= few:
+            return self._topk_of(allowed, probs_NRB, k)
         index, rule = self.assignment.index, self._rule
         mask_K = np.empty(0, dtype=bool) if allowed is None else allowed.mask_K
         most = UNLIMITED if budget is None else budget
@@ -126,28 +125,20 @@ class Decoder:
         for part in self._chunks(N, LANES if is_open else 0):
             outputs = tuple(column[part] for column in vars(top).values())
             values_NRP = padded(probs_NRB[part], self.aggregate)
-            uncertain_N = np.arange(len(values_NRP))
+            open_N = [slice(None)]
             if places_KR is not None:
                 uncertain_N = np.flatnonzero(~scan(values_NRP, places_KR, index, rule, outputs))
-            if len(uncertain_N) == len(values_NRP):
-                search(values_NRP, index, rule, mask_K, most, limit, outputs)
-            else:
-                for n in uncertain_N:
-                    one = tuple(column[n : n + 1] for column in outputs)
-                    search(values_NRP[n : n + 1], index, rule, mask_K, most, limit, one)
+                open_N = [slice(n, n + 1) for n in uncertain_N]
+            for some in open_N:
+                given = values_NRP[some], index, rule, mask_K, most, limit
+                search(*given, tuple(column[some] for column in outputs))
             if is_open and part.start == 0 and top.n_scored_N[part].mean() > K * _MET:
                 places_KR = self._places_KR()
         top.ids_Nk[top.ids_Nk == NO_CLASS] = -1
         return top
 
     def score(self, probs_NRB: ArrayLike, ids_NC: ArrayLike) -> NDArray[np.float32]:
-        """Scores of given classes, shape (N, C), float32; an id of -1 scores -inf.
-
-        Raises
-        ------
-        DataError
-            When a shape does not fit.
-        """
+        """Scores of given classes, shape (N, C), float32; -inf for an id of -1; a DataError if a shape does not fit."""
         probs_NRB, ids_NC = self._checked(probs_NRB), np.asarray(ids_NC, np.int64)
         if ids_NC.ndim != 2 or len(ids_NC) != len(probs_NRB):
             raise DataError(f"candidates {ids_NC.shape}, bucket scores {probs_NRB.shape}: need (N, C), a row a query")

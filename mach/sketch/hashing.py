@@ -220,15 +220,9 @@ class UniversalAssignment:
         return replace(self, multipliers_R=self.multipliers_R[repetitions], offsets_R=self.offsets_R[repetitions])
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "family": "universal",
-            "n_classes": self.n_classes,
-            "n_buckets": self.n_buckets,
-            "prime": self.prime,
-            "multipliers": self.multipliers_R.tolist(),
-            "offsets": self.offsets_R.tolist(),
-            "checksum": self.checksum(),
-        }
+        sizes = {"n_classes": self.n_classes, "n_buckets": self.n_buckets, "prime": self.prime}
+        functions = {"multipliers": self.multipliers_R.tolist(), "offsets": self.offsets_R.tolist()}
+        return {"family": "universal", **sizes, **functions, "checksum": self.checksum()}
 
     def checksum(self) -> str:
         """Digest of the parameters and of 1,024 probed buckets a repetition: a changed formula changes it."""

@@ -207,38 +207,24 @@ class Ledger:
     ) -> int:
         """Memory of a GPU on which so many repetitions train together (`mach.networks.batched`).
 
-        Parameters
-        ----------
-        n_together : int
-        n_rows : int
-            Of a batch.
-        number_bytes : int
-            Of a number in products: 2 is bfloat16, 4 float32.
-        host_memory : {"none", "input", "all"}
-            What stays in main memory: nothing, input layers, moments of other layers as well.
+        A batch has ``n_rows``, a number in products ``number_bytes`` (2 is bfloat16, 4 float32), and ``host_memory``
+        says what stays in main memory: nothing, input layers, moments of other layers as well.
 
-        Notes
-        -----
         With w = ``number_bytes``, U = min(D, N nnz) features of a batch, and H1 the width of the input layer, a
         repetition takes ``D (w H1 + 4)`` for its input layer (from main memory: three times U rows of it); for a dense
         parameter 4 as master, 8 as moments (0 from main memory), 2 as bfloat16 copy and w as gradient; and for a row
         ``w`` a logit and ``2 w`` an activation. Once come the batch itself, 56 a non-zero, and the figures of one
         repetition, 16 a logit. All rows, 8 a non-zero, are on the device only where they leave half of it free.
         """
-        n_outputs = self.n_heads * self.n_buckets
-        width, w = self.hidden[0] if self.hidden else n_outputs, number_bytes
+        n_outputs, w = self.n_outputs, number_bytes
+        width = self.hidden[0] if self.hidden else n_outputs
         n_entries = n_rows * self.n_active
         n_input_rows = self.n_features if host_memory == "none" else 3 * min(self.n_features, n_entries)
         dense = 4 + (0 if host_memory == "all" else 8) + (2 if w == 2 else 0) + w
         repetition = n_input_rows * (width * w + 4) + dense * (self.n_hidden + self.n_output)
         repetition += n_rows * w * (n_outputs + 2 * sum(self.hidden))
-        return (
-            n_together * repetition
-            + 56 * n_entries
-            + 16 * n_rows * n_outputs
-            + (MOMENTS_BYTES if host_memory == "all" else 0)
-            + DEVICE_PROCESS_BYTES
-        )
+        once = 56 * n_entries + 16 * n_rows * n_outputs + (MOMENTS_BYTES if host_memory == "all" else 0)
+        return n_together * repetition + once + DEVICE_PROCESS_BYTES
 
     def repetitions_within(self, n_bytes: int, n_rows: int = 256, **options: Any) -> int:
         """How many repetitions can be trained together in so much memory of a device, at most R; as `device_bytes`."""
@@ -248,7 +234,7 @@ class Ledger:
 
     def rows(self) -> list[tuple[str, float, str]]:
         """Lines to print: (name, value, unit)."""
-        per_repetition = self.n_repetition_parameters
+        per_repetition, stored = self.n_repetition_parameters, self.input_weight_bytes
         return [
             ("classes", self.n_classes, ""),
             ("features", self.n_features, ""),
@@ -257,11 +243,7 @@ class Ledger:
             *([("heads of a repetition", self.n_heads, "")] if self.n_heads > 1 else []),
             *((f"width of hidden layer {i}", width, "") for i, width in enumerate(self.hidden, 1)),
             ("assumed: a stored weight", self.weight_bytes, "bytes"),
-            *(
-                [("assumed: one of the input layer", self.input_weight_bytes, "bytes")]
-                if self.input_weight_bytes < 2
-                else []
-            ),
+            *([("assumed: one of the input layer", stored, "bytes")] if stored < 2 else []),
             ("assumed: features in a row", self.n_active, "dense" if self.dense_input else "sparse"),
             ("parameters a repetition", per_repetition, ""),
             ("input layer", 100 * self.n_input / per_repetition, "%"),

@@ -88,12 +88,8 @@ class TableAssignment:
         return TableAssignment(self.table_RK[repetitions], self.n_buckets)
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "family": "table",
-            "n_classes": self.n_classes,
-            "n_buckets": self.n_buckets,
-            "checksum": self.checksum(),
-        }
+        sizes = {"n_classes": self.n_classes, "n_buckets": self.n_buckets}
+        return {"family": "table", **sizes, "checksum": self.checksum()}
 
     def checksum(self) -> str:
         """Digest of the whole table."""
@@ -103,10 +99,7 @@ class TableAssignment:
 def from_description(description: dict[str, Any], table: ArrayLike | None = None) -> Assignment:
     """Rebuild an assignment from `Assignment.describe` (and its array, for tables) and verify the checksum.
 
-    Raises
-    ------
-    StorageError
-        When the family is unknown, an entry is missing or impossible, or the checksum differs.
+    A StorageError where the family is unknown, an entry is missing or impossible, or the checksum differs.
     """
     family = description.get("family")
     if family not in ("universal", "table"):
@@ -151,14 +144,8 @@ def grown(known: Assignment, counts_K: NDArray[np.int64], seed: int) -> Assignme
 
     Hash functions go on where their prime has room. Otherwise the buckets become a table. In it every new class, those
     of most rows first, takes the less loaded of two buckets drawn at random; a class is as heavy as its rows are many,
-    and at least 1 ("the power of two choices", Mitzenmacher, IEEE TPDS 12, 2001).
-
-    Parameters
-    ----------
-    known : Assignment
-    counts_K : int64 array
-        Training rows of all classes, the old ones first.
-    seed : int
+    and at least 1 ("the power of two choices", Mitzenmacher, IEEE TPDS 12, 2001). ``counts_K`` are the training rows of
+    all classes, the old ones first.
     """
     n_known, n_classes = known.n_classes, len(counts_K)
     if n_classes == n_known:

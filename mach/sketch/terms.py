@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mach.sketch.answers import TopK
 from mach.sketch.metrics import propensities
 
+Floats = NDArray[np.float32]
 CANDIDATES = 100  # C to begin with: enough for a certificate in nearly every query, and little beside the search
 MAX_CANDIDATES = 10_000  # of a query, whatever it takes for a certificate: 120 KB
 GROWTH = 8  # of C, for the queries that have no certificate yet
@@ -63,29 +64,13 @@ def reorder(top: TopK, scores_NC: NDArray[np.float32], k: int) -> TopK:
 
 
 def topk_with_terms(
-    search: Callable[[NDArray[np.float32], int], TopK],
-    probs_NRB: NDArray[np.float32],
-    k: int,
-    terms_K: NDArray[np.float32],
-    n_candidates: int,
+    search: Callable[[Floats, int], TopK], probs_NRB: Floats, k: int, terms_K: Floats, n_candidates: int
 ) -> TopK:
     """Best k classes by aggregate plus term, from the best C by aggregate, more where these give no certificate.
 
-    Parameters
-    ----------
-    search : callable
-        Best C classes by aggregate, of ``probs_NRB`` and C.
-    probs_NRB : float32 array of shape (N, R, B)
-    k : int
-    terms_K : float32 array of shape (K,)
-        At most 0.
-    n_candidates : int
-        C to begin with; up to `MAX_CANDIDATES` where a query needs them.
-
-    Returns
-    -------
-    TopK
-        ``exact_N`` says of all classes, not of the candidates alone, that none is better.
+    ``search`` finds the best C classes by aggregate, of bucket scores and C. C begins with ``n_candidates`` and grows
+    up to `MAX_CANDIDATES` where a query needs them. Terms are at most 0. ``exact_N`` says of all classes, not of the
+    candidates alone, that none is better.
     """
     K = len(terms_K)
     n_candidates = max(k, min(n_candidates, K))

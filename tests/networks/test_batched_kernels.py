@@ -142,7 +142,7 @@ def test_backward_is_the_processors(kernel: ModuleType, device: str, dtype: torc
         moments = case.square[:, r].numpy().copy()
         transposed = transpose_batch(case.indptr, case.indices, case.values, np.zeros(D, np.int32))
         gradient = np.float32(0.5) * case.gradient[r].float().numpy()
-        sparse_backward(*transposed, gradient, expected, moments, 0.01, 0)
+        sparse_backward(transposed, gradient, expected, moments, 0.01, 0)
         ours = weight[:, part].cpu().float().numpy()
         if dtype == torch.bfloat16:
             moved = expected[np.unique(case.indices)]

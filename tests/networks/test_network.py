@@ -173,7 +173,7 @@ def test_salient_weights_are_kept_within_their_bytes(n_rows: int, width: int, sh
     assert len(kept) == offsets[-1] <= share * weights.size
     found = np.empty_like(weights)
     unit = np.arange(n_rows + 1), np.arange(n_rows, dtype=np.int32), np.ones(n_rows, np.float32)
-    sparse_forward_kept(*unit, kept[None], offsets, steps, np.zeros(width, np.float32), found)
+    sparse_forward_kept(unit, kept[None], offsets, steps, np.zeros(width, np.float32), found)
     is_kept, salience = found != 0, np.abs(weights) * gains[:, None]
     half_steps = np.broadcast_to(0.501 * steps[:, None], weights.shape)
     assert (np.abs(found - weights) <= half_steps)[is_kept].all()
@@ -196,7 +196,7 @@ def test_a_layer_of_kept_weights_answers_many_rows_as_few(n_rows: int):
     csr = rows.indptr.astype(np.int64), rows.indices.astype(np.int32), rows.data
     found = bucket_logits(weights, SparseBatch(*csr))
     expected = np.empty_like(found)
-    sparse_forward_kept(*csr, kept[None], offsets, steps, bias, expected)
+    sparse_forward_kept(csr, kept[None], offsets, steps, bias, expected)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert len(np.unique(csr[1])) == 30 or n_rows < 300
 
@@ -207,9 +207,9 @@ def test_a_damaged_layer_of_kept_weights_reads_nothing_outside():
     out, bias = np.empty((5, 8), np.float32), np.zeros(8, np.float32)
     unit = np.arange(6), np.arange(5, dtype=np.int32), np.ones(5, np.float32)
     for wrong in (offsets + 10**12, -offsets - 1, offsets[::-1].copy()):
-        sparse_forward_kept(*unit, kept[None], wrong, steps, bias, out)
+        sparse_forward_kept(unit, kept[None], wrong, steps, bias, out)
         assert not out.any()
-    sparse_forward_kept(*unit, np.full_like(kept, 0xFF)[None], offsets, steps, bias, out)  # steps of 15
+    sparse_forward_kept(unit, np.full_like(kept, 0xFF)[None], offsets, steps, bias, out)  # steps of 15
     assert np.isfinite(out).all()
 
 

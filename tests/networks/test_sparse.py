@@ -94,7 +94,7 @@ def test_backward_is_row_wise_rmsprop():
     for step in range(1, 8):
         matrix = random_batch(6, n_features, 0.2, seed=step)
         gradient = generator.standard_normal((6, width), dtype=np.float32)
-        sparse_backward(*transpose_batch(*triple(matrix), slot), gradient, weight, square, 0.01, 0)
+        sparse_backward(transpose_batch(*triple(matrix), slot), gradient, weight, square, 0.01, 0)
         touched = np.unique(matrix.indices)
         dense = (matrix.toarray().T.astype(np.float64) @ gradient)[touched]
         expected_square[touched] = 0.999 * expected_square[touched] + 0.001 * (dense**2).mean(axis=1)
@@ -109,11 +109,11 @@ def test_backward_of_bfloat16_weights_is_that_of_float32_on_average():
     gradient = np.random.default_rng(0).standard_normal((6, 24), dtype=np.float32)
     start = from_bfloat16(to_bfloat16(np.random.default_rng(1).standard_normal((30, 24)).astype(np.float32)))
     exact = start.copy()
-    sparse_backward(*columns, gradient, exact, np.ones(30, np.float32), 1e-3, 0)
+    sparse_backward(columns, gradient, exact, np.ones(30, np.float32), 1e-3, 0)
     results = []
     for seed in range(400):
         weight = to_bfloat16(start)
-        sparse_backward(*columns, gradient, weight, np.ones(30, np.float32), 1e-3, seed * 40_014)
+        sparse_backward(columns, gradient, weight, np.ones(30, np.float32), 1e-3, seed * 40_014)
         results.append(from_bfloat16(weight))
     step = np.abs(start) / 128
     assert (np.abs(np.array(results) - exact) <= step + 1e-6).all()
@@ -169,7 +169,7 @@ def test_untouched_rows_are_not_written():
     matrix = csr_array(np.array([[0, 2.0, 0, 0, 1.0]], np.float32))
     columns = transpose_batch(*triple(matrix), np.zeros(5, np.int32))
     square = np.zeros(5, np.float32)
-    sparse_backward(*columns, np.ones((1, 4), np.float32), weight, square, 0.1, 0)
+    sparse_backward(columns, np.ones((1, 4), np.float32), weight, square, 0.1, 0)
     assert (weight[[0, 2, 3]] == 1).all()
     assert (weight[[1, 4]] < 1).all()
     assert not square[[0, 2, 3]].any()

@@ -55,7 +55,7 @@ def test_what_rules_say_is_what_plain_loops_find(seed: int):
     ids_NC = np.random.default_rng(seed).integers(-1, y.shape[1], (5, 9))  # some twice, some of none
     rows = (queries.indptr.astype(np.int64), queries.indices.astype(np.int32), queries.data)
     found_NC5 = np.full((5, 9, 5), -7, np.float32)
-    rules_for(*rules, rows, ids_NC, found_NC5)
+    rules_for(rules, rows, ids_NC, found_NC5)
     np.testing.assert_allclose(found_NC5, rule_numbers(rules, rows, ids_NC), rtol=1e-4, atol=1e-6)
 
 
@@ -63,5 +63,5 @@ def test_a_damaged_table_is_not_followed():
     rows = (np.array([0, 2]), np.array([0, 99], np.int32), np.ones(2, np.float32))
     found_NC5 = np.zeros((1, 2, 5), np.float32)
     table = (np.array([5, -3]), np.zeros(1, np.int32), np.ones(1, np.uint8), np.ones(1, np.int32))
-    rules_for(*table, rows, np.array([[0, 1]]), found_NC5)
+    rules_for(table, rows, np.array([[0, 1]]), found_NC5)
     assert not found_NC5.any()

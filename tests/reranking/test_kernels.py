@@ -123,7 +123,7 @@ def test_encoded_weights_come_back_and_margins_equal_the_matrix(seed: int, n_fea
     ids_NC, out_NC = generator.integers(-1, 4, (3, 5)), np.empty((3, 5), np.float32)
     x_D = np.zeros(n_features + 1, np.float32)
     rows = (x.indptr.astype(np.int64), x.indices.astype(np.int32), x.data)
-    margins(rows, ids_NC, ends, gaps, codes, scales, biases, x_D, out_NC)
+    margins(rows, ids_NC, (ends, gaps, codes, scales, biases), x_D, out_NC)
     all_NK = (x @ found.T).toarray() + biases
     oracle_NC = np.where(ids_NC < 0, 0, np.take_along_axis(all_NK, np.maximum(ids_NC, 0), axis=1))
     np.testing.assert_allclose(out_NC, oracle_NC, atol=1e-4)
@@ -135,5 +135,5 @@ def test_damaged_weights_are_read_within_bounds():
     rows = (np.array([0, 1]), np.array([2], np.int32), np.ones(1, np.float32))
     offsets, gaps = np.array([0, 2, 99, 1]), np.array([-5, 30_000], np.int16)
     ones_K, x_D = np.ones(3, np.float32), np.zeros(4, np.float32)
-    margins(rows, ids_NC, offsets, gaps, np.ones(2, np.int8), ones_K, ones_K, x_D, out_NC)
+    margins(rows, ids_NC, (offsets, gaps, np.ones(2, np.int8), ones_K, ones_K), x_D, out_NC)
     assert out_NC.tolist() == [[1.0, 0.0, 0.0]]

@@ -16,6 +16,7 @@ from mach.model.classes.catalogue import Catalogue
 from mach.model.classes.edits import Edits
 from mach.model.classes.memory import PLAIN, RERANKED, ExemplarMemory, Resemblance
 from mach.reranking.model import Reranker
+from mach.reranking.signals.contract import Shortlist
 from mach.runs.ensemble import BucketScores, Ensemble
 from mach.sketch.answers import TopK
 from mach.sketch.terms import CANDIDATES, prior_terms, reorder, tail_terms, topk_with_terms
@@ -135,7 +136,7 @@ class Answerer:
         """Scores of given trained classes, -inf for an id of -1."""
         scores_NC = self.ensemble.score(scores.probs_NRB, scores.columns, ids_NC)
         if (reranker := self._reranker(ask)) is not None:
-            scores_NC = reranker.rescore(_sparse(scores.batch), ids_NC, scores_NC, scores.probs_NRB)
+            scores_NC = reranker.rescore(Shortlist(_sparse(scores.batch), ids_NC, scores_NC, scores.probs_NRB))
         terms_K = self._trained_terms(ask)
         return scores_NC if terms_K is None else scores_NC + terms_K[ids_NC]
 

@@ -26,22 +26,14 @@ BLOCK_VALUES = 2**24  # of temporaries
 class Columns:
     """A sparse batch by feature: entries ``offsets_U1[u]`` to ``offsets_U1[u + 1]`` are those of the u-th.
 
-    Attributes
-    ----------
-    features_U, slots_U : int32 tensors
-        The features, and the rows of the weights that hold them; of those beyond ``n_unique`` nothing is known.
-    offsets_U1 : int32 tensor
-    n_unique : int32 tensor of shape (1,)
-        On the device: nobody waits for it.
-    rows, values : int32 and float32 tensors
-        Of every entry, ascending rows within a feature.
+    Integers are int32. Of features beyond ``n_unique`` nothing is known.
     """
 
     features_U: Tensor
-    slots_U: Tensor
+    slots_U: Tensor  # the rows of the weights that hold them
     offsets_U1: Tensor
-    n_unique: Tensor
-    rows: Tensor
+    n_unique: Tensor  # of shape (1,), on the device: nobody waits for it
+    rows: Tensor  # of every entry, ascending within a feature
     values: Tensor
 
 

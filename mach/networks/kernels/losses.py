@@ -24,24 +24,15 @@ Array = NDArray[Any]
 class Loss:
     """A loss of one row over the B buckets of a head.
 
-    Attributes
-    ----------
-    name : str
-    is_exclusive : bool
-        Whether probabilities of a head's buckets sum to 1. Such a loss may be estimated from a sample of the buckets,
-        and its errors are too small to be rounded at random.
-    probabilities : callable
-        Of logits of shape (..., B), the same shape; accurate to float32 in both tails.
-    value, errors : callable
-        Loss of logits (..., B) whose targets are given as bool (..., B), shape (...), and its gradient by the logits,
-        (..., B): of tensors on any device, in their own type. In float64 they are the oracle of the kernels.
+    ``value`` and ``errors`` take logits and targets (bool) of shape (..., B), tensors on any device, and answer in the
+    logits' own type. In float64 they are the oracle of the kernels.
     """
 
     name: str
-    is_exclusive: bool
-    probabilities: Callable[[Array], Array]
-    value: Callable[[Tensor, Tensor], Tensor]
-    errors: Callable[[Tensor, Tensor], Tensor]
+    is_exclusive: bool  # probabilities of a head's buckets sum to 1: it may be estimated from a sample of the buckets
+    probabilities: Callable[[Array], Array]  # of logits of shape (..., B); accurate to float32 in both tails
+    value: Callable[[Tensor, Tensor], Tensor]  # the loss, shape (...)
+    errors: Callable[[Tensor, Tensor], Tensor]  # its gradient by the logits
 
     def kernel(self, what: str) -> Callable[..., Any]:
         """A kernel of `mach.networks.kernels.loss`, such as ``binary_gradient`` for "gradient"."""

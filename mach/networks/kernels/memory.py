@@ -140,13 +140,10 @@ def to_int8(array_DH: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float3
 def to_kept(array_DH: Array, gains_D: Array, share: float) -> tuple[Array, Array, Array]:
     """The weights of largest ``abs(w) * gain``, rounded to 15 steps a row, in at most ``share * D * H`` bytes.
 
-    D counts the rows of a gain above 0; of the others nothing is kept.
-
-    Returns
-    -------
-    kept, offsets, steps : uint8 (M,), int64 (D + 1,) and float32 (D,) arrays
-        Row d has the bytes ``offsets[d]..offsets[d + 1]``: in the upper half how far a weight is from the one before,
-        the first from 0, in the lower half 8 more than its integer. A longer way is cut by entries of integer 0.
+    D counts the rows of a gain above 0; of the others nothing is kept. Returns bytes (uint8, M), offsets (int64, D + 1)
+    and steps (float32, D). Row d has the bytes ``offsets[d]..offsets[d + 1]``: in the upper half how far a weight is
+    from the one before, the first from 0, in the lower half 8 more than its integer. A longer way is cut by entries of
+    integer 0.
     """
     budget = n = int(share * np.count_nonzero(gains_D) * array_DH.shape[1])
     counts, offsets = np.zeros(2**16, np.int64), np.zeros(len(array_DH) + 1, np.int64)

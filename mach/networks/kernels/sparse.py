@@ -40,19 +40,13 @@ def sparse_forward(
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def sparse_forward_kept(
-    indptr: Array,
-    indices: Array,
-    values: Array,
-    kept_1M: Array,
-    offsets: Array,
-    scale_D: Array,
-    bias_H: Array,
-    out_NH: Array,
+    csr: tuple[Array, Array, Array], kept_1M: Array, offsets: Array, scale_D: Array, bias_H: Array, out_NH: Array
 ) -> None:
     """`sparse_forward` for weights of `mach.networks.kernels.memory.to_kept`; reads a byte a weight that is there.
 
     What a damaged file puts beyond the last unit is added to that.
     """
+    indptr, indices, values = csr
     kept, last, beyond = kept_1M[0], len(indices) - 1, out_NH.shape[1] - 1
     for n in range(len(indptr) - 1):
         row = out_NH[n]
@@ -114,17 +108,11 @@ def _mean_square(vector: Array) -> np.float32:
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def sparse_backward(
-    features_U: Array,
-    offsets: Array,
-    rows: Array,
-    column_values: Array,
-    grad_NH: Array,
-    weight_DH: Array,
-    square_D: Array,
-    rate: float,
-    seed: int,
+    columns: tuple[Array, ...], grad_NH: Array, weight_DH: Array, square_D: Array, rate: float, seed: int
 ) -> None:
     """Gradient of ``X @ weight`` and one step of row-wise RMSprop on the rows that the batch touches.
+
+    The columns of the batch are those of `transpose_batch`.
 
     ``square_D`` is the running mean of a row's mean squared gradient over the batches that touch it, started at 0 and
     not corrected for that: a feature's first steps are up to 30 times longer than its later ones and shrink as in
@@ -133,6 +121,7 @@ def sparse_backward(
     on average.
     """
     wide_vectors()
+    features_U, offsets, rows, column_values = columns
     width = weight_DH.shape[1]
     gradient_H = np.empty(width, np.float32)
     decay, gain, epsilon = np.float32(DECAY), np.float32(1.0 - DECAY), np.float32(EPSILON)

@@ -27,11 +27,8 @@ Array = NDArray[Any]
 def count_rules(x_ND: csr_array, y_NK: csr_array) -> tuple[Array, Array, Array, Array]:
     """All rules of rows with features ``x_ND``, of which those other than 0 count, and ones at their classes ``y_NK``.
 
-    Returns
-    -------
-    offsets, classes, confidences, supports : int64 (D + 1,), int32, uint8 and int32 (D,) arrays
-        Rules of feature f at ``offsets[f]..offsets[f + 1]``, classes ascending; ``supports`` are n_f. A confidence is
-        its code / `CODES`.
+    Returns offsets (int64, D + 1), classes (int32), confidences (uint8: times `CODES`) and supports n_f (int32, D);
+    rules of feature f are at ``offsets[f]..offsets[f + 1]``, classes ascending.
     """
     from scipy.sparse import csr_array  # here, as queries load this module and need none of it
 
@@ -55,22 +52,14 @@ def count_rules(x_ND: csr_array, y_NK: csr_array) -> tuple[Array, Array, Array, 
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def rules_for(
-    offsets: Array,
-    classes: Array,
-    confidences: Array,
-    supports: Array,
-    csr: tuple[Array, Array, Array],
-    ids_NC: Array,
-    out_NC5: Array,
-) -> None:
+def rules_for(rules: tuple[Array, ...], csr: tuple[Array, Array, Array], ids_NC: Array, out_NC5: Array) -> None:
     """What the rules that a query fulfils say of its candidates; 0 where there is none, and for ids of -1.
 
     ``out_NC5`` (float32) gets the largest confidence, the rows with that rule's feature (of equal ones the first), the
     second largest confidence, the sum of ``-log(1 - confidence)`` ("noisy or"), and the mean confidence over the
     query's features, weighted by their magnitudes.
     """
-    indptr, indices, values = csr
+    (offsets, classes, confidences, supports), (indptr, indices, values) = rules, csr
     n_candidates = ids_NC.shape[1]
     for n in range(len(indptr) - 1):
         order = np.argsort(ids_NC[n])

@@ -72,27 +72,15 @@ def fit_classes(
 ) -> tuple[Array, Array, Array, Array, Any]:
     """Fit consecutive classes, each on its positive rows and on the rows that list it and are not its own.
 
-    Parameters
-    ----------
-    indptr, indices, values : int64, int32, float32 arrays
-        CSR features of all rows.
-    positive_indptr, positive_rows, listed_indptr, listed_rows : int64, int32 arrays
-        CSR of rows by class, ascending within a class.
-    n_features : int
-    pairs, is_logistic, cost, most, iterations, tolerance, threshold, most_weights, power
-        As of `mach.reranking.settings.FitSettings`; ``most`` are negatives of a class, of more so many at equal
-        distances.
-    seed : int
-        Of the first class; the next have the following ones.
+    All rows' features are CSR (int64, int32, float32), and so are the positive and listed rows of the classes (int64,
+    int32, ascending within a class). The settings are those of `mach.reranking.settings.FitSettings`; ``most`` are
+    negatives of a class, of more so many at equal distances. The seed is the first class's; the next have the
+    following ones.
 
-    Returns
-    -------
-    offsets, features, weights, biases, n_pairs
-        Weights of class i at ``offsets[i]..offsets[i + 1]``, features ascending; -1, or `UNSEEN` with logistic loss, is
-        the bias of a class without a positive row. Pairs of row and class that were learned from.
+    Returns offsets, features, weights, biases and the number of pairs of row and class that were learned from. Weights
+    of class i are at ``offsets[i]..offsets[i + 1]``, features ascending; -1, or `UNSEEN` with logistic loss, is the
+    bias of a class without a positive row.
 
-    Notes
-    -----
     Scratch: 4 bytes a feature, and 24 bytes a row and 12 a feature of a row of the largest class: its rows are copied
     out of the map they lie in, with features numbered as they occur, so that its weights stay in the nearest cache.
     """
@@ -216,23 +204,15 @@ def fit_classes(
 
 @njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
 def margins(
-    csr: tuple[Array, Array, Array],
-    ids_NC: Array,
-    offsets: Array,
-    gaps: Array,
-    codes: Array,
-    scales: Array,
-    biases: Array,
-    x_D: Array,
-    out_NC: Array,
+    csr: tuple[Array, Array, Array], ids_NC: Array, classifiers: tuple[Array, ...], x_D: Array, out_NC: Array
 ) -> None:
-    """Margins ``w_k x_n + b_k`` of the candidates; 0 for an id of -1.
+    """Margins ``w_k x_n + b_k`` of the candidates by offsets, gaps, codes, scales and biases; 0 for an id of -1.
 
     ``x_D`` is scratch of D + 1 zeros, left as zeros; features that a damaged file puts beyond D read the last one. What
     stands twice in a row adds up. Few of a class's features are the row's: a table of their last bits, which the
     nearest cache holds, keeps the rest from looking into ``x_D``.
     """
-    indptr, indices, values = csr
+    (indptr, indices, values), (offsets, gaps, codes, scales, biases) = csr, classifiers
     beyond, last_bits = np.uint64(len(x_D) - 1), np.uint64(FILTER - 1)
     may_be_in = np.zeros(FILTER, np.bool_)
     for n in range(len(indptr) - 1):

@@ -21,7 +21,7 @@ from mach.data.rows import RowView
 from mach.errors import StorageError
 from mach.reranking.kernels.rerank import margins
 from mach.reranking.settings import Loss
-from mach.reranking.signals.contract import Arrays, BlendedSignal, Material, Scale, Shortlist, SignalFile
+from mach.reranking.signals.contract import Arrays, BlendedSignal, Floats, Material, Scale, Shortlist, SignalFile
 
 if TYPE_CHECKING:
     from mach.data.batch import SparseBatch
@@ -41,18 +41,10 @@ FURTHER_SETS = ("presence", "cautious", "bold")
 
 @dataclass(frozen=True, eq=False)
 class ClassifierSet:
-    """Linear classifiers of K classes over D features, mapped; safe to share between threads.
+    """Linear classifiers of K classes over D features, mapped; safe to share between threads."""
 
-    Attributes
-    ----------
-    arrays : mapping
-        `NAMES`.
-    view : RowView
-        How a row is seen.
-    """
-
-    arrays: Arrays
-    view: RowView
+    arrays: Arrays  # `NAMES`
+    view: RowView  # how a row is seen
     _scratch: threading.local = field(default_factory=threading.local)
 
     def margins(self, batch: SparseBatch, ids_NC: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -63,8 +55,7 @@ class ClassifierSet:
             x_D = self._scratch.x_D = np.zeros(self.view.n_columns + 1, np.float32)
         seen = self.view.sparse(batch)
         rows = seen.indptr, seen.indices, seen.values
-        offsets, gaps, codes, scales, biases = (self.arrays[name] for name in NAMES)
-        margins(rows, ids_NC, offsets, gaps, codes, scales, biases, x_D, margins_NC)
+        margins(rows, ids_NC, tuple(self.arrays[name] for name in NAMES), x_D, margins_NC)
         return margins_NC
 
 
@@ -136,9 +127,7 @@ class Classifiers(BlendedSignal):
             columns_NCI[:, :, i] = one.margins(shortlist.batch, shortlist.ids_NC)
         return columns_NCI
 
-    def terms(
-        self, columns_NCI: NDArray[np.float32], ids_NC: NDArray[np.int64], strength: float
-    ) -> NDArray[np.float32]:
+    def terms(self, columns_NCI: Floats, ids_NC: NDArray[np.int64], strength: float) -> Floats:
         """Minus strength times the classifier's own loss of a positive: a class that is certain keeps its aggregate.
 
         Examples

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from mach.data.store import Store
 
+Floats = NDArray[np.float32]
 Arrays = Mapping[str, NDArray[Any]]
 Number = TypeVar("Number", int, float)
 
@@ -87,13 +88,7 @@ class SignalFile:
     n_features: int
 
     def array(self, name: str, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
-        """The array of this name; a length of -1 is any.
-
-        Raises
-        ------
-        StorageError
-            When it is missing, or of another type or shape.
-        """
+        """The array of this name; a length of -1 is any. A StorageError where it is missing or does not fit."""
         found = self.arrays.get(name)
         fits = found is not None and found.dtype == dtype and len(found.shape) == len(shape)
         if found is None or not fits or any(b not in (a, -1) for a, b in zip(found.shape, shape, strict=True)):
@@ -105,13 +100,7 @@ class SignalFile:
         return self.arrays[name].size if name in self.arrays else 0
 
     def number(self, name: str, default: Number, least: float = -math.inf, most: float = math.inf) -> Number:
-        """A note that is a finite number of the default's type.
-
-        Raises
-        ------
-        StorageError
-            When it is none, or out of range.
-        """
+        """A note that is a finite number of the default's type; a StorageError where it is none, or out of range."""
         text = self.notes.get(name, default)
         try:
             number = type(default)(text)
@@ -160,16 +149,13 @@ class Signal(ABC):
     def load(cls, file: SignalFile) -> Self:
         """Find its arrays in a file, where absent ones are legal.
 
-        Raises
-        ------
-        StorageError
-            When arrays are damaged: of other types or shapes, or some of several.
+        A StorageError where they are damaged: of other types or shapes, or some of several.
         """
         return cls()
 
     def arrays_for(self, strength: float, *, in_order: bool) -> dict[str, NDArray[Any]]:
         """Arrays that a file needs where a blend gives it such a strength (0: none), or an order may weigh it."""
-        return self.arrays
+        return self.arrays if strength or in_order else {}
 
     @property
     def notes(self) -> dict[str, str]:
@@ -210,7 +196,5 @@ class BlendedSignal(Signal):
         return bool(self.arrays)
 
     @abstractmethod
-    def terms(
-        self, columns_NCI: NDArray[np.float32], ids_NC: NDArray[np.int64], strength: float
-    ) -> NDArray[np.float32]:
+    def terms(self, columns_NCI: Floats, ids_NC: NDArray[np.int64], strength: float) -> Floats:
         """What a blend adds to the aggregates, at most 0, by its columns and a strength; float32 of shape (N, C)."""

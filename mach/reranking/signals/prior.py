@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.reranking.signals.contract import BlendedSignal, Material, Scale, Shortlist, SignalFile
+from mach.reranking.signals.contract import BlendedSignal, Floats, Material, Scale, Shortlist, SignalFile
 from mach.sketch.terms import prior_terms
 
 
@@ -63,9 +63,7 @@ class Prior(BlendedSignal):
             return np.zeros((*shortlist.ids_NC.shape, 1), np.float32)
         return np.asarray(self.arrays["log_rows"][np.maximum(shortlist.ids_NC, 0)][:, :, None])
 
-    def terms(
-        self, columns_NCI: NDArray[np.float32], ids_NC: NDArray[np.int64], strength: float
-    ) -> NDArray[np.float32]:
+    def terms(self, columns_NCI: Floats, ids_NC: NDArray[np.int64], strength: float) -> Floats:
         """``strength * log(1 + rows)``, less its largest value (`mach.sketch.terms.prior_terms`)."""
         terms_K = self.arrays["priors"] if self.learned_K is None else prior_terms(self.learned_K, strength)
         return np.asarray(terms_K[np.maximum(ids_NC, 0)])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mach.reranking.kernels.repeats import LOAD, MAX_SLOTS, count_rows, counts_of
-from mach.reranking.signals.contract import BlendedSignal, Material, Scale, Shortlist, SignalFile
+from mach.reranking.signals.contract import BlendedSignal, Floats, Material, Scale, Shortlist, SignalFile
 
 REPEAT_BYTES = 5  # at most, of a training row and of each of its classes
 
@@ -46,9 +46,6 @@ class Repeats(BlendedSignal):
     def load(cls, file: SignalFile) -> Self:
         return cls({"repeats": file.array("repeats", np.uint32, (-1,))} if file.size("repeats") else {})
 
-    def arrays_for(self, strength: float, *, in_order: bool) -> dict[str, NDArray[Any]]:
-        return self.arrays if strength or in_order else {}
-
     @classmethod
     def expected_bytes(cls, scale: Scale) -> int:
         return REPEAT_BYTES * (scale.n_rows + scale.n_positives) if scale.counts_repeats else 0
@@ -63,9 +60,7 @@ class Repeats(BlendedSignal):
         columns_NC2[:, :, 1] = np.log1p(totals_N, dtype=np.float32)[:, None]
         return columns_NC2
 
-    def terms(
-        self, columns_NCI: NDArray[np.float32], ids_NC: NDArray[np.int64], strength: float
-    ) -> NDArray[np.float32]:
+    def terms(self, columns_NCI: Floats, ids_NC: NDArray[np.int64], strength: float) -> Floats:
         """``strength * log((1 + n_k) / (1 + n))`` of n equal rows, n_k with the class; below 0 without the n."""
         known_NC, all_NC = columns_NCI[:, :, 0], columns_NCI[:, :, 1]
         return np.float32(strength) * (known_NC - all_NC if strength > 0 else known_NC)

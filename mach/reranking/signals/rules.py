@@ -39,9 +39,6 @@ class Rules(Signal):
         names = [f"rules.{name}" for name in NAMES]
         return cls({name: file.array(name, dtype, (n,)) for name, (dtype, n) in zip(names, shapes, strict=True)})
 
-    def arrays_for(self, strength: float, *, in_order: bool) -> dict[str, NDArray[np.float32]]:
-        return self.arrays if in_order else {}
-
     @classmethod
     def expected_bytes(cls, scale: Scale) -> int:
         if not scale.is_learned:
@@ -51,8 +48,8 @@ class Rules(Signal):
     def columns(self, shortlist: Shortlist) -> NDArray[np.float32]:
         found_NC5 = np.zeros((*shortlist.ids_NC.shape, len(self.labels)), np.float32)
         if self.arrays:
-            offsets, classes, confidences, supports = (self.arrays[f"rules.{name}"] for name in NAMES)
-            rules_for(offsets, classes, confidences, supports, shortlist.rows, shortlist.ids_NC, found_NC5)
+            rules = tuple(self.arrays[f"rules.{name}"] for name in NAMES)
+            rules_for(rules, shortlist.rows, shortlist.ids_NC, found_NC5)
         logs_NC5 = np.empty_like(found_NC5)
         for i, least in enumerate(LEAST_SHARES):
             numbers_NC = found_NC5[:, :, i]

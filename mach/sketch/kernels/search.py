@@ -44,6 +44,7 @@ UNLIMITED = np.iinfo(np.int64).max // 2  # a budget above every number of classe
 LOWEST = np.float32(-3e38)  # below every value, above the padding
 
 Array = NDArray[Any]
+Thresholds = tuple[Array, Array, Array]  # slopes, shifts and offsets, see `_thresholds`
 
 
 @uncounted
@@ -163,7 +164,7 @@ def _open(
     tops_RM: Array,
     frontier_R: Array,
     opened_R: Array,
-    thresholds: tuple[Array, Array, Array],
+    thresholds: Thresholds,
 ) -> Any:
     """Open buckets; returns the number of their members, and whether the best classes are known."""
     values_RP, ids, scores = query.values_RP, query.ids, query.scores
@@ -205,13 +206,7 @@ def _open(
 
 @inlined
 def _open_rest(
-    query: Query,
-    index: Index,
-    rule: Rule,
-    n_scored: int,
-    frontier_R: Array,
-    opened_R: Array,
-    thresholds: tuple[Array, Array, Array],
+    query: Query, index: Index, rule: Rule, n_scored: int, frontier_R: Array, opened_R: Array, thresholds: Thresholds
 ) -> Any:
     """Open all buckets above the thresholds in the order they lie in; returns the number of members met in all."""
     values_RP, next_R = query.values_RP, query.next_R
@@ -250,7 +245,7 @@ def _n_to_open(query: Query, rule: Rule, share: float, shifts_R: Array) -> Any:
 
 
 @uncounted
-def _bound(query: Query, rule: Rule, frontier_R: Array, thresholds: tuple[Array, Array, Array]) -> Any:
+def _bound(query: Query, rule: Rule, frontier_R: Array, thresholds: Thresholds) -> Any:
     """A score that only classes exceed which were found: they are in an opened bucket and passed every test."""
     slopes_R, shifts_R, _ = thresholds
     if rule.n_needed == 0:
