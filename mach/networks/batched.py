@@ -173,7 +173,7 @@ class BatchedNetwork:
         half = self.half.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
         tensors = (weight, half, gradient, mean, square)
         if self._travels(f"mean.{name}"):
-            adam_in_pieces(self.kernels.adam, self._streams, *tensors, rate, scale, self.n_steps)
+            adam_in_pieces(self.kernels.adam, self._streams, tensors, rate, scale, self.n_steps)
         else:
             self.kernels.adam(*tensors, rate, scale, self.n_steps)
 
@@ -281,14 +281,8 @@ def buckets_on(device: torch.device, assignments: Sequence[Assignment]) -> Calla
 def step_keys(seeds_R: NDArray[np.uint32], steps_T: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """``SeedSequence([seed, step]).generate_state(1)[0]`` of every pair, shape (T, R).
 
-    The hash of M. E. O'Neill, "Developing a seed_seq alternative" (2015), as numpy has it and promises to keep it;
-    thousands of `numpy.random.SeedSequence` objects would take longer than the steps themselves.
-
-    Examples
-    --------
-    >>> keys = step_keys(np.array([7, 8], np.uint32), np.array([3], np.uint32))
-    >>> bool(keys[0, 1] == np.random.SeedSequence([8, 3]).generate_state(1)[0])
-    True
+    The hash of M. E. O'Neill, "Developing a seed_seq alternative" (2015), as numpy has it and promises to keep it, but
+    in 0.1 instead of 6 microseconds a key.
     """
     shape = (len(steps_T), len(seeds_R))
     seeds_TR, steps_TR = np.broadcast_to(seeds_R, shape), np.broadcast_to(steps_T[:, None], shape)

@@ -76,7 +76,6 @@ class Network:
         torch.manual_seed(seed)
         self.device = torch.device(device)
         self.loss = named(loss)
-        self.precision = precision
         self.seed = seed
         self.n_steps = 0
         self.view = RowView(power=config.power)

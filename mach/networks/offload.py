@@ -134,16 +134,10 @@ class HostRows:
 
 
 def adam_in_pieces(
-    adam: Callable[..., None],
-    streams: Sequence[Any],
-    weight: Tensor,
-    half: Tensor | None,
-    gradient: Tensor,
-    mean: Tensor,
-    square: Tensor,
-    *numbers: float,
+    adam: Callable[..., None], streams: Sequence[Any], tensors: tuple[Any, ...], *numbers: float
 ) -> None:
     """``adam`` on a device, through which moments in main memory pass in pieces, on the streams in turn."""
+    weight, half, gradient, mean, square = tensors
     device, flat_half = weight.device, None if half is None else half.view(-1)
     flat = [tensor.contiguous().view(-1) for tensor in (weight, gradient, mean, square)]
     for i, begin in enumerate(range(0, weight.numel(), PIECE)):

@@ -51,12 +51,6 @@ class Steps:
         """Settings that follow from N, B, the loss and the precision.
 
         An older run goes on as its configuration says (`mach.runs.run.Run.retired`); a ConfigError where that is gone.
-
-        Examples
-        --------
-        >>> shape = {"n_rows": 75_000, "n_buckets": 1024, "dense_input": False}
-        >>> Steps.of(NetworkConfig(), **shape, loss="binary", precision="float32")
-        Steps(warmup=0.05, sampled=1.0, dither=0.2)
         """
         steps = cls()
         if not dense_input and config.hidden and config.trunk is None:

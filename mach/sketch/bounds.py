@@ -107,7 +107,5 @@ def _bucket_choices(n_classes: int) -> list[int]:
     """Powers of two from the starting point of `plan` down to 64 (or to the starting point, if that is less)."""
     start = 2 ** round(math.log2(max(n_classes / 16, 1)))
     start = min(max(start, MIN_BUCKETS), MAX_BUCKETS, 2 ** max(1, int(math.log2(n_classes))))
-    choices = [start]
-    while choices[-1] > MIN_BUCKETS:
-        choices.append(choices[-1] // 2)
-    return choices
+    n_halvings = max(0, start.bit_length() - MIN_BUCKETS.bit_length())
+    return [start >> i for i in range(n_halvings + 1)]

@@ -235,7 +235,8 @@ class Decoder:
 def padded(probs_NRB: NDArray[Any], aggregate: str) -> NDArray[np.float32]:
     """`transform` with rows that end in -inf up to a multiple of ``lanes.BLOCK``."""
     N, R, B = probs_NRB.shape
-    values_NRP = np.full((N, R, _padded_width(B)), -np.inf, np.float32)
+    values_NRP = np.empty((N, R, _padded_width(B)), np.float32)
+    values_NRP[:, :, B:] = -np.inf
     transform(probs_NRB, aggregate, values_NRP[:, :, :B])
     return values_NRP
 

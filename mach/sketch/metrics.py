@@ -29,6 +29,8 @@ from mach.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from scipy.sparse import csr_array, csr_matrix
 
+Array = NDArray[Any]
+
 
 def propensities(class_counts: ArrayLike, n_rows: int, a: float = 0.55, b: float = 1.5) -> NDArray[np.float64]:
     """Propensity of each class, shape (K,): ``1 / (1 + C (n_k + b)^-a)`` with ``C = (log n_rows - 1) (b + 1)^a``.
@@ -125,13 +127,8 @@ def evaluate(
 
 
 def _weighted(
-    ids_Nk: NDArray[Any],
-    hits_Nk: NDArray[np.bool_],
-    rows: NDArray[np.int64],
-    true_ids: NDArray[np.int64],
-    indptr: NDArray[np.int64],
-    propensities_K: NDArray[Any],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    ids_Nk: Array, hits_Nk: Array, rows: Array, true_ids: Array, indptr: Array, propensities_K: Array
+) -> tuple[Array, Array]:
     """Inverse propensities of the hits, and of the true classes in descending order: the best attainable hits."""
     gains_Nk, best_Nk = np.zeros(ids_Nk.shape), np.zeros(ids_Nk.shape)
     gains_Nk[hits_Nk] = 1 / propensities_K[ids_Nk[hits_Nk]]

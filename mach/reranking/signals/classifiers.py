@@ -53,9 +53,8 @@ class ClassifierSet:
         x_D = getattr(self._scratch, "x_D", None)
         if x_D is None:
             x_D = self._scratch.x_D = np.zeros(self.view.n_columns + 1, np.float32)
-        seen = self.view.sparse(batch)
-        rows = seen.indptr, seen.indices, seen.values
-        margins(rows, ids_NC, tuple(self.arrays[name] for name in NAMES), x_D, margins_NC)
+        seen, classifiers = self.view.sparse(batch), tuple(self.arrays[name] for name in NAMES)
+        margins((seen.indptr, seen.indices, seen.values), ids_NC, classifiers, x_D, margins_NC)
         return margins_NC
 
 
@@ -128,13 +127,7 @@ class Classifiers(BlendedSignal):
         return columns_NCI
 
     def terms(self, columns_NCI: Floats, ids_NC: NDArray[np.int64], strength: float) -> Floats:
-        """Minus strength times the classifier's own loss of a positive: a class that is certain keeps its aggregate.
-
-        Examples
-        --------
-        >>> Classifiers.of({}, "hinge").terms(np.float32([[[2], [0]]]), np.array([[0, 1]]), 3.0).tolist()
-        [[-0.0, -3.0]]
-        """
+        """Minus strength times the classifier's own loss of a positive: a class that is certain keeps its aggregate."""
         margins_NC = np.fmax(columns_NCI[:, :, 0], LOWEST_MARGIN)
         if self.loss == "hinge":
             losses_NC = np.square(1 - np.fmin(margins_NC, np.float32(1)))

@@ -57,15 +57,6 @@ def _fill_tournament(values_RP: Array, tops_RM: Array) -> None:
 
 
 @inlined
-def _top(tops_RM: Array, r: int) -> Any:
-    """The largest value of repetition r that is left in the tournament."""
-    top = UNKNOWN
-    for m in range(0, tops_RM.shape[1], BLOCK):
-        top = max(top, largest_below(tops_RM, r, m, np.float32(np.inf)))
-    return top
-
-
-@inlined
 def _ask_for(index: Index, r: int, bucket: int) -> None:
     """Prefetch the lists of a bucket that is opened soon."""
     if index.is_table:
@@ -77,7 +68,9 @@ def _ask_for(index: Index, r: int, bucket: int) -> None:
 @inlined
 def _advance(query: Query, index: Index, tops_RM: Array, r: int, frontier_R: Array, next_R: Array) -> None:
     """Take the largest bucket of r that is left out of the tournament; equal ones by ascending bucket."""
-    values_RP, top, last = query.values_RP, _top(tops_RM, r), next_R[r]
+    values_RP, last, top = query.values_RP, next_R[r], UNKNOWN
+    for node in range(0, tops_RM.shape[1], BLOCK):
+        top = max(top, largest_below(tops_RM, r, node, np.float32(np.inf)))
     m, found = -LANES, np.uint32(0)
     while found == 0:
         m += LANES
