@@ -29,5 +29,15 @@ class IncompleteRunError(MachError):
     exit_code = 3
 
 
+class TrainingError(MachError):
+    """Training that cannot end well however often it is tried."""
+
+
+class TrainingStoppedError(MachError):
+    """Training stopped on request; its state is on disk."""
+
+    exit_code = 3
+
+
 class DegradedWarning(UserWarning):
     """An answer by fewer repetitions than the model has: some are kept by actors that are lost or late."""

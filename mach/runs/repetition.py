@@ -8,14 +8,14 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from mach.config import Section
-from mach.errors import StorageError
+from mach.errors import StorageError, TrainingStoppedError
 from mach.files.places import (
     HOST,
     Place,
@@ -28,6 +28,7 @@ from mach.files.places import (
 from mach.files.records import locked, read_json, write_json
 from mach.files.tensors import local_tensors, write_tensors
 
+LOCK_SECONDS = 0.2
 SILENCE_SECONDS = 120.0  # a trainer that was not heard of for so long is taken for dead, where no lock can tell
 
 
@@ -41,8 +42,8 @@ class Summary(Section):
     worker_seconds: float
     threads: int
     peak_memory_bytes: int
-    peer_bytes: int
-    peer_sockets: int
+    peer_bytes: int = 0  # versions until 2026 counted them; now no socket can be opened (`mach.training.sockets`)
+    peer_sockets: int = 0
     host: str
     weights_digest: str
 
@@ -116,6 +117,21 @@ class RepetitionFiles:
         Remote folders have no locks, and it is always ours: work that is done twice ends in the same bits.
         """
         return locked(self.folder) if isinstance(self.folder, Path) else contextlib.nullcontext(True)
+
+    @contextlib.contextmanager
+    def held(self, should_stop: Callable[[], bool] = lambda: False, exclusive: bool = True) -> Iterator[None]:
+        """Hold the repetition; while another process does, wait: it may finish it, or be about to die.
+
+        TrainingStoppedError when ``should_stop`` says so before. Without ``exclusive`` nobody is waited for.
+        """
+        while True:
+            with self.locked() as is_ours:
+                if is_ours or not exclusive:
+                    yield
+                    return
+            if should_stop():
+                raise TrainingStoppedError(f"stopped while another process trained repetition {self.repetition}")
+            time.sleep(LOCK_SECONDS)
 
     def save_weights(self, arrays: Mapping[str, NDArray[Any]]) -> str:
         """Write the weights; return the digest of their bytes."""

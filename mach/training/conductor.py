@@ -7,10 +7,8 @@ and benchmarks call it.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -28,7 +26,6 @@ from mach.networks.trunk import Trunk, agreed
 from mach.reranking.fitting import RerankerTraining
 from mach.reranking.record import Record, is_due
 from mach.reranking.settings import FitSettings
-from mach.runs.repetition import RepetitionFiles
 from mach.runs.run import Run
 from mach.sketch.ledger import Ledger
 from mach.training.finetuning import Origin, training_data
@@ -41,7 +38,6 @@ from mach.training.recipe import before_reading
 from mach.training.setup import drop_store, resolve, set_up, with_trunk
 
 Source: TypeAlias = "Config | dict[str, Any] | str | Place"
-LOCK_SECONDS = 0.2
 
 
 def train(
@@ -199,7 +195,7 @@ def train_reranker(run: Run, store: Store, crew: Crew, *, settings: FitSettings 
         return pilot
 
     try:
-        with _held(training.files):
+        with training.files.held():
             if not is_due(run):  # another made it meanwhile
                 return
             for line in _no_longer_heard(run):
@@ -287,14 +283,3 @@ def _told(summary: Record) -> Iterator[str]:
             "ever repeat one: asked for a training row, the run answers with other classes (reranking.repeats = 0 and "
             "`--no-rerank` do not)"
         )
-
-
-@contextlib.contextmanager
-def _held(files: RepetitionFiles) -> Iterator[None]:
-    """Hold the re-ranker's lock; while another process does, wait for it."""
-    while True:
-        with files.locked() as is_ours:
-            if is_ours:
-                yield
-                return
-        time.sleep(LOCK_SECONDS)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 
 from mach.data.store import Store
 from mach.data.transfer import fetch_store
-from mach.errors import MachError
+from mach.errors import MachError, TrainingError, TrainingStoppedError
 from mach.files.places import local_copy
 from mach.files.tensors import map_tensors
 from mach.networks.batched import BatchedNetwork, can_be_batched
@@ -30,11 +29,9 @@ from mach.networks.output import StepFigures
 from mach.networks.trunk import Trunk
 from mach.runs.repetition import RepetitionFiles
 from mach.runs.run import Run
-from mach.runs.traffic import PeerTraffic
 from mach.sketch.ledger import HostMemory
-from mach.training.trainer import Progress, Pulse, Step, Trainer, TrainingError, TrainingStoppedError
-
-LOCK_SECONDS = 0.2
+from mach.training.sockets import refused
+from mach.training.trainer import Progress, Pulse, Step, Trainer
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,8 @@ def train_shard(
     job: ShardJob,
     report: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
-    traffic: PeerTraffic | None = None,
+    *,
+    is_alone: bool = True,
 ) -> None:
     """Train every repetition of the job that is not finished, resuming from its last checkpoint.
 
@@ -86,8 +84,8 @@ def train_shard(
         Called about twice a second and at the end of every epoch.
     should_stop : callable
         Asked between steps; once it says yes, the state is saved and `TrainingStoppedError` raised.
-    traffic : PeerTraffic, optional
-        The process's counter, where it began before this shard.
+    is_alone : bool
+        Whether no other thread of this process may open a socket meanwhile; then none can be opened at all.
 
     Raises
     ------
@@ -98,7 +96,7 @@ def train_shard(
     ConfigError
         When the device is not there, or lacks memory; when the run has a trunk that the job does not name.
     TrainingError
-        When the loss is no longer finite, or a socket was opened.
+        When the loss is no longer finite, or a socket is opened.
     """
     refuse_missing(job.device)
     torch.set_num_threads(job.threads)
@@ -115,12 +113,15 @@ def train_shard(
             try:
                 with contextlib.ExitStack() as stack:
                     for files in unit:
-                        stack.enter_context(_held(files, should_stop, job.exclusive))
-                    counter = stack.enter_context(traffic or PeerTraffic())
+                        stack.enter_context(files.held(should_stop, job.exclusive))
+                    if is_alone:
+                        stack.enter_context(
+                            refused(f"repetition {' or '.join(str(files.repetition) for files in unit)}")
+                        )
                     for group in _groups(unit) if together else [unit]:
                         pulse = Pulse(should_stop, run.config.training.checkpoint_seconds)
                         device = "cpu" if together else job.device
-                        trainers = (Trainer(run, store, files, counter, report, pulse, device) for files in group)
+                        trainers = (Trainer(run, store, files, report, pulse, device) for files in group)
                         if together:
                             _train_together(trainers, len(group), store, job, pulse)
                         else:
@@ -195,16 +196,3 @@ def _walk(trainers: list[Trainer], step: Callable[[Step], list[StepFigures] | No
         pulse.rest()
     if errors:
         raise errors[0]
-
-
-@contextlib.contextmanager
-def _held(files: RepetitionFiles, should_stop: Callable[[], bool], exclusive: bool) -> Iterator[None]:
-    """Hold a repetition; while another process does, wait: it may finish it, or be about to die."""
-    while True:
-        with files.locked() as is_ours:
-            if is_ours or not exclusive:
-                yield
-                return
-        if should_stop():
-            raise TrainingStoppedError(f"stopped while another process trained repetition {files.repetition}")
-        time.sleep(LOCK_SECONDS)

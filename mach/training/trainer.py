@@ -23,7 +23,7 @@ from mach.config import Config
 from mach.data.batch import read_batch, read_targets
 from mach.data.epochs import Epochs
 from mach.data.store import Store
-from mach.errors import MachError, StorageError
+from mach.errors import StorageError, TrainingError, TrainingStoppedError
 from mach.files.places import HOST, local_copy, sweep
 from mach.files.tensors import map_tensors
 from mach.networks.batched import Member
@@ -33,8 +33,8 @@ from mach.networks.output import StepFigures, mean_figures, step_figures
 from mach.networks.steps import Steps
 from mach.runs.repetition import RepetitionFiles, SignOfLife, Summary
 from mach.runs.run import Run
-from mach.runs.traffic import PeerTraffic
 from mach.sketch.hashing import Assignment
+from mach.training.sockets import refused
 
 MEASURE_EVERY = 8  # steps: the loss costs a tenth of a step
 REPORT_SECONDS = 0.5
@@ -71,16 +71,6 @@ class Step:
     measured: bool
 
 
-class TrainingError(MachError):
-    """Training that cannot end well however often it is tried."""
-
-
-class TrainingStoppedError(MachError):
-    """Training stopped on request; its state is on disk."""
-
-    exit_code = 3
-
-
 class Pulse:
     """When to stop and when to save, asked once a step for all repetitions that are trained together."""
 
@@ -110,13 +100,11 @@ class Trainer:
         run: Run,
         store: Store,
         files: RepetitionFiles,
-        traffic: PeerTraffic,
         report: Callable[[Progress], None],
         pulse: Pulse,
         device: str,
     ) -> None:
-        self.store, self.files = store, files
-        self.traffic, self.report, self.pulse = traffic, report, pulse
+        self.store, self.files, self.report, self.pulse = store, files, report, pulse
         self.repetition = self.order_of = files.repetition
         self.n_together = 1
         with self._storing():
@@ -287,7 +275,7 @@ class Trainer:
     @contextlib.contextmanager
     def _storing(self) -> Iterator[None]:
         """What remote storage opens is no talk between repetitions; local files open nothing and get no licence."""
-        with self.traffic.paused() if self.files.is_remote else contextlib.nullcontext():
+        with refused("") if self.files.is_remote else contextlib.nullcontext():
             yield
 
     def _refuse_trouble(self, loss: float) -> None:
@@ -295,11 +283,6 @@ class Trainer:
             raise TrainingError(
                 f"repetition {self.repetition} diverged: its loss is {loss} at step {self.network.n_steps}: lower "
                 f"training.rate (now {self.training.rate}) in a new run, or look for huge values in the features"
-            )
-        if self.traffic.n_bytes or self.traffic.n_sockets:
-            raise TrainingError(
-                f"repetition {self.repetition} opened {self.traffic.n_sockets} sockets ({self.traffic.n_bytes} bytes "
-                "over TCP): repetitions must not communicate; look for networking in the trunk"
             )
 
     def _validate(self) -> StepFigures:
@@ -381,8 +364,6 @@ class Trainer:
                     worker_seconds=round(self.worker_seconds, 2),
                     threads=torch.get_num_threads(),
                     peak_memory_bytes=peak_memory_bytes(),
-                    peer_bytes=self.traffic.n_bytes,
-                    peer_sockets=self.traffic.n_sockets,
                     host=HOST,
                     weights_digest=digest,
                 )

@@ -15,7 +15,7 @@ from mach.cli import main
 from mach.config import Config, parse_config
 from mach.data.prepare import prepare, texts_of
 from mach.data.store import Store
-from mach.errors import ConfigError, DataError
+from mach.errors import ConfigError, DataError, TrainingStoppedError
 from mach.evaluation.accuracy import evaluate
 from mach.evaluation.report import plots
 from mach.evaluation.report.diagnosis import SHOWN, bucket_load, class_recall, diagnose, example_rows, mistaken_for
@@ -25,7 +25,6 @@ from mach.model.model import MachModel
 from mach.runs.run import Run
 from mach.training.setup import set_up
 from mach.training.shard import ShardJob, train_shard
-from mach.training.trainer import TrainingStoppedError
 from tests.conftest import N_CLASSES
 
 VOID = {"meta", "link", "img", "br", "input", "path", "use", "rect"}

@@ -15,7 +15,7 @@ from mach.data.joining import find, join
 from mach.data.prepare import prepare
 from mach.data.store import Store, split_rows
 from mach.data.transfer import fetch_store
-from mach.errors import ConfigError, DataError, IncompleteRunError
+from mach.errors import ConfigError, DataError, IncompleteRunError, TrainingStoppedError
 from mach.evaluation.accuracy import evaluate
 from mach.files.places import place
 from mach.model.classes.versions import Versions
@@ -30,7 +30,6 @@ from mach.training.finetuning import Origin, training_store
 from mach.training.launch.launchers import Crew
 from mach.training.setup import set_up, shared_store
 from mach.training.shard import ShardJob, train_shard
-from mach.training.trainer import TrainingStoppedError
 from tests.conftest import N_FEATURES
 
 N_OLD, N_ALL = 100, 120

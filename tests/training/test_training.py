@@ -1,4 +1,4 @@
-"""Training one shard: interruption never changes a bit, schedules, early stopping, the traffic counter."""
+"""Training one shard: interruption never changes a bit, schedules, early stopping, sockets."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ from torch import nn
 from mach.config import Config
 from mach.data.batch import read_batch, read_classes
 from mach.data.store import Store
-from mach.errors import ConfigError, StorageError
+from mach.errors import ConfigError, StorageError, TrainingError, TrainingStoppedError
 from mach.files.places import HOST
 from mach.files.tensors import digest_of, map_tensors
 from mach.networks.steps import Steps
 from mach.runs.repetition import RepetitionFiles
 from mach.runs.run import Run
 from mach.runs.status import status
-from mach.runs.traffic import PeerTraffic
 from mach.training.setup import set_up
 from mach.training.shard import ShardJob, train_shard
-from mach.training.trainer import Progress, Trainer, TrainingError, TrainingStoppedError
+from mach.training.trainer import Progress, Trainer
 
 
 def job_of(config: Config, path: Path, *repetitions: int, **sections: dict) -> tuple[Run, ShardJob]:
@@ -166,10 +165,11 @@ class TalkingTrunk(nn.Module):
 def test_a_repetition_that_communicates_is_refused(config: Config, tmp_path: Path):
     network = {"trunk": "tests.training.test_training:TalkingTrunk"}
     run, job = job_of(config, tmp_path / "run", 0, network=network, training={"epochs": 1})
-    traffic = PeerTraffic()
-    for _ in range(2):  # the trunk talks only once, but it is not forgotten
-        with pytest.raises(TrainingError, match="repetitions must not communicate"):
-            train_shard(job, traffic=traffic)
+    for _ in range(2):
+        with pytest.raises(TrainingError, match="repetition 0 opened a socket: repetitions must not communicate"):
+            train_shard(job)
+    assert not TalkingTrunk.sockets
+    socket.socket().close()  # outside of training everybody may
     assert not run.repetition(0).is_done
 
 
@@ -196,12 +196,6 @@ def test_what_killed_writers_left_is_swept(config: Config, tmp_path: Path):
     os.utime(str(leftovers["old"]), (1, 1))
     train_shard(job)
     assert [name for name, leftover in leftovers.items() if leftover.exists()] == ["alive", "elsewhere"]
-
-
-def test_nothing_is_exchanged_while_training(trained: Path):
-    for repetition in range(3):
-        done = Run.open(trained).repetition(repetition).summary()
-        assert (done.peer_bytes, done.peer_sockets) == (0, 0)
 
 
 def test_batches_hold_the_rows_asked_for(config: Config, tmp_path: Path):

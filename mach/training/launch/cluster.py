@@ -146,13 +146,7 @@ class Worker:
     def messages(self) -> list[Message]:
         """What the process has to tell, as soon as there is something; its end is told last."""
         assert self._process is not None
-        messages, message = [], self._process.channel.receive()
-        while message is not None:
-            messages.append(message)
-            if not self._process.channel.has_message():
-                return messages
-            message = self._process.channel.receive()
-        return [*messages, {"kind": "lost", "cause": f"the process on {node_name()} {self._process.ending()}"}]
+        return self._process.messages(f"the process on {node_name()}")
 
     def order(self, order: Message) -> None:
         """Pass an order to the process."""

@@ -1,17 +1,14 @@
-"""What a person sees while a run trains: one live table for all repetitions, plain lines elsewhere."""
+"""What a person sees while a run trains: a live line for every repetition, plain lines where there is no terminal."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
 if TYPE_CHECKING:
     from mach.training.trainer import Progress
@@ -44,44 +41,39 @@ def bars(console: Console) -> Iterator[Report]:
 
 
 class Display:
-    """Live table on a terminal, a line an epoch and event otherwise; a context manager.
+    """Live lines on a terminal, a line an epoch and event otherwise; a context manager.
 
-    Parameters
-    ----------
-    console : Console
-        Usually on standard error, so that standard output stays free for results.
-    repetitions : list of int
-        All repetitions of the run.
-    finished : list of int
-        Those that need no training.
-    report : callable
-        Told how far all of them together are.
+    ``console`` is usually on standard error, so that standard output stays free for results. ``report`` is told how far
+    all repetitions together are; those that are ``finished`` need no training.
     """
 
     def __init__(self, console: Console, repetitions: list[int], finished: list[int], report: Report = silence) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
         self._console, self._report = console, report
-        self._done = {r: float(r in finished) for r in repetitions}
-        self._status = {r: "finished before" if r in finished else "waiting" for r in repetitions}
-        self._progress: dict[int, Progress] = {}
-        self._seconds_left: float | None = None
-        self._started = time.monotonic()
-        self._live = Live(console=console, auto_refresh=False, transient=False) if console.is_terminal else None
+        texts = [TextColumn(f"{{task.{name}}}") for name in ("description", "fields[status]", "fields[figures]")]
+        self._lines = Progress(
+            *texts, BarColumn(), TimeElapsedColumn(), console=console, disable=not console.is_terminal
+        )
+        self._all = self._lines.add_task("training", total=len(repetitions), status="", figures="")
+        self._tasks = {
+            r: self._lines.add_task(f"repetition {r}", total=1, status="waiting", figures="") for r in repetitions
+        }
+        for r in finished:
+            self._lines.update(self._tasks[r], completed=1, status="finished before")
 
     def __enter__(self) -> Self:
-        if self._live:
-            self._live.start()
+        self._lines.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live:
-            self._live.update(self._table(), refresh=True)
-            self._live.stop()
+    def __exit__(self, *exception: object) -> None:
+        self._lines.stop()
 
     def set(self, repetition: int, status: str) -> None:
         """Where a repetition is, or that it waits or is finished."""
-        self._set(repetition, status)
+        self._lines.update(self._tasks[repetition], status=status)
+        if not self._console.is_terminal:
+            self.note(f"repetition {repetition}: {status}")
         if status == "finished":
             self._tell(repetition, 1.0)
 
@@ -91,96 +83,53 @@ class Display:
 
     def seconds_left(self, seconds: float | None) -> None:
         """How long the whole run will take from now; None: not known yet."""
-        self._seconds_left = seconds
+        left = "estimating" if seconds is None else f"about {_duration(seconds)} left"
+        self._lines.update(self._all, figures=left)
 
     def event(self, repetition: int, text: str) -> None:
         """Something out of the ordinary, such as a lost worker."""
-        self._set(repetition, text, loud=True)
+        self._lines.update(self._tasks[repetition], status=text)
+        self.note(f"repetition {repetition}: {text}")
 
     def progressed(self, progress: Progress) -> None:
-        self._progress[progress.repetition] = progress
+        figures = (
+            f"epoch {progress.epoch}/{progress.n_epochs}, loss {progress.loss:.3f}, "
+            f"bucket P@1 {100 * progress.bucket_precision:.1f}, {progress.rows_per_second:,.0f} rows/s, "
+            f"{_duration(progress.seconds_left)} left"
+        )
+        self._lines.update(self._tasks[progress.repetition], figures=figures)
         self._tell(progress.repetition, progress.step / max(progress.n_steps, 1))
-        if self._live:
-            self._live.update(self._table(), refresh=True)
-        elif progress.step * progress.n_epochs == progress.epoch * progress.n_steps:  # the end of an epoch
-            self._console.print(
-                f"repetition {progress.repetition}: epoch {progress.epoch}/{progress.n_epochs}, "
-                f"loss {progress.loss:.3f}, bucket P@1 {100 * progress.bucket_precision:.1f}, "
-                f"{progress.rows_per_second:,.0f} rows/s, {_duration(progress.seconds_left)} left",
-                highlight=False,
-                soft_wrap=True,
-            )
+        ends_epoch = progress.step * progress.n_epochs == progress.epoch * progress.n_steps
+        if ends_epoch and not self._console.is_terminal:
+            self.note(f"repetition {progress.repetition}: {figures}")
 
     def _tell(self, repetition: int, fraction: float) -> None:
-        self._done[repetition] = fraction
-        self._report("training", sum(self._done.values()) / len(self._done))
-
-    def _set(self, repetition: int, status: str, *, loud: bool = False) -> None:
-        self._status[repetition] = status
-        if self._live:
-            if loud:
-                self._live.console.print(f"repetition {repetition}: {status}", highlight=False, soft_wrap=True)
-            self._live.update(self._table(), refresh=True)
-        else:
-            self._console.print(f"repetition {repetition}: {status}", highlight=False, soft_wrap=True)
-
-    def _table(self) -> Table:
-        table = Table(title=f"training, {_duration(time.monotonic() - self._started)} so far, {self._left()}")
-        for name in ("repetition", "where", "epoch", "loss", "bucket P@1", "rows/s", "left"):
-            table.add_column(name, justify="left" if name == "where" else "right")
-        for repetition, status in self._status.items():
-            table.add_row(str(repetition), status, *_cells(self._progress.get(repetition)))
-        return table
-
-    def _left(self) -> str:
-        running = [p for r, p in self._progress.items() if self._status[r] not in ("waiting", "finished")]
-        speed = f"{sum(p.rows_per_second for p in running):,.0f} rows/s, " if running else ""
-        return speed + ("estimating" if self._seconds_left is None else f"about {_duration(self._seconds_left)} left")
+        self._lines.update(self._tasks[repetition], completed=fraction)
+        n_done = sum(self._lines.tasks[task].completed for task in self._tasks.values())
+        self._lines.update(self._all, completed=n_done)
+        self._report("training", n_done / len(self._tasks))
 
 
 class StageDisplay(Display):
     """One line for a stage of a re-ranker, and one for whatever goes wrong with its parts.
 
-    Parameters
-    ----------
-    console : Console
-    stage : str
-    n_parts : int
-        To make.
-    first : int
-        The number of the stage's first part among those of all stages.
-    report : callable
+    ``first`` is the number of the stage's first part among those of all stages.
     """
 
     def __init__(self, console: Console, stage: str, n_parts: int, first: int, report: Report = silence) -> None:
         super().__init__(console, [], [], report)
-        self._live, self._stage, self._n_parts, self._first = None, stage, n_parts, first
-        self.note(f"re-ranker: {stage}, {n_parts} parts to make")
+        self._stage, self._n_parts, self._first = f"re-ranker: {stage}", n_parts, first
+        self._finished: set[int] = set()
+        self.note(f"{self._stage}, {n_parts} parts to make")
 
     def set(self, repetition: int, status: str) -> None:
         if status == "finished":
-            self._done[repetition] = 1.0
-            self._report(f"re-ranker: {self._stage}", len(self._done) / self._n_parts)
+            self._finished.add(repetition)
+            self._report(self._stage, len(self._finished) / self._n_parts)
 
     def event(self, repetition: int, text: str) -> None:
-        self.note(f"re-ranker: {self._stage}, part {repetition - self._first}: {text}")
-
-
-def _cells(progress: Progress | None) -> list[str]:
-    if progress is None:
-        return [""] * 5
-    return [
-        f"{progress.epoch}/{progress.n_epochs}",
-        f"{progress.loss:.3f}",
-        f"{100 * progress.bucket_precision:.1f}",
-        f"{progress.rows_per_second:,.0f}",
-        _duration(progress.seconds_left),
-    ]
+        self.note(f"{self._stage}, part {repetition - self._first}: {text}")
 
 
 def _duration(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return str(timedelta(seconds=round(seconds))) if math.isfinite(seconds) else "?"

@@ -136,19 +136,16 @@ class Crew:
                     )
 
     def _train_here(self, run: Run, store: Store, shards: list[Shard], host_memory: str, display: Display) -> None:
-        from mach.runs.traffic import PeerTraffic
         from mach.training.shard import ShardJob, train_shard
 
         device = self.device or ("cuda:0" if self.launch.gpus else "cpu")
         options: dict[str, Any] = {"threads": self.launch.threads, "device": device, "host_memory": host_memory}
-        traffic = PeerTraffic()
-        # other threads of this process may open sockets, and that is no talk between repetitions
-        with torch_kept(), traffic.paused():
+        with torch_kept():
             for shard in shards:
                 for r in shard:
                     display.set(r, f"here, {device}")
                 job = ShardJob(str(run.path), str(store.path), shard, trunk=run.trunk, **options)
-                train_shard(job, report=display.progressed, traffic=traffic)
+                train_shard(job, report=display.progressed, is_alone=False)
                 for r in shard:
                     display.set(r, "finished")
 

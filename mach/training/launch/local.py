@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import selectors
 import time
+from multiprocessing.connection import wait
 
 from mach.config import LaunchConfig
 from mach.data.store import Store
@@ -29,31 +29,23 @@ class LocalPool:
         self._job |= job | for_workers(run.agreed_trunk())
         self._gpus = launch.gpus
         self._workers: dict[int, WorkerProcess] = {}
-        self._selector = selectors.DefaultSelector()
 
     def start(self, worker: int) -> None:
         device = f"cuda:{int(worker * self._gpus)}" if self._gpus else "cpu"  # halves: workers 0 and 1 share the first
-        process = WorkerProcess(self._job | {"where": f"worker {worker} {device}", "device": device})
-        self._workers[worker] = process
-        self._selector.register(process.channel, selectors.EVENT_READ, worker)
+        self._workers[worker] = WorkerProcess(self._job | {"where": f"worker {worker} {device}", "device": device})
 
     def send(self, worker: int, order: Message) -> None:
         if worker in self._workers:
             self._workers[worker].channel.send(order)
 
     def receive(self, timeout_seconds: float) -> list[tuple[int, Message]]:
-        messages = []
-        for key, _ in self._selector.select(timeout_seconds):
-            worker: int = key.data
-            channel = self._workers[worker].channel
-            message = channel.receive()
-            while message is not None:
-                messages.append((worker, message))
-                if not channel.has_message():
-                    break
-                message = channel.receive()
-            else:
-                messages.append((worker, {"kind": "lost", "cause": f"worker {worker} {self._remove(worker).ending()}"}))
+        wait([process.channel.fileno() for process in self._workers.values()], timeout_seconds)
+        messages: list[tuple[int, Message]] = []
+        for worker, process in list(self._workers.items()):
+            if process.channel.has_message():
+                messages += [(worker, message) for message in process.messages(f"worker {worker}")]
+                if messages[-1][1]["kind"] == "lost":
+                    del self._workers[worker]
         return messages
 
     def now(self) -> float:
@@ -63,10 +55,5 @@ class LocalPool:
         for process in self._workers.values():
             process.channel.send({"stop": True})
         deadline = time.monotonic() + STOP_SECONDS
-        for worker in list(self._workers):
-            self._remove(worker).leave(deadline)
-
-    def _remove(self, worker: int) -> WorkerProcess:
-        process = self._workers.pop(worker)
-        self._selector.unregister(process.channel)
-        return process
+        while self._workers:
+            self._workers.popitem()[1].leave(deadline)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Connection
 from typing import Any
 
 STOP_SECONDS = 60.0  # a worker saves its state within a step and a write
@@ -21,11 +21,10 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 
 
 class Channel:
-    """One end of a driver-worker connection; a message is one JSON object a line."""
+    """One end of a driver-worker connection; a message is one JSON object."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
-        self._buffer = b""
+    def __init__(self, descriptor: int) -> None:
+        self._connection = Connection(descriptor)
 
     def fileno(self) -> int:
         return self._connection.fileno()
@@ -33,25 +32,19 @@ class Channel:
     def send(self, message: dict[str, Any]) -> None:
         """Send one message; a peer that is gone is found out by `receive`."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._connection.sendall(json.dumps(message).encode() + b"\n")
+            self._connection.send_bytes(json.dumps(message).encode())
 
     def receive(self) -> dict[str, Any] | None:
         """Wait for a message; None when the other end is gone."""
-        while b"\n" not in self._buffer:
-            try:
-                data = self._connection.recv(65536)
-            except ConnectionResetError:
-                data = b""
-            if not data:
-                return None
-            self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        message: dict[str, Any] = json.loads(line)
+        try:
+            message: dict[str, Any] = json.loads(self._connection.recv_bytes())
+        except (EOFError, OSError):
+            return None
         return message
 
     def has_message(self) -> bool:
         """Whether `receive` would return at once, be it with None."""
-        return b"\n" in self._buffer or bool(select.select([self._connection], [], [], 0)[0])
+        return self._connection.poll()
 
     def close(self) -> None:
         self._connection.close()
@@ -60,10 +53,7 @@ class Channel:
 class WorkerProcess:
     """Runs `mach.training.launch.worker`; thread counts are set before its first import, as they must be.
 
-    Parameters
-    ----------
-    job : dict
-        ``run``, ``store``, ``threads``, ``device`` and ``report_seconds``, as the worker reads them.
+    ``job`` has ``run``, ``store``, ``threads``, ``device`` and ``report_seconds``, as the worker reads them.
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -77,9 +67,17 @@ class WorkerProcess:
             env=os.environ | dict.fromkeys(_THREAD_VARIABLES, str(job["threads"])),
         )
         theirs.close()
-        self.pid = self._process.pid
-        self.channel = Channel(ours)
+        self.channel = Channel(ours.detach())
         self.channel.send(job)
+
+    def messages(self, name: str) -> list[dict[str, Any]]:
+        """What the process has to tell, as soon as there is something; its end is told last, under a name."""
+        messages = []
+        while (message := self.channel.receive()) is not None:
+            messages.append(message)
+            if not self.channel.has_message():
+                return messages
+        return [*messages, {"kind": "lost", "cause": f"{name} {self._ending()}"}]
 
     def leave(self, deadline: float | None = None) -> None:
         """Wait for the process to save its state after an order to stop; kill it at the (monotonic) deadline."""
@@ -88,10 +86,9 @@ class WorkerProcess:
             self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             self._process.kill()
-        self.ending()
+        self._ending()
 
-    def ending(self) -> str:
-        """Wait for the process and say how it ended."""
+    def _ending(self) -> str:
         code = self._process.wait()
         self.channel.close()
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"left with exit code {code}"

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median
+from typing import NamedTuple
 
 Shard = tuple[int, ...]  # the repetitions that a worker trains together
 
@@ -24,9 +25,8 @@ ATTEMPTS = 3  # failures without progress after which a shard is given up: one m
 FAILURE_WEIGHT = 5  # deaths that weigh as much as one failure
 SLOW = 0.8  # of the median speed: below it a worker counts as slow, and a copy must promise to end so much earlier
 LAG = 1 / 8  # of a shard: what a waiting one must lag behind before a running one makes room for it
-HOPELESS = 4  # times what a further copy would take: both holders of a shard must have got so slow
-MOVE_SECONDS = 5.0  # what must be gained at least: to move a shard costs some
 CHUNK = 1 / 16  # of a shard: how often a worker is asked whether it should make room
+MOVE_SECONDS = 5.0  # what must be gained at least: to move a shard costs some
 
 
 def shards_of(repetitions: list[int], size: int | None) -> list[Shard]:
@@ -35,16 +35,8 @@ def shards_of(repetitions: list[int], size: int | None) -> list[Shard]:
     return [tuple(repetitions[begin : begin + size]) for begin in range(0, len(repetitions), size)]
 
 
-@dataclass(frozen=True)
-class Order:
-    """What a worker is to do.
-
-    Parameters
-    ----------
-    shard : tuple of int
-    exclusive : bool
-        False for a second copy of a shard that another worker still trains.
-    """
+class Order(NamedTuple):
+    """What a worker is to do; not ``exclusive`` where it makes a second copy of what another one still trains."""
 
     shard: Shard
     exclusive: bool = True
@@ -60,6 +52,11 @@ class _Item:
     is_finished: bool = False
     holders: set[int] = field(default_factory=set)
     failed_on: set[int] = field(default_factory=set)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it needs no worker: finished, or trained by another one."""
+        return self.is_finished or bool(self.holders)
 
 
 @dataclass
@@ -82,17 +79,9 @@ class _Worker:
 class Schedule:
     """Which shard goes where next, and when to give one up.
 
-    Parameters
-    ----------
-    shards : iterable of tuple of int
-        Those to train, in the order in which they are handed out.
-    attempts : int, optional
-        A shard that fails so many times in a row without getting further is given up. Losses that follow progress
-        are free: a run survives any number of kills as long as it moves between them.
-
-    Notes
-    -----
-    ``now`` is any clock in seconds. Cost of a call: O(workers + waiting shards) at most.
+    Shards are handed out in the order given. One that fails ``attempts`` times in a row without getting further is
+    given up. Losses that follow progress are free: a run survives any number of kills as long as it moves between them.
+    ``now`` is any clock in seconds. A call costs O(workers + waiting shards) at most.
     """
 
     def __init__(self, shards: Iterable[Shard], attempts: int = ATTEMPTS) -> None:
@@ -136,13 +125,14 @@ class Schedule:
             return None
         item = self._first_waiting(worker)
         is_waiting = item is not None
-        if item is not None and self._would_end_last(item.saved_step, free, now):
+        if item is None:
+            item = self._straggler_for(worker, now)
+        elif self._would_end_last(item.saved_step, free, now):
             return None
-        item = item or self._straggler_for(worker, now)
+        else:
+            self._waiting.remove(item)
         if item is None:
             return None
-        if is_waiting:
-            self._waiting.remove(item)
         item.holders.add(worker)
         free.item, free.since, free.first_step = item, now, None
         free.step = free.checked_step = item.saved_step
@@ -191,7 +181,7 @@ class Schedule:
         """A worker saved its shard on request and is free; unless another has finished it, it waits."""
         at = self._workers[worker]
         item = self._take_from(at, worker)
-        if item is not None and not self._is_settled(item):
+        if item is not None and not item.is_settled:
             item.saved_step = max(at.step, item.saved_step)
             self._waiting.append(item)
 
@@ -220,13 +210,13 @@ class Schedule:
         speeds = [speed for at in self._workers.values() if at.item and (speed := at.speed_now(now))]
         if not speeds or not self._n_steps:
             return None
-        held = dict.fromkeys(at.item for at in self._workers.values() if at.item and not at.item.is_finished)
-        n_done = sum(item.saved_step for item in self._waiting) + sum(map(self._step_of, held))
+        n_done = sum(item.saved_step for item in self._waiting)
+        n_done += sum(max(self._workers[number].step for number in item.holders) for item in self._held())
         return (self.n_unfinished * self._n_steps - n_done) / sum(speeds)
 
-    def _step_of(self, item: _Item) -> int:
-        """Where its training is now, which after a loss is less far than it has been."""
-        return max((self._workers[number].step for number in item.holders), default=item.saved_step)
+    def _held(self) -> list[_Item]:
+        """What is being trained, and not finished by another one."""
+        return list(dict.fromkeys(at.item for at in self._workers.values() if at.item and not at.item.is_finished))
 
     def _first_waiting(self, worker: int) -> _Item | None:
         """In the queue's order, but the one with the most steps left in the tail.
@@ -270,13 +260,11 @@ class Schedule:
         if not speed:
             return None
         slowest, longest = None, 0.0
-        for item in dict.fromkeys(at.item for at in self._workers.values() if at.item):
-            if item.is_finished or worker in item.failed_on:
+        for item in self._held():
+            if worker in item.failed_on:
                 continue
             here = (self._n_steps - item.saved_step) / speed
             there = min(self._seconds_for(self._workers[holder], now, here) for holder in item.holders)
-            if len(item.holders) > 1 and there < HOPELESS * here:
-                continue
             if here < min(SLOW * there, there - MOVE_SECONDS) and there > longest:
                 slowest, longest = item, there
         return slowest
@@ -292,15 +280,11 @@ class Schedule:
         got_further = item.steps_at_loss is not None and steps != item.steps_at_loss
         item.fruitless = (0 if got_further else item.fruitless) + weight
         item.steps_at_loss = steps
-        if not self._is_settled(item):
+        if not item.is_settled:
             if hopeless or item.fruitless >= FAILURE_WEIGHT * self.attempts:
                 self.given_up[item.shard] = cause
             else:
                 self._waiting.appendleft(item)  # it has a head start: finish it first
-
-    def _is_settled(self, item: _Item) -> bool:
-        """Whether it needs no worker: finished, or trained by another one."""
-        return item.is_finished or bool(item.holders)
 
     @staticmethod
     def _take_from(at: _Worker, number: int) -> _Item | None:

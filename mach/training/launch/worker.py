@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -20,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mach.errors import ConfigError, MachError
+from mach.errors import ConfigError, MachError, TrainingError, TrainingStoppedError
 from mach.files.places import place
 from mach.networks.trunk import find_as
 from mach.runs.run import Run
@@ -48,20 +47,16 @@ class _Work(Protocol):
 class _Repetitions:
     """The training of repetitions."""
 
-    def __init__(self, job: dict[str, Any]) -> None:
-        from mach.runs.traffic import PeerTraffic
-        from mach.training.trainer import TrainingError
+    hopeless = (ConfigError, TrainingError)
 
+    def __init__(self, job: dict[str, Any]) -> None:
         self._job, self._run = job, Run(place(job["run"]))
-        self._traffic = PeerTraffic()  # one for the process's life: what a failed attempt exchanged still counts
-        self.hopeless = (ConfigError, TrainingError)
 
     def files(self, number: int) -> RepetitionFiles:
         return self._run.repetition(number)
 
     def do(self, order: dict[str, Any], report: Callable[[Progress], None], should_stop: Callable[[], bool]) -> bool:
         from mach.training.shard import ShardJob, train_shard
-        from mach.training.trainer import TrainingStoppedError
 
         job = self._job
         shard = ShardJob(
@@ -75,7 +70,7 @@ class _Repetitions:
             trunk=job.get("trunk"),
         )
         try:
-            train_shard(shard, report=report, should_stop=should_stop, traffic=self._traffic)
+            train_shard(shard, report=report, should_stop=should_stop)
         except TrainingStoppedError:
             return False
         return True
@@ -104,7 +99,7 @@ def main(descriptor: int) -> None:
     told_to_stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: told_to_stop.set())  # a whole group may be told at once
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver hears it and asks us
-    channel = Channel(socket.socket(fileno=descriptor))
+    channel = Channel(descriptor)
     job = channel.receive()
     if job is None:
         return
