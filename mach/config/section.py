@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,3 +17,15 @@ class Section(BaseModel):
     """Base of all sections: immutable, strict types, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    def changed(self, **values: Any) -> Self:
+        """A copy with other values, which nothing checks; those of a section within it come as a dictionary."""
+        mine = {name: getattr(self, name) for name in values}
+        return self.model_copy(
+            update={
+                name: mine[name].changed(**value)
+                if isinstance(mine[name], Section) and isinstance(value, dict)
+                else value
+                for name, value in values.items()
+            }
+        )

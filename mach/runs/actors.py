@@ -41,26 +41,9 @@ def serve(
     timeout_seconds: float = 10.0,
     start_seconds: float = 120.0,
 ) -> RemoteScorer:
-    """Start actors that keep the repetitions, on as many nodes as there are.
+    """Start actors that keep finished repetitions, each a stretch of them, on as many nodes as there are.
 
-    Parameters
-    ----------
-    run : Run
-        All nodes see it under the same path or URL.
-    repetitions : list of int
-        Finished ones; each actor keeps a stretch of them.
-    address : str, optional
-        Head of the Ray cluster, ``host:port``; by default as Ray finds it.
-    workers : int, optional
-        Actors; by default as many as find a place on the cluster, at most one a repetition.
-    threads : int
-        Threads of an actor, and processors that Ray reserves for it.
-    resources : dict, optional
-        Custom Ray resources of an actor.
-    timeout_seconds : float
-        After so long a batch is answered without the actors that have not answered it.
-    start_seconds : float
-        How long to wait for all actors to be ready.
+    All nodes see the run under the same path or URL. `mach.load` says what the arguments are.
 
     Raises
     ------
@@ -83,17 +66,9 @@ def serve(
 
 
 class ScoreServer:
-    """The actor: maps the weights of some repetitions on its node.
+    """The actor: maps the weights of some repetitions on its node, which sees the run under ``path``.
 
-    Parameters
-    ----------
-    path : str
-        Of the run, as its node sees it.
-    fingerprints : tuple of str
-        Of the data and the configuration that the run must have.
-    repetitions : list of int
-    job : dict
-        Of `mach.networks.trunk.for_workers`.
+    The run must have these fingerprints (`fingerprints_of`); ``job`` is of `mach.networks.trunk.for_workers`.
     """
 
     def __init__(self, path: str, fingerprints: tuple[str, str], repetitions: list[int], job: dict[str, Any]) -> None:

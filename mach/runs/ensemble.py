@@ -140,17 +140,9 @@ class Ensemble:
         allowed: Subset | None = None,
         budget: int | None = None,
     ) -> TopK:
-        """Best k trained classes by aggregate, see `mach.sketch.decoder.Decoder.topk`.
+        """Best k trained classes by aggregate, among the allowed ones; see `mach.sketch.decoder.Decoder.topk`.
 
-        Parameters
-        ----------
-        probs_NRB, columns
-            From `answered`.
-        k : int
-        allowed : Subset, optional
-            Trained classes that may be returned.
-        budget : int, optional
-            Most classes to score a query.
+        ``probs_NRB`` and ``columns`` are from `answered`; at most ``budget`` classes are scored a query.
         """
         return self._decoder(columns).topk(probs_NRB, k, allowed_K=allowed, budget=budget)
 

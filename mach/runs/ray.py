@@ -17,7 +17,6 @@ from mach.errors import ConfigError, IncompleteRunError, MachError
 
 CALLS_AT_ONCE = 4  # threads of an actor: one waits for messages while others take orders
 
-
 _sharing: set[Cluster] = set()  # those that use the one connection of this process, if the first of them made it
 
 
@@ -27,22 +26,12 @@ class ActorLostError(MachError):
 
 @dataclass(frozen=True)
 class Resources:
-    """What Ray reserves for one actor; it places the actor where so much is free.
-
-    Parameters
-    ----------
-    cpus, gpus : float
-        Shares of processors; a fraction of a GPU is shared with other actors.
-    memory_bytes : int
-        Main memory; 0: not counted.
-    custom : dict
-        Resources that the nodes of a cluster announce, such as ``{"fast_disk": 1}``.
-    """
+    """What Ray reserves for one actor; it places the actor where so much is free."""
 
     cpus: float = 1.0
-    gpus: float = 0.0
-    memory_bytes: int = 0
-    custom: dict[str, float] = field(default_factory=dict)
+    gpus: float = 0.0  # a fraction of one is shared with other actors
+    memory_bytes: int = 0  # 0: not counted
+    custom: dict[str, float] = field(default_factory=dict)  # what nodes announce, such as {"fast_disk": 1}
 
 
 class Cluster:
@@ -104,19 +93,10 @@ class Cluster:
     def start(
         self, kind: type, *arguments: Any, resources: Resources, here: bool = False, spread: bool = False
     ) -> Actor:
-        """Ask for an actor of a class; it comes to life when and where its resources are free.
+        """Ask for an actor of a plain class; it comes to life when and where its resources are free.
 
-        Parameters
-        ----------
-        kind : type
-            A plain class; its methods run in threads, several at once.
-        *arguments
-            Of its constructor.
-        resources : Resources
-        here : bool
-            On the node of this process.
-        spread : bool
-            Over as many nodes as there are, where Ray fills one after the other by default.
+        Its methods run in threads, several at once. ``here`` is on the node of this process; ``spread`` over as many
+        nodes as there are, where Ray fills one after the other by default.
         """
         options: dict[str, Any] = {
             "num_cpus": resources.cpus,
@@ -134,7 +114,7 @@ class Cluster:
 
             node = self._ray.get_runtime_context().get_node_id()
             options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=False)
-        return Actor(self._ray, self._ray.remote(**options)(kind).remote(*arguments))
+        return Actor(self._ray.remote(**options)(kind).remote(*arguments))
 
     def wait(self, calls: Iterable[Call], timeout_seconds: float | None = None) -> list[Call]:
         """Those of the calls that have ended, as soon as one has; none after the timeout."""
@@ -161,7 +141,6 @@ class Call:
     """A running or ended call of an actor's method."""
 
     reference: Any
-    _ray: Any
 
     def result(self, timeout_seconds: float | None = None) -> Any:
         """What the method returned; waits for it.
@@ -174,9 +153,11 @@ class Call:
             What the method raised.
         TimeoutError
         """
-        errors = self._ray.exceptions
+        import ray
+        from ray import exceptions as errors
+
         try:
-            return self._ray.get(self.reference, timeout=timeout_seconds)
+            return ray.get(self.reference, timeout=timeout_seconds)
         except errors.GetTimeoutError as error:
             raise TimeoutError(f"no answer within {timeout_seconds} s") from error
         except errors.RayTaskError as error:
@@ -186,28 +167,21 @@ class Call:
 
 
 class Actor:
-    """A handle on an actor."""
+    """A handle on an actor; other actors may hold it."""
 
-    def __init__(self, ray: Any, handle: Any) -> None:
-        self._ray, self._handle = ray, handle
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
 
     def call(self, method: str, *arguments: Any) -> Call:
         """Begin a call; returns at once."""
-        return Call(getattr(self._handle, method).remote(*arguments), self._ray)
+        return Call(getattr(self._handle, method).remote(*arguments))
 
     def kill(self) -> None:
         """End the actor's process, or withdraw the request for it."""
-        with contextlib.suppress(self._ray.exceptions.RayError, ValueError):
-            self._ray.kill(self._handle)
+        import ray
 
-    def __reduce__(self) -> Any:  # actors may hold actors: only the handle travels
-        return _actor, (self._handle,)
-
-
-def _actor(handle: Any) -> Actor:
-    import ray
-
-    return Actor(ray, handle)
+        with contextlib.suppress(ray.exceptions.RayError, ValueError):
+            ray.kill(self._handle)
 
 
 def node_name() -> str:

@@ -42,20 +42,10 @@ class Scorer(Protocol):
 
 
 class LocalScorer:
-    """Weights mapped into this process; see `Scorer`.
+    """Weights of finished repetitions, mapped into this process; see `Scorer`.
 
-    Parameters
-    ----------
-    run : Run
-    repetitions : list of int
-        Finished ones.
-
-    Raises
-    ------
-    StorageError
-        When a file is damaged or of another run.
-    ConfigError
-        When its networks have a trunk that the caller did not pass.
+    StorageError when a file is damaged or of another run, ConfigError when its networks have a trunk that the caller
+    did not pass.
     """
 
     def __init__(self, run: Run, repetitions: list[int]) -> None:
@@ -63,7 +53,6 @@ class LocalScorer:
         self._trunk = run.agreed_trunk()
         shapes = shapes_of(run) | run.table_shapes
         self.weights = [run.load_weights(r, shapes) for r in repetitions]
-        self._columns = tuple(range(len(repetitions)))
         self._view = RowView(power=run.config.network.power)
         self._shape = run.config.hashing.heads, int(run.manifest.assignment["n_buckets"])
 
@@ -77,7 +66,7 @@ class LocalScorer:
         for r, (weights, trunk) in enumerate(asked):
             logits_NJB = bucket_logits(weights, batch, trunk).reshape(-1, n_heads, n_buckets)
             probs_NRJB[:, r] = named(self._run.manifest.loss).probabilities(logits_NJB)
-        return probs_NRJB.reshape(len(batch), len(asked) * n_heads, n_buckets), self._columns[:n_repetitions]
+        return probs_NRJB.reshape(len(batch), len(asked) * n_heads, n_buckets), tuple(range(len(asked)))
 
     def sizes(self) -> dict[str, int]:
         return {

@@ -28,13 +28,7 @@ def status(run: Run, repetition: int) -> dict[str, Any]:
 
 
 def outlook(rows: Sequence[dict[str, Any]]) -> str:
-    """One line about the whole run: how many repetitions are finished, and how long the rest may take.
-
-    Parameters
-    ----------
-    rows : sequence of dict
-        From `status`, of all repetitions.
-    """
+    """One line about the whole run, from the `status` of all repetitions: how much is finished, and what is left."""
     n_finished = sum(row["state"] == "finished" for row in rows)
     training = [row for row in rows if row["state"] == "training" and row["seconds_left"] is not None]
     line = f"{n_finished} of {len(rows)} repetitions finished"

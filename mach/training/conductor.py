@@ -125,7 +125,8 @@ def train(
     run, store = _set_up(options, where, console, report, trunk)
     _refuse_missing(repetitions, run.config.hashing.repetitions)
     crew = _crew(options, device, console, report)
-    _train(run, store, crew, None if repetitions is None else sorted(set(repetitions)))
+    crew.train(run, store, None if repetitions is None else sorted(set(repetitions)))
+    train_reranker(run, store, crew)
     report("calibrating", 0.0)
     calibrated = calibrate_when_due(run, store)
     if calibrated is not None:
@@ -191,7 +192,8 @@ def train_reranker(run: Run, store: Store, crew: Crew, *, settings: FitSettings 
 
     def train_pilot(config: Config, path: Place) -> Run:
         pilot, rows = _set_up(config, path, crew.console, crew.report, run.trunk)
-        _train(pilot, rows, crew, settings=training.settings)
+        crew.train(pilot, rows)
+        train_reranker(pilot, rows, crew, settings=training.settings)
         return pilot
 
     try:
@@ -213,17 +215,6 @@ def train_reranker(run: Run, store: Store, crew: Crew, *, settings: FitSettings 
         crew.say(line)
 
 
-def _train(
-    run: Run,
-    store: Store,
-    crew: Crew,
-    repetitions: list[int] | None = None,
-    settings: FitSettings | None = None,
-) -> None:
-    crew.train(run, store, repetitions)
-    train_reranker(run, store, crew, settings=settings)
-
-
 def _set_up(config: Config, path: Place, console: Console, report: Report, trunk: Trunk | None) -> tuple[Run, Store]:
     with bars(console) as draw:
 
@@ -240,7 +231,7 @@ def _crew(config: Config, device: str | None, console: Console, report: Report) 
         device = "cuda:0"
     if device not in {None, "cpu"} and not launch.gpus:
         share = 1.0 / (launch.workers or 1) if launch.launcher == "local" else 1.0
-        launch = launch.model_copy(update={"gpus": share})
+        launch = launch.changed(gpus=share)
     return Crew(launch, device, console, report)
 
 

@@ -40,17 +40,10 @@ Report = Callable[[str, float], None]
 
 @dataclass(frozen=True)
 class Origin:
-    """A finished run that others start from.
-
-    Parameters
-    ----------
-    run : Run
-    replay : float
-        Old rows a new one; 0: the run's data are not needed.
-    """
+    """A finished run that others start from."""
 
     run: Run
-    replay: float
+    replay: float  # old rows a new one; 0: the run's data are not needed
 
     @classmethod
     def of(cls, config: Config) -> Origin | None:
@@ -88,13 +81,9 @@ class Origin:
         updates: dict[str, dict[str, Any]] = {
             "data": dict.fromkeys(OWN),
             "training": training,
-            "reranking": {
-                "candidates": theirs.reranking.candidates if self.replay else 0,
-                "pilots": 0,
-            },
+            "reranking": {"candidates": theirs.reranking.candidates if self.replay else 0, "pilots": 0},
         }
-        sections = {name: getattr(theirs, name).model_copy(update=update) for name, update in updates.items()}
-        mine = completed(config, theirs.model_copy(update=sections))
+        mine = completed(config, theirs.changed(**updates))
         bound = [key for key in differing_keys(mine, theirs) if key.startswith(BOUND)]
         if bound:
             raise ConfigError(f"training.start: {self.run.path} has other weights than asked for: {'; '.join(bound)}")
@@ -139,13 +128,7 @@ class Origin:
         return self.run.manifest.n_rows + store.n_rows - store.n_old_rows
 
     def assignment(self, counts_K: NDArray[np.int64]) -> Assignment:
-        """The run's assignment, with buckets for the classes that are new (`mach.sketch.tables.grown`).
-
-        Parameters
-        ----------
-        counts_K : int64 array
-            Rows of all classes, the old ones first.
-        """
+        """The run's assignment, with buckets for the classes that are new, given the rows of all (`tables.grown`)."""
         seed = self.run.retired.get("hashing.seed", self.run.config.training.seed)
         return grown(self.buckets, counts_K, seed)
 

@@ -29,14 +29,7 @@ from mach.runs.run import Run
 def teach(training: RerankerTraining, train: Callable[[Config, Place], Run], say: Callable[[str], None]) -> None:
     """Have every pilot that has not taught yet trained to its end, and keep its examples.
 
-    Parameters
-    ----------
-    training : RerankerTraining
-        That of the run.
-    train : callable
-        Trains repetitions and re-ranker of a configuration into a folder.
-    say : callable
-        Told of every pilot.
+    ``train`` trains repetitions and re-ranker of a configuration into a folder; ``say`` is told of every pilot.
     """
     n_pilots = training.config.pilots
     for pilot in training.missing_pilots():
@@ -77,14 +70,7 @@ def _config(training: RerankerTraining, rows: Path) -> Config:
     )
     n_repetitions = config.hashing.repetitions
     hashing = {"repetitions": -(-n_repetitions // 2) if config.reranking.pilots == 1 else n_repetitions}
-    reranking = {"pilots": 0}
-    return config.model_copy(
-        update={
-            "data": data,
-            "hashing": config.hashing.model_copy(update=hashing),
-            "reranking": config.reranking.model_copy(update=reranking),
-        }
-    )
+    return config.changed(data=data, hashing=hashing, reranking={"pilots": 0})
 
 
 def _write(store: Store, rows: NDArray[np.int64], path: Path) -> None:

@@ -77,7 +77,7 @@ def before_reading(config: Config) -> Config:
         named(config.training.loss)
     if "row_features" in config.data.model_fields_set:
         return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"row_features": ROW_FEATURES})})
+    return config.changed(data={"row_features": ROW_FEATURES})
 
 
 def fill(config: Config, shape: Shape) -> Config:
@@ -121,16 +121,12 @@ def fill(config: Config, shape: Shape) -> Config:
         }
     if config.hashing.table is not None:
         choices.get("hashing", {}).pop("buckets", None)
-    updated = {}
+    left_open = {}
     for section, values in choices.items():
         given = getattr(config, section)
-        left_open = {
-            key: value
-            for key, value in values.items()
-            if key not in given.model_fields_set or getattr(given, key) is None
-        }
-        updated[section] = given.model_copy(update=left_open)
-    return config.model_copy(update=updated)
+        is_open = {key: key not in given.model_fields_set or getattr(given, key) is None for key in values}
+        left_open[section] = {key: value for key, value in values.items() if is_open[key]}
+    return config.changed(**left_open)
 
 
 def can_have_pilots(config: Config, shape: Shape) -> bool:

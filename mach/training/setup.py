@@ -9,13 +9,7 @@ from typing import Any
 import numpy as np
 
 from mach import __version__
-from mach.config import (
-    Config,
-    RerankingConfig,
-    completed,
-    differing_keys,
-    fingerprint,
-)
+from mach.config import Config, completed, differing_keys, fingerprint
 from mach.data.store import Store
 from mach.data.transfer import META, fetch_source, upload_store
 from mach.data.writer import storage_errors
@@ -94,7 +88,7 @@ def set_up(
                 f"data.row_features = {given.data.row_features}: the store {store.path} was prepared with "
                 f"{store.row_features}: leave the key out, or prepare the data anew"
             )
-        config = config.model_copy(update={"data": config.data.model_copy(update={"row_features": store.row_features})})
+        config = config.changed(data={"row_features": store.row_features})
     if store.n_rows == 0 or len(store.class_ids) == 0:
         raise ConfigError(
             f"{config.data.train} has {store.n_rows} rows and no class in them: there is nothing to learn: "
@@ -110,10 +104,9 @@ def set_up(
     if start is not None:
         manifest = manifest.model_copy(update={"n_rows": start.n_rows(store)})
     begun: dict[str, Any] = {} if start is None else {"weights": start.weights(), "last": start.keep_removed}
-    begun["trunk"] = trunk
     try:
         _share(config, store, path)
-        return Run.create(path, config, manifest, store, assignment, counts_K, **begun), store
+        return Run.create(path, config, manifest, store, assignment, counts_K, trunk=trunk, **begun), store
     except StorageError:
         if not Run.is_at(path):
             raise
@@ -124,8 +117,7 @@ def with_trunk(config: Config, trunk: Trunk | None) -> Config:
     """A configuration that names the trunk that the caller passed, unless it names one itself."""
     if trunk is None or config.network.trunk is not None:
         return config
-    network = config.network.model_copy(update={"trunk": name_of(trunk)})
-    return config.model_copy(update={"network": network})
+    return config.changed(network={"trunk": name_of(trunk)})
 
 
 def shared_store(run: Run, store: Store) -> str:
@@ -179,23 +171,24 @@ def resolve(
     precision = config.training.precision
     if precision == "auto":
         precision = "bfloat16" if config.launch.gpus else native_precision()
-    config = config.model_copy(update={"training": config.training.model_copy(update={"precision": precision})})
-    config = recipe.fill(config, recipe.Shape.of(store))
-    n_buckets = config.hashing.buckets or _default_buckets(config, store)
+    config = recipe.fill(config.changed(training={"precision": precision}), recipe.Shape.of(store))
+    n_buckets = config.hashing.buckets
+    if not n_buckets:
+        counts: dict[str, Any] = {"n_repetitions": config.hashing.repetitions, "n_heads": config.hashing.heads}
+        n_buckets = bounds.plan(store.n_classes, store.n_features, **counts).n_buckets
     if n_buckets > store.n_classes:
         raise ConfigError(
             f"hashing.buckets = {n_buckets} exceeds the {store.n_classes} classes: take fewer, or leave it out"
         )
-    _refuse_reranking(config.reranking, store)
+    if config.reranking.candidates and store.is_dense:
+        raise ConfigError(
+            f"reranking.candidates = {config.reranking.candidates}: the rows are dense, re-ranking takes sparse rows "
+            "only: set it to 0"
+        )
     loss = config.training.loss
     if loss == "auto":
         loss = "softmax" if np.all(np.diff(store.class_indptr) == 1) else "binary"
-    config = config.model_copy(
-        update={
-            "hashing": config.hashing.model_copy(update={"buckets": n_buckets}),
-            "training": config.training.model_copy(update={"loss": loss}),
-        }
-    )
+    config = config.changed(hashing={"buckets": n_buckets}, training={"loss": loss})
     if config.network.trunk is not None:
         build_trunk(config.network, trunk, n_features=store.n_features, dense_input=store.is_dense)
     assignment = known or _assignment(config, n_buckets, store, **drawn)
@@ -213,14 +206,6 @@ def resolve(
         mach_version=__version__,
     )
     return config, manifest, assignment
-
-
-def _refuse_reranking(reranking: RerankingConfig, store: Store) -> None:
-    if reranking.candidates and store.is_dense:
-        raise ConfigError(
-            f"reranking.candidates = {reranking.candidates}: the rows are dense, re-ranking takes sparse rows only: "
-            "set it to 0"
-        )
 
 
 def _assignment(
@@ -253,12 +238,6 @@ def _assignment(
     return TableAssignment.from_table(table_RK[:n_functions], n_buckets)
 
 
-def _default_buckets(config: Config, store: Store) -> int:
-    hashing = config.hashing
-    plan = bounds.plan(store.n_classes, store.n_features, n_repetitions=hashing.repetitions, n_heads=hashing.heads)
-    return plan.n_buckets
-
-
 def _reopen(config: Config, store: Store, path: Place, trunk: Trunk | None) -> Run:
     run = Run.open(path, trunk)
     if run.manifest.data_fingerprint != store.fingerprint:
@@ -268,8 +247,7 @@ def _reopen(config: Config, store: Store, path: Place, trunk: Trunk | None) -> R
         )
     config = completed(config, run.config)
     if config.training.precision == "auto":  # what it meant on the machine that began the run
-        training = config.training.model_copy(update={"precision": run.manifest.precision})
-        config = config.model_copy(update={"training": training})
+        config = config.changed(training={"precision": run.manifest.precision})
     mine, theirs = config.hashing, run.config.hashing
     before, kind = run.assignment(), run.retired.get("hashing.assignment", "universal")
     is_whole = mine.repetitions <= theirs.repetitions
@@ -287,15 +265,11 @@ def _reopen(config: Config, store: Store, path: Place, trunk: Trunk | None) -> R
     config, manifest, assignment = resolve(config, store, before if is_known else None, trunk, **drawn)
     manifest = manifest.model_copy(update={"n_rows": run.manifest.n_rows})  # with those that are not replayed
     differences = differing_keys(config, run.config, ignore=FREE_KEYS)
+    numbers = f"hashing.repetitions: {mine.repetitions} here, {theirs.repetitions} there"
     if mine.repetitions < theirs.repetitions:
-        differences.append(
-            f"hashing.repetitions: {mine.repetitions} here, {theirs.repetitions} there (it can only be raised)"
-        )
+        differences.append(f"{numbers} (it can only be raised)")
     if mine.repetitions > theirs.repetitions and is_started:
-        differences.append(
-            f"hashing.repetitions: {mine.repetitions} here, {theirs.repetitions} there (as in {config.training.start}, "
-            "which training starts from)"
-        )
+        differences.append(f"{numbers} (as in {config.training.start}, which training starts from)")
     if differences:
         raise ConfigError(f"{path} was made with another configuration: {'; '.join(differences)}")
     if not extends(assignment, before):

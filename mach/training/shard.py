@@ -38,23 +38,9 @@ from mach.training.trainer import Progress, Pulse, Step, Trainer
 class ShardJob:
     """What a worker needs to know.
 
-    Parameters
-    ----------
-    run, store : str
-        Paths or URLs of the run and of its data; a store behind a URL is fetched once a machine.
-    repetitions : tuple of int
-    threads : int
-    exclusive : bool
-        Whether to wait for another process of this machine that trains a repetition. Without it both train, the first
-        to finish counts, and nothing else is different: they write the same bits.
-    device : str
-        Of the networks' dense parts: "cpu" or "cuda:N".
-    together : bool, optional
-        Whether the repetitions are one batched network, where their kind allows it; by default on a GPU.
-    host_memory : {"none", "input", "all"}, optional
-        What of such a network stays in main memory: nothing, input layers, moments of other layers as well.
-    trunk : class or str, optional
-        What the caller of the training passed (`mach.networks.trunk`).
+    ``run`` and ``store`` are paths or URLs; a store behind a URL is fetched once a machine. An ``exclusive`` job waits
+    for another process of this machine that trains a repetition. Without it both train, the first to finish counts, and
+    nothing else is different: they write the same bits.
     """
 
     run: str
@@ -62,10 +48,10 @@ class ShardJob:
     repetitions: tuple[int, ...]
     threads: int = 1
     exclusive: bool = True
-    device: str = "cpu"
-    together: bool | None = None
-    host_memory: HostMemory | None = None
-    trunk: Trunk | None = None
+    device: str = "cpu"  # of the networks' dense parts: "cpu" or "cuda:N"
+    together: bool | None = None  # as one batched network, where their kind allows it; by default on a GPU
+    host_memory: HostMemory | None = None  # what of such a network stays in main memory
+    trunk: Trunk | None = None  # what the caller of the training passed (`mach.networks.trunk`)
 
 
 def train_shard(
@@ -77,20 +63,13 @@ def train_shard(
 ) -> None:
     """Train every repetition of the job that is not finished, resuming from its last checkpoint.
 
-    Parameters
-    ----------
-    job : ShardJob
-    report : callable
-        Called about twice a second and at the end of every epoch.
-    should_stop : callable
-        Asked between steps; once it says yes, the state is saved and `TrainingStoppedError` raised.
-    is_alone : bool
-        Whether no other thread of this process may open a socket meanwhile; then none can be opened at all.
+    ``report`` is called about twice a second and at the end of every epoch. With ``is_alone`` no thread of this process
+    can open a socket meanwhile.
 
     Raises
     ------
     TrainingStoppedError
-        On request.
+        Once ``should_stop``, which is asked between steps, says yes; the state is saved.
     StorageError
         When finished weights cannot be written.
     ConfigError
@@ -125,7 +104,9 @@ def train_shard(
                         if together:
                             _train_together(trainers, len(group), store, job, pulse)
                         else:
-                            _train_alone(next(trainers), pulse)
+                            trainer = next(trainers)
+                            trainer.begin(order_of=trainer.repetition)
+                            _walk([trainer], trainer.step, pulse)
             finally:
                 for files in unit:
                     files.keep_log()
@@ -146,12 +127,6 @@ def _groups(unit: list[RepetitionFiles]) -> list[list[RepetitionFiles]]:
                 standing = (int(arrays["n_steps"][0]), json.loads(metadata["notes"]).get("order", files.repetition))
         groups.setdefault(standing, []).append(files)
     return list(groups.values())
-
-
-def _train_alone(trainer: Trainer, pulse: Pulse) -> None:
-    """Train a repetition to its end from where it stands."""
-    trainer.begin(order_of=trainer.repetition)
-    _walk([trainer], trainer.step, pulse)
 
 
 def _train_together(trainers: Iterator[Trainer], n: int, store: Store, job: ShardJob, pulse: Pulse) -> None:

@@ -109,9 +109,8 @@ class Trainer:
         self.n_together = 1
         with self._storing():
             self.config: Config = run.config
-            manifest, counts_K = run.manifest, run.class_counts_K()
+            manifest, self.counts_K = run.manifest, run.class_counts_K()
             self.assignment: Assignment = run.assignment().select(run.functions([self.repetition]))
-        self.counts_K = counts_K
         self.training = self.config.training
         self.epochs = Epochs(store, self.config)
         self.validation_rows = self.epochs.validation_rows
@@ -148,11 +147,6 @@ class Trainer:
         self.best_precision, self.best_epoch = -1.0, 0
         self.best: dict[str, NDArray[Any]] = {}  # weights of the best epoch, where training may go on beyond it
         self.sign_seconds = REMOTE_SIGN_SECONDS if files.is_remote else SIGN_SECONDS
-
-    def begin(self, order_of: int) -> None:
-        """Go on from the checkpoint; a repetition without one follows the row order of the given repetition."""
-        self.order_of = order_of
-        self._resume()
 
     def step(self, wanted: Step) -> list[StepFigures] | None:
         """A step of this repetition alone."""
@@ -244,7 +238,11 @@ class Trainer:
 
     def _end_epoch(self, epoch: int, speed: float) -> None:
         mean = mean_figures(self.figures)
-        self._refuse_trouble(mean.loss)
+        if not math.isfinite(mean.loss):
+            raise TrainingError(
+                f"repetition {self.repetition} diverged: its loss is {mean.loss} at step {self.network.n_steps}: lower "
+                f"training.rate (now {self.training.rate}) in a new run, or look for huge values in the features"
+            )
         row: dict[str, Any] = {"epoch": epoch + 1, "step": self.network.n_steps}
         row |= asdict(mean) | {"rows_per_second": round(speed, 1)}
         if len(self.validation_rows):
@@ -278,13 +276,6 @@ class Trainer:
         with refused("") if self.files.is_remote else contextlib.nullcontext():
             yield
 
-    def _refuse_trouble(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"repetition {self.repetition} diverged: its loss is {loss} at step {self.network.n_steps}: lower "
-                f"training.rate (now {self.training.rate}) in a new run, or look for huge values in the features"
-            )
-
     def _validate(self) -> StepFigures:
         total = np.zeros(2)
         for begin in range(0, len(self.validation_rows), VALIDATION_BATCH):
@@ -299,7 +290,9 @@ class Trainer:
         patience, epoch = self.training.patience, len(self.metrics)
         return patience is not None and bool(len(self.validation_rows)) and epoch - self.best_epoch >= patience
 
-    def _resume(self) -> None:
+    def begin(self, order_of: int) -> None:
+        """Go on from the checkpoint; a repetition without one follows the row order of the given repetition."""
+        self.order_of = order_of
         with self._storing():
             sweep(self.files.folder)
             if not self.files.is_begun:

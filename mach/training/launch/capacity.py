@@ -34,27 +34,10 @@ def plan_of(config: Config, store: Store, n_workers: int = 1) -> Ledger:
 def repetitions_together(
     launch: LaunchConfig, run: Run, store: Store, device_bytes: int | None = None
 ) -> tuple[int, HostMemory]:
-    """Repetitions of a shard, and what of them stays in main memory, where ``launch.shard`` leaves it to the ledger.
+    """Repetitions of a shard, and what of them stays in main memory: as little as lets the shard fit a GPU.
 
-    Parameters
-    ----------
-    launch : LaunchConfig
-    run : Run
-    store : Store
-    device_bytes : int, optional
-        Memory of a GPU; by default that of this machine's first. Without any, as on the head of a cluster, shards are
-        of one repetition.
-
-    Returns
-    -------
-    size : int
-    host_memory : {"none", "input", "all"}
-        As little as lets the shard fit.
-
-    Raises
-    ------
-    ConfigError
-        When not even one repetition fits, or fewer than ``launch.shard``.
+    The GPU is by default this machine's first. Without any, as on the head of a cluster, shards are of one repetition
+    unless ``launch.shard`` says otherwise. ConfigError when not even one fits, or fewer than ``launch.shard``.
     """
     from mach.networks.batched import can_be_batched
 

@@ -12,36 +12,30 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mach.config import LaunchConfig
 from mach.data.store import Store
-from mach.errors import MachError
-from mach.files.places import Place
+from mach.data.transfer import fetch_store
+from mach.errors import MachError, StorageError
+from mach.files.places import Place, cache_folder, kept
 from mach.networks.trunk import for_workers
 from mach.runs.ray import Actor, Call, Cluster, Resources, node_name
 from mach.runs.run import Run
-from mach.training.launch.delivery import StoreServer, deliver
 from mach.training.launch.driver import Message
 from mach.training.launch.process import STOP_SECONDS, WorkerProcess
 from mach.training.setup import shared_store
 
+BLOCK_BYTES = 2**24  # what the object store holds at a time for a node that fetches
 MESSAGES_A_SECOND = 400.0  # what the driver takes without falling behind, from all workers together
 
 
 class RayPool:
     """Actors of a cluster; a `mach.training.launch.driver.Pool`.
 
-    Parameters
-    ----------
-    cluster : Cluster
-    run : Run
-    store : Store
-    launch : LaunchConfig
-    n_workers : int
-        How many will be asked for: it says how often each may tell of its progress.
-    memory_bytes : int
-        What Ray reserves for each.
-    **job
-        What else their processes are told.
+    ``n_workers`` will be asked for: that says how often each may tell of its progress. Ray reserves ``memory_bytes``
+    for each; ``job`` is what else their processes are told.
     """
 
     def __init__(
@@ -122,12 +116,8 @@ class RayPool:
 class Worker:
     """The actor: one training process on its node, and the messages between it and the driver.
 
-    Parameters
-    ----------
-    job : dict
-        As the process reads it, but for ``store``, a `mach.training.launch.delivery.deliver` argument.
-    server : Actor
-        For nodes that do not see the store.
+    ``job`` is as the process reads it, but for ``store``, an argument of `deliver`; ``server`` is for nodes that do not
+    see the store.
     """
 
     def __init__(self, job: dict[str, Any], server: Actor) -> None:
@@ -158,6 +148,48 @@ class Worker:
         if self._process is not None:
             self._process.channel.send({"stop": True})
             self._process.leave()
+
+
+class StoreServer:
+    """Reads the files of a store in a directory; as an actor, its blocks travel through the object store."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+
+    def files(self) -> dict[str, int]:
+        """Bytes of every file, by its name below the directory."""
+        files = (file for file in sorted(self._path.rglob("*")) if file.is_file())
+        return {file.relative_to(self._path).as_posix(): file.stat().st_size for file in files}
+
+    def read(self, name: str, begin: int) -> NDArray[np.uint8]:
+        """The block of a file that begins at a byte."""
+        return np.fromfile(self._path / name, np.uint8, BLOCK_BYTES, offset=begin)
+
+
+def deliver(path: str, fingerprint: str, url: str | None, server: Actor) -> Path:
+    """A store with this fingerprint on this machine, one copy however many workers a node has.
+
+    It is seen where the driver sees it (``path``), fetched from the URL where it lies for all machines, or sent by a
+    `StoreServer`. StorageError when it cannot be fetched, or is not what was asked for.
+    """
+    try:
+        if Store.open(path).fingerprint == fingerprint:
+            return Path(path)
+    except StorageError:
+        pass  # not seen from here
+    if url is not None:
+        return fetch_store(url).path
+
+    def receive(folder: Path) -> None:
+        for name, n_bytes in server.call("files").result().items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with (folder / name).open("wb") as file:
+                while file.tell() < n_bytes:
+                    file.write(server.call("read", name, file.tell()).result())
+        if Store.open(folder).compute_fingerprint() != fingerprint:
+            raise StorageError(f"store {path} did not arrive whole in {folder}: run the same command again")
+
+    return kept(cache_folder() / f"store-{fingerprint}", receive)
 
 
 def _absolute(place: Place) -> str:

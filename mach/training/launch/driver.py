@@ -44,16 +44,7 @@ class Pool(Protocol):
 
 
 class Driver:
-    """Brings a schedule to its end on the workers of a pool, through their deaths.
-
-    Parameters
-    ----------
-    schedule : Schedule
-    pool : Pool
-    display : Display
-    n_workers : int
-        How many to ask for.
-    """
+    """Brings a schedule to its end on the workers of a pool, through their deaths; it asks for ``n_workers``."""
 
     def __init__(self, schedule: Schedule, pool: Pool, display: Display, n_workers: int) -> None:
         self.schedule, self.pool, self.display = schedule, pool, display

@@ -24,17 +24,9 @@ from mach.training.launch.schedule import Schedule, Shard, shards_of
 
 @dataclass(frozen=True)
 class Crew:
-    """Those who work, and whom they tell of it.
+    """Those who work, and whom they tell of it: a person at the console, and ``report`` of the fraction of a stage.
 
-    Parameters
-    ----------
-    launch : LaunchConfig
-    device : str, optional
-        Of this process, where it does the work itself; by default the first GPU where ``launch.gpus`` is set.
-    console : Console
-        Where a person reads along.
-    report : callable
-        Called with a stage and the fraction of it that is done.
+    ``device`` is of this process, where it does the work itself; by default the first GPU where ``launch.gpus`` is set.
     """
 
     launch: LaunchConfig
@@ -104,7 +96,7 @@ class Crew:
             When a part was given up.
         """
         driver, run, store = None, training.run, training.store
-        launch = self.launch.model_copy(update={"gpus": 0.0})  # nothing here would use one
+        launch = self.launch.changed(gpus=0.0)  # nothing here would use one
         with contextlib.ExitStack() as stack:
             for stage in STAGES:
                 numbers, missing = training.parts(stage)

@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mach.errors import ConfigError, MachError, TrainingError, TrainingStoppedError
 from mach.files.places import place
@@ -30,32 +30,23 @@ if TYPE_CHECKING:
     from mach.training.trainer import Progress
 
 
-class _Work(Protocol):
-    """What the numbers of an order stand for."""
-
-    @property
-    def hopeless(self) -> tuple[type[Exception], ...]:
-        """Errors that another attempt would meet again."""
-
-    def files(self, number: int) -> RepetitionFiles:
-        """Where a log of it is kept."""
-
-    def do(self, order: dict[str, Any], report: Callable[[Progress], None], should_stop: Callable[[], bool]) -> bool:
-        """Do all of them; False when told to stop before that, with what is done saved."""
-
-
 class _Repetitions:
-    """The training of repetitions."""
+    """The training of repetitions; the numbers of an order are theirs."""
 
-    hopeless = (ConfigError, TrainingError)
+    hopeless: ClassVar[tuple[type[Exception], ...]] = (
+        ConfigError,
+        TrainingError,
+    )  # another attempt would meet them again
 
     def __init__(self, job: dict[str, Any]) -> None:
         self._job, self._run = job, Run(place(job["run"]))
 
     def files(self, number: int) -> RepetitionFiles:
+        """Where a log of it is kept."""
         return self._run.repetition(number)
 
     def do(self, order: dict[str, Any], report: Callable[[Progress], None], should_stop: Callable[[], bool]) -> bool:
+        """Train all of an order; False when told to stop before that, with what is done saved."""
         from mach.training.shard import ShardJob, train_shard
 
         job = self._job
@@ -79,7 +70,7 @@ class _Repetitions:
 class _Parts:
     """The making of a re-ranker's parts, of any stage; torch is not imported, so it begins in half a second."""
 
-    hopeless = (ConfigError,)
+    hopeless: ClassVar[tuple[type[Exception], ...]] = (ConfigError,)
 
     def __init__(self, job: dict[str, Any]) -> None:
         from mach.data.transfer import fetch_store
@@ -104,7 +95,7 @@ def main(descriptor: int) -> None:
     if job is None:
         return
     find_as(job.get("path", []))
-    work: _Work = _Parts(job) if "parts" in job else _Repetitions(job)
+    work: _Parts | _Repetitions = _Parts(job) if "parts" in job else _Repetitions(job)
     report = _Reporter(channel, job.get("report_seconds", 0.0))
     channel.send({"kind": "ready", "where": job["where"]})
     while True:
