@@ -113,13 +113,7 @@ class Ensemble:
         """Bucket scores of consecutive chunks of queries, so that memory stays bounded.
 
         They are of all R repetitions or of the first so many, unless some are kept in another process and are lost.
-
-        Raises
-        ------
-        ConfigError
-            When the number of repetitions is none of 1 to R.
-        DataError
-            When queries do not fit the networks.
+        ConfigError when that number is none of 1 to R, DataError when queries do not fit the networks.
         """
         if n_repetitions is not None and not 1 <= n_repetitions <= self.n_repetitions:
             raise ConfigError(f"repetitions {n_repetitions}: need 1 to {self.n_repetitions}, as many as the model has")

@@ -16,15 +16,7 @@ from numpy.typing import NDArray
 
 from mach.config import Section
 from mach.errors import StorageError, TrainingStoppedError
-from mach.files.places import (
-    HOST,
-    Place,
-    atomic_file,
-    cache_folder,
-    is_there,
-    read_bytes,
-    remove,
-)
+from mach.files.places import HOST, Place, atomic_file, cache_folder, is_there, read_bytes, remove
 from mach.files.records import locked, read_json, write_json
 from mach.files.tensors import local_tensors, write_tensors
 
@@ -177,13 +169,7 @@ class RepetitionFiles:
             file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """One row an epoch, as far as training is.
-
-        Raises
-        ------
-        StorageError
-            When the file is damaged.
-        """
+        """One row an epoch, as far as training is; StorageError when the file is damaged."""
         try:
             rows = [json.loads(line) for line in read_bytes(self.metrics).splitlines()]
         except FileNotFoundError:
@@ -214,10 +200,7 @@ class RepetitionFiles:
     def weights_file(self) -> Path:
         """The weights as a file of this machine; remote ones are fetched once a machine, and compared with DONE.
 
-        Raises
-        ------
-        StorageError
-            When what is stored is not what training wrote.
+        StorageError when what is stored is not what training wrote.
         """
         return local_tensors(self.weights, self.summary().weights_digest if self.is_remote else "")
 

@@ -119,13 +119,7 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Place, trunk: Trunk | None = None) -> Run:
-        """Open an existing run; its format is checked.
-
-        Raises
-        ------
-        StorageError
-            When the folder is no run or of a newer format.
-        """
+        """Open an existing run; StorageError when the folder is no run or of a newer format."""
         run = cls(place(path), trunk)
         try:
             found = re.search(rb'"format": *(\d+)', read_bytes(run.path / "manifest.json"))
@@ -207,13 +201,7 @@ class Run:
         return load_run_config(self.path / "config.toml")
 
     def agreed_trunk(self) -> Trunk | None:
-        """The trunk that the caller passed, once it is seen to be the one that the run names.
-
-        Raises
-        ------
-        ConfigError
-            When it is not.
-        """
+        """The trunk that the caller passed, once it is seen to be the one that the run names; else a ConfigError."""
         return agreed(self.config.network.trunk, self.trunk, self.path / "config.toml")
 
     @cached_property
@@ -339,10 +327,7 @@ class Run:
     def load_weights(self, repetition: int, expected: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[Any]]:
         """Map the weights of a finished repetition; those in ``expected`` must be there, of matrices of that shape.
 
-        Raises
-        ------
-        StorageError
-            When the file is damaged, belongs to another repetition, or does not fit the configuration.
+        StorageError when the file is damaged, belongs to another repetition, or does not fit the configuration.
         """
         files = self.repetition(repetition)
         path = files.weights

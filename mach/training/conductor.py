@@ -141,10 +141,7 @@ def configuration(
 ) -> tuple[Config, Place]:
     """The configuration and the run that arguments of `train` mean, after ``section.key=value`` overrides.
 
-    Raises
-    ------
-    ConfigError
-        When a key is wrong, or it names a trunk that was not passed.
+    ConfigError when a key is wrong, or it names a trunk that was not passed.
     """
     if isinstance(source, Config) and not overrides:
         return source, _named(source, path)
@@ -179,12 +176,8 @@ def plan_of_run(config: Config, report: Report = silence, trunk: Trunk | None = 
 def train_reranker(run: Run, store: Store, crew: Crew, *, settings: FitSettings | None = None) -> None:
     """Train the re-ranker if one is due (`mach.reranking.record.is_due`); another conductor here is waited for.
 
-    With ``settings``, classifiers are fitted as these say, as pilots' are as those of their run.
-
-    Raises
-    ------
-    IncompleteRunError
-        When parts were given up, or on KeyboardInterrupt; what is finished is kept.
+    With ``settings``, classifiers are fitted as these say, as pilots' are as those of their run. IncompleteRunError
+    when parts were given up, or on KeyboardInterrupt; what is finished is kept.
     """
     if not is_due(run):
         return

@@ -47,13 +47,7 @@ class Origin:
 
     @classmethod
     def of(cls, config: Config) -> Origin | None:
-        """What a configuration starts from, if from anything.
-
-        Raises
-        ------
-        StorageError, IncompleteRunError
-            When it is no run, or one of its repetitions is not finished.
-        """
+        """What a configuration starts from, if from anything; an error when that is no run or not finished."""
         if config.training.start is None:
             return None
         run = Run.open(config.training.start)
@@ -69,10 +63,7 @@ class Origin:
     def complete(self, config: Config) -> Config:
         """Take what a configuration leaves open from the run, but for what suits a start.
 
-        Raises
-        ------
-        ConfigError
-            When it asks for what the run's weights do not fit.
+        ConfigError when it asks for what the run's weights do not fit.
         """
         theirs = self.run.config
         training: dict[str, Any] = {"replay": self.replay, "precision": "auto"}
@@ -133,15 +124,7 @@ class Origin:
         return grown(self.buckets, counts_K, seed)
 
     def store(self, config: Config, report: Report) -> Store:
-        """Old rows, if any are replayed, and then the new ones.
-
-        Raises
-        ------
-        ConfigError
-            When the old rows are out of reach.
-        DataError, StorageError
-            From reading the new ones.
-        """
+        """Old rows, if any are replayed, and then the new ones; ConfigError when the old ones are out of reach."""
         data = config.data
         new = prepare(data, config.text, data.train, like=self.reference, grows=True, report=report)
         options: dict[str, Any] = {"removed": self.edits.removed, "cache": data.cache, "report": report}
@@ -174,13 +157,7 @@ class Origin:
 
 
 def training_store(run: Run, report: Report = lambda stage, fraction: None) -> Store:
-    """The data that a run was trained on, from wherever they can be had.
-
-    Raises
-    ------
-    DataError, StorageError
-        When they cannot be found, or have changed since.
-    """
+    """The data that a run was trained on, from wherever they can be had; an error when they are gone or changed."""
     config, wanted = run.config, run.manifest.data_fingerprint
     try:
         store = training_data(config, run.path, report)

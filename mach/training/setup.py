@@ -59,15 +59,9 @@ def set_up(
     A remote run takes the prepared data along, unless they are a store behind a URL themselves: then its URL is all
     that nodes, and a driver that goes on with it elsewhere, need (`shared_store`).
 
-    ``trunk`` is what the caller passes as the class of the networks; where nothing else names one, it does.
-
-    Raises
-    ------
-    ConfigError
-        When the configuration, or the run that it goes on with or starts from, has a trunk that was not passed; when an
-        existing run was made with another configuration or from other data; the message names the keys.
-    DataError, StorageError
-        From reading the data and writing the run.
+    ``trunk`` is what the caller passes as the class of the networks; where nothing else names one, it does. ConfigError
+    when the configuration, or the run that it goes on with or starts from, has one that was not passed; when a run that
+    is there was made with another configuration, of which the message names the keys, or from other data.
     """
     path = place(path)
     is_run = Run.is_at(path)
@@ -139,9 +133,8 @@ def drop_store(run: Run) -> None:
 def _share(config: Config, store: Store, path: Place) -> None:
     train = place(config.data.train)
     is_enough = config.training.start is None and not isinstance(train, Path) and is_there(train / META)
-    if isinstance(path, Path) or is_enough:
-        return
-    upload_store(store, path / STORE)
+    if not (isinstance(path, Path) or is_enough):
+        upload_store(store, path / STORE)
 
 
 def _holds_something_else(path: Place) -> bool:

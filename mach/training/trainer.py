@@ -60,6 +60,10 @@ class Progress:
     saved_step: int
     n_together: int = 1  # repetitions that take this step at once
 
+    @property
+    def ends_epoch(self) -> bool:
+        return self.step * self.n_epochs == self.epoch * self.n_steps
+
 
 @dataclass(frozen=True, eq=False)
 class Step:

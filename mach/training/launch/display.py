@@ -99,8 +99,7 @@ class Display:
         )
         self._lines.update(self._tasks[progress.repetition], figures=figures)
         self._tell(progress.repetition, progress.step / max(progress.n_steps, 1))
-        ends_epoch = progress.step * progress.n_epochs == progress.epoch * progress.n_steps
-        if ends_epoch and not self._console.is_terminal:
+        if progress.ends_epoch and not self._console.is_terminal:
             self.note(f"repetition {progress.repetition}: {figures}")
 
     def _tell(self, repetition: int, fraction: float) -> None:

@@ -41,14 +41,9 @@ class Crew:
     def train(self, run: Run, store: Store, repetitions: list[int] | None = None) -> None:
         """Train what lacks DONE of some repetitions, by default of all.
 
-        Raises
-        ------
-        ConfigError
-            When ray is not installed, or a GPU is too small.
-        IncompleteRunError
-            When a repetition was given up, the cluster cannot be reached, or on KeyboardInterrupt (the command line
-            makes one of SIGTERM too), which stays what it is where this process trains; everything finished or
-            checkpointed is kept.
+        ConfigError when ray is not installed, or a GPU is too small. IncompleteRunError when a repetition was given up,
+        the cluster cannot be reached, or on KeyboardInterrupt (the command line makes one of SIGTERM too), which stays
+        what it is where this process trains; everything finished or checkpointed is kept.
         """
         wanted = list(range(run.config.hashing.repetitions)) if repetitions is None else repetitions
         finished = [r for r in wanted if run.repetition(r).is_done]
@@ -88,12 +83,8 @@ class Crew:
         """Make the missing parts of a re-ranker, one stage after the other, on the same workers.
 
         In each stage the schedule hands parts to whichever worker is free, and the part of a lost worker goes to
-        another. Parts are files, so whoever begins again makes only what is missing.
-
-        Raises
-        ------
-        IncompleteRunError
-            When a part was given up.
+        another. Parts are files, so whoever begins again makes only what is missing. IncompleteRunError when a part was
+        given up.
         """
         driver, run, store = None, training.run, training.store
         launch = self.launch.changed(gpus=0.0)  # nothing here would use one

@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from mach.errors import ConfigError, MachError, TrainingError, TrainingStoppedError
 from mach.files.places import place
@@ -33,10 +33,7 @@ if TYPE_CHECKING:
 class _Repetitions:
     """The training of repetitions; the numbers of an order are theirs."""
 
-    hopeless: ClassVar[tuple[type[Exception], ...]] = (
-        ConfigError,
-        TrainingError,
-    )  # another attempt would meet them again
+    hopeless = (ConfigError, TrainingError)  # another attempt would meet them again
 
     def __init__(self, job: dict[str, Any]) -> None:
         self._job, self._run = job, Run(place(job["run"]))
@@ -70,7 +67,7 @@ class _Repetitions:
 class _Parts:
     """The making of a re-ranker's parts, of any stage; torch is not imported, so it begins in half a second."""
 
-    hopeless: ClassVar[tuple[type[Exception], ...]] = (ConfigError,)
+    hopeless = (ConfigError,)
 
     def __init__(self, job: dict[str, Any]) -> None:
         from mach.data.transfer import fetch_store
@@ -96,7 +93,7 @@ def main(descriptor: int) -> None:
         return
     find_as(job.get("path", []))
     work: _Parts | _Repetitions = _Parts(job) if "parts" in job else _Repetitions(job)
-    report = _Reporter(channel, job.get("report_seconds", 0.0))
+    report = _reporter(channel, job.get("report_seconds", 0.0))
     channel.send({"kind": "ready", "where": job["where"]})
     while True:
         order = channel.receive()
@@ -125,17 +122,17 @@ def main(descriptor: int) -> None:
             channel.send({"kind": "failed", "cause": (cause.splitlines() or [""])[0], "hopeless": hopeless})
 
 
-class _Reporter:
+def _reporter(channel: Channel, seconds: float) -> Callable[[Progress], None]:
     """Sends progress, at most once in so many seconds beside the ends of epochs."""
+    told = 0.0
 
-    def __init__(self, channel: Channel, seconds: float) -> None:
-        self._channel, self._seconds, self._told = channel, seconds, 0.0
+    def report(progress: Progress) -> None:
+        nonlocal told
+        if progress.ends_epoch or time.monotonic() - told >= seconds:
+            told = time.monotonic()
+            channel.send({"kind": "progress", **vars(progress)})
 
-    def __call__(self, progress: Progress) -> None:
-        ends_epoch = progress.step * progress.n_epochs == progress.epoch * progress.n_steps
-        if ends_epoch or time.monotonic() - self._told >= self._seconds:
-            self._told = time.monotonic()
-            self._channel.send({"kind": "progress", **vars(progress)})
+    return report
 
 
 def _log_into(files: RepetitionFiles) -> None:
