@@ -21,6 +21,7 @@ from mach.data.store import Store
 from mach.errors import ConfigError, StorageError, TrainingError, TrainingStoppedError
 from mach.files.places import HOST
 from mach.files.tensors import digest_of, map_tensors
+from mach.networks.output import StepFigures
 from mach.networks.steps import Steps
 from mach.runs.repetition import RepetitionFiles
 from mach.runs.run import Run
@@ -319,12 +320,14 @@ class TestTogether:
         self, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ):
         run, job = self.run_of(config, tmp_path / "run", 0, 1, training={"epochs": 1})
-        refuse = Trainer._refuse_trouble
+        end_epoch = Trainer._end_epoch
 
-        def fail(trainer: Trainer, loss: float) -> None:
-            refuse(trainer, float("nan") if trainer.repetition == 0 else loss)
+        def diverge(trainer: Trainer, epoch: int, speed: float) -> None:
+            if trainer.repetition == 0:
+                trainer.figures.append(StepFigures(float("nan"), 0.0))
+            end_epoch(trainer, epoch, speed)
 
-        monkeypatch.setattr(Trainer, "_refuse_trouble", fail)
+        monkeypatch.setattr(Trainer, "_end_epoch", diverge)
         with pytest.raises(TrainingError, match="repetition 0 diverged"):
             train_shard(job)
         assert not run.repetition(0).is_done
