@@ -1,4 +1,4 @@
-"""Repetitions never talk: while they are trained, their process cannot open a socket.
+"""Repetitions never talk: while they are trained, the thread that trains cannot open a socket.
 
 Python tells audit hooks of every socket before it is made (PEP 578). The channel to the driver is older and carries
 commands and progress alone.
@@ -9,23 +9,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
 from mach.errors import TrainingError
 
-_rules: list[str] = []  # whom the innermost block refuses sockets, "": nobody
+_refused: ContextVar[str] = ContextVar("_refused", default="")  # whom this thread refuses sockets; "": nobody
 
 
 @contextmanager
 def refused(whom: str) -> Iterator[None]:
-    """Let every socket that this process opens meanwhile fail with a `TrainingError` that names ``whom``."""
+    """Let every socket that this thread opens meanwhile fail with a `TrainingError` that names ``whom``."""
     _listen()
-    _rules.append(whom)
+    before = _refused.set(whom)
     try:
         yield
     finally:
-        _rules.pop()
+        _refused.reset(before)
 
 
 @cache
@@ -34,7 +35,7 @@ def _listen() -> None:
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "socket.__new__" and _rules and _rules[-1]:
+    if event == "socket.__new__" and (whom := _refused.get()):
         raise TrainingError(
-            f"{_rules[-1]} opened a socket: repetitions must not communicate: look for networking in the trunk"
+            f"{whom} opened a socket: repetitions must not communicate: look for networking in the trunk"
         )
