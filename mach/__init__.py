@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mach.files.caches import keep_compiled
+
 __version__ = "0.1.0"
 
 _HOME_OF = {
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from mach.model.loading import load
     from mach.model.model import MachModel
     from mach.training.conductor import train
+
+
+keep_compiled()
 
 
 def __getattr__(name: str) -> Any:  # public names resolve on first use: `import mach` stays light

@@ -40,4 +40,4 @@ class TrainingStoppedError(MachError):
 
 
 class DegradedWarning(UserWarning):
-    """An answer by fewer repetitions than the model has: some are kept by actors that are lost or late."""
+    """Answers by fewer repetitions than the run has: some are not there, or kept by actors that are lost or late."""

@@ -6,8 +6,8 @@ verbs that need them, so that help answers at once. A further verb is a function
 
 from __future__ import annotations
 
+import io
 import os
-import signal
 import sys
 from typing import Any
 
@@ -17,6 +17,7 @@ from mach import __version__
 from mach.cli.classes import classes
 from mach.cli.models import calibrate, evaluate, info, predict, query, write_report
 from mach.cli.runs import plan, prepare, status, train
+from mach.cli.shell import end_politely, say, warnings_as_lines
 from mach.errors import ConfigError, IncompleteRunError, MachError
 
 VERBS = (prepare, plan, train, status, evaluate, calibrate, predict, query, write_report, info, classes)
@@ -27,18 +28,19 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings_as_lines():
+                return super().invoke(ctx)
         except MachError as error:
-            click.echo(f"mach: {error}", err=True)
+            say(f"mach: {error}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
-            click.echo("mach: stopped; nothing is half-written: run the same command again", err=True)
+            say("mach: stopped; nothing is half-written: run the same command again", err=True)
             ctx.exit(IncompleteRunError.exit_code)
         except BrokenPipeError:  # the reader of our output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(0)
         except OSError as error:  # files that mach opens have messages of their own: this is standard output, mostly
-            click.echo(f"mach: {error.filename or 'standard output'}: {error.strerror or error}", err=True)
+            say(f"mach: {error.filename or 'standard output'}: {error.strerror or error}", err=True)
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(ConfigError.exit_code)
 
@@ -47,7 +49,10 @@ class _Group(click.Group):
 @click.version_option(__version__)
 def main() -> None:
     """Extreme classification by hashed, independent repetitions."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows its number
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    end_politely()
 
 
 for verb in VERBS:

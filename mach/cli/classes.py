@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mach.cli.options import JSON, RUN, TRUNK
-from mach.cli.shell import print_table, read_lines
+from mach.cli.shell import print_table, read_lines, say
 from mach.errors import DataError
 from mach.files.places import Place, place, read_bytes
 
@@ -39,7 +39,7 @@ def changes(verb: Callable[..., str]) -> Callable[..., None]:
 
         model = load(run, trunk=trunk)
         done = verb(model, **options)
-        click.echo(f"{model.run.path}: {done}; version {model.classes.version} holds", err=True)
+        say(f"{model.run.path}: {done}; version {model.classes.version} holds", err=True)
 
     return changed
 
@@ -163,7 +163,7 @@ def list_(run: Place, trunk: str | None, everything: bool, history: bool, as_jso
     if rows or as_json:
         print_table(rows, as_json)
     if not as_json:
-        click.echo(summary)
+        say(summary)
 
 
 def _class_of(model: MachModel, text: str) -> Any:

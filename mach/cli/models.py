@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mach.cli.options import JSON, NUMBERS, PLACE, RERANK, RUN, TAIL, TRUNK, answers, asks
-from mach.cli.shell import print_table, print_values, progress, read_lines, warnings_as_lines
+from mach.cli.shell import print_table, print_values, progress, read_lines, say, say_json
 from mach.errors import ConfigError, StorageError
 from mach.files.places import Place
 
@@ -81,7 +80,7 @@ def calibrate(model: MachModel, data: str | None, as_json: bool) -> None:
         calibration = model.calibrate(store, held_out(model.run, store))
     knots = {"scores", "probabilities"}
     as_text = calibration.model_dump_json(exclude={"plain": knots, "reranked": knots})
-    click.echo(as_text if as_json else described(calibration))
+    say(as_text if as_json else described(calibration))
 
 
 @click.command()
@@ -89,7 +88,7 @@ def calibrate(model: MachModel, data: str | None, as_json: bool) -> None:
 @click.argument("data")
 @click.option("-o", "--output", default="-", show_default=True, help=".jsonl, .csv, .parquet or .npz; - is JSONL.")
 @answers
-def predict(model: MachModel, data: str, output: str, k: int, ask: Ask, probabilities: bool) -> None:
+def predict(model: MachModel, data: str, output: str, k: int | None, ask: Ask, probabilities: bool) -> None:
     """Write the top k classes of every row of DATA."""
     from mach.evaluation.predictions import write_predictions
 
@@ -114,7 +113,9 @@ def predict(model: MachModel, data: str, output: str, k: int, ask: Ask, probabil
 @click.argument("queries", nargs=-1)
 @answers
 @JSON
-def query(model: MachModel, queries: tuple[str, ...], k: int, ask: Ask, probabilities: bool, as_json: bool) -> None:
+def query(
+    model: MachModel, queries: tuple[str, ...], k: int | None, ask: Ask, probabilities: bool, as_json: bool
+) -> None:
     """Answer QUERIES by RUN: texts, or rows as `index:value ...` where it takes numbers; - reads lines from stdin."""
     names_of = model.name_function()
     for line in read_lines(queries):
@@ -125,11 +126,11 @@ def query(model: MachModel, queries: tuple[str, ...], k: int, ask: Ask, probabil
         if as_json:
             kind = "probabilities" if probabilities else "scores"
             answer = {"query": line, "ids": ids, kind: [round(value, 6) for value in values]}
-            click.echo(json.dumps(answer | ({"names": names} if names else {}), ensure_ascii=False))
+            say_json(answer | ({"names": names} if names else {}))
         else:
-            click.echo(line)
+            say(line)
             for id_, value, name in zip(ids, values, names or [""] * len(ids), strict=True):
-                click.echo(f"  {value:9.4f}  {id_:>9}  {name}".rstrip())
+                say(f"  {value:9.4f}  {id_:>9}  {name}".rstrip())
 
 
 @click.command("report")
@@ -142,9 +143,9 @@ def write_report(run: Place, data: str | None, output: Place | None, images: Pla
     """Write one HTML page about RUN, finished or not. It has curves, accuracy on DATA (data.test by default), costs."""
     from mach.evaluation.report.sections import write_report as write
 
-    with warnings_as_lines(), progress() as report:
+    with progress() as report:
         where = write(run, data, output=output, images=images, trunk=trunk, report=report)
-    click.echo(where)
+    say(where)
 
 
 @click.command()
@@ -162,7 +163,7 @@ def info(run: Place, verify: bool, trunk: str | None, as_json: bool) -> None:
     print_values(model.info(), as_json)
 
 
-def _answers(model: MachModel, queries: Any, k: int, ask: Ask, probabilities: bool) -> Iterator[tuple[Any, Any]]:
+def _answers(model: MachModel, queries: Any, k: int | None, ask: Ask, probabilities: bool) -> Iterator[tuple[Any, Any]]:
     """Ids and scores or probabilities, some rows at a time."""
     for part in model.answerer.answers(queries, k, ask):
         values_Nk = part.scores_Nk
@@ -178,5 +179,5 @@ def _prepared(model: MachModel, source: str) -> Store:
     with progress() as report:
         store = prepare(config.data, config.text, source, like=model.reference(), report=report)
     if unknown := store.meta["n_unknown_classes"]:
-        click.echo(f"mach: {source}: {unknown:,} classes of its rows are unknown to the run and left out", err=True)
+        say(f"mach: {source}: {unknown:,} classes of its rows are unknown to the run and left out", err=True)
     return store

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from mach.cli.shell import warnings_as_lines
 from mach.errors import ConfigError
 from mach.files.places import Place, place
 
@@ -73,7 +72,9 @@ TAIL = click.option(
 def answers(verb: Callable[..., None]) -> Callable[..., None]:
     """A verb that returns the best classes: how many, which of them, in which order, and what is told of each."""
     options = (
-        click.option("-k", "k", type=click.IntRange(1), default=10, show_default=True, help="Classes a query."),
+        click.option(
+            "-k", "k", type=click.IntRange(1), help="Classes a query; by default 10, or all if there are fewer."
+        ),
         click.option("--allowed", metavar="SUBSET", help="Classes of a stored subset only, see `mach classes`."),
         RERANK,
         TAIL,
@@ -109,7 +110,7 @@ def asks(verb: Callable[..., None]) -> Callable[..., None]:
         if asked:
             options["ask"] = Ask(**asked)
         where = {name: options.pop(name) for name in ("repetitions", "launcher", "address", "workers")}
-        with warnings_as_lines(), load(run, trunk=trunk, **where) as model:
+        with load(run, trunk=trunk, **where) as model:
             verb(model, **options)
 
     return opened

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mach.cli.options import ADDRESS, BYTES, JSON, NUMBERS, PLACE, RUN, SET, TRUNK
-from mach.cli.shell import print_rows, print_table, print_values, progress
+from mach.cli.shell import print_rows, print_table, print_values, progress, say
 from mach.files.places import Place, is_there, names_in
 
 
@@ -120,7 +120,7 @@ def train(
         return
     model = conductor.train(options, where, repetitions=repetitions, trunk=trunk, console=Console(stderr=True))
     n_repetitions = model.run.config.hashing.repetitions
-    click.echo(f"{where}: {len(model.run.finished())} of {n_repetitions} repetitions finished", err=True)
+    say(f"{where}: {len(model.run.finished())} of {n_repetitions} repetitions finished", err=True)
 
 
 @click.command()
@@ -136,12 +136,12 @@ def status(run: Place, as_json: bool) -> None:
     rows = [status_of(opened, r) for r in range(opened.config.hashing.repetitions)]
     print_table(rows, as_json)
     if not as_json:
-        click.echo(outlook(rows))
+        say(outlook(rows))
         if opened.config.reranking.candidates:
             n_pilots = opened.config.reranking.pilots
             n_taught = sum(name.startswith("examples") for name in names_in(opened.reranking_folder))
             taught = f", {n_taught} of {n_pilots} pilots have taught" if n_pilots else ""
-            click.echo(f"re-ranker {'finished' if is_there(opened.reranked) else 'not trained yet' + taught}")
+            say(f"re-ranker {'finished' if is_there(opened.reranked) else 'not trained yet' + taught}")
 
 
 def _reference(path: Place) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +13,24 @@ import click
 
 from mach.errors import DataError, DegradedWarning
 from mach.evaluation.report.numbers import shown
+from mach.files.visible import json_line, visible
+
+
+def say(text: Any, *, err: bool = False) -> None:
+    """Print one line; what others wrote in it cannot act on the terminal."""
+    click.echo(visible(str(text)), err=err)
+
+
+def end_politely() -> None:
+    """Let SIGTERM, and SIGHUP of a terminal that is closed, end this process as Ctrl-C does."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, signal.default_int_handler)
+
+
+def say_json(value: Any) -> None:
+    """Print one line of JSON, in characters that standard output has."""
+    click.echo(json_line(value, ascii_only=(sys.stdout.encoding or "").lower().replace("-", "") != "utf8"))
 
 
 def read_lines(queries: tuple[str, ...]) -> Iterator[str]:
@@ -33,32 +51,32 @@ def read_lines(queries: tuple[str, ...]) -> Iterator[str]:
 def print_values(values: dict[str, Any], as_json: bool) -> None:
     """Names and values below each other."""
     if as_json:
-        click.echo(json.dumps(values, ensure_ascii=False))
+        say_json(values)
         return
     width = max(map(len, values))
     for name, value in values.items():
-        click.echo(f"{name:<{width}}  {shown(value)}")
+        say(f"{name:<{width}}  {shown(value)}")
 
 
 def print_rows(rows: Iterable[tuple[str, Any, str]], as_json: bool) -> None:
     """Lines of name, value and unit."""
     if as_json:
-        click.echo(json.dumps({name: value for name, value, _ in rows}))
+        say_json({name: value for name, value, _ in rows})
         return
     for name, value, unit in rows:
-        click.echo(f"{name:<44} {shown(value):>18} {unit}".rstrip())
+        say(f"{name:<44} {shown(value):>18} {unit}".rstrip())
 
 
 def print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
     """A column a key, named by those of the first row."""
     if as_json:
-        click.echo(json.dumps(rows))
+        say_json(rows)
         return
     names = list(rows[0])
-    cells = [names] + [[shown(row[name]) for name in names] for row in rows]
+    cells = [names] + [[visible(shown(row[name])) for name in names] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
-        click.echo("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)))
+        say("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)))
 
 
 @contextmanager
@@ -67,7 +85,7 @@ def warnings_as_lines() -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, DegradedWarning):
-            click.echo(f"mach: {message}", err=True)
+            say(f"mach: {message}", err=True)
         else:
             show_others(message, category, *where, **more)
 

@@ -16,7 +16,8 @@ from mach.data.batch import SparseBatch, read_batch, read_classes
 from mach.data.store import Chunk, OldPart, Reference, Store
 from mach.data.writer import StoreWriter
 from mach.errors import DataError, StorageError
-from mach.files.places import cache_folder, kept
+from mach.files.caches import cache_folder
+from mach.files.places import kept
 
 BLOCK_ROWS = 2**16
 

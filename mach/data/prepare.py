@@ -29,7 +29,8 @@ from mach.data.tables import Columns, Table, Text, TextChunk, chunks_of, ids_of,
 from mach.data.transfer import fetch_source, fetch_store, is_store, source_file, stamp, upload_store
 from mach.data.writer import StoreWriter
 from mach.errors import ConfigError, DataError, StorageError
-from mach.files.places import Place, cache_folder, kept, place
+from mach.files.caches import cache_folder
+from mach.files.places import Place, kept, place
 
 if TYPE_CHECKING:
     from mach.data.text import TextFeatures

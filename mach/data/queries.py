@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -38,18 +40,21 @@ class QueryReader:
             for begin in range(0, queries.n_rows, n_rows):
                 yield self._batch(queries.features(begin, min(begin + n_rows, queries.n_rows)))
             return
-        rows: Any = [queries] if isinstance(queries, str) else queries
-        if _is_texts(rows):
-            rows = rows if isinstance(rows, list) else list(rows)
+        rows: Any = [queries] if isinstance(queries, str) else held(queries)
+        if hasattr(rows, "tocsr"):
+            rows = _sound(rows.tocsr())
+        elif _is_texts(rows):
             if self.text_features is None:
                 raise DataError(
                     f"this model was trained on numbers, not on text: give features of shape (N, {self.n_features})"
                 )
-            for begin in range(0, len(rows), n_rows):
-                yield SparseBatch(*self.text_features.transform(rows[begin : begin + n_rows]))
+            texts = _texts(rows)
+            for begin in range(0, len(texts), n_rows):
+                yield SparseBatch(*self.text_features.transform(texts[begin : begin + n_rows]))
             return
-        rows = rows.tocsr() if hasattr(rows, "tocsr") else np.atleast_2d(_numbers(rows))
-        for begin in range(0, rows.shape[0], n_rows):
+        else:
+            rows = np.atleast_2d(_numbers(rows))
+        for begin in range(0, rows.shape[0] if rows.size or rows.shape[1:] != (0,) else 0, n_rows):
             yield self._batch(rows[begin : begin + n_rows])
 
     def parse(self, line: str) -> Any:
@@ -80,7 +85,9 @@ class QueryReader:
                 f"queries have shape {tuple(rows.shape)}, the model takes (N, {self.n_features}): use the same features"
             )
         values = rows.data if is_sparse else rows
-        if values.dtype.kind == "c" or not (np.abs(values) <= np.finfo(np.float32).max).all():
+        if values.dtype.kind not in "biuf":
+            raise DataError(f"queries are an array of {values.dtype}: give texts, or rows of real numbers")
+        if not (np.abs(values) <= np.finfo(np.float32).max).all():
             raise DataError("queries hold NaN or infinity, or values that float32 does not: replace such values first")
         if is_sparse:  # kernels trust that features are in range, each at most once a row
             least, most = (rows.indices.min(), rows.indices.max()) if rows.nnz else (0, 0)
@@ -111,20 +118,53 @@ def is_single(queries: Any) -> bool:
     """Whether queries are one text or one row of numbers, so that answers lose their first axis."""
     if isinstance(queries, str):
         return True
-    if isinstance(queries, Store) or hasattr(queries, "tocsr") or _is_texts(queries):
+    if isinstance(queries, Store) or hasattr(queries, "tocsr"):
         return False
-    return np.ndim(queries) == 1
+    rows = held(queries)
+    return not _is_texts(rows) and np.ndim(rows) == 1
+
+
+def held(queries: Any) -> Any:
+    """The list or array in a column or table of pandas, Polars or Arrow; anything else as it is."""
+    if hasattr(queries, "to_pylist"):
+        return queries.to_pylist()
+    return queries.to_numpy() if hasattr(queries, "to_numpy") else queries
+
+
+def _sound(rows: Any) -> Any:
+    """Sparse rows whose row pointers lead through their entries in order: slices and kernels trust them."""
+    starts, n = rows.indptr, min(len(rows.indices), len(rows.data))
+    if len(starts) != rows.shape[0] + 1 or starts[0] != 0 or starts[-1] > n or (np.diff(starts) < 0).any():
+        raise DataError(f"queries are no sound CSR matrix: its indptr must ascend from 0 to at most {n} entries")
+    return rows
 
 
 def _is_texts(queries: Any) -> bool:
+    """Whether there is a text, or a gap where a text may be, rather than numbers."""
     if isinstance(queries, np.ndarray):
-        return queries.dtype.kind in "OU"
-    return isinstance(queries, Sequence) and all(isinstance(query, str) for query in queries[:1]) and len(queries) > 0
+        return queries.dtype.kind in "OUT" and queries.ndim == 1 and queries.size > 0
+    return isinstance(queries, Sequence) and len(queries) > 0 and any(isinstance(query, str) for query in queries)
+
+
+def _texts(queries: Sequence[Any]) -> list[str]:
+    for n, query in enumerate(queries):
+        if not isinstance(query, str):
+            raise DataError(f"query {n} is {query!r:.40} ({type(query).__name__}), others are texts: give a text each")
+    return list(queries)
 
 
 def _numbers(queries: Any) -> NDArray[np.float32]:
     try:
-        with np.errstate(over="ignore"):  # infinity is refused later
-            return np.asarray(queries, dtype=np.float32)
+        given = np.asarray(queries)
     except (TypeError, ValueError) as error:
-        raise DataError(f"queries are neither texts nor rows of numbers of equal length: {error}") from error
+        raise DataError("queries are neither texts nor rows of numbers of equal length: give one of both") from error
+    if given.dtype.kind == "O" and given.size and all(isinstance(value, Real) for value in given.flat):
+        with suppress(OverflowError):  # an integer beyond all floating point
+            given = given.astype(np.float64)
+    if given.dtype.kind not in "biuf":
+        if given.shape == (0,):
+            raise DataError("there are no queries: give at least one")
+        told = f"an array of {given.dtype}" if given.ndim else f"{queries!r:.40} ({type(queries).__name__})"
+        raise DataError(f"queries are {told}: give texts, or rows of real numbers")
+    with np.errstate(over="ignore"):  # infinity is refused later
+        return given.astype(np.float32, copy=False)

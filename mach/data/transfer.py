@@ -17,7 +17,8 @@ from mach.data.store import Store
 from mach.data.writer import storage_errors
 from mach.errors import StorageError
 from mach.files import places
-from mach.files.places import Place, cache_folder, is_there, kept, place
+from mach.files.caches import cache_folder
+from mach.files.places import Place, is_there, kept, place
 from mach.files.records import read_json
 
 META = "meta.json"  # a store's, written last

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from mach.errors import ConfigError
 from mach.files.places import atomic_file, place
+from mach.files.visible import json_line
 
 Part = tuple[NDArray[np.int64], NDArray[np.float32]]  # ids and scores, (n, k) each
 BLOCK_ROWS = 10_000  # of a Parquet file
@@ -43,7 +43,7 @@ def write_predictions(
 
 def _write_jsonl(file: BinaryIO, parts: Iterable[Part], names: Names, kind: tuple[str, str]) -> None:
     for row in _rows(parts, names, kind[1]):
-        file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        file.write((json_line(row) + "\n").encode())
 
 
 def _write_csv(file: BinaryIO, parts: Iterable[Part], names: Names, kind: tuple[str, str]) -> None:

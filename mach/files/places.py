@@ -55,6 +55,8 @@ def place(text: str | Place) -> Place:
     'memory://runs/characters'
     """
     if not isinstance(text, str):
+        if not hasattr(text, "parts"):
+            raise ConfigError(f"path {text!r:.40} ({type(text).__name__}): need a text or a path")
         return text
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))
@@ -234,15 +236,6 @@ def remove_folder(where: UPath, first: str = "") -> None:
         remove(where / first)
     with contextlib.suppress(FileNotFoundError):
         _insist(where, lambda: where.fs.rm(where.path, recursive=True))
-
-
-def cache_folder(configured: str | None = None) -> Path:
-    """The folder of this machine for what can be made or fetched again."""
-    folder = configured or os.environ.get("MACH_CACHE") or "~/.cache/mach"
-    try:
-        return Path(folder).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(f"no home folder is known for the cache {folder}: set data.cache or MACH_CACHE") from error
 
 
 def kept(path: Path, make: Callable[[Path], None]) -> Path:

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.errors import StorageError
-from mach.files.places import Place, cache_folder, fetch, kept
+from mach.files.caches import cache_folder
+from mach.files.places import Place, fetch, kept
 
 DTYPES = {
     "F64": np.float64,

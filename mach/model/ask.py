@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -46,15 +47,48 @@ class Ask:
     repetitions: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.tail < np.inf:
-            raise ConfigError(f"tail {self.tail} must be at least 0 and finite: 1 ranks by propensity-scored precision")
-        if self.budget is not None and self.budget < 0:
-            raise ConfigError(f"budget {self.budget} must be at least 0")
-        if self.repetitions is not None and self.repetitions < 1:
-            raise ConfigError(f"repetitions {self.repetitions} must be at least 1")
+        if isinstance(self.tail, bool) or not isinstance(self.tail, Real) or not 0 <= float(self.tail) < np.inf:
+            raise ConfigError(f"tail {shown(self.tail)}: need a finite number of at least 0; 1 ranks by PSP@k")
+        if self.budget is not None:
+            whole("budget", self.budget, 0)
+        if self.repetitions is not None:
+            whole("repetitions", self.repetitions, 1)
+        if not isinstance(self.rerank, bool | np.bool_):
+            raise ConfigError(f"rerank {shown(self.rerank)}: need True or False")
 
 
 DEFAULTS = Ask()
+
+
+def whole(name: str, value: Any, least: int, most: int = 2**63 - 1, of: str = "") -> int:
+    """An argument that must be a whole number within limits; ``of`` says what the upper one is.
+
+    Raises
+    ------
+    ConfigError
+        When it is another kind of thing, or out of range.
+
+    Examples
+    --------
+    >>> whole("k", np.int32(5), 1, 26_296)
+    5
+    """
+    if isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most:
+        return int(value)
+    limits = f"of at least {least}" if most == 2**63 - 1 else f"from {least} to {most:,}"
+    raise ConfigError(f"{name} {shown(value)}: need a whole number {limits}{of}")
+
+
+def n_best(k: int | None, n_classes: int) -> int:
+    """How many classes are asked for; by default 10, or all where there are fewer."""
+    return whole("k", min(10, n_classes) if k is None else k, 1, n_classes, ", the number of classes")
+
+
+def shown(value: Any) -> str:
+    """An argument as a message shows it: what was typed, cut, and its type where that may be at fault."""
+    text = repr(value)
+    cut = text if len(text) <= 40 else text[:39] + "…"
+    return " ".join(cut.split()) + ("" if isinstance(value, int | float) else f" ({type(value).__name__})")
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from mach.errors import ConfigError, IncompleteRunError
+from mach.errors import ConfigError, DegradedWarning, IncompleteRunError
 from mach.files.places import Place
+from mach.model.ask import whole
 from mach.model.classes.versions import Versions
 from mach.model.model import MachModel
 from mach.networks.trunk import Trunk
@@ -79,14 +81,18 @@ def load(
         "timeout_seconds": timeout_seconds,
         "start_seconds": start_seconds,
     }
-    given = {name: value for name, value in options.items() if value is not None}
+    asked = {name: value for name, value in options.items() if value is not None}
     if launcher not in ("local", "ray"):
         raise ConfigError(f"launcher {launcher!r} is unknown: choose local or ray")
-    if launcher == "local" and given:
-        raise ConfigError(f"{', '.join(given)}: the launcher local takes no such argument: choose the launcher ray")
+    if launcher == "local" and asked:
+        raise ConfigError(f"{', '.join(asked)}: the launcher local takes no such argument: choose the launcher ray")
     run = Run.open(path, trunk)
-    finished = run.finished()
-    chosen = finished if repetitions is None else list(dict.fromkeys(repetitions))
+    finished, n_repetitions = run.finished(), run.config.hashing.repetitions
+    if repetitions is None:
+        chosen = finished
+    else:
+        given = [repetitions] if isinstance(repetitions, str) or not isinstance(repetitions, Iterable) else repetitions
+        chosen = list(dict.fromkeys(whole("repetition", r, 0) for r in given))
     missing = sorted(set(chosen) - set(finished))
     if missing:
         raise IncompleteRunError(
@@ -94,9 +100,16 @@ def load(
         )
     if not chosen:
         raise IncompleteRunError(f"{run.path}: no repetition is finished yet: train on with the same command")
+    if repetitions is None and len(chosen) < n_repetitions:
+        warnings.warn(
+            f"{run.path}: {len(chosen)} of {n_repetitions} repetitions answer: the others are not finished, or their "
+            "folders are gone; train on with the same command",
+            DegradedWarning,
+            stacklevel=2,
+        )
     edits = Versions(run).load(version)
     if launcher == "local":
         return MachModel(run, chosen, LocalScorer(run, chosen), edits)
     from mach.runs.actors import serve
 
-    return MachModel(run, chosen, serve(run, chosen, **given), edits)
+    return MachModel(run, chosen, serve(run, chosen, **asked), edits)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,6 +64,20 @@ class MachModel(AbstractContextManager["MachModel"]):
         edits = Edits(run.manifest.n_classes) if edits is None else edits
         self.classes = ClassEditor(Answerer(ensemble, self.reranker, prior_of(run, self.calibration), edits))
 
+    def __repr__(self) -> str:
+        of, also = self.run.config.hashing.repetitions, [f"version {v}" for v in [self.classes.edits.version] if v]
+        also += ["re-ranked"] * bool(self.reranker) + ["calibrated"] * bool(self.calibration)
+        told = f"{self.n_classes:,} classes, {self.n_repetitions} of {of} repetitions"
+        return f"<MachModel {self.run.path}: {', '.join([told, *also])}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A model travels as its path, repetitions and version of the classes, and is opened from them again."""
+        from mach.model.loading import load
+
+        path = self.run.path.absolute() if isinstance(self.run.path, Path) else self.run.path
+        version, trunk = self.classes.edits.version, self.run.trunk
+        return partial(load, path, repetitions=self.repetitions, version=version, trunk=trunk), ()
+
     def __exit__(self, *exception: object) -> None:
         self.close()
 
@@ -88,7 +103,7 @@ class MachModel(AbstractContextManager["MachModel"]):
     def topk(
         self,
         queries: Queries,
-        k: int = 10,
+        k: int | None = None,
         *,
         allowed: Allowed = None,
         budget: int | None = None,
@@ -103,8 +118,9 @@ class MachModel(AbstractContextManager["MachModel"]):
         ----------
         queries : text, sequence of texts, CSR matrix or array of shape (N, D)
             Texts only where the model was trained on text. A text or a 1-D array is a single query.
-        k : int
-            Ids beyond the number of (allowed) classes are -1 with score -inf.
+        k : int, optional
+            At most the number of classes; by default 10, or all of them where there are fewer. Ids beyond the number of
+            allowed classes are -1 with score -inf.
         allowed, budget, rerank, tail, repetitions
             As of `mach.model.ask.Ask`.
         probabilities : bool
@@ -118,7 +134,7 @@ class MachModel(AbstractContextManager["MachModel"]):
         ------
         ConfigError, DataError
             When probabilities are wanted and the run has no calibration for them, or they are not of all repetitions;
-            when queries do not fit the model.
+            when k or another argument is of a wrong type or out of range; when queries do not fit the model.
         """
         ask = Ask(allowed, budget, rerank, tail, repetitions)
         if probabilities:
@@ -137,7 +153,7 @@ class MachModel(AbstractContextManager["MachModel"]):
     def search(
         self,
         queries: Queries,
-        k: int = 10,
+        k: int | None = None,
         *,
         allowed: Allowed = None,
         budget: int | None = None,
@@ -175,6 +191,8 @@ class MachModel(AbstractContextManager["MachModel"]):
             begin += n
         if given.ndim == 2 and len(given) != begin:
             raise DataError(f"ids of shape {given.shape} for {begin} queries: give a row a query, or one for all")
+        if not parts:
+            raise DataError("there are no queries: give at least one")
         scores_NC = np.concatenate(parts)
         return scores_NC[0] if is_single(queries) and given.ndim == 1 else scores_NC
 
@@ -286,7 +304,7 @@ class MachModel(AbstractContextManager["MachModel"]):
         """A query as typed in a shell: a text, or numbers where the model takes them."""
         return self.ensemble.reader.parse(line)
 
-    def _answer(self, queries: Queries, k: int, ask: Ask) -> Answer:
+    def _answer(self, queries: Queries, k: int | None, ask: Ask) -> Answer:
         parts = list(self.answerer.answers(queries, k, ask))
         if not parts:
             raise DataError("there are no queries: give at least one")

@@ -14,10 +14,10 @@ from pydantic import Field
 
 from mach.config import Section
 from mach.errors import StorageError
+from mach.files.caches import cache_folder
 from mach.files.places import (
     Place,
     atomic_file,
-    cache_folder,
     fetch,
     is_there,
     kept,

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,19 +61,7 @@ class Cluster:
         self._ray = ray
         if not ray.is_initialized():
             _refuse_unreachable(address)
-            try:
-                ray.init(
-                    address=address,
-                    namespace="mach",
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
-            except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-                raise IncompleteRunError(
-                    f"cannot connect to the Ray cluster at {address or 'this machine'}: {_line(error)}: see that it "
-                    "runs (ray status) in the same version; where it asks for a token, set RAY_AUTH_MODE=token"
-                ) from error
+            _connect(ray, address)
             _sharing.clear()
             _sharing.add(self)
         elif _sharing:
@@ -190,6 +180,34 @@ def node_name() -> str:
 
     context = ray.get_runtime_context()
     return f"{os.uname().nodename}/{context.get_node_id()[:4]}"
+
+
+def _connect(ray: Any, address: str | None) -> None:
+    """Connect to a cluster, or start one of this machine alone, which listens on the loopback address only."""
+    from ray._private import ray_constants as constants
+
+    wanted = {"namespace": "mach", "include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    at_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        if address or os.environ.get("RAY_ADDRESS"):
+            ray.init(address=address, **wanted)
+        else:
+            try:
+                ray.init(address="auto", **wanted)
+            except (
+                ConnectionError
+            ):  # there is none; the switch that Ray has for other systems keeps it from the network
+                os.environ[constants.ENABLE_RAY_CLUSTERS_ENV_VAR], constants.ENABLE_RAY_CLUSTER = "0", False
+                ray.init(address="local", **wanted)
+    except Exception as error:  # of many classes, a plain Exception where a process does not start in time
+        repair = "see that it runs (ray status) in the same version; where it asks for a token, set RAY_AUTH_MODE=token"
+        if "timed out" in str(error):
+            repair = "on a busy machine set RAY_raylet_start_wait_time_s=120 in the environment"
+        raise IncompleteRunError(
+            f"cannot connect to the Ray cluster at {address or 'this machine'}: {_line(error)}: {repair}"
+        ) from error
+    if threading.current_thread() is threading.main_thread():  # Ray sets its own, which dumps the stack
+        signal.signal(signal.SIGTERM, at_sigterm)
 
 
 def _refuse_unreachable(address: str | None) -> None:

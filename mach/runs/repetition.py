@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from mach.config import Section
 from mach.errors import StorageError, TrainingStoppedError
-from mach.files.places import HOST, Place, atomic_file, cache_folder, is_there, read_bytes, remove
+from mach.files.caches import cache_folder
+from mach.files.places import HOST, Place, atomic_file, is_there, read_bytes, remove
 from mach.files.records import locked, read_json, write_json
 from mach.files.tensors import local_tensors, write_tensors
 

@@ -43,10 +43,10 @@ from pydantic import Field
 from mach.config import Config, Section, load_run_config, to_toml
 from mach.data.store import ClassNames, Reference, Store
 from mach.errors import ConfigError, StorageError
+from mach.files.caches import cache_folder
 from mach.files.places import (
     Place,
     atomic_file,
-    cache_folder,
     fetch,
     fetch_folder,
     is_there,

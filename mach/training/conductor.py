@@ -133,7 +133,7 @@ def train(
         crew.say(described(calibrated))
     report("calibrating", 1.0)
     drop_store(run)
-    return load(run.path, trunk=trunk)
+    return load(run.path, repetitions=run.finished(), trunk=trunk)
 
 
 def configuration(

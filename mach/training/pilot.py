@@ -21,7 +21,8 @@ from mach.config import MAX_PILOTS, Config, DataConfig
 from mach.data.joining import chunks_of_store
 from mach.data.store import Store
 from mach.data.writer import StoreWriter
-from mach.files.places import Place, cache_folder, kept, remove_folder
+from mach.files.caches import cache_folder
+from mach.files.places import Place, kept, remove_folder
 from mach.reranking.fitting import RerankerTraining
 from mach.runs.run import Run
 

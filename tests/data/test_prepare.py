@@ -270,16 +270,6 @@ def test_an_interrupt_leaves_no_store(home, stage):
     assert names_in(home / "cache") == []
 
 
-def test_a_cache_without_a_home_is_refused(home, monkeypatch):
-    def unknown(path: Path) -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "expanduser", unknown)
-    monkeypatch.delenv("MACH_CACHE")
-    with pytest.raises(ConfigError, match=r"no home folder is known for the cache ~/\.cache/mach: set data\.cache or"):
-        ready(save("a.txt", NUMBERS))
-
-
 def test_long_names(home):
     store = ready(save(f"{'ä' * 125}.txt", NUMBERS))  # its name has 254 bytes
     assert store.path.name.startswith("ä" * 32 + "-")

@@ -20,6 +20,7 @@ from mach.evaluation.accuracy import evaluate
 from mach.evaluation.report import plots
 from mach.evaluation.report.diagnosis import SHOWN, bucket_load, class_recall, diagnose, example_rows, mistaken_for
 from mach.evaluation.report.sections import write_report
+from mach.files.visible import visible
 from mach.model.loading import load
 from mach.model.model import MachModel
 from mach.runs.run import Run
@@ -256,7 +257,8 @@ def test_names_and_texts_are_only_text(hostile: Path):
     for _, attributes in page.elements:
         assert not any(name.startswith("on") for name in attributes)
     names = page.column("classes", 1, "name")
-    assert set(names) == {name.replace("\x07", "\ufffd") for name in HOSTILE}
+    assert set(names) == {visible(name) for name in HOSTILE}
+    assert "\\u202eright to left" in names
     assert "49" not in names
     assert "<b>bold</b> word" in page.texts["examples"]
     assert "1 of 2 finished" in page.texts["about"]

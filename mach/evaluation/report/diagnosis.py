@@ -99,7 +99,7 @@ def diagnose(
     curve = evaluate(model, store, report=report)
     by_scores = {}
     for rerank in (False, True) if model.reranker is not None else (False,):
-        top = model.search(store, TOP, rerank=rerank)
+        top = model.search(store, min(TOP, model.n_classes), rerank=rerank)
         right_Nk = right_of(store, np.arange(store.n_rows), top.ids_Nk)
         by_scores["re-ranked" if rerank else "plain"] = _reliability(model, top, right_Nk, rerank=rerank)
         report("asking", 1.0)

@@ -6,7 +6,6 @@ Jinja escapes all that comes from the data. The page needs no other file, no net
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mach.errors import ConfigError
 from mach.evaluation.report import plots
 from mach.evaluation.report.numbers import shown
+from mach.files.visible import visible
 
 if TYPE_CHECKING:
     import jinja2
@@ -98,15 +98,15 @@ def template() -> jinja2.Template:
 
 
 def clean(text: str, most: int = MOST_CHARACTERS) -> str:
-    r"""Text as a page can hold it, cut: without control characters and lone surrogates.
+    r"""Text as a page can hold it, in one line, cut, all of it `visible`.
 
     Examples
     --------
-    >>> clean("a\tb", 9), clean("\x07 and \ud800", 9), clean("too long", 5)
-    ('a b', '� and �', 'too l…')
+    >>> print(clean("a\tb", 9), clean("\x07 and \ud800", 9), clean("too long", 5))
+    a b \u0007 and \ud800 too l…
     """
     cut = text if len(text) <= most else text[:most] + "…"
-    return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cs") else c for c in " ".join(cut.split()))
+    return visible(" ".join(cut.split()))
 
 
 def quantity(value: float, unit: str) -> tuple[Number, str]:

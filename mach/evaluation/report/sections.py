@@ -131,7 +131,7 @@ def _write_images(sections: list[Section], folder: Place) -> None:
 
 
 def _sections(run: Run, data: str | None, report: Report) -> list[Section]:
-    model = load(run.path, trunk=run.trunk) if run.finished() else None
+    model = load(run.path, repetitions=run.finished(), trunk=run.trunk) if run.finished() else None
     source = data or run.config.data.test
     rows = _test_rows(run, model, source, data is not None, report)
     diagnosis = None

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.data.batch import Batch, SparseBatch
-from mach.model.ask import Answer, Ask
+from mach.model.ask import Answer, Ask, n_best
 from mach.model.classes.catalogue import Catalogue
 from mach.model.classes.edits import Edits
 from mach.model.classes.memory import PLAIN, RERANKED, ExemplarMemory, Resemblance
@@ -44,8 +44,15 @@ class Answerer:
         """The same by another version of the classes."""
         return Answerer(self.ensemble, self.reranker, self.prior, edits)
 
-    def answers(self, queries: Queries, k: int, ask: Ask) -> Iterator[Answer]:
-        """Answers to consecutive chunks of queries, so that memory stays bounded."""
+    def answers(self, queries: Queries, k: int | None, ask: Ask) -> Iterator[Answer]:
+        """Answers to consecutive chunks of queries, so that memory stays bounded.
+
+        Raises
+        ------
+        ConfigError
+            When k is no whole number from 1 to the number of classes.
+        """
+        k = n_best(k, self.edits.n_classes)
         ask = replace(ask, allowed=self.catalogue.subset(ask.allowed))
         for scores in self.ensemble.answered(queries, ask.repetitions):
             top = self.topk(scores, k, ask)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mach.errors import DataError
-from mach.model.ask import Allowed
+from mach.model.ask import Allowed, shown
 from mach.model.classes.edits import Edits
 from mach.runs.run import Run
 from mach.sketch.answers import Subset
@@ -77,10 +77,13 @@ class Catalogue:
         if not self.has_names:
             raise DataError("the run has no class names: set data.class_names when training, or use ids")
         K = self.edits.n_classes
-        outside = [int(k) for k in np.ravel(ids) if not -1 <= k < K]
-        if outside:
+        given = np.asarray(ids)
+        if given.size and given.dtype.kind not in "iu":
+            raise DataError(f"ids {shown(ids)}: need whole numbers below {K}")
+        outside = given[(given < -1) | (given >= K)]
+        if len(outside):
             raise DataError(f"class {outside[0]} is none of the {K} classes 0..{K - 1}")
-        names = np.frompyfunc(lambda k: self.name(int(k)) if k >= 0 else None, 1, 1)(np.asarray(ids))
+        names = np.frompyfunc(lambda k: self.name(int(k)) if k >= 0 else None, 1, 1)(given)
         return names.tolist() if np.ndim(ids) else names
 
     def id_of(self, name: str) -> int | None:
@@ -140,6 +143,8 @@ class Catalogue:
                     raise DataError(f"there is no class named {k!r}: see `mach classes list --all RUN`")
                 if not isinstance(named, int | np.integer) or isinstance(named, bool):
                     raise DataError(f"class {k!r}: need ids or names")
+                if not 0 <= named < K:
+                    raise DataError(f"class {named} is none of the {K} classes 0..{K - 1}")
                 found.append(int(named))
             ids = np.array(found, np.int64)
         outside = ids[(ids < 0) | (ids >= K)]

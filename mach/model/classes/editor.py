@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mach.data.batch import Batch, concatenated, has_features
 from mach.errors import ConfigError, DataError
-from mach.model.ask import Allowed, Ask
+from mach.model.ask import Allowed, Ask, n_best
 from mach.model.classes.answerer import Answerer
 from mach.model.classes.catalogue import Classes
 from mach.model.classes.edits import ASSOCIATE, EXAMPLE, UPVOTE, Edits, Exemplars, hashed_buckets
@@ -147,7 +147,10 @@ class ClassEditor:
     def rename(self, k: int | str, name: str) -> None:
         """Give a class another name; DataError when the class is not there, or the name is taken."""
         with self._turn() as current:
-            renamed = int(self.ids_of(k)[0])
+            ids = self.ids_of(k)
+            if len(ids) != 1:
+                raise DataError(f"{len(ids)} classes to rename: give one")
+            renamed = int(ids[0])
             self._insist_on_new([name])
             what = f"{self.answerer.catalogue.name(renamed)} to {name}"
             self._write(current, self.edits.called(renamed, name), "rename", what)
@@ -223,7 +226,7 @@ class ClassEditor:
             rows.append({"id": k, "name": catalogue.name(k), "state": state, "examples": examples})
         return rows
 
-    def similar(self, classes: Classes, k: int = 10) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def similar(self, classes: Classes, k: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Classes that the networks treat most alike: the cosine of the mean of their buckets' output rows.
 
         Classes that share buckets resemble each other for that reason alone, a little.
@@ -238,7 +241,10 @@ class ClassEditor:
         Cost: O(R J B H) once a model; O(R J (B + K)) a class; 4 bytes a class and hash function while it lasts.
         ConfigError when weights are kept in another process.
         """
+        k = n_best(k, self.edits.n_classes)
         answers = [self._similar_to(one, k) for one in self.ids_of(classes).tolist()]
+        if not answers:
+            raise DataError("there is no class to compare with: give ids or names")
         ids_nk, cosines_nk = (np.stack(parts) for parts in zip(*answers, strict=True))
         return (ids_nk[0], cosines_nk[0]) if np.ndim(classes) == 0 else (ids_nk, cosines_nk)
 

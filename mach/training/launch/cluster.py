@@ -19,7 +19,8 @@ from mach.config import LaunchConfig
 from mach.data.store import Store
 from mach.data.transfer import fetch_store
 from mach.errors import MachError, StorageError
-from mach.files.places import Place, cache_folder, kept
+from mach.files.caches import cache_folder
+from mach.files.places import Place, kept
 from mach.networks.trunk import for_workers
 from mach.runs.ray import Actor, Call, Cluster, Resources, node_name
 from mach.runs.run import Run

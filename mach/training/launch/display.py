@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 
+from mach.files.visible import visible
+
 if TYPE_CHECKING:
     from mach.training.trainer import Progress
 
 Report = Callable[[str, float], None]  # takes a stage, and the fraction of it that is done
+
+
+def tell(console: Console, text: str) -> None:
+    """Print one line for a person; names and paths in it are shown as they are, whatever they hold."""
+    console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def silence(stage: str, fraction: float) -> None:
@@ -28,7 +35,7 @@ def bars(console: Console) -> Iterator[Report]:
     if not console.is_terminal:
         yield silence
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as drawn:
         tasks: dict[str, Any] = {}
 
@@ -51,7 +58,7 @@ class Display:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         self._console, self._report = console, report
-        texts = [TextColumn(f"{{task.{name}}}") for name in ("description", "fields[status]", "fields[figures]")]
+        texts = [TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[status]", "fields[figures]")]
         self._lines = Progress(
             *texts, BarColumn(), TimeElapsedColumn(), console=console, disable=not console.is_terminal
         )
@@ -79,7 +86,7 @@ class Display:
 
     def note(self, text: str) -> None:
         """Something about the whole run."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        tell(self._console, text)
 
     def seconds_left(self, seconds: float | None) -> None:
         """How long the whole run will take from now; None: not known yet."""

@@ -16,7 +16,7 @@ from mach.reranking.fitting import RerankerTraining, fitting_bytes
 from mach.reranking.parts import STAGES
 from mach.runs.run import Run
 from mach.training.launch.capacity import plan_of, repetitions_together
-from mach.training.launch.display import Display, Report, StageDisplay, silence
+from mach.training.launch.display import Display, Report, StageDisplay, silence, tell
 from mach.training.launch.driver import Driver, Pool
 from mach.training.launch.local import LocalPool, n_processes
 from mach.training.launch.schedule import Schedule, Shard, shards_of
@@ -36,7 +36,7 @@ class Crew:
 
     def say(self, text: str) -> None:
         """Tell the person one thing."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        tell(self.console, text)
 
     def train(self, run: Run, store: Store, repetitions: list[int] | None = None) -> None:
         """Train what lacks DONE of some repetitions, by default of all.

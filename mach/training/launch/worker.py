@@ -85,7 +85,8 @@ class _Parts:
 def main(descriptor: int) -> None:
     """Serve the driver on an inherited socket until it says stop or goes away."""
     told_to_stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda number, frame: told_to_stop.set())  # a whole group may be told at once
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a whole group may be told at once
+        signal.signal(number, lambda number, frame: told_to_stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver hears it and asks us
     channel = Channel(descriptor)
     job = channel.receive()
