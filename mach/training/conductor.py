@@ -122,9 +122,12 @@ def train(
     if "repetitions" in options.hashing.model_fields_set:  # before a run is made, as far as can be
         _refuse_missing(repetitions, options.hashing.repetitions)
     console, report = console or Console(quiet=True), report or silence
+    is_new = not Run.is_at(where)
     run, store = _set_up(options, where, console, report, trunk)
     _refuse_missing(repetitions, run.config.hashing.repetitions)
     crew = _crew(options, device, console, report)
+    for line in _left_behind(run) if is_new else ():
+        crew.say(line)
     crew.train(run, store, None if repetitions is None else sorted(set(repetitions)))
     train_reranker(run, store, crew)
     report("calibrating", 0.0)
@@ -243,6 +246,17 @@ def _refuse_missing(repetitions: Sequence[int] | None, n_repetitions: int) -> No
     for r in repetitions or ():
         if not 0 <= r < n_repetitions:
             raise ConfigError(f"repetitions {r}: the run has repetitions 0-{n_repetitions - 1}")
+
+
+def _left_behind(run: Run) -> Iterator[str]:
+    """What a person is told of a fine-tuned run: what was taught about the classes it started from is no row."""
+    start = Origin.of(run.config)
+    n_taught = 0 if start is None else len(start.edits.exemplars)
+    if start is not None and n_taught:
+        yield (
+            f"{n_taught:,} examples, texts and upvotes that {start.run.path} was taught after its training are no "
+            f"rows, and are not in {run.path}: put those that still matter into the new table, or add them again"
+        )
 
 
 def _no_longer_heard(run: Run) -> Iterator[str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+import mach
 from mach.config import Config, LaunchConfig, parse_config
 from mach.data.batch import Batch, read_batch, read_classes
 from mach.data.joining import find, join
@@ -351,6 +354,10 @@ def test_classes_added_and_removed_after_training_stay_so(
         with pytest.raises(KeyboardInterrupt):
             set_up(started, tmp_path / "run")
     assert not (tmp_path / "run").exists()  # rather than a run that does not know what was removed
+    told = io.StringIO()
+    mach.train(started, tmp_path / "run", launcher="here", repetitions=[0], console=Console(file=told, width=400))
+    left = f"3 examples, texts and upvotes that {tmp_path / 'old'} was taught after its training are no rows"
+    assert left in told.getvalue()
     run, store = set_up(started, tmp_path / "run")
     with load(tmp_path / "old") as model:
         model.classes.remove([8])

@@ -58,7 +58,8 @@ class Display:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         self._console, self._report = console, report
-        texts = [TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[status]", "fields[figures]")]
+        names = ("description", "fields[status]", "fields[figures]")
+        texts = [TextColumn(f"{{task.{name}}}", markup=False) for name in names]
         self._lines = Progress(
             *texts, BarColumn(), TimeElapsedColumn(), console=console, disable=not console.is_terminal
         )
