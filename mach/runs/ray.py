@@ -188,17 +188,18 @@ def _connect(ray: Any, address: str | None) -> None:
 
     wanted = {"namespace": "mach", "include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     at_sigterm = signal.getsignal(signal.SIGTERM)
+    named = address or os.environ.get("RAY_ADDRESS") or "auto"
     try:
-        if address or os.environ.get("RAY_ADDRESS"):
-            ray.init(address=address, **wanted)
-        else:
-            try:
-                ray.init(address="auto", **wanted)
-            except (
-                ConnectionError
-            ):  # there is none; the switch that Ray has for other systems keeps it from the network
-                os.environ[constants.ENABLE_RAY_CLUSTERS_ENV_VAR], constants.ENABLE_RAY_CLUSTER = "0", False
-                ray.init(address="local", **wanted)
+        try:
+            if named == "local":
+                raise ConnectionError  # it is wanted that there is none
+            ray.init(address=named, **wanted)
+        except ConnectionError:
+            if named not in ("auto", "local"):
+                raise
+            # The switch that Ray has for other systems keeps it from the network.
+            os.environ[constants.ENABLE_RAY_CLUSTERS_ENV_VAR], constants.ENABLE_RAY_CLUSTER = "0", False
+            ray.init(address="local", **wanted)
     except Exception as error:  # of many classes, a plain Exception where a process does not start in time
         repair = "see that it runs (ray status) in the same version; where it asks for a token, set RAY_AUTH_MODE=token"
         if "timed out" in str(error):

@@ -156,7 +156,10 @@ def test_random_kills_end_in_the_same_bits(longer: tuple[Config, Path], tmp_path
     assert not list(run.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "signal_number",
+    [signal.SIGHUP, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGTERM))],
+)
 def test_a_polite_stop_leaves_a_run_that_resumes(longer: tuple[Config, Path], tmp_path: Path, signal_number: int):
     config, reference = longer
     process = start(config, tmp_path, tmp_path / "run")
@@ -169,6 +172,40 @@ def test_a_polite_stop_leaves_a_run_that_resumes(longer: tuple[Config, Path], tm
     again = start(config, tmp_path, tmp_path / "run")
     again.communicate()
     assert again.returncode == 0
+    assert weights(tmp_path / "run") == weights(reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_workers_that_are_told_to_end_lose_nothing(longer: tuple[Config, Path], tmp_path: Path, signal_number: int):
+    """They lead process groups of their own, which a closing terminal or a service manager may signal."""
+    config, reference = longer
+    process = start(config, tmp_path, tmp_path / "run")
+    wait_for_training(tmp_path / "run", process)
+    for worker in children(process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker, signal_number)
+    process.communicate()
+    if process.returncode:
+        again = start(config, tmp_path, tmp_path / "run")
+        again.communicate()
+        assert again.returncode == 0
+    assert weights(tmp_path / "run") == weights(reference)
+
+
+@pytest.mark.slow
+def test_stopped_and_continued_workers_end_in_the_same_bits(longer: tuple[Config, Path], tmp_path: Path):
+    config, reference = longer
+    process = start(config, tmp_path, tmp_path / "run")
+    wait_for_training(tmp_path / "run", process)
+    workers = children(process.pid)
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for worker in [process.pid, *workers]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, number)
+        time.sleep(1)
+    process.communicate()
+    assert process.returncode == 0
     assert weights(tmp_path / "run") == weights(reference)
 
 
