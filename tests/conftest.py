@@ -6,15 +6,22 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("SCIPY_ARRAY_API", "1")  # else scikit-learn skips one of its checks; read when scipy is imported
+# Tests move MACH_CACHE, and with it all would be compiled anew.
+os.environ.setdefault(
+    "NUMBA_CACHE_DIR", str(Path(os.environ.get("MACH_CACHE", "~/.cache/mach")).expanduser() / "compiled")
+)
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from mach.config import Config, parse_config
 from mach.model.loading import load
 from mach.model.model import MachModel
 from mach.training.conductor import train
 
+settings.register_profile("mach", deadline=None)  # no test depends on how busy the machine is
+settings.load_profile("mach")
 N_CLASSES, N_FEATURES = 120, 400
 
 

@@ -76,6 +76,9 @@ def plan(
 @click.command()
 @click.argument("config")
 @click.argument("run", type=PLACE, required=False)
+@click.option("--text", metavar="COLUMN,...", help="Columns of the table that hold text; text by default.")
+@click.option("--classes", metavar="COLUMN", help="Column of the table that holds a row's classes; classes by default.")
+@click.option("--separator", metavar="TEXT", help="What stands between the classes of a cell, such as |.")
 @SET
 @click.option(
     "--workers", type=click.IntRange(1), help="Most workers at a time; by default one a core, or one a shard."
@@ -85,10 +88,13 @@ def plan(
 @click.option("--repetitions", type=NUMBERS, metavar="0-3,5", help="Train these only; others may be trained elsewhere.")
 @click.option("--from", "start", metavar="RUN", help="Fine-tune: start from the weights of this finished run.")
 @TRUNK
-@click.option("--dry-run", is_flag=True, help="Read the data and print the ledger; train nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the configuration and the ledger; train nothing.")
 def train(
     config: str,
     run: Place | None,
+    text: str | None,
+    classes: str | None,
+    separator: str | None,
     overrides: tuple[str, ...],
     workers: int | None,
     launcher: str | None,
@@ -108,19 +114,30 @@ def train(
     """
     from rich.console import Console
 
+    from mach.config import to_toml
     from mach.training import conductor
 
-    launch = {"launch.launcher": launcher, "launch.workers": workers, "launch.address": address}
-    given = launch | {"training.start": start}
+    given = {
+        "data.text_columns": text and [column.strip() for column in text.split(",")],
+        "data.class_column": classes,
+        "data.class_separator": separator,
+        "launch.launcher": launcher,
+        "launch.workers": workers,
+        "launch.address": address,
+        "training.start": start,
+    }
     set_here = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     options, where = conductor.configuration(config, run, [*overrides, *set_here], trunk)
     if dry_run:
+        for line in ("# mach train with this file does the same:", *to_toml(options, brief=True).splitlines()):
+            say(line, err=True)
         with progress() as report:
             print_rows(conductor.plan_of_run(options, report, trunk).rows(), as_json=False)
         return
     model = conductor.train(options, where, repetitions=repetitions, trunk=trunk, console=Console(stderr=True))
     n_repetitions = model.run.config.hashing.repetitions
-    say(f"{where}: {len(model.run.finished())} of {n_repetitions} repetitions finished", err=True)
+    word = "repetition" if n_repetitions == 1 else "repetitions"
+    say(f"{where}: {len(model.run.finished())} of {n_repetitions} {word} finished", err=True)
 
 
 @click.command()

@@ -76,12 +76,13 @@ def fingerprint(config: Config, ignore: tuple[str, ...] = ()) -> str:
     return hashlib.blake2b(repr(sorted(kept.items())).encode(), digest_size=16).hexdigest()
 
 
-def to_toml(config: Config, retired: dict[str, Any] | None = None) -> str:
+def to_toml(config: Config, retired: dict[str, Any] | None = None, *, brief: bool = False) -> str:
     """The configuration as TOML text that `load_config` reads back to an equal object; unset keys are left out.
 
-    With ``retired``, values of retired keys as `load_run_config` returns them, it is that of a run that has them.
+    With ``retired``, values of retired keys as `load_run_config` returns them, it is that of a run that has them. In
+    brief, keys that have their defaults are left out as well.
     """
-    tree = config.model_dump(exclude_none=True)
+    tree = config.model_dump(exclude_none=True, exclude_unset=brief)
     for key, value in (retired or {}).items():
         section, _, name = key.partition(".")
         tree[section][name] = value

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from mach.cli import main
 from mach.cli.classes import classes
-from mach.config import Config, to_toml
+from mach.config import Config, load_config, to_toml
 from tests.conftest import N_CLASSES
 
 
@@ -42,8 +42,8 @@ def test_the_surface_is_frozen():
             "--parameters", "--repetitions", "--workers", "-B", "-R",
         ],
         "train": [
-            "--address", "--dry-run", "--from", "--launcher", "--repetitions", "--set", "--trunk", "--workers",
-            "config", "run",
+            "--address", "--classes", "--dry-run", "--from", "--launcher", "--repetitions", "--separator", "--set",
+            "--text", "--trunk", "--workers", "config", "run",
         ],
         "status": ["--json", "run"],
         "evaluate": [
@@ -100,6 +100,19 @@ def test_train_evaluate_status_and_info(config: Config, tmp_path: Path):
     table = mach("evaluate", run, "--no-curve")
     assert "P@1" in table.stdout
     assert mach("info", run).stdout.startswith("path")
+
+
+def test_a_table_needs_no_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "books.csv").write_text("title,about,subjects\n" + 9 * "sour,apple,fruit|green\nripe,plum,fruit|blue\n")
+    columns = ["--text", "title, about", "--classes", "subjects", "--separator", "|", "--set", "data.cache=cache"]
+    planned = mach("train", "books.csv", *columns, "--dry-run")
+    assert planned.exit_code == 0, planned.stderr
+    (tmp_path / "same.toml").write_text(planned.stderr)
+    data = load_config(tmp_path / "same.toml").data
+    assert (data.train, data.text_columns, data.class_column) == ("books.csv", ["title", "about"], "subjects")
+    assert (data.class_separator, data.cache) == ("|", "cache")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_dry_run_prints_the_ledger_and_trains_nothing(config: Config, tmp_path: Path):

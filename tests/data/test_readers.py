@@ -98,7 +98,7 @@ borders = st.builds(halfway, st.integers(0, 0x7F7FFFFE), st.integers(-1, 1))
 doubles = st.floats(-1e38, 1e38, allow_nan=False).map("{:.17g}".format)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(token=st.one_of(decimals, borders, doubles))
 def test_a_value_is_that_of_numpy_bit_for_bit(tmp_path_factory, token):
     with np.errstate(over="ignore"):

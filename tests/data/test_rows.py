@@ -29,7 +29,7 @@ def batch_of(seed: int, n_rows: int = 5) -> SparseBatch:
     return SparseBatch(x.indptr.astype(np.int64), x.indices.astype(np.int32), x.data)
 
 
-@settings(max_examples=60, deadline=None)  # kernels may be compiled first
+@settings(max_examples=60)  # kernels may be compiled first
 @given(st.integers(0, 2**32), VIEWS)
 def test_rows_are_seen_by_the_definition(seed: int, view: RowView):
     batch = batch_of(seed)
@@ -43,7 +43,7 @@ def test_rows_are_seen_by_the_definition(seed: int, view: RowView):
         np.testing.assert_allclose(seen.data[found], [expected[j] for j in sorted(expected)], rtol=1e-4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32), VIEWS)
 def test_a_row_is_seen_alone_as_among_others(seed: int, view: RowView):
     batch = batch_of(seed)

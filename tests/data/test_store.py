@@ -139,7 +139,7 @@ def test_dense_rows_and_empty_arrays(tmp_path):
     assert store.class_ids.dtype == np.int32
 
 
-@settings(max_examples=25, deadline=None)  # every example flushes files to the disk
+@settings(max_examples=25)  # every example flushes files to the disk
 @given(names=st.lists(st.text(st.characters(), max_size=4), max_size=6))
 def test_any_class_names_come_back(tmp_path_factory, names):
     path = tmp_path_factory.mktemp("names") / "store"

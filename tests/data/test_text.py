@@ -88,7 +88,7 @@ def test_equals_sklearn(words, characters, sublinear, tmp_path):
 
 
 @given(texts=st.lists(words, min_size=1, max_size=6), queries=st.lists(words, max_size=3), span=spans, data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_equals_sklearn_on_any_text(tmp_path_factory, texts, queries, span, data):
     is_word = data.draw(st.booleans())
     config = TextConfig(
@@ -255,7 +255,7 @@ def test_fingerprint_tells_config_terms_and_weights_apart():
 
 
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_damaged_file_is_refused_or_harmless(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("damaged")
     features = TextFeatures(TextConfig(characters=[2, 3])).fit(TEXTS)

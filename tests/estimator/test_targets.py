@@ -21,7 +21,7 @@ values = st.one_of(
 rows_of_classes = st.lists(st.lists(values, max_size=3), min_size=1, max_size=6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows_of_classes, rows_of_classes)
 def test_ids_stay_and_stand_for_their_values(first: list[Any], second: list[Any]):
     before = Targets.of_lists(first)

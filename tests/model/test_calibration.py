@@ -59,7 +59,7 @@ def test_rows(config: Config, trained: Path) -> Store:
     return prepare(config.data, config.text, config.data.test, like=Run.open(trained).reference())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n=st.integers(2, 400),
@@ -107,7 +107,7 @@ def test_errors_of_a_few_bins_are_those_of_the_definition():
     assert calibration_error(np.array([1.0, 0.0]), np.array([True, False])) == 0
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32 - 1),
     strength=st.floats(-3, 3),

@@ -503,7 +503,7 @@ def test_a_remote_run_is_edited_and_a_second_editor_refused(trained: Path):
     assert load(where).names([0, 1, 2]) == ["zero", "one", "class number 2"]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6))
 def test_cosines_are_those_of_dense_arithmetic(seed: int, most: int):
     generator = np.random.default_rng(seed)

@@ -16,7 +16,7 @@ from mach.networks.kernels.memory import from_bfloat16, to_bfloat16
 from mach.sketch.kernels.lanes import transpose
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @drawn(st.integers(0, 2**32), st.integers(0, 2**31), st.floats(1e-3, 0.9), st.booleans(), st.integers(1, 60))
 def test_dither_keeps_what_is_large_and_makes_of_the_rest_nothing_or_its_bound(
     seed: int, key: int, least: float, half: bool, n_rows: int

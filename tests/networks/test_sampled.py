@@ -34,7 +34,7 @@ def log_odds(shares: np.ndarray) -> np.ndarray:
     return np.log(shares / (1 - shares)).astype(np.float32).reshape(-1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32), st.integers(1, B))
 def test_a_sample_holds_its_targets_and_as_many_of_every_head(seed: int, n_sampled: int):
     shares_JB = uneven_shares(seed)

@@ -28,7 +28,7 @@ def triple(matrix: csr_array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return matrix.indptr.astype(np.int64), matrix.indices.astype(np.int32), matrix.data.astype(np.float32)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 30), st.floats(0, 1))
 def test_gathered_rows_are_the_rows(seed, n_rows, n_features, density):
     matrix = random_batch(n_rows, n_features, density, seed)
@@ -121,7 +121,7 @@ def test_backward_of_bfloat16_weights_is_that_of_float32_on_average():
     assert len(np.unique(np.array(results), axis=0)) > 350
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.integers(1, 3), st.integers(2, 9))
 def test_targets_are_the_union_of_the_classes_buckets(seed, n_heads, n_buckets):
     generator = np.random.default_rng(seed)

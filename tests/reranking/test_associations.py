@@ -20,7 +20,7 @@ def problem(seed: int, n_rows: int = 30, n_features: int = 8, n_classes: int = 6
     return x, y
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32), st.sampled_from([1, 7, 2**24]))
 def test_rules_are_those_of_plain_counting(seed: int, block: int):
     x, y = problem(seed)
@@ -45,7 +45,7 @@ def test_rules_are_those_of_plain_counting(seed: int, block: int):
         assert (np.diff(classes[span]) > 0).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32))
 def test_what_rules_say_is_what_plain_loops_find(seed: int):
     x, y = problem(seed)

@@ -105,7 +105,7 @@ def test_a_class_does_not_depend_on_its_neighbours_and_small_weights_go():
     assert fit(x, own, listed, most=7)[4] == sum(map(len, own)) + 2 * 7
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32), st.sampled_from([5, 100_000]))
 def test_encoded_weights_come_back_and_margins_equal_the_matrix(seed: int, n_features: int):
     generator = np.random.default_rng(seed)

@@ -18,7 +18,7 @@ def some_network(seed: int, n_inputs: int) -> LearnedOrder:
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32), st.integers(1, 15), st.integers(1, 12))
 def test_compiled_scores_are_those_of_the_formula_and_never_above_the_aggregate(seed, n_inputs, n_candidates):
     order, generator = some_network(seed, n_inputs), np.random.default_rng(seed)

@@ -40,7 +40,7 @@ def looked_up(table, rows, ids_NC):
     return counts_NC, totals_N
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ROWS, st.randoms())
 def test_counts_are_those_of_a_dictionary(rows, random):
     pairs = Counter((frozenset(features), k) for features, classes in rows for k in classes)

@@ -54,7 +54,7 @@ class TestEveryAggregate:
         assert np.abs(values).max() <= aggregate_of(aggregate).largest
 
     @given(seed=st.integers(0, 2**32 - 1), R=st.integers(1, 9), style=st.sampled_from(STYLES))
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     def test_no_score_falls_where_a_bucket_score_rises(self, aggregate: str, seed: int, R: int, style: str):
         rng = np.random.default_rng(seed)
         probs_RN = np.nan_to_num(bucket_scores(style, assignments(1000, 37, 5)[0], R, rng)[:, 0, :])
@@ -63,7 +63,7 @@ class TestEveryAggregate:
         assert (scores_of(higher_RN, aggregate) >= scores_of(probs_RN, aggregate)).all()
 
     @given(seed=st.integers(0, 2**32 - 1), R=st.integers(1, 9))
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     def test_the_order_of_repetitions_means_nothing(self, aggregate: str, seed: int, R: int):
         rng = np.random.default_rng(seed)
         probs_RN = rng.random((R, 50), np.float32)
@@ -100,7 +100,7 @@ class TestEveryAggregate:
         B=st.integers(2, 70),
         K=st.integers(1, 3000),
     )
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     def test_thresholds_find_what_the_oracle_finds(self, aggregate: str, seed: int, style: str, R: int, B: int, K: int):
         """Repetitions of very different scale, so that thresholds differ between them, in any order."""
         rng = np.random.default_rng(seed)

@@ -106,7 +106,7 @@ def test_plan_at_the_measured_point():
 
 
 @given(st.integers(2, 10**7), st.integers(10, 10**5), st.integers(10**6, 10**10), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_plan_keeps_its_budget_and_is_the_best_that_does(n_classes, n_features, budget, of_bytes):
     limit = {"memory_bytes": budget} if of_bytes else {"n_parameters": budget}
 

@@ -50,7 +50,7 @@ def test_queries_scanned_together_have_the_oracle_s_answers(aggregate, style, mo
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(list(AGGREGATES)), st.sampled_from(STYLES), st.sampled_from(SHAPES))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_budget_keeps_its_promises(seed, aggregate, style, shape):
     rng = np.random.default_rng(seed)
     assignment = assignments(*shape)[rng.integers(3)]

@@ -43,7 +43,7 @@ shapes = st.tuples(st.integers(1, 400), st.integers(2, 300), st.integers(1, 4), 
 @pytest.mark.parametrize("make", [universal, table])
 class TestEveryAssignment:
     @given(shape=shapes)
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     def test_buckets_and_members_are_inverse(self, make, shape):
         """The members of a bucket as the decoder lists them."""
         assignment = make(*shape)
@@ -97,7 +97,7 @@ def test_golden_values():
 
 
 @given(st.integers(2, 5000), st.integers(2, 500), st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_universal_buckets_are_balanced(n_classes, n_buckets, seed):
     assignment = UniversalAssignment.draw(n_classes=n_classes, n_buckets=n_buckets, n_repetitions=1, seed=seed)
     counts_B = np.bincount(assignment.buckets(np.arange(n_classes))[0], minlength=n_buckets)
@@ -124,7 +124,7 @@ def test_raising_repetitions_appends():
 
 
 @given(st.integers(2**20, MAX_CAPACITY), st.integers(2, 2**20), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_large_capacities_are_exact(n_classes, n_buckets, data):
     assignment = UniversalAssignment.draw(n_classes=n_classes, n_buckets=n_buckets, n_repetitions=2, seed=0)
     k = data.draw(st.integers(0, n_classes - 1))

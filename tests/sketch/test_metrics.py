@@ -75,7 +75,7 @@ def brute_force(ids_Nk: np.ndarray, truth: list[list[int]], k: int, weights_K: n
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_equals_brute_force(seed):
     rng = np.random.default_rng(seed)
     n_rows, n_classes = rng.integers(1, 8), 12

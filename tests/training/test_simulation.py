@@ -87,7 +87,7 @@ def test_one_worker_three_times_slower_costs_little_where_a_fixed_plan_pays_in_f
     assert static_makespan(pool) >= 1.3 * taken
 
 
-@pytest.mark.parametrize("n_workers", [4, 16, 64])
+@pytest.mark.parametrize("n_workers", [4, 16, pytest.param(64, marks=pytest.mark.slow)])
 def test_losses_and_slow_workers_cost_at_most_a_twentieth_while_there_are_four_shards_a_worker(n_workers):
     for seed in range(3):
         pool = drawn_pool(n_workers, 4 * n_workers, seed)

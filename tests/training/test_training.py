@@ -189,7 +189,7 @@ def test_what_killed_writers_left_is_swept(config: Config, tmp_path: Path):
         "dead": f"{HOST}-{process.pid}",
         "alive": f"{HOST}-{os.getppid()}",
         "elsewhere": "other-1",
-        "old": "-1",
+        "old": "other-2",
     }
     leftovers = {name: run.repetition(0).folder / f".state.{who}.tmp" for name, who in written_by.items()}
     for leftover in leftovers.values():
