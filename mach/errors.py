@@ -4,6 +4,10 @@ A message names the place (file, row, key), the offending value, the limit and t
 line prints it alone, without a traceback, and leaves with the class's exit code.
 """
 
+from __future__ import annotations
+
+import errno
+
 
 class MachError(Exception):
     """Root of all errors raised on purpose; anything else that escapes is a bug."""
@@ -41,3 +45,36 @@ class TrainingStoppedError(MachError):
 
 class DegradedWarning(UserWarning):
     """Answers by fewer repetitions than the run has: some are not there, or kept by actors that are lost or late."""
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    r"""What another library's error says, as one short line; its kind where it says nothing.
+
+    >>> one_line(ValueError("no header\nof that kind"))
+    'no header'
+    """
+    said = (str(getattr(error, "strerror", None) or error).strip().splitlines() or [""])[0]
+    return said[:most].strip() or type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was refused: by Python, numpy, numba and pyarrow (MemoryError), the system, or torch.
+
+    Torch has a class for it on a GPU, and on processors a RuntimeError of this text.
+
+    >>> is_out_of_memory(RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"))
+    True
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
+def out_of_memory(error: BaseException) -> str:
+    """What a person is told of it, on one line."""
+    return (
+        f"out of memory ({one_line(error)}): give more, or ask for less (fewer workers, a smaller batch, fewer buckets "
+        "or hidden units, fewer features)"
+    )

@@ -18,7 +18,7 @@ from mach.cli.classes import classes
 from mach.cli.models import calibrate, evaluate, info, predict, query, write_report
 from mach.cli.runs import plan, prepare, status, train
 from mach.cli.shell import end_politely, say, warnings_as_lines
-from mach.errors import ConfigError, IncompleteRunError, MachError
+from mach.errors import ConfigError, IncompleteRunError, MachError, is_out_of_memory, out_of_memory
 
 VERBS = (prepare, plan, train, status, evaluate, calibrate, predict, query, write_report, info, classes)
 
@@ -39,6 +39,11 @@ class _Group(click.Group):
         except BrokenPipeError:  # the reader of our output has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(0)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            say(f"mach: {out_of_memory(error)}", err=True)
+            ctx.exit(ConfigError.exit_code)
         except OSError as error:  # files that mach opens have messages of their own: this is standard output, mostly
             say(f"mach: {error.filename or 'standard output'}: {error.strerror or error}", err=True)
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

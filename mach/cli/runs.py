@@ -116,6 +116,7 @@ def train(
 
     from mach.config import to_toml
     from mach.training import conductor
+    from mach.training.launch.capacity import refuse_too_large
 
     given = {
         "data.text_columns": text and [column.strip() for column in text.split(",")],
@@ -132,7 +133,9 @@ def train(
         for line in ("# mach train with this file does the same:", *to_toml(options, brief=True).splitlines()):
             say(line, err=True)
         with progress() as report:
-            print_rows(conductor.plan_of_run(options, report, trunk).rows(), as_json=False)
+            ledger = conductor.plan_of_run(options, report, trunk)
+        print_rows(ledger.rows(), as_json=False)
+        refuse_too_large(ledger, options.launch)
         return
     model = conductor.train(options, where, repetitions=repetitions, trunk=trunk, console=Console(stderr=True))
     n_repetitions = model.run.config.hashing.repetitions

@@ -7,10 +7,12 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import click
 
+from mach.data.limits import ROW_BYTES
 from mach.errors import DataError, DegradedWarning
 from mach.evaluation.report.numbers import shown
 from mach.files.visible import json_line, visible
@@ -39,7 +41,9 @@ def read_lines(queries: tuple[str, ...]) -> Iterator[str]:
         if text != "-":
             yield text
             continue
-        for number, line in enumerate(sys.stdin.buffer, 1):
+        for number, line in enumerate(iter(partial(sys.stdin.buffer.readline, ROW_BYTES + 1), b""), 1):
+            if len(line) > ROW_BYTES:
+                raise DataError(f"standard input line {number} has more than {ROW_BYTES:,} bytes: shorten the query")
             try:
                 query = line.decode("utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:

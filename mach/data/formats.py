@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from mach.data.matrices import Npy, Npz
+from mach.data.parquet import Parquet
 from mach.data.readers import NumericText
 from mach.data.sources import COMPRESSED, Format
-from mach.data.tables import Csv, JsonLines, Lines, Parquet
+from mach.data.tables import Csv, JsonLines, Lines
 from mach.errors import ConfigError
 
 _ENTRIES: tuple[Format, ...] = (

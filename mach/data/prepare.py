@@ -23,6 +23,7 @@ from mach.config import DOCUMENTS, DataConfig, TextConfig
 from mach.data import characters, phrases
 from mach.data.agreement import agreed_shape, agreed_store
 from mach.data.formats import BUILTIN, LINES, ROWS, format_of
+from mach.data.gaps import refuse_gaps
 from mach.data.sources import STDIN, Format, Numbers, SourceFile, source_errors
 from mach.data.store import FORMAT, Chunk, Reference, Store
 from mach.data.tables import Columns, Table, Text, TextChunk, chunks_of, ids_of, numbered
@@ -103,7 +104,10 @@ def prepare(
                 f"{source} is a store already and used as it is: prepare its source with class_names = "
                 f"{config.class_names}, or leave them out"
             )
-        return agreed_store(fetch_store(source, config.cache), like, grows)
+        store = agreed_store(fetch_store(source, config.cache), like, grows)
+        if like is None or grows:
+            refuse_gaps(store, source, n_known=_n_known(store.class_names, like))
+        return store
     form = _format(config, source, like)
     if config.has_documents and isinstance(form, Numbers) and (like is None or grows):
         raise ConfigError(
@@ -207,6 +211,8 @@ class _Task:
             writer.serve(0 if self.like is None else self.like.n_classes)
             for chunk in self.reported("reading", self.form.chunks(self.path, shape, classes_optional=self.is_query)):
                 writer.append(chunk)
+        if not self.is_query:
+            refuse_gaps(Store.open(path), self.source, n_known=_n_known(names, self.like))
 
     def write_text(self, path: Path) -> None:
         names = self.class_names()
@@ -301,6 +307,11 @@ class _Task:
         for what, n in counts.items():
             if n == 0:
                 raise DataError(f"{self.source} holds no {what}: give a file with at least one")
+
+
+def _n_known(names: Sequence[str] | None, like: Store | Reference | None) -> int | None:
+    """Classes that need not occur in the rows: None for all, where they have names."""
+    return None if names is not None else 0 if like is None else like.n_classes
 
 
 def _format(config: DataConfig, source: str, like: Store | Reference | None) -> Format:

@@ -2,14 +2,15 @@
 
 ========== ======================================================================================================
 repository header ``N D K``, then a line a row: ``k1,k2 f:v f:v``, all from 0; a line may begin with a blank
-           (no class)
+           (no class), and ``nan`` is no class either
 svmlight   ``k1,k2 qid:.. f:v f:v # comment``; indices and classes are taken as they stand (a file that counts
-           features from 1 leaves column 0 empty); classes are non-negative, ``1.0`` is 1; blank lines are skipped
+           features from 1 leaves column 0 empty); classes are non-negative, ``1.0`` is 1, ``nan`` is none; blank
+           lines are skipped
 ========== ======================================================================================================
 
 Files may be compressed (.gz, .bz2, .xz). Standard input holds the rows of repository text without a header; every line
 of it is a row. Feature indices must ascend; classes of a row are sorted, and equal ones merged. Memory is bounded by
-the block, whatever the file's size.
+the block and the longest line (`mach.data.limits`), whatever the file's size.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from mach.data.sources import BLOCK_BYTES, LIMIT, STDIN, Numbers, Shape, SourceFile, source_errors
+from mach.data.limits import BLOCK_BYTES
+from mach.data.sources import LIMIT, STDIN, Numbers, Shape, SourceFile, source_errors
 from mach.data.store import Chunk
 from mach.errors import DataError
 
+HEADER_BYTES = 200
+MOST_ROWS = 2**48  # more than any file holds
 _TOKEN = re.compile(rb"[^\s#]*")
 
 
@@ -40,40 +44,44 @@ class NumericText(Numbers):
         if not self.has_header:
             return Shape(None, None, None)
         with SourceFile(path) as source, source_errors(path):
-            header = source.file.readline(200)
+            header = source.file.readline(HEADER_BYTES)
         if not header:
             raise DataError(f"{path} is empty: the first line must be N D K")
         tokens = header.split()
-        if len(tokens) != 3 or not all(token.isdigit() for token in tokens):
+        is_cut = len(header) == HEADER_BYTES and not header.endswith(b"\n")
+        if is_cut or len(tokens) != 3 or not all(token.isdigit() for token in tokens):
             raise DataError(f"{path} line 1: {_quoted(header)} is no header of three numbers N D K: add it")
         n_rows, n_features, n_classes = map(int, tokens)
         if max(n_features, n_classes) > LIMIT:
             raise DataError(f"{path} line 1: D = {n_features} and K = {n_classes} must be at most {LIMIT}")
+        if n_rows > MOST_ROWS:
+            raise DataError(f"{path} line 1: N = {n_rows} must be at most {MOST_ROWS}: correct the header")
         return Shape(n_rows, n_features, n_classes)
 
     def chunks(
         self, path: Path, shape: Shape, block_bytes: int = BLOCK_BYTES, classes_optional: bool = False
     ) -> Iterator[Chunk]:
         n_features, n_classes = (LIMIT if given is None else given for given in shape[1:])
-        n_rows, n_lines = 0, int(self.has_header)
+        n_rows = 0
         with SourceFile(path, STDIN if self.is_stdin else None) as source:
             if self.has_header:
                 with source_errors(source.name):
-                    source.file.readline()
+                    source.file.readline(HEADER_BYTES)
+                source.n_lines = 1
             for block in source.blocks(block_bytes):
                 rows_left = -1 if shape.n_rows is None else shape.n_rows - n_rows
-                chunk = self._parse(block, rows_left, (n_features, n_classes), source, n_lines)
+                chunk = self._parse(block, rows_left, (n_features, n_classes), source)
                 n_rows += len(chunk.class_indptr) - 1
-                n_lines += block.count(b"\n")
+                source.n_lines += block.count(b"\n")
                 yield chunk
         if shape.n_rows is not None and n_rows < shape.n_rows:
             raise DataError(
-                f"{source.name} ends at line {n_lines} with {n_rows} rows, its header says N = {shape.n_rows}: "
+                f"{source.name} ends at line {source.n_lines} with {n_rows} rows, its header says N = {shape.n_rows}: "
                 "correct the header or fetch the file again"
             )
 
-    def _parse(self, block: bytes, rows_left: int, limits: tuple[int, int], source: SourceFile, n_lines: int) -> Chunk:
-        """The rows of whole lines; ``limits`` are D and K, and ``n_lines`` stand before them."""
+    def _parse(self, block: bytes, rows_left: int, limits: tuple[int, int], source: SourceFile) -> Chunk:
+        """The rows of whole lines; ``limits`` are D and K."""
         from mach.data.kernels import parse
 
         # the shortest row, class and feature are "\n", "1," and " 1:1"; pages that stay untouched cost no memory
@@ -92,7 +100,7 @@ class NumericText(Numbers):
                 code, position = parse.BAD_VALUE, start
                 break
         if code != parse.DONE:
-            line = n_lines + 1 + block.count(b"\n", 0, position)
+            line = source.n_lines + 1 + block.count(b"\n", 0, position)
             raise DataError(f"{source.name} line {line}: {_complaint(code, _token(block, position), limits)}")
         n_ids, n_entries = int(class_indptr[n_rows]), int(feature_indptr[n_rows])
         features = feature_indptr[: n_rows + 1], indices[:n_entries], values[:n_entries]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import lzma
 import zipfile
@@ -11,16 +10,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import IO, Any, ClassVar, NamedTuple
+from typing import IO, ClassVar, NamedTuple
 
+from mach.data.limits import BLOCK_BYTES, ROW_BYTES, refuse_irregular
 from mach.data.store import Chunk
-from mach.errors import DataError
+from mach.data.unpacking import PACKED, unpacked
+from mach.errors import DataError, is_out_of_memory, one_line
 
-BLOCK_BYTES = 2**23
 STDIN = "standard input"  # its name in messages
 LIMIT = 2**31 - 1  # of D and K: indices are int32
-COMPRESSED: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+COMPRESSED = tuple(PACKED)
 
 
 class Shape(NamedTuple):
@@ -65,19 +66,21 @@ class Numbers(Format, ABC):
 class SourceFile:
     """A file, read once in blocks or lines; decompressed when it ends in .gz, .bz2 or .xz.
 
-    Raises DataError, which calls it by its name or else its path, when it cannot be read, is damaged or cut short.
+    Raises DataError, which calls it by its name or else its path, when it cannot be read, is damaged or cut short, or
+    meets a limit of `mach.data.limits`.
     """
 
     def __init__(self, path: Path, name: str | None = None) -> None:
         self.path, self.name = path, name or str(path)
         self.share: float | None = None  # of the rows that are read, where a reader knows better than by the bytes
+        self.n_lines = 0  # before the next block, as the reader of blocks says
 
     def __enter__(self) -> SourceFile:
         with source_errors(self.name):
+            refuse_irregular(self.path, self.name)
             self._raw = self.path.open("rb")
             self._n_bytes = max(1, self.path.stat().st_size)
-            opener = COMPRESSED.get(self.path.suffix.lower())
-            self.file: IO[bytes] = opener(self._raw) if opener else self._raw
+            self.file: IO[bytes] = unpacked(self._raw, self.path, self.name, self._n_bytes)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -93,13 +96,23 @@ class SourceFile:
         """Whole lines in blocks of about ``n_bytes``; each ends in a newline, added to the last line if need be."""
         with source_errors(self.name):
             while block := self.file.read(n_bytes):
-                block += b"" if block.endswith(b"\n") else self.file.readline()
+                if not block.endswith(b"\n"):
+                    n_begun = len(block) - block.rfind(b"\n") - 1
+                    rest = self.file.readline(max(0, ROW_BYTES - n_begun) + 1)
+                    if n_begun + len(rest) > ROW_BYTES:
+                        raise self._too_long(self.n_lines + block.count(b"\n") + 1)
+                    block += rest
                 yield block if block.endswith(b"\n") else block + b"\n"
 
     def lines(self) -> Iterator[str]:
         """Decoded lines with their ends; a byte order mark at the beginning is dropped."""
         with source_errors(self.name):
-            for number, line in enumerate(self.file, 1):
+            for number in count(1):
+                line = self.file.readline(ROW_BYTES + 1)
+                if not line:
+                    return
+                if len(line) > ROW_BYTES:
+                    raise self._too_long(number)
                 try:
                     yield line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
@@ -108,6 +121,11 @@ class SourceFile:
                         f"{self.name} line {number}: byte 0x{bad} is not UTF-8: convert the file to UTF-8"
                     ) from error
 
+    def _too_long(self, line: int) -> DataError:
+        return DataError(
+            f"{self.name} line {line} has more than {ROW_BYTES:,} bytes: check that its lines end, or shorten the row"
+        )
+
 
 @contextmanager
 def source_errors(name: object) -> Iterator[None]:
@@ -115,6 +133,8 @@ def source_errors(name: object) -> Iterator[None]:
     try:
         yield
     except (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile) as error:
-        raise DataError(f"{name} is damaged or cut short ({error}): fetch it again") from error
+        raise DataError(f"{name} is damaged or cut short ({one_line(error)}): fetch it again") from error
     except OSError as error:
-        raise DataError(f"cannot read {name}: {error.strerror or error}") from error
+        if is_out_of_memory(error):
+            raise MemoryError(f"{name}: {one_line(error)}") from error
+        raise DataError(f"cannot read {name}: {one_line(error)}") from error

@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Any, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.errors import DataError, StorageError
+from mach.data.limits import refuse_irregular
+from mach.errors import DataError, StorageError, one_line
 from mach.files.places import Place
 
 if TYPE_CHECKING:
     from mach.data.text import Csr, TextFeatures
 
 FORMAT = 1
+META_BYTES = 2**20
 DTYPES = {
     "feature_indptr": "<i8",
     "feature_indices": "<i4",
@@ -128,12 +130,18 @@ class Store:
         """
         path = Path(path)
         try:
+            refuse_irregular(path / "meta.json")
+            if (path / "meta.json").stat().st_size > META_BYTES:
+                raise ValueError(f"it has more than {META_BYTES:,} bytes")
             meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
             if meta["format"] != FORMAT:
                 raise StorageError(
                     f"store {path} has format {meta['format']!r}, this version reads {FORMAT}: rebuild it"
                 )
             store = cls(path, meta)
+            for name in ("n_rows", "n_features", "n_classes"):
+                if type(meta[name]) is not int or not 0 <= meta[name] < 2**48:
+                    raise ValueError(f"{name} is {meta[name]!r:.40}")
             counted = {
                 "feature_indptr": 8 * (store.n_rows + 1),
                 "features": 4 * store.n_rows * store.n_features,
@@ -153,8 +161,8 @@ class Store:
             raise StorageError(f"{path} is not a complete store: {Path(error.filename).name} is missing") from error
         except OSError as error:
             raise StorageError(f"cannot open store {path}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StorageError(f"store {path}: meta.json is damaged ({error}): rebuild the store") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+            raise StorageError(f"store {path}: meta.json is damaged ({one_line(error)}): rebuild the store") from error
 
     def describe(self) -> dict[str, Any]:
         """What the store holds, for printing."""

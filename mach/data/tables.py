@@ -1,9 +1,9 @@
-r"""Text with class names: CSV, JSON lines, Parquet, plain lines, as chunks of texts and names.
+r"""Text with class names: CSV, JSON lines, plain lines, as chunks of texts and names (Parquet: `mach.data.parquet`).
 
 The text of a row is its text columns joined by blanks. Its classes are a list of names, a string of names with a
-separator, or one name; integers are taken as names, empty names and missing values as no class. CSV and JSON lines
-are UTF-8 and may be compressed (.gz, .bz2, .xz). Lone surrogates (``"\ud800"`` in JSON), which no output could show,
-are read as U+FFFD.
+separator, or one name; integers are taken as names, and what is missing (`mach.data.missing`) as no class. CSV and
+JSON lines are UTF-8 and may be compressed (.gz, .bz2, .xz). Lone surrogates (``"\ud800"`` in JSON), which no output
+could show, are read as U+FFFD.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import csv
 import json
 import re
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
@@ -22,8 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.config import DataConfig
-from mach.data.sources import BLOCK_BYTES, STDIN, Format, SourceFile, source_errors
-from mach.errors import DataError
+from mach.data.limits import BLOCK_BYTES, NAME_CHARACTERS, ROW_BYTES, refuse_twice
+from mach.data.missing import is_missing
+from mach.data.sources import STDIN, Format, SourceFile
+from mach.errors import DataError, one_line
 
 CHUNK_ROWS = 2**15
 Columns: TypeAlias = tuple[list[str], list[str]]  # a row's texts by column, "" where missing, and its class names
@@ -56,7 +58,7 @@ def chunks_of(
     for text, names_of_row in rows:
         texts.append(text)
         names.append(names_of_row)
-        n_characters += len(text)
+        n_characters += len(text) + sum(map(len, names_of_row)) + len(names_of_row)
         if n_characters >= block_bytes or len(texts) == CHUNK_ROWS:
             yield TextChunk(texts, names, fraction())
             texts, names, n_characters = [], [], 0
@@ -100,8 +102,9 @@ class Table(Format, ABC):
             for name in chosen:
                 if name not in there:
                     raise DataError(
-                        f"{place} has no column {name!r}; there are {', '.join(there)}: set {key}, class_column"
+                        f"{place} has no column {name!r}; there are {_listed(there)}: set {key}, class_column"
                     )
+            refuse_twice(place, there, chosen)
             return chosen
 
         with SourceFile(path, self.source_name) as source:
@@ -116,8 +119,18 @@ class Csv(Table):
     separator: str = ","
 
     def records(self, source: SourceFile, choose: Choose) -> Iterator[tuple[str, list[Any]]]:
-        csv.field_size_limit(sys.maxsize)  # the default refuses texts of more than 128 KiB
-        reader = csv.reader(source.lines(), strict=True, delimiter=self.separator)
+        csv.field_size_limit(ROW_BYTES)  # the default refuses texts of more than 128 KiB
+        n_left = ROW_BYTES
+
+        def lines() -> Iterator[str]:
+            nonlocal n_left
+            for text in source.lines():
+                n_left -= len(text)
+                if n_left < 0:
+                    raise csv.Error(f"a row of more than {ROW_BYTES:,} characters")
+                yield text
+
+        reader = csv.reader(lines(), strict=True, delimiter=self.separator)
         line = 1
         try:
             header = next(reader, [])
@@ -133,10 +146,10 @@ class Csv(Table):
                     )
                 if record:  # csv yields [] for a blank line
                     yield f"{source.path} line {line}", [record[place] for place in places]
-                line = reader.line_num + 1
+                line, n_left = reader.line_num + 1, ROW_BYTES
         except csv.Error as error:
             raise DataError(
-                f"{source.path} line {line}: no valid {self.name.upper()} ({error}): correct its quotes"
+                f"{source.path} line {line}: no valid {self.name.upper()} ({one_line(error)}): correct its quotes"
             ) from error
 
 
@@ -149,38 +162,25 @@ class JsonLines(Table):
                 continue
             place = f"{source.path} line {line}"
             try:
-                record = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                reason = getattr(error, "msg", "too deeply nested")
+                record = json.loads(text, object_pairs_hook=_unique)
+            except RecursionError as error:
+                raise DataError(f"{place}: {text.strip()!r:.40} is no JSON (too deeply nested): correct it") from error
+            except ValueError as error:
+                reason = getattr(error, "msg", one_line(error))
                 raise DataError(f"{place}: {text.strip()!r:.40} is no JSON ({reason}): correct it") from error
             if not isinstance(record, dict):
                 raise DataError(f"{place}: {text.strip()!r:.40} is no JSON object: write one a line")
             yield place, [record[name] for name in choose(record, place)]
 
 
-class Parquet(Table):
-    """Columns of a Parquet file; rows in messages count from 0."""
-
-    is_packed = True
-
-    def records(self, source: SourceFile, choose: Choose) -> Iterator[tuple[str, list[Any]]]:
-        import pyarrow
-        import pyarrow.parquet
-
-        path, begin = source.path, 0
-        with source_errors(path):
-            try:
-                with pyarrow.parquet.ParquetFile(path) as file:
-                    columns = choose(file.schema_arrow.names, str(path))
-                    for batch in file.iter_batches(batch_size=4096, columns=columns):
-                        values = [batch.column(name).to_pylist() for name in columns]
-                        source.share = (begin + len(batch)) / file.metadata.num_rows
-                        for n, row in enumerate(zip(*values, strict=True), begin):
-                            yield f"{path} row {n}", list(row)
-                        begin += len(batch)
-            except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-                reason = str(error).partition("\n")[0]
-                raise DataError(f"{path} is no Parquet file or is damaged ({reason}): write it again") from error
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, in which no name may stand twice: the first would be lost in silence."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r:.60} stands in it twice")
+    return record
 
 
 class Lines(Table):
@@ -225,15 +225,33 @@ def _row(values: list[Any], place: str, columns: Sequence[str], config: DataConf
     for name, text in zip(columns, texts, strict=True):
         if text is not None and not isinstance(text, str):
             raise DataError(f"{place}: column {name!r} holds {text!r:.40}, not text: convert it or leave it out")
-    names = classes if isinstance(classes, list) else [] if classes is None else [classes]
+    names = classes if isinstance(classes, list) else [classes]
     if isinstance(classes, str) and config.class_separator:
         names = classes.split(config.class_separator)
-    for name in names:
-        if isinstance(name, bool) or not isinstance(name, (str, int)):
-            raise DataError(
-                f"{place}: {name!r:.40} in column {config.class_column!r} is no class name: use strings or integers"
-            )
-    return [_shown(text or "") for text in texts], [_shown(name) for name in map(str.strip, map(str, names)) if name]
+    return [_shown(text or "") for text in texts], [
+        _name(name, place, config.class_column) for name in names if not is_missing(name)
+    ]
+
+
+def _name(name: Any, place: str, column: str) -> str:
+    """A class's name as it is kept."""
+    if isinstance(name, float) and name.is_integer():  # integers of a column that lacks some
+        name = int(name)
+    if isinstance(name, bool) or not isinstance(name, (str, int)):
+        raise DataError(f"{place}: {name!r:.40} in column {column!r} is no class name: use strings or integers")
+    kept = _shown(str(name).strip())
+    if len(kept) > NAME_CHARACTERS:
+        raise DataError(
+            f"{place}: {kept!r:.40}... in column {column!r} has {len(kept):,} characters, a class name may have "
+            f"{NAME_CHARACTERS:,}: set class_column, class_separator"
+        )
+    return kept
+
+
+def _listed(names: Collection[str], most: int = 20) -> str:
+    """Names of columns, on one line of bounded length."""
+    first = [f"{name:.40}" if name.isprintable() else f"{name!r:.40}" for name in islice(names, most)]
+    return ", ".join(first) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _shown(text: str) -> str:

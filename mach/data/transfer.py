@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO, BinaryIO
 
 from pydantic import BaseModel
 
+from mach.data.limits import BLOCK_BYTES, ROW_BYTES, refuse_irregular
 from mach.data.sources import STDIN, source_errors
 from mach.data.store import Store
 from mach.data.writer import storage_errors
-from mach.errors import StorageError
+from mach.errors import DataError, StorageError
 from mach.files import places
 from mach.files.caches import cache_folder
 from mach.files.places import Place, is_there, kept, place
@@ -64,10 +65,13 @@ def upload_store(store: Store, where: Place) -> None:
 def fetch_source(where: str | Place, cache: str | None = None) -> Path:
     """A source as a file of this machine; one behind a URL is fetched, with the classes beside an .npy file.
 
-    The cache holds a copy of every state that the URL was found in. Raises OSError when the source is missing.
+    The cache holds a copy of every state that the URL was found in. Raises OSError when the source is missing, and
+    DataError when it is a pipe or device, which may never end.
     """
     where = place(where)
     if isinstance(where, Path):
+        with suppress(OSError):  # an embedded set has no file, and whoever opens a missing one says so
+            refuse_irregular(where)
         return where
     beside = [where.with_suffix(f".classes{ending}") for ending in (".npy", ".npz") if where.suffix == ".npy"]
     files = [where, *(file for file in beside if is_there(file))]
@@ -77,6 +81,8 @@ def fetch_source(where: str | Place, cache: str | None = None) -> Path:
     def get(folder: Path) -> None:
         folder.mkdir()
         for file in files:
+            if file.fs.info(file.path).get("type", "file") != "file":
+                raise DataError(f"{file} is no regular file, and may never end: copy its rows into a file")
             places.fetch(file, folder / file.name)
 
     return kept(cache_folder(cache) / "sources" / key, get) / where.name
@@ -94,9 +100,20 @@ def source_file(source: str, cache: str | None = None) -> Iterator[Path]:
         with source_errors(STDIN):
             copy = stack.enter_context(tempfile.NamedTemporaryFile(prefix="mach-"))
             if sys.stdin is not None:  # None: it was closed before Python began
-                shutil.copyfileobj(sys.stdin.buffer, copy)
+                _copy_lines(sys.stdin.buffer, copy)
             copy.flush()
         yield Path(copy.name)
+
+
+def _copy_lines(source: BinaryIO, copy: IO[bytes]) -> None:
+    """Copy text; DataError once a line of it does not end."""
+    n_begun = n_lines = 0
+    while block := source.read(BLOCK_BYTES):
+        n_begun = len(block) - block.rfind(b"\n") - 1 + (0 if b"\n" in block else n_begun)
+        n_lines += block.count(b"\n")
+        if n_begun > ROW_BYTES:
+            raise DataError(f"{STDIN} line {n_lines + 1} has more than {ROW_BYTES:,} bytes: check that its lines end")
+        copy.write(block)
 
 
 def stamp(where: Place) -> tuple[str, int, int] | tuple[str, str]:

@@ -33,6 +33,14 @@ def _is_end(byte: int, svmlight: bool) -> bool:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
+def _is_nan(text: NDArray[np.uint8], i: int) -> bool:
+    """Whether a missing class stands there, ``nan`` in any case; the text's last byte is a newline."""
+    if text[i] not in (78, 110) or text[i + 1] not in (65, 97):
+        return False
+    return text[i + 2] in (78, 110)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def _integer(text: NDArray[np.uint8], i: int) -> tuple[int, int]:
     """The digits from i on and the position behind them; 2**40 stands for anything larger."""
     value = 0
@@ -120,9 +128,9 @@ def parse_rows(
     """Parse whole lines into the given arrays, which must be large enough.
 
     The text ends in a newline, so that no scan runs past it. With ``svmlight``, ``+1`` and ``1.0`` are classes, and
-    ``qid:``, comments and blank lines are passed over. Not more than ``n_rows`` rows are allowed, -1: any number; blank
-    lines behind them are passed over. ``unsettled`` of shape (n, 2) receives (entry, position of its token) of values
-    that the caller must parse.
+    ``qid:``, comments and blank lines are passed over. ``nan`` is no class. Not more than ``n_rows`` rows are allowed,
+    -1: any number; blank lines behind them are passed over. ``unsettled`` of shape (n, 2) receives (entry, position of
+    its token) of values that the caller must parse.
 
     Returns `DONE` or the kind of error, the position of its token, and the numbers of rows and of unsettled values.
     """
@@ -148,16 +156,20 @@ def parse_rows(
             k, after = _integer(text, start)
             if after > start and text[after] == _COLON and n_ids == begin:
                 break  # the line begins with a feature: no class
-            if svmlight and after > start and text[after] == _DOT:
+            is_missing = after == i and _is_nan(text, i)
+            if is_missing:
+                after += 3
+            elif svmlight and after > start and text[after] == _DOT:
                 after += 1
                 while text[after] == _ZERO:
                     after += 1
             if after == start or not (text[after] == _COMMA or _is_end(text[after], svmlight)):
                 return BAD_CLASS, i, row, n_unsettled
-            if k >= n_classes:
-                return CLASS_RANGE, i, row, n_unsettled
-            class_ids[n_ids] = k
-            n_ids += 1
+            if not is_missing:
+                if k >= n_classes:
+                    return CLASS_RANGE, i, row, n_unsettled
+                class_ids[n_ids] = k
+                n_ids += 1
             i = after
             if text[i] != _COMMA:
                 break
