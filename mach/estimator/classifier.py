@@ -94,7 +94,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
 
     y holds a class a row, any hashable value (a tuple is one value), or any number of classes a row (multi-label):
     lists, sets or arrays of classes, or an indicator matrix, dense or sparse. `predict` answers in the same form. As in
-    scikit-learn, lists of one length that hold nothing but 0 and 1 are an indicator.
+    scikit-learn, lists of one length that hold nothing but 0 and 1 are an indicator. None, NaN, NA and empty strings
+    are no class; where each row has one class, rows without it are left out.
 
     Probabilities of classes that exclude each other sum to one in a row. ``docs/scikit-learn.md`` says how they are
     calibrated.
@@ -161,10 +162,10 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         Raises
         ------
         ValueError, mach.MachError
-            When X or y is nothing that the class takes, holds NaN or infinity, or their rows differ in number; when a
+            When X or y is nothing that the class takes, X holds NaN or either infinity, or their rows differ in number; when a
             parameter or key cannot work.
         """
-        return self._train(*self._read(X, y, reset=True))
+        return self._train(*self._read(X, y, reset=True)[:2])
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
         """Learn from more rows, beginning with the present weights; classes that were never seen may join.
@@ -181,8 +182,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         those of y need not be among them.
         """
         if not hasattr(self, "classes_"):
-            return self._train(*self._read(X, y, reset=True), classes, goes_on=True)
-        features, targets = self._read(X, y)
+            return self._train(*self._read(X, y, reset=True)[:2], classes, goes_on=True)
+        features, targets, _ = self._read(X, y)
         all_classes = grown(self.classes_, targets, classes)
         rows = Rows(features, ids_of(all_classes, targets)[:, : len(all_classes)])
         self._engine = go_on(self._engine, rows, sections_of(self.get_params(deep=False)), **self._options())
@@ -262,7 +263,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Share of rows, weighted if N weights are given, whose prediction is right: in all classes if in several."""
-        features, targets = self._read(X, y)
+        features, targets, rows = self._read(X, y)
+        sample_weight = None if sample_weight is None else np.asarray(sample_weight)[rows]
         truth = ids_of(self.classes_, targets)
         if targets.layout.form == "classes":
             right_N = self._engine.topk(features, 1)[0][:, 0] == truth.indices
@@ -302,15 +304,25 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         tags.classifier_tags.multi_label = True
         return tags
 
-    def _read(self, X: Any, y: Any, *, reset: bool = False) -> tuple[Features, Targets]:
-        """Rows and their classes; not to ``reset`` is to refuse others than those that were fitted."""
+    def _read(self, X: Any, y: Any, *, reset: bool = False) -> tuple[Features, Targets, NDArray[np.int64]]:
+        """Rows, their classes and numbers; not to ``reset`` is to refuse others than those that were fitted.
+
+        Where a row has one class, rows without it teach nothing, and are left out.
+        """
         features, targets = features_of(self, X, y, reset=reset), Targets.read(y)
         check_consistent_length(features, targets)
         if not reset and targets.layout.form != self._layout.form:
             raise DataError(
                 f"y holds {targets.layout.form}, the classifier was fitted to {self._layout.form}: give the same form"
             )
-        return features, targets
+        rows = np.arange(len(targets))
+        if targets.layout.form == "classes" and len(targets.values) < len(targets):
+            rows = np.flatnonzero(np.diff(targets.indptr))
+            if not len(rows):
+                raise DataError(f"y has {len(targets)} rows and no class in them: there is nothing to learn")
+            targets = targets.chosen(rows)
+            features = [features[n] for n in rows] if isinstance(features, list) else features[rows]
+        return features, targets, rows
 
     def _train(self, features: Features, targets: Targets, more: Any = None, *, goes_on: bool = False) -> Self:
         """Train a new run, and remember what its ids stand for."""

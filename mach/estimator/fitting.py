@@ -18,6 +18,7 @@ from scipy.sparse import csr_array
 
 from mach.config import Config, parse_config
 from mach.data.batch import SparseBatch, read_batch, read_classes
+from mach.data.gaps import refuse_gaps
 from mach.data.store import Chunk, Store
 from mach.data.writer import StoreWriter
 from mach.estimator.engine import BLOCK_SCORES, FEW_CLASSES, FEW_PARAMETERS, RUN, Engine, Folder
@@ -160,7 +161,9 @@ def _prepared(rows: Rows, config: Config, path: Path) -> Store:
         values = features.data  # of values that are all equal none is the largest
         row_features = row_features if len(values) and values.min() < values.max() else 0
     n_classes = max(rows.n_classes, 2)
-    return _write_store(rows, path, n_classes=n_classes, row_features=row_features, text_features=text_features)
+    store = _write_store(rows, path, n_classes=n_classes, row_features=row_features, text_features=text_features)
+    refuse_gaps(store, "X")
+    return store
 
 
 def _merged(tree: Tree, more: Tree) -> Tree:

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, vstack
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from mach.data.limits import refuse_twice
 from mach.data.queries import canonical
 from mach.errors import DataError
 
 Features: TypeAlias = "list[str] | csr_array | NDArray[np.float32]"
-HEAD = 100  # values of a column that tell whether it holds texts
 MOST_BYTES = 2**26  # of a reservoir
 
 
@@ -65,6 +65,7 @@ def texts_of(X: Any) -> list[str] | None:
     if not (hasattr(X, "columns") and hasattr(X, "__getitem__")):
         return _texts_of_column(X, "X")
     names = list(getattr(X, "column_names", X.columns))
+    refuse_twice("X", names, list(dict.fromkeys(names)))
     columns = {name: _texts_of_column(X[name], f"X, column {name!r}") for name in names}
     texts = [column for column in columns.values() if column is not None]
     if texts and len(texts) < len(columns):
@@ -77,7 +78,7 @@ def _texts_of_column(column: Any, where: str) -> list[str] | None:
     if not isinstance(column, list | tuple):
         array = np.asarray(column) if hasattr(column, "__array__") else np.empty(0)
         column = array.tolist() if array.ndim == 1 and array.dtype.kind in "OUT" else []
-    if not any(isinstance(value, str) for value in column[:HEAD]):
+    if not any(isinstance(value, str) for value in column):
         return None
     for row, text in enumerate(column):
         if not isinstance(text, str):

@@ -1,7 +1,8 @@
 """y as people hold it, and the classes in it: any hashable values, and the ids 0, 1, ... that stand for them.
 
 y comes in three forms: ``classes``, one value a row; ``lists``, any number of values a row; ``indicator``, a matrix
-with a column a class. The id of a class is its position in ``classes_``, an array that only grows.
+with a column a class. The id of a class is its position in ``classes_``, an array that only grows. What is missing
+(`mach.data.missing`: None, NaN, NA, an empty string) is no class, in each form.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from scipy.sparse import csr_array
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, column_or_1d
 
+from mach.data.missing import is_missing
 from mach.errors import DataError, StorageError
 
 Form = Literal["classes", "lists", "indicator"]
@@ -51,7 +53,7 @@ class Targets:
     def read(cls, y: Any) -> Self:
         """Targets of any form that `mach.MACHClassifier` takes, with scikit-learn's own refusals and warnings.
 
-        Raises DataError when an indicator holds anything but 0 and 1, ValueError when classes are NaN, infinite or
+        Raises DataError when an indicator holds anything but 0 and 1, ValueError when classes are infinite or
         fractions.
 
         Examples
@@ -68,24 +70,32 @@ class Targets:
         if not (isinstance(rows, np.ndarray) and rows.dtype.kind != "O") and any(map(_is_row, rows)):
             matrix = _as_matrix(rows)
             return cls.of_lists(rows) if matrix is None else cls._of_matrix(matrix)
-        values = _as_array(rows)
+        values, is_there_N = _present(rows)
         if values.dtype.kind in "fcO":
             assert_all_finite(values, input_name="y")
-        if values.dtype.kind != "O":
+        if values.dtype.kind != "O" and len(values):
             check_classification_targets(values)
-        return cls(values, np.arange(len(values) + 1), Layout("classes", values.dtype))
+        return cls(values, np.cumsum([0, *is_there_N], dtype=np.int64), Layout("classes", values.dtype))
+
+    def chosen(self, rows: NDArray[np.int64]) -> Targets:
+        """Some of the rows, where each of them has one class."""
+        return Targets(self.values[self.indptr[rows]], np.arange(len(rows) + 1), self.layout, self.n_columns)
 
     @classmethod
     def of_lists(cls, rows: Iterable[Any]) -> Self:
         """Any number of values a row; a row that is no list is a value."""
-        parts = [_members(row) if _is_row(row) else [row] for row in rows]
+        members = (_members(row) if _is_row(row) else [row] for row in rows)
+        parts = [[value for value in row if not is_missing(value)] for row in members]
         values = _as_array([value for part in parts for value in part])
         indptr = np.cumsum([0, *map(len, parts)], dtype=np.int64)
         return cls(values, indptr, Layout("lists", values.dtype))
 
     @classmethod
     def _of_matrix(cls, matrix: Any) -> Self:
-        rows = csr_array(matrix)
+        if matrix.dtype.kind == "O":
+            matrix = np.array([[0 if is_missing(value) else value for value in row] for row in matrix.tolist()])
+        rows = csr_array(matrix, copy=True)
+        rows.data[np.isnan(rows.data)] = 0
         rows.sum_duplicates()
         rows.eliminate_zeros()
         if not np.all(rows.data == 1):
@@ -109,7 +119,7 @@ def grown(classes: NDArray[Any], targets: Targets, more: Any = None) -> NDArray[
     """
     found = np.arange(targets.n_columns) if targets.layout.form == "indicator" else _distinct(targets.values)
     if more is not None:
-        found = _distinct(_joined(found, _as_array(_as_numpy(more))))
+        found = _distinct(_joined(found, _present(_as_numpy(more))[0]))
     known = set(classes.tolist())
     return _joined(classes, found[np.array([value not in known for value in found.tolist()], bool)])
 
@@ -167,9 +177,29 @@ def _as_matrix(rows: Sequence[Any]) -> NDArray[Any] | None:
     if any(isinstance(row, set | frozenset) or not _is_row(row) for row in rows):
         return None
     members = [_members(row) for row in rows]
-    is_even = len(members[0]) > 1 and len(set(map(len, members))) == 1
-    is_binary = all(isinstance(value, int | float) and value in (0, 1) for row in members for value in row)
-    return np.array(members) if is_even and is_binary else None
+    if len(members[0]) < 2 or len({len(row) for row in members}) > 1:
+        return None
+    if not all(value is None or isinstance(value, int | float) for row in members for value in row):
+        return None
+    cells = [[0 if is_missing(value) else value for value in row] for row in members]
+    return np.array(cells) if all(value in (0, 1) for row in cells for value in row) else None
+
+
+def _present(values: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Values that are there as an array (`_as_array`), and which of all these are."""
+    if not isinstance(values, np.ndarray) or values.dtype.kind == "O":
+        rows = list(values)
+        is_there_N = np.array([not is_missing(value) for value in rows], np.bool_)
+        array = _as_array(values) if is_there_N.all() else _as_array([v for v in rows if not is_missing(v)])
+        return array, is_there_N
+    array, kind = _as_array(values), values.dtype.kind
+    if kind == "U":
+        is_there_N = np.char.str_len(np.char.strip(array)) > 0
+    elif kind in "mM":
+        is_there_N = ~np.isnat(array)
+    else:
+        is_there_N = ~np.isnan(array) if kind in "fc" else np.ones(len(array), np.bool_)
+    return array[is_there_N], is_there_N
 
 
 def _as_array(values: Any) -> NDArray[Any]:

@@ -23,6 +23,7 @@ from mach.sketch.hashing import Assignment, UniversalAssignment
 from mach.sketch.tables import TableAssignment, extends
 from mach.training import recipe
 from mach.training.finetuning import STORE, Origin, training_data
+from mach.training.launch.capacity import plan_of, refuse_too_large
 
 LAYOUT = (
     "config.toml",
@@ -98,6 +99,7 @@ def set_up(
     if start is not None:
         manifest = manifest.model_copy(update={"n_rows": start.n_rows(store)})
     begun: dict[str, Any] = {} if start is None else {"weights": start.weights(), "last": start.keep_removed}
+    refuse_too_large(plan_of(config, store), config.launch)
     try:
         _share(config, store, path)
         return Run.create(path, config, manifest, store, assignment, counts_K, trunk=trunk, **begun), store

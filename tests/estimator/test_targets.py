@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from datetime import date
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
+from mach.data.missing import is_missing
 from mach.errors import DataError
-from mach.estimator.rows import Reservoir, Rows
+from mach.estimator.classifier import MACHClassifier
+from mach.estimator.rows import Reservoir, Rows, texts_of
 from mach.estimator.targets import Targets, from_json, grown, ids_of, to_json
 
 values = st.one_of(
@@ -28,11 +32,11 @@ def test_ids_stay_and_stand_for_their_values(first: list[Any], second: list[Any]
     classes = grown(np.empty(0), before)
     more = grown(classes, Targets.of_lists(second))
     assert more.tolist()[: len(classes)] == classes.tolist()
-    assert set(more.tolist()) == {value for row in first + second for value in row}
+    assert set(more.tolist()) == {value for row in first + second for value in row if not is_missing(value)}
     found = ids_of(more, before)
     for n, row in enumerate(first):
         ids = found.indices[found.indptr[n] : found.indptr[n + 1]]
-        assert {more.tolist()[k] for k in ids} == set(row)
+        assert {more.tolist()[k] for k in ids} == {value for value in row if not is_missing(value)}
         assert (np.diff(ids) > 0).all()
     again = from_json(json.loads(json.dumps(to_json(more))))
     assert again.tolist() == more.tolist()
@@ -56,6 +60,59 @@ def test_unknown_classes_are_the_last_column():
 def test_an_indicator_holds_0_and_1(matrix):
     with pytest.raises(DataError, match="Unknown label type"):
         Targets.read(np.array(matrix))
+
+
+class NAType:
+    """What pandas has for a missing value: it cannot be compared, and is neither true nor false."""
+
+    def __ne__(self, other: object) -> Any:
+        return self
+
+    def __bool__(self) -> bool:
+        raise TypeError("boolean value of NA is ambiguous")
+
+    __hash__ = object.__hash__
+
+
+MISSING: list[Any] = [None, float("nan"), np.float32("nan"), np.datetime64("NaT"), Decimal("sNaN"), NAType(), "", " \t"]
+
+
+@pytest.mark.parametrize("nothing", MISSING, ids=repr)
+@pytest.mark.parametrize(
+    ("y", "values", "indptr"),
+    [
+        (lambda nothing: ["b", nothing, "a"], ["b", "a"], [0, 1, 1, 2]),
+        (lambda nothing: np.array([3, nothing, 5], object), [3, 5], [0, 1, 1, 2]),
+        (lambda nothing: [["b", nothing], nothing, [nothing], ["a"]], ["b", "a"], [0, 1, 1, 1, 2]),
+        (lambda nothing: [nothing, ("a", nothing)], 1, [0, 0, 1]),
+    ],
+)
+def test_what_is_missing_is_no_class(nothing: Any, y: Any, values: Any, indptr: list[int]):
+    found = Targets.read(y(nothing))
+    assert found.indptr.tolist() == indptr
+    assert len(found.values) == 1 if values == 1 else found.values.tolist() == values
+    known = grown(np.empty(0), Targets.read(["z"]), ["a", nothing])
+    assert known.tolist() == ["a", "z"]
+
+
+@pytest.mark.parametrize(
+    ("y", "values"),
+    [
+        (np.array([2.0, np.nan, 1.0]), [2, 1]),
+        (np.array(["2026-01-02", "NaT"], "datetime64[D]"), [date(2026, 1, 2)]),
+        (np.array(["b", "", " "]), ["b"]),
+        ([[1, None], [0, float("nan")], [0, 1]], [0, 1]),
+        (np.array([[1, np.nan], [0, 1]]), [0, 1]),
+        (np.array([[1, None], [0, 1]], object), [0, 1]),
+        (csr_array((np.array([1.0, 0.0, np.nan, 1.0]), ([0, 0, 1, 1], [0, 1, 0, 1])), shape=(2, 2)), [0, 1]),
+    ],
+)
+def test_what_is_missing_in_arrays_and_indicators(y: Any, values: list[Any]):
+    before = None if isinstance(y, list | np.ndarray) else y.copy()
+    found = Targets.read(y)
+    assert found.values.tolist() == values
+    if before is not None:  # the caller's matrix is left as it was
+        np.testing.assert_array_equal(y.data, before.data)
 
 
 def test_what_cannot_be_hashed_is_refused():
@@ -87,3 +144,47 @@ def test_kept_rows_are_an_even_draw_of_all(sparse: bool):
     assert times_kept.min() > 30
     assert len(kept.drawn(4, generator)) == 4
     assert len(kept.rows.joined(kept.drawn(99, generator))) == 20
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), ""])
+def test_rows_without_a_class_teach_nothing(nothing: Any):
+    """Where a row has one class it is left out; where it may have several it is a row of none."""
+    X = np.eye(4, dtype=np.float32)[np.arange(40) % 4]
+    y: list[Any] = ["a" if n % 2 else "b" for n in range(40)]
+    some = [nothing if n % 5 == 0 else value for n, value in enumerate(y)]
+    kept = np.flatnonzero(np.arange(40) % 5)
+    small: dict[str, Any] = {"epochs": 2, "random_state": 0}
+    fitted = MACHClassifier(**small).fit(X, some)
+    alone = MACHClassifier(**small).fit(X[kept], [y[n] for n in kept])
+    np.testing.assert_array_equal(fitted.predict_proba(X), alone.predict_proba(X))
+    assert fitted.score(X, some, np.arange(40)) == alone.score(X[kept], [y[n] for n in kept], kept)
+    fitted.partial_fit(X, some, classes=["c", nothing])
+    assert fitted.classes_.tolist() == ["a", "b", "c"]
+    with pytest.raises(DataError, match="y has 40 rows and no class in them: there is nothing to learn"):
+        fitted.partial_fit(X, [nothing] * 40)
+    lists = MACHClassifier(**small).fit(X, [[value, nothing] if n % 5 else nothing for n, value in enumerate(y)])
+    assert lists.classes_.tolist() == ["a", "b"]
+
+
+def test_a_column_is_what_all_of_its_values_are():
+    with pytest.raises(DataError, match="X, row 0 is None, no text"):
+        texts_of([None] * 200 + ["red apple"])
+    with pytest.raises(DataError, match="X, row 0 is nan, no text"):
+        texts_of(np.array([float("nan")] * 150 + ["red apple"], object))
+
+
+class Frame(dict[str, Any]):
+    """A table with a column twice, as pandas allows."""
+
+    columns = ("text", "more", "text")
+
+
+def test_a_table_with_a_column_twice_is_refused():
+    with pytest.raises(DataError, match="X has 2 columns 'text': rename or remove all but one"):
+        texts_of(Frame(text=["a"], more=["b"]))
+
+
+def test_features_that_follow_the_largest_are_refused():
+    X = csr_array((np.ones(4), ([0, 1, 2, 3], [0, 1, 2, 2 * 10**9])), shape=(4, 2 * 10**9 + 1))
+    with pytest.raises(DataError, match="X has D = 2000000001, and only 4 feature indices occur"):
+        MACHClassifier(epochs=1).fit(X, ["a", "b", "a", "b"])

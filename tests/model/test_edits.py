@@ -275,12 +275,15 @@ def test_upvoted_classes_come_first_and_other_queries_stay(run: Path):
 
 
 def test_names_are_refused_where_they_are_taken_or_unknown(grown: MachModel):
-    for names, words in [
+    refused: list[tuple[list[Any], str]] = [
         (["new 1"], "class 121 has it"),
         (["x", "x"], "given twice"),
         (["class number 4"], "class 4 has it"),
         ([""], "need a line of text"),
-    ]:
+        (["new", None], "need at least one, all strings"),
+        (["  "], "need a line of text"),
+    ]
+    for names, words in refused:
         with pytest.raises(DataError, match=words):
             grown.classes.add(names, [rows_of_new(0, 1, 0)] * len(names))
     with pytest.raises(DataError, match="no class named 'nobody'"):

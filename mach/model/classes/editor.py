@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mach.data.batch import Batch, concatenated, has_features
+from mach.data.missing import is_missing
 from mach.errors import ConfigError, DataError
 from mach.model.ask import Allowed, Ask, n_best
 from mach.model.classes.answerer import Answerer
@@ -336,7 +337,7 @@ class ClassEditor:
     def _insist_on_new(self, names: Sequence[str]) -> None:
         seen = set[str]()
         for name in names:
-            if not name or "\n" in name:
+            if is_missing(name) or "\n" in name:
                 raise DataError(f"class name {name!r}: need a line of text")
             taken = self.answerer.catalogue.id_of(name)
             if taken is not None or name in seen:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import resource
+from contextlib import suppress
+from pathlib import Path
 from typing import get_args
 
 from mach.config import Config, LaunchConfig
@@ -64,6 +68,28 @@ def repetitions_together(
         if n_most
         else f"a repetition takes {sizes}: set a smaller training.batch, or launch.gpus = 0 to train on processors"
     )
+
+
+def refuse_too_large(ledger: Ledger, launch: LaunchConfig) -> None:
+    """ConfigError where one worker takes more memory than this machine has, if it is to work here without a GPU."""
+    if launch.launcher == "ray" or launch.gpus:
+        return
+    if ledger.worker_bytes > (n_bytes := machine_bytes()):
+        raise ConfigError(
+            f"a worker takes about {ledger.worker_bytes / 1e9:.1f} GB for D = {ledger.n_features} and K = "
+            f"{ledger.n_classes}, this machine has {n_bytes / 1e9:.1f} GB of memory: set fewer hashing.buckets or a "
+            "narrower network.hidden, give fewer features, or use a larger machine"
+        )
+
+
+def machine_bytes() -> int:
+    """Memory that a process of this machine may have: all there is, or what its limits leave."""
+    most = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    most += [limit for limit in resource.getrlimit(resource.RLIMIT_AS) if limit != resource.RLIM_INFINITY]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container
+        with suppress(OSError, ValueError):  # "max"
+            most.append(int((Path("/sys/fs/cgroup") / name).read_text()))
+    return min(most)
 
 
 def gpu_bytes() -> int:

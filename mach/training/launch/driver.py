@@ -122,6 +122,8 @@ class Driver:
             self.schedule.yielded_by(worker)
             self._show(shard, "waiting")
         elif kind == "failed":
+            if worker not in self._where:
+                raise IncompleteRunError(f"worker {worker} could not begin: {message['cause']}")
             self.schedule.failed_on(worker, message["cause"], hopeless=message["hopeless"])
             self._show_loss(shard, message["cause"])
         self._offer(worker)

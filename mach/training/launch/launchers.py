@@ -15,7 +15,7 @@ from mach.errors import IncompleteRunError
 from mach.reranking.fitting import RerankerTraining, fitting_bytes
 from mach.reranking.parts import STAGES
 from mach.runs.run import Run
-from mach.training.launch.capacity import plan_of, repetitions_together
+from mach.training.launch.capacity import plan_of, refuse_too_large, repetitions_together
 from mach.training.launch.display import Display, Report, StageDisplay, silence, tell
 from mach.training.launch.driver import Driver, Pool
 from mach.training.launch.local import LocalPool, n_processes
@@ -50,6 +50,8 @@ class Crew:
         missing = [r for r in wanted if r not in finished]
         if not missing:
             return  # no worker is needed to find that out
+        ledger = plan_of(run.config, store)
+        refuse_too_large(ledger, self.launch)
         size, host_memory = repetitions_together(self.launch, run, store)
         shards = shards_of(missing, size)
         with Display(self.console, wanted, finished, self.report) as display:
@@ -57,7 +59,7 @@ class Crew:
                 self._train_here(run, store, shards, host_memory, display)
                 return
             schedule = Schedule(shards)
-            n_bytes = plan_of(run.config, store).worker_bytes
+            n_bytes = ledger.worker_bytes
             try:
                 with self._workers(run, store, self.launch, len(shards), n_bytes, host_memory=host_memory) as pool:
                     Driver(schedule, pool, display, n_workers(self.launch, len(shards))).drive()

@@ -19,7 +19,14 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from mach.errors import ConfigError, MachError, TrainingError, TrainingStoppedError
+from mach.errors import (
+    ConfigError,
+    MachError,
+    TrainingError,
+    TrainingStoppedError,
+    is_out_of_memory,
+    out_of_memory,
+)
 from mach.files.places import place
 from mach.networks.trunk import find_as
 from mach.runs.run import Run
@@ -93,7 +100,13 @@ def main(descriptor: int) -> None:
     if job is None:
         return
     find_as(job.get("path", []))
-    work: _Parts | _Repetitions = _Parts(job) if "parts" in job else _Repetitions(job)
+    try:
+        work: _Parts | _Repetitions = _Parts(job) if "parts" in job else _Repetitions(job)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        channel.send({"kind": "failed", "cause": out_of_memory(error), "hopeless": True})
+        return
     report = _reporter(channel, job.get("report_seconds", 0.0))
     channel.send({"kind": "ready", "where": job["where"]})
     while True:
@@ -120,6 +133,8 @@ def main(descriptor: int) -> None:
             files.keep_log()
             cause = str(error) if isinstance(error, MachError) else f"{type(error).__name__}: {error}"
             hopeless = isinstance(error, work.hopeless)
+            if is_out_of_memory(error):  # and would be again: an attempt more only takes longer
+                cause, hopeless = out_of_memory(error), True
             channel.send({"kind": "failed", "cause": (cause.splitlines() or [""])[0], "hopeless": hopeless})
 
 
