@@ -162,8 +162,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         Raises
         ------
         ValueError, mach.MachError
-            When X or y is nothing that the class takes, X holds NaN or either infinity, or their rows differ in number; when a
-            parameter or key cannot work.
+            When X or y is nothing that the class takes, X holds NaN or either infinity, or their rows differ in number;
+            when a parameter or key cannot work.
         """
         return self._train(*self._read(X, y, reset=True)[:2])
 

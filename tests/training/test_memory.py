@@ -98,7 +98,7 @@ def test_a_worker_without_memory_says_that_another_attempt_is_in_vain(
     monkeypatch.setattr(worker, "_log_into", lambda files: None)
     monkeypatch.setattr("mach.training.launch.worker.signal.signal", lambda *arguments: None)
     ours, theirs = socket.socketpair()
-    channel = Channel(ours)
+    channel = Channel(ours.detach())
     for message in ({"at_once": at_once, "where": "here"}, {"train": [0], "exclusive": True}, {"stop": True}):
         channel.send(message)
     worker.main(theirs.detach())
