@@ -28,7 +28,8 @@ from hardware import commit, processor
 
 from mach.config import TextConfig, load_config
 from mach.data import characters
-from mach.data.text import WORD, TextFeatures
+from mach.data.text import TextFeatures
+from mach.data.words import RULE, words_by
 from mach.sketch.metrics import evaluate
 
 TOP, BLOCK_ROWS = 5, 256
@@ -40,7 +41,7 @@ def terms_of(text: str, config: TextConfig) -> list[str]:
     """Words and n-grams of characters as `mach.data.text` takes them."""
     terms: list[str] = []
     if config.words:
-        terms += WORD.findall(text.lower())
+        terms += words_by(RULE)(text.lower())
     if config.characters:
         shortest, longest = config.characters
         for word in text.lower().split():

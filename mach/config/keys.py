@@ -98,7 +98,7 @@ class TextConfig(Section):
     characters: list[int] | None = key(
         None,
         "Shortest and longest n-gram of characters within words; without it there are none.",
-        "Set [3, 5] for typing errors, compounds and languages with many endings.",
+        "Set [3, 5] for typing errors, compounds and many endings, [1, 3] for scripts without blanks between words.",
         user=True,
     )
     n_features: int = key(

@@ -28,6 +28,7 @@ from mach.data.sources import STDIN, Format, Numbers, SourceFile, source_errors
 from mach.data.store import FORMAT, Chunk, Reference, Store
 from mach.data.tables import Columns, Table, Text, TextChunk, chunks_of, ids_of, numbered
 from mach.data.transfer import fetch_source, fetch_store, is_store, source_file, stamp, upload_store
+from mach.data.words import RULE
 from mach.data.writer import StoreWriter
 from mach.errors import ConfigError, DataError, StorageError
 from mach.files.caches import cache_folder
@@ -50,6 +51,7 @@ def prepare(
     *,
     like: Store | Reference | None = None,
     grows: bool = False,
+    rule: int = RULE,
     report: Report | None = None,
 ) -> Store:
     """Turn a source into a store, or open the one that an earlier call made of it.
@@ -77,6 +79,8 @@ def prepare(
     grows : bool
         With ``like``: whether the rows are for training. They need classes, and those that ``like`` does not know come
         after its own; ``config.class_names`` may list all, its own first.
+    rule : int
+        How words are cut where text features are fitted: that of the run which the rows were read for before.
     report : callable, optional
         Called with a stage (``"making rows"`` of an embedded set, ``"fitting text"``, ``"reading"``) and the fraction
         done, about once a chunk and with 1.0 at the end of the stage.
@@ -115,7 +119,7 @@ def prepare(
         )
     with source_file(source, config.cache) as file:
         name = STDIN if source == "-" else source
-        task = _Task(config, text, name, file, form, like, grows, report or (lambda stage, fraction: None))
+        task = _Task(config, text, name, file, form, like, grows, report or (lambda stage, fraction: None), rule)
         stem = Path(name.replace("builtin:", "").replace(" ", "-")).name.partition(".")[0]
         stem = os.fsencode(stem)[:64].decode(errors="ignore")
         path = destination if isinstance(destination, Path) else cache_folder(config.cache) / f"{stem}-{task.key}"
@@ -157,6 +161,7 @@ class _Task:
     like: Store | Reference | None
     grows: bool
     report: Report
+    rule: int = RULE
 
     @cached_property
     def key(self) -> str:
@@ -178,6 +183,8 @@ class _Task:
         if not isinstance(self.form, Numbers):
             on["columns"] = self.config.text_columns, self.config.class_column, self.config.class_separator
             on["text"] = self.text.model_dump() | {"tfidf": True}
+            if self.rule > 1 and self.like is None:
+                on["words"] = self.rule
         if self.has_documents:
             columns = self.config.strong_columns, self.config.weak_columns
             on["documents"] = *columns, phrases.PHRASES, phrases.WORD_DROPOUT
@@ -301,7 +308,7 @@ class _Task:
                 n_rows += len(chunk.texts)
             self.refuse_empty(rows=n_rows)
 
-        return TextFeatures(self.text).fit(texts())
+        return TextFeatures(self.text, self.rule).fit(texts())
 
     def refuse_empty(self, **counts: int | None) -> None:
         for what, n in counts.items():

@@ -1,6 +1,6 @@
 r"""Text as sparse features: n-grams of words and of characters, a fitted vocabulary or feature hashing, tf-idf.
 
-Terms are those of scikit-learn's ``TfidfVectorizer``: words are runs of word characters (``(?u)\b\w+\b``),
+Terms are those of scikit-learn's ``TfidfVectorizer``: words are cut out by a rule (`mach.data.words`),
 n-grams of words are joined by a blank, n-grams of characters are taken within the pieces between blanks
 (``char_wb``: a piece is padded by one blank on either side). Before that a text is brought to Unicode's NFKC
 and to lower case. A word and an n-gram of characters with the same spelling are two terms.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import unicodedata
 from array import array
 from collections import defaultdict
@@ -24,10 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.config import TextConfig
+from mach.data.words import RULE, words_by
 from mach.errors import ConfigError, DataError, StorageError
 
-FORMAT = 1
-WORD = re.compile(r"\w+")
 MAX_PIECES = 2**17  # kept with their ids: about 300 bytes each with n-grams of 3 to 5 characters
 LONGEST_PIECE = 48  # longer ones hardly repeat and are not kept
 BLOCK_IDS = 2**18  # rows are counted in blocks of about so many ids, so that memory does not grow with the rows
@@ -41,6 +39,12 @@ Ranking: TypeAlias = list[tuple[int, int, str, int]]  # kind (0 a word), minus r
 
 class TextFeatures:
     """Turns texts into rows of a sparse matrix.
+
+    Parameters
+    ----------
+    config : TextConfig
+    rule : int
+        How words are cut (`mach.data.words`); 1 is that of earlier versions, whose files have format 1.
 
     Attributes
     ----------
@@ -59,11 +63,12 @@ class TextFeatures:
     ([0, 1, 1], [0], [1.0])
     """
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: TextConfig, rule: int = RULE) -> None:
         if config.hashing and config.min_rows > 1:
             raise ConfigError(f"min_rows = {config.min_rows} needs a vocabulary: set hashing = false or min_rows = 1")
-        self.config = config
+        self.config, self.rule = config, rule
         self.n_features = config.n_features
+        self._n_rows: int | None = None  # that it was fitted to; earlier versions did not record it
         self._is_weighted = True  # by inverse row frequencies; only features of earlier versions may be not
         self._idf: NDArray[np.float32] = np.ones(0, dtype=np.float32)
         self._terms: _Terms | None = None
@@ -80,7 +85,7 @@ class TextFeatures:
         Raises DataError when an element is no string, or no term occurs in ``min_rows`` rows.
         """
         config = self.config
-        terms = _Terms(config, _hashed(config) if config.hashing else _numbered([]))
+        terms = _Terms(config, _hashed(config) if config.hashing else _numbered([]), self.rule)
         limit = max(4 * config.n_features, MIN_CANDIDATES)
         n_rows, frequencies = 0, np.zeros(0, dtype=np.int64)
         for ids, lengths in terms.blocks(texts):
@@ -102,10 +107,10 @@ class TextFeatures:
                 )
             frequencies = frequencies[[former for *_, former in ranking]]
             words, characters = _numbered(ranking)
-            terms = _Terms(config, (_Vocabulary(words), _Vocabulary(characters)))
+            terms = _Terms(config, (_Vocabulary(words), _Vocabulary(characters)), self.rule)
             self.n_features = len(ranking)
-        self._idf = (np.log((1 + n_rows) / (1 + frequencies)) + 1).astype(np.float32)
-        self._terms = terms
+        self._idf = _idf(frequencies, n_rows)
+        self._terms, self._n_rows = terms, None if self.rule == 1 else n_rows
         return self
 
     def transform(self, texts: Sequence[str]) -> Csr:
@@ -118,6 +123,12 @@ class TextFeatures:
         blocks = [self._weigh(*block) for block in self._fitted().blocks(texts)]
         lengths, indices, values = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
         return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), indices, values
+
+    def is_known(self, indices: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Whether terms occurred in the texts that were fitted: a hashed one can be the column of none of these."""
+        if self._n_rows is None or not self.config.hashing:
+            return np.ones(len(indices), np.bool_)
+        return np.asarray(self._idf[indices] != _idf(np.zeros(1, np.int64), self._n_rows))
 
     def fingerprint(self) -> str:
         """Digest of configuration, terms and inverse row frequencies; equal ones give equal features."""
@@ -138,15 +149,17 @@ class TextFeatures:
         """
         try:
             description = json.loads((folder / "text.json").read_text(encoding="utf-8"))
-            if description["format"] != FORMAT:
-                raise ValueError(f"it has format {description['format']!r} and this version reads {FORMAT}")
+            rule = description["format"]
+            if rule not in range(1, RULE + 1):
+                raise ValueError(f"it has format {rule!r} and this version reads 1 to {RULE}")
             spelling = (folder / "terms.txt").read_bytes()
             idf = np.load(folder / "idf.npy", allow_pickle=False)
             fingerprint = description.pop("fingerprint")
             if _digest(description, spelling, idf) != fingerprint:
                 raise ValueError("text.json, terms.txt and idf.npy do not belong together, or one is damaged")
             is_weighted = description["config"].pop("tfidf", True)
-            features = cls(TextConfig.model_validate(description["config"]))
+            features = cls(TextConfig.model_validate(description["config"]), rule)
+            features._n_rows = description.get("n_rows")
         except Exception as error:  # the parsers of damaged files raise a dozen kinds, tokenize.TokenError among them
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise StorageError(f"cannot read text features of {folder}: {reason}; copy or fit them anew") from error
@@ -158,7 +171,7 @@ class TextFeatures:
                 _Vocabulary(zip(terms[:n_words], count(), strict=False)),
                 _Vocabulary(zip(terms[n_words:], count(n_words), strict=False)),
             )
-        features._terms = _Terms(features.config, tables)
+        features._terms = _Terms(features.config, tables, rule)
         return features
 
     def _fitted(self) -> _Terms:
@@ -169,7 +182,8 @@ class TextFeatures:
     def _description(self) -> dict[str, Any]:
         n_words = len(self._fitted().tables[0])
         config = self.config.model_dump() | {"tfidf": self._is_weighted}
-        return {"format": FORMAT, "config": config, "n_words": n_words, "n_features": self.n_features}
+        sizes = {"n_words": n_words, "n_features": self.n_features}
+        return {"format": self.rule, "config": config} | sizes | ({} if self.rule == 1 else {"n_rows": self._n_rows})
 
     def _spelling(self) -> bytes:
         words, characters = self._fitted().tables
@@ -191,8 +205,8 @@ class TextFeatures:
 class _Terms:
     """Ids of a text's terms, by one table a kind of term."""
 
-    def __init__(self, config: TextConfig, tables: Tables) -> None:
-        self.config, self.tables = config, tables
+    def __init__(self, config: TextConfig, tables: Tables, rule: int) -> None:
+        self.config, self.tables, self.words = config, tables, words_by(rule)
         self.pieces = _Pieces(self)
 
     def blocks(self, texts: Iterable[str]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
@@ -217,7 +231,7 @@ class _Terms:
         text = text.lower()
         ids = b"".join(map(self.pieces.__getitem__, text.split()))
         if self.config.words and self.config.words[1] > 1:
-            tokens, (shortest, longest) = WORD.findall(text), self.config.words
+            tokens, (shortest, longest) = self.words(text), self.config.words
             for n in range(max(shortest, 2), longest + 1):
                 phrases = map(" ".join, zip(*(tokens[i:] for i in range(n)), strict=False))
                 ids += _pack(map(self.tables[0].__getitem__, phrases))
@@ -227,7 +241,7 @@ class _Terms:
         """Ids of the single words and the n-grams of characters of one piece."""
         ids = b""
         if self.config.words and self.config.words[0] == 1:
-            ids += _pack(map(self.tables[0].__getitem__, WORD.findall(piece)))
+            ids += _pack(map(self.tables[0].__getitem__, self.words(piece)))
         if self.config.characters:
             padded, (shortest, longest) = f" {piece} ", self.config.characters
             longest = max(shortest, min(longest, len(padded)))  # a piece shorter than any n-gram is one term
@@ -300,6 +314,10 @@ def _ranking(tables: Tables, frequencies: NDArray[np.int64], n_terms: int, min_r
 
 def _pack(ids: Iterable[int]) -> bytes:
     return array("i", [i for i in ids if i >= 0]).tobytes()
+
+
+def _idf(frequencies: NDArray[np.int64], n_rows: int) -> NDArray[np.float32]:
+    return np.asarray(np.log((1 + n_rows) / (1 + frequencies)) + 1, np.float32)
 
 
 def _joined(rows: list[bytes]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

@@ -22,6 +22,7 @@ from mach.data.joining import find, join
 from mach.data.prepare import prepare
 from mach.data.store import OldPart, Reference, Store
 from mach.data.transfer import META, fetch_store
+from mach.data.words import RULE
 from mach.errors import ConfigError, DataError, IncompleteRunError, StorageError
 from mach.files.places import Place, is_there
 from mach.model.classes.edits import Edits
@@ -189,7 +190,8 @@ def training_data(config: Config, run: Place | None, report: Report) -> Store:
         start = Origin.of(config)
         if start is not None:
             return start.store(config, report)
-        return prepare(config.data, config.text, config.data.train, report=report)
+        rule = RULE if run is None else Run.open(run).word_rule
+        return prepare(config.data, config.text, config.data.train, rule=rule, report=report)
     except (ConfigError, DataError, StorageError):
         if run is not None and not isinstance(run, Path) and is_there(run / STORE / META):
             return fetch_store(run / STORE)

@@ -19,6 +19,7 @@ from mach.config import TextConfig
 from mach.data import text as module
 from mach.data.text import TextFeatures
 from mach.errors import ConfigError, DataError, StorageError
+from tests.data.test_words import words_of
 
 TEXTS = [
     "A red apple, a GREEN apple; a-b c++ x_1",
@@ -29,7 +30,7 @@ TEXTS = [
     "   \t\n ",
     "apple",
 ]
-words = st.text(alphabet=st.sampled_from("aAbßé1_ -.,ﬁ😀\u0301\n"), max_size=25)
+words = st.text(alphabet=st.sampled_from("aAbßé1_ -.,ﬁ😀\u0301\n+#\u093f"), max_size=25)
 spans = st.tuples(st.integers(1, 5), st.integers(0, 3)).map(lambda pair: [pair[0], pair[0] + pair[1]])
 
 
@@ -47,17 +48,22 @@ def terms(features: TextFeatures, folder: Path) -> list[str]:
     return (folder / "terms.txt").read_bytes().decode("utf-8", "surrogatepass").split("\n")
 
 
-def oracle(**options) -> TfidfVectorizer:
+def oracle(rule: int, **options) -> TfidfVectorizer:
+    is_word = options["analyzer"] == "word"
     return TfidfVectorizer(
         preprocessor=lambda text: unicodedata.normalize("NFKC", text).lower(),
-        token_pattern=r"(?u)\b\w+\b" if options["analyzer"] == "word" else None,
+        token_pattern=r"(?u)\b\w+\b" if is_word and rule == 1 else None,
+        tokenizer=words_of if is_word and rule == 2 else None,
         **options,
     )
 
 
-def assert_equal_to_oracle(texts: list[str], queries: list[str], config: TextConfig, folder: Path) -> None:
+def assert_equal_to_oracle(
+    texts: list[str], queries: list[str], config: TextConfig, folder: Path, rule: int = 2
+) -> None:
     is_word = config.words is not None
     vectorizer = oracle(
+        rule,
         analyzer="word" if is_word else "char_wb",
         ngram_range=tuple(config.words or config.characters or ()),
         sublinear_tf=config.sublinear,
@@ -67,9 +73,9 @@ def assert_equal_to_oracle(texts: list[str], queries: list[str], config: TextCon
         vectorizer.fit(texts)
     except ValueError:  # an empty vocabulary
         with pytest.raises(DataError):
-            TextFeatures(config).fit(texts)
+            TextFeatures(config, rule).fit(texts)
         return
-    features = TextFeatures(config).fit(texts)
+    features = TextFeatures(config, rule).fit(texts)
     names = terms(features, folder)
     assert sorted(names) == sorted(vectorizer.vocabulary_)
     columns = [vectorizer.vocabulary_[name] for name in names]
@@ -84,7 +90,8 @@ def assert_equal_to_oracle(texts: list[str], queries: list[str], config: TextCon
 )
 def test_equals_sklearn(words, characters, sublinear, tmp_path):
     config = TextConfig(words=words, characters=characters, sublinear=sublinear)
-    assert_equal_to_oracle(TEXTS, [*TEXTS, "unknown zebra apple apple"], config, tmp_path)
+    for rule in (1, 2):
+        assert_equal_to_oracle(TEXTS, [*TEXTS, "unknown zebra apple apple"], config, tmp_path, rule)
 
 
 @given(texts=st.lists(words, min_size=1, max_size=6), queries=st.lists(words, max_size=3), span=spans, data=st.data())
@@ -96,7 +103,9 @@ def test_equals_sklearn_on_any_text(tmp_path_factory, texts, queries, span, data
         characters=None if is_word else span,
         min_rows=data.draw(st.integers(1, min(2, len(texts)))),
     )
-    assert_equal_to_oracle(texts, [*queries, *texts], config, tmp_path_factory.mktemp("text"))
+    assert_equal_to_oracle(
+        texts, [*queries, *texts], config, tmp_path_factory.mktemp("text"), data.draw(st.integers(1, 2))
+    )
 
 
 def test_words_and_characters_share_one_norm_but_no_term(tmp_path):
@@ -299,8 +308,8 @@ def test_files_of_two_saves_or_of_a_later_format_are_refused(tmp_path):
     terms_of_b = (tmp_path / "terms.txt").read_bytes()
     TextFeatures(TextConfig()).fit(["a"]).save(tmp_path)
     description = json.loads((tmp_path / "text.json").read_text())
-    (tmp_path / "text.json").write_text(json.dumps(description | {"format": 2}))
-    with pytest.raises(StorageError, match="format 2 and this version reads 1"):
+    (tmp_path / "text.json").write_text(json.dumps(description | {"format": 3}))
+    with pytest.raises(StorageError, match="format 3 and this version reads 1 to 2"):
         TextFeatures.load(tmp_path)
     (tmp_path / "text.json").write_text(json.dumps(description))
     (tmp_path / "terms.txt").write_bytes(terms_of_b)
@@ -335,7 +344,7 @@ def test_no_text_gives_no_row():
     ],
 )
 def test_features_of_earlier_versions_without_weights_load_and_answer(config, fingerprint, values, tmp_path):
-    former = TextFeatures(config).fit(["ab", "ab c", "c c d"])
+    former = TextFeatures(config, rule=1).fit(["ab", "ab c", "c c d"])
     former._is_weighted, former._idf = False, np.ones(0, np.float32)
     former.save(tmp_path)
     features = TextFeatures.load(tmp_path)
@@ -344,6 +353,26 @@ def test_features_of_earlier_versions_without_weights_load_and_answer(config, fi
     np.testing.assert_allclose(found / found.min(), values, rtol=1e-6)
 
 
+def test_a_hashed_term_is_known_where_the_texts_had_it(tmp_path):
+    features = TextFeatures(TextConfig(hashing=True, n_features=2**16)).fit(["red apple", "red car"])
+    features.save(tmp_path)
+    for known in (features, TextFeatures.load(tmp_path)):
+        indices = np.concatenate([known.transform([word])[1] for word in ("red", "apple", "zebra")])
+        assert known.is_known(indices).tolist() == [True, True, False]
+
+
+def test_files_of_earlier_versions_keep_their_rule(tmp_path):
+    texts = ["हिन्दी c++", "C# हिन्दी"]
+    former = TextFeatures(TextConfig(words=[1, 2]), rule=1).fit(texts)
+    former.save(tmp_path)
+    features = TextFeatures.load(tmp_path)
+    assert json.loads((tmp_path / "text.json").read_text())["format"] == 1
+    assert (features.rule, features.fingerprint()) == (1, former.fingerprint())
+    for mine, other in zip(features.transform(texts), former.transform(texts), strict=True):
+        np.testing.assert_array_equal(mine, other)
+    assert features.n_features != TextFeatures(TextConfig(words=[1, 2])).fit(texts).n_features
+
+
 def test_features_have_the_fingerprint_of_earlier_versions():
-    features = TextFeatures(TextConfig(words=[1, 2], sublinear=True)).fit(["ab", "ab c", "c c d"])
+    features = TextFeatures(TextConfig(words=[1, 2], sublinear=True), rule=1).fit(["ab", "ab c", "c c d"])
     assert features.fingerprint() == "51e2f74e607590e6df0c3131e7d51fb0"

@@ -16,6 +16,7 @@ from mach.config import Config, to_toml
 from mach.errors import ConfigError
 from mach.files.tensors import map_tensors
 from mach.runs.run import Run
+from mach.training import finetuning
 from mach.training.conductor import configuration
 
 
@@ -65,6 +66,28 @@ def test_a_run_goes_on_and_a_finished_one_is_opened(config: Config, trained: Pat
     written = files[0].stat().st_mtime_ns
     assert mach.train(tmp_path / "run").repetitions == [0, 1, 2]
     assert files[0].stat().st_mtime_ns == written
+
+
+def test_a_run_of_an_earlier_version_goes_on_by_its_own_rule_of_words(tmp_path: Path, monkeypatch):
+    rows = "".join(f"C++ हिन्दी {colour},{colour}\nC# हिन्द {colour},{colour}\n" for colour in ("red", "blue") * 20)
+    (tmp_path / "rows.csv").write_text("text,classes\n" + rows)
+    tree: dict[str, Any] = {
+        "data": {"train": str(tmp_path / "rows.csv"), "cache": str(tmp_path / "cache")},
+        "hashing": {"repetitions": 1},
+        "training": {"epochs": 1},
+    }
+    monkeypatch.setattr(finetuning, "RULE", 1)
+    before = mach.train(tree, tmp_path / "run", launcher="here")
+    monkeypatch.undo()
+    assert "हिन्दी" not in (tmp_path / "run/text/terms.txt").read_text().split("\n")
+    shutil.rmtree(tmp_path / "cache")
+    tree["hashing"] |= {"repetitions": 2}
+    after = mach.train(tree, tmp_path / "run", launcher="here")  # reads the rows again, by the rule of the run
+    assert (before.run.word_rule, after.run.word_rule, after.repetitions) == (1, 1, [0, 1])
+    assert after.n_features == before.n_features
+    new = mach.train(tree, tmp_path / "new", launcher="here")
+    assert new.run.word_rule == 2
+    assert "हिन्दी" in (tmp_path / "new/text/terms.txt").read_text().split("\n")
 
 
 def test_what_may_stand_for_a_configuration(config: Config, trained: Path, tmp_path: Path, monkeypatch):
