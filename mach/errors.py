@@ -47,6 +47,10 @@ class DegradedWarning(UserWarning):
     """Answers by fewer repetitions than the run has: some are not there, or kept by actors that are lost or late."""
 
 
+class OmissionWarning(UserWarning):
+    """Something given is not used: classes that are not known, rows without a class, rows without a feature."""
+
+
 def one_line(error: BaseException, most: int = 200) -> str:
     r"""What another library's error says, as one short line; its kind where it says nothing.
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mach.cli.options import JSON, RUN, TRUNK
-from mach.cli.shell import print_table, read_lines, say
+from mach.cli.shell import print_table, read_lines, say, warnings_as_lines
+from mach.data.names import class_name
 from mach.errors import DataError
 from mach.files.places import Place, place, read_bytes
 
@@ -38,7 +39,8 @@ def changes(verb: Callable[..., str]) -> Callable[..., None]:
         from mach.model.loading import load
 
         model = load(run, trunk=trunk)
-        done = verb(model, **options)
+        with warnings_as_lines():
+            done = verb(model, **options)
         say(f"{model.run.path}: {done}; version {model.classes.version} holds", err=True)
 
     return changed
@@ -168,6 +170,7 @@ def list_(run: Place, trunk: str | None, everything: bool, history: bool, as_jso
 
 def _class_of(model: MachModel, text: str) -> Any:
     """A name, or a number where there is no such name."""
+    text = class_name(text)
     is_number = text.isdecimal() and model.answerer.catalogue.id_of(text) is None
     return int(text) if is_number else text
 
@@ -182,7 +185,7 @@ def _entries(source: str) -> list[tuple[str, list[str], list[str]]]:
         "Entry", __base__=Section, name=(str, ...), examples=(list[str], []), texts=(list[str], [])
     )
     try:
-        lines = read_bytes(place(source)).decode().splitlines()
+        lines = read_bytes(place(source)).decode("utf-8-sig").splitlines()
     except OSError as error:
         raise DataError(f"cannot read {source}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:

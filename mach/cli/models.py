@@ -173,11 +173,11 @@ def _answers(model: MachModel, queries: Any, k: int | None, ask: Ask, probabilit
 
 
 def _prepared(model: MachModel, source: str) -> Store:
+    from mach.data.omissions import warn
     from mach.data.prepare import prepare
 
     config = model.run.config
     with progress() as report:
         store = prepare(config.data, config.text, source, like=model.reference(), report=report)
-    if unknown := store.meta["n_unknown_classes"]:
-        say(f"mach: {source}: {unknown:,} classes of its rows are unknown to the run and left out", err=True)
+    warn(store, is_query=True)
     return store

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mach.cli.options import ADDRESS, BYTES, JSON, NUMBERS, PLACE, RUN, SET, TRUNK
-from mach.cli.shell import print_rows, print_table, print_values, progress, say
+from mach.cli.shell import print_rows, print_table, print_values, progress, say, warnings_as_lines
 from mach.files.places import Place, is_there, names_in
 
 
@@ -27,6 +27,7 @@ def prepare(
     That is a memory-mapped folder, here or behind a URL.
     """
     from mach.config import load_config, parse_config
+    from mach.data.omissions import refuse, warn
     from mach.data.prepare import prepare as prepare_data
     from mach.training.recipe import before_reading
 
@@ -34,7 +35,10 @@ def prepare(
     options = before_reading(load_config(config, defaults) if config else parse_config({}, "--set", defaults))
     with progress() as report:
         reference = _reference(like) if like else None
-        prepared = prepare_data(options.data, options.text, source, store, like=reference, report=report)
+        told: dict[str, Any] = {"report": report} | ({} if like else {"check": refuse})
+        prepared = prepare_data(options.data, options.text, source, store, like=reference, **told)
+    with warnings_as_lines():
+        warn(prepared, is_query=like is not None)
     print_values(prepared.describe() | {"path": str(store)}, as_json)
 
 
@@ -137,7 +141,8 @@ def train(
         print_rows(ledger.rows(), as_json=False)
         refuse_too_large(ledger, options.launch)
         return
-    model = conductor.train(options, where, repetitions=repetitions, trunk=trunk, console=Console(stderr=True))
+    with warnings_as_lines():
+        model = conductor.train(options, where, repetitions=repetitions, trunk=trunk, console=Console(stderr=True))
     n_repetitions = model.run.config.hashing.repetitions
     word = "repetition" if n_repetitions == 1 else "repetitions"
     say(f"{where}: {len(model.run.finished())} of {n_repetitions} {word} finished", err=True)

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from mach.data.limits import ROW_BYTES
-from mach.errors import DataError, DegradedWarning
+from mach.errors import DataError, DegradedWarning, OmissionWarning
 from mach.evaluation.report.numbers import shown
 from mach.files.visible import json_line, visible
 
@@ -45,7 +45,7 @@ def read_lines(queries: tuple[str, ...]) -> Iterator[str]:
             if len(line) > ROW_BYTES:
                 raise DataError(f"standard input line {number} has more than {ROW_BYTES:,} bytes: shorten the query")
             try:
-                query = line.decode("utf-8").rstrip("\r\n")
+                query = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
                 raise DataError(f"standard input line {number} is not UTF-8: {error.reason}") from error
             if query.strip():
@@ -88,12 +88,13 @@ def warnings_as_lines() -> Iterator[None]:
     """What the model warns of, as lines like all other talk."""
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if issubclass(category, DegradedWarning):
+        if issubclass(category, DegradedWarning | OmissionWarning):
             say(f"mach: {message}", err=True)
         else:
             show_others(message, category, *where, **more)
 
     with warnings.catch_warnings():
+        warnings.simplefilter("always", OmissionWarning)
         show_others, warnings.showwarning = warnings.showwarning, show  # type: ignore[assignment]
         yield
 

@@ -91,7 +91,7 @@ def to_toml(config: Config, retired: dict[str, Any] | None = None, *, brief: boo
 
 def _read_toml(path: str | Place) -> dict[str, Any]:
     try:
-        return tomllib.loads(read_bytes(place(path)).decode("utf-8"))
+        return tomllib.loads(read_bytes(place(path)).decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.data.batch import SparseBatch, read_batch, read_classes
+from mach.data.names import class_name, ids_by_name
+from mach.data.omissions import NOTES
 from mach.data.store import Chunk, OldPart, Reference, Store
 from mach.data.writer import StoreWriter
 from mach.errors import DataError, StorageError
@@ -56,9 +58,12 @@ def join(
     elif new.class_names is not None and new.n_classes >= like.n_classes:
         names = list(new.class_names)
     if like.class_names is not None and new.class_names is not None:
-        known = {name: k for k, name in enumerate(like.class_names)}
-        ids_K = np.array([known.setdefault(name, len(known)) for name in new.class_names], np.int32)
-        names = list(known)
+        known, names = ids_by_name(like.class_names), list(like.class_names)
+        for name in new.class_names:
+            if name not in known and class_name(name) not in known:
+                known[name] = known[class_name(name)] = len(names)
+                names.append(name)
+        ids_K = np.array([known[name if name in known else class_name(name)] for name in new.class_names], np.int32)
     n_classes = max(like.n_classes, new.n_classes) if names is None else len(names)
     gone = [] if removed is None else removed.tolist()
     _refuse_removed(new, ids_K, gone, like)
@@ -83,6 +88,8 @@ def join(
                     writer.append(chunk)
                     report("joining", writer.n_rows / n_rows)
             writer.class_names, writer.text_features = names, like.text_features
+            writer.n_unknown_classes = new.meta["n_unknown_classes"]
+            writer.notes = {name: new.meta[name] for name in NOTES if name in new.meta}
 
     return Store.open(kept(cache_folder(cache) / f"joined-{key}", make))
 

@@ -24,9 +24,11 @@ from mach.data import characters, phrases
 from mach.data.agreement import agreed_shape, agreed_store
 from mach.data.formats import BUILTIN, LINES, ROWS, format_of
 from mach.data.gaps import refuse_gaps
+from mach.data.names import class_name, ids_by_name, listed, numbered
+from mach.data.omissions import Cells, Unknown
 from mach.data.sources import STDIN, Format, Numbers, SourceFile, source_errors
 from mach.data.store import FORMAT, Chunk, Reference, Store
-from mach.data.tables import Columns, Table, Text, TextChunk, chunks_of, ids_of, numbered
+from mach.data.tables import Columns, Table, Text, TextChunk, chunks_of, ids_of
 from mach.data.transfer import fetch_source, fetch_store, is_store, source_file, stamp, upload_store
 from mach.data.words import RULE
 from mach.data.writer import StoreWriter
@@ -52,6 +54,7 @@ def prepare(
     like: Store | Reference | None = None,
     grows: bool = False,
     rule: int = RULE,
+    check: Callable[[Store], None] = lambda store: None,
     report: Report | None = None,
 ) -> Store:
     """Turn a source into a store, or open the one that an earlier call made of it.
@@ -81,6 +84,8 @@ def prepare(
         after its own; ``config.class_names`` may list all, its own first.
     rule : int
         How words are cut where text features are fitted: that of the run which the rows were read for before.
+    check : callable, optional
+        Raises an error at a store that is not wanted, such as `mach.data.omissions.refuse`; then none is made of them.
     report : callable, optional
         Called with a stage (``"making rows"`` of an embedded set, ``"fitting text"``, ``"reading"``) and the fraction
         done, about once a chunk and with 1.0 at the end of the stage.
@@ -123,9 +128,15 @@ def prepare(
         stem = Path(name.replace("builtin:", "").replace(" ", "-")).name.partition(".")[0]
         stem = os.fsencode(stem)[:64].decode(errors="ignore")
         path = destination if isinstance(destination, Path) else cache_folder(config.cache) / f"{stem}-{task.key}"
-        store = Store.open(kept(path, task.write_numbers if isinstance(form, Numbers) else task.write_text))
+
+        def make(path: Path) -> None:
+            (task.write_numbers if isinstance(form, Numbers) else task.write_text)(path)
+            check(Store.open(path))
+
+        store = Store.open(kept(path, make))
     if store.meta["key"] != task.key:
         raise StorageError(f"{path} was not prepared from {name} with these options: choose another destination")
+    check(store)
     if destination is not None and not isinstance(destination, Path):
         upload_store(store, destination)
     return store
@@ -228,20 +239,23 @@ class _Task:
                 f"{self.source} holds text, but the training store {self.like.path} was made of numbers: "
                 "give the same kind"
             )
-        ids = numbered(names or [], self.config.class_names)
         is_open = names is None or (self.grows and self.config.class_names is None)
-        chunks = self.text_source()
+        is_of_like = self.like is not None and (is_open or self.is_query)
+        names = list(names or [])
+        ids = ids_by_name(names) if is_of_like else numbered(names, self.config.class_names)
+        cells, unknown = Cells(), Unknown()
+        chunks = self.text_source(cells)
         features = self.like.text_features if self.like is not None else None
         if features is None:
             has_phrases = self.has_documents or self.source == DOCUMENTS
-            features = self.fitted((self.text_source(whole=True) if has_phrases else chunks)())
-        with self.writer(path, features.n_features, None if is_open else len(ids)) as writer:
+            features = self.fitted((self.text_source(cells, whole=True) if has_phrases else chunks)())
+        with self.writer(path, features.n_features, None if is_open else len(names)) as writer:
             for chunk in self.reported("reading", chunks()):
-                indptr, class_ids, n_unknown = ids_of(chunk.class_names, ids, grow=is_open)
+                indptr, class_ids = ids_of(chunk.class_names, ids, names if is_open else None, unknown)
                 writer.append(Chunk(indptr, class_ids, features.transform(chunk.texts)))
-                writer.n_unknown_classes += n_unknown
-            writer.serve(len(ids))
-            writer.class_names, writer.text_features = list(ids), features
+            writer.serve(len(names))
+            writer.class_names, writer.text_features = names, features
+            writer.n_unknown_classes, writer.notes = unknown.n, unknown.notes() | cells.notes()
 
     @contextmanager
     def writer(self, path: Path, n_features: int | None, n_classes: int | None) -> Iterator[StoreWriter]:
@@ -253,21 +267,21 @@ class _Task:
 
     def class_names(self) -> Sequence[str] | None:
         """The names that the training store, the configuration or the embedded set gives to classes 0, 1, ..."""
-        listed = self.config.class_names
-        if self.like is not None and (listed is None or not self.grows):
+        source = self.config.class_names
+        if self.like is not None and (source is None or not self.grows):
             return self.like.class_names
-        if listed is not None:
-            with source_errors(listed):
-                file = fetch_source(listed, self.config.cache)
-            with SourceFile(file, listed) as lines:
-                names = [line.rstrip("\r\n") for line in lines.lines()]
-            known = list((self.like and self.like.class_names) or [])
+        if source is not None:
+            with source_errors(source):
+                file = fetch_source(source, self.config.cache)
+            with SourceFile(file, source) as lines:
+                names = listed([line.rstrip("\r\n") for line in lines.lines()], source)
+            known = [class_name(name) for name in (self.like and self.like.class_names) or []]
             if self.like is not None and names[: len(known)] != known:
-                raise DataError(f"{listed} does not begin with the class names of {self.like.path}: list those first")
+                raise DataError(f"{source} does not begin with the class names of {self.like.path}: list those first")
             return names
         return characters.class_names() if self.form is BUILTIN else None
 
-    def text_source(self, whole: bool = False) -> Callable[[], Iterable[TextChunk]]:
+    def text_source(self, cells: Cells | None = None, whole: bool = False) -> Callable[[], Iterable[TextChunk]]:
         """What gives the chunks anew for each pass; of documents phrases, or with ``whole`` these as they are."""
         config = self.config
 
@@ -278,7 +292,7 @@ class _Task:
 
         if isinstance(self.form, Table):
             if not self.has_documents:
-                return partial(self.form.texts, self.path, config, classes_optional=self.is_query)
+                return partial(self.form.texts, self.path, config, classes_optional=self.is_query, cells=cells)
             columns = [*(config.strong_columns or []), *(config.weak_columns or [])]
             return partial(self.form.texts, self.path, config, columns=columns, make=texts)
         if self.source == DOCUMENTS:

@@ -7,6 +7,7 @@ import lzma
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class Numbers(Format, ABC):
 
 
 class SourceFile:
-    """A file, read once in blocks or lines; decompressed when it ends in .gz, .bz2 or .xz.
+    """A file, read once in blocks or lines; decompressed when it ends in .gz, .bz2 or .xz, without a byte order mark.
 
     Raises DataError, which calls it by its name or else its path, when it cannot be read, is damaged or cut short, or
     meets a limit of `mach.data.limits`.
@@ -81,6 +82,12 @@ class SourceFile:
             self._raw = self.path.open("rb")
             self._n_bytes = max(1, self.path.stat().st_size)
             self.file: IO[bytes] = unpacked(self._raw, self.path, self.name, self._n_bytes)
+            try:
+                if self.file.peek(len(BOM_UTF8)).startswith(BOM_UTF8):  # type: ignore[attr-defined]  # all have it
+                    self.file.read(len(BOM_UTF8))
+            except BaseException:
+                self._raw.close()
+                raise
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -105,7 +112,7 @@ class SourceFile:
                 yield block if block.endswith(b"\n") else block + b"\n"
 
     def lines(self) -> Iterator[str]:
-        """Decoded lines with their ends; a byte order mark at the beginning is dropped."""
+        """Decoded lines with their ends."""
         with source_errors(self.name):
             for number in count(1):
                 line = self.file.readline(ROW_BYTES + 1)
@@ -114,7 +121,7 @@ class SourceFile:
                 if len(line) > ROW_BYTES:
                     raise self._too_long(number)
                 try:
-                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+                    yield line.decode("utf-8")
                 except UnicodeDecodeError as error:
                     bad = line[error.start : error.start + 1].hex()
                     raise DataError(

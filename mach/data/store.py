@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.data.limits import refuse_irregular
-from mach.errors import DataError, StorageError, one_line
+from mach.errors import StorageError, one_line
 from mach.files.places import Place
 
 if TYPE_CHECKING:
@@ -207,13 +207,6 @@ class Store:
         for begin in range(0, len(self.class_ids), 2**22):  # bincount copies what it reads
             counts_K += np.bincount(self.class_ids[begin : begin + 2**22], minlength=self.n_classes)
         return counts_K
-
-    def require_classes(self) -> None:
-        """Raise a DataError where no row has a known class: nothing can be measured on them."""
-        if not len(self.class_ids):
-            raise DataError(
-                f"{self.meta['source']} has no row with a known class: check data.class_column and data.class_separator"
-            )
 
     @property
     def n_old_rows(self) -> int:

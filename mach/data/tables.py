@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,13 +23,14 @@ from numpy.typing import NDArray
 from mach.config import DataConfig
 from mach.data.limits import BLOCK_BYTES, NAME_CHARACTERS, ROW_BYTES, refuse_twice
 from mach.data.missing import is_missing
+from mach.data.names import class_name, shown
+from mach.data.omissions import Cells, Unknown
 from mach.data.sources import STDIN, Format, SourceFile
 from mach.errors import DataError, one_line
 
 CHUNK_ROWS = 2**15
 Columns: TypeAlias = tuple[list[str], list[str]]  # a row's texts by column, "" where missing, and its class names
 Text: TypeAlias = tuple[str, list[str]]
-_SURROGATE = re.compile("[\ud800-\udfff]")
 Choose: TypeAlias = Callable[[Collection[str], str], list[str]]  # the columns to read, of those there are at a place
 
 
@@ -87,11 +87,13 @@ class Table(Format, ABC):
         classes_optional: bool = False,
         columns: Sequence[str] | None = None,
         make: Callable[[Iterator[Columns]], Iterator[Text]] = joined,
+        cells: Cells | None = None,
     ) -> Iterator[TextChunk]:
         """Texts of the rows and the names of their classes, as ``config`` names the columns; errors as of `records`.
 
         A chunk has about ``block_bytes`` characters of text. With ``classes_optional`` the class column may be missing.
-        ``columns`` are those of text instead of ``config.text_columns``, and ``make`` makes texts of the rows.
+        ``columns`` are those of text instead of ``config.text_columns``, and ``make`` makes texts of the rows. Strings
+        of classes that no separator divides are counted into ``cells``.
         """
         key = "text_columns" if columns is None else "strong_ and weak_columns"
         named = self.only_columns or columns or config.text_columns
@@ -107,8 +109,10 @@ class Table(Format, ABC):
             refuse_twice(place, there, chosen)
             return chosen
 
+        if cells is not None:
+            cells.clear()
         with SourceFile(path, self.source_name) as source:
-            rows = make(_row(values, place, named, config) for place, values in self.records(source, choose))
+            rows = make(_row(values, place, named, config, cells) for place, values in self.records(source, choose))
             yield from chunks_of(rows, block_bytes, lambda: source.fraction)
 
 
@@ -194,31 +198,25 @@ class Lines(Table):
 
 
 def ids_of(
-    names_of_rows: list[list[str]], ids: dict[str, int], grow: bool
-) -> tuple[NDArray[np.int64], NDArray[np.int32], int]:
-    """Ascending ids of the rows' names as a CSR pair, and how many names have none; with ``grow`` they get new ones."""
+    names_of_rows: list[list[str]], ids: dict[str, int], names: list[str] | None, unknown: Unknown
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Ascending ids of the rows' names as a CSR pair; those without one are added to ``names`` if given, or counted."""
     class_ids: list[int] = []
-    indptr, n_unknown = [0], 0
-    for names in names_of_rows:
-        if grow:
-            for name in names:
-                ids.setdefault(name, len(ids))
-        class_ids += sorted({ids[name] for name in names if name in ids})
-        n_unknown += sum(name not in ids for name in names)
+    indptr = [0]
+    for names_of_row in names_of_rows:
+        for name in names_of_row:
+            if name not in ids:
+                if names is None:
+                    unknown.count(name)
+                else:
+                    ids[name] = len(names)
+                    names.append(name)
+        class_ids += sorted({ids[name] for name in names_of_row if name in ids})
         indptr.append(len(class_ids))
-    return np.array(indptr, dtype=np.int64), np.array(class_ids, dtype=np.int32), n_unknown
+    return np.array(indptr, dtype=np.int64), np.array(class_ids, dtype=np.int32)
 
 
-def numbered(names: Sequence[str], file: object) -> dict[str, int]:
-    """Ids of class names that a file lists, from 0; DataError where one stands there twice."""
-    ids: dict[str, int] = {}
-    for k, name in enumerate(names):
-        if ids.setdefault(name, k) != k:
-            raise DataError(f"{file} line {k + 1}: class {name!r:.60} stands on line {ids[name] + 1} too")
-    return ids
-
-
-def _row(values: list[Any], place: str, columns: Sequence[str], config: DataConfig) -> Columns:
+def _row(values: list[Any], place: str, columns: Sequence[str], config: DataConfig, cells: Cells | None) -> Columns:
     """Texts and class names; ``values`` are those of the text columns and, where there is one, the class column."""
     n_texts = len(columns)
     texts, classes = values[:n_texts], values[n_texts] if len(values) > n_texts else None
@@ -226,11 +224,13 @@ def _row(values: list[Any], place: str, columns: Sequence[str], config: DataConf
         if text is not None and not isinstance(text, str):
             raise DataError(f"{place}: column {name!r} holds {text!r:.40}, not text: convert it or leave it out")
     names = classes if isinstance(classes, list) else [classes]
-    if isinstance(classes, str) and config.class_separator:
-        names = classes.split(config.class_separator)
-    return [_shown(text or "") for text in texts], [
-        _name(name, place, config.class_column) for name in names if not is_missing(name)
-    ]
+    if isinstance(classes, str):
+        if config.class_separator:
+            names = classes.split(config.class_separator)
+        elif cells is not None and classes.strip():
+            cells.count(classes.strip())
+    kept = [_name(name, place, config.class_column) for name in names if not is_missing(name)]
+    return [shown(text or "") for text in texts], kept
 
 
 def _name(name: Any, place: str, column: str) -> str:
@@ -239,7 +239,7 @@ def _name(name: Any, place: str, column: str) -> str:
         name = int(name)
     if isinstance(name, bool) or not isinstance(name, (str, int)):
         raise DataError(f"{place}: {name!r:.40} in column {column!r} is no class name: use strings or integers")
-    kept = _shown(str(name).strip())
+    kept = class_name(str(name))
     if len(kept) > NAME_CHARACTERS:
         raise DataError(
             f"{place}: {kept!r:.40}... in column {column!r} has {len(kept):,} characters, a class name may have "
@@ -252,7 +252,3 @@ def _listed(names: Collection[str], most: int = 20) -> str:
     """Names of columns, on one line of bounded length."""
     first = [f"{name:.40}" if name.isprintable() else f"{name!r:.40}" for name in islice(names, most)]
     return ", ".join(first) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _shown(text: str) -> str:
-    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)

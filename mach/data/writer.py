@@ -92,6 +92,7 @@ class StoreWriter:
         self.class_names: Iterable[str] | None = None
         self.text_features: TextFeatures | None = None
         self.n_rows = self.n_unknown_classes = 0
+        self.notes: dict[str, Any] = {}  # more for the record
         kind = "dense" if dense else "sparse"
         self._meta: dict[str, Any] = {"format": FORMAT, "kind": kind, "source": source, "key": key}
         if row_features and not dense:
@@ -193,7 +194,7 @@ class StoreWriter:
             for path in [*folder.iterdir(), folder]:
                 flush_to_disk(path)
             fingerprint.update(self.text_features.fingerprint().encode())
-        meta = self._meta | sizes
+        meta = self._meta | self.notes | sizes
         meta |= {
             "n_rows_without_features": self._n_empty,
             "n_rows_without_classes": self._n_unlabelled,

@@ -95,7 +95,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     y holds a class a row, any hashable value (a tuple is one value), or any number of classes a row (multi-label):
     lists, sets or arrays of classes, or an indicator matrix, dense or sparse. `predict` answers in the same form. As in
     scikit-learn, lists of one length that hold nothing but 0 and 1 are an indicator. None, NaN, NA and empty strings
-    are no class; where each row has one class, rows without it are left out.
+    are no class; where each row has one class, rows without it are left out. Classes that are texts lose the blanks
+    around them and are brought to Unicode's NFC, so that equal names are one class.
 
     Probabilities of classes that exclude each other sum to one in a row. ``docs/scikit-learn.md`` says how they are
     calibrated.

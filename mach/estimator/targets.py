@@ -18,6 +18,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, column_or_1d
 
 from mach.data.missing import is_missing
+from mach.data.names import class_name
 from mach.errors import DataError, StorageError
 
 Form = Literal["classes", "lists", "indicator"]
@@ -86,7 +87,7 @@ class Targets:
         """Any number of values a row; a row that is no list is a value."""
         members = (_members(row) if _is_row(row) else [row] for row in rows)
         parts = [[value for value in row if not is_missing(value)] for row in members]
-        values = _as_array([value for part in parts for value in part])
+        values = _spelt(_as_array([value for part in parts for value in part]))
         indptr = np.cumsum([0, *map(len, parts)], dtype=np.int64)
         return cls(values, indptr, Layout("lists", values.dtype))
 
@@ -120,7 +121,7 @@ def grown(classes: NDArray[Any], targets: Targets, more: Any = None) -> NDArray[
     found = np.arange(targets.n_columns) if targets.layout.form == "indicator" else _distinct(targets.values)
     if more is not None:
         found = _distinct(_joined(found, _present(_as_numpy(more))[0]))
-    known = set(classes.tolist())
+    known = set(classes.tolist()) | set(_spelt(classes).tolist())
     return _joined(classes, found[np.array([value not in known for value in found.tolist()], bool)])
 
 
@@ -130,7 +131,8 @@ def ids_of(classes: NDArray[Any], targets: Targets) -> csr_array:
     The last column stands for all values that are no class.
     """
     K = len(classes)
-    known = {value: k for k, value in enumerate(classes.tolist())}
+    known = {value: k for k, value in enumerate(_spelt(classes).tolist())}
+    known |= {value: k for k, value in enumerate(classes.tolist())}  # a classifier of an earlier version, as it is
     ids = np.array([known.get(value, K) for value in targets.values.tolist()], np.int64)
     rows = csr_array((np.ones(len(ids), np.int8), ids, targets.indptr), shape=(len(targets), K + 1))
     rows.sum_duplicates()
@@ -186,12 +188,12 @@ def _as_matrix(rows: Sequence[Any]) -> NDArray[Any] | None:
 
 
 def _present(values: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Values that are there as an array (`_as_array`), and which of all these are."""
+    """Values that are there as an array (`_as_array`), spelt in one way, and which of all these are."""
     if not isinstance(values, np.ndarray) or values.dtype.kind == "O":
         rows = list(values)
         is_there_N = np.array([not is_missing(value) for value in rows], np.bool_)
         array = _as_array(values) if is_there_N.all() else _as_array([v for v in rows if not is_missing(v)])
-        return array, is_there_N
+        return _spelt(array), is_there_N
     array, kind = _as_array(values), values.dtype.kind
     if kind == "U":
         is_there_N = np.char.str_len(np.char.strip(array)) > 0
@@ -199,7 +201,7 @@ def _present(values: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         is_there_N = ~np.isnat(array)
     else:
         is_there_N = ~np.isnan(array) if kind in "fc" else np.ones(len(array), np.bool_)
-    return array[is_there_N], is_there_N
+    return _spelt(array[is_there_N]), is_there_N
 
 
 def _as_array(values: Any) -> NDArray[Any]:
@@ -213,6 +215,17 @@ def _as_array(values: Any) -> NDArray[Any]:
     if len(kinds) == 1 and issubclass(kinds.pop(), str | int | float | np.generic):
         return np.array(values)
     return _objects(values)
+
+
+def _spelt(values: NDArray[Any]) -> NDArray[Any]:
+    """Values whose texts are spelt as `mach.data.names.class_name` has it; the array itself where they are."""
+    if values.dtype.kind not in "OU":
+        return values
+    spelling = {value: class_name(value) for value in values.tolist() if isinstance(value, str)}
+    if all(value == name for value, name in spelling.items()):
+        return values
+    spelt = [spelling[value] if isinstance(value, str) else value for value in values.tolist()]
+    return np.array(spelt) if values.dtype.kind == "U" else _objects(spelt)
 
 
 def _objects(values: Sequence[Any]) -> NDArray[Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from mach.data.batch import right_of
+from mach.data.omissions import require_classes
 from mach.data.store import Store
 from mach.model.ask import DEFAULTS, Ask
 from mach.model.curves import TOP, calibration_error, pairs_of
@@ -59,7 +60,7 @@ def evaluate(
     DataError
         When no row has a class that the model knows.
     """
-    store.require_classes()
+    require_classes(store)
     n_repetitions, answerer, plainly = model.n_repetitions, model.answerer, replace(ask, rerank=False)
     sizes = range(1, n_repetitions + 1) if curve else [n_repetitions]
     answers: dict[tuple[int, bool], list[TopK]] = {(size, False): [] for size in sizes}

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mach.config import Section
 from mach.data.batch import SparseBatch, read_batch, right_of
+from mach.data.omissions import require_classes
 from mach.data.store import Store
 from mach.errors import ConfigError
 from mach.files.records import find_json, write_json
@@ -117,7 +118,7 @@ def calibrate(answerer: Answerer, store: Store, rows: NDArray[np.int64] | None =
     The store is prepared like the run's training data. Of more than 20,000 rows some are taken, evenly. Raises
     ConfigError when there are fewer than 50, DataError when none has a class that the run knows.
     """
-    store.require_classes()
+    require_classes(store)
     rows = np.arange(store.n_rows) if rows is None else rows
     if len(rows) < LEAST_ROWS:
         raise ConfigError(

@@ -41,6 +41,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mach.config import Config, Section, load_run_config, to_toml
+from mach.data.names import ids_by_name
 from mach.data.store import ClassNames, Reference, Store
 from mach.data.words import RULE
 from mach.errors import ConfigError, StorageError
@@ -281,9 +282,8 @@ class Run:
 
     @cached_property
     def class_ids(self) -> dict[str, int]:
-        """Trained classes by their names, the first of equal ones."""
-        names = self.class_names or ()
-        return {names[k]: k for k in range(len(names) - 1, -1, -1)}
+        """Trained classes by their names (`mach.data.names.ids_by_name`)."""
+        return ids_by_name(self.class_names or ())
 
     @cached_property
     def text_features(self) -> TextFeatures | None:

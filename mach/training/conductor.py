@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 from rich.console import Console
 
 from mach.config import Config, load_config, load_run_config, parse_config
+from mach.data.omissions import warn
 from mach.data.store import Store
 from mach.errors import ConfigError, IncompleteRunError
 from mach.files.places import Place, place
@@ -124,6 +125,7 @@ def train(
     console, report = console or Console(quiet=True), report or silence
     is_new = not Run.is_at(where)
     run, store = _set_up(options, where, console, report, trunk)
+    warn(store)
     _refuse_missing(repetitions, run.config.hashing.repetitions)
     crew = _crew(options, device, console, report)
     for line in _left_behind(run) if is_new else ():

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from mach.config import Config, completed, differing_keys
 from mach.data.joining import find, join
+from mach.data.omissions import refuse
 from mach.data.prepare import prepare
 from mach.data.store import OldPart, Reference, Store
 from mach.data.transfer import META, fetch_store
-from mach.data.words import RULE
 from mach.errors import ConfigError, DataError, IncompleteRunError, StorageError
 from mach.files.places import Place, is_there
 from mach.model.classes.edits import Edits
@@ -127,7 +127,7 @@ class Origin:
     def store(self, config: Config, report: Report) -> Store:
         """Old rows, if any are replayed, and then the new ones; ConfigError when the old ones are out of reach."""
         data = config.data
-        new = prepare(data, config.text, data.train, like=self.reference, grows=True, report=report)
+        new = prepare(data, config.text, data.train, like=self.reference, grows=True, check=refuse, report=report)
         options: dict[str, Any] = {"removed": self.edits.removed, "cache": data.cache, "report": report}
         if not self.replay:
             return join(new, None, self.reference, **options)
@@ -190,8 +190,9 @@ def training_data(config: Config, run: Place | None, report: Report) -> Store:
         start = Origin.of(config)
         if start is not None:
             return start.store(config, report)
-        rule = RULE if run is None else Run.open(run).word_rule
-        return prepare(config.data, config.text, config.data.train, rule=rule, report=report)
+        if run is None:
+            return prepare(config.data, config.text, config.data.train, check=refuse, report=report)
+        return prepare(config.data, config.text, config.data.train, rule=Run.open(run).word_rule, report=report)
     except (ConfigError, DataError, StorageError):
         if run is not None and not isinstance(run, Path) and is_there(run / STORE / META):
             return fetch_store(run / STORE)

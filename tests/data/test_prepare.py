@@ -98,7 +98,7 @@ def test_dense_rows(home):
 def test_names_are_attached_to_numbers(home):
     source = save("a.txt", NUMBERS)
     store = ready(source, class_names=save("names.txt", "zero\none\r\n two \n\n"))
-    assert names_of(store) == ["zero", "one", " two ", ""]
+    assert names_of(store) == ["zero", "one", "two", ""]
     with pytest.raises(DataError, match=r"class_names has 3 names, a\.txt has K = 4 classes: set data\.class_names"):
         ready(source, class_names=save("names.txt", "zero\none\ntwo"))
     svmlight = save("a.svm", "1 1:1\n")

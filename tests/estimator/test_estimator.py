@@ -27,6 +27,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import mach
 from mach import MACHClassifier, MachError
+from mach.errors import OmissionWarning
 from mach.estimator.engine import Engine
 from tests.conftest import N_CLASSES, N_FEATURES, planted_rows
 
@@ -573,3 +574,13 @@ mach.load
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"mach.MACHClassifier needs scikit-learn.*: pip install 'mach\[sklearn\]'\n", done.stdout)
+
+
+def test_rows_that_teach_nothing_are_warned_of():
+    texts, classes = ["red apple", "green pear", "!"] * 10, [["a"], ["b"], []] * 10
+    with pytest.warns(OmissionWarning) as caught:
+        MACHClassifier(random_state=0, epochs=2).fit(texts, classes)
+    assert [str(one.message) for one in caught if one.category is OmissionWarning] == [
+        "memory: 10 of 30 rows have no class, such as row 2, row 5, row 8",
+        "memory: 10 of 30 rows have no known feature, such as row 2, row 5, row 8",
+    ]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from mach.data.missing import is_missing
+from mach.data.names import class_name
 from mach.errors import DataError
 from mach.estimator.classifier import MACHClassifier
 from mach.estimator.rows import Reservoir, Rows, texts_of
@@ -25,6 +26,10 @@ values = st.one_of(
 rows_of_classes = st.lists(st.lists(values, max_size=3), min_size=1, max_size=6)
 
 
+def spelt(value: Any) -> Any:
+    return class_name(value) if isinstance(value, str) else value
+
+
 @settings(max_examples=60)
 @given(rows_of_classes, rows_of_classes)
 def test_ids_stay_and_stand_for_their_values(first: list[Any], second: list[Any]):
@@ -32,11 +37,11 @@ def test_ids_stay_and_stand_for_their_values(first: list[Any], second: list[Any]
     classes = grown(np.empty(0), before)
     more = grown(classes, Targets.of_lists(second))
     assert more.tolist()[: len(classes)] == classes.tolist()
-    assert set(more.tolist()) == {value for row in first + second for value in row if not is_missing(value)}
+    assert set(more.tolist()) == {spelt(value) for row in first + second for value in row if not is_missing(value)}
     found = ids_of(more, before)
     for n, row in enumerate(first):
         ids = found.indices[found.indptr[n] : found.indptr[n + 1]]
-        assert {more.tolist()[k] for k in ids} == {value for value in row if not is_missing(value)}
+        assert {more.tolist()[k] for k in ids} == {spelt(value) for value in row if not is_missing(value)}
         assert (np.diff(ids) > 0).all()
     again = from_json(json.loads(json.dumps(to_json(more))))
     assert again.tolist() == more.tolist()
@@ -77,7 +82,7 @@ class NAType:
 MISSING: list[Any] = [None, float("nan"), np.float32("nan"), np.datetime64("NaT"), Decimal("sNaN"), NAType(), "", " \t"]
 
 
-@pytest.mark.parametrize("nothing", MISSING, ids=repr)
+@pytest.mark.parametrize("nothing", MISSING, ids=lambda value: type(value).__name__)
 @pytest.mark.parametrize(
     ("y", "values", "indptr"),
     [
@@ -188,3 +193,19 @@ def test_features_that_follow_the_largest_are_refused():
     X = csr_array((np.ones(4), ([0, 1, 2, 3], [0, 1, 2, 2 * 10**9])), shape=(4, 2 * 10**9 + 1))
     with pytest.raises(DataError, match="X has D = 2000000001, and only 4 feature indices occur"):
         MACHClassifier(epochs=1).fit(X, ["a", "b", "a", "b"])
+
+
+def test_names_that_differ_in_form_alone_are_one_class():
+    targets = Targets.read(["caf\u00e9", " cafe\u0301", "tea "])
+    classes = grown(np.empty(0), targets)
+    assert classes.tolist() == ["caf\u00e9", "tea"]
+    assert len(set(ids_of(classes, targets).indices[:2].tolist())) == 1
+    lists = Targets.read([["tea", "tea "], [1, " tea"]])
+    assert sorted(map(str, grown(np.empty(0), lists).tolist())) == ["1", "tea"]
+    assert grown(classes, targets, ["tea\n", "new"]).tolist()[2:] == ["new"]
+
+
+def test_classes_of_an_earlier_version_are_found_as_they_are_spelt():
+    former = np.array(["tea ", "cafe\u0301"])
+    assert grown(former, Targets.read(["tea", "caf\u00e9"])).tolist() == former.tolist()
+    assert ids_of(former, Targets.read(["caf\u00e9", "tea", "tea "])).indices.tolist() == [1, 0, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 
 import mach
 from mach.config import Config, to_toml
+from mach.data.prepare import prepare
 from mach.errors import ConfigError
 from mach.files.tensors import map_tensors
 from mach.runs.run import Run
@@ -76,7 +78,7 @@ def test_a_run_of_an_earlier_version_goes_on_by_its_own_rule_of_words(tmp_path: 
         "hashing": {"repetitions": 1},
         "training": {"epochs": 1},
     }
-    monkeypatch.setattr(finetuning, "RULE", 1)
+    monkeypatch.setattr(finetuning, "prepare", partial(prepare, rule=1))
     before = mach.train(tree, tmp_path / "run", launcher="here")
     monkeypatch.undo()
     assert "हिन्दी" not in (tmp_path / "run/text/terms.txt").read_text().split("\n")

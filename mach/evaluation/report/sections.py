@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mach import __version__
 from mach.config import Config
 from mach.data.batch import read_classes
+from mach.data.omissions import warn
 from mach.data.prepare import prepare, texts_of
 from mach.data.store import Store
 from mach.errors import ConfigError, MachError, StorageError
@@ -167,7 +168,9 @@ def _test_rows(run: Run, model: MachModel | None, source: str | None, is_given: 
     if model is None:
         return "No repetition is finished yet, so nothing can be measured."
     try:
-        return prepare(run.config.data, run.config.text, source, like=model.reference(), report=report)
+        store = prepare(run.config.data, run.config.text, source, like=model.reference(), report=report)
+        warn(store, is_query=True)
+        return store
     except MachError as error:
         if is_given:
             raise

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mach.data.names import class_name
 from mach.errors import DataError
 from mach.model.ask import Allowed, shown
 from mach.model.classes.edits import Edits
@@ -87,7 +88,11 @@ class Catalogue:
         return names.tolist() if np.ndim(ids) else names
 
     def id_of(self, name: str) -> int | None:
-        """The class of a name, the first of equal ones; None where there is none."""
+        """The class of a name, as it is given or as `class_name` writes it; the first of equal ones, None of none."""
+        found = (self._spelled(spelling) for spelling in dict.fromkeys((name, class_name(name))))
+        return next((k for k in found if k is not None), None)
+
+    def _spelled(self, name: str) -> int | None:
         if name in self._changed_ids:
             return self._changed_ids[name]
         if self.run.class_names is None:
@@ -101,7 +106,7 @@ class Catalogue:
     def _changed_ids(self) -> dict[str, int]:
         gone, edits = set(self.edits.removed.tolist()), self.edits
         changed = sorted({*edits.renamed, *range(edits.n_trained, edits.n_classes)} - gone, reverse=True)
-        return {self.name(k): k for k in changed}
+        return {class_name(self.name(k)): k for k in changed} | {self.name(k): k for k in changed}
 
     def subset(self, allowed: Allowed) -> Subset | None:
         """What `MachModel.topk` takes for ``allowed``, prepared; removed classes are left out."""
@@ -115,6 +120,7 @@ class Catalogue:
                 )
             return self.left_of(allowed)
         if isinstance(allowed, str):
+            allowed = allowed if allowed in self.edits.subsets else class_name(allowed)
             if allowed not in self._stored:
                 known = ", ".join(sorted(self._stored)) or "none"
                 raise DataError(f"there is no subset {allowed!r}, but {known}: a list allows classes by name")

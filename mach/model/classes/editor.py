@@ -17,12 +17,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from mach.data.batch import Batch, concatenated, has_features
 from mach.data.missing import is_missing
+from mach.data.names import class_name
 from mach.errors import ConfigError, DataError
 from mach.model.ask import Allowed, Ask, n_best
 from mach.model.classes.answerer import Answerer
 from mach.model.classes.catalogue import Classes
 from mach.model.classes.edits import ASSOCIATE, EXAMPLE, UPVOTE, Edits, Exemplars, hashed_buckets
-from mach.model.classes.teaching import anchored, best_buckets, lifted, loads
+from mach.model.classes.teaching import abridged, anchored, best_buckets, lifted, loads, warn_of_empty
 from mach.model.classes.versions import Current, Step, Versions
 from mach.networks.inference import wide_matrix
 from mach.runs.ensemble import BucketScores
@@ -105,13 +106,15 @@ class ClassEditor:
         self._insist_on_all_repetitions()
         read = [self._read(given) for given in (examples, texts) if given is not None]
         with self._turn() as current:
-            self._insist_on_new(names)
+            names = self._insist_on_new(names)
             first, A, n_buckets = self.edits.n_classes, len(names), self._ensemble.n_buckets
             exemplars = Exemplars.none()
             if read:
                 batch, owners = concatenated([part for part, _ in read]), np.concatenate([whose for _, whose in read])
                 exemplars = Exemplars.of(batch, first + owners, EXAMPLE)
             counts_A = np.bincount(exemplars.classes_M - first, minlength=A)
+            if read:
+                warn_of_empty(batch, "examples and texts", [names[a] for a in owners.tolist()])
             if by == "networks" and not counts_A.all():
                 name = names[int(np.argmin(counts_A))]
                 raise DataError(
@@ -133,7 +136,7 @@ class ClassEditor:
             )
             if scores:
                 changed = lifted(self.answerer, anchored(self.answerer, changed, scores), exemplars, 1, scores)
-            self._write(current, changed, "add", _listed(names))
+            self._write(current, changed, "add", abridged(names))
         return np.arange(first, first + A)
 
     def remove(self, classes: Classes) -> None:
@@ -142,7 +145,7 @@ class ClassEditor:
             ids = np.unique(self.ids_of(classes))
             if not len(ids):
                 raise DataError("there is no class to remove: give ids or names")
-            what = _listed([self.answerer.catalogue.name(k) for k in ids.tolist()])
+            what = abridged([self.answerer.catalogue.name(k) for k in ids.tolist()])
             self._write(current, self.edits.without(ids), "remove", what)
 
     def rename(self, k: int | str, name: str) -> None:
@@ -152,7 +155,7 @@ class ClassEditor:
             if len(ids) != 1:
                 raise DataError(f"{len(ids)} classes to rename: give one")
             renamed = int(ids[0])
-            self._insist_on_new([name])
+            [name] = self._insist_on_new([name])
             what = f"{self.answerer.catalogue.name(renamed)} to {name}"
             self._write(current, self.edits.called(renamed, name), "rename", what)
 
@@ -165,6 +168,7 @@ class ClassEditor:
             raise DataError(f"subset {name!r}: need a name")
         with self._turn() as current:
             subsets = dict(self.edits.subsets)
+            name = name if name in subsets else class_name(name)
             if classes is not None:
                 subsets[name] = np.unique(self.ids_of(classes))
             elif subsets.pop(name, None) is None:
@@ -187,10 +191,9 @@ class ClassEditor:
         sources, targets = ([texts] if isinstance(texts, str) else list(texts) for texts in (sources, targets))
         if len(sources) != len(targets):
             raise DataError(f"{len(sources)} sources and {len(targets)} targets: give as many")
-        for batch in self._ensemble.read(targets):
-            if not has_features(batch).all():
-                target = targets[int(np.argmin(has_features(batch)))]
-                raise DataError(f"target {target!r:.60} has no known feature: no class is known to be meant")
+        is_known_N = has_features(concatenated(list(self._ensemble.read(targets))))
+        if not is_known_N.all():
+            raise DataError(f"target {targets[int(np.argmin(is_known_N))]!r:.60} has no known feature: none is meant")
 
         def meant() -> NDArray[np.int64]:
             return np.concatenate([answer.ids_Nk for answer in self.answerer.answers(targets, k, Ask())])
@@ -322,6 +325,7 @@ class ClassEditor:
             rows, places = np.nonzero((ids_Nk >= 0) & has_features(batch)[:, None])
             if not len(rows):
                 raise DataError("no query has a known feature: there is nothing to recognise it by")
+            warn_of_empty(batch, "queries")
             scores, edits = self._scored(batch).rows(rows), self.edits
             if not edits.n_anchored:
                 edits = anchored(self.answerer, edits, scores)
@@ -334,16 +338,18 @@ class ClassEditor:
         if sorted(mine) != finished:
             raise ConfigError(f"an edit needs all finished repetitions {finished}, the model has {mine}")
 
-    def _insist_on_new(self, names: Sequence[str]) -> None:
-        seen = set[str]()
-        for name in names:
+    def _insist_on_new(self, names: Sequence[str]) -> list[str]:
+        """Names as they are spelt, none of which is taken."""
+        seen = dict[str, None]()
+        for name in (name if is_missing(name) else class_name(name) for name in names):
             if is_missing(name) or "\n" in name:
                 raise DataError(f"class name {name!r}: need a line of text")
             taken = self.answerer.catalogue.id_of(name)
             if taken is not None or name in seen:
                 where = "it is given twice" if taken is None else f"class {taken} has it"
                 raise DataError(f"the class name {name!r} is taken ({where}): choose another, or rename that class")
-            seen.add(name)
+            seen[name] = None
+        return list(seen)
 
     @contextmanager
     def _turn(self) -> Iterator[Current]:
@@ -355,8 +361,3 @@ class ClassEditor:
 
     def _write(self, current: Current, edits: Edits, verb: str, what: str) -> None:
         self.answerer = self.answerer.with_edits(self._versions.write(current, edits, verb, what))
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{len(names)} classes: {shown}, ..."

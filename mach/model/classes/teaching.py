@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.data.batch import has_features
+from mach.data.batch import Batch, has_features
+from mach.errors import OmissionWarning
 from mach.model.ask import Ask
 from mach.model.classes.answerer import Answerer
 from mach.model.classes.edits import Edits, Exemplars
@@ -80,6 +83,21 @@ def lifted(answerer: Answerer, edits: Edits, exemplars: Exemplars, rank: int, sc
     if answerer.reranker is None:
         lifts_M2[:, RERANKED] = lifts_M2[:, PLAIN]
     return replace(edits, exemplars=edits.exemplars.and_also(replace(exemplars, lifts_M2=lifts_M2)))
+
+
+def warn_of_empty(batch: Batch, what: str, names: Sequence[str] | None = None) -> None:
+    """Warn of examples that teach nothing, as they have no feature; ``names`` are those of their classes."""
+    left_out = np.flatnonzero(~has_features(batch))
+    if len(left_out):
+        of = "" if names is None else f", of {abridged(list(dict.fromkeys(names[n] for n in left_out.tolist())))}"
+        told = f"{len(left_out)} of {len(batch)} {what} have no known feature and are left out{of}"
+        warnings.warn(told, OmissionWarning, stacklevel=4)
+
+
+def abridged(names: Sequence[str]) -> str:
+    """Names of classes for a line: at most three."""
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{len(names)} classes: {shown}, ..."
 
 
 def loads(answerer: Answerer) -> NDArray[np.int64]:
