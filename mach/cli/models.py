@@ -97,15 +97,22 @@ def predict(model: MachModel, data: str, output: str, k: int | None, ask: Ask, p
     store = _prepared(model, data)
     kind = ("probability", "probabilities") if probabilities else ("score", "scores")
 
-    def reported() -> Iterator[tuple[Any, Any]]:
+    n_unknown = 0
+
+    def reported() -> Iterator[tuple[Any, Any, Any]]:
+        nonlocal n_unknown
         n_done = 0
-        for ids_Nk, values_Nk in _answers(model, store, k, ask, probabilities):
-            yield ids_Nk, values_Nk
-            n_done += len(ids_Nk)
+        for part in _answers(model, store, k, ask, probabilities):
+            yield part
+            n_done += len(part[0])
+            n_unknown += int((~part[2]).sum())
             report("predicting", n_done / store.n_rows)
 
     with progress() as report:
         write_predictions(output, reported(), model.name_function(), kind)
+    if n_unknown > store.meta["n_rows_without_features"]:  # that number was told
+        told = f"{n_unknown:,} of {store.n_rows:,} rows have no feature that the run knows"
+        say(f"mach: {store.meta['source']}: {told}: their answers say nothing of them", err=True)
 
 
 @click.command()
@@ -119,13 +126,16 @@ def query(
     """Answer QUERIES by RUN: texts, or rows as `index:value ...` where it takes numbers; - reads lines from stdin."""
     names_of = model.name_function()
     for line in read_lines(queries):
-        [(ids_1k, values_1k)] = _answers(model, model.parse(line), k, ask, probabilities)
+        [(ids_1k, values_1k, [is_known])] = _answers(model, model.parse(line), k, ask, probabilities)
         ids = ids_1k[ids_1k >= 0].tolist()
         values = values_1k[0, : len(ids)].tolist()
         names = names_of(ids) if names_of else None
+        if not is_known:
+            told = "has no feature that the run knows: the answer says nothing of it"
+            say(f"mach: query {line!r:.60} {told}", err=True)
         if as_json:
             kind = "probabilities" if probabilities else "scores"
-            answer = {"query": line, "ids": ids, kind: [round(value, 6) for value in values]}
+            answer = {"query": line, "ids": ids, kind: [round(value, 6) for value in values], "known": bool(is_known)}
             say_json(answer | ({"names": names} if names else {}))
         else:
             say(line)
@@ -163,13 +173,16 @@ def info(run: Place, verify: bool, trunk: str | None, as_json: bool) -> None:
     print_values(model.info(), as_json)
 
 
-def _answers(model: MachModel, queries: Any, k: int | None, ask: Ask, probabilities: bool) -> Iterator[tuple[Any, Any]]:
-    """Ids and scores or probabilities, some rows at a time."""
+def _answers(
+    model: MachModel, queries: Any, k: int | None, ask: Ask, probabilities: bool
+) -> Iterator[tuple[Any, Any, Any]]:
+    """Ids, scores or probabilities, and whether queries are known, some rows at a time."""
     for part in model.answerer.answers(queries, k, ask):
         values_Nk = part.scores_Nk
         if probabilities:
-            values_Nk = model.probabilities(part.ids_Nk, values_Nk, rerank=ask.rerank, tail=ask.tail)
-        yield part.ids_Nk, values_Nk
+            options: dict[str, Any] = {"rerank": ask.rerank, "tail": ask.tail, "known": part.known_N}
+            values_Nk = model.probabilities(part.ids_Nk, values_Nk, **options)
+        yield part.ids_Nk, values_Nk, part.known_N
 
 
 def _prepared(model: MachModel, source: str) -> Store:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mach.data.batch import Batch, DenseBatch, SparseBatch
+from mach.data.batch import Batch, DenseBatch, SparseBatch, has_features
 from mach.data.store import Store
 from mach.errors import DataError
 
@@ -56,6 +56,19 @@ class QueryReader:
             rows = np.atleast_2d(_numbers(rows))
         for begin in range(0, rows.shape[0] if rows.size or rows.shape[1:] != (0,) else 0, n_rows):
             yield self._batch(rows[begin : begin + n_rows])
+
+    def known(self, batch: Batch) -> NDArray[np.bool_]:
+        """Whether rows have a feature that the model can know: a value that is not 0, of a term that it was fitted to.
+
+        Shape (N,); it depends on the row alone.
+        """
+        if isinstance(batch, DenseBatch):
+            return has_features(batch)
+        is_known = batch.values != 0
+        if self.text_features is not None:
+            is_known &= self.text_features.is_known(batch.indices)
+        n_known = np.concatenate([[0], np.cumsum(is_known)])[batch.indptr]
+        return np.asarray(np.diff(n_known) > 0)
 
     def parse(self, line: str) -> Any:
         """A typed query: the text itself, or ``index:value`` pairs (sparse) or numbers (dense) as one row."""

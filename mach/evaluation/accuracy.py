@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from mach.data.batch import right_of
@@ -67,6 +68,7 @@ def evaluate(
     if model.reranker is not None and ask.rerank:
         answers[n_repetitions, True] = []
     n_rows = n_degraded = 0
+    known: list[NDArray[np.bool_]] = []
     most = max(*ks, TOP if reliability else 0)
     if reliability:
         model.curve(rerank=ask.rerank)  # missing, it is missed before the work
@@ -74,6 +76,7 @@ def evaluate(
         n_degraded += len(scores.batch) * (len(scores.columns) < n_repetitions)
         for (size, is_reranked), parts in answers.items():
             parts.append(answerer.topk(scores.first(size), most, ask if is_reranked else plainly))
+        known.append(answerer.known(scores))
         n_rows += len(scores.batch)
         report("evaluating", n_rows / store.n_rows)
     truth = csr_array(
@@ -89,7 +92,8 @@ def evaluate(
         if reliability and size == n_repetitions:
             ids_Nk, scores_Nk = top.ids_Nk[:, :TOP], top.scores_Nk[:, :TOP]
             values, right, _ = pairs_of(ids_Nk, scores_Nk, right_of(store, np.arange(store.n_rows), ids_Nk))
-            calibrated_Nk = model.probabilities(ids_Nk, scores_Nk, rerank=is_reranked, tail=ask.tail)
+            options: dict[str, Any] = {"rerank": is_reranked, "tail": ask.tail, "known": np.concatenate(known)}
+            calibrated_Nk = model.probabilities(ids_Nk, scores_Nk, **options)
             row["ECE"] = calibration_error(calibrated_Nk[ids_Nk >= 0], right)
             row["ECE uncalibrated"] = calibration_error(naive(values, model.aggregate), right)
         rows.append(row | {"degraded": n_degraded / store.n_rows})

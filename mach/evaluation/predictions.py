@@ -17,7 +17,7 @@ from mach.errors import ConfigError
 from mach.files.places import atomic_file, place
 from mach.files.visible import json_line
 
-Part = tuple[NDArray[np.int64], NDArray[np.float32]]  # ids and scores, (n, k) each
+Part = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]  # ids and scores, (n, k) each, known rows
 BLOCK_ROWS = 10_000  # of a Parquet file
 Names = Callable[[NDArray[np.int64]], list[Any]] | None
 
@@ -27,8 +27,9 @@ def write_predictions(
 ) -> None:
     """Write ids, scores and (where there are) names of consecutive rows; ``-`` is standard output as JSONL.
 
-    ``kind`` says what one score and many are called. ConfigError when the ending is none of .jsonl, .csv, .parquet and
-    .npz; StorageError when the file cannot be written, and then nothing is left of it.
+    ``kind`` says what one score and many are called. ``known`` says of every row whether the model knows any of its
+    features (`mach.model.ask.Answer`). ConfigError when the ending is none of .jsonl, .csv, .parquet and .npz;
+    StorageError when the file cannot be written, and then nothing is left of it.
     """
     if destination == "-":
         _write_jsonl(sys.stdout.buffer, parts, names, kind)
@@ -50,10 +51,11 @@ def _write_csv(file: BinaryIO, parts: Iterable[Part], names: Names, kind: tuple[
     """One line a (row, rank)."""
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     writer = csv.writer(text)
-    writer.writerow(["row", "rank", "id", kind[0]] + (["name"] if names else []))
+    writer.writerow(["row", "rank", "id", kind[0], *(["name"] if names else []), "known"])
     for row in _rows(parts, names, kind[1]):
         columns = [row["ids"], row[kind[1]]] + ([row["names"]] if names else [])
-        writer.writerows([row["row"], rank, *cells] for rank, cells in enumerate(zip(*columns, strict=True), 1))
+        known = json.dumps(row["known"])
+        writer.writerows([row["row"], rank, *cells, known] for rank, cells in enumerate(zip(*columns, strict=True), 1))
     text.detach()  # the file below is closed by its owner
 
 
@@ -62,7 +64,7 @@ def _write_parquet(file: BinaryIO, parts: Iterable[Part], names: Names, kind: tu
     import pyarrow.parquet as pq
 
     fields = [("row", pa.int64()), ("ids", pa.list_(pa.int64())), (kind[1], pa.list_(pa.float32()))]
-    schema = pa.schema(fields + ([("names", pa.list_(pa.string()))] if names else []))
+    schema = pa.schema([*fields, *([("names", pa.list_(pa.string()))] if names else []), ("known", pa.bool_())])
     with pq.ParquetWriter(file, schema) as writer:
         rows = _rows(parts, names, kind[1])
         while block := list(islice(rows, BLOCK_ROWS)):
@@ -70,15 +72,15 @@ def _write_parquet(file: BinaryIO, parts: Iterable[Part], names: Names, kind: tu
 
 
 def _write_npz(file: BinaryIO, parts: Iterable[Part], names: Names, kind: tuple[str, str]) -> None:
-    ids, scores = zip(*parts, strict=True)
-    arrays: dict[str, Any] = {"ids": np.concatenate(ids), kind[1]: np.concatenate(scores)}
+    ids, scores, known = map(np.concatenate, zip(*parts, strict=True))
+    arrays: dict[str, Any] = {"ids": ids, kind[1]: scores, "known": known}
     np.savez_compressed(file, **arrays)
 
 
 def _rows(parts: Iterable[Part], names: Names, kinds: str) -> Iterator[dict[str, Any]]:
     """One dictionary a row, padding left out."""
-    pairs = (pair for ids_Nk, scores_Nk in parts for pair in zip(ids_Nk, scores_Nk, strict=True))
-    for number, (ids, scores) in enumerate(pairs):
+    rows = (row for part in parts for row in zip(*part, strict=True))
+    for number, (ids, scores, known) in enumerate(rows):
         is_there = ids >= 0
         row = {"row": number, "ids": ids[is_there].tolist(), kinds: [round(float(s), 6) for s in scores[is_there]]}
-        yield row if names is None else row | {"names": names(ids[is_there])}
+        yield row | ({} if names is None else {"names": names(ids[is_there])}) | {"known": bool(known)}

@@ -93,16 +93,20 @@ def shown(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Answer(TopK):
-    """The best k classes of every query, as `TopK`, and which repetitions they come from.
+    """The best k classes of every query, as `TopK`, which repetitions they come from, and whether queries are known.
 
     Attributes
     ----------
     answered_NR : bool array of shape (N, R)
         Whether a repetition's scores went into the answer; only one kept in another process can be missing. Where the
         first so many repetitions were asked for, R is their number.
+    known_N : bool array of shape (N,)
+        Whether the model knows any feature of the query. Where it knows none, as of an empty or foreign text, classes
+        and scores say nothing of it, and probabilities are the classes' shares of the training rows.
     """
 
     answered_NR: NDArray[np.bool_]
+    known_N: NDArray[np.bool_]
 
     @property
     def is_degraded(self) -> bool:

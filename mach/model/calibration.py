@@ -33,15 +33,18 @@ from mach.runs.run import Run
 from mach.sketch.answers import TopK
 from mach.sketch.terms import CANDIDATES, prior_terms
 
-FORMAT: Literal[1] = 1
+FORMAT: Literal[2] = 2
 LEAST_ROWS, MOST_ROWS = 50, 20_000
 PRIORS = (0.0, -0.02, -0.05, -0.1, -0.15, -0.2, -0.3, 0.05, -0.5, -0.8, -1.2, -1.8)  # the first of equal ones is taken
 
 
 class Calibration(Section):
-    """The content of calibration.json; ``prior`` is that of plain scores."""
+    """The content of calibration.json; ``prior`` is that of plain scores.
 
-    format: Literal[1] = FORMAT
+    Curves of format 1 are of all queries; later ones are of those with a known feature.
+    """
+
+    format: Literal[1, 2] = FORMAT
     fingerprint: str
     n_rows: int
     prior: float
@@ -67,10 +70,10 @@ def prior_of(run: Run, calibration: Calibration | None) -> float:
 
 
 def fingerprint(run: Run, repetitions: Sequence[int]) -> str:
-    """Digest of all that decides the scores of a model by these repetitions."""
+    """Digest of all that decides the scores of a model by these repetitions; it begins with its own version."""
     config = run.config
     digests = [run.repetition(r).summary().weights_digest for r in sorted(repetitions)]
-    parts: tuple[Any, ...] = (FORMAT, config.decoding.aggregate, configured_prior(run), digests)
+    parts: tuple[Any, ...] = (1, config.decoding.aggregate, configured_prior(run), digests)
     if config.reranking.candidates and (done := find_json(run.reranked, Record)):
         parts = (*parts, done.digest, done.weight, done.settings["candidates"])
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
@@ -132,8 +135,11 @@ def calibrate(answerer: Answerer, store: Store, rows: NDArray[np.int64] | None =
         top = Answer.concatenate(list(answerer.answers(queries, TOP, ask)))
         if not (top.ids_Nk >= 0).any():
             raise ConfigError(f"{run.path} answers with no class, all are removed: there is nothing to calibrate")
+        known = top.known_N  # of others probabilities are shares of rows
+        if not known.any():
+            raise ConfigError(f"no row to calibrate on has a feature that {run.path} knows: give others")
         right_Nk = right_of(store, rows, top.ids_Nk)
-        return fit(*pairs_of(top.ids_Nk, top.scores_Nk, right_Nk), answerer.ensemble.aggregate)
+        return fit(*pairs_of(top.ids_Nk[known], top.scores_Nk[known], right_Nk[known]), answerer.ensemble.aggregate)
 
     made = Calibration(
         fingerprint=fingerprint(run, answerer.ensemble.repetitions),

@@ -147,7 +147,7 @@ class MachModel(AbstractContextManager["MachModel"]):
         answer = self._answer(queries, k, ask)
         ids_Nk, values_Nk = answer.ids_Nk, answer.scores_Nk
         if probabilities:
-            values_Nk = self.probabilities(ids_Nk, values_Nk, rerank=rerank, tail=tail)
+            values_Nk = self.probabilities(ids_Nk, values_Nk, rerank=rerank, tail=tail, known=answer.known_N)
         return (ids_Nk[0], values_Nk[0]) if is_single(queries) else (ids_Nk, values_Nk)
 
     def search(
@@ -208,14 +208,27 @@ class MachModel(AbstractContextManager["MachModel"]):
         return np.concatenate(parts)
 
     def probabilities(
-        self, ids: NDArray[np.int64], scores: NDArray[np.float32], *, rerank: bool = True, tail: float = 0.0
+        self,
+        ids: NDArray[np.int64],
+        scores: NDArray[np.float32],
+        *,
+        rerank: bool = True,
+        tail: float = 0.0,
+        known: ArrayLike = True,
     ) -> NDArray[np.float32]:
         """Calibrated probabilities that classes are right, by their scores from `topk`, `search` or `score`.
 
-        They never order classes otherwise than scores without a tail do, and hold for the best 10 of all classes.
-        ConfigError when the run has no calibration, or one for other weights or settings.
+        They never order classes otherwise than scores without a tail do, and hold for the best 10 of all classes. Where
+        queries are not ``known`` (`Answer.known_N`, one bool a row of ids) they are the classes' shares of the training
+        rows instead, whatever the scores, and need not descend (not by calibrations of earlier versions). ConfigError
+        when the run has no calibration, or one for other weights or settings.
         """
-        return self.curve(rerank=rerank)(self.answerer.without_tail(ids, scores, tail))
+        by_scores = self.curve(rerank=rerank)(self.answerer.without_tail(ids, scores, tail))
+        is_known = np.asarray(known, np.bool_)
+        if is_known.all() or (self.calibration is not None and self.calibration.format == 1):
+            return by_scores
+        shares = np.where(np.isneginf(scores), np.float32(0), self.answerer.shares_K[ids])
+        return np.where(is_known[..., None] if is_known.ndim else is_known, by_scores, shares)
 
     def curve(self, *, rerank: bool = True) -> Curve:
         """The curve of probabilities, of re-ranked scores where the model has them; errors as `probabilities`."""

@@ -14,6 +14,7 @@ from mach.data.batch import right_of
 from mach.data.store import Store
 from mach.errors import ConfigError
 from mach.evaluation.accuracy import evaluate
+from mach.model.ask import Answer
 from mach.model.curves import TOP, calibration_error, pairs_of, reliability
 from mach.model.model import MachModel
 from mach.runs.run import Run
@@ -70,7 +71,7 @@ class Diagnosis:
     """What a model says to the rows of a store."""
 
     curve: list[dict[str, Any]]  # from `mach.evaluation.accuracy.evaluate`
-    top: TopK  # the best `TOP` classes of every row, re-ranked where the model can
+    top: Answer  # the best `TOP` classes of every row, re-ranked where the model can
     right_Nk: NDArray[np.bool_]  # whether each of them is one of its row's own
     recall: ClassRecall  # among the best `SHOWN`
     reliability: dict[str, Reliability]  # of plain scores, and of re-ranked ones where there are any
@@ -131,9 +132,10 @@ def example_rows(store: Store, right_Nk: NDArray[np.bool_], n: int) -> NDArray[n
     return np.concatenate(chosen)
 
 
-def _reliability(model: MachModel, top: TopK, right_Nk: NDArray[np.bool_], *, rerank: bool) -> Reliability:
+def _reliability(model: MachModel, top: Answer, right_Nk: NDArray[np.bool_], *, rerank: bool) -> Reliability:
     scores, right, _ = pairs_of(top.ids_Nk, top.scores_Nk, right_Nk)
     probabilities = {"before": naive(scores, model.aggregate)}
     with contextlib.suppress(ConfigError):  # it has no calibration that fits
-        probabilities["after"] = model.curve(rerank=rerank)(scores).astype(np.float64)
+        after_Nk = model.probabilities(top.ids_Nk, top.scores_Nk, rerank=rerank, known=top.known_N)
+        probabilities["after"] = after_Nk[top.ids_Nk >= 0].astype(np.float64)
     return {kind: (reliability(p, right), calibration_error(p, right)) for kind, p in probabilities.items()}

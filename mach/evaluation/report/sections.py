@@ -303,7 +303,8 @@ def _examples(
     values_Nk: NDArray[np.float32] = diagnosis.top.scores_Nk[rows]
     texts = texts_of(model.run.config.data, source, rows.tolist(), like=model.reference())
     try:
-        values_Nk, value = model.probabilities(ids_Nk, values_Nk), "probability"
+        values_Nk = model.probabilities(ids_Nk, values_Nk, known=diagnosis.top.known_N[rows])
+        value = "probability"
     except ConfigError:
         value = "score"
     examples = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,7 +58,17 @@ class Answerer:
             top = self.topk(scores, k, ask)
             answered_NR = np.zeros((len(scores.batch), ask.repetitions or self.ensemble.n_repetitions), np.bool_)
             answered_NR[:, list(scores.columns)] = True
-            yield Answer(**vars(top), answered_NR=answered_NR)
+            yield Answer(**vars(top), answered_NR=answered_NR, known_N=self.known(scores))
+
+    def known(self, scores: BucketScores) -> NDArray[np.bool_]:
+        """Whether queries have a known feature, shape (N,), see `mach.model.ask.Answer`."""
+        return self.ensemble.reader.known(scores.batch)
+
+    @cached_property
+    def shares_K(self) -> NDArray[np.float32]:
+        """Share of the training rows that are of a class, of an added one by its examples: what is likely unasked."""
+        shares_K = self.class_counts_K() / max(self.ensemble.run.manifest.n_rows, 1)
+        return np.minimum(shares_K, 1).astype(np.float32)
 
     def topk(self, scores: BucketScores, k: int, ask: Ask) -> TopK:
         """Best k classes of a batch."""
