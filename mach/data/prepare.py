@@ -53,7 +53,7 @@ def prepare(
     *,
     like: Store | Reference | None = None,
     grows: bool = False,
-    rule: int = RULE,
+    former: Reference | None = None,
     check: Callable[[Store], None] = lambda store: None,
     report: Report | None = None,
 ) -> Store:
@@ -82,8 +82,9 @@ def prepare(
     grows : bool
         With ``like``: whether the rows are for training. They need classes, and those that ``like`` does not know come
         after its own; ``config.class_names`` may list all, its own first.
-    rule : int
-        How words are cut where text features are fitted: that of the run which the rows were read for before.
+    former : Reference, optional
+        Of a run that these rows were read for before: they are read as then, by its rule of words and its spelling of
+        names, so that they come to the same bits.
     check : callable, optional
         Raises an error at a store that is not wanted, such as `mach.data.omissions.refuse`; then none is made of them.
     report : callable, optional
@@ -124,7 +125,7 @@ def prepare(
         )
     with source_file(source, config.cache) as file:
         name = STDIN if source == "-" else source
-        task = _Task(config, text, name, file, form, like, grows, report or (lambda stage, fraction: None), rule)
+        task = _Task(config, text, name, file, form, like, grows, report or (lambda stage, fraction: None), former)
         stem = Path(name.replace("builtin:", "").replace(" ", "-")).name.partition(".")[0]
         stem = os.fsencode(stem)[:64].decode(errors="ignore")
         path = destination if isinstance(destination, Path) else cache_folder(config.cache) / f"{stem}-{task.key}"
@@ -172,7 +173,7 @@ class _Task:
     like: Store | Reference | None
     grows: bool
     report: Report
-    rule: int = RULE
+    former: Reference | None = None
 
     @cached_property
     def key(self) -> str:
@@ -196,6 +197,8 @@ class _Task:
             on["text"] = self.text.model_dump() | {"tfidf": True}
             if self.rule > 1 and self.like is None:
                 on["words"] = self.rule
+            if self.is_query:
+                on["names"] = 1  # the version of `class_name`
         if self.has_documents:
             columns = self.config.strong_columns, self.config.weak_columns
             on["documents"] = *columns, phrases.PHRASES, phrases.WORD_DROPOUT
@@ -208,6 +211,17 @@ class _Task:
     def row_features(self) -> int:
         """Most features to keep of a row; queries are read as the training rows were."""
         return self.config.row_features if self.like is None else self.like.row_features
+
+    @property
+    def rule(self) -> int:
+        """How words are cut where text features are fitted."""
+        features = self.former and self.former.text_features
+        return features.rule if features else RULE
+
+    def spelt(self, names: list[str] | None) -> list[str] | None:
+        """Names as the run spells them that these rows were read for before, where it means the same."""
+        former = list((self.former and self.former.class_names) or [])
+        return former if names is not None and names == list(map(class_name, former)) else names
 
     @property
     def is_query(self) -> bool:
@@ -225,7 +239,7 @@ class _Task:
         shape = agreed_shape(self.source, stated, self.form.is_dense, self.like, names, self.grows)
         self.refuse_empty(features=shape.n_features, classes=shape.n_classes)
         with self.writer(path, *shape[1:]) as writer:
-            writer.class_names = names
+            writer.class_names = names if names is None else self.spelt(list(names))
             writer.serve(0 if self.like is None else self.like.n_classes)
             for chunk in self.reported("reading", self.form.chunks(self.path, shape, classes_optional=self.is_query)):
                 writer.append(chunk)
@@ -254,7 +268,7 @@ class _Task:
                 indptr, class_ids = ids_of(chunk.class_names, ids, names if is_open else None, unknown)
                 writer.append(Chunk(indptr, class_ids, features.transform(chunk.texts)))
             writer.serve(len(names))
-            writer.class_names, writer.text_features = names, features
+            writer.class_names, writer.text_features = self.spelt(names), features
             writer.n_unknown_classes, writer.notes = unknown.n, unknown.notes() | cells.notes()
 
     @contextmanager

@@ -43,7 +43,6 @@ from pydantic import Field
 from mach.config import Config, Section, load_run_config, to_toml
 from mach.data.names import ids_by_name
 from mach.data.store import ClassNames, Reference, Store
-from mach.data.words import RULE
 from mach.errors import ConfigError, StorageError
 from mach.files.caches import cache_folder
 from mach.files.places import (
@@ -294,11 +293,6 @@ class Run:
         from mach.data.text import TextFeatures
 
         return TextFeatures.load(folder)
-
-    @property
-    def word_rule(self) -> int:
-        """How words of its texts are cut (`mach.data.words`)."""
-        return RULE if self.text_features is None else self.text_features.rule
 
     def _here(self, where: Place, fetched: Callable[[Any, Path], None]) -> Path | None:
         """A file or folder of the data on this machine, fetched once if it is remote; None where the run has none."""

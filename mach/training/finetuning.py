@@ -192,7 +192,7 @@ def training_data(config: Config, run: Place | None, report: Report) -> Store:
             return start.store(config, report)
         if run is None:
             return prepare(config.data, config.text, config.data.train, check=refuse, report=report)
-        return prepare(config.data, config.text, config.data.train, rule=Run.open(run).word_rule, report=report)
+        return prepare(config.data, config.text, config.data.train, former=Run.open(run).reference(), report=report)
     except (ConfigError, DataError, StorageError):
         if run is not None and not isinstance(run, Path) and is_there(run / STORE / META):
             return fetch_store(run / STORE)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,9 @@ from rich.console import Console
 
 import mach
 from mach.config import Config, to_toml
-from mach.data.prepare import prepare
 from mach.errors import ConfigError
 from mach.files.tensors import map_tensors
 from mach.runs.run import Run
-from mach.training import finetuning
 from mach.training.conductor import configuration
 
 
@@ -78,18 +75,38 @@ def test_a_run_of_an_earlier_version_goes_on_by_its_own_rule_of_words(tmp_path: 
         "hashing": {"repetitions": 1},
         "training": {"epochs": 1},
     }
-    monkeypatch.setattr(finetuning, "prepare", partial(prepare, rule=1))
+    monkeypatch.setattr("mach.data.prepare.RULE", 1)
     before = mach.train(tree, tmp_path / "run", launcher="here")
     monkeypatch.undo()
     assert "हिन्दी" not in (tmp_path / "run/text/terms.txt").read_text().split("\n")
     shutil.rmtree(tmp_path / "cache")
     tree["hashing"] |= {"repetitions": 2}
     after = mach.train(tree, tmp_path / "run", launcher="here")  # reads the rows again, by the rule of the run
-    assert (before.run.word_rule, after.run.word_rule, after.repetitions) == (1, 1, [0, 1])
+    assert after.repetitions == [0, 1]
     assert after.n_features == before.n_features
-    new = mach.train(tree, tmp_path / "new", launcher="here")
-    assert new.run.word_rule == 2
+    mach.train(tree, tmp_path / "new", launcher="here")
     assert "हिन्दी" in (tmp_path / "new/text/terms.txt").read_text().split("\n")
+
+
+@pytest.mark.parametrize("is_text", [False, True])
+def test_a_run_of_an_earlier_version_goes_on_with_its_spelling_of_names(is_text: bool, tmp_path: Path, monkeypatch):
+    (tmp_path / "rows.csv").write_text("text,classes\n" + "apple,cafe\u0301\npear,the\n" * 20)
+    (tmp_path / "rows.svm").write_text("0 0:1\n1 1:1\n" * 20)
+    (tmp_path / "names.txt").write_text("cafe\u0301\nthe \n")
+    data = {"train": str(tmp_path / ("rows.csv" if is_text else "rows.svm")), "cache": str(tmp_path / "cache")}
+    if not is_text:
+        data["class_names"] = str(tmp_path / "names.txt")
+    tree: dict[str, Any] = {"data": data, "hashing": {"repetitions": 1}, "training": {"epochs": 1}}
+    for module in ("names", "tables"):
+        monkeypatch.setattr(f"mach.data.{module}.class_name", lambda text: text)
+    before = mach.train(tree, tmp_path / "run", launcher="here")
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "cache")
+    tree["hashing"] |= {"repetitions": 2}
+    after = mach.train(tree, tmp_path / "run", launcher="here")
+    assert after.repetitions == [0, 1]
+    assert list(after.run.class_names or []) == list(before.run.class_names or [])
+    assert after.classes.ids_of(["caf\u00e9", "the"]).tolist() == [0, 1]
 
 
 def test_what_may_stand_for_a_configuration(config: Config, trained: Path, tmp_path: Path, monkeypatch):
