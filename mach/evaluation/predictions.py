@@ -54,7 +54,7 @@ def _write_csv(file: BinaryIO, parts: Iterable[Part], names: Names, kind: tuple[
     writer.writerow(["row", "rank", "id", kind[0], *(["name"] if names else []), "known"])
     for row in _rows(parts, names, kind[1]):
         columns = [row["ids"], row[kind[1]]] + ([row["names"]] if names else [])
-        known = json.dumps(row["known"])
+        known = "true" if row["known"] else "false"
         writer.writerows([row["row"], rank, *cells, known] for rank, cells in enumerate(zip(*columns, strict=True), 1))
     text.detach()  # the file below is closed by its owner
 

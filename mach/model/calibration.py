@@ -132,7 +132,7 @@ def calibrate(answerer: Answerer, store: Store, rows: NDArray[np.int64] | None =
     run, queries = answerer.ensemble.run, _queries(store, rows)
 
     def curve(ask: Ask) -> Curve:
-        top = Answer.concatenate(list(answerer.answers(queries, TOP, ask)))
+        top = Answer.concatenate(list(answerer.answers(queries, min(TOP, answerer.edits.n_classes), ask)))
         if not (top.ids_Nk >= 0).any():
             raise ConfigError(f"{run.path} answers with no class, all are removed: there is nothing to calibrate")
         known = top.known_N  # of others probabilities are shares of rows
