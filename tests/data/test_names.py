@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -84,7 +85,7 @@ def test_rows_for_a_run_of_an_earlier_version_find_its_names():
 
 
 def test_joined_rows_keep_one_id_a_name():
-    old = old_store([f" {DECOMPOSED}", "tea"], rows_of("x"))
+    old: Any = old_store([f" {DECOMPOSED}", "tea"], rows_of("x"))
     new = ready(rows_of("new", CAFE), names="new\n" + CAFE)
     with StoreWriter("like", source="new", n_features=old.n_features, n_classes=2) as writer:
         writer.class_names, writer.text_features = [CAFE, "new "], old.text_features

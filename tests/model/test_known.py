@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -71,7 +72,7 @@ def test_an_answer_says_which_queries_are_known(model: MachModel):
 @pytest.mark.parametrize("tail", [0.0, 0.5])
 def test_the_probabilities_of_an_unknown_query_are_shares_of_training_rows(model: MachModel, rerank: bool, tail: float):
     n_rows, counts_K = model.run.manifest.n_rows, model.run.class_counts_K()
-    options = {"probabilities": True, "rerank": rerank, "tail": tail}
+    options: dict[str, Any] = {"probabilities": True, "rerank": rerank, "tail": tail}
     ids_Nk, probabilities_Nk = model.topk(QUERIES, k=5, **options)
     scores_Nk = model.topk(QUERIES, k=5, rerank=rerank, tail=tail)[1]
     assert n_rows == 510
