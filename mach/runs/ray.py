@@ -57,7 +57,7 @@ class Cluster:
         try:
             import ray
         except ImportError as error:
-            raise ConfigError(f"the launcher ray needs Ray ({error}): pip install 'mach[ray]'") from error
+            raise ConfigError(f"the launcher ray needs Ray ({error}): pip install 'mach-classifier[ray]'") from error
         self._ray = ray
         if not ray.is_initialized():
             _refuse_unreachable(address)

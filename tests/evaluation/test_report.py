@@ -328,7 +328,7 @@ def test_what_is_not_installed_is_named_with_its_line(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ):
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ConfigError, match=r"pip install 'mach\[report\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'mach-classifier\[report\]'"):
         write_report(trained, output=tmp_path / "x.html")
 
 

@@ -1,7 +1,7 @@
 """The parts of a page of HTML; ``page.html`` beside this file lays them out.
 
 Jinja escapes all that comes from the data. The page needs no other file, no network and no script. Jinja is optional:
-``pip install 'mach[report]'``.
+``pip install 'mach-classifier[report]'``.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def template() -> jinja2.Template:
     try:
         import jinja2
     except ImportError as error:
-        raise ConfigError(f"a report needs Jinja2 ({error}): pip install 'mach[report]'") from error
+        raise ConfigError(f"a report needs Jinja2 ({error}): pip install 'mach-classifier[report]'") from error
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,

@@ -1,7 +1,7 @@
 """Plots of a report, drawn by matplotlib: as SVG to stand in a page of any colours, and as PNG.
 
-matplotlib is optional (``pip install 'mach[report]'``). Figures are made without pyplot, so that no window system and
-no state of the caller is touched.
+matplotlib is optional (``pip install 'mach-classifier[report]'``). Figures are made without pyplot, so that no window
+system and no state of the caller is touched.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def style() -> AbstractContextManager[None]:
     try:
         import matplotlib as mpl
     except ImportError as error:
-        raise ConfigError(f"plots need matplotlib ({error}): pip install 'mach[report]'") from error
+        raise ConfigError(f"plots need matplotlib ({error}): pip install 'mach-classifier[report]'") from error
     return mpl.rc_context(_STYLE)
 
 

@@ -1,7 +1,7 @@
 """One page about a run: what it is and costs, how it was trained, where it is right and wrong.
 
 `write_report` gathers sections of text, plots (`mach.evaluation.report.plots`) and tables
-(`mach.evaluation.report.page`). matplotlib and Jinja are optional: ``pip install 'mach[report]'``.
+(`mach.evaluation.report.page`). matplotlib and Jinja are optional: ``pip install 'mach-classifier[report]'``.
 """
 
 from __future__ import annotations

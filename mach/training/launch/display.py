@@ -127,7 +127,7 @@ class StageDisplay(Display):
         super().__init__(console, [], [], report)
         self._stage, self._n_parts, self._first = f"re-ranker: {stage}", n_parts, first
         self._finished: set[int] = set()
-        self.note(f"{self._stage}, {n_parts} parts to make")
+        self.note(f"{self._stage}, {n_parts} {'part' if n_parts == 1 else 'parts'} to make")
 
     def set(self, repetition: int, status: str) -> None:
         if status == "finished":
