@@ -573,7 +573,9 @@ except mach.MachError as error:
 mach.load
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert re.fullmatch(r"mach.MACHClassifier needs scikit-learn.*: pip install 'mach-classifier\[sklearn\]'\n", done.stdout)
+    assert re.fullmatch(
+        r"mach.MACHClassifier needs scikit-learn.*: pip install 'mach-classifier\[sklearn\]'\n", done.stdout
+    )
 
 
 def test_rows_that_teach_nothing_are_warned_of():
