@@ -138,13 +138,21 @@ class Schedule:
         free.step = free.checked_step = item.saved_step
         return Order(item.shard, exclusive=is_waiting)
 
-    def progressed(self, worker: int, now: float, step: int, n_steps: int, saved_step: int) -> None:
-        """A worker reported its step and that of its last checkpoint: further in either is progress."""
+    def progressed(
+        self, worker: int, now: float, step: int, n_steps: int, saved_step: int, pace: float | None = None
+    ) -> None:
+        """A worker reported its step and that of its last checkpoint: further in either is progress.
+
+        ``pace`` is its own measure of seconds a step. It tells from when on it trained: who was slow to start (to
+        compile, to read) is not slow, and would give back its shard for nothing.
+        """
         at = self._workers[worker]
         if at.item is None:
             return
         if at.first_step is None:
             at.first_step = min(step, at.item.saved_step)
+            if pace is not None:
+                at.since = max(at.since, now - (step - at.first_step) * pace)
         at.step, at.item.step = step, max(step, at.item.step)
         at.item.saved_step = max(saved_step, at.item.saved_step)
         at.speed = at.speed_now(now)
