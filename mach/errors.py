@@ -7,12 +7,21 @@ line prints it alone, without a traceback, and leaves with the class's exit code
 from __future__ import annotations
 
 import errno
+import re
+
+LONGEST = 2000  # characters of a message: whatever a file or a user gave may be in it
+# What ends a line, moves a terminal, or is no character.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class MachError(Exception):
-    """Root of all errors raised on purpose; anything else that escapes is a bug."""
+    """Root of all errors raised on purpose; anything else that escapes is a bug. Its message is one line, always."""
 
     exit_code = 2
+
+    def __init__(self, message: object = "") -> None:
+        line = _CONTROL.sub(lambda found: ascii(found[0])[1:-1], str(message))
+        super().__init__(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[6 - LONGEST // 2 :]}")
 
 
 class ConfigError(MachError):

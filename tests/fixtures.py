@@ -24,7 +24,8 @@ from mach.model.classes.versions import Versions
 from mach.model.loading import load
 from mach.model.model import MachModel
 from mach.reranking.record import is_due
-from mach.runs.run import FORMAT, Run
+from mach.runs.manifest import FORMAT
+from mach.runs.run import Run
 from mach.training import conductor
 
 Tree = dict[str, dict[str, Any]]

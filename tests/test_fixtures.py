@@ -12,7 +12,8 @@ import pytest
 import mach
 from mach.errors import MachError
 from mach.reranking.record import is_due
-from mach.runs.run import FORMAT, Run
+from mach.runs.manifest import FORMAT
+from mach.runs.run import Run
 from tests.fixtures import answer, described
 
 FIRST = {

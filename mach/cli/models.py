@@ -37,7 +37,7 @@ def evaluate(
     from mach.evaluation.accuracy import evaluate as measure
     from mach.evaluation.accuracy import measures
     from mach.files.records import write_json
-    from mach.runs.run import AccuracyCurve
+    from mach.runs.manifest import AccuracyCurve
 
     source = data or model.run.config.data.test
     if source is None:

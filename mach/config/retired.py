@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 _DERIVED = "how classifiers are fitted follows from the rows"
 _BLEND = "held-out rows choose the blend (data.validation_fraction)"
 _LOST = "other ways to place classes lost to hashing; buckets of your own go into hashing.table"
@@ -42,4 +44,24 @@ RETIRED: dict[str, str] = {
     "reranking.prior": _BLEND,
     "reranking.views": "further sets of classifiers gained less than they took",
     "reranking.inputs": "pilots keep what a learned order weighs by themselves",
+}
+# What those were that runs still go by: one of some words, an integer from 0 on, or a number that is at most so large.
+MOST_NUMBER = 1e9
+KINDS: dict[str, Any] = {
+    "decoding.prior": float,
+    "hashing.assignment": ("universal", "table", "random", "balanced", "clustered", "learned"),
+    "hashing.seed": int,
+    "network.input_dropout": float,
+    "training.schedule": ("linear", "cosine", "constant"),
+    "training.warmup": float,
+    "training.sampled": float,
+    "training.dither": float,
+    "reranking.loss": ("hinge", "logistic"),
+    "reranking.cost": float,
+    "reranking.power": float,
+    "reranking.threshold": float,
+    "reranking.class_weights": int,
+    "reranking.negatives": int,
+    "reranking.iterations": int,
+    "reranking.tolerance": float,
 }

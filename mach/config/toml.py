@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
+from math import inf
 from typing import Any
 
 import tomli_w
 from pydantic import ValidationError
 
 from mach.config.keys import Config
-from mach.config.retired import RETIRED
+from mach.config.retired import KINDS, MOST_NUMBER, RETIRED
 from mach.errors import ConfigError
 from mach.files.places import Place, place, read_bytes
+from mach.files.records import refuse_wild, shortened
+
+MOST_BYTES = 2**16  # of a file: the parser takes the square of the levels of a key
 
 
 def load_config(path: str | Place, overrides: list[str] | None = None) -> Config:
@@ -33,7 +37,9 @@ def load_run_config(path: str | Place, overrides: list[str] | None = None) -> tu
     for key in RETIRED:
         section, _, name = key.partition(".")
         if isinstance(tree.get(section), dict) and name in tree[section]:
-            retired[key] = tree[section].pop(name)
+            retired[key] = value = tree[section].pop(name)
+            if not _was_allowed(key, value):
+                raise ConfigError(f"{path}: {key} = {shortened(value)}: no version of mach wrote that: copy it anew")
     return parse_config(tree, str(path), overrides), retired
 
 
@@ -91,11 +97,23 @@ def to_toml(config: Config, retired: dict[str, Any] | None = None, *, brief: boo
 
 def _read_toml(path: str | Place) -> dict[str, Any]:
     try:
-        return tomllib.loads(read_bytes(place(path)).decode("utf-8-sig"))
+        tree = tomllib.loads(read_bytes(place(path), MOST_BYTES).decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # of integers with very many digits a plain one
+        raise ConfigError(f"{path} is not valid TOML: {error!s:.200}") from error
+    refuse_wild(tree, path, ConfigError, finite=False)  # options of a trunk may be infinite
+    return tree
+
+
+def _was_allowed(key: str, value: Any) -> bool:
+    """Whether a retired key can have had this value: numbers that runs still go by are of usual size."""
+    values = value if isinstance(value, list) else [value]
+    if isinstance(KINDS.get(key), tuple):
+        return isinstance(value, str) and value in KINDS[key]
+    if key in KINDS:
+        return type(value) in {int, KINDS[key]} and (abs(value) <= MOST_NUMBER if KINDS[key] is float else value >= 0)
+    return all(isinstance(one, bool | str | int) or (isinstance(one, float) and abs(one) < inf) for one in values)
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -105,7 +123,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: write section.key=value, for example training.epochs=5")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         value = text.strip()  # a bare word, as people type it
     node = tree
     for part in path[:-1]:
@@ -127,7 +145,7 @@ def _first_line(error: ValidationError) -> str:
         return f"{key} is missing"
     if first["type"] == "value_error":
         return f"{key}: {first['ctx']['error']}".removeprefix(": ")
-    return f"{key} = {first['input']!r}: {first['msg'].lower()}"
+    return f"{key} = {shortened(first['input'])}: {first['msg'].lower()}"
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -24,10 +24,12 @@ from mach.data import characters, phrases
 from mach.data.agreement import agreed_shape, agreed_store
 from mach.data.formats import BUILTIN, LINES, ROWS, format_of
 from mach.data.gaps import refuse_gaps
+from mach.data.meta import FORMAT
 from mach.data.names import class_name, ids_by_name, listed, numbered
 from mach.data.omissions import Cells, Unknown
+from mach.data.soundness import sound
 from mach.data.sources import STDIN, Format, Numbers, SourceFile, source_errors
-from mach.data.store import FORMAT, Chunk, Reference, Store
+from mach.data.store import Chunk, Reference, Store
 from mach.data.tables import Columns, Table, Text, TextChunk, chunks_of, ids_of
 from mach.data.transfer import fetch_source, fetch_store, is_store, source_file, stamp, upload_store
 from mach.data.words import RULE
@@ -114,7 +116,7 @@ def prepare(
                 f"{source} is a store already and used as it is: prepare its source with class_names = "
                 f"{config.class_names}, or leave them out"
             )
-        store = agreed_store(fetch_store(source, config.cache), like, grows)
+        store = agreed_store(sound(fetch_store(source, config.cache)), like, grows)
         if like is None or grows:
             refuse_gaps(store, source, n_known=_n_known(store.class_names, like))
         return store

@@ -10,7 +10,7 @@ A store is a directory. ``meta.json`` says what the other files hold: ``feature_
 from __future__ import annotations
 
 import hashlib
-import json
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,26 +19,18 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from mach.data.limits import refuse_irregular
-from mach.errors import StorageError, one_line
+from mach.data.meta import DTYPES, FORMAT, Meta
+from mach.errors import StorageError
 from mach.files.places import Place
+from mach.files.records import first_of, parse_json, shortened
+from mach.files.regular import read_regular
 
 if TYPE_CHECKING:
     from mach.data.text import Csr, TextFeatures
 
-FORMAT = 1
 META_BYTES = 2**20
-DTYPES = {
-    "feature_indptr": "<i8",
-    "feature_indices": "<i4",
-    "feature_values": "<f4",
-    "features": "<f4",
-    "class_indptr": "<i8",
-    "class_ids": "<i4",
-    "class_name_bytes": "|u1",
-    "class_name_offsets": "<i8",
-}
 
 
 @dataclass(frozen=True)
@@ -66,8 +58,18 @@ class OldPart:
 class ClassNames(Sequence[str]):
     """Names of all classes: K + 1 offsets and bytes, which may stay on disk; a name is decoded when it is asked for."""
 
-    def __init__(self, offsets: NDArray[np.int64], utf8: NDArray[np.uint8]) -> None:
-        self.offsets, self.utf8 = offsets, utf8
+    def __init__(self, offsets: NDArray[np.int64], utf8: NDArray[np.uint8], where: object = "class names") -> None:
+        self.offsets, self.utf8, self._where = offsets, utf8, where
+
+    @classmethod
+    def of_file(cls, offsets: NDArray[Any], utf8: NDArray[Any], where: object) -> Self:
+        """Names of a file, whose offsets are looked at here and whose UTF-8 when a name is asked for: StorageError."""
+        for name, array, dtype in (("offsets", offsets, np.int64), ("utf8", utf8, np.uint8)):
+            if array.ndim != 1 or array.dtype != dtype:
+                raise StorageError(f"{where}: {name} of class names are {array.dtype} of shape {array.shape}")
+        if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(utf8) or (np.diff(offsets) < 0).any():
+            raise StorageError(f"{where}: offsets of class names do not ascend from 0 to {len(utf8)}: copy it anew")
+        return cls(offsets, utf8, where)
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Self:
@@ -92,7 +94,12 @@ class ClassNames(Sequence[str]):
         if not -len(self) <= k < len(self):
             raise IndexError(f"class {k} of {len(self)} named classes")
         k %= len(self)
-        return self.utf8[self.offsets[k] : self.offsets[k + 1]].tobytes().decode("utf-8", "surrogatepass")
+        try:
+            return self.utf8[self.offsets[k] : self.offsets[k + 1]].tobytes().decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            raise StorageError(
+                f"{self._where}: the name of class {k} is no UTF-8 ({error.reason}): copy it anew"
+            ) from error
 
 
 def _mapped(name: str) -> cached_property[Any]:
@@ -130,39 +137,25 @@ class Store:
         """
         path = Path(path)
         try:
-            refuse_irregular(path / "meta.json")
-            if (path / "meta.json").stat().st_size > META_BYTES:
-                raise ValueError(f"it has more than {META_BYTES:,} bytes")
-            meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-            if meta["format"] != FORMAT:
-                raise StorageError(
-                    f"store {path} has format {meta['format']!r}, this version reads {FORMAT}: rebuild it"
-                )
-            store = cls(path, meta)
-            for name in ("n_rows", "n_features", "n_classes"):
-                if type(meta[name]) is not int or not 0 <= meta[name] < 2**48:
-                    raise ValueError(f"{name} is {meta[name]!r:.40}")
-            counted = {
-                "feature_indptr": 8 * (store.n_rows + 1),
-                "features": 4 * store.n_rows * store.n_features,
-                "class_indptr": 8 * (store.n_rows + 1),
-                "class_name_offsets": 8 * (store.n_classes + 1),
-            }
-            for name, size in meta["bytes"].items():
-                if name not in DTYPES:
-                    raise StorageError(f"store {path} lists an unknown array {name!r}: rebuild it")
-                actual = (path / name).stat().st_size
-                if actual != size:
-                    raise StorageError(f"store {path}: {name} has {actual} bytes instead of {size}: rebuild it")
-                if counted.get(name, size) != size:
-                    raise ValueError(f"{name} has {size} bytes, its count needs {counted[name]}")
+            meta = parse_json(read_regular(path / "meta.json", META_BYTES), f"store {path}: meta.json")
+            if isinstance(meta, dict) and meta.get("format") != FORMAT:
+                has = shortened(meta.get("format"))
+                raise StorageError(f"store {path} has format {has}, this version reads {FORMAT}: rebuild it")
+            store = cls(path, Meta.model_validate(meta).model_dump(exclude_unset=True))
+            for name, size in store.meta["bytes"].items():
+                status = (path / name).stat()
+                if not stat.S_ISREG(status.st_mode):
+                    raise StorageError(f"store {path}: {name} is no regular file: rebuild it")
+                if status.st_size != size:
+                    raise StorageError(f"store {path}: {name} has {status.st_size} bytes instead of {size}: rebuild it")
             return store
         except FileNotFoundError as error:
             raise StorageError(f"{path} is not a complete store: {Path(error.filename).name} is missing") from error
         except OSError as error:
-            raise StorageError(f"cannot open store {path}: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-            raise StorageError(f"store {path}: meta.json is damaged ({one_line(error)}): rebuild the store") from error
+            name = Path(error.filename or path).name
+            raise StorageError(f"cannot open store {path} ({name}): {error.strerror}") from error
+        except ValidationError as error:
+            raise StorageError(f"store {path}: meta.json is damaged ({first_of(error)}): rebuild the store") from error
 
     def describe(self) -> dict[str, Any]:
         """What the store holds, for printing."""
@@ -190,7 +183,7 @@ class Store:
         """Names of the K classes; None where they have none."""
         if "class_name_offsets" not in self.meta["bytes"]:
             return None
-        return ClassNames(self._map("class_name_offsets"), self._map("class_name_bytes"))
+        return ClassNames.of_file(self._map("class_name_offsets"), self._map("class_name_bytes"), f"store {self.path}")
 
     @cached_property
     def text_features(self) -> TextFeatures | None:

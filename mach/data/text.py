@@ -21,10 +21,14 @@ from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from mach.config import TextConfig
 from mach.data.words import RULE, words_by
 from mach.errors import ConfigError, DataError, StorageError
+from mach.files.arrays import read_array
+from mach.files.records import first_of, parse_json, shortened
+from mach.files.regular import read_regular
 
 MAX_PIECES = 2**17  # kept with their ids: about 300 bytes each with n-grams of 3 to 5 characters
 LONGEST_PIECE = 48  # longer ones hardly repeat and are not kept
@@ -147,32 +151,71 @@ class TextFeatures:
 
         Raises StorageError when a file is missing, damaged, of another format or does not belong to the others.
         """
+        n_features, description = cls.described(folder)
+        path = folder / "terms.txt"
         try:
-            description = json.loads((folder / "text.json").read_text(encoding="utf-8"))
-            rule = description["format"]
-            if rule not in range(1, RULE + 1):
-                raise ValueError(f"it has format {rule!r} and this version reads 1 to {RULE}")
-            spelling = (folder / "terms.txt").read_bytes()
-            idf = np.load(folder / "idf.npy", allow_pickle=False)
-            fingerprint = description.pop("fingerprint")
-            if _digest(description, spelling, idf) != fingerprint:
-                raise ValueError("text.json, terms.txt and idf.npy do not belong together, or one is damaged")
-            is_weighted = description["config"].pop("tfidf", True)
-            features = cls(TextConfig.model_validate(description["config"]), rule)
-            features._n_rows = description.get("n_rows")
-        except Exception as error:  # the parsers of damaged files raise a dozen kinds, tokenize.TokenError among them
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            raise StorageError(f"cannot read text features of {folder}: {reason}; copy or fit them anew") from error
+            spelling = read_regular(path)
+            path = folder / "idf.npy"
+            idf = read_array(path)
+        except OSError as error:
+            raise StorageError(f"cannot read {path}: {error.strerror}; copy or fit the text features anew") from error
+        fingerprint = description.pop("fingerprint")
+        if _digest(description, spelling, idf) != fingerprint:
+            raise StorageError(
+                f"{folder}: text.json, terms.txt and idf.npy do not belong together, or one is damaged; copy or fit "
+                "them anew"
+            )
+        is_weighted = description["config"].pop("tfidf", True)
+        n = n_features if is_weighted else 0
+        if idf.dtype != np.float32 or idf.shape != (n,) or not np.isfinite(idf).all():
+            raise StorageError(f"{path} is {idf.dtype} of shape {idf.shape}: need {n} finite numbers (float32)")
+        features = cls(TextConfig.model_validate(description["config"]), description["format"])
+        features._n_rows = description.get("n_rows")
         features.n_features, features._idf, features._is_weighted = description["n_features"], idf, is_weighted
         tables = _hashed(features.config)
         if not features.config.hashing:
-            n_words, terms = description["n_words"], spelling.decode("utf-8", "surrogatepass").split("\n")
-            tables = (
-                _Vocabulary(zip(terms[:n_words], count(), strict=False)),
-                _Vocabulary(zip(terms[n_words:], count(n_words), strict=False)),
-            )
-        features._terms = _Terms(features.config, tables, rule)
+            n_words, terms = description["n_words"], _terms_of(spelling, folder / "terms.txt")
+            if len(terms) != n_features:
+                raise StorageError(f"{folder / 'terms.txt'} has {len(terms)} terms, text.json {n_features} features")
+            words, characters = terms[:n_words], terms[n_words:]
+            tables = _Vocabulary(zip(words, count())), _Vocabulary(zip(characters, count(n_words)))
+            if sum(map(len, tables)) != n_features:
+                raise StorageError(f"{folder / 'terms.txt'} has terms twice: copy or fit the text features anew")
+        features._terms = _Terms(features.config, tables, description["format"])
         return features
+
+    @classmethod
+    def described(cls, folder: Path) -> tuple[int, dict[str, Any]]:
+        """D, and what else text.json says; a StorageError when it is missing or damaged. No other file is read."""
+        path = folder / "text.json"
+        try:
+            told = parse_json(read_regular(path), path)
+        except OSError as error:
+            raise StorageError(f"cannot read {path}: {error.strerror}; copy or fit the text features anew") from error
+        rule = told.get("format") if isinstance(told, dict) else None
+        if type(rule) is not int or not 1 <= rule <= RULE:
+            has = f"has format {shortened(told.get('format'))}" if isinstance(told, dict) else "is no object"
+            raise StorageError(f"{path} {has}, this version reads 1 to {RULE}")
+        try:
+            config = TextConfig.model_validate({key: value for key, value in told["config"].items() if key != "tfidf"})
+        except (ValueError, KeyError, AttributeError) as error:
+            reason = first_of(error) if isinstance(error, ValidationError) else f"{error!s:.60}"
+            raise StorageError(f"{path}: config: {reason}: copy or fit the text features anew") from error
+        n_words, n_features, fingerprint = (told.get(name, "") for name in ("n_words", "n_features", "fingerprint"))
+        most = config.n_features
+        for name, value, least in (("n_features", n_features, 1), ("n_words", n_words, 0)):
+            if type(value) is not int or not least <= value <= most:
+                raise StorageError(f"{path}: {name} is {shortened(value)}: need {least} to {most}")
+            most = int(value)
+        if (n_rows := told.get("n_rows")) is not None and (type(n_rows) is not int or not 1 <= n_rows < 2**48):
+            raise StorageError(f"{path}: n_rows is {shortened(n_rows)}: need at least 1")
+        if (
+            not isinstance(fingerprint, str)
+            or not fingerprint
+            or not isinstance(told["config"].get("tfidf", True), bool)
+        ):
+            raise StorageError(f"{path}: its fingerprint or config.tfidf is missing or damaged: copy it anew")
+        return n_features, told
 
     def _fitted(self) -> _Terms:
         if self._terms is None:
@@ -334,6 +377,13 @@ def _count(
     firsts = np.flatnonzero(np.diff(keys, prepend=-1))
     rows, indices = np.divmod(keys[firsts], max(n_terms, 1))
     return rows, indices, np.diff(firsts, append=len(keys))
+
+
+def _terms_of(spelling: bytes, path: Path) -> list[str]:
+    try:
+        return spelling.decode("utf-8", "surrogatepass").split("\n")
+    except UnicodeDecodeError as error:
+        raise StorageError(f"{path} is no UTF-8 ({error.reason} at byte {error.start}): copy it anew") from error
 
 
 def _digest(description: dict[str, Any], spelling: bytes, idf: NDArray[np.float32]) -> str:

@@ -19,14 +19,15 @@ from mach.data.writer import storage_errors
 from mach.errors import DataError, StorageError
 from mach.files import places
 from mach.files.caches import cache_folder
+from mach.files.names import named
 from mach.files.places import Place, is_there, kept, place
-from mach.files.records import read_json
+from mach.files.records import Digest, read_json
 
 META = "meta.json"  # a store's, written last
 
 
 class _Meta(BaseModel):
-    fingerprint: str
+    fingerprint: Digest
 
 
 def is_store(where: Place) -> bool:
@@ -46,7 +47,7 @@ def fetch_store(where: str | Place, cache: str | None = None) -> Store:
         if Store.open(folder).compute_fingerprint() != fingerprint:
             raise StorageError(f"store {where} is damaged: its content has another fingerprint than its meta.json says")
 
-    return Store.open(kept(cache_folder(cache) / f"store-{fingerprint}", get))
+    return Store.open(kept(named(cache_folder(cache), f"store-{fingerprint}"), get))
 
 
 def upload_store(store: Store, where: Place) -> None:

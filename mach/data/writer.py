@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.data.batch import SparseBatch
+from mach.data.meta import DTYPES, FORMAT
 from mach.data.rows import RowView
-from mach.data.store import DTYPES, FORMAT, Chunk, ClassNames, OldPart
+from mach.data.store import Chunk, ClassNames, OldPart
 from mach.errors import DataError, StorageError
 from mach.files.places import flush_to_disk
 

@@ -6,21 +6,43 @@ import json
 import shutil
 from operator import methodcaller
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field, ValidationError
 
+from mach.config import Section
 from mach.data.store import ClassNames
 from mach.errors import StorageError
 from mach.estimator.engine import Engine
-from mach.estimator.targets import Layout, from_json, to_json
-from mach.files.places import atomic_file, flush_to_disk, temporary_name, upload_folder
+from mach.estimator.targets import Form, Layout, from_json, to_json
+from mach.files.places import atomic_file, flush_to_disk, read_bytes, temporary_name, upload_folder
+from mach.files.records import first_of, parse_json
 from mach.files.tensors import write_tensors
 from mach.networks.trunk import Trunk, name_of
 from mach.runs.run import Run
 
 FILE = "classifier.json"
-FORMAT = 1
+FORMAT: Literal[1] = 1
+
+
+class _Form(Section):
+    form: Form
+    dtype: str = Field(max_length=16, pattern=r"^[<>|=]?[biufUO?][0-9]{0,6}$")
+    is_sparse: bool
+
+
+class _Saved(Section):
+    """The content of classifier.json."""
+
+    format: Literal[1] = FORMAT
+    parameters: dict[str, Any]
+    classes: dict[str, Any]
+    form: _Form
+    temperature: float = Field(gt=0, le=1e9)
+    rate: float = Field(ge=0, le=1e9)
+    n_features_in: int | None = Field(ge=1)
+    feature_names_in: list[Any]
 
 
 def save(classifier: Any, path: Path) -> None:
@@ -66,24 +88,29 @@ def save(classifier: Any, path: Path) -> None:
 def restore(kind: type, path: Path, trunk: Trunk | None) -> Any:
     """A classifier of this kind as `save` wrote it."""
     try:
-        description = json.loads((path / FILE).read_bytes())
-        if description["format"] != FORMAT:
-            raise StorageError(f"{path} has format {description['format']!r}, this version reads {FORMAT}")
-        classifier = kind(**description["parameters"] | {"trunk": trunk})  # never what the file says
-        classifier.classes_ = from_json(description["classes"])
-        form = description["form"]
-        classifier._layout = Layout(form["form"], np.dtype(form["dtype"]), form["is_sparse"])
-        temperature, rate = float(description["temperature"]), float(description["rate"])
-        if description["n_features_in"] is not None:
-            classifier.n_features_in_ = int(description["n_features_in"])
-        if description["feature_names_in"]:
-            classifier.feature_names_in_ = np.array(description["feature_names_in"], object)
+        told = _Saved.model_validate(parse_json(read_bytes(path / FILE), path / FILE))
+        classifier = kind(**told.parameters | {"trunk": trunk})  # never what the file says
+        classifier.classes_ = from_json(told.classes)
+        classifier._layout = Layout(told.form.form, np.dtype(told.form.dtype), told.form.is_sparse)
     except OSError as error:
         raise StorageError(
             f"{path} is no saved classifier ({FILE}: {error.strerror}): give one made by `save`"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{path}: {FILE} is damaged ({error}): save the classifier anew") from error
-    Run.open(path, trunk).agreed_trunk()
-    classifier._engine = Engine(path, len(classifier.classes_), temperature=temperature, rate=rate, trunk=trunk)
+    except ValidationError as error:
+        raise StorageError(f"{path}: {FILE} is damaged ({first_of(error)}): save the classifier anew") from error
+    except (ValueError, KeyError, TypeError, OverflowError, AttributeError) as error:
+        raise StorageError(f"{path}: {FILE} is damaged ({error!s:.100}): save the classifier anew") from error
+    if told.n_features_in is not None:
+        classifier.n_features_in_ = told.n_features_in
+    if told.feature_names_in:
+        classifier.feature_names_in_ = np.array(told.feature_names_in, object)
+    run = Run.open(path, trunk)
+    run.agreed_trunk()
+    n_classes, n_features = len(classifier.classes_), told.n_features_in
+    if not 1 <= n_classes <= run.manifest.n_classes or n_features not in (None, run.manifest.n_features):
+        raise StorageError(
+            f"{path}: {FILE} has {n_classes} classes and {n_features} features, the run {run.manifest.n_classes} and "
+            f"{run.manifest.n_features}: save the classifier anew"
+        )
+    classifier._engine = Engine(path, n_classes, temperature=told.temperature, rate=told.rate, trunk=trunk)
     return classifier

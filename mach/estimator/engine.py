@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from mach.estimator.rows import Features, Reservoir, n_rows_of
+from mach.files.places import refuse_outside
 from mach.model.loading import load
 from mach.networks.trunk import Trunk
 from mach.sketch.aggregates import naive
@@ -62,7 +63,11 @@ class Engine:
         self.rate, self.trunk, self._folder = rate, trunk, folder
 
     def __getstate__(self) -> dict[str, Any]:
-        files = {str(file.relative_to(self.path)): file.read_bytes() for file in self.path.rglob("*") if file.is_file()}
+        files = {}
+        for file in self.path.rglob("*"):
+            if file.is_file():
+                refuse_outside(self.path, file)
+                files[str(file.relative_to(self.path))] = file.read_bytes()
         state = {name: getattr(self, name) for name in ("n_classes", "temperature", "reservoir", "rate", "trunk")}
         return state | {"files": files}
 

@@ -7,6 +7,7 @@ with a column a class. The id of a class is its position in ``classes_``, an arr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -23,6 +24,7 @@ from mach.errors import DataError, StorageError
 
 Form = Literal["classes", "lists", "indicator"]
 NUMBERS = "iufb"  # kinds of arrays
+_DTYPE = re.compile(r"[<>|=]?([biuf?][0-9]?|U[0-9]{1,9}|O[0-9]?|[mM]8(\[[0-9]*[A-Za-z]+\])?)")
 SAVED = NUMBERS + "UO"  # kinds of arrays whose elements JSON knows, or that are spelled one by one
 
 
@@ -155,9 +157,17 @@ def to_json(classes: NDArray[Any]) -> dict[str, Any]:
 
 def from_json(description: dict[str, Any]) -> NDArray[Any]:
     """Read what `to_json` gave."""
-    dtype, values = np.dtype(description["dtype"]), description["values"]
+    spelled, values = description["dtype"], description["values"]
+    if not isinstance(spelled, str) or not _DTYPE.fullmatch(spelled) or not isinstance(values, list):
+        raise ValueError(f"classes are {spelled!r:.60} of {type(values).__name__}")
+    dtype = np.dtype(spelled)
     if dtype.kind == "O":
         return _objects([_read(value) for value in values])
+    kinds: tuple[type, ...] = (str,) if dtype.kind == "U" else (bool,) if dtype.kind == "b" else (int, float)
+    if wrong := [value for value in values if type(value) not in kinds]:
+        raise ValueError(f"class {wrong[0]!r:.60} is no {dtype}")
+    if dtype.kind == "U" and dtype.itemsize > 4 * max(map(len, values), default=0):
+        raise ValueError(f"classes of {dtype}, the longest has {max(map(len, values), default=0)} letters")
     return np.array(values, np.int64 if dtype.kind in "mM" else dtype).astype(dtype)
 
 
@@ -277,4 +287,4 @@ def _read(value: Any) -> Any:
     ((kind, members),) = value.items()
     if kind == "bytes":
         return bytes.fromhex(members)
-    return (tuple if kind == "tuple" else frozenset)(map(_read, members))
+    return {"tuple": tuple, "frozenset": frozenset}[kind](map(_read, members))

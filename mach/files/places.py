@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import re
 import shutil
@@ -21,6 +22,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias, TypeVar
 
 from mach.errors import ConfigError, MachError, StorageError
+from mach.files.names import named
+from mach.files.regular import MOST_BYTES, create, read_regular, refuse_large
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -83,10 +86,11 @@ def is_there(where: Place) -> bool:
     return True
 
 
-def read_bytes(where: Place) -> bytes:
-    """The content of a small file."""
+def read_bytes(where: Place, most: int = MOST_BYTES) -> bytes:
+    """The content of a regular file of at most so many bytes."""
     if isinstance(where, Path):
-        return where.read_bytes()
+        return read_regular(where, most)
+    refuse_large(_insist(where, lambda: where.fs.info(where.path)["size"]) or 0, most)  # some servers do not tell
     return _insist(where, lambda: bytes(where.fs.cat_file(where.path)))
 
 
@@ -122,7 +126,7 @@ def atomic_file(where: Place) -> Iterator[BinaryIO]:
         if isinstance(where, Path):
             temporary = temporary_name(where)
             try:
-                with temporary.open("wb") as file:
+                with create(temporary) as file:
                     yield file
                 flush_to_disk(temporary)
                 temporary.replace(where)
@@ -208,6 +212,7 @@ def upload_folder(folder: Path, where: Place, last: str = "") -> None:
     """Copy the files of a folder; the one named ``last``, which says that all are there, comes at the end."""
     files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.name == last)
     for file in files:
+        refuse_outside(folder, file)
         target = where / file.relative_to(folder).as_posix()
         if isinstance(target, Path):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -217,17 +222,22 @@ def upload_folder(folder: Path, where: Place, last: str = "") -> None:
             upload(file, target)
 
 
+def refuse_outside(folder: Path, file: Path) -> None:
+    """Raise a StorageError where a file in a folder is one outside, by a link: it is not copied, and not written."""
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise StorageError(f"{file} is a link that leads out of {folder}: put the file itself there")
+
+
 def fetch_folder(where: UPath, folder: Path) -> None:
     """Copy all files below a remote folder into a new one here."""
     folder.mkdir()
     root = str(where.fs._strip_protocol(where.path)).rstrip("/")
     for path in _insist(where, lambda: where.fs.find(where.path)):
         name = path.removeprefix(root).lstrip("/")
-        if ".." in PurePosixPath(name).parts:
-            raise OSError(errno.EINVAL, f"it holds a file {name}, which would lie outside")
-        if name:  # some stores list a mark for the folder itself
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            fetch(where / name, folder / name)
+        if name and "/." not in f"/{name}":  # some stores list a mark for the folder itself; what is hidden is not ours
+            file = functools.reduce(named, name.split("/"), folder)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            fetch(where / name, file)
 
 
 def remove_folder(where: UPath, first: str = "") -> None:

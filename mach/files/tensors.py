@@ -20,7 +20,11 @@ from numpy.typing import NDArray
 
 from mach.errors import StorageError
 from mach.files.caches import cache_folder
+from mach.files.names import digest as checked_digest
+from mach.files.names import named
 from mach.files.places import Place, fetch, kept
+from mach.files.records import is_text, parse_json, shortened
+from mach.files.regular import open_regular
 
 DTYPES = {
     "F64": np.float64,
@@ -35,7 +39,8 @@ DTYPES = {
     "BOOL": np.bool_,
 }
 _NAME_OF = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_HEADER_BYTES = 2**24  # the format's own limit is 100 MB, of which parsing makes gigabytes
+MAX_SIDES = 8
 
 
 def write_tensors(file: BinaryIO, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> str:
@@ -68,22 +73,24 @@ def map_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     Raises StorageError when the file is missing, cut short, or its header does not describe it.
     """
     try:
-        with path.open("rb") as file:  # one open file throughout: the path may be replaced by a writer meanwhile
+        with open_regular(path) as file:  # one open file throughout: the path may be replaced by a writer meanwhile
             size = os.fstat(file.fileno()).st_size
             header_bytes = int.from_bytes(file.read(8), "little")
             if size < 8 or header_bytes > min(size - 8, MAX_HEADER_BYTES):
                 raise StorageError(f"{path}: header of {header_bytes} bytes in a file of {size}: the file is damaged")
-            header = json.loads(file.read(header_bytes))
+            header = parse_json(file.read(header_bytes), f"{path}: header", may_be_wild=True)  # `_view` looks at all
             data_bytes = size - 8 - header_bytes
-            mapped = np.memmap(file, np.uint8, "r", offset=8 + header_bytes) if data_bytes else np.empty(0, np.uint8)
-        if not isinstance(header, dict):
-            raise StorageError(f"{path}: the header is not a JSON object: the file is damaged")
-        metadata = header.pop("__metadata__", {})
-        return {name: _view(path, mapped, name, entry) for name, entry in header.items()}, metadata
+            mapped = np.empty(0, np.uint8)
+            if data_bytes:  # as an array: every view of a memmap costs more
+                mapped = np.asarray(np.memmap(file, np.uint8, "r", offset=8 + header_bytes))
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise StorageError(f"{path}: the header is not valid JSON ({error}): the file is damaged") from error
+    if not isinstance(header, dict):
+        raise StorageError(f"{path}: the header is not a JSON object: the file is damaged")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise StorageError(f"{path}: the metadata are {shortened(metadata)}, no object of texts: the file is damaged")
+    return {name: _view(path, mapped, name, entry) for name, entry in header.items()}, metadata
 
 
 def local_tensors(where: Place, digest: str) -> Path:
@@ -100,7 +107,8 @@ def local_tensors(where: Place, digest: str) -> Path:
     def check(file: Path) -> None:
         expect_digest(where, map_tensors(file)[0], digest)
 
-    return kept(cache_folder() / "weights" / f"{digest}.safetensors", lambda file: fetch(where, file, check))
+    path = named(cache_folder() / "weights", checked_digest(digest), ".safetensors")
+    return kept(path, lambda file: fetch(where, file, check))
 
 
 def expect_digest(where: Place, arrays: Mapping[str, NDArray[Any]], digest: str) -> None:
@@ -115,13 +123,19 @@ def _bytes(array: NDArray[Any]) -> Any:
 
 
 def _view(path: Path, mapped: NDArray[np.uint8], name: str, entry: Any) -> NDArray[Any]:
-    try:
-        dtype, shape = np.dtype(DTYPES[entry["dtype"]]), [int(side) for side in entry["shape"]]
-        begin, end = (int(offset) for offset in entry["data_offsets"])
-    except (TypeError, KeyError, ValueError) as error:
-        raise StorageError(f"{path}: tensor {name!r} has the header {entry!r}: the file is damaged") from error
-    if not isinstance(entry["shape"], list) or min(shape, default=0) < 0 or not 0 <= begin <= end <= len(mapped):
-        raise StorageError(f"{path}: tensor {name!r} claims bytes {begin}..{end} of {len(mapped)}: it is truncated")
-    if math.prod(shape) * dtype.itemsize != end - begin:
-        raise StorageError(f"{path}: tensor {name!r} of shape {shape} does not fill its {end - begin} bytes")
+    is_entry = isinstance(entry, dict) and isinstance(entry.get("dtype"), str)
+    if not is_entry or not (name.isascii() or is_text(name)):
+        raise StorageError(f"{path}: tensor {name!a:.80} has the header {shortened(entry)}: the file is damaged")
+    dtype, shape, span = DTYPES.get(entry["dtype"]), entry.get("shape", ""), entry.get("data_offsets", "")
+    if dtype is None or not _are_counts(shape) or not _are_counts(span) or len(shape) > MAX_SIDES or len(span) != 2:
+        raise StorageError(f"{path}: tensor {name!r:.80} has the header {entry!s:.120}: the file is damaged")
+    begin, end = span
+    if not begin <= end <= len(mapped):
+        raise StorageError(f"{path}: tensor {name!r:.80} claims bytes {begin}..{end} of {len(mapped)}: it is truncated")
+    if math.prod(shape) * np.dtype(dtype).itemsize != end - begin or math.prod(max(side, 1) for side in shape) > 2**48:
+        raise StorageError(f"{path}: tensor {name!r:.80} of shape {shape} does not fill its {end - begin} bytes")
     return mapped[begin:end].view(dtype).reshape(shape)
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)

@@ -12,13 +12,14 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from mach.config import Section
 from mach.data.batch import SparseBatch, read_batch, right_of
 from mach.data.omissions import require_classes
 from mach.data.store import Store
 from mach.errors import ConfigError
-from mach.files.records import find_json, write_json
+from mach.files.records import Digest, find_json, write_json
 from mach.model.ask import Answer, Ask
 from mach.model.classes.answerer import Answerer
 from mach.model.classes.edits import Edits
@@ -35,6 +36,7 @@ from mach.sketch.terms import CANDIDATES, prior_terms
 
 FORMAT: Literal[2] = 2
 LEAST_ROWS, MOST_ROWS = 50, 20_000
+MOST_PRIOR = 1e9  # beyond, scores are no finite float32
 PRIORS = (0.0, -0.02, -0.05, -0.1, -0.15, -0.2, -0.3, 0.05, -0.5, -0.8, -1.2, -1.8)  # the first of equal ones is taken
 
 
@@ -45,9 +47,9 @@ class Calibration(Section):
     """
 
     format: Literal[1, 2] = FORMAT
-    fingerprint: str
-    n_rows: int
-    prior: float
+    fingerprint: Digest
+    n_rows: int = Field(ge=1)
+    prior: float = Field(ge=-MOST_PRIOR, le=MOST_PRIOR)
     plain: Curve
     reranked: Curve | None
 
@@ -75,7 +77,7 @@ def fingerprint(run: Run, repetitions: Sequence[int]) -> str:
     digests = [run.repetition(r).summary().weights_digest for r in sorted(repetitions)]
     parts: tuple[Any, ...] = (1, config.decoding.aggregate, configured_prior(run), digests)
     if config.reranking.candidates and (done := find_json(run.reranked, Record)):
-        parts = (*parts, done.digest, done.weight, done.settings["candidates"])
+        parts = (*parts, done.digest, done.weight, done.candidates)
     return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 

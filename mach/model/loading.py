@@ -100,6 +100,7 @@ def load(
         )
     if not chosen:
         raise IncompleteRunError(f"{run.path}: no repetition is finished yet: train on with the same command")
+    run.check()
     if repetitions is None and len(chosen) < n_repetitions:
         warnings.warn(
             f"{run.path}: {len(chosen)} of {n_repetitions} repetitions answer: the others are not finished, or their "

@@ -25,7 +25,8 @@ from mach.model.curves import Curve
 from mach.reranking.model import Reranker
 from mach.reranking.record import Record, verify
 from mach.runs.ensemble import Ensemble
-from mach.runs.run import AccuracyCurve, Run
+from mach.runs.manifest import AccuracyCurve
+from mach.runs.run import Run
 from mach.runs.scorer import Scorer
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mach.config import NetworkConfig
-from mach.errors import ConfigError
+from mach.errors import ConfigError, StorageError
 from mach.networks.buffers import flat_array
 from mach.networks.inference import Weights
 from mach.networks.kernels.dense import relu_dropout, relu_dropout_backward
@@ -127,7 +127,15 @@ def load_trunk(
     assert built is not None
     module = built[0]
     stored = {name: np.array(from_bfloat16(array)) for name, array in weights.items() if name.startswith(TRUNK)}
-    module.load_state_dict({name.removeprefix(TRUNK): torch.from_numpy(array) for name, array in stored.items()})
+    try:
+        module.load_state_dict({name.removeprefix(TRUNK): torch.from_numpy(array) for name, array in stored.items()})
+    except RuntimeError as error:
+        raise StorageError(f"weights of network.trunk = {config.trunk!r} do not fit it: {error!s:.200}") from error
+    if weights["output.weight"].shape[1] != built[1]:
+        raise StorageError(
+            f"network.trunk = {config.trunk!r} puts out {built[1]} numbers, output.weight takes "
+            f"{weights['output.weight'].shape[1]}: the weights are of another trunk"
+        )
     module.eval()
 
     @torch.no_grad()
@@ -142,7 +150,7 @@ def _user_trunk(given: Trunk, config: NetworkConfig, in_features: int) -> nn.Mod
     trunk_class: Callable[..., nn.Module] = class_of(given)
     try:
         trunk = trunk_class(in_features, **config.trunk_options)
-    except TypeError as error:
+    except Exception as error:  # whatever a user's class, or torch below it, raises of options that it does not like
         raise ConfigError(f"network.trunk = {config.trunk!r} refuses its arguments: {error}") from error
     if not isinstance(getattr(trunk, "out_features", None), int):
         raise ConfigError(f"network.trunk = {config.trunk!r} needs an attribute out_features, an integer")

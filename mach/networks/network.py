@@ -16,7 +16,7 @@ from mach.data.batch import Batch, DenseBatch, SparseBatch, Targets
 from mach.data.rows import RowView
 from mach.errors import ConfigError, StorageError
 from mach.networks.buffers import Buffers
-from mach.networks.inference import NO_SCALE, stored_shape, wide_matrix
+from mach.networks.inference import NO_SCALE, wide_matrix
 from mach.networks.kernels.adam import adam
 from mach.networks.kernels.dense import draw
 from mach.networks.kernels.losses import named
@@ -24,6 +24,7 @@ from mach.networks.kernels.memory import aligned_empty, stretches, to_bfloat16
 from mach.networks.kernels.sparse import sparse_backward, sparse_forward, transpose_batch
 from mach.networks.layers import TRUNK, HiddenLayers, ReluDropout, build_trunk
 from mach.networks.output import OutputLayer, StepFigures, loss_gradient, step_figures
+from mach.networks.stored import check_stored
 from mach.networks.trunk import Trunk
 
 INPUT_WEIGHT_SCALE = 0.05
@@ -182,11 +183,8 @@ class Network:
         A StorageError where they are of another network.
         """
         weights = self._weights()
-        for name, tensor in weights.items():
-            width = tensor.shape[1] if tensor.ndim == 2 else 0
-            found = stored_shape(stored, name, width) if name in stored else "missing"
-            if found != tuple(tensor.shape):
-                raise StorageError(f"weights to start from: {name} is {found}, this network has {tuple(tensor.shape)}")
+        shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        check_stored(stored, shapes, "weights to start from", has_trunk=not isinstance(self.trunk, HiddenLayers))
         for name, tensor in weights.items():
             if name == "input.weight" and self.input is not None:
                 self.input.load(stored)

@@ -54,7 +54,7 @@ class RerankerTraining:
         self.run, self.store, self.config = run, store, run.config.reranking
         self.fingerprint = fingerprint(run)
         self.folder = Parts(run.reranking_folder, self.fingerprint)
-        self.files = RepetitionFiles(run.reranking_folder, -1)  # lock and log
+        self.files = RepetitionFiles(run.reranking_folder, -1, run.path)  # lock and log
         self.rows, self.validation_rows = store.split(run.config.data.validation_fraction, run.config.training.seed)
 
     @property

@@ -19,7 +19,7 @@ from mach.errors import StorageError
 from mach.files.places import is_there
 from mach.files.tensors import map_tensors
 from mach.reranking.blend import WEIGHT, Blend
-from mach.reranking.order import LearnedOrder
+from mach.reranking.order import SECTION, LearnedOrder
 from mach.reranking.record import local_file
 from mach.reranking.signals import SIGNALS
 from mach.reranking.signals.contract import BlendedSignal, Floats, Shortlist, Signal, SignalFile
@@ -53,6 +53,8 @@ class Reranker:
         if run.config.reranking.candidates == 0 or not is_there(run.reranked):
             return None
         arrays, notes = map_tensors(local_file(run))
+        if run.manifest.dense_input:
+            raise StorageError(f"{run.reranker_file}: the networks take dense rows, which none is made for: remove it")
         file = SignalFile(run.reranker_file, arrays, notes, run.manifest.n_classes, run.manifest.n_features)
         missing = [name for name in ("candidates", WEIGHT) if name not in notes]
         if missing:
@@ -66,6 +68,11 @@ class Reranker:
         missing += [one.name for one in blended if blend.of(one) and not one.has_terms]
         if missing:
             raise StorageError(f"{file.where}: the arrays of its {missing[0]} are missing: train it again")
+        known = {name for one in signals for name in one.arrays} | {
+            SECTION + name for name in (order and order.arrays) or ()
+        }
+        if others := arrays.keys() - known:
+            raise StorageError(f"{file.where}: {min(others)!r:.80} is no array that it needs: train it again")
         n_columns = sum(signal.n_columns for signal in signals)
         if order and len(order.arrays["means"]) != n_columns:
             raise StorageError(f"{file.where}: its learned order is no network of {n_columns} inputs: train it again")

@@ -15,6 +15,7 @@ from pydantic import Field
 from mach.config import Section
 from mach.errors import StorageError
 from mach.files.caches import cache_folder
+from mach.files.names import named
 from mach.files.places import (
     Place,
     atomic_file,
@@ -95,7 +96,7 @@ class Parts:
     def map(self, name: str) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         """Arrays and notes of a part, mapped; a remote one is fetched first."""
         where: Place = self.folder / name
-        local = cache_folder() / "reranking" / self.fingerprint / name
+        local = named(cache_folder() / "reranking", self.fingerprint) / name
         arrays, notes = map_tensors(where if isinstance(where, Path) else kept(local, partial(fetch, where)))
         if notes.get("fingerprint") != self.fingerprint:
             raise StorageError(f"{where} was made with other settings: remove it and run the same `mach train` again")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, model_validator
 
 from mach.config import Section
+from mach.config.keys import MAX_CANDIDATES
 from mach.files.places import is_there
-from mach.files.records import read_json
+from mach.files.records import Digest, read_json, shortened
 from mach.files.tensors import expect_digest, local_tensors, map_tensors
 from mach.reranking.signals.classifiers import FORMULAS
 
@@ -47,7 +48,7 @@ class Record(Section):
     model_config = ConfigDict(extra="ignore", strict=True, frozen=True, allow_inf_nan=False)
 
     format: Literal[1] = FORMAT
-    fingerprint: str  # of what the re-ranker was made from and with
+    fingerprint: Digest  # of what the re-ranker was made from and with
     repetitions: list[int]  # those that the candidates come from
     settings: dict[str, Any]  # candidates, repeats and pilots of the configuration, and those of the fitting
     weight: float  # this and the next two are the blend, which is without effect where an order is learned
@@ -59,7 +60,19 @@ class Record(Section):
     n_bytes: int  # of all arrays
     n_pairs: int  # pairs of row and class that the classifiers were fitted to
     cpu_seconds: float  # without those of pilots
-    digest: str  # of the arrays
+    digest: Digest  # of the arrays
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        found = self.settings.get("candidates")
+        if type(found) is not int or not 1 <= found <= MAX_CANDIDATES:
+            raise ValueError(f"settings.candidates is {shortened(found)}: need 1 to {MAX_CANDIDATES}")
+        return self
+
+    @property
+    def candidates(self) -> int:
+        """C."""
+        return int(self.settings["candidates"])
 
     @property
     def formula(self) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,8 @@ from mach.config import Section
 from mach.errors import StorageError, TrainingStoppedError
 from mach.files.caches import cache_folder
 from mach.files.places import HOST, Place, atomic_file, is_there, read_bytes, remove
-from mach.files.records import locked, read_json, write_json
+from mach.files.records import Digest, locked, parse_json, read_json, write_json
+from mach.files.regular import create, open_regular
 from mach.files.tensors import local_tensors, write_tensors
 
 LOCK_SECONDS = 0.2
@@ -38,7 +40,7 @@ class Summary(Section):
     peer_bytes: int = 0  # versions until 2026 counted them; now no socket can be opened (`mach.training.sockets`)
     peer_sockets: int = 0
     host: str
-    weights_digest: str
+    weights_digest: Digest
 
 
 class SignOfLife(Section):
@@ -64,10 +66,10 @@ class SignOfLife(Section):
 
 
 class RepetitionFiles:
-    """The files of one repetition, in a folder of this machine or below a URL."""
+    """The files of one repetition, in a folder of this machine or below a URL; the ``run`` is what that lies in."""
 
-    def __init__(self, folder: Place, repetition: int) -> None:
-        self.repetition, self.folder = repetition, folder
+    def __init__(self, folder: Place, repetition: int, run: Place) -> None:
+        self.repetition, self.folder, self.run = repetition, folder, run
         self.weights = folder / "weights.safetensors"
         self.start = folder / "start.safetensors"
         self.state = folder / "state.safetensors"
@@ -96,7 +98,7 @@ class RepetitionFiles:
             sign = self.progress()
             return sign is not None and sign.age_seconds < SILENCE_SECONDS
         try:
-            with (self.folder / "lock").open("r") as file:
+            with open_regular(self.folder / "lock") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
@@ -109,7 +111,9 @@ class RepetitionFiles:
 
         Remote folders have no locks, and it is always ours: work that is done twice ends in the same bits.
         """
-        return locked(self.folder) if isinstance(self.folder, Path) else contextlib.nullcontext(True)
+        if not isinstance(self.folder, Path) or not isinstance(self.run, Path):
+            return contextlib.nullcontext(True)
+        return locked(self.folder, self.run)
 
     @contextlib.contextmanager
     def held(self, should_stop: Callable[[], bool] = lambda: False, exclusive: bool = True) -> Iterator[None]:
@@ -145,7 +149,7 @@ class RepetitionFiles:
         """Copy the weights of another run to start from."""
         if isinstance(self.folder, Path):
             self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_file(self.start) as file, weights.open("rb") as source:
+        with atomic_file(self.start) as file, open_regular(weights) as source:
             shutil.copyfileobj(source, file, 2**24)
 
     def write_progress(self, sign: SignOfLife) -> None:
@@ -172,13 +176,18 @@ class RepetitionFiles:
     def read_metrics(self) -> list[dict[str, Any]]:
         """One row an epoch, as far as training is; StorageError when the file is damaged."""
         try:
-            rows = [json.loads(line) for line in read_bytes(self.metrics).splitlines()]
+            lines = read_bytes(self.metrics).splitlines()
         except FileNotFoundError:
             return []
-        except (OSError, ValueError) as error:
-            raise StorageError(f"{self.metrics} cannot be read ({error}): the file is damaged") from error
-        if not all(isinstance(row, dict) for row in rows):
-            raise StorageError(f"{self.metrics} holds something else than one JSON object a line: the file is damaged")
+        except OSError as error:
+            raise StorageError(f"{self.metrics} cannot be read ({error.strerror})") from error
+        rows = [parse_json(line, f"{self.metrics}, line {n}") for n, line in enumerate(lines, 1)]
+        for n, row in enumerate(rows, 1):
+            if not isinstance(row, dict):
+                raise StorageError(f"{self.metrics}, line {n} is no JSON object: the file is damaged")
+            for name, value in row.items():
+                if value is not None and not isinstance(value, int | float):
+                    raise StorageError(f"{self.metrics}, line {n}: {name!r:.40} is no number: the file is damaged")
         return rows
 
     def summary(self) -> Summary:
@@ -217,8 +226,8 @@ class RepetitionFiles:
         """Append a line to the log."""
         with contextlib.suppress(OSError):
             self.local_log.parent.mkdir(parents=True, exist_ok=True)
-            with self.local_log.open("a") as log:
-                log.write(line + "\n")
+            with create(self.local_log, os.O_APPEND) as log:
+                log.write(f"{line}\n".encode())
 
     def keep_log(self) -> None:
         """Put what was logged here beside the other files of a remote run; a log that fails is no failure."""

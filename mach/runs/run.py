@@ -14,7 +14,7 @@
     RERANKED            what they were trained from and with, written after them
     calibration.json    probabilities of scores, by rows held out or given (`mach.model.calibration`)
     classes/            CURRENT and 0001.safetensors, ...: changes of the classes since (`mach.model.classes.versions`)
-    curve.json          accuracy with fewer repetitions, as last measured (`AccuracyCurve`)
+    curve.json          accuracy with fewer repetitions, as last measured (`mach.runs.manifest`)
     reranking/          log.txt, and while they are trained plan.json, finished parts of rows (rows000.safetensors:
                         candidates, int32 (n, C)) and of classes (classes000.safetensors: offsets, features, weights,
                         biases; those of a further set follow its name), and what pilots taught (examples0.safetensors)
@@ -34,17 +34,18 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from mach.config import Config, Section, load_run_config, to_toml
+from mach.config import Config, load_run_config, to_toml
 from mach.data.names import ids_by_name
 from mach.data.store import ClassNames, Reference, Store
 from mach.errors import ConfigError, StorageError
+from mach.files.arrays import array_form, read_array
 from mach.files.caches import cache_folder
+from mach.files.names import named
 from mach.files.places import (
     Place,
     atomic_file,
@@ -59,49 +60,17 @@ from mach.files.places import (
     upload_folder,
 )
 from mach.files.records import read_json, write_json
+from mach.files.regular import open_regular
 from mach.files.tensors import map_tensors, write_tensors
-from mach.networks.inference import stored_shape
+from mach.networks.stored import TABLE, check_stored
 from mach.networks.trunk import Trunk, agreed
+from mach.runs.manifest import FORMAT, Manifest
 from mach.runs.repetition import RepetitionFiles
 from mach.sketch.hashing import Assignment
 from mach.sketch.tables import TableAssignment, from_description
 
 if TYPE_CHECKING:
     from mach.data.text import TextFeatures
-
-FORMAT: Literal[1] = 1
-TABLE = "assignment"  # among the weights of runs made until 2026: buckets that a repetition learned by itself, (J, K)
-
-
-class Manifest(Section):
-    """What a run is, beside its configuration: all that a model needs to answer."""
-
-    format: Literal[1] = FORMAT
-    mach_version: str
-    n_classes: int = Field(ge=1)
-    n_features: int = Field(ge=1)
-    n_rows: int = Field(ge=1)
-    dense_input: bool
-    row_features: int = 0
-    loss: str
-    precision: Literal["float32", "bfloat16"]
-    data_fingerprint: str
-    config_fingerprint: str
-    assignment: dict[str, Any]
-
-
-class AccuracyCurve(Section):
-    """The content of curve.json: how accurate a run is with fewer repetitions, as it was last measured.
-
-    ``rows`` are those of `mach.evaluation.accuracy.evaluate`: one a number of repetitions, then all of them re-ranked;
-    metrics are shares. ``fingerprint`` is of the rows they were measured on, ``version`` that of the classes.
-    """
-
-    format: Literal[1] = 1
-    fingerprint: str
-    n_rows: int
-    version: int
-    rows: list[dict[str, Any]]
 
 
 class Run:
@@ -123,7 +92,7 @@ class Run:
         """Open an existing run; StorageError when the folder is no run or of a newer format."""
         run = cls(place(path), trunk)
         try:
-            found = re.search(rb'"format": *(\d+)', read_bytes(run.path / "manifest.json"))
+            found = re.search(rb'"format": *(\d{1,9})', read_bytes(run.path / "manifest.json"))
         except OSError as error:
             raise StorageError(
                 f"{path} is not a run directory (manifest.json: {error.strerror}): give one made by `mach train`"
@@ -211,10 +180,20 @@ class Run:
 
     def assignment(self) -> Assignment:
         """Assignment by all hash functions of all R repetitions, its checksum verified."""
-        table_RK = None
-        if self.manifest.assignment.get("family") == "table":
-            table_RK = self._array("assignment.npy")
-        return from_description(self.manifest.assignment, table_RK)
+        is_table = self.manifest.assignment["family"] == "table"
+        table_RK = self._array("assignment.npy") if is_table else None
+        try:
+            found = from_description(self.manifest.assignment, table_RK)
+        except StorageError as error:
+            raise StorageError(f"{self.path / ('assignment.npy' if is_table else 'manifest.json')}: {error}") from None
+        n_functions = self.config.hashing.repetitions * self.config.hashing.heads
+        if found.n_classes != self.manifest.n_classes or found.n_repetitions < n_functions:
+            raise StorageError(
+                f"{self.path / 'manifest.json'}: the assignment is of K = {found.n_classes} classes by "
+                f"{found.n_repetitions} hash functions, the run has K = {self.manifest.n_classes} and {n_functions} "
+                "functions: the file is of another run"
+            )
+        return found
 
     def functions(self, repetitions: Sequence[int]) -> list[int]:
         """Numbers of the hash functions of given repetitions, among those of `assignment`."""
@@ -228,13 +207,17 @@ class Run:
         """
         if not self.has_learned_tables:
             return self.assignment().select(self.functions(repetitions))
-        tables = [self.load_weights(r, self.table_shapes)[TABLE] for r in repetitions]
+        tables = [self._learned_table(r) for r in repetitions]
         try:
-            if any(table_JK.dtype.kind != "u" for table_JK in tables):
-                raise ConfigError("buckets are no unsigned integers")
-            return TableAssignment.from_table(np.concatenate(tables), int(self.manifest.assignment["n_buckets"]))
+            return TableAssignment.from_table(np.concatenate(tables), self.manifest.n_buckets)
         except ConfigError as error:
             raise StorageError(f"{self.path}: assignment of repetitions {list(repetitions)}: {error}") from None
+
+    def _learned_table(self, repetition: int) -> NDArray[Any]:
+        files = self.repetition(repetition)
+        found = {name: array for name, array in map_tensors(files.weights_file())[0].items() if name == TABLE}
+        check_stored(found, self.table_shapes, files.weights, has_trunk=False)
+        return found[TABLE]
 
     @property
     def table_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -256,15 +239,52 @@ class Run:
     def class_counts_K(self) -> NDArray[np.int64]:
         """Training rows of every class."""
         counts_K: NDArray[np.int64] = self._array("class_counts.npy")
+        self._refuse_counts(counts_K.shape, counts_K.dtype)
+        if counts_K.min() < 0 or counts_K.max() >= 2**48:
+            raise StorageError(f"{self.path}/class_counts.npy holds {counts_K.min()} to {counts_K.max()}: copy it anew")
         return counts_K
+
+    def _refuse_counts(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        if shape != (self.manifest.n_classes,) or dtype != np.int64:
+            raise StorageError(
+                f"{self.path}/class_counts.npy is {dtype} of shape {shape}: need int64 of shape "
+                f"({self.manifest.n_classes},), an entry a class: the file is of another run"
+            )
 
     def _array(self, name: str) -> Any:
         path = self.path / name
         try:
             with local_copy(path) as file:
-                return np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise StorageError(f"cannot read {path}: {error}") from error
+                return read_array(file)
+        except OSError as error:
+            raise StorageError(f"cannot read {path}: {error.strerror}") from error
+
+    def check(self) -> None:
+        """Compare the files that are read later with the manifest; a StorageError where they disagree.
+
+        Of a remote run that is done once they are fetched. Cost: offsets of names, and the beginnings of files.
+        """
+        if not isinstance(self.path, Path):
+            return
+        path = self.path / "class_counts.npy"
+        try:
+            with open_regular(path) as file:
+                shape, _, dtype = array_form(file, path)
+        except OSError as error:
+            raise StorageError(f"cannot read {path}: {error.strerror}") from error
+        self._refuse_counts(shape, dtype)
+        self.class_names  # noqa: B018 - compared where it is opened
+        if is_there(self.text_folder):
+            from mach.data.text import TextFeatures
+
+            self._refuse_features(TextFeatures.described(self.path / "text")[0])
+
+    def _refuse_features(self, n_features: int) -> None:
+        if n_features != self.manifest.n_features or self.manifest.dense_input:
+            raise StorageError(
+                f"{self.text_folder} makes {n_features} sparse features, the networks take {self.manifest.n_features}"
+                f"{' dense' if self.manifest.dense_input else ''} ones: the folder is of another run"
+            )
 
     @cached_property
     def class_names(self) -> ClassNames | None:
@@ -273,11 +293,11 @@ class Run:
         if path is None:
             return None
         arrays = map_tensors(path)[0]
-        if arrays.keys() != {"offsets", "utf8"} or len(arrays["offsets"]) != self.manifest.n_classes + 1:
+        if arrays.keys() != {"offsets", "utf8"} or arrays["offsets"].shape != (self.manifest.n_classes + 1,):
             raise StorageError(
                 f"{self.class_names_file} does not name the {self.manifest.n_classes} classes of the run"
             )
-        return ClassNames(arrays["offsets"], arrays["utf8"])
+        return ClassNames.of_file(arrays["offsets"], arrays["utf8"], self.class_names_file)
 
     @cached_property
     def class_ids(self) -> dict[str, int]:
@@ -292,7 +312,9 @@ class Run:
             return None
         from mach.data.text import TextFeatures
 
-        return TextFeatures.load(folder)
+        features = TextFeatures.load(folder)
+        self._refuse_features(features.n_features)
+        return features
 
     def _here(self, where: Place, fetched: Callable[[Any, Path], None]) -> Path | None:
         """A file or folder of the data on this machine, fetched once if it is remote; None where the run has none."""
@@ -300,7 +322,7 @@ class Run:
             return None
         if isinstance(where, Path):
             return where
-        path = cache_folder() / "runs" / self.manifest.data_fingerprint / where.name
+        path = named(cache_folder() / "runs", self.manifest.data_fingerprint) / where.name
         return kept(path, lambda temporary: fetched(where, temporary))
 
     def reference(self) -> Reference:
@@ -318,14 +340,14 @@ class Run:
         )
 
     def repetition(self, repetition: int) -> RepetitionFiles:
-        return RepetitionFiles(self.path / "repetitions" / f"r{repetition:03d}", repetition)
+        return RepetitionFiles(self.path / "repetitions" / f"r{repetition:03d}", repetition, self.path)
 
     def finished(self) -> list[int]:
         """Numbers of the finished repetitions, ascending."""
         return [r for r in range(self.config.hashing.repetitions) if self.repetition(r).is_done]
 
     def load_weights(self, repetition: int, expected: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[Any]]:
-        """Map the weights of a finished repetition; those in ``expected`` must be there, of matrices of that shape.
+        """Map the weights of a finished repetition, which must be exactly those ``expected``, as matrices are stored.
 
         StorageError when the file is damaged, belongs to another repetition, or does not fit the configuration.
         """
@@ -333,15 +355,8 @@ class Run:
         path = files.weights
         arrays, metadata = map_tensors(files.weights_file())
         if metadata.get("repetition") != str(repetition):
-            raise StorageError(f"{path} holds repetition {metadata.get('repetition')}: copy the right file here")
-        for name, shape in expected.items():
-            found = stored_shape(arrays, name, shape[-1]) if name in arrays else "missing"
-            if found != shape:
-                raise StorageError(f"{path}: {name} is {found}, the run needs {shape}: the file is of another run")
-            scale = f"{name.removesuffix('.weight')}.scale"
-            is_scaled = name.endswith(".weight") and arrays[name].dtype in (np.int8, np.uint8)
-            if is_scaled and (scale not in arrays or arrays[scale].shape != shape[:1]):
-                raise StorageError(f"{path}: {scale} is missing or not of shape {shape[:1]}: copy the file anew")
+            raise StorageError(f"{path} holds repetition {metadata.get('repetition')!s:.40}: copy the right file here")
+        check_stored(arrays, expected, path, has_trunk=self.config.network.trunk is not None)
         return arrays
 
 

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from mach.data.batch import Batch
 from mach.data.rows import RowView
+from mach.errors import StorageError
 from mach.files.tensors import expect_digest
 from mach.networks.inference import bucket_logits, weight_shapes
 from mach.networks.kernels.losses import named
-from mach.runs.run import TABLE, Run
+from mach.networks.stored import TABLE, wild_matrix
+from mach.runs.run import Run
 
 
 class Scorer(Protocol):
@@ -54,7 +56,7 @@ class LocalScorer:
         shapes = shapes_of(run) | run.table_shapes
         self.weights = [run.load_weights(r, shapes) for r in repetitions]
         self._view = RowView(power=run.config.network.power)
-        self._shape = run.config.hashing.heads, int(run.manifest.assignment["n_buckets"])
+        self._shape = run.config.hashing.heads, run.manifest.n_buckets
 
     def probabilities(
         self, batch: Batch, n_repetitions: int | None = None
@@ -65,6 +67,9 @@ class LocalScorer:
         probs_NRJB = np.empty((len(batch), len(asked), n_heads, n_buckets), np.float32)
         for r, (weights, trunk) in enumerate(asked):
             logits_NJB = bucket_logits(weights, batch, trunk).reshape(-1, n_heads, n_buckets)
+            if not np.isfinite(logits_NJB).all() and (name := wild_matrix(weights)):  # else queries are beyond float32
+                where = self._run.repetition(self._repetitions[r]).weights
+                raise StorageError(f"{where}: {name} holds NaN or infinity: copy the file anew, or train it again")
             probs_NRJB[:, r] = named(self._run.manifest.loss).probabilities(logits_NJB)
         return probs_NRJB.reshape(len(batch), len(asked) * n_heads, n_buckets), tuple(range(len(asked)))
 
@@ -99,6 +104,6 @@ def shapes_of(run: Run) -> dict[str, tuple[int, ...]]:
     return weight_shapes(
         run.config.network,
         n_features=manifest.n_features,
-        n_outputs=run.config.hashing.heads * int(manifest.assignment["n_buckets"]),
+        n_outputs=run.config.hashing.heads * manifest.n_buckets,
         dense_input=manifest.dense_input,
     )

@@ -109,10 +109,15 @@ def from_description(description: dict[str, Any], table: ArrayLike | None = None
     if family == "universal":
         n_classes, prime = _entry(description, "n_classes"), _entry(description, "prime")
         a_R, b_R = (np.array(_entry(description, name, list), np.int64) for name in ("multipliers", "offsets"))
-        if len(a_R) != len(b_R) or n_classes > prime:
+        if len(a_R) != len(b_R) or not 1 <= n_classes <= prime or n_buckets < 2:
             raise StorageError(
-                f"{n_classes} classes, prime {prime}, {len(a_R)} multipliers, {len(b_R)} offsets: {_DAMAGED}"
+                f"{n_classes} classes, {n_buckets} buckets, prime {prime}, {len(a_R)} multipliers, {len(b_R)} offsets: "
+                f"{_DAMAGED}"
             )
+        wrong_R = (np.gcd(a_R, prime) != 1) | (a_R >= prime)  # kernels go through a bucket by the inverse of a_r mod p
+        if wrong_R.any() or (b_R >= prime).any():
+            name, value = ("multiplier", a_R[wrong_R][0]) if wrong_R.any() else ("offset", b_R.max())
+            raise StorageError(f"{name} {value} does not suit the prime {prime}: {_DAMAGED}")
         assignment = UniversalAssignment(n_classes, n_buckets, prime, a_R, b_R)
     else:
         if table is None:

@@ -22,6 +22,7 @@ from mach.data.joining import chunks_of_store
 from mach.data.store import Store
 from mach.data.writer import StoreWriter
 from mach.files.caches import cache_folder
+from mach.files.names import named
 from mach.files.places import Place, kept, remove_folder
 from mach.reranking.fitting import RerankerTraining
 from mach.runs.run import Run
@@ -40,7 +41,7 @@ def teach(training: RerankerTraining, train: Callable[[Config, Place], Run], say
         )
         learned, taught = fold(training.rows, pilot, training.run.config.training.seed)
         folder = training.run.path / "pilots"
-        own = folder if isinstance(folder, Path) else cache_folder() / f"pilots-{training.fingerprint}"
+        own = folder if isinstance(folder, Path) else named(cache_folder(), f"pilots-{training.fingerprint}")
         rows = kept(own / f"rows{pilot}", partial(_write, training.store, learned))
         training.examine(pilot, train(_config(training, rows), folder / str(pilot)), taught)
         for place in {folder, own}:

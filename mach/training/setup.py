@@ -17,7 +17,8 @@ from mach.errors import ConfigError, StorageError
 from mach.files.places import Place, is_there, names_in, place, remove_folder
 from mach.networks.trunk import Trunk, agreed, name_of
 from mach.reranking.record import is_due
-from mach.runs.run import Manifest, Run
+from mach.runs.manifest import Manifest
+from mach.runs.run import Run
 from mach.sketch import bounds
 from mach.sketch.hashing import Assignment, UniversalAssignment
 from mach.sketch.tables import TableAssignment, extends

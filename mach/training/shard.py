@@ -10,7 +10,6 @@ first; a checkpoint says whose order it follows, so that it goes on so anywhere.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +29,7 @@ from mach.networks.trunk import Trunk
 from mach.runs.repetition import RepetitionFiles
 from mach.runs.run import Run
 from mach.sketch.ledger import HostMemory
+from mach.training.notes import Notes
 from mach.training.sockets import refused
 from mach.training.trainer import Progress, Pulse, Step, Trainer
 
@@ -84,8 +84,9 @@ def train_shard(
     if not missing:
         return
     store = fetch_store(job.store)
+    config, _ = run.config, run.manifest  # both are kept: those of a remote run are read before sockets are refused
     together = job.device != "cpu" if job.together is None else job.together
-    together = together and can_be_batched(run.config.network, dense_input=store.is_dense)
+    together = together and can_be_batched(config.network, dense_input=store.is_dense)
     torch.set_flush_denormal(True)  # denormal Adam moments cost a hundredfold
     try:
         for unit in [missing] if together else [[files] for files in missing]:
@@ -98,7 +99,7 @@ def train_shard(
                             refused(f"repetition {' or '.join(str(files.repetition) for files in unit)}")
                         )
                     for group in _groups(unit) if together else [unit]:
-                        pulse = Pulse(should_stop, run.config.training.checkpoint_seconds)
+                        pulse = Pulse(should_stop, config.training.checkpoint_seconds)
                         device = "cpu" if together else job.device
                         trainers = (Trainer(run, store, files, report, pulse, device) for files in group)
                         if together:
@@ -124,7 +125,8 @@ def _groups(unit: list[RepetitionFiles]) -> list[list[RepetitionFiles]]:
         if files.is_begun:
             with local_copy(files.state) as file:
                 arrays, metadata = map_tensors(file)
-                standing = (int(arrays["n_steps"][0]), json.loads(metadata["notes"]).get("order", files.repetition))
+                order = Notes.of(arrays, metadata, files.state).order
+                standing = (int(arrays["n_steps"][0]), files.repetition if order is None else order)
         groups.setdefault(standing, []).append(files)
     return list(groups.values())
 

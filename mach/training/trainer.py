@@ -34,6 +34,7 @@ from mach.networks.steps import Steps
 from mach.runs.repetition import RepetitionFiles, SignOfLife, Summary
 from mach.runs.run import Run
 from mach.sketch.hashing import Assignment
+from mach.training.notes import Notes
 from mach.training.sockets import refused
 
 MEASURE_EVERY = 8  # steps: the loss costs a tenth of a step
@@ -308,17 +309,16 @@ class Trainer:
             try:
                 with local_copy(self.files.state) as file:
                     arrays, metadata = map_tensors(file)
+                    notes = Notes.of(arrays, metadata, self.files.state)
                     self.network.load_state(arrays)
                     self.best = {name[len(BEST) :]: a.copy() for name, a in arrays.items() if name.startswith(BEST)}
             except StorageError:
                 if self._is_over():  # and its state has just been removed
                     return
                 raise
-        notes = json.loads(metadata["notes"])
-        self.order_of = notes.get("order", self.repetition)
-        self.metrics, self.worker_seconds = notes["metrics"], notes["worker_seconds"]
-        self.figures = [StepFigures(**figures) for figures in notes["figures"]]
-        self.best_precision, self.best_epoch = notes["best_precision"], notes["best_epoch"]
+        self.order_of = self.repetition if notes.order is None else notes.order
+        self.metrics, self.worker_seconds, self.figures = list(notes.metrics), notes.worker_seconds, list(notes.figures)
+        self.best_precision, self.best_epoch = notes.best_precision, notes.best_epoch
         self.saved_step = self.network.n_steps
 
     def _checkpoint(self) -> None:

@@ -168,7 +168,7 @@ def test_text_features_travel_with_the_store(tmp_path):
         ("meta.json", b"{", "meta.json is damaged ("),
         ("meta.json", b"[]", "meta.json is damaged ("),
         ("meta.json", b"\xff", "meta.json is damaged ("),
-        ("meta.json", b'{"format": 1, "bytes": {}}', "meta.json is damaged ('n_rows')"),
+        ("meta.json", b'{"format": 1, "bytes": {}}', "meta.json is damaged (kind"),
         ("meta.json", b'{"format": 2}', "has format 2, this version reads 1: rebuild it"),
         ("meta.json", GOLDEN["meta.json"].replace(b"class_ids", b"../x"), "lists an unknown array '../x'"),
         ("class_ids", None, "is not a complete store: class_ids is missing"),

@@ -81,7 +81,7 @@ def bucket_load(run: Run) -> BucketLoad:
     """Count classes and rows of all buckets; cost O(R K). Of learned assignments those that are finished count."""
     repetitions = run.finished() if run.has_learned_tables else range(run.config.hashing.repetitions)
     functions, counts_K = run.functions(repetitions), run.class_counts_K()
-    n_buckets = int(run.manifest.assignment["n_buckets"])
+    n_buckets = run.manifest.n_buckets
     classes_RB, rows_RB = np.zeros((2, len(functions), n_buckets), np.int64)
     if functions:
         assignment = run.trained_assignment(repetitions)

@@ -181,7 +181,7 @@ def _about(run: Run, model: MachModel | None, diagnosis: Diagnosis | None) -> Se
     manifest, hashing = run.manifest, run.config.hashing
     facts: dict[str, Any] = {"repetitions": f"{len(run.finished())} of {hashing.repetitions} finished"}
     facts |= {name: getattr(manifest, name) for name in DESCRIBED}
-    facts |= {"hash functions of a repetition": hashing.heads, "buckets": int(manifest.assignment["n_buckets"])}
+    facts |= {"hash functions of a repetition": hashing.heads, "buckets": manifest.n_buckets}
     facts |= {"assignment": run.assignment_kind}
     if model is not None:
         info = model.info()

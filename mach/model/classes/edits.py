@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FORMAT = "1"
 EXAMPLE, TEXT, UPVOTE, ASSOCIATE = range(4)  # kinds of exemplars; texts are told from examples in older files alone
+MOST_SCORE = 1_000_000  # of anchors and lifts
 _KNUTH = 0x9E3779B97F4A7C15  # spreads consecutive ids over buckets
 
 
@@ -223,7 +224,7 @@ class Edits:
     ) -> Self:
         """Read what `to_arrays` made; StorageError when something is missing, of another kind, or out of range."""
         take = _FileArrays(arrays)
-        n_names = len(arrays.get("names.offsets", ())) - 1
+        n_names = max(arrays["names.offsets"].size if "names.offsets" in arrays else 0, 1) - 1
         names = take.texts("names", n_names)
         K = n_trained + n_names
         renamed = take("renamed", np.int64, (None,), 0, n_trained)
@@ -240,9 +241,11 @@ class Edits:
                 indices = take("exemplars.indices", np.int32, (int(indptr[-1]),), 0, n_features)
                 batch = SparseBatch(indptr, indices, take("exemplars.values", np.float32, (len(indices),)))
             kinds_M = take("exemplars.kinds", np.uint8, (M,), 0, ASSOCIATE + 1)
-            exemplars = Exemplars(batch, classes_M, kinds_M, take("exemplars.lifts", np.float32, (M, 2)))
+            lifts_M2 = take("exemplars.lifts", np.float32, (M, 2), -MOST_SCORE, MOST_SCORE)
+            exemplars = Exemplars(batch, classes_M, kinds_M, lifts_M2)
+            _refuse_unlike_unit(batch)
         subsets = [name for name in arrays if name.startswith("subset.")]
-        return cls(
+        made = cls(
             n_trained=n_trained,
             version=version,
             names=names,
@@ -251,22 +254,30 @@ class Edits:
             table_FA=table_FA,
             counts_A=take("counts", np.int64, (n_names,), 0, 2**62),
             exemplars=exemplars,
-            anchors_22=take("anchors", np.float32, (2, 2)),
+            anchors_22=take("anchors", np.float32, (2, 2), -MOST_SCORE, MOST_SCORE),
             n_anchored=int(take("n_anchored", np.int64, (1,), 0, 2**62)[0]),
             subsets={name.removeprefix("subset."): np.unique(take(name, np.int64, (None,), 0, K)) for name in subsets},
         )
+        take.refuse_others()
+        return made
 
 
 class _FileArrays:
     """Arrays of a file, each looked at before it is used."""
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self.arrays = arrays
+        self.arrays, self._left = arrays, set(arrays)
+
+    def refuse_others(self) -> None:
+        """Raise a StorageError where the file holds what nobody asked for."""
+        if self._left:
+            raise StorageError(f"{min(self._left)!r:.80} is no array of such a file")
 
     def __call__(
         self, name: str, dtype: Any, shape: tuple[int | None, ...], least: int | None = None, end: int | None = None
     ) -> NDArray[Any]:
         array = self.arrays.get(name)
+        self._left.discard(name)
         if array is None:
             raise StorageError(f"{name} is missing")
         fits = array.ndim == len(shape) and all(
@@ -289,10 +300,18 @@ class _FileArrays:
     def texts(self, name: str, n: int) -> tuple[str, ...]:
         offsets = self.offsets(f"{name}.offsets", n)
         utf8 = self(f"{name}.utf8", np.uint8, (int(offsets[-1]),))
-        try:
-            return tuple(ClassNames(offsets, utf8))
-        except UnicodeDecodeError as error:
-            raise StorageError(f"{name} is no UTF-8 ({error.reason})") from error
+        return tuple(ClassNames.of_file(offsets, utf8, name))
+
+
+def _refuse_unlike_unit(batch: Batch) -> None:
+    """Raise a StorageError where a row has not about length 1, of which cosines are made."""
+    if isinstance(batch, DenseBatch):
+        squares_M = np.square(batch.values_ND, dtype=np.float64).sum(axis=1)
+    else:
+        rows = np.repeat(np.arange(len(batch)), np.diff(batch.indptr))
+        squares_M = np.bincount(rows, np.square(batch.values, dtype=np.float64), len(batch))
+    if not (np.abs(squares_M - 1) < 1e-3).all():
+        raise StorageError(f"exemplars: row {int(np.argmax(np.abs(squares_M - 1)))} has not length 1")
 
 
 def hashed_buckets(n: int, functions: Sequence[int], n_buckets: int, *, first: int) -> NDArray[np.uint32]:

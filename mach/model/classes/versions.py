@@ -14,15 +14,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mach.config import Section
 from mach.data.store import ClassNames, Reference
 from mach.errors import ConfigError, StorageError
+from mach.files.names import named
 from mach.files.places import Place, atomic_file, sweep
-from mach.files.records import find_json, locked, write_json
+from mach.files.records import Digest, find_json, locked, write_json
 from mach.files.tensors import digest_of, local_tensors, map_tensors, write_tensors
 from mach.model.classes.catalogue import Catalogue
 from mach.model.classes.edits import FORMAT, Edits
@@ -34,11 +35,11 @@ LOCK_SECONDS = 60.0  # an editor waits so long for another one
 class Step(Section):
     """One change: the version that it made, of which version, and what was done."""
 
-    version: int
-    parent: int
+    version: int = Field(ge=1, lt=2**31)
+    parent: int = Field(ge=0, lt=2**31)
     verb: str
     what: str
-    digest: str
+    digest: Digest
     unix_seconds: float
 
 
@@ -46,8 +47,14 @@ class Current(Section):
     """The content of CURRENT."""
 
     format: Literal[1] = 1
-    version: int = 0
+    version: int = Field(default=0, ge=0, lt=2**31)
     steps: list[Step] = Field(default=[])
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.version and self.step(self.version) is None:
+            raise ValueError(f"version {self.version} is none that a step made")
+        return self
 
     def step(self, version: int) -> Step | None:
         """What made a version; None for version 0 and for those that are not known."""
@@ -82,7 +89,7 @@ class Versions:
         arrays, metadata = map_tensors(local_tensors(where, step.digest))
         if metadata.get("format") != FORMAT or digest_of(arrays) != step.digest:
             raise StorageError(f"{where} is damaged or not the version that CURRENT names: copy it anew, or undo it")
-        counts = {"n_features": manifest.n_features, "n_buckets": int(manifest.assignment["n_buckets"])}
+        counts = {"n_features": manifest.n_features, "n_buckets": manifest.n_buckets}
         try:
             return Edits.from_arrays(arrays, version=version, n_trained=manifest.n_classes, **counts)
         except StorageError as error:
@@ -103,7 +110,7 @@ class Versions:
     def file(self, version: int, digest: str) -> Place:
         """Behind a URL the name holds the digest as well, so that two editors never write the same file."""
         name = f"{version:04d}" if isinstance(self.folder, Path) else f"{version:04d}-{digest[:8]}"
-        return self.folder / f"{name}.safetensors"
+        return named(self.folder, name, ".safetensors")
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[Current]:
@@ -116,7 +123,7 @@ class Versions:
             return
         end = time.monotonic() + LOCK_SECONDS
         while True:
-            with locked(self.folder) as is_ours:
+            with locked(self.folder, self.folder.parent) as is_ours:
                 if is_ours:
                     sweep(self.folder)
                     yield self.current()

@@ -28,7 +28,8 @@ def sparse_forward(
 ) -> None:
     """``out = X @ weight + bias`` for CSR X and float32, bfloat16 or int8 weights; reads nnz * H weights.
 
-    The rows of weights are those given times ``scale_D``, unless that is empty.
+    The rows of weights are those given times ``scale_D``, unless that is empty. Types, shapes and features are trusted:
+    `mach.networks.stored` looks at those of a file, `mach.data.queries` at those of a query.
     """
     scaled = values
     if len(scale_D):

@@ -140,7 +140,8 @@ def _set_arrays(file: SignalFile, begin: str) -> dict[str, NDArray[Any]]:
     """Arrays of one set, whose names begin so in the file."""
     K, n = file.n_classes, file.size(f"{begin}codes")
     shapes = ((np.int64, K + 1), (np.int16, n), (np.int8, n), (np.float32, K), (np.float32, K))
-    return {name: file.array(begin + name, dtype, (n,)) for name, (dtype, n) in zip(NAMES, shapes, strict=True)}
+    arrays = {name: file.array(begin + name, dtype, (n,)) for name, (dtype, n) in zip(NAMES, shapes, strict=True)}
+    return arrays | {"offsets": file.offsets(f"{begin}offsets", K, n)}
 
 
 def _encoded(parts: Sequence[Arrays], n_classes: int, scratch: Path) -> dict[str, NDArray[Any]]:

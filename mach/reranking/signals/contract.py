@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 Arrays = Mapping[str, NDArray[Any]]
 Number = TypeVar("Number", int, float)
+MOST = 1e12  # of numbers of a file: sums and products of a few stay finite in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,13 +94,22 @@ class SignalFile:
         fits = found is not None and found.dtype == dtype and len(found.shape) == len(shape)
         if found is None or not fits or any(b not in (a, -1) for a, b in zip(found.shape, shape, strict=True)):
             raise StorageError(f"{self.where}: {name} is missing or not of shape {shape}: train it again")
+        if found.dtype == np.float32 and not (np.abs(found) <= MOST).all():
+            raise StorageError(f"{self.where}: {name} holds NaN or numbers beyond {MOST:g}: train it again")
         return np.asarray(found)  # not memmap: calls cost less
+
+    def offsets(self, name: str, n: int, end: int) -> NDArray[np.int64]:
+        """Where n parts of an array of ``end`` entries begin and end; a StorageError where they do not ascend to it."""
+        found = self.array(name, np.int64, (n + 1,))
+        if found[0] != 0 or found[-1] != end or (found[1:] < found[:-1]).any():
+            raise StorageError(f"{self.where}: {name} does not ascend from 0 to {end}: train it again")
+        return found
 
     def size(self, name: str) -> int:
         """How many entries the array of this name has; 0: there is none."""
         return self.arrays[name].size if name in self.arrays else 0
 
-    def number(self, name: str, default: Number, least: float = -math.inf, most: float = math.inf) -> Number:
+    def number(self, name: str, default: Number, least: float = -MOST, most: float = MOST) -> Number:
         """A note that is a finite number of the default's type; a StorageError where it is none, or out of range."""
         text = self.notes.get(name, default)
         try:

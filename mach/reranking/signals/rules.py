@@ -7,6 +7,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mach.errors import StorageError
 from mach.reranking.kernels.associations import count_rules, rules_for
 from mach.reranking.signals.contract import Material, Scale, Shortlist, Signal, SignalFile
 
@@ -37,7 +38,11 @@ class Rules(Signal):
         n_features, n_rules = file.n_features, file.size("rules.classes")
         shapes = ((np.int64, n_features + 1), (np.int32, n_rules), (np.uint8, n_rules), (np.int32, n_features))
         names = [f"rules.{name}" for name in NAMES]
-        return cls({name: file.array(name, dtype, (n,)) for name, (dtype, n) in zip(names, shapes, strict=True)})
+        arrays = {name: file.array(name, dtype, (n,)) for name, (dtype, n) in zip(names, shapes, strict=True)}
+        file.offsets("rules.offsets", n_features, n_rules)
+        if arrays["rules.supports"].min() < 0:
+            raise StorageError(f"{file.where}: rules.supports holds {arrays['rules.supports'].min()}: train it again")
+        return cls(arrays)
 
     @classmethod
     def expected_bytes(cls, scale: Scale) -> int:

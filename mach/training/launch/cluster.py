@@ -20,6 +20,7 @@ from mach.data.store import Store
 from mach.data.transfer import fetch_store
 from mach.errors import MachError, StorageError
 from mach.files.caches import cache_folder
+from mach.files.names import named
 from mach.files.places import Place, kept
 from mach.networks.trunk import for_workers
 from mach.runs.ray import Actor, Call, Cluster, Resources, node_name
@@ -190,7 +191,7 @@ def deliver(path: str, fingerprint: str, url: str | None, server: Actor) -> Path
         if Store.open(folder).compute_fingerprint() != fingerprint:
             raise StorageError(f"store {path} did not arrive whole in {folder}: run the same command again")
 
-    return kept(cache_folder() / f"store-{fingerprint}", receive)
+    return kept(named(cache_folder(), f"store-{fingerprint}"), receive)
 
 
 def _absolute(place: Place) -> str:
