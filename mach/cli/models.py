@@ -189,8 +189,7 @@ def _prepared(model: MachModel, source: str) -> Store:
     from mach.data.omissions import warn
     from mach.data.prepare import prepare
 
-    config = model.run.config
     with progress() as report:
-        store = prepare(config.data, config.text, source, like=model.reference(), report=report)
+        store = prepare(model.run.reading, model.run.config.text, source, like=model.reference(), report=report)
     warn(store, is_query=True)
     return store

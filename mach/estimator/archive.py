@@ -89,7 +89,7 @@ def restore(kind: type, path: Path, trunk: Trunk | None) -> Any:
     """A classifier of this kind as `save` wrote it."""
     try:
         told = _Saved.model_validate(parse_json(read_bytes(path / FILE), path / FILE))
-        classifier = kind(**told.parameters | {"trunk": trunk})  # never what the file says
+        classifier = kind(**told.parameters | {"trunk": trunk, "address": None})  # never what the file says
         classifier.classes_ = from_json(told.classes)
         classifier._layout = Layout(told.form.form, np.dtype(told.form.dtype), told.form.is_sparse)
     except OSError as error:

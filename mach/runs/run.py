@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.config import Config, load_run_config, to_toml
+from mach.config import Config, DataConfig, load_run_config, to_toml
 from mach.data.names import ids_by_name
 from mach.data.store import ClassNames, Reference, Store
 from mach.errors import ConfigError, StorageError
@@ -169,6 +169,11 @@ class Run:
     @cached_property
     def _configured(self) -> tuple[Config, dict[str, Any]]:
         return load_run_config(self.path / "config.toml")
+
+    @property
+    def reading(self) -> DataConfig:
+        """How rows for this run are read. Its maker's cache is not used: a stranger's run would say where to write."""
+        return self.config.data.changed(cache=None)
 
     def agreed_trunk(self) -> Trunk | None:
         """The trunk that the caller passed, once it is seen to be the one that the run names; else a ConfigError."""

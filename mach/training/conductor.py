@@ -158,6 +158,8 @@ def configuration(
     if path is None and Run.is_at(where):
         file = where / "config.toml"
         config = load_run_config(file, list(overrides))[0]
+        if not any(override.startswith("launch.address=") for override in overrides):
+            config = config.changed(launch={"address": None})  # code goes to a cluster, so a file never names one
         return _agreed(config, trunk, file), where
     if where.suffix == ".toml":
         config = _agreed(load_config(where, list(overrides)), trunk, where)

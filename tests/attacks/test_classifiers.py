@@ -100,3 +100,10 @@ def test_deep_classes(saved: Path):
     told["classes"] = {"dtype": "|O", "values": [deep] * 8}
     (saved / "classifier.json").write_text(json.dumps(told))
     assert "nests deeper" in refusal(saved)
+
+
+def test_a_file_does_not_say_which_cluster_gets_code(saved: Path):
+    told = json.loads((saved / "classifier.json").read_text())
+    told["parameters"]["address"] = "elsewhere.example:6379"
+    (saved / "classifier.json").write_text(json.dumps(told))
+    assert MACHClassifier.load(saved).address is None

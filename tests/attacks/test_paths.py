@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from upath import UPath
 
 import mach
+from mach.cli import main
 from mach.data.transfer import fetch_store
 from mach.errors import MachError, StorageError
 from mach.estimator.classifier import MACHClassifier
@@ -201,3 +203,17 @@ def test_what_a_link_leads_to_is_not_copied(tmp_path: Path, precious: Path):
         with pytest.raises(StorageError, match="is a link that leads out of"):
             action()
     assert not (tmp_path / "again").exists()
+
+
+def test_rows_to_measure_are_not_prepared_where_the_run_says(trained: Path, planted: Path, tmp_path: Path, cache: Path):
+    """A folder is named as the cache in the run's configuration; a verb that reads rows writes into the user's own."""
+    shutil.copytree(trained, tmp_path / "run")
+    file = tmp_path / "run/config.toml"
+    theirs = tmp_path / "home/theirs"
+    lines = [f'cache = "{theirs}"' if line.startswith("cache =") else line for line in file.read_text().splitlines()]
+    file.write_text("\n".join(lines))
+    assert mach.load(tmp_path / "run").run.config.data.cache == str(theirs)
+    done = CliRunner().invoke(main, ["evaluate", str(tmp_path / "run"), str(planted / "test.txt")])
+    assert done.exit_code == 0, done.stderr
+    assert not theirs.exists()
+    assert list(cache.glob("test-*"))

@@ -75,7 +75,7 @@ def test_brackets_in_a_path_are_no_style(run: Path, tmp_path: Path):
     again = mach_says("train", run.parent / "rows.jsonl", tmp_path / "[bold]" / "run", "--set", "hashing.repetitions=1",
                   "--set", "hashing.buckets=5", "--set", "training.epochs=1", "--launcher", "here")  # fmt: skip
     assert again.exit_code == 0, again.stderr
-    assert "[bold]/run: 1 of 1 repetitions finished" in again.stderr
+    assert "[bold]/run: 1 of 1 repetition finished" in again.stderr
 
 
 def test_a_terminal_that_lacks_characters_shows_their_numbers(run: Path):

@@ -151,3 +151,13 @@ def test_values_of_an_older_run_that_a_new_reranker_does_not_hear_are_told(
     mach.train(wanted, tmp_path / "run", launcher="here", console=Console(file=told, width=400))
     assert "reranking.weight of" in told.getvalue()
     assert "held-out rows choose its blend" in told.getvalue()
+
+
+def test_a_run_does_not_say_which_cluster_it_goes_on_at(trained: Path, tmp_path: Path):
+    shutil.copytree(trained, tmp_path / "run")
+    file = tmp_path / "run/config.toml"
+    file.write_text(file.read_text().replace("[launch]\n", '[launch]\naddress = "elsewhere.example:6379"\n'))
+    assert Run.open(tmp_path / "run").config.launch.address == "elsewhere.example:6379"
+    assert configuration(tmp_path / "run")[0].launch.address is None
+    given = configuration(tmp_path / "run", overrides=['launch.address="10.0.0.5:6379"'])[0]
+    assert given.launch.address == "10.0.0.5:6379"

@@ -168,7 +168,7 @@ def _test_rows(run: Run, model: MachModel | None, source: str | None, is_given: 
     if model is None:
         return "No repetition is finished yet, so nothing can be measured."
     try:
-        store = prepare(run.config.data, run.config.text, source, like=model.reference(), report=report)
+        store = prepare(run.reading, run.config.text, source, like=model.reference(), report=report)
         warn(store, is_query=True)
         return store
     except MachError as error:
