@@ -308,7 +308,7 @@ def test_named_subsets_are_stored_and_lose_removed_classes(grown: MachModel, run
     prepared = grown.classes.subset("few")
     grown.classes.remove([5])  # takes over what the other editor did
     assert set(grown.topk(rows, 4, allowed=prepared)[0].ravel()) == {3, 121, -1}
-    with pytest.raises(DataError, match="no subset 'many'"):
+    with pytest.raises(DataError, match="no subset is called 'many', stored: "):
         grown.topk(rows, allowed="many")
     grown.classes.name_subset("few", None)
     assert grown.classes.edits.subsets == {}

@@ -351,13 +351,14 @@ def test_nobody_copies_a_finished_shard_whose_other_holder_hangs():
     assert schedule.next_for(2, 302.0) is None
 
 
-@pytest.mark.parametrize(("pace", "swaps"), [(0.25, False), (None, True)])
-def test_who_was_slow_to_start_keeps_its_shard(pace: float | None, swaps: bool):
-    """Two equal workers of a small run; one compiled or read for 18 s first, and tells its pace or does not."""
-    schedule = schedule_with(2, 2)
+@pytest.mark.parametrize("counts_start", [False, True])
+def test_who_was_slow_to_start_keeps_its_shard(counts_start: bool):
+    """Two equal workers of a small run, of which one compiled or read for 18 s first."""
+    schedule = Schedule([(0,), (1,)], counts_start=counts_start)
     for worker in (0, 1):
+        schedule.joined(worker)
         schedule.next_for(worker, 0.0)
     for now, steps in ((20.0, (80, 8)), (24.0, (96, 24))):
         for worker, step in enumerate(steps):
-            schedule.progressed(worker, now, step, N_STEPS, 0, pace)
-    assert schedule.should_yield(1, 24.0) == swaps
+            schedule.progressed(worker, now, step, N_STEPS, 0)
+    assert schedule.should_yield(1, 24.0) == counts_start

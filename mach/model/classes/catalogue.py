@@ -123,7 +123,7 @@ class Catalogue:
             allowed = allowed if allowed in self.edits.subsets else class_name(allowed)
             if allowed not in self._stored:
                 known = ", ".join(sorted(self._stored)) or "none"
-                raise DataError(f"there is no subset {allowed!r}, but {known}: a list allows classes by name")
+                raise DataError(f"no subset is called {allowed!r}, stored: {known}; a list allows classes by name")
             return self._stored[allowed]
         given = np.asarray(allowed)
         if given.shape == (K,) and given.dtype.kind in "iu" and K > 2 and given.max() <= 1:

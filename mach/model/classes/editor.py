@@ -172,7 +172,7 @@ class ClassEditor:
             if classes is not None:
                 subsets[name] = np.unique(self.ids_of(classes))
             elif subsets.pop(name, None) is None:
-                raise DataError(f"there is no subset {name!r} to forget, but {', '.join(sorted(subsets)) or 'none'}")
+                raise DataError(f"no subset is called {name!r}, stored: {', '.join(sorted(subsets)) or 'none'}")
             self._write(current, replace(self.edits, subsets=subsets), "subset", name)
 
     def upvote(self, queries: Queries, classes: Classes) -> None:

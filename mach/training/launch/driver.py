@@ -134,10 +134,7 @@ class Driver:
         times = len(shard) if progress.n_together > 1 else 1
         before = 0 if times > 1 else shard.index(progress.repetition) * progress.n_steps
         saved_step = before + times * progress.saved_step
-        step, n_steps = before + times * progress.step, len(shard) * progress.n_steps
-        n_left = progress.n_steps - progress.step
-        pace = progress.seconds_left / n_left / times if n_left else None
-        self.schedule.progressed(worker, now, step, n_steps, saved_step, pace)
+        self.schedule.progressed(worker, now, before + times * progress.step, len(shard) * progress.n_steps, saved_step)
 
     def _offer(self, worker: int) -> None:
         """Give a free worker something to do, if there is anything."""

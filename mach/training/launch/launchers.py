@@ -58,7 +58,7 @@ class Crew:
             if self.launch.launcher == "here":
                 self._train_here(run, store, shards, host_memory, display)
                 return
-            schedule = Schedule(shards)
+            schedule = Schedule(shards, counts_start=False)
             n_bytes = ledger.worker_bytes
             try:
                 with self._workers(run, store, self.launch, len(shards), n_bytes, host_memory=host_memory) as pool:
@@ -103,7 +103,7 @@ class Crew:
                             training.make(number)
                             display.set(number, "finished")
                     continue
-                schedule = Schedule(shards_of(missing, 1))
+                schedule = Schedule(shards_of(missing, 1), counts_start=False)
                 n = n_workers(launch, len(missing))
                 if driver is None:
                     n_bytes = plan_of(run.config, store).worker_bytes + fitting_bytes(run, store)

@@ -81,15 +81,16 @@ class Schedule:
 
     Shards are handed out in the order given. One that fails ``attempts`` times in a row without getting further is
     given up. Losses that follow progress are free: a run survives any number of kills as long as it moves between them.
-    ``now`` is any clock in seconds. A call costs O(workers + waiting shards) at most.
+    ``now`` is any clock in seconds. A call costs O(workers + waiting shards) at most. Without ``counts_start`` a
+    worker's speed counts from its first report of a shard on: who compiles or reads for long before is not slow.
     """
 
-    def __init__(self, shards: Iterable[Shard], attempts: int = ATTEMPTS) -> None:
+    def __init__(self, shards: Iterable[Shard], attempts: int = ATTEMPTS, *, counts_start: bool = True) -> None:
         self._items = {shard: _Item(shard) for shard in shards}
         self._waiting = deque(self._items.values())
         self._workers: dict[int, _Worker] = {}
         self._n_steps = 0  # of a shard; 0: nobody has said yet
-        self.attempts = attempts
+        self.attempts, self.counts_start = attempts, counts_start
         self.finished: list[Shard] = []
         self.given_up: dict[Shard, str] = {}
         self.n_deaths = 0
@@ -138,21 +139,15 @@ class Schedule:
         free.step = free.checked_step = item.saved_step
         return Order(item.shard, exclusive=is_waiting)
 
-    def progressed(
-        self, worker: int, now: float, step: int, n_steps: int, saved_step: int, pace: float | None = None
-    ) -> None:
-        """A worker reported its step and that of its last checkpoint: further in either is progress.
-
-        ``pace`` is its own measure of seconds a step. It tells from when on it trained: who was slow to start (to
-        compile, to read) is not slow, and would give back its shard for nothing.
-        """
+    def progressed(self, worker: int, now: float, step: int, n_steps: int, saved_step: int) -> None:
+        """A worker reported its step and that of its last checkpoint: further in either is progress."""
         at = self._workers[worker]
         if at.item is None:
             return
         if at.first_step is None:
             at.first_step = min(step, at.item.saved_step)
-            if pace is not None:
-                at.since = max(at.since, now - (step - at.first_step) * pace)
+            if not self.counts_start:
+                at.first_step, at.since = step, now
         at.step, at.item.step = step, max(step, at.item.step)
         at.item.saved_step = max(saved_step, at.item.saved_step)
         at.speed = at.speed_now(now)
