@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from mach.model.model import MachModel
 
 
+class NoClassError(DataError, ValueError):
+    """A target without a class, which scikit-learn wants to be a ValueError."""
+
+
 class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """Classifier for thousands to millions of classes: R independent networks over hashed classes.
 
@@ -320,7 +324,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         if targets.layout.form == "classes" and len(targets.values) < len(targets):
             rows = np.flatnonzero(np.diff(targets.indptr))
             if not len(rows):
-                raise DataError(f"y has {len(targets)} rows and no class in them: there is nothing to learn")
+                raise NoClassError(f"y has {len(targets)} rows and no class in them: there is nothing to learn")
             targets = targets.chosen(rows)
             features = [features[n] for n in rows] if isinstance(features, list) else features[rows]
         return features, targets, rows
@@ -329,7 +333,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         """Train a new run, and remember what its ids stand for."""
         classes = grown(np.empty(0), targets, more)
         if not len(classes):
-            raise DataError(f"y has {len(targets)} rows and no class in them: there is nothing to learn")
+            raise NoClassError(f"y has {len(targets)} rows and no class in them: there is nothing to learn")
         rows = Rows(features, ids_of(classes, targets)[:, : len(classes)])
         given = sections_of(self.get_params(deep=False))
         if goes_on and isinstance(features, list):

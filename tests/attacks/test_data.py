@@ -445,6 +445,7 @@ MEASURED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name for name in CASES if re.search("bomb|endless|100 MB|never|many|Parquet|npz", name)]
 )
@@ -527,6 +528,7 @@ LARGE: dict[str, tuple[str, Callable[[Path], None]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
 def test_memory_stays_below_the_stated_peak_for_large_rows(name: str, tmp_path: Path):
     file, write = LARGE[name]

@@ -175,7 +175,9 @@ def test_a_damaged_description_is_one_line(make, wrong):
 def test_a_description_that_does_not_fit_together():
     description = UniversalAssignment.draw(n_classes=50, n_buckets=7, n_repetitions=3, seed=0).describe()
     for change in ({"offsets": [1, 2]}, {"prime": 47}, {"prime": 2**31 + 11}, {"multipliers": [[1], [2], [3]]}):
-        with pytest.raises(StorageError, match="assignment: prime|50 classes, prime|assignment: multipliers"):
+        with pytest.raises(
+            StorageError, match="assignment: prime|50 classes, 7 buckets, prime|assignment: multipliers"
+        ):
             from_description({**description, **change})
     with pytest.raises(StorageError, match="places class 1 in bucket 2"):
         from_description({**TableAssignment.from_table([[0, 2]], 3).describe(), "n_buckets": 2}, [[0, 2]])

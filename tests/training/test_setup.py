@@ -115,8 +115,8 @@ def test_learned_tables_beside_the_weights_are_those_that_answer(trained: Path, 
     np.testing.assert_array_equal(bucket_load(run).classes_RB[1], np.bincount(tables[1, 0], minlength=32))
     wrong: list[tuple[np.ndarray, str]] = [
         (np.full((1, 120), 32, np.uint8), "bucket 32"),
-        (np.zeros((1, 120), np.float32), "no unsigned integers"),
-        (np.zeros((1, 119), np.uint8), r"assignment is \(1, 119\)"),
+        (np.zeros((1, 120), np.float32), r"assignment is float32 of shape \(1, 120\)"),
+        (np.zeros((1, 119), np.uint8), r"assignment is uint8 of shape \(1, 119\)"),
     ]
     for table_JK, message in wrong:
         put(1, table_JK)
