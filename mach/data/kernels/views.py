@@ -14,6 +14,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from mach.sketch.kernels.sorting import sort
+
 N_HASHED = 2**20
 LENGTH = 0.7
 Array = NDArray[Any]
@@ -35,12 +37,19 @@ def keep_largest(
         begin, end, out = indptr[n], indptr[n + 1], out_indptr[n]
         n_equal, least, scale = end - begin, np.float32(-1.0), np.float32(1.0)
         if end - begin > most:
-            sizes = np.sort(np.abs(values[begin:end]))
-            least = sizes[end - begin - most]
-            n_equal = most - (len(sizes) - np.searchsorted(sizes, least, side="right"))
-            kept = sizes[len(sizes) - most :]
+            sizes = np.empty(end - begin, np.float32)
+            for j in range(begin, end):
+                sizes[j - begin] = abs(values[j])
+            sort(sizes)
+            least, n_equal = sizes[len(sizes) - most], most
+            square, square_of_kept = np.float32(0.0), np.float32(0.0)
+            for i in range(len(sizes)):
+                square += sizes[i] * sizes[i]
+                if i >= len(sizes) - most:
+                    square_of_kept += sizes[i] * sizes[i]
+                n_equal -= sizes[i] > least
             if least > 0:
-                scale = np.sqrt((sizes * sizes).sum() / (kept * kept).sum())
+                scale = np.sqrt(square / square_of_kept)
         for j in range(begin, end):
             size = abs(values[j])
             if size > least or (size == least and n_equal > 0):

@@ -33,9 +33,12 @@ def sparse_forward(
     """
     scaled = values
     if len(scale_D):
-        scaled = values * scale_D[indices]
+        scaled = np.empty(len(values), np.float32)
+        for j in range(len(values)):
+            scaled[j] = values[j] * scale_D[indices[j]]
     for n in range(len(indptr) - 1):
-        out_NH[n] = bias_H
+        for h in range(len(bias_H)):
+            out_NH[n, h] = bias_H[h]
         add_rows(out_NH[n], scaled, indices, indptr[n], indptr[n + 1], weight_DH, True)
 
 
@@ -51,7 +54,8 @@ def sparse_forward_kept(
     kept, last, beyond = kept_1M[0], len(indices) - 1, out_NH.shape[1] - 1
     for n in range(len(indptr) - 1):
         row = out_NH[n]
-        row[:] = bias_H
+        for i in range(len(bias_H)):
+            row[i] = bias_H[i]
         for j in range(indptr[n], indptr[n + 1]):
             ahead = indices[min(j + 2, last)]
             for p in range(max(offsets[ahead], 0), min(offsets[ahead + 1], len(kept)), 64):

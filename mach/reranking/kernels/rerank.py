@@ -18,6 +18,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from mach.data.kernels.views import N_HASHED, with_pairs
+from mach.sketch.kernels.sorting import sort
 
 FIRST_ODDS = -16.0  # of dual variables that are as good as 0
 UNSEEN = -5.0  # log-odds of a class without a positive row
@@ -85,7 +86,10 @@ def fit_classes(
     out of the map they lie in, with features numbered as they occur, so that its weights stay in the nearest cache.
     """
     n_classes = len(positive_indptr) - 1
-    longest = np.max(np.diff(positive_indptr) + np.diff(listed_indptr)) if n_classes else 0
+    longest = 0  # loops here, as slices, differences and sorts of numpy's take seconds to compile
+    for k in range(n_classes):
+        n_listed = listed_indptr[k + 1] - listed_indptr[k]
+        longest = max(longest, positive_indptr[k + 1] - positive_indptr[k] + n_listed)
     rows, order = np.empty(longest, np.int32), np.empty(longest, np.int32)
     signs, alphas, norms = np.empty(longest, np.float32), np.empty(longest, np.float32), np.empty(longest, np.float32)
     slot_D = np.full(n_features + (N_HASHED if pairs > 1 else 0), -1, np.int32)  # of a feature among a class's own
@@ -100,7 +104,8 @@ def fit_classes(
             biases[k], offsets[k + 1] = np.float32(UNSEEN if is_logistic else -1), n_kept
             continue
         m = n_positive
-        rows[:m] = positive_rows[first:last]
+        for i in range(m):
+            rows[i] = positive_rows[first + i]
         for j in range(listed_indptr[k], listed_indptr[k + 1]):
             while first < last and positive_rows[first] < listed_rows[j]:
                 first += 1
@@ -178,20 +183,24 @@ def fit_classes(
         if n_kept + n_touched > len(features):
             size = max(2 * len(features), n_kept + n_touched)
             wider, longer = np.empty(size, np.int32), np.empty(size, np.float32)
-            wider[:n_kept], longer[:n_kept] = features[:n_kept], weights[:n_kept]
+            for j in range(n_kept):
+                wider[j], longer[j] = features[j], weights[j]
             features, weights = wider, longer
         begin = n_kept
         for i in range(n_touched):
             if abs(w[i]) >= threshold and w[i] != 0:
                 features[n_kept] = touched[i]
                 n_kept += 1
-        features[begin:n_kept].sort()
+        sort(features[begin:n_kept])
         for j in range(begin, n_kept):
             weights[j] = w[slot_D[features[j]]]
         n_above = n_kept - begin
         if n_above > most_weights:
-            least = np.sort(np.abs(weights[begin:n_kept]))[n_above - most_weights]
-            end, n_kept = n_kept, begin
+            sizes = np.empty(n_above, np.float32)
+            for i in range(n_above):
+                sizes[i] = abs(weights[begin + i])
+            sort(sizes)
+            least, end, n_kept = sizes[n_above - most_weights], n_kept, begin
             for j in range(begin, end):
                 if abs(weights[j]) >= least and n_kept - begin < most_weights:
                     features[n_kept], weights[n_kept] = features[j], weights[j]

@@ -23,6 +23,7 @@ from mach.sketch.kernels.sweep import (
     Rule,
     consider,
     least_sum,
+    sift_down,
     slack_of,
     sort_heap,
     sweep,
@@ -115,7 +116,14 @@ def _likely_sum(query: Query, index: Index) -> Any:
                 for j in range(0, n_block, LANES):
                     add_progression(sums_of_block, j, values_RP, r, steps_QRL, R, start, modulus, test)
         n += n_block
-    return np.float64(np.partition(sums[:n], n - n_above)[n - n_above]) if n >= n_above else -np.inf
+    if n < n_above:
+        return -np.inf
+    best, no_ids = np.full(n_above, UNKNOWN), np.zeros(n_above, np.int64)  # a heap: numpy's partition compiles for 6 s
+    for i in range(n):
+        if sums[i] > best[0]:
+            best[0] = sums[i]
+            sift_down(no_ids, best, n_above)
+    return np.float64(best[0])
 
 
 @uncounted

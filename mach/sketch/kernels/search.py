@@ -26,10 +26,10 @@ from mach.sketch.kernels.sweep import (
     Query,
     Rule,
     aggregate,
-    inlined,
     least_sum,
     slack_of,
     sort_heap,
+    spliced,
     sweep,
     uncounted,
 )
@@ -56,7 +56,7 @@ def _fill_tournament(values_RP: Array, tops_RM: Array) -> None:
             tops_RM[r, m] = largest_below(values_RP, r, m * BLOCK, np.float32(np.inf))
 
 
-@inlined
+@spliced
 def _ask_for(index: Index, r: int, bucket: int) -> None:
     """Prefetch the lists of a bucket that is opened soon."""
     if index.is_table:
@@ -65,7 +65,7 @@ def _ask_for(index: Index, r: int, bucket: int) -> None:
                 prefetch(index.peers_RGK, r, g, place)
 
 
-@inlined
+@spliced
 def _advance(query: Query, index: Index, tops_RM: Array, r: int, frontier_R: Array, next_R: Array) -> None:
     """Take the largest bucket of r that is left out of the tournament; equal ones by ascending bucket."""
     values_RP, last, top = query.values_RP, next_R[r], UNKNOWN
@@ -92,7 +92,7 @@ def _advance(query: Query, index: Index, tops_RM: Array, r: int, frontier_R: Arr
     _ask_for(index, r, bucket)
 
 
-@inlined
+@spliced
 def _visit(query: Query, index: Index, rule: Rule, r: int, bucket: int, slopes_R: Array, offsets_RR: Array) -> None:
     """Offer every member of one bucket that its partial sums, from repetition r on, do not rule out."""
     value = query.values_RP[r, bucket]
@@ -103,7 +103,7 @@ def _visit(query: Query, index: Index, rule: Rule, r: int, bucket: int, slopes_R
         base = (base + n * stride) % index.prime
 
 
-@njit(cache=True, nogil=True, inline="always")
+@spliced
 def _members(index: Index, r: int, bucket: int) -> Any:
     """Members of a bucket: place of the first in the list, number, and (implicit) first class and stride modulo p."""
     if index.is_table:
@@ -197,7 +197,7 @@ def _open(
     return n_scored, False
 
 
-@inlined
+@spliced
 def _open_rest(
     query: Query, index: Index, rule: Rule, n_scored: int, frontier_R: Array, opened_R: Array, thresholds: Thresholds
 ) -> Any:
@@ -226,7 +226,7 @@ def _open_rest(
     return n_scored
 
 
-@uncounted
+@spliced
 def _n_to_open(query: Query, rule: Rule, share: float, shifts_R: Array) -> Any:
     """Buckets above the present thresholds."""
     values_RP, least, total = query.values_RP, share * least_sum(query, rule), np.int64(0)
@@ -248,7 +248,7 @@ def _bound(query: Query, rule: Rule, frontier_R: Array, thresholds: Thresholds) 
     return max(query.scores[0], aggregate(frontier_R, rule))
 
 
-@uncounted
+@spliced
 def _thresholds(tops_RM: Array, rule: Rule, slack: float, slopes_R: Array, shifts_R: Array, offsets_RR: Array) -> None:
     """Thresholds of the repetitions, ``least sum / R + shifts_R[r]``, and what partial sums from each on must reach.
 
@@ -275,7 +275,7 @@ def _thresholds(tops_RM: Array, rule: Rule, slack: float, slopes_R: Array, shift
         slopes_R[:], offsets_RR[:] = 0.0, rule.n_needed - R - 0.5
 
 
-@inlined
+@spliced
 def _next(query: Query, rule: Rule, share: float, shifts_R: Array, frontier_R: Array, opened_R: Array) -> int:
     """Repetition whose largest unopened bucket is opened next; -1 if every class that is left out is known to be worse.
 

@@ -19,11 +19,16 @@ LENGTH = 256  # members handled at once: their partial sums and steps stay in th
 
 Array = NDArray[Any]
 
+_compiled: Any = njit  # numba's type stubs lack some of its options
+# What only other kernels call has no way in from Python: that would take as long to compile as the kernel itself.
+_INNER = {"cache": True, "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 # Without reference counts, which numba else keeps by two atomic additions a mention of an array, inside loops too: for
 # functions that allocate nothing and return no array.
-uncounted = njit(cache=True, nogil=True, _nrt=False)  # type: ignore[call-overload]
+uncounted = _compiled(_nrt=False, **_INNER)
 # Called with dozens of arrays, each eight words on the stack: part of the caller instead.
-inlined = njit(cache=True, nogil=True, _nrt=False, forceinline=True)  # type: ignore[call-overload]
+inlined = _compiled(_nrt=False, forceinline=True, **_INNER)
+# Part of the caller before that is typed, so it is compiled once and not once more by itself: for parts of one caller.
+spliced = _compiled(cache=True, nogil=True, inline="always")
 
 
 class Index(NamedTuple):
@@ -94,7 +99,7 @@ def _worse(score: float, k: int, other_score: float, other_k: int) -> bool:
 
 
 @uncounted
-def _sift_down(ids: Array, scores: Array, n: int) -> None:
+def sift_down(ids: Array, scores: Array, n: int) -> None:
     """Restore the heap whose root is the worst entry after its root was replaced."""
     parent, k, score = 0, ids[0], scores[0]
     while 2 * parent + 1 < n:
@@ -117,7 +122,7 @@ def offer(ids: Array, scores: Array, k: int, score: float) -> None:
         if ids[i] == k:
             return
     ids[0], scores[0] = k, score
-    _sift_down(ids, scores, len(ids))
+    sift_down(ids, scores, len(ids))
 
 
 @uncounted
@@ -126,7 +131,7 @@ def sort_heap(ids: Array, scores: Array) -> None:
     for last in range(len(ids) - 1, 0, -1):
         ids[0], ids[last] = ids[last], ids[0]
         scores[0], scores[last] = scores[last], scores[0]
-        _sift_down(ids, scores, last)
+        sift_down(ids, scores, last)
 
 
 @uncounted
@@ -176,13 +181,13 @@ def _sum_of_ranks(row_R: Array, first: int, end: int) -> Any:
     return total
 
 
-@njit(cache=True, nogil=True, inline="always")
+@spliced
 def slack_of(n_values: int, rule: Rule) -> Any:
     """More than the error of any float32 sum of so many values."""
     return 2.0**-22 * n_values * n_values * (rule.largest + abs(rule.shift))
 
 
-@njit(cache=True, nogil=True, inline="always")
+@spliced
 def least_sum(query: Query, rule: Rule) -> Any:
     """Sum below which no class can replace one of the best; the slack covers every rounding."""
     score = np.float64(query.scores[0])
