@@ -66,7 +66,8 @@ def train(
         Folder or URL of the run; by default ``runs/NAME``, after the file. What is there already is not made again.
     launcher : {"here", "local", "ray"}, optional
         Where work is done: in this process, in processes of this machine, or on a Ray cluster; by default what the
-        configuration says, which is "local" unless stated. None of them changes a bit.
+        configuration says. Where neither says so nor how many workers, they are processes, but for work of a few
+        seconds. None of them changes a bit.
     workers : int, optional
         Most workers at a time.
     device : str, optional

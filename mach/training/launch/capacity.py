@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
@@ -19,6 +20,9 @@ from mach.sketch import bounds
 from mach.sketch.ledger import HostMemory, Ledger
 
 USABLE = 0.9  # of a GPU, or of our share of it
+STEP_FLOPS = 6  # a weight and row: forward, and back by inputs and by weights
+FLOPS_A_SECOND = 2e10  # of one core, at least
+FEW_SECONDS = 4.0  # of work that is sooner done here: a worker of this machine takes 2 to begin, and there may be two
 
 
 def plan_of(config: Config, store: Store, n_workers: int = 1) -> Ledger:
@@ -33,6 +37,18 @@ def plan_of(config: Config, store: Store, n_workers: int = 1) -> Ledger:
         dense_input=store.is_dense,
         n_workers=n_workers,
     )
+
+
+def is_little_work(config: Config, store: Store) -> bool:
+    """Whether all of a run is sooner trained by this process than another process has begun; a user's trunk is not."""
+    if config.network.trunk is not None:
+        return False
+    n_outputs = config.hashing.heads * (config.hashing.buckets or 0)
+    n_inputs = store.n_features if store.is_dense else store.n_nonzeros / max(store.n_rows, 1)
+    sizes = [n_inputs, *config.network.hidden, n_outputs]
+    n_weights = sum(above * below for above, below in pairwise(sizes))  # that a row meets
+    n_rows = store.n_rows * config.training.epochs * config.hashing.repetitions
+    return STEP_FLOPS * n_weights * n_rows < FEW_SECONDS * FLOPS_A_SECOND
 
 
 def repetitions_together(

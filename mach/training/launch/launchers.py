@@ -15,10 +15,11 @@ from mach.errors import IncompleteRunError
 from mach.reranking.fitting import RerankerTraining, fitting_bytes
 from mach.reranking.parts import STAGES
 from mach.runs.run import Run
-from mach.training.launch.capacity import plan_of, refuse_too_large, repetitions_together
+from mach.training.launch.capacity import is_little_work, plan_of, refuse_too_large, repetitions_together
 from mach.training.launch.display import Display, Report, StageDisplay, silence, tell
 from mach.training.launch.driver import Driver, Pool
 from mach.training.launch.local import LocalPool, n_processes
+from mach.training.launch.own import OwnPool
 from mach.training.launch.schedule import Schedule, Shard, shards_of
 
 
@@ -58,11 +59,11 @@ class Crew:
             if self.launch.launcher == "here":
                 self._train_here(run, store, shards, host_memory, display)
                 return
-            schedule = Schedule(shards, counts_start=False)
+            schedule, n = Schedule(shards, counts_start=False), self._n_workers(run, store, len(shards))
             n_bytes = ledger.worker_bytes
             try:
-                with self._workers(run, store, self.launch, len(shards), n_bytes, host_memory=host_memory) as pool:
-                    Driver(schedule, pool, display, n_workers(self.launch, len(shards))).drive()
+                with self._workers(run, store, self.launch, n, n_bytes, host_memory=host_memory) as pool:
+                    Driver(schedule, pool, display, n).drive()
             except KeyboardInterrupt:
                 done = [r for r in wanted if run.repetition(r).is_done]
                 saved = [r for r in wanted if r not in done and run.repetition(r).state.exists()]
@@ -104,10 +105,10 @@ class Crew:
                             display.set(number, "finished")
                     continue
                 schedule = Schedule(shards_of(missing, 1), counts_start=False)
-                n = n_workers(launch, len(missing))
+                n = self._n_workers(run, store, len(missing))
                 if driver is None:
                     n_bytes = plan_of(run.config, store).worker_bytes + fitting_bytes(run, store)
-                    pool = self._workers(run, store, launch, len(missing), n_bytes, parts="all")
+                    pool = self._workers(run, store, launch, n, n_bytes, parts="all")
                     driver = Driver(schedule, stack.enter_context(pool), display, n)
                 else:
                     driver.take_up(schedule, display, n)
@@ -134,21 +135,32 @@ class Crew:
                 for r in shard:
                     display.set(r, "finished")
 
+    def _is_sooner_here(self, run: Run, store: Store) -> bool:
+        """Whether this process does the work of processes that nobody asked for, as it is little."""
+        is_open = not {"launcher", "workers"} & self.launch.model_fields_set and not self.launch.gpus
+        return is_open and is_little_work(run.config, store)
+
+    def _n_workers(self, run: Run, store: Store, n_shards: int) -> int:
+        return 1 if self._is_sooner_here(run, store) else n_workers(self.launch, n_shards)
+
     @contextlib.contextmanager
     def _workers(
-        self, run: Run, store: Store, launch: LaunchConfig, n_shards: int, n_bytes: int, **job: str
+        self, run: Run, store: Store, launch: LaunchConfig, n: int, n_bytes: int, **job: str
     ) -> Iterator[Pool]:
         """A pool of the launcher's workers, each of so many bytes, that is stopped in the end, however it comes."""
         with contextlib.ExitStack() as stack:
             pool: Pool
-            if launch.launcher == "local":
+            if self._is_sooner_here(run, store):
+                stack.enter_context(torch_kept())
+                pool = OwnPool(run, store, launch, **job)
+            elif launch.launcher == "local":
                 pool = LocalPool(run, store, launch, **job)
             else:
                 from mach.runs.ray import Cluster
                 from mach.training.launch.cluster import RayPool
 
                 cluster = stack.enter_context(Cluster(launch.address))
-                pool = RayPool(cluster, run, store, launch, n_workers(launch, n_shards), n_bytes, **job)
+                pool = RayPool(cluster, run, store, launch, n, n_bytes, **job)
             stack.callback(pool.stop)
             yield pool
 

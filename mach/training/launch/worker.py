@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mach.errors import (
     ConfigError,
@@ -37,20 +37,30 @@ if TYPE_CHECKING:
     from mach.training.trainer import Progress
 
 
+class Work(Protocol):
+    """What the numbers of an order mean, and how they are done."""
+
+    hopeless: tuple[type[Exception], ...]  # another attempt would meet these again
+
+    def files(self, number: int) -> RepetitionFiles:
+        """Where a log of a number is kept."""
+
+    def do(self, order: dict[str, Any], report: Callable[[Progress], None], should_stop: Callable[[], bool]) -> bool:
+        """Do all of an order; False when told to stop before that, with what is done saved."""
+
+
 class _Repetitions:
     """The training of repetitions; the numbers of an order are theirs."""
 
-    hopeless = (ConfigError, TrainingError)  # another attempt would meet them again
+    hopeless: tuple[type[Exception], ...] = (ConfigError, TrainingError)
 
     def __init__(self, job: dict[str, Any]) -> None:
         self._job, self._run = job, Run(place(job["run"]))
 
     def files(self, number: int) -> RepetitionFiles:
-        """Where a log of it is kept."""
         return self._run.repetition(number)
 
     def do(self, order: dict[str, Any], report: Callable[[Progress], None], should_stop: Callable[[], bool]) -> bool:
-        """Train all of an order; False when told to stop before that, with what is done saved."""
         from mach.training.shard import ShardJob, train_shard
 
         job = self._job
@@ -65,7 +75,7 @@ class _Repetitions:
             trunk=job.get("trunk"),
         )
         try:
-            train_shard(shard, report=report, should_stop=should_stop)
+            train_shard(shard, report=report, should_stop=should_stop, is_alone=job.get("is_alone", True))
         except TrainingStoppedError:
             return False
         return True
@@ -74,7 +84,7 @@ class _Repetitions:
 class _Parts:
     """The making of a re-ranker's parts, of any stage; torch is not imported, so it begins in half a second."""
 
-    hopeless = (ConfigError,)
+    hopeless: tuple[type[Exception], ...] = (ConfigError,)
 
     def __init__(self, job: dict[str, Any]) -> None:
         from mach.data.transfer import fetch_store
@@ -101,7 +111,7 @@ def main(descriptor: int) -> None:
         return
     find_as(job.get("path", []))
     try:
-        work: _Parts | _Repetitions = _Parts(job) if "parts" in job else _Repetitions(job)
+        work = work_of(job)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -115,27 +125,43 @@ def main(descriptor: int) -> None:
             return
         if "pause" in order:  # it crossed our last message
             continue
+        _log_into(work.files(order["train"][0]))
+        # told to stop: by an order to stop or pause, or by the end of a dead driver's socket
+        ending = answer(work, order, report, lambda: told_to_stop.is_set() or channel.has_message())
+        if ending is not None:
+            channel.send(ending)
+            continue
+        order = None if told_to_stop.is_set() else channel.receive()
+        if order is None or "pause" not in order:
+            return
+        channel.send({"kind": "paused"})
+
+
+def work_of(job: dict[str, Any]) -> Work:
+    """The work that a job is about."""
+    return _Parts(job) if "parts" in job else _Repetitions(job)
+
+
+def answer(
+    work: Work, order: dict[str, Any], report: Callable[[Progress], None], should_stop: Callable[[], bool]
+) -> dict[str, Any] | None:
+    """Do an order; returns the message that tells how it ended, or None when told to stop. What failed is logged."""
+    try:
+        return {"kind": "finished"} if work.do(order, report, should_stop) else None
+    except Exception as error:
         files = work.files(order["train"][0])
-        _log_into(files)
-        try:
-            # an order to stop or pause, or the end of a dead driver's socket
-            if work.do(order, report, lambda: told_to_stop.is_set() or channel.has_message()):
-                channel.send({"kind": "finished"})
-                continue
-            order = None if told_to_stop.is_set() else channel.receive()
-            if order is None or "pause" not in order:
-                return
-            channel.send({"kind": "paused"})
-        except Exception as error:
-            with contextlib.suppress(OSError):  # the log's disk may be full
-                traceback.print_exc()
-                sys.stderr.flush()
-            files.keep_log()
-            cause = str(error) if isinstance(error, MachError) else f"{type(error).__name__}: {error}"
-            hopeless = isinstance(error, work.hopeless)
-            if is_out_of_memory(error):  # and would be again: an attempt more only takes longer
-                cause, hopeless = out_of_memory(error), True
-            channel.send({"kind": "failed", "cause": (cause.splitlines() or [""])[0], "hopeless": hopeless})
+        files.note(traceback.format_exc())
+        files.keep_log()
+        cause = str(error) if isinstance(error, MachError) else f"{type(error).__name__}: {error}"
+        hopeless = isinstance(error, work.hopeless)
+        if is_out_of_memory(error):  # and would be again: an attempt more only takes longer
+            cause, hopeless = out_of_memory(error), True
+        return {"kind": "failed", "cause": (cause.splitlines() or [""])[0], "hopeless": hopeless}
+
+
+def progressed(progress: Progress) -> dict[str, Any]:
+    """The message that tells how far a repetition is."""
+    return {"kind": "progress", **vars(progress)}
 
 
 def _reporter(channel: Channel, seconds: float) -> Callable[[Progress], None]:
@@ -146,7 +172,7 @@ def _reporter(channel: Channel, seconds: float) -> Callable[[Progress], None]:
         nonlocal told
         if progress.ends_epoch or time.monotonic() - told >= seconds:
             told = time.monotonic()
-            channel.send({"kind": "progress", **vars(progress)})
+            channel.send(progressed(progress))
 
     return report
 

@@ -1,0 +1,93 @@
+"""Little work is done by this process itself: the same bits, the same words when it stops or fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from mach.config import Config, LaunchConfig
+from mach.errors import IncompleteRunError
+from mach.networks.output import StepFigures
+from mach.runs.run import Run
+from mach.training.conductor import train
+from mach.training.launch.capacity import is_little_work
+from mach.training.launch.launchers import Crew
+from mach.training.setup import set_up
+from mach.training.trainer import Step, Trainer
+from tests.training.test_local import run_with, weights
+
+
+def open_to(config: Config, **sections: dict) -> Config:
+    """The same training by workers that nobody asked for."""
+    return run_with(config, **sections).model_copy(update={"launch": LaunchConfig()})
+
+
+@pytest.fixture
+def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(job: dict) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr("mach.training.launch.local.WorkerProcess", refuse)
+
+
+def test_little_work_starts_no_process_and_comes_to_the_same_bits(
+    config: Config, trained: Path, tmp_path: Path, no_process: None
+):
+    told: list[tuple[str, float]] = []
+    train(open_to(config), tmp_path / "run", report=lambda *stage: told.append(stage))
+    assert weights(tmp_path / "run") == weights(trained)
+    assert ("training", 1.0) in told
+
+
+def test_processes_that_are_asked_for_are_started(config: Config, tmp_path: Path, no_process: None):
+    for launch in (LaunchConfig(workers=1), LaunchConfig(launcher="local")):
+        with pytest.raises(AssertionError, match="a process was started"):
+            train(config.model_copy(update={"launch": launch}), tmp_path / "run")
+
+
+def test_much_work_and_a_trunk_whose_work_is_unknown_are_not_little(config: Config, tmp_path: Path):
+    run, store = set_up(config, tmp_path / "run")
+    assert is_little_work(run.config, store)
+    for sections in ({"training": {"epochs": 100_000}}, {"network": {"trunk": "a:B"}}):
+        assert not is_little_work(run_with(run.config, **sections), store)
+
+
+def test_ctrl_c_saves_the_step_at_hand_and_the_run_goes_on_to_the_same_bits(
+    config: Config, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    steps = 0
+
+    def step(trainer: Trainer, wanted: Step) -> list[StepFigures] | None:
+        nonlocal steps
+        steps += 1
+        if steps == 500:  # of 3 x 376
+            os.kill(os.getpid(), signal.SIGINT)
+        return whole_step(trainer, wanted)
+
+    whole_step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", step)
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(IncompleteRunError, match="stopped with 1 of 3 repetitions finished and 1 begun and saved"):
+            train(open_to(config), tmp_path / "run")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert steps == 500
+    train(open_to(config), tmp_path / "run")
+    assert steps == 3 * 376
+    assert weights(tmp_path / "run") == weights(trained)
+
+
+def test_what_fails_is_logged_tried_again_and_reported_while_the_others_finish(config: Config, tmp_path: Path):
+    run, store = set_up(open_to(config), tmp_path / "run")
+    run.repetition(1).folder.mkdir(parents=True)
+    run.repetition(1).state.write_bytes(b"\xff" * 64)
+    with pytest.raises(IncompleteRunError, match="1 of 3 repetitions failed.*repetition 1: .*damaged"):
+        Crew(LaunchConfig()).train(run, store)
+    assert Run.open(tmp_path / "run").finished() == [0, 2]
+    assert run.repetition(1).log.read_text().count("Traceback") == 3
