@@ -19,6 +19,7 @@ from mach.cli.models import calibrate, evaluate, info, predict, query, write_rep
 from mach.cli.runs import plan, prepare, status, train
 from mach.cli.shell import end_politely, say, warnings_as_lines
 from mach.errors import ConfigError, IncompleteRunError, MachError, is_out_of_memory, out_of_memory
+from mach.files.compiled import hear
 
 VERBS = (prepare, plan, train, status, evaluate, calibrate, predict, query, write_report, info, classes)
 
@@ -58,6 +59,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     end_politely()
+    hear(lambda text: say(f"mach: {text}", err=True))
 
 
 for verb in VERBS:

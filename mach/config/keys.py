@@ -340,8 +340,8 @@ class LaunchConfig(Section):
 
     launcher: Literal["here", "local", "ray"] = key(
         "local",
-        "Who trains: the process that asks, processes of this machine, or a Ray cluster. Left out, the process that asks "
-        "does work of a few seconds itself.",
+        "Who trains: the process that asks, processes of this machine, or a Ray cluster. Left out, the process that "
+        "asks does work of a few seconds itself.",
         "Set ray for a cluster, here where no other process may be started.",
         user=True,
     )

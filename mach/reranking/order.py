@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from mach.files.compiled import kernel
 from mach.reranking.signals.contract import SignalFile
 
 Array = NDArray[Any]
@@ -119,7 +119,7 @@ def _teach(inputs_NCI: Array, aggregates_NC: Array, is_right_NC: NDArray[np.bool
     return [layer.detach().numpy() for layer in layers]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _layer(x_IC: Array, w_IH: Array, b_H: Array, out_HC: Array) -> None:
     for h in range(w_IH.shape[1]):
         out_HC[h] = b_H[h]
@@ -131,7 +131,7 @@ def _layer(x_IC: Array, w_IH: Array, b_H: Array, out_HC: Array) -> None:
                 out_HC[h, c] += w * x_IC[i, c]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _objections(inputs_NIC: Array, layers: tuple[Array, Array, Array, Array, Array, Array], out_NC: Array) -> None:
     """Outputs for standardised inputs, candidates of a query side by side, which a processor's lanes want."""
     w_IH, b_H, w_HG, b_G, w_G1, b_1 = layers

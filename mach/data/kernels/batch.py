@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from mach.files.compiled import kernel
 
-@njit(cache=True, nogil=True)
+
+@kernel()
 def gather_rows(
     indptr: NDArray[np.int64],
     indices: NDArray[np.int32],
@@ -28,7 +29,7 @@ def gather_rows(
     return out_indptr, out_indices, out_values
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def batch_targets(
     counts_N: NDArray[np.int64], buckets_JM: NDArray[np.int32], n_buckets: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

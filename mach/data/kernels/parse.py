@@ -10,8 +10,9 @@ which settles the float32 unless a rounding border lies within; those few are le
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from mach.files.compiled import kernel
 
 DONE, BAD_CLASS, CLASS_RANGE, BAD_FEATURE, FEATURE_RANGE, FEATURE_ORDER, BAD_VALUE, EXTRA_ROW = range(8)
 
@@ -21,18 +22,18 @@ POWERS = np.array([float(f"1e{e}") for e in range(_LOWEST, _HIGHEST + 1)])
 _SETTLED, _UNSETTLED, _MALFORMED = range(3)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _is_blank(byte: int) -> bool:
     return byte in (_BLANK, _TAB, _RETURN)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _is_end(byte: int, svmlight: bool) -> bool:
     """Whether the byte ends a token."""
     return _is_blank(byte) or byte == _NEWLINE or (svmlight and byte == _HASH)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _is_nan(text: NDArray[np.uint8], i: int) -> bool:
     """Whether a missing class stands there, ``nan`` in any case; the text's last byte is a newline."""
     if text[i] not in (78, 110) or text[i + 1] not in (65, 97):
@@ -40,7 +41,7 @@ def _is_nan(text: NDArray[np.uint8], i: int) -> bool:
     return text[i + 2] in (78, 110)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _integer(text: NDArray[np.uint8], i: int) -> tuple[int, int]:
     """The digits from i on and the position behind them; 2**40 stands for anything larger."""
     value = 0
@@ -50,7 +51,7 @@ def _integer(text: NDArray[np.uint8], i: int) -> tuple[int, int]:
     return value, i
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _real(text: NDArray[np.uint8], i: int, powers: NDArray[np.float64]) -> tuple[np.float32, int, int]:
     """A decimal from i on, the position behind it, and whether the value is settled."""
     sign = 1.0
@@ -96,7 +97,7 @@ def _real(text: NDArray[np.uint8], i: int, powers: NDArray[np.float64]) -> tuple
     return low, i, _SETTLED if low == high else _UNSETTLED
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _sort_unique(ids: NDArray[np.int32]) -> int:
     """Sort ids in place, merge equal ones and return how many remain."""
     if len(ids) < 2 or np.all(ids[1:] > ids[:-1]):
@@ -110,7 +111,7 @@ def _sort_unique(ids: NDArray[np.int32]) -> int:
     return n_unique
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def parse_rows(
     text: NDArray[np.uint8],
     svmlight: bool,

@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from mach.files.compiled import kernel
 from mach.sketch.kernels.sorting import sort
 
 N_HASHED = 2**20
@@ -21,7 +21,7 @@ LENGTH = 0.7
 Array = NDArray[Any]
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def keep_largest(
     indptr: NDArray[np.int64], indices: NDArray[np.int32], values: NDArray[np.float32], most: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
@@ -59,7 +59,7 @@ def keep_largest(
     return out_indptr, out_indices, out_values
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def raise_row(values: NDArray[np.float32], begin: int, end: int, power: float) -> None:
     """Values of one row to a power in place, signs kept, rescaled to the norm that they had."""
     before = after = 0.0
@@ -74,7 +74,7 @@ def raise_row(values: NDArray[np.float32], begin: int, end: int, power: float) -
         values[j] *= scale
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def raise_values(indptr: NDArray[np.int64], values: NDArray[np.float32], power: float) -> NDArray[np.float32]:
     """A copy of the values of CSR rows, every row raised (`raise_row`)."""
     raised = values.copy()
@@ -83,7 +83,7 @@ def raise_values(indptr: NDArray[np.int64], values: NDArray[np.float32], power: 
     return raised
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def hashed(i: int, j: int) -> Any:
     """Where the product of two features lies behind the D features, the same for (i, j) and (j, i)."""
     low, high = np.uint64(min(i, j)), np.uint64(max(i, j))
@@ -92,7 +92,7 @@ def hashed(i: int, j: int) -> Any:
     return np.int64((key ^ (key >> np.uint64(32))) % np.uint64(N_HASHED))
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _largest(values: Array, begin: int, end: int, places: Array) -> Any:
     """Places of the values of largest magnitude, largest first, of equal ones the first; how many there are."""
     n = 0
@@ -109,7 +109,7 @@ def _largest(values: Array, begin: int, end: int, places: Array) -> Any:
     return n
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def with_pairs(
     indptr: Array, indices: Array, values: Array, rows: Array, most: int, n_features: int, power: float = 1.0
 ) -> tuple[Array, Array, Array]:

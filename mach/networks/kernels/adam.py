@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from mach.files.compiled import kernel
 from mach.networks.kernels.memory import narrow_like, wide_vectors, widen
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ Array = NDArray[Any]
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@kernel(error_model="numpy", fastmath={"contract"})
 def adam_step(
     weight: Array,
     gradient: Array,

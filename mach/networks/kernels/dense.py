@@ -5,23 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from mach.files.compiled import kernel
 from mach.networks.kernels.memory import mixed, narrow_like, prefetch, wide_vectors, widen
 
 Array = NDArray[Any]
 AHEAD, LINE = 4, 32  # rows asked for ahead of time, as the processor does not look beyond a page; bfloat16 in a line
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _bits(i: int, key: np.uint32) -> Any:
     """32 random bits of a position."""
     bits = mixed(np.uint32(i * 0x9E3779B9 + key))
     return np.uint32(bits ^ (bits >> np.uint32(16)))
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def draw(quantiles: Array, seed: int, out: Array) -> None:
     """Fill a contiguous 1-D array with draws from 4096 equally likely values; several times as fast as a normal one."""
     key = np.uint32(seed & 0xFFFFFFFF)
@@ -29,7 +29,7 @@ def draw(quantiles: Array, seed: int, out: Array) -> None:
         out[i] = quantiles[_bits(i, key) >> np.uint32(20)]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def relu_dropout(x: Array, rate: float, seed: int, out: Array) -> None:
     """``out = max(x, 0)`` with a share ``rate`` of entries zeroed and the rest scaled by 1 / (1 - rate).
 
@@ -44,7 +44,7 @@ def relu_dropout(x: Array, rate: float, seed: int, out: Array) -> None:
         out[i] = narrow_like(out[i], y)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def relu_dropout_backward(gradient: Array, out: Array, scale: float, into: Array) -> None:
     """Gradient by x of `relu_dropout`, from that by ``out``, times ``scale``; both float32 or bfloat16.
 
@@ -55,7 +55,7 @@ def relu_dropout_backward(gradient: Array, out: Array, scale: float, into: Array
         into[i] = widen(gradient[i]) * np.float32(scale) if widen(out[i]) > np.float32(0.0) else np.float32(0.0)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+@kernel(error_model="numpy", fastmath={"contract", "reassoc"})
 def matmul_few_rows(x_NH: Array, weight_BH: Array, scale_B: Array, bias_B: Array, out_NB: Array) -> None:
     """``out = x @ weight.T + bias`` for a handful of rows, reading float32, bfloat16 or int8 weights once a row.
 

@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from mach.files.compiled import kernel
 from mach.networks.kernels.memory import mixed, narrow_like, wide_vectors, widen
 from mach.sketch.kernels.lanes import transpose
 
 Array = NDArray[Any]
-FLAGS: Any = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "reassoc"}}
+FLAGS: Any = {"error_model": "numpy", "fastmath": {"contract", "reassoc"}}
 BLOCK = 64
 LOWEST = np.float32(-87.0)  # exp of less is no normal float32
 
@@ -35,7 +36,7 @@ def _times_power_of_two(context: Any, number: Any, power: Any) -> Any:
     return types.float32(types.float32, types.int32), codegen
 
 
-@njit(**FLAGS)
+@kernel(**FLAGS)
 def exp(x: Any) -> Any:
     """``e**max(x, -87)`` of float32 x <= 0, to a relative error below 5e-6; loops over it become vector code."""
     scaled = max(x, LOWEST) * np.float32(1.4426950408889634)
@@ -51,14 +52,14 @@ def exp(x: Any) -> Any:
     return _times_power_of_two(power, np.int32(whole))
 
 
-@njit(**FLAGS)
+@kernel(**FLAGS)
 def sigmoid(x: Any) -> Any:
     """1 / (1 + e**-x) of float32, as exact in relative terms near 0 as near 1."""
     decay = exp(-abs(x))
     return (decay if x < np.float32(0.0) else np.float32(1.0)) / (np.float32(1.0) + decay)
 
 
-@njit(**FLAGS)
+@kernel(**FLAGS)
 def binary_gradient(
     z_BN: Array, bias_B: Array, rows: Array, outputs: Array, first: int, g_NB: Array, sums_B: Array
 ) -> None:
@@ -87,7 +88,7 @@ def binary_gradient(
     _put(z_BN, rows, outputs, first, at_targets, np.ones(z_BN.shape[1], np.float32), g_NB, sums_B)
 
 
-@njit(**FLAGS)
+@kernel(**FLAGS)
 def softmax_gradient(
     z_BN: Array, bias_B: Array, rows: Array, outputs: Array, first: int, g_NB: Array, sums_B: Array
 ) -> None:
@@ -120,7 +121,7 @@ def softmax_gradient(
     _put(z_BN, rows, outputs, first, at_targets, np.float32(1.0) / counts_N, g_NB, sums_B)
 
 
-@njit(**FLAGS)
+@kernel(**FLAGS)
 def _put(
     z_BN: Array, rows: Array, outputs: Array, first: int, at_targets: Array, shares_N: Array, g_NB: Array, sums_B: Array
 ) -> None:
@@ -134,7 +135,7 @@ def _put(
             sums_B[b] -= shares_N[n]
 
 
-@njit(**FLAGS)
+@kernel(**FLAGS)
 def dithered(g_BN: Array, least: float, seed: int) -> tuple[Array, Array, Array]:
     """CSR of g, whose entries below ``least`` are rounded at random to 0 or, signs kept, to that: the mean is g.
 
@@ -158,7 +159,7 @@ def dithered(g_BN: Array, least: float, seed: int) -> tuple[Array, Array, Array]
     return indptr, rows[:m], values[:m]
 
 
-@njit(**FLAGS)
+@kernel(**FLAGS)
 def binary_loss(z_BN: Array, bias_B: Array, rows: Array, outputs: Array, first: int) -> float:
     """The loss over one head's outputs, summed over the batch; arguments are those of `binary_gradient`."""
     wide_vectors()
@@ -183,7 +184,7 @@ def binary_loss(z_BN: Array, bias_B: Array, rows: Array, outputs: Array, first: 
     return total
 
 
-@njit(**FLAGS)
+@kernel(**FLAGS)
 def softmax_loss(z_BN: Array, bias_B: Array, rows: Array, outputs: Array, first: int) -> float:
     """`binary_loss` of the softmax cross-entropy."""
     wide_vectors()
@@ -196,7 +197,7 @@ def softmax_loss(z_BN: Array, bias_B: Array, rows: Array, outputs: Array, first:
     return total
 
 
-@njit(**FLAGS)
+@kernel(**FLAGS)
 def _sums(z_BN: Array, bias_B: Array, rows: Array, outputs: Array, first: int) -> tuple[Array, Array, Array]:
     """Of every row the largest logit, the sum of all ``exp(logit - largest)``, and the number of its targets."""
     wide_vectors()
@@ -215,7 +216,7 @@ def _sums(z_BN: Array, bias_B: Array, rows: Array, outputs: Array, first: int) -
     return largest_N, sums_N, counts_N
 
 
-@njit(**FLAGS)
+@kernel(**FLAGS)
 def n_hits(z_BN: Array, bias_B: Array, rows: Array, outputs: Array, first: int) -> int:
     """Of how many rows the largest logit is a target; of equal logits the first counts."""
     N = z_BN.shape[1]

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from mach.files.compiled import kernel
 from mach.sketch.kernels.lanes import ask_for, pointer_to
 
 Array = NDArray[Any]
@@ -99,7 +100,7 @@ def narrow_at_random(context: Any, pattern: Any, number: Any, random: Any) -> An
     return pattern(pattern, types.float32, types.uint32), codegen
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def mixed(bits: np.uint32) -> Any:
     """A hash of 32 bits: the mixer "lowbias32" of C. Wellons without its last step."""
     bits = np.uint32((bits ^ (bits >> np.uint32(16))) * np.uint32(0x7FEB352D))  # numba widens products: cut back
@@ -166,7 +167,7 @@ def to_kept(array_DH: Array, gains_D: Array, share: float) -> tuple[Array, Array
     return kept, offsets, steps_D
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _keep(array_DH: Array, gains_D: Array, steps_D: Array, least: float, ends_D: Array, kept: Array) -> None:
     """Write the entries of all rows, and where each row's end; with an empty ``kept`` only the latter."""
     p = 0

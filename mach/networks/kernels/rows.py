@@ -6,11 +6,12 @@ from typing import Any
 
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
 
+from mach.files.compiled import kernel
 from mach.networks.kernels.memory import CACHE_LINE
 from mach.sketch.kernels.lanes import ask_for, pointer_to, spread
 
@@ -90,7 +91,7 @@ _far_wide, _far_16, _far_1 = (_adder(width, AHEAD) for width in (WIDE, 16, 1))
 _near_wide, _near_16, _near_1 = (_adder(width, 0) for width in (WIDE, 16, 1))
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def add_rows(out_H: Array, scales: Array, rows: Array, begin: int, end: int, source: Array, is_far: bool) -> None:
     """``out += sum(scales[j] * source[rows[j]] for j in range(begin, end))``, of float32, bfloat16 or int8 rows.
 

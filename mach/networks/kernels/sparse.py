@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from mach.files.compiled import kernel
 from mach.networks.kernels.memory import CACHE_LINE, mixed, narrow_at_random, prefetch, wide_vectors, widen
 from mach.networks.kernels.rows import add_rows
 
@@ -22,7 +22,7 @@ DECAY, EPSILON = 0.999, 1e-9
 AHEAD = 2  # features between asking for a row of weights and moving it
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@kernel(error_model="numpy", fastmath={"contract"})
 def sparse_forward(
     indptr: Array, indices: Array, values: Array, weight_DH: Array, scale_D: Array, bias_H: Array, out_NH: Array
 ) -> None:
@@ -42,7 +42,7 @@ def sparse_forward(
         add_rows(out_NH[n], scaled, indices, indptr[n], indptr[n + 1], weight_DH, True)
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@kernel(error_model="numpy", fastmath={"contract"})
 def sparse_forward_kept(
     csr: tuple[Array, Array, Array], kept_1M: Array, offsets: Array, scale_D: Array, bias_H: Array, out_NH: Array
 ) -> None:
@@ -69,7 +69,7 @@ def sparse_forward_kept(
                 row[h] += value * np.float32(np.int32(kept[p] & np.uint8(15)) - np.int32(8))
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def transpose_batch(indptr: Array, indices: Array, values: Array, slot_D: Array) -> tuple[Array, Array, Array, Array]:
     """Columns that occur in a CSR batch: (features_U, offsets, rows, values), entries of a column in row order.
 
@@ -103,7 +103,7 @@ def transpose_batch(indptr: Array, indices: Array, values: Array, slot_D: Array)
     return features_U[:n_unique], offsets, rows, column_values
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc"})
+@kernel(error_model="numpy", fastmath={"contract", "reassoc"})
 def _mean_square(vector: Array) -> np.float32:
     total = np.float32(0.0)
     for h in range(len(vector)):
@@ -111,7 +111,7 @@ def _mean_square(vector: Array) -> np.float32:
     return total / np.float32(len(vector))
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@kernel(error_model="numpy", fastmath={"contract"})
 def sparse_backward(
     columns: tuple[Array, ...], grad_NH: Array, weight_DH: Array, square_D: Array, rate: float, seed: int
 ) -> None:

@@ -11,8 +11,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from mach.files.compiled import kernel
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -51,7 +52,7 @@ def count_rules(x_ND: csr_array, y_NK: csr_array) -> tuple[Array, Array, Array, 
     return np.cumsum(sizes), classes, confidences, supports
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def rules_for(rules: tuple[Array, ...], csr: tuple[Array, Array, Array], ids_NC: Array, out_NC5: Array) -> None:
     """What the rules that a query fulfils say of its candidates; 0 where there is none, and for ids of -1.
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from mach.files.compiled import kernel
 
 ANY = -1
 LOAD = 0.8  # of the slots are taken
@@ -20,7 +21,7 @@ MAX_PROBES = 4096  # of a search: a table that is damaged or too full holds nobo
 Array = NDArray[Any]
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _mixed(key: np.uint64) -> Any:
     """The finaliser of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014)."""
     key = (key ^ (key >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -28,7 +29,7 @@ def _mixed(key: np.uint64) -> Any:
     return key ^ (key >> np.uint64(31))
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _row_key(indices: Array, values: Array, begin: int, end: int) -> Any:
     """The same for rows with the same set of features other than 0, in whatever order."""
     key = np.uint64(end - begin)
@@ -40,7 +41,7 @@ def _row_key(indices: Array, values: Array, begin: int, end: int) -> Any:
     return _mixed(key)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _slot(table: Array, row_key: np.uint64, k: int) -> Any:
     """Where the entry of a row and a class is or would be, -1 if that is too far, and its tag."""
     key = _mixed(row_key + np.uint64(k + 2) * np.uint64(0xC2B2AE3D27D4EB4F))
@@ -55,7 +56,7 @@ def _slot(table: Array, row_key: np.uint64, k: int) -> Any:
     return -1, tag
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def count_rows(
     csr: tuple[Array, Array, Array], class_indptr: Array, class_ids: Array, rows: Array, n_slots: int
 ) -> tuple[Array, Any]:
@@ -82,7 +83,7 @@ def count_rows(
     return table, n_entries
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def counts_of(table: Array, csr: tuple[Array, Array, Array], ids_NC: Array, out_NC: Array, totals_N: Array) -> None:
     """Counts of queries' candidates, uint8 of shape (N, C), none above that of all rows alike; 0 below id 0."""
     indptr, indices, values = csr

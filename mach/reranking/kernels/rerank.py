@@ -14,10 +14,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from mach.data.kernels.views import N_HASHED, with_pairs
+from mach.files.compiled import kernel
 from mach.sketch.kernels.sorting import sort
 
 FIRST_ODDS = -16.0  # of dual variables that are as good as 0
@@ -26,7 +26,7 @@ FILTER = 2**14  # entries of the table of last bits
 Array = NDArray[Any]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _dual_odds(odds: float, margin: float, norm: float, cost: float) -> Any:
     """Root u of ``norm * (alpha(u) - alpha(odds)) + margin + u``, which rises at least as u does; to 0.01.
 
@@ -50,7 +50,7 @@ def _dual_odds(odds: float, margin: float, norm: float, cost: float) -> Any:
     return u
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+@kernel(error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
 def fit_classes(
     indptr: Array,
     indices: Array,
@@ -211,7 +211,7 @@ def fit_classes(
     return offsets, features[:n_kept].copy(), weights[:n_kept].copy(), biases, n_pairs
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+@kernel(error_model="numpy", fastmath={"contract"})
 def margins(
     csr: tuple[Array, Array, Array], ids_NC: Array, classifiers: tuple[Array, ...], x_D: Array, out_NC: Array
 ) -> None:

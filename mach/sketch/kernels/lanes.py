@@ -10,11 +10,13 @@ from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core.cgutils import get_item_pointer
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 from numpy.typing import NDArray
+
+from mach.files.compiled import kernel
 
 LANES = 16
 BLOCK = 64  # values that `largest_below` looks at
@@ -200,7 +202,7 @@ def _transpose_tile(context: Any, source: Any, row: Any, column: Any, into: Any)
     return types.void(source, types.int64, types.int64, into), codegen
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def transpose(z_BN: NDArray[Any], first: int, end: int, g_NB: NDArray[Any]) -> None:
     """``g[:, first:end] = z[first:end].T``."""
     whole_B, whole_N = end - (end - first) % LANES, z_BN.shape[1] - z_BN.shape[1] % LANES

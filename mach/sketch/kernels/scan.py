@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from mach.files.compiled import kernel
 from mach.sketch.kernels.lanes import LANES, add_listed, add_progression, lowest_bit, sum_rows, transpose
 from mach.sketch.kernels.sweep import (
     LENGTH,
@@ -37,7 +37,7 @@ MOST_HITS, HITS_A_BEST = 2048, 8  # of a query: so many, and so many times k mor
 Array = NDArray[Any]
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def scan(
     values_NRP: Array, places_KR: Array, index: Index, rule: Rule, outputs: tuple[Array, ...]
 ) -> NDArray[np.bool_]:
@@ -92,7 +92,7 @@ def scan(
     return certain_N
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _likely_sum(query: Query, index: Index) -> Any:
     """A sum that about twice k classes reach, from every `SAMPLED`-th block of classes; -inf where k is too large."""
     n_blocks = (index.n_classes + SAMPLED * LENGTH - 1) // (SAMPLED * LENGTH)
@@ -136,7 +136,7 @@ def _allows_most(allowed_K: Array) -> bool:
     return 4 * n_allowed >= 3 * n_sampled
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def scan_alone(query: Query, index: Index, rule: Rule, tops_RM: Array) -> None:
     """Offer every class: the gather over all K. What a class lacks is bounded by the largest value of a repetition."""
     R = len(tops_RM)

@@ -13,9 +13,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from mach.files.compiled import kernel
 from mach.sketch.kernels.lanes import BLOCK, LANES, largest_below, lowest_bit, prefetch, reaching
 from mach.sketch.kernels.scan import scan_alone
 from mach.sketch.kernels.sweep import (
@@ -114,7 +114,7 @@ def _members(index: Index, r: int, bucket: int) -> Any:
     return np.int64(0), n_members, base, index.inverses_R[r] * index.n_buckets % index.prime
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def search(
     values_NRP: Array, index: Index, rule: Rule, allowed_K: Array, budget: int, limit: int, outputs: tuple[Array, ...]
 ) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
 from numpy.typing import NDArray
+
+from mach.files.compiled import kernel
 
 Array = NDArray[Any]
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def sort(values: Array) -> None:
     """Sort numbers ascending, in place; none of them may be NaN.
 

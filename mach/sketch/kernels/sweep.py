@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from mach.files.compiled import kernel
 from mach.sketch.kernels.lanes import LANES, add_listed, add_progression, fill, lowest_bit, prefetch
 
 UNKNOWN = np.float32(-np.inf)  # the score of an empty entry
@@ -19,16 +19,15 @@ LENGTH = 256  # members handled at once: their partial sums and steps stay in th
 
 Array = NDArray[Any]
 
-_compiled: Any = njit  # numba's type stubs lack some of its options
 # What only other kernels call has no way in from Python: that would take as long to compile as the kernel itself.
-_INNER = {"cache": True, "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 # Without reference counts, which numba else keeps by two atomic additions a mention of an array, inside loops too: for
 # functions that allocate nothing and return no array.
-uncounted = _compiled(_nrt=False, **_INNER)
+uncounted: Any = kernel(_nrt=False, **_INNER)
 # Called with dozens of arrays, each eight words on the stack: part of the caller instead.
-inlined = _compiled(_nrt=False, forceinline=True, **_INNER)
+inlined: Any = kernel(_nrt=False, forceinline=True, **_INNER)
 # Part of the caller before that is typed, so it is compiled once and not once more by itself: for parts of one caller.
-spliced = _compiled(cache=True, nogil=True, inline="always")
+spliced: Any = kernel(inline="always")
 
 
 class Index(NamedTuple):

@@ -24,7 +24,8 @@ class Pool(Protocol):
 
     A worker says ``ready`` with ``where`` it is once it lives. Orders to it are ``{"train": [r, ...], "exclusive":
     bool}`` and ``{"pause": true}``: save the shard and be free. It answers with ``progress``, ``finished``, ``paused``
-    or ``failed``; when it is gone, the pool itself says ``lost`` with the ``cause``.
+    or ``failed``, and what a person should know is ``said``, a ``text``; when it is gone, the pool itself says ``lost``
+    with the ``cause``.
     """
 
     def start(self, worker: int) -> None:
@@ -97,6 +98,9 @@ class Driver:
             self._bury(worker, message["cause"])
             return
         self.n_early_deaths = 0  # somebody lives
+        if kind == "said":
+            self.display.note(message["text"])
+            return
         if worker in self._leaving:
             if kind != "progress":
                 self._leaving.discard(worker)

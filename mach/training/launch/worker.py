@@ -2,9 +2,9 @@
 
 Started as ``python -m mach.training.launch.worker FD`` with one end of a socket pair. Messages are JSON lines: first
 the job, then orders, ``{"train": [r, ...], "exclusive": true}``, ``{"pause": true}``, ``{"stop": true}``; the worker
-says ``ready`` and answers with ``progress``, ``finished``, ``paused`` or ``failed``. The numbers of an order are
-repetitions; in a job with ``parts`` they are parts of a re-ranker. ``trunk`` and ``path`` are of
-`mach.networks.trunk.for_workers`. When the other end dies, the worker saves its state and goes.
+says ``ready`` and answers with ``progress``, ``finished``, ``paused`` or ``failed``; what a person should know is
+``said``. The numbers of an order are repetitions; in a job with ``parts`` they are parts of a re-ranker. ``trunk`` and
+``path`` are of `mach.networks.trunk.for_workers`. When the other end dies, the worker saves its state and goes.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from mach.errors import (
     is_out_of_memory,
     out_of_memory,
 )
+from mach.files.compiled import hear
 from mach.files.places import place
 from mach.networks.trunk import find_as
 from mach.runs.run import Run
@@ -110,6 +111,7 @@ def main(descriptor: int) -> None:
     if job is None:
         return
     find_as(job.get("path", []))
+    hear(lambda text: channel.send({"kind": "said", "text": text}))
     try:
         work = work_of(job)
     except Exception as error:
