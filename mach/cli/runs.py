@@ -148,6 +148,18 @@ def train(
     say(f"{where}: {len(model.run.finished())} of {n_repetitions} {word} finished", err=True)
 
 
+@click.command("warm-up")
+def warm_up() -> None:
+    """Compile what this processor needs, once, so that no later command waits for it.
+
+    It is kept where MACH_CACHE says, or beside the package. In an image of a container, run it when that is built.
+    """
+    from mach.training.warmup import warm_up as compile_all
+
+    n_compiled = compile_all()
+    say(f"{n_compiled} kernels compiled" if n_compiled else "all kernels are compiled", err=True)
+
+
 @click.command()
 @RUN
 @JSON

@@ -12,11 +12,17 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 _hearers: list[Callable[[str], None]] = []
 _said: set[str] = set()
+_compiled: list[str] = []  # names of functions
 
 
 def hear(hearer: Callable[[str], None]) -> None:
     """Have this process tell of kernels that it compiles, or waits for: one line of each kind, as they take seconds."""
     _hearers[:] = [hearer]
+
+
+def n_compiled() -> int:
+    """How many functions this process has compiled, each kind of arguments counted."""
+    return len(_compiled)
 
 
 def kernel(**options: Any) -> Callable[[Function], Function]:
@@ -68,6 +74,7 @@ def _cache_class() -> Any:
             self._wait_for_lock()
             found = super().load_overload(sig, target_context)  # another process may have compiled it meanwhile
             if found is None:
+                _compiled.append(self._name)
                 _say("compiling kernels for this processor, once: up to half a minute")
             else:
                 self.unlock()

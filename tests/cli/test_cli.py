@@ -61,6 +61,7 @@ def test_the_surface_is_frozen():
         "calibrate": ["--address", "--json", "--launcher", "--repetitions", "--trunk", "--workers", "data", "run"],
         "report": ["--images", "--output", "--trunk", "-o", "data", "run"],
         "info": ["--json", "--trunk", "--verify", "run"],
+        "warm-up": [],
         "classes": [],
         "classes add": ["--by", "--example", "--from", "--text", "--trunk", "name", "run"],
         "classes associate": ["--trunk", "run", "source", "target"],
@@ -121,6 +122,11 @@ def test_dry_run_prints_the_ledger_and_trains_nothing(config: Config, tmp_path: 
     assert result.exit_code == 0, result.stderr
     assert "rounds of training" in result.stdout
     assert not (tmp_path / "run").exists()
+
+
+def test_a_second_warm_up_finds_all_kernels_compiled():
+    assert mach("warm-up").exit_code == 0
+    assert mach("warm-up").stderr == "all kernels are compiled\n"
 
 
 def test_plan_keeps_the_budget():
