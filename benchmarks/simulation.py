@@ -18,7 +18,7 @@ from rich.console import Console
 from mach.training.launch.display import Display
 from mach.training.launch.driver import Driver, Message
 from mach.training.launch.schedule import Schedule
-from mach.training.trainer import Progress
+from mach.training.progress import Progress
 
 N_STEPS = 1000  # of a simulated shard
 

@@ -39,7 +39,8 @@ import mach.networks.network
 import mach.networks.output
 from mach.config import NetworkConfig
 from mach.data.batch import SparseBatch, Targets, concatenated, rows_of
-from mach.networks.network import Network, native_precision
+from mach.networks.network import Network
+from mach.networks.precision import native_precision
 from mach.networks.steps import DITHER
 
 RATE, DROPOUT, SEED, ROUNDS, CURVE = 3e-3, 0.2, 0, 15, 192

@@ -161,8 +161,7 @@ def resolve(
     With ``known`` the assignment is that, and not drawn or read anew. ``trunk`` is what the caller passed. ``drawn``
     holds the seed and capacity of hash functions where others have been drawn before.
     """
-    from mach.networks.layers import build_trunk
-    from mach.networks.network import native_precision
+    from mach.networks.precision import native_precision
 
     precision = config.training.precision
     if precision == "auto":
@@ -186,6 +185,8 @@ def resolve(
         loss = "softmax" if np.all(np.diff(store.class_indptr) == 1) else "binary"
     config = config.changed(hashing={"buckets": n_buckets}, training={"loss": loss})
     if config.network.trunk is not None:
+        from mach.networks.layers import build_trunk
+
         build_trunk(config.network, trunk, n_features=store.n_features, dense_input=store.is_dense)
     assignment = known or _assignment(config, n_buckets, store, **drawn)
     manifest = Manifest(

@@ -30,8 +30,9 @@ from mach.runs.repetition import RepetitionFiles
 from mach.runs.run import Run
 from mach.sketch.ledger import HostMemory
 from mach.training.notes import Notes
+from mach.training.progress import Progress
 from mach.training.sockets import refused
-from mach.training.trainer import Progress, Pulse, Step, Trainer
+from mach.training.trainer import Pulse, Step, Trainer
 
 
 @dataclass(frozen=True)

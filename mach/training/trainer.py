@@ -24,7 +24,7 @@ from mach.data.batch import read_batch, read_targets
 from mach.data.epochs import Epochs
 from mach.data.store import Store
 from mach.errors import StorageError, TrainingError, TrainingStoppedError
-from mach.files.places import HOST, local_copy, sweep
+from mach.files.places import HOST, local_copy, short_lived, sweep
 from mach.files.tensors import map_tensors
 from mach.networks.batched import Member
 from mach.networks.inference import stored_weights
@@ -35,6 +35,7 @@ from mach.runs.repetition import RepetitionFiles, SignOfLife, Summary
 from mach.runs.run import Run
 from mach.sketch.hashing import Assignment
 from mach.training.notes import Notes
+from mach.training.progress import Progress
 from mach.training.sockets import refused
 
 MEASURE_EVERY = 8  # steps: the loss costs a tenth of a step
@@ -43,27 +44,6 @@ SIGN_SECONDS, REMOTE_SIGN_SECONDS = 15.0, 30.0  # between signs of life, but for
 MAX_CHECKPOINT_SHARE = 0.05  # of the time: on a slow disk, checkpoints are rarer than asked
 VALIDATION_BATCH = 1024
 BEST = "best."  # prefix of the best epoch's weights in a state
-
-
-@dataclass(frozen=True)
-class Progress:
-    """A repetition's progress; figures are means over the current epoch."""
-
-    repetition: int
-    step: int
-    n_steps: int
-    epoch: int
-    n_epochs: int
-    loss: float
-    bucket_precision: float
-    rows_per_second: float
-    seconds_left: float
-    saved_step: int
-    n_together: int = 1  # repetitions that take this step at once
-
-    @property
-    def ends_epoch(self) -> bool:
-        return self.step * self.n_epochs == self.epoch * self.n_steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,13 +239,16 @@ class Trainer:
                     self.best = {name: array.copy() for name, array in self._stored_weights().items()}
         self.metrics.append(row)
         self.figures = []
-        self._try(lambda: self.files.write_metrics(self.metrics))
+        is_last = self.network.n_steps == self.n_steps or self._has_converged()
+        with contextlib.nullcontext() if is_last else short_lived():  # until the last, a checkpoint knows them
+            self._try(lambda: self.files.write_metrics(self.metrics))
 
     def _sign(self, progress: Progress) -> None:
         told = asdict(progress) | {"pid": os.getpid(), "unix_seconds": time.time(), "device": str(self.network.device)}
         del told["repetition"], told["n_together"]
         if math.isfinite(progress.loss):
-            self._try(lambda: self.files.write_progress(SignOfLife(**told)))
+            with short_lived():
+                self._try(lambda: self.files.write_progress(SignOfLife(**told)))
 
     def _is_over(self) -> bool:
         """Whether another trainer has finished this repetition; as long as storage does not answer, it has not."""

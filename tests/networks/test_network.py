@@ -27,8 +27,9 @@ from mach.networks.kernels.losses import named
 from mach.networks.kernels.memory import from_bfloat16, to_bfloat16, to_int8, to_kept
 from mach.networks.kernels.sparse import sparse_forward_kept
 from mach.networks.layers import load_trunk
-from mach.networks.network import Network, native_precision, refuse_missing
+from mach.networks.network import Network, refuse_missing
 from mach.networks.output import loss_gradient, step_figures
+from mach.networks.precision import native_precision
 
 D, B, N = 30, 8, 6
 
@@ -391,8 +392,8 @@ def test_precision_is_that_of_the_faster_product(flag: int, speed: float, expect
         clock[0] += 1.0 if a.dtype == torch.float32 else 1.0 / speed
 
     monkeypatch.setattr("llvmlite.binding.get_host_cpu_features", lambda: {"avx512bf16": flag})
-    monkeypatch.setattr("mach.networks.network.torch.mm", mm)
-    monkeypatch.setattr("mach.networks.network.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("torch.mm", mm)
+    monkeypatch.setattr("mach.networks.precision.time.perf_counter", lambda: clock[0])
     assert native_precision() == expected
 
 

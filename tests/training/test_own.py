@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,3 +93,9 @@ def test_what_fails_is_logged_tried_again_and_reported_while_the_others_finish(c
         Crew(LaunchConfig()).train(run, store)
     assert Run.open(tmp_path / "run").finished() == [0, 2]
     assert run.repetition(1).log.read_text().count("Traceback") == 3
+
+
+def test_whoever_hands_out_work_needs_no_torch():
+    """Importing it takes longer than all else that a driver does."""
+    code = "import sys, mach.training.conductor; print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"

@@ -24,8 +24,8 @@ from mach.training import finetuning
 from mach.training.launch import capacity
 from mach.training.launch.capacity import USABLE, plan_of, repetitions_together
 from mach.training.launch.driver import Driver
+from mach.training.progress import Progress
 from mach.training.setup import set_up
-from mach.training.trainer import Progress
 from tests.training.test_finetuning import with_keys
 
 

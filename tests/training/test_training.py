@@ -26,9 +26,10 @@ from mach.networks.steps import Steps
 from mach.runs.repetition import RepetitionFiles
 from mach.runs.run import Run
 from mach.runs.status import status
+from mach.training.progress import Progress
 from mach.training.setup import set_up
 from mach.training.shard import ShardJob, train_shard
-from mach.training.trainer import Progress, Trainer
+from mach.training.trainer import Trainer
 
 
 def job_of(config: Config, path: Path, *repetitions: int, **sections: dict) -> tuple[Run, ShardJob]:

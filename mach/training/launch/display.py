@@ -13,7 +13,7 @@ from rich.console import Console
 from mach.files.visible import visible
 
 if TYPE_CHECKING:
-    from mach.training.trainer import Progress
+    from mach.training.progress import Progress
 
 Report = Callable[[str, float], None]  # takes a stage, and the fraction of it that is done
 

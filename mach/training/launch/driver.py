@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from mach.errors import IncompleteRunError
 from mach.training.launch.display import Display
 from mach.training.launch.schedule import Schedule, Shard
-from mach.training.trainer import Progress
+from mach.training.progress import Progress
 
 MAX_EARLY_DEATHS = 5  # workers that die before they can take work mean a broken installation, not bad luck
 TICK_SECONDS = 0.5  # how often idle workers are offered a straggler's shard

@@ -35,7 +35,7 @@ from mach.training.launch.process import Channel
 
 if TYPE_CHECKING:
     from mach.runs.repetition import RepetitionFiles
-    from mach.training.trainer import Progress
+    from mach.training.progress import Progress
 
 
 class Work(Protocol):
