@@ -340,8 +340,7 @@ class LaunchConfig(Section):
 
     launcher: Literal["here", "local", "ray"] = key(
         "local",
-        "Who trains: the process that asks, processes of this machine, or a Ray cluster. Left out, the process that "
-        "asks does work of a few seconds itself.",
+        "Who trains: this process (work of a few seconds even where the key is left out), processes, or a Ray cluster.",
         "Set ray for a cluster, here where no other process may be started.",
         user=True,
     )
