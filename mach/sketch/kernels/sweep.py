@@ -19,7 +19,8 @@ LENGTH = 256  # members handled at once: their partial sums and steps stay in th
 
 Array = NDArray[Any]
 
-# What only other kernels call has no way in from Python: that would take as long to compile as the kernel itself.
+# What only other kernels call has no way in from Python, which would take as long to compile as the kernel itself. So
+# it must never be called from Python, tests included: it would crash the process.
 _INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 # Without reference counts, which numba else keeps by two atomic additions a mention of an array, inside loops too: for
 # functions that allocate nothing and return no array.
