@@ -83,6 +83,9 @@ def plan(
 @click.option("--text", metavar="COLUMN,...", help="Columns of the table that hold text; text by default.")
 @click.option("--classes", metavar="COLUMN", help="Column of the table that holds a row's classes; classes by default.")
 @click.option("--separator", metavar="TEXT", help="What stands between the classes of a cell, such as |.")
+@click.option(
+    "--effort", type=click.Choice(["fast", "balanced", "best"]), help="What to spend on accuracy; best by default."
+)
 @SET
 @click.option(
     "--workers", type=click.IntRange(1), help="Most workers at a time; by default one a core, or one a shard."
@@ -99,6 +102,7 @@ def train(
     text: str | None,
     classes: str | None,
     separator: str | None,
+    effort: str | None,
     overrides: tuple[str, ...],
     workers: int | None,
     launcher: str | None,
@@ -121,6 +125,7 @@ def train(
     from mach.config import to_toml
     from mach.training import conductor
     from mach.training.launch.capacity import refuse_too_large
+    from mach.training.recipe import effort_rows
 
     given = {
         "data.text_columns": text and [column.strip() for column in text.split(",")],
@@ -129,6 +134,7 @@ def train(
         "launch.launcher": launcher,
         "launch.workers": workers,
         "launch.address": address,
+        "training.effort": effort,
         "training.start": start,
     }
     set_here = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
@@ -137,8 +143,8 @@ def train(
         for line in ("# mach train with this file does the same:", *to_toml(options, brief=True).splitlines()):
             say(line, err=True)
         with progress() as report:
-            ledger = conductor.plan_of_run(options, report, trunk)
-        print_rows(ledger.rows(), as_json=False)
+            resolved, ledger = conductor.plan_of_run(options, report, trunk)
+        print_rows([*effort_rows(resolved), *ledger.rows()], as_json=False)
         refuse_too_large(ledger, options.launch)
         return
     with warnings_as_lines():

@@ -12,6 +12,7 @@ from mach.config.section import Section, key
 Format = Literal["auto", "repository", "svmlight", "npz", "npy", "csv", "tsv", "jsonl", "parquet", "builtin"]
 DOCUMENTS = "builtin:characters-names"  # the embedded set's classes, each a document of its name
 MAX_PILOTS, MAX_CANDIDATES, MAX_PAIRS = 5, 10_000, 64
+Effort = Literal["fast", "balanced", "best"]
 Aggregate = Literal["auto", "mean", "unbiased-mean", "log-mean", "logit-mean", "min", "median", "trimmed-mean"]
 
 
@@ -224,6 +225,12 @@ class NetworkConfig(Section):
 class TrainingConfig(Section):
     """How one repetition is fitted."""
 
+    effort: Effort | None = key(
+        None,
+        "What the recipe spends on accuracy where keys are left out; without it best.",
+        "Set fast or balanced to train in less time.",
+        user=True,
+    )
     loss: str = key(
         "auto",
         "binary, softmax or auto: softmax where every row has exactly one class, else binary.",
@@ -245,12 +252,6 @@ class TrainingConfig(Section):
         "auto",
         "Type of the matrix products; auto means bfloat16 where the processor multiplies it natively.",
         "Set float32 to get the same weights on every machine of one kind.",
-    )
-    patience: int | None = key(
-        None,
-        "Epochs without a better figure on held-out rows after which training stops; without it, it never does.",
-        "Set it where you give many epochs.",
-        ge=1,
     )
     checkpoint_seconds: float = key(
         30.0, "Least time between two checkpoints, in seconds.", "Raise it on slow disks.", ge=0.0
@@ -279,6 +280,8 @@ class TrainingConfig(Section):
     def _check(self) -> Self:
         if self.replay is not None and self.start is None:
             raise ValueError(f"replay = {self.replay:g} needs training.start, the run whose rows it means")
+        if self.effort is not None and self.start is not None:
+            raise ValueError(f'effort = "{self.effort}" with training.start, whose run gives the sizes: leave it out')
         return self
 
 
@@ -322,7 +325,6 @@ class RerankingConfig(Section):
         0,
         "Further runs on part of the rows, thrown away afterwards, that teach the order of candidates.",
         "Set it to 0 to halve the training time for a little accuracy.",
-        user=True,
         chosen=True,
         ge=0,
         le=MAX_PILOTS,
@@ -387,8 +389,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.training.patience is not None and self.data.validation_fraction == 0.0:
-            raise ValueError("training.patience needs rows to watch: set data.validation_fraction, such as 0.05")
         if self.reranking.pilots and self.decoding.aggregate not in {"auto", "log-mean"}:
             given = f"reranking.pilots = {self.reranking.pilots} with decoding.aggregate = {self.decoding.aggregate!r}"
             raise ValueError(f'{given}: an order is learned from log-means: take "log-mean", or no pilots')

@@ -30,6 +30,7 @@ RETIRED: dict[str, str] = {
     "training.schedule": "the rate always falls to 0 in a line",
     "training.warmup": "it follows from the number of rows (mach.networks.steps)",
     "training.sampled": "it follows from the loss and the number of buckets (mach.networks.steps)",
+    "training.patience": "every epoch is trained: validation figures fall while the order of classes still gains",
     "training.dither": "it follows from the loss and the precision (mach.networks.steps)",
     "reranking.loss": _DERIVED,
     "reranking.cost": _DERIVED,

@@ -27,6 +27,7 @@ from mach.networks.trunk import Trunk
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from mach.config import Effort
     from mach.model.model import MachModel
 
 
@@ -39,6 +40,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
 
     Parameters
     ----------
+    effort : {"fast", "balanced", "best"}, optional
+        What the recipe may spend on accuracy beyond 1,024 classes; None is "best". Arguments that are given stay.
     repetitions : int, optional
         R, independent networks. Here and below None leaves the choice to the shape of the data: with more than 1,024
         classes to `mach.training.recipe`; with fewer, every class has a bucket of its own in one network for dense
@@ -121,6 +124,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     def __init__(
         self,
         *,
+        effort: Effort | None = None,
         repetitions: int | None = None,
         buckets: int | None = None,
         hidden: int | Sequence[int] | None = None,
@@ -141,6 +145,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         trunk: Trunk | None = None,
         config: dict[str, Any] | None = None,
     ) -> None:
+        self.effort = effort
         self.repetitions = repetitions
         self.buckets = buckets
         self.hidden = hidden

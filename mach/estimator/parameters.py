@@ -14,7 +14,7 @@ Tree = dict[str, dict[str, Any]]  # sections of a configuration
 PARAMETERS = {  # constructor arguments that stand for keys of their name, by section
     "hashing": ("repetitions", "buckets", "heads"),
     "network": ("hidden", "dropout", "trunk"),
-    "training": ("epochs", "batch", "rate"),
+    "training": ("effort", "epochs", "batch", "rate"),
     "reranking": ("candidates",),
     "launch": ("address",),
 }

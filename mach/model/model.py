@@ -288,6 +288,7 @@ class MachModel(AbstractContextManager["MachModel"]):
             "classes_version": edits.version,
             "n_features": self.n_features,
             "n_buckets": self.n_buckets,
+            "effort": self.run.config.training.effort,
             "n_repetitions": self.n_repetitions,
             "n_heads": self.n_heads,
             "assignment": self.run.assignment_kind,

@@ -159,6 +159,7 @@ def configuration(
     if path is None and Run.is_at(where):
         file = where / "config.toml"
         config = load_run_config(file, list(overrides))[0]
+        config = config.changed(training={"effort": config.training.effort})  # older runs have none
         if not any(override.startswith("launch.address=") for override in overrides):
             config = config.changed(launch={"address": None})  # code goes to a cluster, so a file never names one
         return _agreed(config, trunk, file), where
@@ -169,8 +170,8 @@ def configuration(
     return config, _named(config, path)
 
 
-def plan_of_run(config: Config, report: Report = silence, trunk: Trunk | None = None) -> Ledger:
-    """The ledger of the run that `train` would make of a configuration; the data are prepared, nothing is trained."""
+def plan_of_run(config: Config, report: Report = silence, trunk: Trunk | None = None) -> tuple[Config, Ledger]:
+    """What `train` would make of a configuration: all keys, and the ledger. Data are prepared, nothing is trained."""
     config = with_trunk(config, trunk)
     start = Origin.of(config)
     config = before_reading(config if start is None else start.complete(config))
@@ -178,7 +179,7 @@ def plan_of_run(config: Config, report: Report = silence, trunk: Trunk | None = 
     known = None if start is None else start.assignment(start.counts_K(store))
     resolved, _, _ = resolve(config, store, known, trunk)
     n_shards = len(shards_of(list(range(resolved.hashing.repetitions)), config.launch.shard))
-    return plan_of(resolved, store, n_workers=n_workers(config.launch, n_shards))
+    return resolved, plan_of(resolved, store, n_workers=n_workers(config.launch, n_shards))
 
 
 def train_reranker(run: Run, store: Store, crew: Crew, *, settings: FitSettings | None = None) -> None:

@@ -67,7 +67,7 @@ class Origin:
         ConfigError when it asks for what the run's weights do not fit.
         """
         theirs = self.run.config
-        training: dict[str, Any] = {"replay": self.replay, "precision": "auto"}
+        training: dict[str, Any] = {"replay": self.replay, "precision": "auto", "effort": None}
         if theirs.training.start is None:
             training["rate"] = RATE_SHARE * theirs.training.rate
         updates: dict[str, dict[str, Any]] = {

@@ -1,7 +1,8 @@
 """The recipe: what a configuration leaves open, chosen from the shape of the data.
 
 One rule for all data sets, found on validation rows of three (docs/results.md); a key that is given is never touched.
-It holds for sparse rows. Dense rows, linear networks and trunks of the user's own keep the defaults of `mach.config`.
+It holds for sparse rows. Dense rows, linear networks and trunks of the user's own keep the defaults of `mach.config`,
+but for the effort. The table is that of the best effort; what a smaller one does without is in `EFFORTS`.
 
 ========================  ======================================================================================
 ``data.row_features``     128: more are much work, and no gain beside ``power``
@@ -37,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mach.config import Config
+from mach.config import Config, Effort, HashingConfig, Section, TrainingConfig
 from mach.networks.kernels.losses import named
 from mach.reranking.settings import MANY_CLASSES
 
@@ -50,6 +51,27 @@ FEW_FEATURES, PAIRS = 30, 12  # seen to gain at 6 to 17 features a row
 # network.power by the binary logarithm of a row's features: best were 0.5 at 6 and 9, 0.75 at 15, 1 at 17, 1.5 at 98
 LOG_FEATURES, POWERS = (3.75, 4.0, math.log2(40), math.log2(80)), (0.5, 1.0, 1.0, 1.5)
 LEAST_PILOT_ROWS, MOST_PILOT_ROWS = 5_000, 300_000
+LEAST_EPOCHS, MOST_EPOCHS = 3, 15
+
+
+@dataclass(frozen=True)
+class Spending:
+    """What an effort allows."""
+
+    repetitions: int
+    widest: int  # units of the hidden layer, at most
+    epochs: float  # share of those that the rows would get
+    pairs: int
+    has_pilots: bool
+
+
+# Measured in docs/results.md, "How much effort".
+EFFORTS: dict[Effort, Spending] = {
+    "fast": Spending(repetitions=2, widest=512, epochs=0.5, pairs=0, has_pilots=False),
+    "balanced": Spending(repetitions=4, widest=1024, epochs=1.0, pairs=PAIRS, has_pilots=False),
+    "best": Spending(repetitions=4, widest=1024, epochs=1.0, pairs=PAIRS, has_pilots=True),
+}
+DEFAULT: Effort = "best"
 
 
 @dataclass(frozen=True)
@@ -90,41 +112,44 @@ def fill(config: Config, shape: Shape) -> Config:
     >>> filled.hashing.buckets, filled.network.hidden, filled.training.epochs, filled.training.rate
     (512, [1024], 9, 0.006)
     """
-    sparse = not shape.is_dense
+    effort = config.training.effort or DEFAULT
+    spending, sparse = EFFORTS[effort], not shape.is_dense
     reranks = "candidates" not in config.reranking.model_fields_set or config.reranking.candidates > 0
     choices: dict[str, dict[str, Any]] = {
         "data": {"validation_fraction": held_out_fraction(shape.n_rows) if sparse and reranks else 0.0},
         "reranking": {"candidates": CANDIDATES if sparse else 0},
+        "training": {"effort": effort},
     }
     has_many_classes = shape.row_classes >= MANY_CLASSES
     if sparse and not has_many_classes and 0 < shape.row_features < FEW_FEATURES:
-        choices["reranking"] |= {"pairs": PAIRS}
-    if sparse and reranks and can_have_pilots(config, shape):
+        choices["reranking"] |= {"pairs": spending.pairs}
+    if spending.has_pilots and sparse and reranks and can_have_pilots(config, shape):
         choices["reranking"] |= {"pilots": 3 if has_many_classes else 1}
     if sparse and config.network.hidden and config.network.trunk is None:
         n_buckets = _buckets(shape.n_classes, shape.n_rows)
         widening = 1 + _few(shape.n_rows) * min(1.0, 512 / n_buckets)
-        is_given = "hidden" in config.network.model_fields_set
+        width = _width(shape.n_features, widening)
+        is_narrow = "hidden" in config.network.model_fields_set or width > spending.widest
         choices |= {
-            "hashing": {"repetitions": 4, "heads": 2, "buckets": n_buckets},
+            "hashing": {"repetitions": spending.repetitions, "heads": 2, "buckets": n_buckets},
             "network": {
-                "hidden": [_width(shape.n_features, widening)],
-                "dropout": round((0.2 if is_given else 0.15 * widening) * _few(shape.n_rows), 3),
+                "hidden": [min(width, spending.widest)],
+                "dropout": round((0.2 if is_narrow else 0.15 * widening) * _few(shape.n_rows), 3),
                 "power": _power(shape.row_features),
                 "weights": "int4",
             },
-            "training": {
-                "epochs": _epochs(shape.n_rows),
-                "batch": 512,
-                "rate": _rate(n_buckets),
-            },
         }
+        n_epochs = _share(_epochs(shape.n_rows), spending)
+        choices["training"] |= {"epochs": n_epochs, "batch": 512, "rate": _rate(n_buckets)}
+    elif effort != "best":
+        choices["hashing"] = {"repetitions": min(spending.repetitions, HashingConfig().repetitions)}
+        choices["training"] |= {"epochs": _share(TrainingConfig().epochs, spending)}
     if config.hashing.table is not None:
         choices.get("hashing", {}).pop("buckets", None)
     left_open = {}
     for section, values in choices.items():
         given = getattr(config, section)
-        is_open = {key: key not in given.model_fields_set or getattr(given, key) is None for key in values}
+        is_open = {key: _is_open(given, key) for key in values}
         left_open[section] = {key: value for key, value in values.items() if is_open[key]}
     return config.changed(**left_open)
 
@@ -133,6 +158,18 @@ def can_have_pilots(config: Config, shape: Shape) -> bool:
     """Whether an order is learned where nothing is said of it: there are rows enough, and time."""
     has_logs = config.decoding.aggregate in {"auto", "log-mean"}
     return LEAST_PILOT_ROWS <= shape.n_rows <= MOST_PILOT_ROWS and has_logs and config.training.start is None
+
+
+def effort_rows(config: Config) -> list[tuple[str, Any, str]]:
+    """The effort of a configuration that is filled in, and what it decided: name, value and unit."""
+    reranking = config.reranking
+    return [
+        ("effort", config.training.effort or "as the run began", ""),
+        ("epochs", config.training.epochs, ""),
+        ("candidates to re-rank", reranking.candidates, "a query"),
+        ("features whose products count", reranking.pairs, "a row"),
+        ("pilots", reranking.pilots, ""),
+    ]
 
 
 def held_out_fraction(n_rows: int) -> float:
@@ -163,4 +200,13 @@ def _width(n_features: int, widening: float) -> int:
 
 
 def _epochs(n_rows: int) -> int:
-    return min(max(int(6 * math.sqrt(45_000 / n_rows)), 3), 15)
+    return min(max(int(6 * math.sqrt(45_000 / n_rows)), LEAST_EPOCHS), MOST_EPOCHS)
+
+
+def _share(n_epochs: int, spending: Spending) -> int:
+    return max(math.ceil(spending.epochs * n_epochs), LEAST_EPOCHS)
+
+
+def _is_open(section: Section, key: str) -> bool:
+    """Whether a key is left out, or has no value; an effort that was written down as none is an older run's."""
+    return key not in section.model_fields_set or (key != "effort" and getattr(section, key) is None)

@@ -198,7 +198,7 @@ def resolve(
         loss=loss,
         precision=precision,
         data_fingerprint=store.fingerprint,
-        config_fingerprint=fingerprint(config, ignore=FREE_KEYS),
+        config_fingerprint=fingerprint(config, ignore=(*FREE_KEYS, "training.effort")),
         assignment=assignment.describe(),
         mach_version=__version__,
     )
@@ -245,6 +245,8 @@ def _reopen(config: Config, store: Store, path: Place, trunk: Trunk | None) -> R
     config = completed(config, run.config)
     if config.training.precision == "auto":  # what it meant on the machine that began the run
         config = config.changed(training={"precision": run.manifest.precision})
+    if config.training.effort == "best" and run.config.training.effort is None:  # all that there was before the dial
+        config = config.changed(training={"effort": None})
     mine, theirs = config.hashing, run.config.hashing
     before, kind = run.assignment(), run.retired.get("hashing.assignment", "universal")
     is_whole = mine.repetitions <= theirs.repetitions

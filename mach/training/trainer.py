@@ -97,6 +97,9 @@ class Trainer:
             manifest, self.counts_K = run.manifest, run.class_counts_K()
             self.assignment: Assignment = run.assignment().select(run.functions([self.repetition]))
         self.training = self.config.training
+        self.patience: int | None = run.retired.get(
+            "training.patience"
+        )  # of an older run, which stops as it would have
         self.epochs = Epochs(store, self.config)
         self.validation_rows = self.epochs.validation_rows
         self.steps_per_epoch = -(-self.epochs.n_rows // self.training.batch)
@@ -235,7 +238,7 @@ class Trainer:
             row |= {"validation_loss": validation.loss, "validation_bucket_precision": validation.bucket_precision}
             if validation.bucket_precision > self.best_precision:
                 self.best_precision, self.best_epoch = validation.bucket_precision, epoch + 1
-                if self.training.patience is not None:
+                if self.patience is not None:
                     self.best = {name: array.copy() for name, array in self._stored_weights().items()}
         self.metrics.append(row)
         self.figures = []
@@ -275,8 +278,8 @@ class Trainer:
         return StepFigures(float(loss), float(precision))
 
     def _has_converged(self) -> bool:
-        patience, epoch = self.training.patience, len(self.metrics)
-        return patience is not None and bool(len(self.validation_rows)) and epoch - self.best_epoch >= patience
+        is_watched = self.patience is not None and len(self.validation_rows) > 0
+        return is_watched and len(self.metrics) - self.best_epoch >= (self.patience or 0)
 
     def begin(self, order_of: int) -> None:
         """Go on from the checkpoint; a repetition without one follows the row order of the given repetition."""

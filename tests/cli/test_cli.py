@@ -16,7 +16,9 @@ from click.testing import CliRunner, Result
 
 from mach.cli import main
 from mach.cli.classes import classes
-from mach.config import Config, load_config, to_toml
+from mach.config import Config, DataConfig, TextConfig, load_config, parse_config, to_toml
+from mach.data.prepare import prepare
+from mach.training.recipe import Shape, fill
 from tests.conftest import N_CLASSES
 
 
@@ -42,8 +44,8 @@ def test_the_surface_is_frozen():
             "--parameters", "--repetitions", "--workers", "-B", "-R",
         ],
         "train": [
-            "--address", "--classes", "--dry-run", "--from", "--launcher", "--repetitions", "--separator", "--set",
-            "--text", "--trunk", "--workers", "config", "run",
+            "--address", "--classes", "--dry-run", "--effort", "--from", "--launcher", "--repetitions", "--separator",
+            "--set", "--text", "--trunk", "--workers", "config", "run",
         ],
         "status": ["--json", "run"],
         "evaluate": [
@@ -129,6 +131,18 @@ def test_a_second_warm_up_finds_all_kernels_compiled():
     assert mach("warm-up").stderr == "all kernels are compiled\n"
 
 
+@pytest.mark.parametrize(("effort", "given"), [("fast", ["--effort", "fast"]), ("best", [])])
+def test_a_dry_run_says_the_effort_and_what_it_decides(planted: Path, tmp_path: Path, effort: str, given: list[str]):
+    said = mach("train", planted / "train.txt", "--dry-run", "--set", f"data.cache={tmp_path}", *given).stdout
+    rows = {line[:44].strip(): line[44:].split()[0] for line in said.splitlines()}
+    shape = Shape.of(prepare(DataConfig(train="x", cache=str(tmp_path)), TextConfig(), str(planted / "train.txt")))
+    chosen = fill(parse_config({"data": {"train": "x"}, "training": {"effort": effort}}, "test"), shape)
+    assert rows["effort"] == effort
+    assert rows["epochs"] == str(chosen.training.epochs)
+    assert rows["repetitions"] == str(chosen.hashing.repetitions)
+    assert rows["pilots"] == str(chosen.reranking.pilots)
+
+
 def test_plan_keeps_the_budget():
     rows = values_of(mach("plan", "--classes", 26296, "--features", 77412, "--memory", "400MB", "--json"))
     assert rows["model on disk"] <= 400e6
@@ -203,7 +217,11 @@ def test_queries_from_arguments_and_stdin(trained: Path, planted: Path):
         (["evaluate", "{run}", "--at", "1000000000"], ["1000000000"]),
         (["train", "{tmp}/config.toml", "{tmp}/new", "--set", "training.rate=inf"], ["training.rate", "finite"]),
         (["train", "{tmp}/config.toml", "{tmp}/new", "--from", "{tmp}/none"], ["{tmp}/none", "is not a run directory"]),
-        (["train", "{tmp}/config.toml", "{tmp}/new", "--set", "training.patience=2"], ["data.validation_fraction"]),
+        (["train", "{tmp}/config.toml", "{tmp}/new", "--set", "training.patience=2"], ["training.patience", "no key"]),
+        (
+            ["train", "{tmp}/config.toml", "{tmp}/new", "--set", "training.effort=more"],
+            ["training.effort", "'balanced'"],
+        ),
         (
             ["train", "{tmp}/config.toml", "{tmp}/new", "--set", "network.trunk=os:system"],
             ["os:system", "never imports"],

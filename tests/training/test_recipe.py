@@ -97,6 +97,74 @@ def test_short_rows_of_few_classes_are_reranked_by_pairs_of_features():
     assert fill(open_config(reranking={"pairs": 0}), shapes[0]).reranking.pairs == 0
 
 
+SHAPES = [
+    Shape(40_000, 20_000, 20_000, row_features=17, row_classes=6),
+    Shape(40_000, 80_000, 26_000, row_features=75, row_classes=3),
+    Shape(40_000, 24_000, 260_000, row_features=17, row_classes=28),
+    Shape(1_800_000, 300_000, 400_000, row_features=8, row_classes=1),
+    Shape(900, 300, 3_000, row_features=8, row_classes=1),
+    Shape(40_000, 300, 3_000, is_dense=True),
+]
+EFFORTS = ("fast", "balanced", "best")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_smaller_effort_does_less_and_the_best_is_what_is_done_without_one(shape: Shape):
+    filled = [fill(open_config(training={"effort": effort}), shape) for effort in EFFORTS]
+    assert filled[-1] == fill(open_config(), shape)
+    assert [config.training.effort for config in filled] == list(EFFORTS)
+    for number in (
+        [config.hashing.repetitions for config in filled],
+        [config.network.hidden[0] for config in filled],
+        [config.training.epochs for config in filled],
+        [config.reranking.candidates for config in filled],
+        [config.reranking.pairs for config in filled],
+        [config.reranking.pilots for config in filled],
+    ):
+        assert number == sorted(number)
+    fast, best = filled[0], filled[-1]
+    assert (fast.hashing.repetitions, fast.training.epochs) < (best.hashing.repetitions, best.training.epochs)
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_a_key_that_is_given_wins_over_the_effort(effort: str):
+    keys: dict[str, dict] = {
+        "hashing": {"repetitions": 7, "heads": 3},
+        "network": {"hidden": [1500]},
+        "training": {"effort": effort, "epochs": 11},
+        "reranking": {"candidates": 33, "pairs": 5, "pilots": 2},
+    }
+    for shape in SHAPES:
+        filled = fill(open_config(**keys), shape)
+        for section, values in keys.items():
+            assert {key: getattr(getattr(filled, section), key) for key in values} == values
+
+
+def test_a_run_keeps_its_effort(planted: Path, tmp_path: Path):
+    """What it was begun with is written down; another one is refused, and a run of before the dial has none."""
+    data = {"train": str(planted / "train.txt"), "cache": str(tmp_path / "cache")}
+    run, _ = set_up(open_config(data=data, training={"effort": "fast"}), tmp_path / "run")
+    assert (run.config.training.effort, run.config.hashing.repetitions) == ("fast", 2)
+    assert set_up(open_config(data=data), run.path)[0].config == run.config
+    with pytest.raises(ConfigError, match=r"training.effort: 'best' here, 'fast' there"):
+        set_up(open_config(data=data, training={"effort": "best"}), run.path)
+    old, _ = set_up(open_config(data=data), tmp_path / "old")
+    file = old.path / "config.toml"
+    written = file.read_text().replace('effort = "best"\n', "")
+    file.write_text(written)
+    for training in ({}, {"effort": "best"}):
+        assert set_up(open_config(data=data, training=training), old.path)[0].config.training.effort is None
+        assert file.read_text() == written
+    with pytest.raises(ConfigError, match=r"training.effort: 'fast' here, None there"):
+        set_up(open_config(data=data, training={"effort": "fast"}), old.path)
+
+
+def test_a_run_that_starts_from_another_one_takes_no_effort():
+    with pytest.raises(ConfigError, match='effort = "fast" with training.start') as caught:
+        open_config(training={"effort": "fast", "start": "there"})
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.name)
 def test_a_run_of_before_is_gone_on_with_as_it_began(path: Path):
     old, _ = load_run_config(path / "config.toml")
@@ -142,7 +210,8 @@ def test_what_is_given_stays():
 def test_networks_of_another_kind_keep_the_defaults(sections):
     config = open_config(**sections)
     filled = fill(config, Shape(50_000, 1000, 1000))
-    assert (filled.network, filled.training, filled.hashing) == (config.network, config.training, config.hashing)
+    training = config.training.changed(effort="best")
+    assert (filled.network, filled.training, filled.hashing) == (config.network, training, config.hashing)
     dense = fill(open_config(), Shape(50_000, 1000, 1000, is_dense=True))
     assert (dense.reranking.candidates, dense.hashing.heads, dense.training.batch) == (0, 1, 256)
 

@@ -115,13 +115,23 @@ def test_status_writes_nothing(config: Config, tmp_path: Path):
 
 EARLY: dict[str, dict] = {
     "data": {"validation_fraction": 0.2},
-    "training": {"epochs": 30, "patience": 2, "rate": 0.5},
+    "training": {"epochs": 30, "rate": 0.5},
 }
 
 
-def test_early_stopping_keeps_the_best_epoch(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def early_job_of(config: Config, path: Path) -> tuple[Run, ShardJob]:
+    """A run of an earlier version, which has a key that is gone: to stop after two epochs without a better figure."""
+    run, job = job_of(config, path, 0, **EARLY)
+    file = run.path / "config.toml"
+    file.write_text(file.read_text().replace("[training]\n", "[training]\npatience = 2\n"))
+    return Run.open(run.path), job
+
+
+def test_an_older_run_that_stops_early_keeps_the_best_epoch(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """At a rate that throws the weights about, the best epoch is not the last; a failure at the very end repeats."""
-    run, job = job_of(config, tmp_path / "run", 0, **EARLY)
+    run, job = early_job_of(config, tmp_path / "run")
     train_shard(job)
     done = run.repetition(0).summary()
     metrics = run.repetition(0).read_metrics()
@@ -129,7 +139,7 @@ def test_early_stopping_keeps_the_best_epoch(config: Config, tmp_path: Path, mon
     assert len(figures) == done.epochs < 30
     assert done.best_epoch == int(np.argmax(figures)) + 1 == done.epochs - 2
     assert done.weights_digest == digest_of(map_tensors(run.repetition(0).weights_file())[0])
-    again, job = job_of(config, tmp_path / "again", 0, **EARLY)
+    again, job = early_job_of(config, tmp_path / "again")
     finish = RepetitionFiles.finish
     monkeypatch.setattr(RepetitionFiles, "finish", lambda *arguments: (_ for _ in ()).throw(StorageError("full")))
     with pytest.raises(StorageError, match="full"):
