@@ -61,15 +61,15 @@ class Spending:
     repetitions: int
     widest: int  # units of the hidden layer, at most
     epochs: float  # share of those that the rows would get
-    pairs: int
-    has_pilots: bool
+    pairs: int  # as of the table, at most
+    pilots: int  # as of the table, at most
 
 
 # Measured in docs/results.md, "How much effort".
 EFFORTS: dict[Effort, Spending] = {
-    "fast": Spending(repetitions=2, widest=512, epochs=0.5, pairs=0, has_pilots=False),
-    "balanced": Spending(repetitions=4, widest=1024, epochs=1.0, pairs=PAIRS, has_pilots=False),
-    "best": Spending(repetitions=4, widest=1024, epochs=1.0, pairs=PAIRS, has_pilots=True),
+    "fast": Spending(repetitions=2, widest=512, epochs=1 / 2, pairs=0, pilots=0),
+    "balanced": Spending(repetitions=3, widest=1024, epochs=2 / 3, pairs=0, pilots=1),
+    "best": Spending(repetitions=4, widest=1024, epochs=1, pairs=PAIRS, pilots=3),
 }
 DEFAULT: Effort = "best"
 
@@ -123,8 +123,8 @@ def fill(config: Config, shape: Shape) -> Config:
     has_many_classes = shape.row_classes >= MANY_CLASSES
     if sparse and not has_many_classes and 0 < shape.row_features < FEW_FEATURES:
         choices["reranking"] |= {"pairs": spending.pairs}
-    if spending.has_pilots and sparse and reranks and can_have_pilots(config, shape):
-        choices["reranking"] |= {"pilots": 3 if has_many_classes else 1}
+    if sparse and reranks and can_have_pilots(config, shape):
+        choices["reranking"] |= {"pilots": min(3 if has_many_classes else 1, spending.pilots)}
     if sparse and config.network.hidden and config.network.trunk is None:
         n_buckets = _buckets(shape.n_classes, shape.n_rows)
         widening = 1 + _few(shape.n_rows) * min(1.0, 512 / n_buckets)
