@@ -71,6 +71,12 @@ def hashed(planted_many) -> MACHClassifier:
     return MACHClassifier(**HASHED, candidates=0).fit(X, indicator_of(y))
 
 
+def test_an_effort_is_that_of_the_run_and_arguments_win(planted_many):
+    X, y, _, _ = planted_many
+    config = MACHClassifier(**HASHED, effort="fast", candidates=0).fit(X[:200], indicator_of(y[:200])).model_.run.config
+    assert (config.training.effort, config.hashing.repetitions, config.training.epochs) == ("fast", 3, 8)
+
+
 @pytest.fixture(scope="module")
 def blobs() -> tuple[np.ndarray, np.ndarray]:
     X, y = make_blobs(300, centers=[[-3, 0], [3, 0], [0, 4], [0, -4]], random_state=0)
@@ -474,6 +480,7 @@ def test_progress_is_silent_unless_asked_for(blobs, capfd):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"effort": "more"}, "training.effort = 'more'"),
         ({"config": {"training.epoch": 3}}, "MACHClassifier: unknown key training.epoch"),
         ({"config": {"training.epochs": 3}}, "epochs = 12 and config.*say the same"),
         ({"config": {"data.train": "x"}}, "rows come from X and y"),

@@ -193,6 +193,7 @@ def test_k_below_one_is_refused(model: MachModel, test_rows: Store):
 def test_info_tells_the_cost_and_the_silence(model: MachModel):
     info = model.info()
     assert (info["n_classes"], info["n_buckets"], info["n_repetitions"]) == (N_CLASSES, 32, 3)
+    assert info["effort"] == "best"
     assert info["peer_bytes"] == 0
     # bfloat16 matrices, float32 biases, a header
     assert 0 < info["weight_bytes"] - 3 * (2 * (N_FEATURES * 32 + 32 * 32) + 4 * 64) < 3 * 600
