@@ -86,6 +86,8 @@ class Greedy:
 
     def keep_log(self) -> None: ...
 
+    def note(self, text: str) -> None: ...
+
     def do(self, *arguments: object) -> bool:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
