@@ -220,9 +220,9 @@ class MachModel(AbstractContextManager["MachModel"]):
         """Calibrated probabilities that classes are right, by their scores from `topk`, `search` or `score`.
 
         They never order classes otherwise than scores without a tail do, and hold for the best 10 of all classes. Where
-        queries are not ``known`` (`Answer.known_N`, one bool a row of ids) they are the classes' shares of the training
-        rows instead, whatever the scores, and need not descend (not by calibrations of earlier versions). ConfigError
-        when the run has no calibration, or one for other weights or settings.
+        queries are not ``known`` (``known_N`` of an answer, one bool a row of ids) they are the classes' shares of the
+        training rows instead, whatever the scores, and need not descend (not by calibrations of earlier versions).
+        ConfigError when the run has no calibration, or one for other weights or settings.
         """
         by_scores = self.curve(rerank=rerank)(self.answerer.without_tail(ids, scores, tail))
         is_known = np.asarray(known, np.bool_)

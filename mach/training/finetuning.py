@@ -120,7 +120,7 @@ class Origin:
         return self.run.manifest.n_rows + store.n_rows - store.n_old_rows
 
     def assignment(self, counts_K: NDArray[np.int64]) -> Assignment:
-        """The run's assignment, with buckets for the classes that are new, given the rows of all (`tables.grown`)."""
+        """The run's assignment with buckets for new classes, by the rows of all (`mach.sketch.tables.grown`)."""
         seed = self.run.retired.get("hashing.seed", self.run.config.training.seed)
         return grown(self.buckets, counts_K, seed)
 

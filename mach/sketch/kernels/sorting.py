@@ -1,4 +1,4 @@
-"""Sorting within kernels: numba's own `np.sort` and `np.partition` take seconds to compile, for every type anew."""
+"""Sorting within kernels: numba's own ``np.sort`` and ``np.partition`` take seconds to compile, for every type anew."""
 
 from __future__ import annotations
 
