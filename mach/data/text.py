@@ -207,6 +207,10 @@ class TextFeatures:
             if type(value) is not int or not least <= value <= most:
                 raise StorageError(f"{path}: {name} is {shortened(value)}: need {least} to {most}")
             most = int(value)
+        if config.hashing and n_features != config.n_features:
+            raise StorageError(
+                f"{path}: terms are hashed to {config.n_features} columns, and n_features is {n_features}"
+            )
         if (n_rows := told.get("n_rows")) is not None and (type(n_rows) is not int or not 1 <= n_rows < 2**48):
             raise StorageError(f"{path}: n_rows is {shortened(n_rows)}: need at least 1")
         if (

@@ -376,3 +376,13 @@ def test_files_of_earlier_versions_keep_their_rule(tmp_path):
 def test_features_have_the_fingerprint_of_earlier_versions():
     features = TextFeatures(TextConfig(words=[1, 2], sublinear=True), rule=1).fit(["ab", "ab c", "c c d"])
     assert features.fingerprint() == "51e2f74e607590e6df0c3131e7d51fb0"
+
+
+def test_hashed_terms_fit_the_columns(tmp_path: Path):
+    """Else ids beyond the last column would be read as those of further rows."""
+    TextFeatures(TextConfig(hashing=True, n_features=64)).fit(["red cup"]).save(tmp_path)
+    told = json.loads((tmp_path / "text.json").read_text())
+    del told["config"]["n_features"]
+    (tmp_path / "text.json").write_text(json.dumps(told))
+    with pytest.raises(StorageError, match="terms are hashed to 262144 columns, and n_features is 64"):
+        TextFeatures.load(tmp_path)
