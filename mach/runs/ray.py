@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -183,9 +183,7 @@ def node_name() -> str:
 
 
 def _connect(ray: Any, address: str | None) -> None:
-    """Connect to a cluster, or start one of this machine alone, which listens on the loopback address only."""
-    from ray._private import ray_constants as constants
-
+    """Connect to a cluster, or start one of this machine alone."""
     wanted = {"namespace": "mach", "include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     at_sigterm = signal.getsignal(signal.SIGTERM)
     named = address or os.environ.get("RAY_ADDRESS") or "auto"
@@ -197,18 +195,33 @@ def _connect(ray: Any, address: str | None) -> None:
         except ConnectionError:
             if named not in ("auto", "local"):
                 raise
-            # The switch that Ray has for other systems keeps it from the network.
-            os.environ[constants.ENABLE_RAY_CLUSTERS_ENV_VAR], constants.ENABLE_RAY_CLUSTER = "0", False
-            ray.init(address="local", **wanted)
+            with _on_loopback():
+                ray.init(address="local", **wanted)
     except Exception as error:  # of many classes, a plain Exception where a process does not start in time
         repair = "see that it runs (ray status) in the same version; where it asks for a token, set RAY_AUTH_MODE=token"
         if "timed out" in str(error):
             repair = "on a busy machine set RAY_raylet_start_wait_time_s=120 in the environment"
-        raise IncompleteRunError(
-            f"cannot connect to the Ray cluster at {address or 'this machine'}: {_line(error)}: {repair}"
-        ) from error
+        where = "this machine" if named in ("auto", "local") else named
+        raise IncompleteRunError(f"cannot connect to the Ray cluster at {where}: {_line(error)}: {repair}") from error
     if threading.current_thread() is threading.main_thread():  # Ray sets its own, which dumps the stack
         signal.signal(signal.SIGTERM, at_sigterm)
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let Ray that is started meanwhile listen on the loopback address only, by the switch it has for other systems."""
+    from ray._private import ray_constants as constants
+
+    variable, usual = constants.ENABLE_RAY_CLUSTERS_ENV_VAR, constants.ENABLE_RAY_CLUSTER
+    before = os.environ.get(variable)
+    os.environ[variable], constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:  # this process may connect to a cluster of several machines later
+        constants.ENABLE_RAY_CLUSTER = usual
+        os.environ.pop(variable)
+        if before is not None:
+            os.environ[variable] = before
 
 
 def _refuse_unreachable(address: str | None) -> None:
