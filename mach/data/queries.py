@@ -54,7 +54,8 @@ class QueryReader:
             return
         else:
             rows = np.atleast_2d(_numbers(rows))
-        for begin in range(0, rows.shape[0] if rows.size or rows.shape[1:] != (0,) else 0, n_rows):
+        n_given = rows.shape[0] if rows.shape[1] else 0  # numpy makes a row of nothing from []
+        for begin in range(0, n_given, n_rows):
             yield self._batch(rows[begin : begin + n_rows])
 
     def known(self, batch: Batch) -> NDArray[np.bool_]:
