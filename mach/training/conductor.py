@@ -160,8 +160,8 @@ def configuration(
         file = where / "config.toml"
         config = load_run_config(file, list(overrides))[0]
         config = config.changed(training={"effort": config.training.effort})  # older runs have none
-        if not any(override.startswith("launch.address=") for override in overrides):
-            config = config.changed(launch={"address": None})  # code goes to a cluster, so a file never names one
+        if not any(override.partition("=")[0].strip() == "launch.address" for override in overrides):
+            config = _without_address(config, file)
         return _agreed(config, trunk, file), where
     if where.suffix == ".toml":
         config = _agreed(load_config(where, list(overrides)), trunk, where)
@@ -241,6 +241,16 @@ def _agreed(config: Config, trunk: Trunk | None, file: Place) -> Config:
     if config.network.trunk is not None:
         agreed(config.network.trunk, trunk, file)
     return config
+
+
+def _without_address(config: Config, file: Place) -> Config:
+    """A run's configuration without the cluster that it names: code goes there, so who goes on with it must say so."""
+    if config.launch.launcher == "ray" and config.launch.address is not None:
+        raise ConfigError(
+            f"{file} names the cluster {config.launch.address}: pass it (--address, launch.address) if you trust it "
+            "with your code and data, or choose another launcher"
+        )
+    return config.changed(launch={"address": None})
 
 
 def _named(config: Config, path: str | Place | None) -> Place:

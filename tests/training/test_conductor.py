@@ -158,6 +158,9 @@ def test_a_run_does_not_say_which_cluster_it_goes_on_at(trained: Path, tmp_path:
     file = tmp_path / "run/config.toml"
     file.write_text(file.read_text().replace("[launch]\n", '[launch]\naddress = "elsewhere.example:6379"\n'))
     assert Run.open(tmp_path / "run").config.launch.address == "elsewhere.example:6379"
-    assert configuration(tmp_path / "run")[0].launch.address is None
-    given = configuration(tmp_path / "run", overrides=['launch.address="10.0.0.5:6379"'])[0]
-    assert given.launch.address == "10.0.0.5:6379"
+    assert configuration(tmp_path / "run")[0].launch.address is None  # nobody is asked who works here
+    with pytest.raises(ConfigError, match=r"names the cluster elsewhere\.example:6379: pass it"):
+        configuration(tmp_path / "run", overrides=['launch.launcher="ray"'])
+    for override in ('launch.address="10.0.0.5:6379"', 'launch.address = "10.0.0.5:6379"'):
+        given = configuration(tmp_path / "run", overrides=['launch.launcher="ray"', override])[0]
+        assert given.launch.address == "10.0.0.5:6379"
