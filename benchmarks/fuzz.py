@@ -349,7 +349,7 @@ def model_case(drawn: random.Random, folder: Path) -> Callable[[], None]:
         file = drawn.choice(files)
         if drawn.random() < 0.05:  # that of another run
             other = FIXTURES / f"run-format-1{drawn.choice(RUNS)}" / file.relative_to(path)
-            if other.is_file():
+            if other.is_file() and is_plain(file):
                 shutil.copy(other, file)
         else:
             change_file(drawn, file)
@@ -471,7 +471,7 @@ def numbers(drawn: random.Random, D: int) -> Any:
 
 def change_file(drawn: random.Random, path: Path) -> None:
     """One change of a file, by what it is."""
-    if not path.is_file() or path.is_symlink() or path.stat().st_size > 2**24 or drawn.random() < 0.03:
+    if not is_plain(path) or path.stat().st_size > 2**24 or drawn.random() < 0.03:
         replace(drawn, path)
         return
     content = path.read_bytes()
@@ -490,6 +490,11 @@ def change_file(drawn: random.Random, path: Path) -> None:
         path.write_bytes(drawn.choice(ways)(drawn, content))
     except Exception:  # it was changed before, and is not what it was
         path.write_bytes(change_bytes(drawn, content))
+
+
+def is_plain(path: Path) -> bool:
+    """Whether to write there waits for nobody and changes nothing outside: an earlier change may have replaced it."""
+    return path.is_file() and not path.is_symlink()
 
 
 def replace(drawn: random.Random, path: Path) -> None:
