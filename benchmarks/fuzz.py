@@ -47,7 +47,6 @@ TEXTS = [
     *("", " ", "\n", "\x00", "a\nb", "\x1b[31m", "../../x", "/etc/passwd", "..", "é", "e\u0301", "\u202ea", "\ud800"),
     *("a" * 5000, "9" * 5000, "NaN", "inf", "-1", "1e999", "0x10", "0123456789abcdef" * 2, "\ufeff", "[", "{}", "None"),
 ]
-LETTERS = "bBhHiIlLfd?"
 
 
 def main() -> None:
@@ -147,15 +146,7 @@ _watched: list[tuple[Path, list[str]]] = []
 
 
 def _watch(event: str, arguments: tuple[Any, ...]) -> None:
-    if not _watched or event not in {
-        "open",
-        "os.mkdir",
-        "os.rename",
-        "os.remove",
-        "os.symlink",
-        "os.link",
-        "os.truncate",
-    }:
+    if not _watched or event not in WRITING:
         return
     if event == "open" and not (
         isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
