@@ -35,7 +35,7 @@ def kernel(**options: Any) -> Callable[[Function], Function]:
     def compiled(function: Function) -> Function:
         from numba import njit
 
-        dispatcher: Any = njit(cache=True, nogil=True, **options)(function)
+        dispatcher: Any = njit(nogil=True, **options)(function)
         kept = _cache_class()(function)
         dispatcher._cache = kept
         compile_or_load = dispatcher.compile
