@@ -97,17 +97,6 @@ def stored_weights(weights: Weights, kind: Kind, rows_D: NDArray[np.int64] | Non
     return stored
 
 
-def stored_shape(weights: Weights, name: str, width: int) -> tuple[int, ...]:
-    """Shape of the matrix that is stored under a name, with rows of ``width``; of damaged arrays another one."""
-    array, offsets = weights[name], weights.get("input.offsets")
-    if name == "input.weight" and offsets is not None:
-        is_sound = array.ndim == offsets.ndim == 1 and array.dtype == np.uint8 and offsets.dtype == np.int64
-        return (len(offsets) - 1, width) if is_sound else array.shape
-    if array.dtype == np.uint8 and array.ndim == 2 and array.shape[1] == -(-width // 2):
-        return (len(array), width)
-    return array.shape
-
-
 def wide_matrix(weights: Weights, layer: str, rows: slice = slice(None)) -> NDArray[np.float32]:
     """Rows of a layer's stored matrix as float32, whatever type they are stored in."""
     from mach.networks.kernels.memory import from_bfloat16

@@ -87,23 +87,26 @@ class _Check:
     def matrix(self, name: str, height: int, width: int) -> None:
         layer, array = name.removesuffix(".weight"), self.arrays.get(name)
         kind = "f" if array is None else array.dtype.char
-        if array is None or layer not in SCALED or kind not in ("b", "B"):
+        if layer in SCALED and kind == "b":
+            self.take(name, (height, width), "b")
+        elif layer == "input" and array is not None and kind == "B":
+            self.bytes_of(array, height, width)
+        else:
             stored = self.take(name, (height, width), "f", "H", *("b" if layer in SCALED else ""))
             if stored.size <= SMALL and any(_wild_blocks(stored)):
                 raise StorageError(f"{self.where}: {name} holds NaN or infinity: copy the file anew")
             return
-        if kind == "b":
-            self.take(name, (height, width), "b")
-        elif layer == "output" or f"{layer}.offsets" not in self.arrays:
-            self.take(name, (height, -(-width // 2)), "B" if layer == "input" else "b")
-        else:
-            self.take(name, (array.size,), "B")
-            offsets = self.take(f"{layer}.offsets", (height + 1,), "l")
-            if offsets[0] != 0 or offsets[-1] != len(array) or (offsets[1:] < offsets[:-1]).any():
-                raise StorageError(
-                    f"{self.where}: {layer}.offsets do not ascend from 0 to {len(array)}: copy the file anew"
-                )
         self.finite(f"{layer}.scale", (height,))
+
+    def bytes_of(self, array: NDArray[Any], height: int, width: int) -> None:
+        """Two weights a byte, or, where there are offsets, those that `mach.networks.kernels.memory.to_kept` keeps."""
+        if "input.offsets" not in self.arrays:
+            self.take("input.weight", (height, -(-width // 2)), "B")
+            return
+        self.take("input.weight", (array.size,), "B")
+        offsets = self.take("input.offsets", (height + 1,), "l")
+        if offsets[0] != 0 or offsets[-1] != len(array) or (offsets[1:] < offsets[:-1]).any():
+            raise StorageError(f"{self.where}: input.offsets do not ascend from 0 to {len(array)}: copy the file anew")
 
 
 def _wild_blocks(array: NDArray[Any]) -> Iterator[bool]:

@@ -97,7 +97,7 @@ TENSORS = [
     weights("weights of another shape", "input.", input__weight=lambda a: a[None]),
     weights("weights of no dimension", "input.weight", input__weight=np.uint8(1)),
     weights("a wider output", "output.weight", output__weight=lambda a: np.hstack([a, a])),
-    weights("an output of bytes", "output.weight", output__weight=lambda a: a.view(np.uint8)),
+    weights("an output of bytes", "needs float32 or uint16 or int8 of", output__weight=lambda a: a.view(np.uint8)),
     weights("an output of doubles", "output.weight", output__weight=lambda a: a.astype(np.float64)),
     weights("an output of booleans", "output.weight", output__weight=lambda a: a.astype(np.bool_)),
     bare("bytes without scale", "input.scale", input__weight=lambda a: a[:, :8].view(np.uint8), input__scale=...),

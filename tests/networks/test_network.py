@@ -19,7 +19,6 @@ from mach.errors import ConfigError, StorageError
 from mach.networks.inference import (
     FEW_ROWS,
     bucket_logits,
-    stored_shape,
     stored_weights,
     wide_matrix,
 )
@@ -30,6 +29,7 @@ from mach.networks.layers import load_trunk
 from mach.networks.network import Network, refuse_missing
 from mach.networks.output import loss_gradient, step_figures
 from mach.networks.precision import native_precision
+from mach.networks.stored import check_stored
 
 D, B, N = 30, 8, 6
 
@@ -233,7 +233,10 @@ def test_packed_integers_of_older_runs_are_read(width: int):
     packed = (codes[:, :half] + 8 | upper << 4).astype(np.uint8)
     weights, bias = (codes * steps[:, None]).astype(np.float32), np.ones(width, np.float32)
     stored: dict[str, Any] = {"input.weight": packed, "input.scale": steps, "input.bias": bias}
-    assert stored_shape(stored, "input.weight", width) == weights.shape
+    shapes = {"input.weight": weights.shape, "input.bias": bias.shape}
+    check_stored(stored, shapes, "a file", has_trunk=False)
+    with pytest.raises(StorageError, match=r"input\.weight is uint8 of shape"):
+        check_stored(stored | {"input.weight": packed[:, 1:]}, shapes, "a file", has_trunk=False)
     np.testing.assert_array_equal(wide_matrix(stored, "input", slice(2, 5)), weights[2:5])
     batch = SparseBatch(np.arange(8), np.array([3, 0, 6, 6, 1, 2, 5], np.int32), np.full(7, 2, np.float32))
     np.testing.assert_allclose(bucket_logits(stored, batch), 1 + 2 * weights[batch.indices], rtol=1e-5)
