@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tomllib
@@ -11,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import tomli_w
 
 import mach
+from mach.data.text import _digest
 from mach.errors import MachError
 from mach.files.tensors import _NAME_OF, digest_of, map_tensors
 from mach.model.classes.versions import Versions
@@ -104,12 +105,8 @@ class Hostile:
             self.json("text/text.json", **description)
         told = json.loads((folder / "text.json").read_text())
         told.pop("fingerprint")
-        digest = hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16)
-        values = np.load(folder / "idf.npy")
-        for part in ((folder / "terms.txt").read_bytes(), str(values.shape).encode(), values.tobytes()):
-            digest.update(len(part).to_bytes(8, "little"))
-            digest.update(part)
-        self.json("text/text.json", fingerprint=digest.hexdigest())
+        digest = _digest(told, (folder / "terms.txt").read_bytes(), np.load(folder / "idf.npy").real)
+        self.json("text/text.json", fingerprint=digest)
 
     def assign(self, **values: Any) -> None:
         """Another assignment by hash functions, with its checksum."""
@@ -178,8 +175,14 @@ def ask(path: Any, queries: Any = None) -> None:
 
 def refusal(path: Any) -> str:
     """What is said of a hostile run."""
-    try:
-        ask(path)
-    except MachError as error:
-        return str(error)
-    raise AssertionError("it answers as if nothing were wrong")
+    return line_of(lambda: ask(path))
+
+
+def line_of(action: Callable[[], Any]) -> str:
+    """What is said where something is refused: one line, not a long one."""
+    with pytest.raises(MachError) as caught:
+        action()
+    line = str(caught.value)
+    assert len(line.splitlines()) == 1, line
+    assert len(line) < 1000, line
+    return line
