@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -74,6 +74,14 @@ def shortened(value: object) -> str:
     if isinstance(value, dict | list | tuple):
         return f"{type(value).__name__} of {len(value)}"  # which may be deep or large
     return f"{str(value)[:60]!r}" if isinstance(value, str) else f"{value!r:.60}"
+
+
+def whole(told: Mapping[str, Any], name: str, least: int, most: int) -> int:
+    """The entry of a dotted name's last part, an integer of least to most; else a ValueError, as validators raise."""
+    found = told.get(name.rpartition(".")[2])
+    if type(found) is not int or not least <= found <= most:
+        raise ValueError(f"{name} is {shortened(found)}: need {least} to {most}")
+    return found
 
 
 def parse_json(content: bytes, where: object, *, may_be_wild: bool = False) -> Any:

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, model_validator
 from mach.config import Section
 from mach.config.keys import MAX_CANDIDATES
 from mach.files.places import is_there
-from mach.files.records import Digest, read_json, shortened
+from mach.files.records import Digest, read_json, whole
 from mach.files.tensors import expect_digest, local_tensors, map_tensors
 from mach.reranking.signals.classifiers import FORMULAS
 
@@ -64,9 +64,7 @@ class Record(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        found = self.settings.get("candidates")
-        if type(found) is not int or not 1 <= found <= MAX_CANDIDATES:
-            raise ValueError(f"settings.candidates is {shortened(found)}: need 1 to {MAX_CANDIDATES}")
+        whole(self.settings, "settings.candidates", 1, MAX_CANDIDATES)
         return self
 
     @property

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from mach.config import Section
-from mach.files.records import Digest, shortened
+from mach.files.records import Digest, shortened, whole
 from mach.networks.kernels.losses import LOSSES
 from mach.sketch.hashing import MAX_CAPACITY
 
@@ -40,9 +40,7 @@ class Manifest(Section):
             raise ValueError(f"assignment.n_classes is {shortened(found)}, n_classes is {self.n_classes}")
         if self.loss not in LOSSES:
             raise ValueError(f"loss is {self.loss!r:.60}: need one of {', '.join(LOSSES)}")
-        found = self.assignment.get("n_buckets")
-        if type(found) is not int or not 2 <= found <= MAX_CAPACITY:
-            raise ValueError(f"assignment.n_buckets is {shortened(found)}: need 2 to {MAX_CAPACITY}")
+        whole(self.assignment, "assignment.n_buckets", 2, MAX_CAPACITY)
         return self
 
     @property
