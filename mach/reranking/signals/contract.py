@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -110,14 +109,17 @@ class SignalFile:
         return self.arrays[name].size if name in self.arrays else 0
 
     def number(self, name: str, default: Number, least: float = -MOST, most: float = MOST) -> Number:
-        """A note that is a finite number of the default's type; a StorageError where it is none, or out of range."""
+        """A note that is a number of the default's type from least to most; else a StorageError."""
         text = self.notes.get(name, default)
         try:
             number = type(default)(text)
         except ValueError:
             number = None
-        if number is None or not (least <= number <= most and math.isfinite(number)):
-            raise StorageError(f"{self.where}: its metadata are damaged ({name} is {text!r}): train it again")
+        if number is None or not least <= number <= most:  # NaN is not, either
+            raise StorageError(
+                f"{self.where}: its metadata are damaged ({name} is {text!r:.60}, no number of {least:g} to {most:g}): "
+                "train it again"
+            )
         return number
 
 
