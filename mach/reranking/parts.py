@@ -96,8 +96,11 @@ class Parts:
     def map(self, name: str) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         """Arrays and notes of a part, mapped; a remote one is fetched first."""
         where: Place = self.folder / name
-        local = named(cache_folder() / "reranking", self.fingerprint) / name
-        arrays, notes = map_tensors(where if isinstance(where, Path) else kept(local, partial(fetch, where)))
+        if isinstance(where, Path):
+            path = where
+        else:
+            path = kept(named(cache_folder() / "reranking", self.fingerprint) / name, partial(fetch, where))
+        arrays, notes = map_tensors(path)
         if notes.get("fingerprint") != self.fingerprint:
             raise StorageError(f"{where} was made with other settings: remove it and run the same `mach train` again")
         return arrays, notes
