@@ -68,9 +68,8 @@ class Reranker:
         missing += [one.name for one in blended if blend.of(one) and not one.has_terms]
         if missing:
             raise StorageError(f"{file.where}: the arrays of its {missing[0]} are missing: train it again")
-        known = {name for one in signals for name in one.arrays} | {
-            SECTION + name for name in (order and order.arrays) or ()
-        }
+        known = {name for one in signals for name in one.arrays}
+        known |= {SECTION + name for name in order.arrays} if order else set()
         if others := arrays.keys() - known:
             raise StorageError(f"{file.where}: {min(others)!r:.80} is no array that it needs: train it again")
         n_columns = sum(signal.n_columns for signal in signals)
