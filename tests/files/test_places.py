@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -186,3 +187,22 @@ def test_only_what_nobody_writes_any_more_is_swept(folder):
     sweep(folder)
     assert sorted(names_in(folder)) == sorted(left + (others if isinstance(folder, Path) else []))
     sweep(folder / "nothing")
+
+
+def test_who_waited_for_a_lock_that_was_removed_takes_the_next(tmp_path: Path, monkeypatch):
+    """Else it would make the file beside whoever locks the name anew."""
+    really, lock, waits = fcntl.flock, tmp_path / ".a.lock", []
+
+    def flock(file: Any, how: int) -> None:
+        really(file, how)
+        waits.append(how)
+        if len(waits) == 1:
+            lock.unlink()  # as the holder does while this one waits
+
+    def make(path: Path) -> None:
+        assert lock.exists()
+        path.write_text("made")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert kept(tmp_path / "a", make).read_text() == "made"
+    assert (len(waits), names_in(tmp_path)) == (2, ["a"])
