@@ -7,6 +7,7 @@ most `PEAK_BYTES` beside the names of classes and the terms of a vocabulary, whi
 from __future__ import annotations
 
 import stat
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
@@ -49,8 +50,13 @@ def refuse_expansion(name: object, n_bytes: int, n_packed: int) -> None:
         )
 
 
-def refuse_twice(place: str, columns: Collection[str], chosen: Collection[str], what: str = "column") -> None:
-    """DataError where one of the columns that are asked for is there more than once."""
-    for name in chosen:
-        if (n := list(columns).count(name)) > 1:
+def refuse_twice(
+    place: str, columns: Collection[str], chosen: Collection[str] | None = None, what: str = "column"
+) -> None:
+    """DataError where one of the columns that are asked for, by default of all, is there more than once."""
+    if len(set(columns)) == len(columns):
+        return
+    counts = Counter(columns)
+    for name in columns if chosen is None else chosen:
+        if (n := counts[name]) > 1:
             raise DataError(f"{place} has {n} {what}s {name!r:.60}: rename or remove all but one")

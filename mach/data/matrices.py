@@ -286,7 +286,7 @@ def _archive(stack: ExitStack, path: Path) -> zipfile.ZipFile:
         archive = stack.enter_context(zipfile.ZipFile(path))
         infos = [info for info in archive.infolist() if info.filename[:2] in ("X_", "Y_")]
     names = [info.filename.removesuffix(".npy") for info in infos]
-    refuse_twice(str(path), names, list(dict.fromkeys(names)), "array")
+    refuse_twice(str(path), names, what="array")
     refuse_expansion(path, sum(info.file_size for info in infos), path.stat().st_size)
     return archive
 

@@ -65,7 +65,7 @@ def texts_of(X: Any) -> list[str] | None:
     if not (hasattr(X, "columns") and hasattr(X, "__getitem__")):
         return _texts_of_column(X, "X")
     names = list(getattr(X, "column_names", X.columns))
-    refuse_twice("X", names, list(dict.fromkeys(names)))
+    refuse_twice("X", names)
     columns = {name: _texts_of_column(X[name], f"X, column {name!r}") for name in names}
     texts = [column for column in columns.values() if column is not None]
     if texts and len(texts) < len(columns):

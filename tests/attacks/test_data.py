@@ -336,6 +336,11 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
         text('{"text": "a", "classes": "b", "text": "c"}'),
         "line 1: .* is no JSON .'text' stands in it twice",
     ),
+    "JSON with the last of many names twice": (
+        "a.jsonl",
+        text("{" + "".join(f'"{n}": 1, ' for n in range(2 * 10**5)) + '"x": 1, "x": 2}'),
+        "line 1: .* is no JSON .'x' stands in it twice",
+    ),
     "JSON with a number of many digits": (
         "a.jsonl",
         text('{"text": ' + "1" * 10**5 + "}"),
