@@ -28,7 +28,7 @@ FORMAT: Literal[1] = 1
 
 class _Form(Section):
     form: Form
-    dtype: str = Field(max_length=16, pattern=r"^[<>|=]?[biufUO?][0-9]{0,6}$")
+    dtype: str = Field(max_length=16, pattern=r"^[<>|=]?([biufUO?][0-9]{0,6}|[mM]8\[[0-9]{0,6}[A-Za-z]{1,2}\])$")
     is_sparse: bool
 
 

@@ -328,7 +328,12 @@ def test_a_damaged_save_is_one_line(fitted, tmp_path: Path, content: str):
         MACHClassifier.load(tmp_path / "none")
 
 
-@pytest.mark.parametrize("classes", [[("a", 1), ("b", 2)], [True, False], [3.0, 5.0], [b"x", b"y"], [(None,), "none"]])
+TIMES = list(np.array(["2026-01-02", "2025-01-01"], "datetime64[ns]"))
+
+
+@pytest.mark.parametrize(
+    "classes", [[("a", 1), ("b", 2)], [True, False], [3.0, 5.0], [b"x", b"y"], [(None,), "none"], TIMES]
+)
 def test_class_values_survive_saving(blobs, tmp_path: Path, classes: list[Any]):
     X, y = blobs
     values = [classes[k % 2] for k in y]
