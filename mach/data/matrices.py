@@ -26,9 +26,9 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from mach.data.limits import BLOCK_BYTES, ROW_ENTRIES, refuse_expansion, refuse_irregular, refuse_twice
-from mach.data.sources import LIMIT, Numbers, Shape, source_errors
+from mach.data.sources import LIMIT, Numbers, Shape, library_errors, source_errors
 from mach.data.store import Chunk
-from mach.errors import DataError, MachError, is_out_of_memory, one_line
+from mach.errors import DataError
 
 BLOCK_ROWS = 2**20
 _INFINITE = "feature value {} is not finite in float32: replace it"
@@ -281,7 +281,7 @@ def _dense(path: Path) -> NDArray[Any]:
 
 def _archive(stack: ExitStack, path: Path) -> zipfile.ZipFile:
     """An open npz file of a stated size unpacked; DataError where an array is in it twice."""
-    with source_errors(path), _array_errors(path, str(path)):
+    with _array_errors(path, str(path)):
         refuse_irregular(path)
         archive = stack.enter_context(zipfile.ZipFile(path))
         infos = [info for info in archive.infolist() if info.filename[:2] in ("X_", "Y_")]
@@ -293,17 +293,11 @@ def _archive(stack: ExitStack, path: Path) -> zipfile.ZipFile:
 
 @contextmanager
 def _array_errors(path: Path, place: str) -> Iterator[None]:
-    """Turn what numpy and zipfile raise for damaged files, a dozen kinds, into a DataError of one line."""
-    try:
-        with source_errors(path), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the parser of headers
-            yield
-    except (MachError, MemoryError):
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise DataError(f"{place} is no array of numpy's ({one_line(error)}): write it with numpy.save") from error
+    """`library_errors` of numpy and zipfile, and no warnings of the parser of headers."""
+    problem = f"{place} is no array of numpy's"
+    with library_errors(path, problem, "write it with numpy.save"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _row_blocks(offsets: NDArray[np.int64], n_entries: int) -> Iterator[tuple[int, int]]:

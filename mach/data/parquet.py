@@ -8,7 +8,6 @@ can repeat a long text a million times.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.data.limits import BATCH_BYTES, BATCH_ROWS, LIST_VALUES, PAGES_BYTES, ROW_BYTES, refuse_expansion
-from mach.data.sources import SourceFile, source_errors
+from mach.data.sources import SourceFile, library_errors
 from mach.data.tables import Choose, Table
-from mach.errors import DataError, MachError, is_out_of_memory, one_line
+from mach.errors import DataError
 
 READ_BYTES = 2**20
 OFFSET_BYTES = 16  # what a store keeps of a row at least
@@ -37,7 +36,7 @@ class Parquet(Table):
         import pyarrow.parquet
 
         path, begin, n_bytes, n_packed = source.path, 0, 0, source.path.stat().st_size
-        with _parquet_errors(path):
+        with library_errors(path, f"{path} is no Parquet file or is damaged", "write it again"):
             with pyarrow.parquet.ParquetFile(path) as file:
                 columns = choose(file.schema_arrow.names, str(path))
                 leaves = _leaves(file, path, columns)
@@ -250,17 +249,3 @@ def _byte(file: IO[bytes]) -> int:
     if not read:
         raise EOFError("a page lies beyond its end")
     return read[0]
-
-
-@contextmanager
-def _parquet_errors(path: Path) -> Iterator[None]:
-    """Turn what Arrow raises for damaged files, a dozen kinds, into a DataError of one line."""
-    try:
-        with source_errors(path):
-            yield
-    except (MachError, MemoryError):
-        raise
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise DataError(f"{path} is no Parquet file or is damaged ({one_line(error)}): write it again") from error

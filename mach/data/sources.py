@@ -18,7 +18,7 @@ from typing import IO, ClassVar, NamedTuple
 from mach.data.limits import BLOCK_BYTES, ROW_BYTES, refuse_irregular
 from mach.data.store import Chunk
 from mach.data.unpacking import PACKED, unpacked
-from mach.errors import DataError, is_out_of_memory, one_line
+from mach.errors import DataError, MachError, is_out_of_memory, one_line
 
 STDIN = "standard input"  # its name in messages
 LIMIT = 2**31 - 1  # of D and K: indices are int32
@@ -145,3 +145,17 @@ def source_errors(name: object) -> Iterator[None]:
         if is_out_of_memory(error):
             raise MemoryError(f"{name}: {one_line(error)}") from error
         raise DataError(f"cannot read {name}: {one_line(error)}") from error
+
+
+@contextmanager
+def library_errors(path: Path, problem: str, repair: str) -> Iterator[None]:
+    """As `source_errors`, and what a library raises for a damaged file, a dozen kinds, is a `DataError` as well."""
+    try:
+        with source_errors(path):
+            yield
+    except (MachError, MemoryError):
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise DataError(f"{problem} ({one_line(error)}): {repair}") from error
