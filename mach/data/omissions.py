@@ -85,7 +85,7 @@ def told(store: Store, *, is_query: bool = False) -> list[str]:
     Rows to ask about (``is_query``) may have no class at all.
     """
     meta, lines = store.meta, []
-    source, N = meta["source"], store.n_rows
+    source = meta["source"]
     if cells := meta.get("cells"):
         lines.append(
             f"{source}: {cells['n_with']:,} of {cells['n']:,} cells of classes hold {cells['sign']!r}, and each "
@@ -96,12 +96,10 @@ def told(store: Store, *, is_query: bool = False) -> list[str]:
         names = meta.get("unknown_classes", [])
         lines.append(f"{source}: {unknown:,} classes of its rows are {where} and left out{_such_as(map(repr, names))}")
     n = meta["n_rows_without_classes"]
-    if n and not (is_query and n == N):
-        rows = _rows_shown(store.class_indptr)
-        lines.append(f"{source}: {n:,} of {N:,} rows have no class{_such_as(rows, 'row ')}")
+    if n and not (is_query and n == store.n_rows):
+        lines.append(rows_without("class", source, store.class_indptr, n))
     if n := meta["n_rows_without_features"]:
-        rows = _rows_shown(store.feature_indptr)
-        lines.append(f"{source}: {n:,} of {N:,} rows have no known feature{_such_as(rows, 'row ')}")
+        lines.append(rows_without("known feature", source, store.feature_indptr, n))
     return lines
 
 
@@ -120,11 +118,8 @@ def refuse(store: Store) -> None:
         ("known feature", meta["n_rows_without_features"], "feature_indptr", "data.text_columns"),
     ):
         if n > MOST_ROWS * store.n_rows:
-            rows = _rows_shown(getattr(store, indptr))
-            raise DataError(
-                f"{meta['source']}: {n:,} of {store.n_rows:,} rows have no {what}{_such_as(rows, 'row ')}; at most "
-                f"{MOST_ROWS:.0%} may: leave such rows out, or check {repair}"
-            )
+            line = rows_without(what, meta["source"], getattr(store, indptr), n)
+            raise DataError(f"{line}; at most {MOST_ROWS:.0%} may: leave such rows out, or check {repair}")
 
 
 def require_classes(store: Store) -> None:
@@ -148,6 +143,11 @@ def _refuse_unknown(store: Store, most: float, where: str, repair: str) -> None:
             f"{meta['source']}: {unknown:,} of {n:,} class names of its rows are {where}{names}; at most {most:.0%} "
             f"may be: {repair}"
         )
+
+
+def rows_without(what: str, source: str, indptr: NDArray[np.int64], n: int) -> str:
+    """A line on the n rows that hold nothing, and the first of them."""
+    return f"{source}: {n:,} of {len(indptr) - 1:,} rows have no {what}{_such_as(_rows_shown(indptr), 'row ')}"
 
 
 def _such_as(values: Any, what: str = "") -> str:

@@ -6,6 +6,7 @@ given (`mach.estimator.targets`).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, check_random_state
 
-from mach.errors import ConfigError, DataError
+from mach.data.omissions import rows_without
+from mach.errors import ConfigError, DataError, OmissionWarning
 from mach.estimator.archive import restore, save
 from mach.estimator.engine import Engine
 from mach.estimator.fitting import fit, go_on
@@ -102,8 +104,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     y holds a class a row, any hashable value (a tuple is one value), or any number of classes a row (multi-label):
     lists, sets or arrays of classes, or an indicator matrix, dense or sparse. `predict` answers in the same form. As in
     scikit-learn, lists of one length that hold nothing but 0 and 1 are an indicator. None, NaN, NA and empty strings
-    are no class; where each row has one class, rows without it are left out. Classes that are texts lose the blanks
-    around them and are brought to Unicode's NFC, so that equal names are one class.
+    are no class; where each row has one class, rows without it are left out with a warning. Classes that are texts lose
+    the blanks around them and are brought to Unicode's NFC, so that equal names are one class.
 
     Probabilities of classes that exclude each other sum to one in a row. ``docs/scikit-learn.md`` says how they are
     calibrated.
@@ -317,7 +319,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     def _read(self, X: Any, y: Any, *, reset: bool = False) -> tuple[Features, Targets, NDArray[np.int64]]:
         """Rows, their classes and numbers; not to ``reset`` is to refuse others than those that were fitted.
 
-        Where a row has one class, rows without it teach nothing, and are left out.
+        Where a row has one class, rows without it teach nothing, and are left out with a warning.
         """
         features, targets = features_of(self, X, y, reset=reset), Targets.read(y)
         check_consistent_length(features, targets)
@@ -330,6 +332,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             rows = np.flatnonzero(np.diff(targets.indptr))
             if not len(rows):
                 raise NoClassError(f"y has {len(targets)} rows and no class in them: there is nothing to learn")
+            line = rows_without("class", "y", targets.indptr, len(targets) - len(rows))
+            warnings.warn(f"{line}; they are left out", OmissionWarning, stacklevel=3)
             targets = targets.chosen(rows)
             features = [features[n] for n in rows] if isinstance(features, list) else features[rows]
         return features, targets, rows

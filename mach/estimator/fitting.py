@@ -134,7 +134,7 @@ def _write_store(
     features: Any = rows.features
     is_dense = isinstance(features, np.ndarray)
     counts = {"n_features": features.shape[1], "n_classes": n_classes, "row_features": row_features}
-    with StoreWriter(path, source="memory", dense=is_dense, **counts) as writer:
+    with StoreWriter(path, source="X and y", dense=is_dense, **counts) as writer:
         arrays = features if is_dense else (features.indptr, features.indices, features.data)
         writer.append(Chunk(rows.classes.indptr, rows.classes.indices, arrays))
         writer.text_features = text_features

@@ -595,6 +595,6 @@ def test_rows_that_teach_nothing_are_warned_of():
     with pytest.warns(OmissionWarning) as caught:
         MACHClassifier(random_state=0, epochs=2).fit(texts, classes)
     assert [str(one.message) for one in caught if one.category is OmissionWarning] == [
-        "memory: 10 of 30 rows have no class, such as row 2, row 5, row 8",
-        "memory: 10 of 30 rows have no known feature, such as row 2, row 5, row 8",
+        "X and y: 10 of 30 rows have no class, such as row 2, row 5, row 8",
+        "X and y: 10 of 30 rows have no known feature, such as row 2, row 5, row 8",
     ]

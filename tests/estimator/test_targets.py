@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 
 from mach.data.missing import is_missing
 from mach.data.names import class_name
-from mach.errors import DataError
+from mach.errors import DataError, OmissionWarning
 from mach.estimator.classifier import MACHClassifier
 from mach.estimator.rows import Reservoir, Rows, texts_of
 from mach.estimator.targets import Targets, from_json, grown, ids_of, to_json
@@ -159,11 +159,15 @@ def test_rows_without_a_class_teach_nothing(nothing: Any):
     some = [nothing if n % 5 == 0 else value for n, value in enumerate(y)]
     kept = np.flatnonzero(np.arange(40) % 5)
     small: dict[str, Any] = {"epochs": 2, "random_state": 0}
-    fitted = MACHClassifier(**small).fit(X, some)
+    with pytest.warns(OmissionWarning, match="^y: 8 of 40 rows have no class, such as row 0, row 5, row 10; they are"):
+        fitted = MACHClassifier(**small).fit(X, some)
     alone = MACHClassifier(**small).fit(X[kept], [y[n] for n in kept])
     np.testing.assert_array_equal(fitted.predict_proba(X), alone.predict_proba(X))
-    assert fitted.score(X, some, np.arange(40)) == alone.score(X[kept], [y[n] for n in kept], kept)
-    fitted.partial_fit(X, some, classes=["c", nothing])
+    with pytest.warns(OmissionWarning, match="^y: 8 of 40"):
+        score = fitted.score(X, some, np.arange(40))
+    assert score == alone.score(X[kept], [y[n] for n in kept], kept)
+    with pytest.warns(OmissionWarning, match="^y: 8 of 40"):
+        fitted.partial_fit(X, some, classes=["c", nothing])
     assert fitted.classes_.tolist() == ["a", "b", "c"]
     with pytest.raises(DataError, match="y has 40 rows and no class in them: there is nothing to learn"):
         fitted.partial_fit(X, [nothing] * 40)
