@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -89,7 +90,7 @@ def told(store: Store, *, is_query: bool = False) -> list[str]:
     if cells := meta.get("cells"):
         lines.append(
             f"{source}: {cells['n_with']:,} of {cells['n']:,} cells of classes hold {cells['sign']!r}, and each "
-            f"is read as one name: if it separates names, set data.class_separator = {_toml(cells['sign'])}"
+            f"is read as one name: if it separates names, set data.class_separator = {json.dumps(cells['sign'])}"
         )
     if unknown := meta["n_unknown_classes"]:
         where = "unknown to the run" if is_query else "not in data.class_names"
@@ -137,7 +138,7 @@ def _refuse_unknown(store: Store, most: float, where: str, repair: str) -> None:
     n = unknown + len(store.class_ids)
     if unknown > most * n:
         if cells := meta.get("cells"):
-            repair = f"set data.class_separator = {_toml(cells['sign'])}, which most cells hold, or {repair}"
+            repair = f"set data.class_separator = {json.dumps(cells['sign'])}, which most cells hold, or {repair}"
         names = _such_as(map(repr, meta.get("unknown_classes", [])))
         raise DataError(
             f"{meta['source']}: {unknown:,} of {n:,} class names of its rows are {where}{names}; at most {most:.0%} "
@@ -163,7 +164,3 @@ def _rows_shown(indptr: NDArray[np.int64]) -> Sequence[str]:
         if len(found) >= N_SHOWN:
             break
     return [str(row) for row in found[:N_SHOWN]]
-
-
-def _toml(sign: str) -> str:
-    return '"\\t"' if sign == "\t" else f'"{sign}"'
