@@ -44,7 +44,7 @@ class Parquet(Table):
             texts = [leaf.path for leaf in leaves if leaf.is_text]
             options = {"read_dictionary": texts, "buffer_size": READ_BYTES, "pre_buffer": False}
             with pyarrow.parquet.ParquetFile(path, **options) as file:
-                for batch in file.iter_batches(_batch_rows(leaves), columns=columns, use_threads=False):
+                for batch in _batches(file, _batch_rows(leaves), columns):
                     arrays = [batch.column(name) for name in columns]
                     sizes = sum((_sizes(array) for array in arrays), np.zeros(len(batch), np.int64))
                     if len(batch) and sizes.max() > ROW_BYTES:
@@ -123,6 +123,12 @@ def _leaves(file: Any, path: Path, columns: Sequence[str]) -> list[_Leaf]:
             "smaller pages"
         )
     return leaves
+
+
+def _batches(file: Any, n_rows: int, columns: Sequence[str]) -> Iterator[Any]:
+    """Consecutive rows, of one row group each: Arrow cannot join the dictionaries of several inside lists."""
+    for group in range(file.metadata.num_row_groups):
+        yield from file.iter_batches(n_rows, row_groups=[group], columns=columns, use_threads=False)
 
 
 def _batch_rows(leaves: Sequence[_Leaf]) -> int:

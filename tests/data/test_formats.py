@@ -161,3 +161,32 @@ def test_the_configuration_names_the_formats_of_the_table():
 def test_unknown_endings_list_what_is_known():
     with pytest.raises(ConfigError, match=r"rows\.xml tells no format: it may be \.txt, \.svm, .*; or set format"):
         format_of("auto", "rows.xml")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_packed_parts_behind_each_other_are_one_file(pack: Callable[[bytes], bytes], tmp_path: Path):
+    """As `cat` makes them; of xz with padding between them, which `lzma.LZMADecompressor` leaves to its caller."""
+    padding = b"\0" * 2**18 if pack is lzma.compress else b""
+    ending = {gzip.compress: ".gz", bz2.compress: ".bz2"}.get(pack, ".xz")
+    path = tmp_path / f"a.svm{ending}"
+    whole = pack(b"0 1:1\n") + padding + pack(b"") + padding + pack(b"1 1:1\n")
+    path.write_bytes(whole + padding)
+    data = DataConfig(train="x", cache=str(tmp_path / "cache"))
+    assert prepare(data, TextConfig(), str(path)).class_ids.tolist() == [0, 1]
+    path.write_bytes(whole[:-5])
+    with pytest.raises(DataError, match=r"a\.svm\..* is damaged or cut short"):
+        prepare(data, TextConfig(), str(path))
+
+
+def test_lists_of_a_row_group_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import pyarrow
+    import pyarrow.parquet
+
+    monkeypatch.setattr("mach.data.parquet.LIST_VALUES", 4)
+    table = pyarrow.table({"text": ["a", "b", "c"], "classes": [["x", "y"], ["x", "z"], ["y"]]})
+    data = DataConfig(train="x", cache=str(tmp_path / "cache"))
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    assert prepare(data, TextConfig(), str(tmp_path / "a.parquet")).class_ids.tolist() == [0, 1, 0, 2, 1]
+    pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
+    with pytest.raises(DataError, match="column 'classes' has 5 values in row group 0, at most 4 are read at a time: "):
+        prepare(data, TextConfig(), str(tmp_path / "b.parquet"))
