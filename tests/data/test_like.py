@@ -6,6 +6,7 @@ import io
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -185,3 +186,20 @@ def test_an_interrupt_leaves_nothing_behind(texts, home, monkeypatch):
         ready("-", texts)
     assert list((home / "cache").iterdir()) == before
     assert list((home / "temporary").iterdir()) == []
+
+
+class Endless(io.BytesIO):
+    """Lines, and then one that does not end; nobody may read on and on."""
+
+    n_left = 4
+
+    def read(self, n: int | None = -1) -> bytes:
+        self.n_left -= 1
+        assert self.n_left >= 0
+        return (b"red\nblue\n" if self.n_left == 3 else b"") + b"x" * (n or 0)
+
+
+def test_a_line_of_standard_input_that_does_not_end_is_not_copied(texts, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=Endless()))
+    with pytest.raises(DataError, match=r"^standard input line 3 has more than 8,388,608 bytes: check that its lines"):
+        ready("-", texts)
