@@ -187,7 +187,7 @@ class SimulatedPool:
 def makespan(pool: SimulatedPool, attempts: int = 3) -> float:
     """Seconds from the first order to the end of the last shard, under the real driver and scheduler."""
     repetitions = list(range(len(pool.shard_seconds)))
-    schedule = Schedule([(r,) for r in repetitions], attempts, counts_start=False)
+    schedule = Schedule([(r,) for r in repetitions], attempts)
     display = Display(Console(quiet=True), repetitions, [])
     Driver(schedule, pool, display, min(len(pool.speeds), len(repetitions))).drive()
     return pool.now()

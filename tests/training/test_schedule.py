@@ -18,6 +18,14 @@ def schedule_with(shards: int, workers: int, attempts: int = 3) -> Schedule:
     return schedule
 
 
+def begin(schedule: Schedule, worker: int, now: float = 0.0) -> Order | None:
+    """A worker takes a shard, and reports at once where it begins."""
+    order = schedule.next_for(worker, now)
+    if order is not None:
+        schedule.progressed(worker, now, schedule._workers[worker].step, N_STEPS, 0)
+    return order
+
+
 def running(schedule: Schedule, speeds: dict[int, float], now: float, at: dict[int, int]) -> None:
     """Workers report the step at which they are, after a time that fits their speed."""
     for worker, step in at.items():
@@ -216,7 +224,7 @@ def test_a_worker_that_fails_whatever_it_is_given_gets_nothing_more_while_others
 def test_in_the_tail_a_worker_makes_room_for_a_shard_that_lags_behind():
     schedule = schedule_with(3, 2)
     for worker in (0, 1):
-        schedule.next_for(worker, 0.0)
+        begin(schedule, worker)
     running(schedule, {0: 1.0, 1: 1.0}, 15.0, {0: 15, 1: 15})
     assert not schedule.should_yield(0, 15.0)  # an eighth of a shard is the least lead
     running(schedule, {0: 1.0, 1: 1.0}, 40.0, {0: 40, 1: 40})
@@ -229,7 +237,7 @@ def test_in_the_tail_a_worker_makes_room_for_a_shard_that_lags_behind():
 
 def test_nobody_makes_room_while_more_shards_wait_than_there_are_workers():
     schedule = schedule_with(5, 2)
-    schedule.next_for(0, 0.0)
+    begin(schedule, 0)
     running(schedule, {0: 1.0}, 100.0, {0: 100})
     assert not schedule.should_yield(0, 100.0)
 
@@ -252,7 +260,7 @@ def test_a_shard_that_was_given_back_waits_where_it_was_saved_not_where_it_had_b
 def test_a_straggler_is_copied_and_the_first_to_finish_counts():
     schedule = schedule_with(2, 2)
     for worker in (0, 1):
-        schedule.next_for(worker, 0.0)
+        begin(schedule, worker)
     running(schedule, {0: 1.0, 1: 0.2}, 155.0, {0: 155, 1: 31})
     assert schedule.finished_by(0) == []
     assert schedule.next_for(0, 160.0) == Order((1,), exclusive=False)
@@ -266,7 +274,7 @@ def test_a_straggler_is_copied_and_the_first_to_finish_counts():
 def test_a_copy_that_dies_leaves_the_shard_with_its_first_worker():
     schedule = schedule_with(2, 2, attempts=1)
     for worker in (0, 1):
-        schedule.next_for(worker, 0.0)
+        begin(schedule, worker)
     running(schedule, {0: 1.0, 1: 0.2}, 155.0, {0: 155, 1: 31})
     schedule.finished_by(0)
     schedule.next_for(0, 160.0)
@@ -279,7 +287,7 @@ def test_a_copy_that_dies_leaves_the_shard_with_its_first_worker():
 def test_equal_workers_are_not_copied():
     schedule = schedule_with(2, 3)
     for worker in (0, 1):
-        schedule.next_for(worker, 0.0)
+        begin(schedule, worker)
     running(schedule, {0: 1.0, 1: 1.0}, 100.0, {0: 100, 1: 100})
     assert schedule.next_for(2, 100.0) is None
 
@@ -287,9 +295,10 @@ def test_equal_workers_are_not_copied():
 @pytest.mark.parametrize("steps_before_silence", [0, 40])
 def test_a_worker_that_has_gone_silent_is_copied_even_if_it_never_told_anything(steps_before_silence):
     schedule = schedule_with(2, 3)
-    for worker in (0, 1):
-        schedule.next_for(worker, 0.0)
+    begin(schedule, 0)
+    schedule.next_for(1, 0.0)
     if steps_before_silence:
+        schedule.progressed(1, 0.0, 0, N_STEPS, 0)
         running(schedule, {1: 1.0}, 40.0, {1: steps_before_silence})
     running(schedule, {0: 1.0}, 50.0, {0: 50})
     assert schedule.next_for(2, 50.0) is None
@@ -300,8 +309,8 @@ def test_a_worker_that_has_gone_silent_is_copied_even_if_it_never_told_anything(
 
 def test_two_silent_holders_of_a_shard_are_overtaken_by_a_third():
     schedule = schedule_with(2, 3)
-    for worker in (0, 1):
-        schedule.next_for(worker, 0.0)
+    begin(schedule, 0)
+    schedule.next_for(1, 0.0)
     running(schedule, {0: 1.0}, 155.0, {0: 155})
     schedule.finished_by(0)
     copy = Order((1,), exclusive=False)
@@ -314,7 +323,7 @@ def test_two_silent_holders_of_a_shard_are_overtaken_by_a_third():
 def test_a_slow_worker_leaves_the_last_shard_to_others():
     schedule = schedule_with(5, 3)
     for worker in range(3):
-        schedule.next_for(worker, 0.0)
+        begin(schedule, worker)
     running(schedule, {0: 1.0, 1: 1.0, 2: 0.2}, 155.0, {0: 155, 1: 155, 2: 31})
     schedule.finished_by(2)
     assert schedule.next_for(2, 155.0) is None  # 800 seconds of its own, against two more rounds of theirs
@@ -326,7 +335,7 @@ def test_seconds_left_count_only_what_is_not_lost():
     schedule = schedule_with(2, 2)
     assert schedule.seconds_left(0.0) is None
     for worker in (0, 1):
-        schedule.next_for(worker, 0.0)
+        begin(schedule, worker)
     running(schedule, {0: 1.0, 1: 1.0}, 100.0, {0: 100, 1: 100})
     assert schedule.seconds_left(100.0) == pytest.approx(60.0)
     schedule.died(0, "killed")  # nothing was saved
@@ -339,6 +348,7 @@ def test_nobody_copies_a_finished_shard_whose_other_holder_hangs():
         schedule.joined(worker)
     for worker in range(2):
         schedule.next_for(worker, 0.0)
+        schedule.progressed(worker, 0.0, 0, 1000, 0)
         schedule.progressed(worker, 10.0, 100, 1000, 100)
     assert schedule.next_for(2, 300.0) is not None  # both hang: a copy of one of them
     (copied,) = (shard for shard in [(0,), (1,)] if 2 in schedule._items[shard].holders)
@@ -351,14 +361,24 @@ def test_nobody_copies_a_finished_shard_whose_other_holder_hangs():
     assert schedule.next_for(2, 302.0) is None
 
 
-@pytest.mark.parametrize("counts_start", [False, True])
-def test_who_was_slow_to_start_keeps_its_shard(counts_start: bool):
+def test_who_was_slow_to_start_keeps_its_shard():
     """Two equal workers of a small run, of which one compiled or read for 18 s first."""
-    schedule = Schedule([(0,), (1,)], counts_start=counts_start)
+    schedule = schedule_with(2, 2)
     for worker in (0, 1):
-        schedule.joined(worker)
         schedule.next_for(worker, 0.0)
     for now, steps in ((20.0, (80, 8)), (24.0, (96, 24))):
         for worker, step in enumerate(steps):
             schedule.progressed(worker, now, step, N_STEPS, 0)
-    assert schedule.should_yield(1, 24.0) == counts_start
+    assert not schedule.should_yield(1, 24.0)
+
+
+def test_who_has_reported_once_is_not_copied_before_it_can_be_slow():
+    schedule = schedule_with(3, 2)
+    for worker in (0, 1):
+        begin(schedule, worker)
+    running(schedule, {0: 1.0, 1: 1.0}, 155.0, {0: 155, 1: 155})
+    schedule.finished_by(0)
+    assert begin(schedule, 0, 160.0) == Order((2,))
+    schedule.finished_by(1)
+    assert schedule.next_for(1, 160.4) is None
+    assert schedule.next_for(1, 400.0) == Order((2,), exclusive=False)  # it has gone silent

@@ -59,7 +59,7 @@ class Crew:
             if self.launch.launcher == "here":
                 self._train_here(run, store, shards, host_memory, display)
                 return
-            schedule, n = Schedule(shards, counts_start=False), self._n_workers(run, store, len(shards))
+            schedule, n = Schedule(shards), self._n_workers(run, store, len(shards))
             n_bytes = ledger.worker_bytes
             try:
                 with self._workers(run, store, self.launch, n, n_bytes, host_memory=host_memory) as pool:
@@ -104,7 +104,7 @@ class Crew:
                             training.make(number)
                             display.set(number, "finished")
                     continue
-                schedule = Schedule(shards_of(missing, 1), counts_start=False)
+                schedule = Schedule(shards_of(missing, 1))
                 n = self._n_workers(run, store, len(missing))
                 if driver is None:
                     n_bytes = plan_of(run.config, store).worker_bytes + fitting_bytes(run, store)

@@ -62,18 +62,23 @@ class _Item:
 @dataclass
 class _Worker:
     item: _Item | None = None
-    since: float = 0.0
-    first_step: int | None = None
+    since: float = 0.0  # its first report of its shard, or when it took it
+    first_step: int | None = None  # at that report
     step: int = 0
     checked_step: int = 0
     speed: float | None = None  # steps a second, of the shard at hand or the last one
     n_failures: int = 0  # in a row
 
-    def speed_now(self, now: float) -> float | None:
-        """Steps a second since it took its shard; who has gone silent gets slower by the moment."""
+    def n_measured(self, now: float) -> int:
+        """Steps of its shard that tell how fast it is: those since its first report."""
         if self.item is None or self.first_step is None or now <= self.since:
-            return self.speed
-        return (self.step - self.first_step) / (now - self.since) or None
+            return 0
+        return self.step - self.first_step
+
+    def speed_now(self, now: float) -> float | None:
+        """Steps a second since its first report of its shard; who has gone silent gets slower by the moment."""
+        n_steps = self.n_measured(now)
+        return n_steps / (now - self.since) if n_steps else self.speed
 
 
 class Schedule:
@@ -81,16 +86,16 @@ class Schedule:
 
     Shards are handed out in the order given. One that fails ``attempts`` times in a row without getting further is
     given up. Losses that follow progress are free: a run survives any number of kills as long as it moves between them.
-    ``now`` is any clock in seconds. A call costs O(workers + waiting shards) at most. Without ``counts_start`` a
-    worker's speed counts from its first report of a shard on: who compiles or reads for long before is not slow.
+    ``now`` is any clock in seconds. A call costs O(workers + waiting shards) at most. A worker's speed counts from its
+    first report of a shard on: who compiles or reads for long before is not slow.
     """
 
-    def __init__(self, shards: Iterable[Shard], attempts: int = ATTEMPTS, *, counts_start: bool = True) -> None:
+    def __init__(self, shards: Iterable[Shard], attempts: int = ATTEMPTS) -> None:
         self._items = {shard: _Item(shard) for shard in shards}
         self._waiting = deque(self._items.values())
         self._workers: dict[int, _Worker] = {}
         self._n_steps = 0  # of a shard; 0: nobody has said yet
-        self.attempts, self.counts_start = attempts, counts_start
+        self.attempts = attempts
         self.finished: list[Shard] = []
         self.given_up: dict[Shard, str] = {}
         self.n_deaths = 0
@@ -145,9 +150,7 @@ class Schedule:
         if at.item is None:
             return
         if at.first_step is None:
-            at.first_step = min(step, at.item.saved_step)
-            if not self.counts_start:
-                at.first_step, at.since = step, now
+            at.first_step, at.since = step, now
         at.step, at.item.step = step, max(step, at.item.step)
         at.item.saved_step = max(saved_step, at.item.saved_step)
         at.speed = at.speed_now(now)
@@ -273,10 +276,11 @@ class Schedule:
         return slowest
 
     def _seconds_for(self, at: _Worker, now: float, here: float) -> float:
-        """Until a worker ends its shard; one that has told nothing of it yet has as long as it would take here."""
-        if at.first_step is None:
+        """Until a worker ends its shard; one whose speed cannot be told yet has as long as it would take here."""
+        n_steps = at.n_measured(now)
+        if not n_steps:
             return 0.0 if now - at.since < here + MOVE_SECONDS else float("inf")
-        return (self._n_steps - at.step) / (at.speed_now(now) or 1e-9)
+        return (self._n_steps - at.step) * (now - at.since) / n_steps
 
     def _put_back(self, item: _Item, cause: str, weight: int, *, hopeless: bool = False) -> None:
         steps = (item.step, item.saved_step)
