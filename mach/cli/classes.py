@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mach.cli.options import JSON, RUN, TRUNK
-from mach.cli.shell import print_table, read_lines, say, warnings_as_lines
+from mach.cli.shell import print_table, read_lines, say
 from mach.data.names import class_name
 from mach.errors import DataError
 from mach.files.places import Place, place, read_bytes
@@ -39,8 +39,7 @@ def changes(verb: Callable[..., str]) -> Callable[..., None]:
         from mach.model.loading import load
 
         model = load(run, trunk=trunk)
-        with warnings_as_lines():
-            done = verb(model, **options)
+        done = verb(model, **options)
         say(f"{model.run.path}: {done}; version {model.classes.version} holds", err=True)
 
     return changed

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mach.cli.options import ADDRESS, BYTES, JSON, NUMBERS, PLACE, RUN, SET, TRUNK
-from mach.cli.shell import print_rows, print_table, print_values, progress, say, warnings_as_lines
+from mach.cli.shell import print_rows, print_table, print_values, progress, say
 from mach.files.places import Place, is_there, names_in
 
 
@@ -37,8 +37,7 @@ def prepare(
         reference = _reference(like) if like else None
         told: dict[str, Any] = {"report": report} | ({} if like else {"check": refuse})
         prepared = prepare_data(options.data, options.text, source, store, like=reference, **told)
-    with warnings_as_lines():
-        warn(prepared, is_query=like is not None)
+    warn(prepared, is_query=like is not None)
     print_values(prepared.describe() | {"path": str(store)}, as_json)
 
 
@@ -147,8 +146,7 @@ def train(
         print_rows([*effort_rows(resolved), *ledger.rows()], as_json=False)
         refuse_too_large(ledger, options.launch)
         return
-    with warnings_as_lines():
-        model = conductor.train(options, where, repetitions=repetitions, trunk=trunk, console=Console(stderr=True))
+    model = conductor.train(options, where, repetitions=repetitions, trunk=trunk, console=Console(stderr=True))
     n_repetitions = model.run.config.hashing.repetitions
     word = "repetition" if n_repetitions == 1 else "repetitions"
     say(f"{where}: {len(model.run.finished())} of {n_repetitions} {word} finished", err=True)
