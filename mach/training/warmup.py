@@ -18,14 +18,16 @@ LITTLE: dict[str, Any] = {
     "training": {"epochs": 1, "batch": 32},
     "hashing": {"repetitions": 2},
     "network": {"hidden": [64]},
+    "reranking": {"pilots": 1},  # as of 5,000 rows and more
 }
 
 
 def warm_up() -> int:
     """Compile the kernels of the default path that are not in this machine's cache yet; returns how many those were.
 
-    Rows of one class and of several, text and features, products of features and rows that are cut, one query and many;
-    in the precision that this processor is trained with. Costs half a minute, or 5 seconds where all are there.
+    Rows of one class and of several, text and features, products of features and rows that are cut, a learned order, one
+    query and many; in the precision that this processor is trained with. Costs about a minute of processor, or 8 seconds
+    where all are there.
     """
     before = n_compiled()
     with TemporaryDirectory(prefix="mach-warm-up-") as folder:

@@ -18,10 +18,11 @@ n = warm_up()
 again = n_compiled()
 folder = sys.argv[1]
 with open(folder + "/fruits.csv", "w") as file:
-    file.write("text,classes\\n" + 40 * "sour green apple,apple\\nlong ripe yellow banana,banana\\n")
+    file.write("text,classes\\n" + 2600 * "sour green apple,apple\\nlong ripe yellow banana,banana\\n")
 model = mach.train({"data": {"train": folder + "/fruits.csv", "cache": folder}}, folder + "/run")
 model.topk("a green apple", k=1)
 model.topk(["a green apple"] * 100, k=2)
+assert model.info()["reranker_learned"]
 print(n, n_compiled() - again)
 """
 
