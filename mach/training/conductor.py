@@ -267,8 +267,7 @@ def _refuse_missing(repetitions: Sequence[int] | None, n_repetitions: int) -> No
 def _left_behind(run: Run) -> Iterator[str]:
     """What a person is told of a fine-tuned run: what was taught about the classes it started from is no row."""
     start = Origin.of(run.config)
-    n_taught = 0 if start is None else len(start.edits.exemplars)
-    if start is not None and n_taught:
+    if start is not None and (n_taught := len(start.edits.exemplars)):
         yield (
             f"{n_taught:,} examples, texts and upvotes that {start.run.path} was taught after its training are no "
             f"rows, and are not in {run.path}: put those that still matter into the new table, or add them again"

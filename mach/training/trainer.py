@@ -97,9 +97,8 @@ class Trainer:
             manifest, self.counts_K = run.manifest, run.class_counts_K()
             self.assignment: Assignment = run.assignment().select(run.functions([self.repetition]))
         self.training = self.config.training
-        self.patience: int | None = run.retired.get(
-            "training.patience"
-        )  # of an older run, which stops as it would have
+        # of an older run, which stops as it would have
+        self.patience: int | None = run.retired.get("training.patience")
         self.epochs = Epochs(store, self.config)
         self.validation_rows = self.epochs.validation_rows
         self.steps_per_epoch = -(-self.epochs.n_rows // self.training.batch)

@@ -25,9 +25,9 @@ LITTLE: dict[str, Any] = {
 def warm_up() -> int:
     """Compile the kernels of the default path that are not in this machine's cache yet; returns how many those were.
 
-    Rows of one class and of several, text and features, products of features and rows that are cut, a learned order, one
-    query and many; in the precision that this processor is trained with. Costs about a minute of processor, or 8 seconds
-    where all are there.
+    Rows of one class and of several, text and features, products of features and rows that are cut, a learned order,
+    one query and many; in the precision that this processor is trained with. Costs about a minute of processor, or 8
+    seconds where all are there.
     """
     before = n_compiled()
     with TemporaryDirectory(prefix="mach-warm-up-") as folder:

@@ -44,9 +44,8 @@ class Exemplars:
     batch: Batch  # as the networks read queries
     classes_M: NDArray[np.int64]
     kinds_M: NDArray[np.uint8]  # `EXAMPLE`, `TEXT`, `UPVOTE` or `ASSOCIATE`
-    lifts_M2: NDArray[
-        np.float32
-    ]  # of the plain and the re-ranked score, where a query is the exemplar, see memory.near
+    # of the plain and the re-ranked score, where a query is the exemplar, see memory.near
+    lifts_M2: NDArray[np.float32]
 
     @classmethod
     def none(cls) -> Exemplars:
@@ -138,9 +137,8 @@ class Edits:
     version: int = 0  # as trained
     names: tuple[str, ...] = ()  # of the A added classes
     renamed: Mapping[int, str] = field(default_factory=dict)  # trained classes
-    removed: NDArray[np.int64] = field(
-        default_factory=lambda: np.empty(0, np.int64)
-    )  # ids, ascending; never given anew
+    # ids, ascending; never given anew
+    removed: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     # buckets of the added classes by all F hash functions that the run had when they were added
     table_FA: NDArray[np.uint32] = field(default_factory=lambda: np.empty((0, 0), np.uint32))
     counts_A: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))  # examples that each was given

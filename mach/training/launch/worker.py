@@ -1,10 +1,11 @@
 """A worker process: does what the driver hands it, one order after another.
 
-Started as ``python -m mach.training.launch.worker FD`` with one end of a socket pair. Messages are JSON lines: first
-the job, then orders, ``{"train": [r, ...], "exclusive": true}``, ``{"pause": true}``, ``{"stop": true}``; the worker
-says ``ready`` and answers with ``progress``, ``finished``, ``paused`` or ``failed``; what a person should know is
-``said``. The numbers of an order are repetitions; in a job with ``parts`` they are parts of a re-ranker. ``trunk`` and
-``path`` are of `mach.networks.trunk.for_workers`. When the other end dies, the worker saves its state and goes.
+Started as ``python -m mach.training.launch.worker FD`` with one end of a socket pair. Messages are JSON
+objects: the job, then orders, ``{"train": [r, ...], "exclusive": true}``, ``{"pause": true}``, ``{"stop": true}``. The
+worker says ``ready`` and answers with ``progress``, ``finished``, ``paused`` or ``failed``; what a person should
+know is ``said``. The numbers of an order are repetitions; in a job with ``parts`` they are parts of a re-ranker.
+``trunk`` and ``path`` are of `mach.networks.trunk.for_workers`. When the other end dies, the worker saves its state and
+goes.
 """
 
 from __future__ import annotations
