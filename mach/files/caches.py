@@ -36,10 +36,9 @@ def keep_compiled() -> None:
     named, moved = os.environ.get("NUMBA_CACHE_DIR"), os.environ.get("MACH_CACHE")
     if not named and not moved and (os.access(Path(__file__).parents[1], os.W_OK) or _is_writable("~/.cache/numba")):
         return
-    folder = named or str(Path(moved or USUAL, "compiled"))
-    os.environ["NUMBA_CACHE_DIR"] = (
-        os.path.expanduser(folder) if _is_writable(folder) else str(_temporary() / "compiled")
-    )
+    folders = [named, moved and os.path.join(moved, "compiled"), os.path.join(USUAL, "compiled")]
+    folder = next((folder for folder in folders if folder and _is_writable(folder)), None)
+    os.environ["NUMBA_CACHE_DIR"] = os.path.expanduser(folder) if folder else str(_temporary() / "compiled")
     if "numba" in sys.modules:
         sys.modules["numba"].config.CACHE_DIR = os.environ["NUMBA_CACHE_DIR"]
 

@@ -46,6 +46,12 @@ def test_numbas_own_variable_is_heard(tmp_path: Path):
     assert Path(kernels).is_relative_to(tmp_path / "own")
 
 
+def test_a_good_cache_stays_where_numbas_cannot_be_written(tmp_path: Path):
+    kernels, told = folder_of_kernels(NUMBA_CACHE_DIR="/proc/none", MACH_CACHE=str(tmp_path / "all"), HOME="/proc/none")
+    assert Path(kernels).is_relative_to(tmp_path / "all" / "compiled")
+    assert told == ""
+
+
 def test_a_home_that_can_be_written_needs_no_other(tmp_path: Path):
     _, told = folder_of_kernels(HOME=str(tmp_path))
     assert told == ""
