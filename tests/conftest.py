@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # children of a suite that runs under nohup would ignore it, as they should
 os.environ.setdefault("SCIPY_ARRAY_API", "1")  # else scikit-learn skips one of its checks; read when scipy is imported
 # Tests move MACH_CACHE, and with it all would be compiled anew.
 os.environ.setdefault(
