@@ -6,7 +6,6 @@ import os
 import signal
 from pathlib import Path
 
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # children of a suite that runs under nohup would ignore it, as they should
 os.environ.setdefault("SCIPY_ARRAY_API", "1")  # else scikit-learn skips one of its checks; read when scipy is imported
 # Tests move MACH_CACHE, and with it all would be compiled anew.
 os.environ.setdefault(
@@ -24,6 +23,7 @@ from mach.training.conductor import train
 
 settings.register_profile("mach", deadline=None)  # no test depends on how busy the machine is
 settings.load_profile("mach")
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # else children of a suite under nohup ignore it, as they should
 N_CLASSES, N_FEATURES = 120, 400
 
 
