@@ -6,8 +6,8 @@
 A case is a function of seed, kind and number alone. It begins with something good, whose structure is known, and
 changes a few things: a number for one that matters, a key, a type, a shape, an offset, a header, a byte, an end, two
 files or tensors for each other, a file for something that is none. Cases run in forked children with an alarm of 5 s
-and a limit of address space; what they open for writing is watched. A case ends well when mach answers, or refuses in
-one line.
+and a limit of address space; what they open for writing is watched. A case that the clock stops, not the seconds of
+the processor, is tried again for 20 s and 80 s. A case ends well when mach answers, or refuses in one line.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from typing import Any
 
 import numpy as np
 
-SECONDS = 5
+SECONDS = 5  # of the processor, and of the clock at the first try
+LONGEST_WAIT = 16 * SECONDS  # of the clock, which runs on where others use the machine
 ADDRESS_BYTES = 12 * 2**30  # of a child, beside what it has when it begins
 LONGEST = 2000  # characters of a message
 KINDS = ("data", "models", "queries")
@@ -91,13 +92,14 @@ def run(
     left = [cases[worker::n_workers] for worker in range(n_workers)]
     children: dict[int, tuple[int, int]] = {}  # process to worker and pipe
     buffers: dict[int, bytes] = {}
+    patience = [SECONDS] * n_workers  # of the clock
     while any(left) or children:
         for worker in range(n_workers):
             if left[worker] and worker not in {w for w, _ in children.values()}:
                 reader, writer = os.pipe()
                 if (process := os.fork()) == 0:
                     os.close(reader)
-                    _child(left[worker], seed, folder / f"worker{worker}", writer)
+                    _child(left[worker], seed, folder / f"worker{worker}", writer, patience[worker])
                 os.close(writer)
                 children[process], buffers[reader] = (worker, reader), b""
         for process, (worker, reader) in list(children.items()):
@@ -108,23 +110,29 @@ def run(
                 kind, number, end, what = json.loads(line)
                 found[kind, number] = end, what
                 left[worker].remove((kind, number))
+                patience[worker] = SECONDS
             if not content:
                 _, status = os.waitpid(process, 0)
                 os.close(reader)
                 del children[process]
                 if left[worker] and os.WIFSIGNALED(status):
                     signal_number = os.WTERMSIG(status)
-                    end = "hang" if signal_number == signal.SIGALRM else "crash"
+                    if signal_number == signal.SIGALRM and patience[worker] < LONGEST_WAIT:
+                        patience[worker] *= 4
+                        continue
+                    end = "hang" if signal_number in (signal.SIGALRM, signal.SIGPROF) else "crash"
                     found[left[worker].pop(0)] = end, signal.Signals(signal_number).name
+                    patience[worker] = SECONDS
                 elif left[worker]:
                     found[left[worker].pop(0)] = "crash", f"left with {os.WEXITSTATUS(status)}"
     return found, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
-def _child(cases: list[tuple[str, int]], seed: int, folder: Path, writer: int) -> None:
+def _child(cases: list[tuple[str, int]], seed: int, folder: Path, writer: int, patience: int) -> None:
     status = 1
     try:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        for number in (signal.SIGALRM, signal.SIGPROF):
+            signal.signal(number, signal.SIG_DFL)
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + ADDRESS_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -132,9 +140,12 @@ def _child(cases: list[tuple[str, int]], seed: int, folder: Path, writer: int) -
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 2)
         for kind, number in cases:
-            signal.alarm(SECONDS)
+            signal.alarm(patience)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
             end, what = run_case(folder, seed, kind, number)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             signal.alarm(0)
+            patience = SECONDS
             os.write(writer, (json.dumps([kind, number, end, what[:300]]) + "\n").encode())
         status = 0
     finally:
