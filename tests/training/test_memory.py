@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
+import signal
 import socket
+import subprocess
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -14,7 +19,7 @@ from mach import cli
 from mach.cli import main
 from mach.config import Config, LaunchConfig, to_toml
 from mach.errors import ConfigError, IncompleteRunError, is_out_of_memory, out_of_memory
-from mach.training.launch import capacity, worker
+from mach.training.launch import capacity, process, worker
 from mach.training.launch.display import Display
 from mach.training.launch.driver import Driver, Message
 from mach.training.launch.process import Channel
@@ -139,6 +144,48 @@ def test_a_worker_that_cannot_begin_for_lack_of_memory_ends_the_run():
     with pytest.raises(IncompleteRunError, match="worker 0 could not begin: out of memory"):
         driver.drive()
     assert pool.n_started == 1
+
+
+class Killed(Silent):
+    """A pool whose workers are killed for want of memory, before or after they took their shard."""
+
+    def __init__(self, kinds: list[str]) -> None:
+        super().__init__()
+        self.kinds = kinds
+
+    def receive(self, timeout_seconds: float) -> list[tuple[int, Message]]:
+        lost = {"kind": "lost", "cause": "worker 0 was killed by SIGKILL, as memory ran out", "is_memory": True}
+        return [(0, {"kind": kind, "where": "here"} if kind == "ready" else dict(lost)) for kind in self.kinds]
+
+
+def test_a_shard_whose_worker_is_killed_for_memory_is_tried_once_more():
+    pool = Killed(["ready", "lost"])
+    driver = Driver(Schedule([(0,), (1,)]), pool, Display(Console(quiet=True), [0, 1], []), 1)
+    driver.drive()
+    assert driver.schedule.given_up.keys() == {(0,), (1,)}
+    assert "memory" in driver.schedule.given_up[(0,)]
+    assert pool.n_started == driver.schedule.n_deaths == 4
+    pool = Killed(["lost"])
+    with pytest.raises(IncompleteRunError, match="memory ran out before it could take work, as 1 before it"):
+        Driver(Schedule([(0,)]), pool, Display(Console(quiet=True), [0], []), 1).drive()
+    assert pool.n_started == 2
+
+
+@pytest.mark.parametrize(("number", "n_kills"), [(signal.SIGKILL, 1), (signal.SIGKILL, 0), (signal.SIGTERM, 1)])
+def test_a_kill_for_memory_is_told_from_others(number: signal.Signals, n_kills: int, monkeypatch: pytest.MonkeyPatch):
+    counts = iter((5, 5 + n_kills))
+    monkeypatch.setattr(process, "memory_kills", lambda: next(counts))
+    monkeypatch.setattr(process.subprocess, "Popen", partial(sleeping, subprocess.Popen))
+    started = process.WorkerProcess({"threads": 1})
+    os.kill(started._process.pid, number)
+    [told] = started.messages("worker 0")
+    assert told["is_memory"] == (number == signal.SIGKILL and n_kills > 0)
+    assert told["cause"].startswith(f"worker 0 was killed by {number.name}")
+    assert ("ran out of memory" in told["cause"]) == told["is_memory"]
+
+
+def sleeping(popen: Any, command: list[str], **options: Any) -> Any:
+    return popen(["sleep", "60"], **options)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ class Pool(Protocol):
     A worker says ``ready`` with ``where`` it is once it lives. Orders to it are ``{"train": [r, ...], "exclusive":
     bool}`` and ``{"pause": true}``: save the shard and be free. It answers with ``progress``, ``finished``, ``paused``
     or ``failed``, and what a person should know is ``said``, a ``text``; when it is gone, the pool itself says ``lost``
-    with the ``cause``.
+    with the ``cause``, and ``is_memory`` where that was a want of memory.
     """
 
     def start(self, worker: int) -> None:
@@ -95,7 +95,7 @@ class Driver:
     def _handle(self, worker: int, message: Message) -> None:
         kind, now = message.pop("kind"), self.pool.now()
         if kind == "lost":
-            self._bury(worker, message["cause"])
+            self._bury(worker, message["cause"], is_memory=message.get("is_memory", False))
             return
         self.n_early_deaths = 0  # somebody lives
         if kind == "said":
@@ -149,13 +149,13 @@ class Driver:
         self.pool.send(worker, {"train": list(order.shard), "exclusive": order.exclusive})
         self._show(order.shard, self._where[worker] + ("" if order.exclusive else ", a second copy"))
 
-    def _bury(self, worker: int, cause: str) -> None:
+    def _bury(self, worker: int, cause: str, *, is_memory: bool) -> None:
         """A worker is gone: its shard goes back to the queue, and a new worker takes its place."""
-        self.schedule.died(worker, cause)
+        self.schedule.died(worker, cause, is_memory=is_memory)
         self._show_loss(self._shard.pop(worker, ()), cause)
         if self._where.pop(worker, None) is None:
             self.n_early_deaths += 1
-            if self.n_early_deaths >= max(MAX_EARLY_DEATHS, self.n_workers + 1):
+            if self.n_early_deaths >= (2 if is_memory else max(MAX_EARLY_DEATHS, self.n_workers + 1)):
                 raise IncompleteRunError(f"{cause} before it could take work, as {self.n_early_deaths - 1} before it")
         self._asked.discard(worker)
         self._leaving.discard(worker)

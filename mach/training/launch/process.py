@@ -14,10 +14,21 @@ import subprocess
 import sys
 import time
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 STOP_SECONDS = 60.0  # a worker saves its state within a step and a write
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+FOR_MEMORY = (
+    ", as the system ran out of memory: give more, or ask for less (fewer workers, fewer buckets or hidden units)"
+)
+
+
+def memory_kills() -> int:
+    """Processes that the system has killed since its start because memory ran out; 0 where it does not tell."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/vmstat").read_text().partition("\noom_kill ")[2].split()[0])
+    return 0
 
 
 class Channel:
@@ -58,6 +69,7 @@ class WorkerProcess:
 
     def __init__(self, job: dict[str, Any]) -> None:
         ours, theirs = socket.socketpair()
+        self._n_memory_kills = memory_kills()
         self._process = subprocess.Popen(
             # -P: a file of the current folder must not replace a module of the library
             [sys.executable, "-P", "-m", "mach.training.launch.worker", str(theirs.fileno())],
@@ -77,7 +89,10 @@ class WorkerProcess:
             messages.append(message)
             if not self.channel.has_message():
                 return messages
-        return [*messages, {"kind": "lost", "cause": f"{name} {self._ending()}"}]
+        ending = self._ending()
+        is_memory = self._process.returncode == -signal.SIGKILL and memory_kills() > self._n_memory_kills
+        cause = f"{name} {ending}{FOR_MEMORY if is_memory else ''}"
+        return [*messages, {"kind": "lost", "cause": cause, "is_memory": is_memory}]
 
     def leave(self, deadline: float | None = None) -> None:
         """Wait for the process to save its state after an order to stop; kill it at the (monotonic) deadline."""

@@ -48,6 +48,7 @@ class _Item:
     step: int = 0  # the largest ever reported
     saved_step: int = 0  # the same of checkpoints: where the next worker would begin
     steps_at_loss: tuple[int, int] | None = None
+    n_memory: int = 0  # deaths for want of memory
     fruitless: int = 0  # weight of failures and deaths in a row without getting further than before
     is_finished: bool = False
     holders: set[int] = field(default_factory=set)
@@ -199,17 +200,19 @@ class Schedule:
             item.failed_on.add(worker)
             self._put_back(item, cause, FAILURE_WEIGHT, hopeless=hopeless)
 
-    def died(self, worker: int, cause: str) -> None:
+    def died(self, worker: int, cause: str, *, is_memory: bool = False) -> None:
         """A worker is gone: put its shard back, if it had one.
 
-        It was mostly killed from outside, perhaps before it could begin, so a death weighs a fifth of a failure.
+        It was mostly killed from outside, perhaps before it could begin, so a death weighs a fifth of a failure. One
+        for want of memory may be another program's fault once; a second one would come again.
         """
         at = self._workers.pop(worker, None)
         item = self._take_from(at, worker) if at else None
         self.n_deaths += 1
         if at is not None and item is not None:
             self.n_lost_steps += max(0, at.step - item.saved_step)
-            self._put_back(item, cause, 1)
+            item.n_memory += is_memory
+            self._put_back(item, cause, 1, hopeless=item.n_memory > 1)
 
     def seconds_left(self, now: float) -> float | None:
         """Time that all steps left would take the busy workers together; None while their speed is unknown."""
