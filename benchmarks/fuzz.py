@@ -26,7 +26,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ SECONDS = 5  # of the processor, and of the clock at the first try
 LONGEST_WAIT = 16 * SECONDS  # of the clock, which runs on where others use the machine
 ADDRESS_BYTES = 12 * 2**30  # of a child, beside what it has when it begins
 LONGEST = 2000  # characters of a message
+TOLD_EVERY = 5000
 KINDS = ("data", "models", "queries")
 ENDS = ("answered", "refused", "traceback", "memory", "multi-line", "wrote outside", "crash", "hang")
 GOOD = ("answered", "refused")
@@ -89,7 +90,7 @@ def run(
 ) -> tuple[dict[tuple[str, int], tuple[str, str]], int]:
     """How every case ended, and the largest resident memory of a child, in bytes."""
     found: dict[tuple[str, int], tuple[str, str]] = {}
-    left = [cases[worker::n_workers] for worker in range(n_workers)]
+    left = [collections.deque(cases[worker::n_workers]) for worker in range(n_workers)]
     children: dict[int, tuple[int, int]] = {}  # process to worker and pipe
     buffers: dict[int, bytes] = {}
     patience = [SECONDS] * n_workers  # of the clock
@@ -109,7 +110,8 @@ def run(
             for line in lines:
                 kind, number, end, what = json.loads(line)
                 found[kind, number] = end, what
-                left[worker].remove((kind, number))
+                left[worker].popleft()  # a child goes through them in order
+                tell(found)
                 patience[worker] = SECONDS
             if not content:
                 _, status = os.waitpid(process, 0)
@@ -121,14 +123,21 @@ def run(
                         patience[worker] *= 4
                         continue
                     end = "hang" if signal_number in (signal.SIGALRM, signal.SIGPROF) else "crash"
-                    found[left[worker].pop(0)] = end, signal.Signals(signal_number).name
+                    found[left[worker].popleft()] = end, signal.Signals(signal_number).name
                     patience[worker] = SECONDS
                 elif left[worker]:
-                    found[left[worker].pop(0)] = "crash", f"left with {os.WEXITSTATUS(status)}"
+                    found[left[worker].popleft()] = "crash", f"left with {os.WEXITSTATUS(status)}"
     return found, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
-def _child(cases: list[tuple[str, int]], seed: int, folder: Path, writer: int, patience: int) -> None:
+def tell(found: dict[tuple[str, int], tuple[str, str]]) -> None:
+    """Say now and then how far it is: a run that is ended before it is over has counted something."""
+    if len(found) % TOLD_EVERY == 0:
+        counts = collections.Counter(end for end, _ in found.values())
+        print(f"{len(found):,} cases: {dict(counts)}", file=sys.stderr, flush=True)
+
+
+def _child(cases: Iterable[tuple[str, int]], seed: int, folder: Path, writer: int, patience: int) -> None:
     status = 1
     try:
         for number in (signal.SIGALRM, signal.SIGPROF):
