@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from mach.data.batch import SparseBatch
 from mach.estimator.rows import Features, Reservoir, n_rows_of
 from mach.files.places import refuse_outside
 from mach.model.loading import load
@@ -46,6 +47,9 @@ class Engine:
     The run, a directory like all others, may keep more ids ready, which are never given back. Log-probabilities of
     exclusive classes are divided by the temperature before they are normalised. The folder is what a temporary run
     lives in, the reservoir holds rows that further training replays, the rate is that of the first training.
+
+    Where probabilities are calibrated, those of a row without a known feature are the classes' shares of the training
+    rows, and order the classes. In dense rows a 0 is a value like others.
     """
 
     def __init__(
@@ -96,13 +100,16 @@ class Engine:
         """
         model, ids_K = self.model, np.arange(self.n_classes)
         for block, n in self._blocks(features):
-            scores_NK = model.score(block, ids_K)[:n]
+            rows, is_known_N = self._read(block)
+            scores_NK = model.score(rows, ids_K)[:n]
             if model.reranker is not None and model.reranker.candidates < self.n_classes:
-                best = model.search(block, model.reranker.candidates, allowed=self._allowed_K)
+                best = model.search(rows, model.reranker.candidates, allowed=self._allowed_K)
                 # classes that are no candidates come behind all that are, as in MachModel.topk
                 np.minimum(scores_NK, best.scores_Nk[:n].min(axis=1, keepdims=True), out=scores_NK)
                 np.put_along_axis(scores_NK, best.ids_Nk[:n], best.scores_Nk[:n], axis=1)
-            yield self._logits(scores_NK)
+            logits_NK = self._logits(scores_NK)
+            logits_NK[~is_known_N[:n]] = self._logits_of_shares_K
+            yield logits_NK
 
     def probabilities(self, features: Features) -> Iterator[NDArray[np.float32]]:
         """Blocks of shape (n, K); rows of exclusive classes sum to one."""
@@ -111,8 +118,12 @@ class Engine:
     def topk(self, features: Features, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Ids and probabilities of the k best classes, of shape (N, k), best first; k is at most K."""
         if not self._scores_all and n_rows_of(features):
-            ids_Nk, scores_Nk = self.model.topk(features, k, allowed=self._allowed_K)
-            return ids_Nk, self._of_scores(scores_Nk)
+            found = self.model.search(features, k, allowed=self._allowed_K)
+            ids_Nk, probs_Nk = found.ids_Nk, self._of_scores(found.scores_Nk)
+            if self._takes_shares:
+                ids_Nk[~found.known_N] = best_k = np.argsort(-self._shares_K, kind="stable")[:k]
+                probs_Nk[~found.known_N] = self._shares_K[best_k]
+            return ids_Nk, probs_Nk
         ids, values = [np.empty((0, k), np.int64)], [np.empty((0, k), np.float32)]
         for logits_NK in self.logits(features):
             ids.append(np.argsort(-logits_NK, axis=1, kind="stable")[:, :k])
@@ -152,6 +163,30 @@ class Engine:
     def _is_small(self) -> bool:
         return self._scores_all and int(self.model.info()["n_parameters"]) <= FEW_PARAMETERS
 
+    @property
+    def _takes_shares(self) -> bool:
+        """Whether rows without a known feature get the classes' shares; older calibrations were of all rows."""
+        made = self.model.calibration
+        return made is not None and made.format > 1 and not self.model.ensemble.reader.dense_input
+
+    @property
+    def _shares_K(self) -> NDArray[np.float32]:
+        return self.model.answerer.shares_K[: self.n_classes]
+
+    @property
+    def _logits_of_shares_K(self) -> NDArray[np.float32]:
+        shares_K = self._shares_K.astype(np.float64)
+        return np.log(np.maximum(shares_K, 1e-30)).astype(np.float32) if self.is_exclusive else log_odds(shares_K)
+
+    def _read(self, block: Any) -> tuple[Any, NDArray[np.bool_]]:
+        """Rows as features, and which of them are answered by their scores."""
+        if not self._takes_shares:
+            return block, np.ones(n_rows_of(block), np.bool_)
+        reader = self.model.ensemble.reader
+        [batch] = reader.batches(block, n_rows_of(block))
+        assert isinstance(batch, SparseBatch)
+        return batch.matrix(reader.n_features), reader.known(batch)
+
     def _blocks(self, features: Any) -> Iterator[tuple[Any, int]]:
         """Some rows at a time, and how many of them count.
 
@@ -177,9 +212,7 @@ class Engine:
             if self.model.aggregate != "log-mean":
                 values = np.log(np.maximum(naive(values, self.model.aggregate), 1e-30))
             return (values / self.temperature).astype(np.float32)
-        probs_NK = np.clip(self._of_scores(scores_NK).astype(np.float64), 1e-30, 1 - 1e-7)
-        logits_NK: NDArray[np.float32] = (np.log(probs_NK) - np.log1p(-probs_NK)).astype(np.float32)
-        return logits_NK
+        return log_odds(self._of_scores(scores_NK).astype(np.float64))
 
     def _probabilities(self, logits_NK: NDArray[np.float32]) -> NDArray[np.float32]:
         values = logits_NK.astype(np.float64)
@@ -193,6 +226,12 @@ class Engine:
         if self.model.calibration is not None:
             return self.model.curve()(scores)
         return naive(scores, self.model.aggregate).astype(np.float32)
+
+
+def log_odds(probs: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Finite log-odds of probabilities."""
+    probs = np.clip(probs, 1e-30, 1 - 1e-7)
+    return (np.log(probs) - np.log1p(-probs)).astype(np.float32)
 
 
 def _remove(path: Path, process: int) -> None:
