@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 LONGEST = 2000  # characters of a message: whatever a file or a user gave may be in it
 # What ends a line, moves a terminal, or is no character.
@@ -58,6 +60,28 @@ class DegradedWarning(UserWarning):
 
 class OmissionWarning(UserWarning):
     """Something given is not used: classes that are not known, rows without a class, rows without a feature."""
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """The one of some words that a mistyped one was to be, as part of a message; nothing where none is near.
+
+    >>> did_you_mean("epoch", ["epochs", "batch"])
+    ': did you mean epochs?'
+    >>> did_you_mean("x", ["epochs"])
+    ''
+    """
+    spelt = {known.lower(): known for known in words}
+    near = get_close_matches(word.lower(), spelt, n=1)
+    return f": did you mean {spelt[near[0]]}?" if near else ""
+
+
+def counted(n: int, noun: str) -> str:
+    """A number and its noun.
+
+    >>> counted(1, "class"), counted(1200, "class"), counted(0, "row")
+    ('1 class', '1,200 classes', '0 rows')
+    """
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
 def one_line(error: BaseException, most: int = 200) -> str:

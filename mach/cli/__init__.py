@@ -18,14 +18,20 @@ from mach.cli.classes import classes
 from mach.cli.models import calibrate, evaluate, info, predict, query, write_report
 from mach.cli.runs import plan, prepare, status, train, warm_up
 from mach.cli.shell import end_politely, say, warnings_as_lines
-from mach.errors import ConfigError, IncompleteRunError, MachError, is_out_of_memory, out_of_memory
+from mach.errors import ConfigError, IncompleteRunError, MachError, did_you_mean, is_out_of_memory, out_of_memory
 from mach.files.compiled import hear
+from mach.files.visible import visible
 
 VERBS = (prepare, plan, train, status, evaluate, calibrate, predict, query, write_report, info, classes, warm_up)
 
 
 class _Group(click.Group):
     """Prints errors raised on purpose as one line, and leaves with their exit code."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            ctx.fail(f"no such command {visible(args[0])!r:.60}{did_you_mean(args[0], self.commands)}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

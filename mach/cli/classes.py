@@ -11,7 +11,7 @@ import click
 from mach.cli.options import JSON, RUN, TRUNK
 from mach.cli.shell import print_table, read_lines, say
 from mach.data.names import class_name
-from mach.errors import DataError
+from mach.errors import DataError, counted
 from mach.files.places import Place, place, read_bytes
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def subset(model: MachModel, name: str, chosen: tuple[str, ...]) -> str:
     """Store classes as a subset NAME for --allowed. Without any, forget it; - reads a class a line from stdin."""
     lines = list(read_lines(chosen)) if chosen else []
     model.classes.name_subset(name, [_class_of(model, line) for line in lines] if chosen else None)
-    return f"subset {name} has {len(lines)} classes" if chosen else f"forgot subset {name}"
+    return f"subset {name} has {counted(len(lines), 'class')}" if chosen else f"forgot subset {name}"
 
 
 @changes
@@ -158,8 +158,8 @@ def list_(run: Place, trunk: str | None, everything: bool, history: bool, as_jso
         subsets = "".join(f", subset {name} of {len(members):,}" for name, members in edits.subsets.items())
         n_taught = int((edits.exemplars.kinds_M > TEXT).sum())
         summary = (
-            f"version {edits.version}: {edits.n_trained:,} classes trained, {edits.n_added:,} added, "
-            f"{len(edits.removed):,} removed, {n_taught:,} pairs of feedback{subsets}"
+            f"version {edits.version}: {counted(edits.n_trained, 'class')} trained, {edits.n_added:,} added, "
+            f"{len(edits.removed):,} removed, {counted(n_taught, 'pair')} of feedback{subsets}"
         )
     if rows or as_json:
         print_table(rows, as_json)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mach.cli.options import JSON, NUMBERS, PLACE, RERANK, RUN, TAIL, TRUNK, answers, asks
+from mach.cli.options import JSON, NUMBERS, PLACE, RERANK, RUN, TAIL, TRUNK, Wish, answers, asks
 from mach.cli.shell import print_table, print_values, progress, read_lines, say, say_json
 from mach.errors import ConfigError, StorageError
 from mach.files.places import Place
@@ -87,60 +88,61 @@ def calibrate(model: MachModel, data: str | None, as_json: bool) -> None:
 @asks
 @click.argument("data")
 @click.option("-o", "--output", default="-", show_default=True, help=".jsonl, .csv, .parquet or .npz; - is JSONL.")
+@click.option("--id", "id_column", metavar="COLUMN", help="Column of DATA that names a row, in place of its number.")
 @answers
-def predict(model: MachModel, data: str, output: str, k: int | None, ask: Ask, probabilities: bool) -> None:
+def predict(model: MachModel, data: str, output: str, id_column: str | None, wish: Wish) -> None:
     """Write the top k classes of every row of DATA."""
+    from mach.data.prepare import column_of
     from mach.evaluation.predictions import write_predictions
 
-    if probabilities:
-        model.curve(rerank=ask.rerank)  # missing, it is missed before the work
+    row_ids = column_of(model.run.reading, data, id_column) if id_column else None
     store = _prepared(model, data)
-    kind = ("probability", "probabilities") if probabilities else ("score", "scores")
-
     n_unknown = 0
 
     def reported() -> Iterator[tuple[Any, Any, Any]]:
         nonlocal n_unknown
         n_done = 0
-        for part in _answers(model, store, k, ask, probabilities):
+        for part in wish.answers(model, store):
             yield part
             n_done += len(part[0])
             n_unknown += int((~part[2]).sum())
             report("predicting", n_done / store.n_rows)
 
     with progress() as report:
-        write_predictions(output, reported(), model.name_function(), kind)
+        write_predictions(output, reported(), model.name_function(), wish.kind, row_ids)
     if n_unknown > store.meta["n_rows_without_features"]:  # that number was told
         told = f"{n_unknown:,} of {store.n_rows:,} rows have no feature that the run knows"
         say(f"mach: {store.meta['source']}: {told}: their answers say nothing of them", err=True)
 
 
-@click.command()
+@click.command(no_args_is_help=True)
 @asks
 @click.argument("queries", nargs=-1)
 @answers
 @JSON
-def query(
-    model: MachModel, queries: tuple[str, ...], k: int | None, ask: Ask, probabilities: bool, as_json: bool
-) -> None:
+def query(model: MachModel, queries: tuple[str, ...], wish: Wish, as_json: bool) -> None:
     """Answer QUERIES by RUN: texts, or rows as `index:value ...` where it takes numbers; - reads lines from stdin."""
-    names_of = model.name_function()
+    if not queries and sys.stdin.isatty():
+        raise click.UsageError("give a query, or - to type some", click.get_current_context())
+    names_of, (kind, kinds) = model.name_function(), wish.kind
+    if not as_json:
+        say(f"  {kind:>11}  {'id':>9}  {'class' if names_of else ''}".rstrip())
     for line in read_lines(queries):
-        [(ids_1k, values_1k, [is_known])] = _answers(model, model.parse(line), k, ask, probabilities)
-        ids = ids_1k[ids_1k >= 0].tolist()
-        values = values_1k[0, : len(ids)].tolist()
+        [(ids_1k, values_1k, [is_known])] = wish.answers(model, model.parse(line))
+        ids, values = ids_1k[ids_1k >= 0].tolist(), values_1k[ids_1k >= 0].tolist()
         names = names_of(ids) if names_of else None
         if not is_known:
             told = "has no feature that the run knows: the answer says nothing of it"
             say(f"mach: query {line!r:.60} {told}", err=True)
         if as_json:
-            kind = "probabilities" if probabilities else "scores"
-            answer = {"query": line, "ids": ids, kind: [round(value, 6) for value in values], "known": bool(is_known)}
+            answer = {"query": line, "ids": ids, kinds: [round(value, 6) for value in values], "known": bool(is_known)}
             say_json(answer | ({"names": names} if names else {}))
         else:
             say(line)
             for id_, value, name in zip(ids, values, names or [""] * len(ids), strict=True):
-                say(f"  {value:9.4f}  {id_:>9}  {name}".rstrip())
+                say(f"  {value:11.4f}  {id_:>9}  {name}".rstrip())
+            if not ids:
+                say(f"  no class has a {kind} of {wish.threshold:g}" if wish.threshold is not None else "  no class")
 
 
 @click.command("report")
@@ -171,18 +173,6 @@ def info(run: Place, verify: bool, trunk: str | None, as_json: bool) -> None:
     if verify:
         model.verify()
     print_values(model.info(), as_json)
-
-
-def _answers(
-    model: MachModel, queries: Any, k: int | None, ask: Ask, probabilities: bool
-) -> Iterator[tuple[Any, Any, Any]]:
-    """Ids, scores or probabilities, and whether queries are known, some rows at a time."""
-    for part in model.answerer.answers(queries, k, ask):
-        values_Nk = part.scores_Nk
-        if probabilities:
-            options: dict[str, Any] = {"rerank": ask.rerank, "tail": ask.tail, "known": part.known_N}
-            values_Nk = model.probabilities(part.ids_Nk, values_Nk, **options)
-        yield part.ids_Nk, values_Nk, part.known_N
 
 
 def _prepared(model: MachModel, source: str) -> Store:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mach.errors import ConfigError
 from mach.files.places import Place, place
+
+if TYPE_CHECKING:
+    from mach.model.ask import Ask
+    from mach.model.model import MachModel
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -69,8 +75,52 @@ TAIL = click.option(
 )
 
 
+@dataclass(frozen=True)
+class Wish:
+    """What a user wants to be told of a query."""
+
+    k: int | None
+    ask: Ask
+    probabilities: bool
+    threshold: float | None
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """What one value and many are called."""
+        return ("probability", "probabilities") if self.probabilities else ("score", "scores")
+
+    def answers(self, model: MachModel, queries: Any) -> Iterator[tuple[Any, Any, Any]]:
+        """Ids, scores or probabilities, and whether queries are known, some rows at a time; -1 is no class."""
+        import numpy as np
+
+        for part in model.answerer.answers(queries, self.k, self.ask):
+            ids_Nk, values_Nk = part.ids_Nk, part.scores_Nk
+            if self.probabilities:
+                options: dict[str, Any] = {"rerank": self.ask.rerank, "tail": self.ask.tail, "known": part.known_N}
+                values_Nk = model.probabilities(ids_Nk, values_Nk, **options)
+            if self.threshold is not None:
+                ids_Nk = np.where(values_Nk >= self.threshold, ids_Nk, -1)
+            yield ids_Nk, values_Nk, part.known_N
+
+
 def answers(verb: Callable[..., None]) -> Callable[..., None]:
-    """A verb that returns the best classes: how many, which of them, in which order, and what is told of each."""
+    """A verb that returns the best classes: how many, which of them, in which order, and what is told of each.
+
+    It is below `asks`, and gets a ``wish`` in place of the options.
+    """
+
+    @functools.wraps(verb)
+    def wished(model: MachModel, ask: Ask, **given: Any) -> None:
+        k, probabilities, threshold = (given.pop(name) for name in ("k", "probabilities", "threshold"))
+        if probabilities is None and threshold is None:
+            with suppress(ConfigError):
+                model.curve(rerank=ask.rerank)
+                probabilities = True
+        elif probabilities is not False:
+            model.curve(rerank=ask.rerank)  # missing, it is missed before the work
+            probabilities = True
+        verb(model, wish=Wish(k, ask, bool(probabilities), threshold), **given)
+
     options = (
         click.option(
             "-k", "k", type=click.IntRange(1), help="Classes a query; by default 10, or all if there are fewer."
@@ -79,12 +129,17 @@ def answers(verb: Callable[..., None]) -> Callable[..., None]:
         RERANK,
         TAIL,
         click.option(
-            "--probabilities", is_flag=True, help="Calibrated probabilities that classes are right in place of scores."
+            "--probabilities/--scores",
+            default=None,
+            help="Calibrated probabilities that classes are right, as by default where RUN has them, or scores.",
+        ),
+        click.option(
+            "--threshold", type=float, help="Leave out classes of a lower probability, or with --scores score."
         ),
     )
     for option in reversed(options):
-        verb = option(verb)
-    return verb
+        wished = option(wished)
+    return wished
 
 
 def asks(verb: Callable[..., None]) -> Callable[..., None]:

@@ -9,6 +9,7 @@ import click
 
 from mach.cli.options import ADDRESS, BYTES, JSON, NUMBERS, PLACE, RUN, SET, TRUNK
 from mach.cli.shell import print_rows, print_table, print_values, progress, say
+from mach.errors import counted
 from mach.files.places import Place, is_there, names_in
 
 
@@ -76,7 +77,7 @@ def plan(
     print_rows(rows, as_json)
 
 
-@click.command()
+@click.command(no_args_is_help=True)
 @click.argument("config")
 @click.argument("run", type=PLACE, required=False)
 @click.option("--text", metavar="COLUMN,...", help="Columns of the table that hold text; text by default.")
@@ -148,8 +149,8 @@ def train(
         return
     model = conductor.train(options, where, repetitions=repetitions, trunk=trunk, console=Console(stderr=True))
     n_repetitions = model.run.config.hashing.repetitions
-    word = "repetition" if n_repetitions == 1 else "repetitions"
-    say(f"{where}: {len(model.run.finished())} of {n_repetitions} {word} finished", err=True)
+    finished = f"{len(model.run.finished())} of {counted(n_repetitions, 'repetition')} finished"
+    say(f"{where}: {finished}", err=True)
 
 
 @click.command("warm-up")
@@ -161,7 +162,7 @@ def warm_up() -> None:
     from mach.training.warmup import warm_up as compile_all
 
     n_compiled = compile_all()
-    say(f"{n_compiled} kernels compiled" if n_compiled else "all kernels are compiled", err=True)
+    say(f"{counted(n_compiled, 'kernel')} compiled" if n_compiled else "all kernels are compiled", err=True)
 
 
 @click.command()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tomllib
 from math import inf
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import tomli_w
 from pydantic import ValidationError
 
 from mach.config.keys import Config
 from mach.config.retired import KINDS, MOST_NUMBER, RETIRED
-from mach.errors import ConfigError
+from mach.errors import ConfigError, did_you_mean
 from mach.files.places import Place, place, read_bytes
 from mach.files.records import refuse_wild, shortened
 
@@ -120,11 +121,13 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     path = key.strip().split(".")
     if not equals or len(path) < 2 or not all(path):
-        raise ConfigError(f"--set {override}: write section.key=value, for example training.epochs=5")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        value = text.strip()  # a bare word, as people type it
+        raise ConfigError(
+            f"--set {override}: write section.key=value, for example training.epochs=5{_elsewhere(path[-1])}"
+        )
+    value = _value(text)
+    if not isinstance(value, list) and _takes_list(*path[:2]):
+        value = _value(f"[{text}]")  # hidden=512 and hidden=512,256 as well
+        value = value if isinstance(value, list) else [part.strip() for part in text.split(",")]
     node = tree
     for part in path[:-1]:
         node = node.setdefault(part, {})
@@ -133,19 +136,47 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     node[path[-1]] = value
 
 
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        return text.strip()  # a bare word, as people type it
+
+
+def _keys(section: str) -> dict[str, Any]:
+    """The fields of a section; none where there is no such section."""
+    field = Config.model_fields.get(section)
+    return getattr(field.annotation, "model_fields", {}) if field else {}
+
+
+def _elsewhere(name: str) -> str:
+    """As `did_you_mean`, the section that has a key of this name."""
+    sections = [section for section in Config.model_fields if name in _keys(section)]
+    return f": did you mean {sections[0]}.{name}?" if sections else ""
+
+
+def _takes_list(section: str, key: str) -> bool:
+    field = _keys(section).get(key)
+    kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+    return any(get_origin(kind) is list for kind in kinds)
+
+
 def _first_line(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        section = Config.model_fields.get(str(first["loc"][0]))
-        known: Any = getattr(section.annotation, "model_fields", {}) if section and len(first["loc"]) > 1 else None
-        names = known if known is not None else Config.model_fields
-        return f"unknown key {key}; known there: {', '.join(names)}"
+        name = str(first["loc"][-1])
+        names = _keys(str(first["loc"][0])) if len(first["loc"]) > 1 else Config.model_fields
+        meant = did_you_mean(name, names) or _elsewhere(name)
+        return f"unknown key {key}{meant or ';'} known there: {', '.join(names)}"
     if first["type"] == "missing":
         return f"{key} is missing"
     if first["type"] == "value_error":
         return f"{key}: {first['ctx']['error']}".removeprefix(": ")
-    return f"{key} = {shortened(first['input'])}: {first['msg'].lower()}"
+    meant = ""
+    if first["type"] == "literal_error":
+        meant = did_you_mean(str(first["input"]), re.findall(r"'([^']*)'", first["ctx"]["expected"]))
+    return f"{key} = {shortened(first['input'])}: {first['msg'].lower()}{meant}"
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -30,11 +30,11 @@ from mach.data.omissions import Cells, Unknown
 from mach.data.soundness import sound
 from mach.data.sources import STDIN, Format, Numbers, SourceFile, source_errors
 from mach.data.store import Chunk, Reference, Store
-from mach.data.tables import Columns, Table, Text, TextChunk, chunks_of, ids_of
+from mach.data.tables import Columns, Table, Text, TextChunk, chunks_of, ids_of, listing
 from mach.data.transfer import fetch_source, fetch_store, is_store, source_file, stamp, upload_store
 from mach.data.words import RULE
 from mach.data.writer import StoreWriter
-from mach.errors import ConfigError, DataError, StorageError
+from mach.errors import ConfigError, DataError, StorageError, did_you_mean
 from mach.files.caches import cache_folder
 from mach.files.places import Place, kept, place
 
@@ -161,6 +161,25 @@ def texts_of(config: DataConfig, source: str, rows: Sequence[int], like: Store |
         texts = islice((text for chunk in task.text_source()() for text in chunk.texts), max(asked, default=-1) + 1)
         found = {row: text for row, text in enumerate(texts) if row in asked}
     return [found[row] for row in rows]
+
+
+def column_of(config: DataConfig, source: str, name: str) -> Iterator[str | int | float | None]:
+    """Values of a column of a table, in the order of its rows: what names them, such as a key of a database.
+
+    ConfigError where the source is no table, DataError where it has no such column.
+    """
+    form = None if source == "-" or is_store(place(source)) else _format(config, source, None)
+    if not isinstance(form, Table):
+        raise ConfigError(f"{source} is no table with a column {name!r}: give CSV, TSV, JSON lines or Parquet")
+
+    def chosen(there: Collection[str], where: str) -> list[str]:
+        if name not in there:
+            raise DataError(f"{where} has no column {name!r}{did_you_mean(name, there)}; there are {listing(there)}")
+        return [name]
+
+    with source_file(source, config.cache) as file, SourceFile(file, form.source_name or source) as opened:
+        for _, [value] in form.records(opened, chosen):
+            yield value if isinstance(value, str | int | float) or value is None else str(value)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from mach.data.missing import is_missing
 from mach.data.names import class_name, shown
 from mach.data.omissions import Cells, Unknown
 from mach.data.sources import STDIN, Format, SourceFile
-from mach.errors import DataError, one_line
+from mach.errors import DataError, did_you_mean, one_line
 
 CHUNK_ROWS = 2**15
 Columns: TypeAlias = tuple[list[str], list[str]]  # a row's texts by column, "" where missing, and its class names
@@ -105,7 +105,8 @@ class Table(Format, ABC):
             for name in chosen:
                 if name not in there:
                     raise DataError(
-                        f"{place} has no column {name!r}; there are {_listed(there)}: set {key}, class_column"
+                        f"{place} has no column {name!r}{did_you_mean(name, there)}; there are {listing(there)}: set "
+                        f"{key}, class_column"
                     )
             refuse_twice(place, there, chosen)
             return chosen
@@ -248,7 +249,7 @@ def _name(name: Any, place: str, column: str) -> str:
     return kept
 
 
-def _listed(names: Collection[str], most: int = 20) -> str:
+def listing(names: Collection[str], most: int = 20) -> str:
     """Names of columns, on one line of bounded length."""
     first = [f"{name:.40}" if name.isprintable() else f"{name!r:.40}" for name in islice(names, most)]
     return ", ".join(first) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mach.data.queries import is_single
 from mach.data.store import Reference, Store
-from mach.errors import ConfigError, DataError
+from mach.errors import ConfigError, DataError, counted
 from mach.files.records import find_json, read_json
 from mach.model.ask import Allowed, Answer, Ask
 from mach.model.calibration import Calibration, calibrate, fingerprint, prior_of
@@ -68,7 +68,7 @@ class MachModel(AbstractContextManager["MachModel"]):
     def __repr__(self) -> str:
         of, also = self.run.config.hashing.repetitions, [f"version {v}" for v in [self.classes.edits.version] if v]
         also += ["re-ranked"] * bool(self.reranker) + ["calibrated"] * bool(self.calibration)
-        told = f"{self.n_classes:,} classes, {self.n_repetitions} of {of} repetitions"
+        told = f"{counted(self.n_classes, 'class')}, {self.n_repetitions} of {counted(of, 'repetition')}"
         return f"<MachModel {self.run.path}: {', '.join([told, *also])}>"
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from mach.errors import counted
 from mach.runs.run import Run
 
 
@@ -31,7 +32,7 @@ def outlook(rows: Sequence[dict[str, Any]]) -> str:
     """One line about the whole run, from the `status` of all repetitions: how much is finished, and what is left."""
     n_finished = sum(row["state"] == "finished" for row in rows)
     training = [row for row in rows if row["state"] == "training" and row["seconds_left"] is not None]
-    line = f"{n_finished} of {len(rows)} repetitions finished"
+    line = f"{n_finished} of {counted(len(rows), 'repetition')} finished"
     if n_finished == len(rows):
         return line
     if not training and any(row["state"] == "training" for row in rows):

@@ -53,12 +53,12 @@ def test_the_surface_is_frozen():
             "--tail", "--trunk", "--workers", "data", "run",
         ],
         "predict": [
-            "--address", "--allowed", "--launcher", "--output", "--probabilities", "--repetitions", "--rerank",
-            "--tail", "--trunk", "--workers", "-k", "-o", "data", "run",
+            "--address", "--allowed", "--id", "--launcher", "--output", "--probabilities", "--repetitions", "--rerank",
+            "--tail", "--threshold", "--trunk", "--workers", "-k", "-o", "data", "run",
         ],
         "query": [
             "--address", "--allowed", "--json", "--launcher", "--probabilities", "--repetitions", "--rerank",
-            "--tail", "--trunk", "--workers", "-k", "queries", "run",
+            "--tail", "--threshold", "--trunk", "--workers", "-k", "queries", "run",
         ],
         "calibrate": ["--address", "--json", "--launcher", "--repetitions", "--trunk", "--workers", "data", "run"],
         "report": ["--images", "--output", "--trunk", "-o", "data", "run"],

@@ -100,6 +100,7 @@ def test_a_terminal_that_closes_ends_a_verb_politely(run: Path, number: int):
     assert process.stdout is not None
     process.stdin.write("word0\n")
     process.stdin.flush()
+    assert process.stdout.readline().split() == ["score", "id", "class"]
     assert "word0" in process.stdout.readline()  # it waits for more
     process.send_signal(number)
     _, errors = process.communicate()

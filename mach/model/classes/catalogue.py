@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mach.data.names import class_name
-from mach.errors import DataError
+from mach.errors import DataError, did_you_mean
 from mach.model.ask import Allowed, shown
 from mach.model.classes.edits import Edits
 from mach.runs.run import Run
 from mach.sketch.answers import Subset
 
+MOST_SPELT = 100_000  # classes among which the one that a mistyped name was to be is looked for
 Classes = Any  # ids, names, or one of them
 
 
@@ -146,7 +147,8 @@ class Catalogue:
             for k in given:
                 named = self.id_of(k) if isinstance(k, str) else k
                 if named is None:
-                    raise DataError(f"there is no class named {k!r}: see `mach classes list --all RUN`")
+                    meant = did_you_mean(str(k), self.run.class_names or ()) if K <= MOST_SPELT else ""
+                    raise DataError(f"there is no class named {k!r}{meant}; `mach classes list --all RUN` has all")
                 if not isinstance(named, int | np.integer) or isinstance(named, bool):
                     raise DataError(f"class {k!r}: need ids or names")
                 if not 0 <= named < K:

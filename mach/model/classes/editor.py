@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from mach.data.batch import Batch, concatenated, has_features
 from mach.data.missing import is_missing
 from mach.data.names import class_name
-from mach.errors import ConfigError, DataError
+from mach.errors import ConfigError, DataError, counted
 from mach.model.ask import Allowed, Ask, n_best
 from mach.model.classes.answerer import Answerer
 from mach.model.classes.catalogue import Classes
@@ -331,7 +331,7 @@ class ClassEditor:
                 edits = anchored(self.answerer, edits, scores)
             exemplars = Exemplars.of(scores.batch, ids_Nk[rows, places], kind)
             edits = lifted(self.answerer, edits, exemplars, rank, scores)
-            self._write(current, edits, "upvote" if kind == UPVOTE else "associate", f"{len(rows)} pairs")
+            self._write(current, edits, "upvote" if kind == UPVOTE else "associate", counted(len(rows), "pair"))
 
     def _insist_on_all_repetitions(self) -> None:
         finished, mine = self._ensemble.run.finished(), self._ensemble.repetitions
