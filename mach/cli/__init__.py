@@ -17,12 +17,13 @@ from mach import __version__
 from mach.cli.classes import classes
 from mach.cli.models import calibrate, evaluate, info, predict, query, write_report
 from mach.cli.runs import plan, prepare, status, train, warm_up
+from mach.cli.serving import serve
 from mach.cli.shell import end_politely, say, warnings_as_lines
 from mach.errors import ConfigError, IncompleteRunError, MachError, did_you_mean, is_out_of_memory, out_of_memory
 from mach.files.compiled import hear
 from mach.files.visible import visible
 
-VERBS = (prepare, plan, train, status, evaluate, calibrate, predict, query, write_report, info, classes, warm_up)
+VERBS = (prepare, plan, train, status, evaluate, calibrate, predict, query, write_report, info, classes, serve, warm_up)
 
 
 class _Group(click.Group):

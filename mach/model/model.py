@@ -86,6 +86,13 @@ class MachModel(AbstractContextManager["MachModel"]):
         """End the actors that keep the weights; nothing to do for a model of this process."""
         self.ensemble.close()
 
+    def with_edits(self, edits: Edits) -> MachModel:
+        """Another model by another version of the classes. It shares the weights; what is taught to one, one knows."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        other.classes = ClassEditor(self.answerer.with_edits(edits))
+        return other
+
     @property
     def answerer(self) -> Answerer:
         """What answers by the version of the classes that holds now; whoever keeps it keeps that version."""

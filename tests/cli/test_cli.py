@@ -63,6 +63,7 @@ def test_the_surface_is_frozen():
         "calibrate": ["--address", "--json", "--launcher", "--repetitions", "--trunk", "--workers", "data", "run"],
         "report": ["--images", "--output", "--trunk", "-o", "data", "run"],
         "info": ["--json", "--trunk", "--verify", "run"],
+        "serve": ["--host", "--language", "--port", "--queue", "runs"],
         "warm-up": [],
         "classes": [],
         "classes add": ["--by", "--example", "--from", "--text", "--trunk", "name", "run"],

@@ -1,0 +1,168 @@
+"""Bodies of requests: read within limits of size and time, and checked; a RequestError says what is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+from urllib.parse import parse_qsl
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from mach.data.names import shown
+from mach.files.records import first_of
+from mach.serving.problems import RequestError
+from mach.serving.projects import Question
+
+MOST_BYTES = 2**23  # of a body
+HELD_BYTES = 2**28  # of all bodies that are being read
+BODY_SECONDS = 30.0
+MOST_DOCUMENTS = 32  # of a batch, as in Annif
+MOST_RESULTS = 1000
+MOST_ALLOWED = 100_000
+FORM, JSON = "application/x-www-form-urlencoded", "application/json"
+Content = TypeVar("Content", bound="Body")
+
+
+class Body(BaseModel):
+    """Whatever else a body holds is not looked at, as in Annif."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class Document(Body):
+    """A document to be answered."""
+
+    text: str
+    document_id: str | None = None
+    metadata: dict[str, str] | None = None
+
+
+class Documents(Body):
+    """Up to 32 documents, and which classes they may get."""
+
+    documents: list[Document] = Field(max_length=MOST_DOCUMENTS)
+    allowed: list[int | str] | None = Field(default=None, max_length=MOST_ALLOWED)
+    subset: str | None = None
+
+
+class Subject(Body):
+    """A class: by its uri as Annif does, by its label, or by its id."""
+
+    uri: str | None = None
+    label: str | None = None
+    id: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+
+
+class IndexedDocument(Body):
+    """A document and its right classes."""
+
+    text: str | None = None
+    subjects: list[Subject] | None = Field(default=None, max_length=1000)
+    metadata: dict[str, str] | None = None
+
+
+class Indexed(Body):
+    """Documents to learn from."""
+
+    documents: list[IndexedDocument] = Field(max_length=MOST_DOCUMENTS)
+
+
+class NewClass(Body):
+    """A class to add: what it is called, and rows or texts that it is known by."""
+
+    name: str = Field(min_length=1, max_length=4096)
+    examples: list[str] = Field(default=[], max_length=MOST_DOCUMENTS)
+    texts: list[str] = Field(default=[], max_length=MOST_DOCUMENTS)
+
+
+class Reader:
+    """Reads bodies, all of which together hold bounded memory."""
+
+    def __init__(self, most_bytes: int = MOST_BYTES, seconds: float = BODY_SECONDS) -> None:
+        self.most_bytes, self.seconds, self._held = most_bytes, seconds, 0
+
+    async def read(self, request: Request, kind: str) -> bytes:
+        """The body, which must be of a kind: 415 where it is not, 413 where it is large, 408 where it is late."""
+        given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if given != kind:
+            raise RequestError(415, f"the body is {given[:60] or 'of no kind'}: send {kind}")
+        too_large = RequestError(
+            413, f"the body has more than {self.most_bytes:,} bytes: send less", {"Connection": "close"}
+        )
+        declared = request.headers.get("content-length", "0")
+        if len(declared) > 18 or int(declared) > self.most_bytes:
+            raise too_large
+        parts, n_bytes = list[bytes](), 0
+        try:
+            async with asyncio.timeout(self.seconds):
+                async for part in request.stream():
+                    n_bytes += len(part)
+                    self._held += len(part)
+                    if n_bytes > self.most_bytes:
+                        raise too_large
+                    if self._held > HELD_BYTES:
+                        raise RequestError(503, "too many bodies at once: try again", {"Retry-After": "1"})
+                    parts.append(part)
+        except TimeoutError:
+            told = f"the body did not arrive within {self.seconds:g} seconds: send it faster"
+            raise RequestError(408, told, {"Connection": "close"}) from None
+        except ClientDisconnect:
+            raise RequestError(400, "the connection was closed before the body was there: send it whole") from None
+        finally:
+            self._held -= n_bytes
+        return b"".join(parts)
+
+    async def form(self, request: Request) -> dict[str, list[str]]:
+        """Fields of a form."""
+        content = await self.read(request, FORM)
+        try:
+            pairs = parse_qsl(content.decode(), keep_blank_values=True, errors="strict", max_num_fields=MOST_ALLOWED)
+        except ValueError as error:
+            raise RequestError(400, f"the form is damaged: {error!s:.80}: send fields as UTF-8") from None
+        fields: dict[str, list[str]] = {}
+        for name, value in pairs:
+            fields.setdefault(name, []).append(value)
+        return fields
+
+    async def json(self, request: Request, kind: type[Content], root: str | None = None) -> Content:
+        """A body of JSON; ``root`` names the field that it is, where a kind is a list."""
+        content = await self.read(request, JSON)
+        try:
+            if root is None:
+                return kind.model_validate_json(content)
+            return kind.model_validate_json(b'{"%s":%s}' % (root.encode(), content))
+        except ValidationError as error:
+            raise RequestError(400, f"the body is not as it should be: {first_of(error)}: see /openapi.json") from None
+
+
+def whole(fields: Mapping[str, Any], name: str, default: int, least: int, most: int) -> int:
+    """A field that is a whole number."""
+    text = fields.get(name)
+    if text is None:
+        return default
+    number = text.removeprefix("-")
+    if not (number.isascii() and number.isdigit() and len(number) < 19 and least <= int(text) <= most):
+        raise RequestError(400, f"{name} {text!r:.40}: need a whole number from {least} to {most}")
+    return int(text)
+
+
+def share(fields: Mapping[str, Any], name: str) -> float:
+    """A field that is a number from 0 to 1; by default 0."""
+    try:
+        value = float(fields.get(name, "0"))
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise RequestError(400, f"{name} {fields[name]!r:.40}: need a number from 0 to 1")
+    return value
+
+
+def question(k: int, allowed: list[Any] | None, subset: str | None) -> Question:
+    """What is asked, of classes in a list or in a stored subset."""
+    if allowed is not None and subset is not None:
+        raise RequestError(400, "allowed and subset: give one of both")
+    if allowed is None:
+        return Question(k, subset if subset is None else shown(subset))
+    return Question(k, tuple(shown(one) if isinstance(one, str) else one for one in allowed))

@@ -1,0 +1,63 @@
+"""One connection: uvicorn's, with an end to waiting for a request to arrive and to what its head may hold."""
+
+from __future__ import annotations
+
+from asyncio import TimerHandle, Transport
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_SECONDS, HEAD_BYTES = 10.0, 2**16
+
+
+class Connection(HttpToolsProtocol):
+    """Closes itself when the head of a request is not there in ten seconds, or has more than 64 KB.
+
+    Uvicorn has neither limit: each connection that sends a byte a minute would be kept forever.
+    """
+
+    _deadline: TimerHandle | None = None
+    _head_bytes = 0
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_wait()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        is_between = self.cycle is None or self.cycle.response_complete
+        if is_between and self._deadline is None:
+            self._await_head()
+        if self._deadline is not None:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES and not self._has_head(data):
+                return
+        super().data_received(data)
+
+    def on_headers_complete(self) -> None:
+        self._end_wait()
+        super().on_headers_complete()
+
+    def _has_head(self, data: bytes) -> bool:
+        """Whether a large piece of data ends the head; the connection is closed where it does not."""
+        if b"\r\n\r\n" in data[:HEAD_BYTES]:
+            return True
+        self.transport.close()
+        return False
+
+    def _await_head(self) -> None:
+        self._head_bytes = 0
+        self._deadline = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+    def _end_wait(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _give_up(self) -> Any:
+        self._deadline = None
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.close()
