@@ -175,7 +175,7 @@ def test_a_shard_whose_worker_is_killed_for_memory_is_tried_once_more():
 def test_a_kill_for_memory_is_told_from_others(number: signal.Signals, n_kills: int, monkeypatch: pytest.MonkeyPatch):
     counts = iter((5, 5 + n_kills))
     monkeypatch.setattr(process, "memory_kills", lambda: next(counts))
-    monkeypatch.setattr(process.subprocess, "Popen", partial(sleeping, subprocess.Popen))
+    monkeypatch.setattr(f"{process.__name__}.subprocess.Popen", partial(sleeping, subprocess.Popen))
     started = process.WorkerProcess({"threads": 1})
     os.kill(started._process.pid, number)
     [told] = started.messages("worker 0")
