@@ -18,10 +18,12 @@ DTYPES = {
     "class_ids": "<i4",
     "class_name_bytes": "|u1",
     "class_name_offsets": "<i8",
+    "class_texts.safetensors": "|u1",  # `mach.data.class_texts`
 }
 SPARSE = frozenset({"feature_indptr", "feature_indices", "feature_values", "class_indptr", "class_ids"})
 DENSE = frozenset({"features", "class_indptr", "class_ids"})
 NAMES = frozenset({"class_name_bytes", "class_name_offsets"})
+TEXTS = frozenset({"class_texts.safetensors"})
 Count = Annotated[int, Field(ge=0, lt=2**48)]
 Id = Annotated[int, Field(ge=0, lt=2**31)]  # ids are int32
 
@@ -61,7 +63,7 @@ class Meta(BaseModel):
     def _check(self) -> Meta:
         names, sizes = self.bytes.keys(), self.sizes()
         needed = SPARSE if self.kind == "sparse" else DENSE
-        unknown, missing = names - needed - NAMES, needed - names
+        unknown, missing = names - needed - NAMES - TEXTS, needed - names
         if len(NAMES & names) == 1:
             missing |= NAMES - names
         if unknown:

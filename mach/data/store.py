@@ -3,7 +3,8 @@
 A store is a directory. ``meta.json`` says what the other files hold: ``feature_indptr`` (int64),
 ``feature_indices`` (int32), ``feature_values`` (float32) or, for dense rows, ``features`` (float32, N x D);
 ``class_indptr`` (int64) and ``class_ids`` (int32, ascending and unique within a row); for named classes
-``class_name_bytes`` (UTF-8) and ``class_name_offsets`` (int64, K + 1); for rows made of text the folder
+``class_name_bytes`` (UTF-8) and ``class_name_offsets`` (int64, K + 1), and ``class_texts.safetensors`` where they say
+more of themselves (`mach.data.class_texts`); for rows made of text the folder
 ``text_features``. Nothing is pickled, and processes that open the same store share its pages.
 """
 
@@ -11,17 +12,18 @@ from __future__ import annotations
 
 import hashlib
 import stat
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from mach.data.class_texts import FILE, ClassTexts
 from mach.data.meta import DTYPES, FORMAT, Meta
+from mach.data.names import ClassNames
 from mach.errors import StorageError
 from mach.files.places import Place
 from mach.files.records import first_of, parse_json, shortened
@@ -53,53 +55,6 @@ class OldPart:
     n_rows: int
     fraction: float
     seed: int
-
-
-class ClassNames(Sequence[str]):
-    """Names of all classes: K + 1 offsets and bytes, which may stay on disk; a name is decoded when it is asked for."""
-
-    def __init__(self, offsets: NDArray[np.int64], utf8: NDArray[np.uint8], where: object = "class names") -> None:
-        self.offsets, self.utf8, self._where = offsets, utf8, where
-
-    @classmethod
-    def of_file(cls, offsets: NDArray[Any], utf8: NDArray[Any], where: object) -> Self:
-        """Names of a file, whose offsets are looked at here and whose UTF-8 when a name is asked for: StorageError."""
-        for name, array, dtype in (("offsets", offsets, np.int64), ("utf8", utf8, np.uint8)):
-            if array.ndim != 1 or array.dtype != dtype:
-                raise StorageError(f"{where}: {name} of class names are {array.dtype} of shape {array.shape}")
-        if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(utf8) or (np.diff(offsets) < 0).any():
-            raise StorageError(f"{where}: offsets of class names do not ascend from 0 to {len(utf8)}: copy it anew")
-        return cls(offsets, utf8, where)
-
-    @classmethod
-    def of(cls, names: Iterable[str]) -> Self:
-        """Names as they are stored.
-
-        >>> list(ClassNames.of(["apple", "blå"]))
-        ['apple', 'blå']
-        """
-        encoded = [name.encode("utf-8", "surrogatepass") for name in names]
-        return cls(np.cumsum([0, *map(len, encoded)], dtype=np.int64), np.frombuffer(b"".join(encoded), np.uint8))
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @overload
-    def __getitem__(self, k: int) -> str: ...
-    @overload
-    def __getitem__(self, k: slice) -> list[str]: ...
-    def __getitem__(self, k: int | slice) -> str | list[str]:
-        if isinstance(k, slice):
-            return [self[i] for i in range(*k.indices(len(self)))]
-        if not -len(self) <= k < len(self):
-            raise IndexError(f"class {k} of {len(self)} named classes")
-        k %= len(self)
-        try:
-            return self.utf8[self.offsets[k] : self.offsets[k + 1]].tobytes().decode("utf-8", "surrogatepass")
-        except UnicodeDecodeError as error:
-            raise StorageError(
-                f"{self._where}: the name of class {k} is no UTF-8 ({error.reason}): copy it anew"
-            ) from error
 
 
 def _mapped(name: str) -> cached_property[Any]:
@@ -184,6 +139,13 @@ class Store:
         if "class_name_offsets" not in self.meta["bytes"]:
             return None
         return ClassNames.of_file(self._map("class_name_offsets"), self._map("class_name_bytes"), f"store {self.path}")
+
+    @cached_property
+    def class_texts(self) -> ClassTexts | None:
+        """What classes say of themselves: names alone where there is no more, None where they have none."""
+        if FILE in self.meta["bytes"]:
+            return ClassTexts.read(self.path / FILE, self.n_classes)
+        return None if self.class_names is None else ClassTexts.of(self.class_names)
 
     @cached_property
     def text_features(self) -> TextFeatures | None:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -17,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.data.batch import SparseBatch
+from mach.data.class_texts import FILE, ClassTexts
 from mach.data.meta import DTYPES, FORMAT
+from mach.data.names import ClassNames
 from mach.data.rows import RowView
-from mach.data.store import Chunk, ClassNames, OldPart
+from mach.data.store import Chunk, OldPart
 from mach.errors import DataError, StorageError
 from mach.files.places import flush_to_disk
 
@@ -51,7 +54,7 @@ class StoreWriter:
     Attributes
     ----------
     class_names : iterable of str, optional
-        One for each of the K classes; like ``text_features`` it may be set until the block is left.
+        One for each of the K classes; like ``text_features`` and ``class_texts`` it may be set until the block is left.
     n_rows : int
         Rows written so far.
     n_unknown_classes : int
@@ -91,6 +94,7 @@ class StoreWriter:
     ) -> None:
         self.path = Path(path)
         self.class_names: Iterable[str] | None = None
+        self.class_texts: ClassTexts | None = None
         self.text_features: TextFeatures | None = None
         self.n_rows = self.n_unknown_classes = 0
         self.notes: dict[str, Any] = {}  # more for the record
@@ -182,6 +186,12 @@ class StoreWriter:
                 raise DataError(f"{what} {largest} is outside 0..{n - 1}: raise the limit or correct the row")
         if self.class_names is not None:
             self._write_class_names(self.class_names)
+        if self.class_texts is not None:
+            if len(self.class_texts) != self.n_classes:
+                raise DataError(f"{len(self.class_texts)} class texts for {self.n_classes} classes: give one a class")
+            content = BytesIO()
+            self.class_texts.write(content)
+            self._open(FILE).append(np.frombuffer(content.getbuffer(), np.uint8))
         sizes = {"n_rows": self.n_rows, "n_features": self.n_features, "n_classes": self.n_classes}
         fingerprint = hashlib.blake2b(repr(tuple(sizes.values())).encode(), digest_size=16)
         for name, array in self._arrays.items():

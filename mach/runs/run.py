@@ -7,6 +7,7 @@
     assignment.npy      buckets of all classes (where they come from a table)
     class_counts.npy    training rows a class
     class_names.safetensors   UTF-8 and offsets (where the data has names)
+    class_texts.safetensors   what classes say of themselves (where the data has it), `mach.data.class_texts`
     text/               text features (where the data is text)
     repetitions/r000/   weights.safetensors, metrics.jsonl, log.txt, DONE, and while it is trained
                         state.safetensors and progress.json
@@ -40,8 +41,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.config import Config, DataConfig, load_run_config, to_toml
-from mach.data.names import ids_by_name
-from mach.data.store import ClassNames, Reference, Store
+from mach.data import class_texts
+from mach.data.class_texts import ClassTexts
+from mach.data.names import ClassNames, ids_by_name
+from mach.data.store import Reference, Store
 from mach.errors import ConfigError, StorageError
 from mach.files.arrays import array_form, read_array
 from mach.files.caches import cache_folder
@@ -83,6 +86,7 @@ class Run:
     def __init__(self, path: Place, trunk: Trunk | None = None) -> None:
         self.path, self.trunk = path, trunk
         self.class_names_file, self.text_folder = path / "class_names.safetensors", path / "text"
+        self.class_texts_file = path / class_texts.FILE
         self.reranker_file, self.reranking_folder = path / "reranker.safetensors", path / "reranking"
         self.reranked = path / "RERANKED"  # the mark of a finished re-ranker
         self.calibration_file, self.curve_file = path / "calibration.json", path / "curve.json"
@@ -135,6 +139,9 @@ class Run:
                 if store.class_names is not None:
                     with atomic_file(run.class_names_file) as file:
                         write_tensors(file, {"offsets": store.class_names.offsets, "utf8": store.class_names.utf8}, {})
+                if (texts := store.class_texts) is not None and class_texts.FILE in store.meta["bytes"]:
+                    with atomic_file(run.class_texts_file) as file:
+                        texts.write(file)
                 if store.text_features is not None:
                     upload_folder(store.path / "text_features", run.text_folder)
                 for r, source in (weights or {}).items():
@@ -278,7 +285,7 @@ class Run:
         except OSError as error:
             raise StorageError(f"cannot read {path}: {error.strerror}") from error
         self._refuse_counts(shape, dtype)
-        self.class_names  # noqa: B018 - compared where it is opened
+        self.class_texts  # noqa: B018 - names and texts are compared where they are opened
         if is_there(self.text_folder):
             from mach.data.text import TextFeatures
 
@@ -303,6 +310,14 @@ class Run:
                 f"{self.class_names_file} does not name the {self.manifest.n_classes} classes of the run"
             )
         return ClassNames.of_file(arrays["offsets"], arrays["utf8"], self.class_names_file)
+
+    @cached_property
+    def class_texts(self) -> ClassTexts | None:
+        """Texts by class: names alone where the data had no more, None where it had no names."""
+        path, names = self._here(self.class_texts_file, fetch), self.class_names
+        if path is None:
+            return None if names is None else ClassTexts.of(names)
+        return ClassTexts.read(path, self.manifest.n_classes, self.class_texts_file)
 
     @cached_property
     def class_ids(self) -> dict[str, int]:

@@ -19,7 +19,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from mach.config import Section
-from mach.data.store import ClassNames, Reference
+from mach.data.names import ClassNames
+from mach.data.store import Reference
 from mach.errors import ConfigError, StorageError
 from mach.files.names import named
 from mach.files.places import Place, atomic_file, sweep
