@@ -70,7 +70,7 @@ def config(planted: Path) -> Config:
             "data": {
                 "train": str(planted / "train.txt"),
                 "test": str(planted / "test.txt"),
-                "class_names": str(planted / "names.txt"),
+                "classes": str(planted / "names.txt"),
                 "cache": str(planted / "cache"),
                 "row_features": 0,
                 "validation_fraction": 0.0,

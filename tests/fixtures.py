@@ -103,7 +103,7 @@ def numbers(folder: Path) -> dict[str, Any]:
     (folder / "numbers.txt").write_text(f"{len(lines)} 60 {n_classes}\n" + "\n".join(lines) + "\n")
     (folder / "names.txt").write_text("".join(f"number {k}\n" for k in range(n_classes)))
     np.save(folder / "table.npy", generator.integers(0, 8, (4, n_classes)))
-    return {"train": str(folder / "numbers.txt"), "class_names": str(folder / "names.txt")}
+    return {"train": str(folder / "numbers.txt"), "classes": str(folder / "names.txt")}
 
 
 def dense(folder: Path) -> dict[str, Any]:

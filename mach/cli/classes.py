@@ -68,14 +68,16 @@ def add(
 
     if (name is None) == (source is None):
         raise DataError("give the NAME of one class, or --from FILE")
-    entries = _entries(source) if source else [(str(name), list(examples), list(texts))]
-    names, examples_K, texts_K = (list(column) for column in zip(*entries, strict=True))
+    entries = _entries(source) if source else [(str(name), list(examples), list(texts), [], "")]
+    names, examples_K, texts_K, alternatives_K, uris_K = (list(column) for column in zip(*entries, strict=True))
+    more = {"texts": texts_K, "alternatives": alternatives_K, "uris": uris_K}
+    options |= {what: given for what, given in more.items() if any(given)}
     rows: list[Any] | None = None
     if any(examples_K):
         rows = [[model.parse(line) for line in lines] for lines in examples_K]
         if model.run.text_features is None:
             rows = [np.reshape(row, (-1, model.n_features)) for row in rows]
-    ids = model.classes.add(names, rows, texts_K if any(texts_K) else None, **options)
+    ids = model.classes.add(names, rows, **options)
     return f"added class {ids[0]}" if len(ids) == 1 else f"added {len(ids)} classes, ids {ids[0]} to {ids[-1]}"
 
 
@@ -174,15 +176,15 @@ def _class_of(model: MachModel, text: str) -> Any:
     return int(text) if is_number else text
 
 
-def _entries(source: str) -> list[tuple[str, list[str], list[str]]]:
-    """Names, examples and texts of the classes in a file, here or behind a URL: a JSON object a line."""
+def _entries(source: str) -> list[tuple[str, list[str], list[str], list[str], str]]:
+    """Names, examples, texts, other names and addresses of classes in a file or behind a URL: a JSON object a line."""
     from pydantic import ValidationError, create_model
 
     from mach.config import Section
 
-    kind: Any = create_model(
-        "Entry", __base__=Section, name=(str, ...), examples=(list[str], []), texts=(list[str], [])
-    )
+    many: Any = (list[str], [])
+    more: dict[str, Any] = {"examples": many, "texts": many, "alternatives": many, "uri": (str, "")}
+    kind: Any = create_model("Entry", __base__=Section, name=(str, ...), **more)
     try:
         lines = read_bytes(place(source)).decode("utf-8-sig").splitlines()
     except OSError as error:
@@ -197,7 +199,7 @@ def _entries(source: str) -> list[tuple[str, list[str], list[str]]]:
             except ValidationError as error:
                 need = '{"name": "...", "examples": ["..."], "texts": ["..."]}'
                 raise DataError(f"{source} line {number}: need {need}, got {line:.60}") from error
-            entries.append((entry.name, entry.examples, entry.texts))
+            entries.append((entry.name, entry.examples, entry.texts, entry.alternatives, entry.uri))
     if not entries:
         raise DataError(f"{source} has no line: write one JSON object a class")
     return entries

@@ -109,7 +109,7 @@ def predict(model: MachModel, data: str, output: str, id_column: str | None, wis
             report("predicting", n_done / store.n_rows)
 
     with progress() as report:
-        write_predictions(output, reported(), model.name_function(), wish.kind, row_ids)
+        write_predictions(output, reported(), model.name_function(), wish.kind, row_ids, model.uri_function())
     if n_unknown > store.meta["n_rows_without_features"]:  # that number was told
         told = f"{n_unknown:,} of {store.n_rows:,} rows have no feature that the run knows"
         say(f"mach: {store.meta['source']}: {told}: their answers say nothing of them", err=True)
@@ -124,7 +124,7 @@ def query(model: MachModel, queries: tuple[str, ...], wish: Wish, as_json: bool)
     """Answer QUERIES by RUN: texts, or rows as `index:value ...` where it takes numbers; - reads lines from stdin."""
     if not queries and sys.stdin.isatty():
         raise click.UsageError("give a query, or - to type some", click.get_current_context())
-    names_of, (kind, kinds) = model.name_function(), wish.kind
+    names_of, uris_of, (kind, kinds) = model.name_function(), model.uri_function(), wish.kind
     if not as_json:
         say(f"  {kind:>11}  {'id':>9}  {'class' if names_of else ''}".rstrip())
     for line in read_lines(queries):
@@ -136,7 +136,7 @@ def query(model: MachModel, queries: tuple[str, ...], wish: Wish, as_json: bool)
             say(f"mach: query {line!r:.60} {told}", err=True)
         if as_json:
             answer = {"query": line, "ids": ids, kinds: [round(value, 6) for value in values], "known": bool(is_known)}
-            say_json(answer | ({"names": names} if names else {}))
+            say_json(answer | ({"names": names} if names else {}) | ({"uris": uris_of(ids)} if uris_of else {}))
         else:
             say(line)
             for id_, value, name in zip(ids, values, names or [""] * len(ids), strict=True):

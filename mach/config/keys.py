@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal, Self
 
-from pydantic import model_validator
+from pydantic import AliasChoices, model_validator
 
 from mach.config.section import Section, key
 
@@ -25,14 +25,13 @@ class DataConfig(Section):
     test: str | None = key(
         None, "The same for the test rows, which only `mach evaluate` reads.", "Give it to name them once.", user=True
     )
-    format: Format = key(
-        "auto", "Format of the files; auto takes it from their ending.", "Set it where the ending misleads.", user=True
-    )
-    class_names: str | None = key(
+    format: Format = key("auto", "Format of files; auto goes by the ending.", "Set it where that misleads.", user=True)
+    classes: str | None = key(
         None,
-        "File with one class name a line; line 1 names class 0.",
-        "Give it where rows hold class numbers, or where names in a table shall be those of a list.",
+        "File of the classes: one name a line, a table (columns id, name, alternatives, text, uri) or SKOS.",
+        "Give it where rows hold class numbers, or where a list says which classes there are and what they mean.",
         user=True,
+        validation_alias=AliasChoices("classes", "class_names"),  # the name of the key in earlier versions
     )
     text_columns: list[str] = key(
         ["text"],

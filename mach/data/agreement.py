@@ -40,7 +40,7 @@ def agreed_shape(
     if names is not None:
         if n_classes is not None and (n_classes > len(names) or (n_classes < len(names) and not grows)):
             raise DataError(
-                f"class_names has {len(names)} names, {source} has K = {n_classes} classes: set data.class_names to a "
+                f"data.classes has {len(names)} names, {source} has K = {n_classes} classes: set it to a "
                 "file that names each once"
             )
         n_classes = len(names)
@@ -60,7 +60,7 @@ def agreed_store(store: Store, like: Store | Reference | None, grows: bool = Fal
         if names is None and names_of_like is not None and store.n_classes > like.n_classes:
             raise DataError(
                 f"store {store.path} has K = {store.n_classes} classes without names, {like.path} names its "
-                f"{like.n_classes}: prepare its source with class_names"
+                f"{like.n_classes}: prepare its source with `classes`"
             )
     elif names is not None and names_of_like is not None and list(names) != list(names_of_like):
         raise DataError(f"store {store.path} has other class names than {like.path}: prepare its source with `like`")

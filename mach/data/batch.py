@@ -79,10 +79,10 @@ def unit_rows(batch: Batch) -> Batch:
 
 
 def has_features(batch: Batch) -> NDArray[np.bool_]:
-    """Whether rows hold anything."""
+    """Whether rows hold anything but zeros."""
     if isinstance(batch, DenseBatch):
         return np.asarray(batch.values_ND.any(axis=1))
-    return np.asarray(np.diff(batch.indptr) > 0)
+    return np.asarray(np.diff(np.append(0, np.cumsum(batch.values != 0))[batch.indptr]) > 0)
 
 
 def rows_of(batch: Batch, rows: NDArray[np.int64]) -> Batch:

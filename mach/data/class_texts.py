@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, Generic, Self, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.data.names import ClassNames
-from mach.errors import StorageError
+from mach.data.names import ClassNames, class_name, ids_by_name, shown
+from mach.errors import DataError, StorageError
 from mach.files.tensors import map_tensors, write_tensors
 
 FILE = "class_texts.safetensors"
@@ -99,6 +99,40 @@ class ClassTexts:
             none if parents is None else parents,
         )
 
+    @classmethod
+    def given(
+        cls,
+        names: Sequence[str],
+        alternatives: Sequence[Any] | None,
+        texts: Sequence[Any] | None,
+        uris: Sequence[Any] | None,
+    ) -> Self | None:
+        r"""Texts as a caller gives them, one or several a class; None where there are names alone.
+
+        Raises DataError where one is no string.
+
+        >>> ClassTexts.given(["a"], [["b ", "a"]], ["red"], None).whole(0)
+        'a\nb\nred'
+        """
+        if alternatives is texts is uris is None:
+            return None
+        columns: list[list[tuple[str, ...]]] = []
+        for what, column in (("alternatives", alternatives), ("text", texts), ("uri", uris)):
+            columns.append([])
+            for name, value in zip(names, [()] * len(names) if column is None else column, strict=True):
+                values = (value,) if isinstance(value, str) else tuple(() if value is None else value)
+                if not all(isinstance(text, str) for text in values):
+                    raise DataError(f"class {name!r:.60}: {what} {value!r:.60}: need strings")
+                columns[-1].append(values)
+        others, said, addresses = columns
+        spelt = [dict.fromkeys(filter(None, map(class_name, values))) for values in others]
+        return cls.of(
+            names,
+            [tuple(other for other in values if other != name) for name, values in zip(names, spelt, strict=True)],
+            ["\n".join(shown(text).strip() for text in values) for values in said],
+            [" ".join(map(class_name, values)) for values in addresses],
+        )
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -110,9 +144,31 @@ class ClassTexts:
         """All that a class says of itself, line by line."""
         return "\n".join(filter(None, (*self.spellings(k), self.texts[k])))
 
+    def ids(self, keys: Sequence[str]) -> dict[str, int]:
+        """Classes by what rows may call them: their keys, then addresses and names that only one class has."""
+        ids = ids_by_name(keys)
+        for names in () if self.names is keys else (self.uris, self.names):
+            of_one: dict[str, int] = {}
+            for k, name in enumerate(map(class_name, names)):
+                of_one[name] = k if name not in of_one else -1
+            for name, k in of_one.items():
+                if name and k >= 0:
+                    ids.setdefault(name, k)
+        return ids
+
     def and_also(self, more: ClassTexts) -> ClassTexts:
         """These classes, then the others; parents are ids of all of them."""
         return ClassTexts(*([*getattr(self, name), *getattr(more, name)] for name in self.__dataclass_fields__))
+
+    def changed(self, n_classes: int, ids: NDArray[Any], told: NDArray[Any], more: ClassTexts | None) -> ClassTexts:
+        """Of so many classes, with what others say in place: their class k, of those ``told``, is our ``ids[k]``."""
+        none = ClassTexts.of([""] * (n_classes - len(self)))
+        columns: dict[str, list[Any]] = {name: list(column) for name, column in vars(self.and_also(none)).items()}
+        for k in [] if more is None else told.tolist():
+            for name, column in columns.items():
+                value = getattr(more, name)[k]
+                column[ids[k]] = tuple(int(ids[parent]) for parent in value) if name == "parents" else value
+        return ClassTexts(**columns)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """All of it as arrays for a file; `from_arrays` reads them."""

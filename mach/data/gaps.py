@@ -23,7 +23,7 @@ def refuse_gaps(store: Store, name: object, *, n_known: int | None = 0) -> None:
             continue
         n_found = _n_distinct(ids, -(-n // MOST_ABSENT) - known) + known
         if n_found * MOST_ABSENT < n:
-            repair = "number those that occur from 0" + (", and keep the old ids in data.class_names" * (size == "K"))
+            repair = "number those that occur from 0" + (", and keep the old ids in data.classes" * (size == "K"))
             raise DataError(
                 f"{name} has {size} = {n}, and only {n_found} {what} occur: memory follows {size}, which may be "
                 f"{LEAST_IDS} or {MOST_ABSENT} times as many as occur: {repair}"

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.data.batch import SparseBatch, read_batch, read_classes
+from mach.data.class_texts import FILE, ClassTexts
 from mach.data.names import class_name, ids_by_name
 from mach.data.omissions import NOTES
 from mach.data.store import Chunk, OldPart, Reference, Store
@@ -20,6 +21,7 @@ from mach.data.writer import StoreWriter
 from mach.errors import DataError, StorageError
 from mach.files.caches import cache_folder
 from mach.files.places import kept
+from mach.files.tensors import digest_of
 
 BLOCK_ROWS = 2**16
 
@@ -65,10 +67,12 @@ def join(
                 names.append(name)
         ids_K = np.array([known[name if name in known else class_name(name)] for name in new.class_names], np.int32)
     n_classes = max(like.n_classes, new.n_classes) if names is None else len(names)
+    texts = _texts(new, like, ids_K, n_classes)
     gone = [] if removed is None else removed.tolist()
     _refuse_removed(new, ids_K, gone, like)
     of = [new.fingerprint, old and old.fingerprint, like.fingerprint, n_classes, [asdict(part) for part in old_parts]]
     of += [gone] if gone else []
+    of += [] if texts is None else [digest_of(texts.to_arrays())]
     key = hashlib.blake2b(json.dumps(of).encode(), digest_size=16).hexdigest()
 
     def make(path: Path) -> None:
@@ -87,11 +91,22 @@ def join(
                 for chunk in [] if store is None else chunks_of_store(store, np.arange(store.n_rows), mapping, gone):
                     writer.append(chunk)
                     report("joining", writer.n_rows / n_rows)
-            writer.class_names, writer.text_features = names, like.text_features
+            writer.class_names, writer.text_features, writer.class_texts = names, like.text_features, texts
             writer.n_unknown_classes = new.meta["n_unknown_classes"]
             writer.notes = {name: new.meta[name] for name in NOTES if name in new.meta}
 
     return Store.open(kept(cache_folder(cache) / f"joined-{key}", make))
+
+
+def _texts(new: Store, like: Reference, ids_K: NDArray[np.int32] | None, n_classes: int) -> ClassTexts | None:
+    """What old classes and new ones say of themselves: what the new data say, or else the old; None for names alone."""
+    theirs = new.class_texts if FILE in new.meta["bytes"] else None
+    if theirs is None and (like.class_texts is None or like.class_texts.names is like.class_names):
+        return None
+    own, more = like.class_texts or ClassTexts.of([""] * like.n_classes), theirs or new.class_texts
+    ids = np.arange(new.n_classes) if ids_K is None else ids_K
+    is_told = ids >= (0 if theirs is not None else like.n_classes)
+    return own.changed(n_classes, ids, np.flatnonzero(is_told), more)
 
 
 def find(fingerprint: str, cache: str | None = None) -> Store | None:

@@ -25,6 +25,7 @@ EXPANSION, EXPANDED_BYTES = 250, 2**24
 XZ_BYTES = 2**27  # what an .xz file may ask for to be unpacked: `xz -9` takes half of it
 # Of Parquet, the largest pages of all columns that are read, and a batch of rows; DuckDB makes pages of 100 MB.
 PAGES_BYTES, BATCH_BYTES, BATCH_ROWS = 2**27, 2**26, 4096
+SKOS_BYTES = 2**27  # of a vocabulary in RDF, whose parser wants all of it in memory
 LIST_VALUES = 2**25  # in the lists of a row group: all may be one row's, and are unpacked together
 
 # D and K follow the largest index and id, and memory follows D and K: they may be so many, or so many times those that

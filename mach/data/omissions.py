@@ -93,7 +93,7 @@ def told(store: Store, *, is_query: bool = False) -> list[str]:
             f"is read as one name: if it separates names, set data.class_separator = {json.dumps(cells['sign'])}"
         )
     if unknown := meta["n_unknown_classes"]:
-        where = "unknown to the run" if is_query else "not in data.class_names"
+        where = "unknown to the run" if is_query else "not in data.classes"
         names = meta.get("unknown_classes", [])
         lines.append(f"{source}: {unknown:,} classes of its rows are {where} and left out{_such_as(map(repr, names))}")
     n = meta["n_rows_without_classes"]
@@ -101,6 +101,8 @@ def told(store: Store, *, is_query: bool = False) -> list[str]:
         lines.append(rows_without("class", source, store.class_indptr, n))
     if n := meta["n_rows_without_features"]:
         lines.append(rows_without("known feature", source, store.feature_indptr, n))
+    if meta.get("lists_classes") and (n := int(np.count_nonzero(store.class_counts() == 0))):
+        lines.append(f"{source}: {n:,} of {store.n_classes:,} classes have no training row")
     return lines
 
 
@@ -113,9 +115,9 @@ def warn(store: Store, *, is_query: bool = False) -> None:
 def refuse(store: Store) -> None:
     """Raise a DataError where more was left out of training rows than slips explain."""
     meta = store.meta
-    _refuse_unknown(store, MOST_NAMES, "not in data.class_names", "correct the list or the rows")
+    _refuse_unknown(store, MOST_NAMES, "not in data.classes", "correct the list or the rows")
     for what, n, indptr, repair in (
-        ("class", meta["n_rows_without_classes"], "class_indptr", "data.class_column and data.class_names"),
+        ("class", meta["n_rows_without_classes"], "class_indptr", "data.class_column and data.classes"),
         ("known feature", meta["n_rows_without_features"], "feature_indptr", "data.text_columns"),
     ):
         if n > MOST_ROWS * store.n_rows:

@@ -22,16 +22,18 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from mach.config import DOCUMENTS, DataConfig, TextConfig
 from mach.data import characters, phrases
 from mach.data.agreement import agreed_shape, agreed_store
+from mach.data.class_table import ClassTable, options_of, read_classes
 from mach.data.formats import BUILTIN, LINES, ROWS, format_of
 from mach.data.gaps import refuse_gaps
 from mach.data.meta import FORMAT
-from mach.data.names import class_name, ids_by_name, listed, numbered
+from mach.data.names import class_name, ids_by_name, numbered
 from mach.data.omissions import Cells, Unknown
+from mach.data.skos import Skos
 from mach.data.soundness import sound
-from mach.data.sources import STDIN, Format, Numbers, SourceFile, source_errors
+from mach.data.sources import STDIN, Format, Numbers, source_errors
 from mach.data.store import Chunk, Reference, Store
 from mach.data.tables import Columns, Table, Text, TextChunk, chunks_of, ids_of, listing
-from mach.data.transfer import fetch_source, fetch_store, is_store, source_file, stamp, upload_store
+from mach.data.transfer import fetch_store, is_store, source_file, stamp, upload_store
 from mach.data.words import RULE
 from mach.data.writer import StoreWriter
 from mach.errors import ConfigError, DataError, StorageError, did_you_mean
@@ -62,10 +64,10 @@ def prepare(
     """Turn a source into a store, or open the one that an earlier call made of it.
 
     Text formats: features are fitted on this source, ids of class names go by first appearance unless
-    ``config.class_names`` lists them; then names it lacks are dropped and counted, and their rows stay.
+    ``config.classes`` lists them; then names it lacks are dropped and counted, and their rows stay.
     Where ``config`` names strong or weak columns of documents, features are fitted on these, and rows are phrases
     sampled from them (`mach.data.phrases`).
-    Numeric formats: features and classes are taken as they stand, ``config.class_names`` names the classes.
+    Numeric formats: features and classes are taken as they stand, ``config.classes`` names the classes.
 
     Parameters
     ----------
@@ -80,10 +82,10 @@ def prepare(
         URL the store is copied, and opened here.
     like : Store or Reference, optional
         The training store, or what a model remembers of it: its text features, class names, D and K hold for these rows
-        as well. Their classes may be missing, and ``config.class_names`` is not looked at.
+        as well. Their classes may be missing, and ``config.classes`` is not looked at.
     grows : bool
         With ``like``: whether the rows are for training. They need classes, and those that ``like`` does not know come
-        after its own; ``config.class_names`` may list all, its own first.
+        after its own; ``config.classes`` may list all, its own first.
     former : Reference, optional
         Of a run that these rows were read for before: they are read as then, by its rule of words and its spelling of
         names, so that they come to the same bits.
@@ -111,10 +113,10 @@ def prepare(
     if is_store(place(source)):
         if destination is not None:
             raise ConfigError(f"{source} is a store already and used as it is: leave out the destination {destination}")
-        if config.class_names is not None and like is None:
+        if config.classes is not None and like is None:
             raise ConfigError(
-                f"{source} is a store already and used as it is: prepare its source with class_names = "
-                f"{config.class_names}, or leave them out"
+                f"{source} is a store already and used as it is: prepare its source with classes = "
+                f"{config.classes}, or leave them out"
             )
         store = agreed_store(sound(fetch_store(source, config.cache)), like, grows)
         if like is None or grows:
@@ -211,8 +213,10 @@ class _Task:
             on["source"] = [stamp(source.with_name(path.name)) for path in (self.path, *beside)]
         if self.grows:
             on["grows"] = True
-        if self.config.class_names is not None and not self.is_query:
-            on["class_names"] = stamp(place(self.config.class_names))
+        if self.config.classes is not None and not self.is_query:
+            on["class_names"] = stamp(place(Skos.path_of(self.config.classes)))
+            if options := options_of(self.config.classes, self.config.class_separator):
+                on["classes"] = options
         if not isinstance(self.form, Numbers):
             on["columns"] = self.config.text_columns, self.config.class_column, self.config.class_separator
             on["text"] = self.text.model_dump() | {"tfidf": True}
@@ -261,6 +265,8 @@ class _Task:
         self.refuse_empty(features=shape.n_features, classes=shape.n_classes)
         with self.writer(path, *shape[1:]) as writer:
             writer.class_names = names if names is None else self.spelt(list(names))
+            writer.class_texts = self.listed.texts
+            writer.notes = self.listing
             writer.serve(0 if self.like is None else self.like.n_classes)
             for chunk in self.reported("reading", self.form.chunks(self.path, shape, classes_optional=self.is_query)):
                 writer.append(chunk)
@@ -274,10 +280,12 @@ class _Task:
                 f"{self.source} holds text, but the training store {self.like.path} was made of numbers: "
                 "give the same kind"
             )
-        is_open = names is None or (self.grows and self.config.class_names is None)
+        is_open = names is None or (self.grows and self.config.classes is None)
         is_of_like = self.like is not None and (is_open or self.is_query)
         names = list(names or [])
-        ids = ids_by_name(names) if is_of_like else numbered(names, self.config.class_names)
+        texts = self.like.class_texts if self.like is not None and is_of_like else self.listed.texts
+        ids = ids_by_name(names) if is_of_like else numbered(names, self.config.classes)
+        ids = ids if texts is None else texts.ids(names)
         cells, unknown = Cells(), Unknown()
         chunks = self.text_source(cells)
         features = self.like.text_features if self.like is not None else None
@@ -290,7 +298,8 @@ class _Task:
                 writer.append(Chunk(indptr, class_ids, features.transform(chunk.texts)))
             writer.serve(len(names))
             writer.class_names, writer.text_features = self.spelt(names), features
-            writer.n_unknown_classes, writer.notes = unknown.n, unknown.notes() | cells.notes()
+            writer.class_texts = self.listed.texts
+            writer.n_unknown_classes, writer.notes = unknown.n, unknown.notes() | cells.notes() | self.listing
 
     @contextmanager
     def writer(self, path: Path, n_features: int | None, n_classes: int | None) -> Iterator[StoreWriter]:
@@ -302,19 +311,29 @@ class _Task:
 
     def class_names(self) -> Sequence[str] | None:
         """The names that the training store, the configuration or the embedded set gives to classes 0, 1, ..."""
-        source = self.config.class_names
+        source = self.config.classes
         if self.like is not None and (source is None or not self.grows):
             return self.like.class_names
         if source is not None:
-            with source_errors(source):
-                file = fetch_source(source, self.config.cache)
-            with SourceFile(file, source) as lines:
-                names = listed([line.rstrip("\r\n") for line in lines.lines()], source)
+            names = self.listed.keys
             known = [class_name(name) for name in (self.like and self.like.class_names) or []]
             if self.like is not None and names[: len(known)] != known:
                 raise DataError(f"{source} does not begin with the class names of {self.like.path}: list those first")
             return names
         return characters.class_names() if self.form is BUILTIN else None
+
+    @cached_property
+    def listed(self) -> ClassTable:
+        """What the configuration's file of classes holds."""
+        config, are_numbered = self.config, isinstance(self.form, Numbers)
+        if config.classes is None or self.is_query:
+            return ClassTable()
+        return read_classes(config.classes, config.cache, config.class_separator, are_numbered=are_numbered)
+
+    @property
+    def listing(self) -> dict[str, Any]:
+        """For the store's record: whether a table says which classes there are."""
+        return {} if self.listed.texts is None else {"lists_classes": True}
 
     def text_source(self, cells: Cells | None = None, whole: bool = False) -> Callable[[], Iterable[TextChunk]]:
         """What gives the chunks anew for each pass; of documents phrases, or with ``whole`` these as they are."""
@@ -357,7 +376,9 @@ class _Task:
                 n_rows += len(chunk.texts)
             self.refuse_empty(rows=n_rows)
 
-        return TextFeatures(self.text, self.rule).fit(texts())
+        known = self.listed.texts
+        class_texts = () if known is None else map(known.whole, range(len(known)))
+        return TextFeatures(self.text, self.rule).fit(texts(), class_texts)
 
     def refuse_empty(self, **counts: int | None) -> None:
         for what, n in counts.items():

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mach.data.class_texts import FILE
 from mach.data.store import Store
 from mach.errors import StorageError
 
@@ -33,6 +34,9 @@ def sound(store: Store) -> Store:
     if store.class_names is not None:
         for k in range(0, store.n_classes, 2**16):
             store.class_names[k : k + 2**16]
+    if (texts := store.class_texts) is not None and FILE in store.meta["bytes"]:
+        for k in range(store.n_classes):
+            texts.whole(k), texts.uris[k]
     if store.text_features is not None and store.text_features.n_features != store.n_features:
         raise _damaged(store, f"its text features have D = {store.text_features.n_features}, it has {store.n_features}")
     return store

@@ -219,6 +219,7 @@ class Reference:
     class_names: ClassNames | None
     text_features: TextFeatures | None
     row_features: int = 0
+    class_texts: ClassTexts | None = None
 
 
 def split_rows(n_rows: int, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

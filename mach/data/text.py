@@ -17,13 +17,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, Self, TypeAlias
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from mach.config import TextConfig
+from mach.data.terms import Tables, Vocabulary, hashed_tables
 from mach.data.words import RULE, words_by
 from mach.errors import ConfigError, DataError, StorageError
 from mach.files.arrays import read_array
@@ -37,7 +37,6 @@ BLOCK_ROWS = 2**15
 MIN_CANDIDATES = 2**20
 
 Csr: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]  # indptr, indices, values
-Tables: TypeAlias = tuple[dict[str, int], dict[str, int]]  # ids of words, ids of n-grams of characters
 Ranking: TypeAlias = list[tuple[int, int, str, int]]  # kind (0 a word), minus row frequency, term, former id
 
 
@@ -77,7 +76,7 @@ class TextFeatures:
         self._idf: NDArray[np.float32] = np.ones(0, dtype=np.float32)
         self._terms: _Terms | None = None
 
-    def fit(self, texts: Iterable[str]) -> Self:
+    def fit(self, texts: Iterable[str], class_texts: Iterable[str] = ()) -> Self:
         """Learn the vocabulary and the inverse row frequencies in one pass.
 
         The vocabulary holds the ``n_features`` terms of the highest row frequency among those in at least
@@ -86,10 +85,13 @@ class TextFeatures:
         Beyond, the rarer half is forgotten, and a term that comes back counts from 0 again: lossy counting (Manku &
         Motwani, VLDB 2002), which errs for terms about as rare as the forgotten ones.
 
+        Terms of ``class_texts`` join the vocabulary, each text one more row where terms are chosen, not for weights.
+        What no row has weighs 0: an entry of value 0 shows it, and networks read the same as without.
+
         Raises DataError when an element is no string, or no term occurs in ``min_rows`` rows.
         """
         config = self.config
-        terms = _Terms(config, _hashed(config) if config.hashing else _numbered([]), self.rule)
+        terms = _Terms(config, hashed_tables(config) if config.hashing else _numbered([]), self.rule)
         limit = max(4 * config.n_features, MIN_CANDIDATES)
         n_rows, frequencies = 0, np.zeros(0, dtype=np.int64)
         for ids, lengths in terms.blocks(texts):
@@ -104,16 +106,24 @@ class TextFeatures:
                 terms.tables = _numbered(ranking)
                 terms.pieces.clear()
         if not config.hashing:
+            in_rows = frequencies
+            for ids, lengths in terms.blocks(class_texts):
+                _, indices, _ = _count(ids, lengths, n_terms := sum(map(len, terms.tables)))
+                in_classes = np.bincount(indices, minlength=n_terms)
+                in_rows, frequencies = (np.pad(f, (0, n_terms - len(f))) for f in (in_rows, frequencies))
+                frequencies = frequencies + np.where(in_classes > 0, in_classes + config.min_rows - 1, 0)
             ranking = _ranking(terms.tables, frequencies, config.n_features, config.min_rows)
             if not ranking:
                 raise DataError(
                     f"no term occurs in min_rows = {config.min_rows} of the {n_rows} texts: lower it or check them"
                 )
-            frequencies = frequencies[[former for *_, former in ranking]]
+            frequencies = in_rows[[former for *_, former in ranking]]
             words, characters = _numbered(ranking)
-            terms = _Terms(config, (_Vocabulary(words), _Vocabulary(characters)), self.rule)
+            terms = _Terms(config, (Vocabulary(words), Vocabulary(characters)), self.rule)
             self.n_features = len(ranking)
         self._idf = _idf(frequencies, n_rows)
+        if not config.hashing:
+            self._idf[frequencies == 0] = 0
         self._terms, self._n_rows = terms, None if self.rule == 1 else n_rows
         return self
 
@@ -127,6 +137,19 @@ class TextFeatures:
         blocks = [self._weigh(*block) for block in self._fitted().blocks(texts)]
         lengths, indices, values = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
         return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), indices, values
+
+    def counted(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
+        """Features of texts and how often each occurs, unweighted, as CSR: those of class texts are found in queries.
+
+        >>> features = TextFeatures(TextConfig()).fit(["red apple"], class_texts=["apple tree"])
+        >>> indptr, indices, counts = features.counted(["tree, tree!", "pear"])
+        >>> indptr.tolist(), counts.tolist(), features.transform(["a tree"])[2].tolist()
+        ([0, 1, 1], [2], [0.0])
+        """
+        blocks = [(lengths, *_count(ids, lengths, self.n_features)) for ids, lengths in self._fitted().blocks(texts)]
+        sizes = np.concatenate([np.bincount(rows, minlength=len(lengths)) for lengths, rows, _, _ in blocks])
+        indices, counts = (np.concatenate([block[i] for block in blocks]) for i in (2, 3))
+        return np.append(0, np.cumsum(sizes)).astype(np.int64), indices.astype(np.int32), counts
 
     def is_known(self, indices: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Whether terms occurred in the texts that were fitted: a hashed one can be the column of none of these."""
@@ -172,13 +195,13 @@ class TextFeatures:
         features = cls(TextConfig.model_validate(description["config"]), description["format"])
         features._n_rows = description.get("n_rows")
         features.n_features, features._idf, features._is_weighted = description["n_features"], idf, is_weighted
-        tables = _hashed(features.config)
+        tables = hashed_tables(features.config)
         if not features.config.hashing:
             n_words, terms = description["n_words"], _terms_of(spelling, folder / "terms.txt")
             if len(terms) != n_features:
                 raise StorageError(f"{folder / 'terms.txt'} has {len(terms)} terms, text.json {n_features} features")
             words, characters = terms[:n_words], terms[n_words:]
-            tables = _Vocabulary(zip(words, count())), _Vocabulary(zip(characters, count(n_words)))
+            tables = Vocabulary(zip(words, count())), Vocabulary(zip(characters, count(n_words)))
             if sum(map(len, tables)) != n_features:
                 raise StorageError(f"{folder / 'terms.txt'} has terms twice: copy or fit the text features anew")
         features._terms = _Terms(features.config, tables, description["format"])
@@ -245,7 +268,7 @@ class TextFeatures:
         if self._is_weighted:
             values *= self._idf[indices]
         squares = np.bincount(rows, weights=values * values, minlength=len(lengths))
-        values /= np.sqrt(squares)[rows]
+        values /= np.sqrt(np.where(squares > 0, squares, 1))[rows]
         return np.bincount(rows, minlength=len(lengths)), indices.astype(np.int32), values.astype(np.float32)
 
 
@@ -312,27 +335,6 @@ class _Pieces(dict[str, bytes]):
                 self.clear()
             self[piece] = ids
         return ids
-
-
-class _Vocabulary(dict[str, int]):
-    """Ids of the known terms; -1 for any other."""
-
-    def __missing__(self, term: str) -> int:
-        return -1
-
-
-class _Hashed(dict[str, int]):
-    """Computes ids: the CRC-32 of the term's UTF-8 bytes, begun with the kind of term, modulo D. Stores nothing."""
-
-    def __init__(self, kind: int, n_features: int) -> None:
-        self.kind, self.n_features = kind, n_features
-
-    def __missing__(self, term: str) -> int:
-        return crc32(term.encode("utf-8", "surrogatepass"), self.kind) % self.n_features
-
-
-def _hashed(config: TextConfig) -> Tables:
-    return _Hashed(0, config.n_features), _Hashed(1, config.n_features)
 
 
 def _numbered(ranking: Ranking) -> Tables:

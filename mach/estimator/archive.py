@@ -50,6 +50,7 @@ def save(classifier: Any, path: Path) -> None:
     parameters, layout, engine = classifier.get_params(deep=False), classifier._layout, classifier._engine
     if isinstance(parameters["random_state"], np.random.RandomState):
         parameters["random_state"] = None
+    parameters["class_texts"] = None  # the run has them
     if classifier.trunk is not None:
         parameters["trunk"] = name_of(classifier.trunk)
     description = {

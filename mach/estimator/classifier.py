@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -24,6 +25,7 @@ from mach.estimator.fitting import fit, go_on
 from mach.estimator.parameters import sections_of
 from mach.estimator.rows import Features, Rows, features_of, n_rows_of
 from mach.estimator.targets import Layout, Targets, grown, ids_of
+from mach.estimator.texts import texts_of, told_of, untold
 from mach.networks.trunk import Trunk
 
 if TYPE_CHECKING:
@@ -83,6 +85,10 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     trunk : class or str, optional
         A `torch.nn.Module` of your own instead of the hidden layers, or its name "package.module:Class"; see
         ``docs/pytorch.md``. With ``n_jobs`` or Ray, other processes must be able to import it.
+    class_texts : dict, table or path, optional
+        What classes say of themselves, by class value: a name, or a dictionary with some of ``name``, ``alternatives``,
+        ``text`` and ``uri``; a table, or a file as of ``data.classes``, has them as columns beside ``id``. A class that
+        is in no row joins the classes, unless y is an indicator.
     config : dict, optional
         Any other key of `mach.config`, such as ``{"text.words": [1, 2], "network.weights": "int8"}``.
 
@@ -145,6 +151,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         max_proba_bytes: int = 2**30,
         kept_rows: int = 10_000,
         trunk: Trunk | None = None,
+        class_texts: Any = None,
         config: dict[str, Any] | None = None,
     ) -> None:
         self.effort = effort
@@ -166,6 +173,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         self.max_proba_bytes = max_proba_bytes
         self.kept_rows = kept_rows
         self.trunk = trunk
+        self.class_texts = class_texts
         self.config = config
 
     def fit(self, X: Any, y: Any) -> Self:
@@ -196,9 +204,11 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         if not hasattr(self, "classes_"):
             return self._train(*self._read(X, y, reset=True)[:2], classes, goes_on=True)
         features, targets, _ = self._read(X, y)
+        told = told_of(self.class_texts)
         all_classes = grown(self.classes_, targets, classes)
         rows = Rows(features, ids_of(all_classes, targets)[:, : len(all_classes)])
-        self._engine = go_on(self._engine, rows, sections_of(self.get_params(deep=False)), **self._options())
+        given = sections_of(self.get_params(deep=False))
+        self._engine = go_on(self._engine, rows, given, texts=partial(texts_of, all_classes, told), **self._options())
         self.classes_ = all_classes
         return self
 
@@ -340,7 +350,9 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
 
     def _train(self, features: Features, targets: Targets, more: Any = None, *, goes_on: bool = False) -> Self:
         """Train a new run, and remember what its ids stand for."""
-        classes = grown(np.empty(0), targets, more)
+        told, classes = told_of(self.class_texts), grown(np.empty(0), targets, more)
+        if (unseen := untold(classes, told)) and targets.layout.form != "indicator":
+            classes = grown(classes, targets, unseen)
         if not len(classes):
             raise NoClassError(f"y has {len(targets)} rows and no class in them: there is nothing to learn")
         rows = Rows(features, ids_of(classes, targets)[:, : len(classes)])
@@ -348,7 +360,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         if goes_on and isinstance(features, list):
             given["text"] = {"hashing": True} | given.get("text", {})
         is_exclusive = targets.layout.form == "classes"
-        self._engine = fit(rows, given, is_exclusive=is_exclusive, trunk=self.trunk, **self._options())
+        options = self._options() | {"texts": partial(texts_of, classes, told)}
+        self._engine = fit(rows, given, is_exclusive=is_exclusive, trunk=self.trunk, **options)
         self.classes_, self._layout = classes, targets.layout
         return self
 

@@ -8,9 +8,10 @@ weights. Where classes are hashed it comes into the buckets that are there.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from scipy.sparse import csr_array
 
 from mach.config import Config, parse_config
 from mach.data.batch import SparseBatch, read_batch, read_classes
+from mach.data.class_texts import ClassTexts
 from mach.data.gaps import refuse_gaps
 from mach.data.store import Chunk, Store
 from mach.data.writer import StoreWriter
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
     from mach.data.text import TextFeatures
 
+Texts: TypeAlias = "Callable[[int], ClassTexts | None]"  # of so many classes, the classifier's and spare ones
 LEAST_STEPS, MOST_EPOCHS = 300, 60
 TEMPERATURES = (0.1, 10.0)
 LEAST_REPLAYED = 512
@@ -58,6 +61,7 @@ def fit(
     device: str | None,
     console: Console,
     trunk: Trunk | None,
+    texts: Texts,
 ) -> Engine:
     """Train a new run on rows in memory, at the cost of ``mach train``; they are on disk once more until it is done.
 
@@ -66,7 +70,9 @@ def fit(
     """
     folder = Folder()
     with short_lived():
-        store = _prepared(rows, parse_config(_merged({"data": {"train": ""}}, given), WHERE), folder.path / STORE)
+        store = _prepared(
+            rows, parse_config(_merged({"data": {"train": ""}}, given), WHERE), folder.path / STORE, texts
+        )
         shape = recipe.Shape.of(store)
         tree = _merged(_small_choices(shape, is_exclusive=is_exclusive, seed=seed), given)
         tree["data"]["train"] = str(store.path)
@@ -84,7 +90,15 @@ def fit(
 
 
 def go_on(
-    engine: Engine, rows: Rows, given: Tree, *, seed: int, most_kept: int, device: str | None, console: Console
+    engine: Engine,
+    rows: Rows,
+    given: Tree,
+    *,
+    seed: int,
+    most_kept: int,
+    device: str | None,
+    console: Console,
+    texts: Texts,
 ) -> Engine:
     """Train on: a new engine that has learned the rows as well, of old and new classes; the given one stays as it is.
 
@@ -105,6 +119,7 @@ def go_on(
             n_classes=max(start.manifest.n_classes, rows.n_classes),
             row_features=run.manifest.row_features,
             text_features=run.text_features,
+            texts=texts,
         )
         training = {"start": str(start.path), "replay": 0.0, "batch": stated["batch"], "seed": seed}
         training |= {"epochs": max(1, round(share * stated.get("epochs", 12))), "rate": share * engine.rate}
@@ -128,7 +143,7 @@ def go_on(
 
 
 def _write_store(
-    rows: Rows, path: Path, *, n_classes: int, row_features: int, text_features: TextFeatures | None
+    rows: Rows, path: Path, *, n_classes: int, row_features: int, text_features: TextFeatures | None, texts: Texts
 ) -> Store:
     """Rows of numbers as a store."""
     features: Any = rows.features
@@ -137,7 +152,7 @@ def _write_store(
     with StoreWriter(path, source="X and y", dense=is_dense, **counts) as writer:
         arrays = features if is_dense else (features.indptr, features.indices, features.data)
         writer.append(Chunk(rows.classes.indptr, rows.classes.indices, arrays))
-        writer.text_features = text_features
+        writer.text_features, writer.class_texts = text_features, texts(n_classes)
     return Store.open(path)
 
 
@@ -147,7 +162,7 @@ def _featurised(text_features: TextFeatures, texts: list[str]) -> csr_array:
     return csr_array((values, indices, indptr), shape=(len(texts), text_features.n_features))
 
 
-def _prepared(rows: Rows, config: Config, path: Path) -> Store:
+def _prepared(rows: Rows, config: Config, path: Path, texts: Texts) -> Store:
     """Rows as a store; text features are fitted to texts. One class gets a spare one beside it."""
     text_features: TextFeatures | None = None
     features: Any = rows.features
@@ -155,13 +170,16 @@ def _prepared(rows: Rows, config: Config, path: Path) -> Store:
     if isinstance(features, list):
         from mach.data.text import TextFeatures
 
-        text_features = TextFeatures(config.text).fit(features)
+        known = texts(rows.n_classes)
+        class_texts = () if known is None else map(known.whole, range(len(known)))
+        text_features = TextFeatures(config.text).fit(features, class_texts)
         rows = Rows(_featurised(text_features, features), rows.classes)
     elif not isinstance(features, np.ndarray) and "row_features" not in config.data.model_fields_set:
         values = features.data  # of values that are all equal none is the largest
         row_features = row_features if len(values) and values.min() < values.max() else 0
     n_classes = max(rows.n_classes, 2)
-    store = _write_store(rows, path, n_classes=n_classes, row_features=row_features, text_features=text_features)
+    made: dict[str, Any] = {"row_features": row_features, "text_features": text_features, "texts": texts}
+    store = _write_store(rows, path, n_classes=n_classes, **made)
     refuse_gaps(store, "X")
     return store
 
@@ -283,6 +301,9 @@ def _grow(run: Run, n_classes: int) -> None:
             arrays = stored_weights(arrays, config.network.weights)
         digest = files.save_weights(arrays)
         write_json(files.done, files.summary().model_copy(update={"weights_digest": digest}).model_dump())
+    if run.class_texts is not None:
+        with atomic_file(run.class_texts_file) as file:
+            run.class_texts.and_also(ClassTexts.of([""] * (n_classes - n_before))).write(file)
     with atomic_file(run.path / "class_counts.npy") as file:
         np.save(file, np.pad(run.class_counts_K(), (0, n_classes - n_before)))
     n_functions = config.hashing.repetitions * n_heads

@@ -20,52 +20,55 @@ from mach.files.visible import json_line
 Part = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]  # ids and scores, (n, k) each, known rows
 BLOCK_ROWS = 10_000  # of a Parquet file
 RowIds = Iterator[Any] | None
-Names = Callable[[NDArray[np.int64]], list[Any]] | None
+Texts = Callable[[NDArray[np.int64]], list[Any]] | None  # what gives those of classes
+Columns = dict[str, Callable[[NDArray[np.int64]], list[Any]]]
 
 
 def write_predictions(
     destination: str,
     parts: Iterable[Part],
-    names: Names,
+    names: Texts,
     kind: tuple[str, str] = ("score", "scores"),
     row_ids: RowIds = None,
+    uris: Texts = None,
 ) -> None:
-    """Write ids, scores and (where there are) names of consecutive rows; ``-`` is standard output as JSONL.
+    """Write ids, scores and (where there are) names and addresses of rows; ``-`` is standard output as JSONL.
 
     ``kind`` says what one score and many are called. ``row_ids`` stand in place of the numbers of rows. ``known`` says
     of every row whether the model knows any of its features (`mach.model.ask.Answer`). ConfigError when the ending is
     none of .jsonl, .csv, .parquet and .npz; StorageError when the file cannot be written, and then nothing is left of
     it.
     """
+    columns = {name: texts_of for name, texts_of in (("names", names), ("uris", uris)) if texts_of is not None}
     if destination == "-":
-        _write_jsonl(sys.stdout.buffer, parts, names, kind, row_ids)
+        _write_jsonl(sys.stdout.buffer, parts, columns, kind, row_ids)
         return
     writers = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": _write_parquet, ".npz": _write_npz}
     writer = writers.get(Path(destination).suffix.lower())
     if writer is None:
         raise ConfigError(f"--output {destination}: the ending must be one of {', '.join(writers)}, or - for JSONL")
     with atomic_file(place(destination)) as file:
-        writer(file, parts, names, kind, row_ids)
+        writer(file, parts, columns, kind, row_ids)
 
 
-def _write_jsonl(file: BinaryIO, parts: Iterable[Part], names: Names, kind: tuple[str, str], row_ids: RowIds) -> None:
-    for row in _rows(parts, names, kind[1], row_ids):
+def _write_jsonl(file: BinaryIO, parts: Iterable[Part], columns: Columns, kind: tuple[str, str], row_ids: RowIds) -> None:
+    for row in _rows(parts, columns, kind[1], row_ids):
         file.write((json_line(row) + "\n").encode())
 
 
-def _write_csv(file: BinaryIO, parts: Iterable[Part], names: Names, kind: tuple[str, str], row_ids: RowIds) -> None:
+def _write_csv(file: BinaryIO, parts: Iterable[Part], columns: Columns, kind: tuple[str, str], row_ids: RowIds) -> None:
     """One line a (row, rank)."""
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     writer = csv.writer(text)
-    writer.writerow(["row", "rank", "id", kind[0], *(["name"] if names else []), "known"])
-    for row in _rows(parts, names, kind[1], row_ids):
-        columns = [row["ids"], row[kind[1]]] + ([row["names"]] if names else [])
+    writer.writerow(["row", "rank", "id", kind[0], *[name[:-1] for name in columns], "known"])
+    for row in _rows(parts, columns, kind[1], row_ids):
+        cells_of = [row[name] for name in ("ids", kind[1], *columns)]
         known = "true" if row["known"] else "false"
-        writer.writerows([row["row"], rank, *cells, known] for rank, cells in enumerate(zip(*columns, strict=True), 1))
+        writer.writerows([row["row"], rank, *cells, known] for rank, cells in enumerate(zip(*cells_of, strict=True), 1))
     text.detach()  # the file below is closed by its owner
 
 
-def _write_parquet(file: BinaryIO, parts: Iterable[Part], names: Names, kind: tuple[str, str], row_ids: RowIds) -> None:
+def _write_parquet(file: BinaryIO, parts: Iterable[Part], columns: Columns, kind: tuple[str, str], row_ids: RowIds) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -74,16 +77,16 @@ def _write_parquet(file: BinaryIO, parts: Iterable[Part], names: Names, kind: tu
         ("ids", pa.list_(pa.int64())),
         (kind[1], pa.list_(pa.float32())),
     ]
-    schema = pa.schema([*fields, *([("names", pa.list_(pa.string()))] if names else []), ("known", pa.bool_())])
+    schema = pa.schema([*fields, *[(name, pa.list_(pa.string())) for name in columns], ("known", pa.bool_())])
     with pq.ParquetWriter(file, schema) as writer:
-        rows = _rows(parts, names, kind[1], row_ids)
+        rows = _rows(parts, columns, kind[1], row_ids)
         while block := list(islice(rows, BLOCK_ROWS)):
             if row_ids is not None:
                 block = [row | {"row": None if row["row"] is None else str(row["row"])} for row in block]
             writer.write_table(pa.Table.from_pylist(block, schema))
 
 
-def _write_npz(file: BinaryIO, parts: Iterable[Part], names: Names, kind: tuple[str, str], row_ids: RowIds) -> None:
+def _write_npz(file: BinaryIO, parts: Iterable[Part], columns: Columns, kind: tuple[str, str], row_ids: RowIds) -> None:
     ids, scores, known = map(np.concatenate, zip(*parts, strict=True))
     arrays: dict[str, Any] = {"ids": ids, kind[1]: scores, "known": known}
     if row_ids is not None:
@@ -91,7 +94,7 @@ def _write_npz(file: BinaryIO, parts: Iterable[Part], names: Names, kind: tuple[
     np.savez_compressed(file, **arrays)
 
 
-def _rows(parts: Iterable[Part], names: Names, kinds: str, row_ids: RowIds) -> Iterator[dict[str, Any]]:
+def _rows(parts: Iterable[Part], columns: Columns, kinds: str, row_ids: RowIds) -> Iterator[dict[str, Any]]:
     """One dictionary a row, padding left out."""
     rows = (row for part in parts for row in zip(*part, strict=True))
     numbers = count() if row_ids is None else row_ids
@@ -102,4 +105,5 @@ def _rows(parts: Iterable[Part], names: Names, kinds: str, row_ids: RowIds) -> I
             "ids": ids[is_there].tolist(),
             kinds: [round(float(s), 6) for s in scores[is_there]],
         }
-        yield row | ({} if names is None else {"names": names(ids[is_there])}) | {"known": bool(known)}
+        told = {name: texts_of(ids[is_there]) for name, texts_of in columns.items()}
+        yield row | told | {"known": bool(known)}

@@ -268,6 +268,11 @@ class MachModel(AbstractContextManager["MachModel"]):
         """`names`, or None where the model has none."""
         return self.names if self.answerer.catalogue.has_names else None
 
+    def uri_function(self) -> Callable[[ArrayLike], list[str]] | None:
+        """What gives addresses of classes, "" of one without; None where no class has one."""
+        catalogue = self.answerer.catalogue
+        return catalogue.uris if catalogue.has_uris else None
+
     def reference(self) -> Reference:
         """What other rows must agree with to be this model's queries, with added and renamed classes."""
         return Versions(self.run).reference(self.classes.edits)

@@ -321,8 +321,9 @@ class Run:
 
     @cached_property
     def class_ids(self) -> dict[str, int]:
-        """Trained classes by their names (`mach.data.names.ids_by_name`)."""
-        return ids_by_name(self.class_names or ())
+        """Trained classes by what rows call them (`mach.data.class_texts.ClassTexts.ids`)."""
+        names = self.class_names or ()
+        return ids_by_name(names) if self.class_texts is None else self.class_texts.ids(names)
 
     @cached_property
     def text_features(self) -> TextFeatures | None:
@@ -357,6 +358,7 @@ class Run:
             class_names=self.class_names,
             text_features=self.text_features,
             row_features=manifest.row_features,
+            class_texts=self.class_texts,
         )
 
     def repetition(self, repetition: int) -> RepetitionFiles:

@@ -35,7 +35,7 @@ STORE = "store"  # folder of the training data in a remote run
 RATE_SHARE = 2 / 3  # of the run's own, for the first that starts from it; lower ones learn rare classes less
 BOUND = ("text.", "hashing.", "network.hidden", "network.power", "network.trunk", "data.row_features", "training.loss")
 # What each run says of its own rows, whatever those of the other were.
-OWN = ("class_names", "strong_columns", "weak_columns")
+OWN = ("classes", "strong_columns", "weak_columns")
 Report = Callable[[str, float], None]
 
 

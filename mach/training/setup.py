@@ -30,6 +30,7 @@ LAYOUT = (
     "config.toml",
     "class_counts.npy",
     "class_names.safetensors",
+    "class_texts.safetensors",
     "assignment.npy",
     "text",
     "repetitions",
@@ -88,7 +89,7 @@ def set_up(
     if store.n_rows == 0 or len(store.class_ids) == 0:
         raise ConfigError(
             f"{config.data.train} has {store.n_rows} rows and no class in them: there is nothing to learn: "
-            "check data.class_column and data.class_names"
+            "check data.class_column and data.classes"
         )
     if is_run or Run.is_at(path):  # others may have created it while the data were read
         return _reopen(config, store, path, trunk), store

@@ -430,7 +430,7 @@ def test_other_files_that_never_end(tmp_path: Path):
     os.mkfifo(tmp_path / "store/meta.json")
     for source, options in (
         ("a.npy", []),
-        ("a.svm", ["--set", f"data.class_names={tmp_path}/names.txt"]),
+        ("a.svm", ["--set", f"data.classes={tmp_path}/names.txt"]),
         ("store", []),
     ):
         result = CliRunner().invoke(main, ["prepare", str(tmp_path / source), str(tmp_path / "made"), *options])

@@ -30,7 +30,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [f"{k % 5},{5 + k % 3} {k % 7}:0.5 {8 + k % 4}:1.5" for k in range(40)]
     (folder / "rows.txt").write_text("40 12 8\n" + "\n".join(rows) + "\n")
     (folder / "names.txt").write_text("".join(f"class {k}\n" for k in range(8)))
-    config = DataConfig(train="", class_names=str(folder / "names.txt"))
+    config = DataConfig(train="", classes=str(folder / "names.txt"))
     return prepare(config, TextConfig(), str(folder / "rows.txt"), folder / "store").path
 
 

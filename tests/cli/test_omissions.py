@@ -58,10 +58,10 @@ def run(home: Path) -> Path:
 def test_half_of_the_labels_never_vanish(tmp_path: Path, verb: str):
     source = rows(tmp_path, "rows.csv")
     (tmp_path / "names.txt").write_text("café\nthe\ncreme\npate\n", encoding="utf-8")
-    result = mach(verb, source, tmp_path / "made", *OPTIONS, f"--set=data.class_names={tmp_path / 'names.txt'}")
+    result = mach(verb, source, tmp_path / "made", *OPTIONS, f"--set=data.classes={tmp_path / 'names.txt'}")
     assert result.exit_code == 2, result.output
     line = result.stderr.strip().splitlines()[-1]
-    assert "60 of 80 class names of its rows are not in data.class_names, such as 'thé', 'crème', 'pâté'" in line
+    assert "60 of 80 class names of its rows are not in data.classes, such as 'thé', 'crème', 'pâté'" in line
     assert not (tmp_path / "made").exists()
 
 

@@ -20,10 +20,8 @@ TEXTS = '{"text": "red apple", "classes": ["fruit", "red"]}\n{"text": "green car
 NUMBERS = "3 6 4\n0,2 1:0.5 4:1\n 5:2\n3\n"
 
 
-def ready(
-    source: str, like: Store | None = None, destination: Path | None = None, class_names: str | None = None
-) -> Store:
-    return prepare(DataConfig(train="unused", class_names=class_names), TextConfig(), source, destination, like=like)
+def ready(source: str, like: Store | None = None, destination: Path | None = None, classes: str | None = None) -> Store:
+    return prepare(DataConfig(train="unused", classes=classes), TextConfig(), source, destination, like=like)
 
 
 def save(name: str, content: str) -> str:
@@ -97,10 +95,10 @@ def test_the_file_of_class_names_is_not_looked_at_for_a_trained_model(home, name
     save("t.jsonl", TEXTS)
     save("a.txt", NUMBERS)
     names = save("names.txt", "car\nfruit\nred\nship\n")
-    train = ready(name, class_names=names)
-    before = ready(name, like=train, class_names=names)
+    train = ready(name, classes=names)
+    before = ready(name, like=train, classes=names)
     Path(names).unlink()
-    after = ready(name, like=train, class_names=names)
+    after = ready(name, like=train, classes=names)
     assert (after.path, names_of(after)) == (before.path, names_of(train))
 
 

@@ -39,7 +39,7 @@ def rows_of(*classes: str | list[str]) -> str:
 def ready(source: str, names: str | None = None, like: Reference | Store | None = None, **more) -> Store:
     if names is not None:
         Path("names.txt").write_text(names)
-    config = DataConfig(train="unused", class_names=None if names is None else "names.txt", **more)
+    config = DataConfig(train="unused", classes=None if names is None else "names.txt", **more)
     return prepare(config, TextConfig(), source, like=like)
 
 

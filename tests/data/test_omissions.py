@@ -43,9 +43,9 @@ def listing(*names: str) -> str:
 
 def test_everything_that_is_left_out_is_told():
     rows = [(f"word {n}", ["a"]) for n in range(8)] + [("!", ["b"]), ("word", []), ("word", ["misspelt"])]
-    store = ready(table(rows), class_names=listing("a", "b"))
+    store = ready(table(rows), classes=listing("a", "b"))
     assert told(store) == [
-        "t.jsonl: 1 classes of its rows are not in data.class_names and left out, such as 'misspelt'",
+        "t.jsonl: 1 classes of its rows are not in data.classes and left out, such as 'misspelt'",
         "t.jsonl: 2 of 11 rows have no class, such as row 9, row 10",
         "t.jsonl: 1 of 11 rows have no known feature, such as row 8",
     ]
@@ -62,17 +62,17 @@ def test_everything_that_is_left_out_is_told():
 
 def test_a_list_that_misses_more_than_a_fifth_is_refused_with_three_names(home):
     rows = [("word", [name]) for name in "abcdefgh"] + [("word", ["a"])] * 8
-    ready(table(rows), class_names=listing(*"abcde"), check=refuse)  # 3 of 16
+    ready(table(rows), classes=listing(*"abcde"), check=refuse)  # 3 of 16
     with pytest.raises(DataError) as caught:
-        ready(table(rows), class_names=listing(*"abcd"), check=refuse)  # 4 of 16
+        ready(table(rows), classes=listing(*"abcd"), check=refuse)  # 4 of 16
     assert str(caught.value) == (
-        "t.jsonl: 4 of 16 class names of its rows are not in data.class_names, such as 'e', 'f', 'g'; at most 20% may "
+        "t.jsonl: 4 of 16 class names of its rows are not in data.classes, such as 'e', 'f', 'g'; at most 20% may "
         "be: correct the list or the rows"
     )
     assert len(list((home / "cache").glob("t-*"))) == 1  # of the first list: what is refused is not kept
-    store = ready(table(rows), class_names=listing(*"abcd"))
+    store = ready(table(rows), classes=listing(*"abcd"))
     with pytest.raises(DataError, match="4 of 16 class names"):  # what was kept is looked at, too
-        ready("t.jsonl", class_names="names.txt", check=refuse)
+        ready("t.jsonl", classes="names.txt", check=refuse)
     assert store.n_rows == 16
 
 
@@ -109,7 +109,7 @@ def test_a_separator_that_was_forgotten_is_named(separator):
 
 def test_a_list_and_a_separator_that_was_forgotten():
     with pytest.raises(DataError, match=r'set data\.class_separator = "\|", which most cells hold, or correct the'):
-        ready(table([("word", "a|b"), ("word", "b|a")]), class_names=listing("a", "b"), check=refuse)
+        ready(table([("word", "a|b"), ("word", "b|a")]), classes=listing("a", "b"), check=refuse)
 
 
 # --- byte order marks
@@ -140,7 +140,7 @@ def test_a_byte_order_mark_is_skipped(name, content, pack):
 
 def test_a_byte_order_mark_of_lists_documents_and_configurations():
     Path("names.txt").write_bytes(BOM + b"x\ny\n")
-    assert list(ready(table([("red", "x")]), class_names="names.txt").class_names or []) == ["x", "y"]
+    assert list(ready(table([("red", "x")]), classes="names.txt").class_names or []) == ["x", "y"]
     stores = []
     for mark in (b"", BOM):
         Path("d.csv").write_bytes(mark + b"title,name\nred apple,x\n")

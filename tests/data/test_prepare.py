@@ -97,18 +97,18 @@ def test_dense_rows(home):
 
 def test_names_are_attached_to_numbers(home):
     source = save("a.txt", NUMBERS)
-    store = ready(source, class_names=save("names.txt", "zero\none\r\n two \n\n"))
+    store = ready(source, classes=save("names.txt", "zero\none\r\n two \n\n"))
     assert names_of(store) == ["zero", "one", "two", ""]
-    with pytest.raises(DataError, match=r"class_names has 3 names, a\.txt has K = 4 classes: set data\.class_names"):
-        ready(source, class_names=save("names.txt", "zero\none\ntwo"))
+    with pytest.raises(DataError, match=r"data\.classes has 3 names, a\.txt has K = 4 classes: set it to"):
+        ready(source, classes=save("names.txt", "zero\none\ntwo"))
     svmlight = save("a.svm", "1 1:1\n")
-    assert ready(svmlight, class_names="names.txt").n_classes == 3
+    assert ready(svmlight, classes="names.txt").n_classes == 3
     with pytest.raises(DataError, match=r"line 1: class '1' is outside 0\.\.0"):
-        ready(svmlight, class_names=save("names.txt", "zero"))
+        ready(svmlight, classes=save("names.txt", "zero"))
 
 
 def test_test_rows_take_the_shape_of_the_training_rows(home):
-    train = ready(save("train.txt", NUMBERS), class_names=save("names.txt", "a\nb\nc\nd\n"))
+    train = ready(save("train.txt", NUMBERS), classes=save("names.txt", "a\nb\nc\nd\n"))
     test = ready(save("test.txt", "1 5 3\n2 1:1\n"), like=train)
     assert (test.n_features, test.n_classes, names_of(test)) == (6, 4, ["a", "b", "c", "d"])
     with pytest.raises(DataError, match=r"test\.txt has D = 7 sparse features, the training store .* has D = 6 sparse"):
@@ -156,12 +156,12 @@ def test_test_texts_use_the_training_vocabularies(home):
 
 
 def test_a_given_vocabulary_of_classes_drops_other_names(home):
-    store = ready(save_texts("t.jsonl", TEXTS), class_names=save("names.txt", "car\nfruit\nship\n"))
+    store = ready(save_texts("t.jsonl", TEXTS), classes=save("names.txt", "car\nfruit\nship\n"))
     assert (names_of(store), store.n_classes) == (["car", "fruit", "ship"], 3)
     assert classes_of(store) == [[1], [1], [0], []]
     assert store.meta["n_unknown_classes"] == 1
     with pytest.raises(DataError, match=r"names\.txt line 3: class 'car' stands on line 1 too"):
-        ready("t.jsonl", class_names=save("names.txt", "car\nfruit\ncar\n"))
+        ready("t.jsonl", classes=save("names.txt", "car\nfruit\ncar\n"))
 
 
 def test_builtin_characters(home, monkeypatch):
@@ -230,11 +230,11 @@ def test_the_key_covers_all_that_matters(home):
         ready(source, like=like),
         ready(source, text=TextConfig(sublinear=True)),
         ready(source, class_separator=" "),
-        ready(source, class_names=names),
+        ready(source, classes=names),
         ready(save_texts("v.jsonl", TEXTS)),
     ]
     save(names, "fruit\n")
-    stores.append(ready(source, class_names=names))
+    stores.append(ready(source, classes=names))
     save_texts(source, TEXTS[:2])
     stores.append(ready(source))
     os.utime(source, ns=(1, 1))
@@ -277,7 +277,7 @@ def test_long_names(home):
         with pytest.raises(StorageError, match=r"cannot look for nnn.*: File name too long"):
             ready(source)
     with pytest.raises(DataError, match=r"cannot read nnn.*: File name too long"):
-        ready(save("a.txt", NUMBERS), class_names="n" * 300)
+        ready(save("a.txt", NUMBERS), classes="n" * 300)
     with pytest.raises(StorageError, match=r"cannot keep .*nnn in .*: File name too long"):
         prepare(options(), TextConfig(), "a.txt", home / ("n" * 300))
 
@@ -291,9 +291,9 @@ def test_a_store_is_opened_as_it_is(home):
     assert ready(str(train.path), like=train).path == train.path
     with pytest.raises(ConfigError, match=r"is a store already and used as it is: leave out the destination"):
         prepare(options(), TextConfig(), str(train.path), home / "elsewhere")
-    with pytest.raises(ConfigError, match=r"is a store already .*: prepare its source with class_names = names\.txt"):
-        ready(str(train.path), class_names="names.txt")
-    assert ready(str(train.path), like=train, class_names="names.txt").path == train.path
+    with pytest.raises(ConfigError, match=r"is a store already .*: prepare its source with classes = names\.txt"):
+        ready(str(train.path), classes="names.txt")
+    assert ready(str(train.path), like=train, classes="names.txt").path == train.path
     wide = ready(save("wide.txt", "1 7 4\n0 6:1\n"))
     with pytest.raises(DataError, match=r"has D = 7 sparse features, the training store .* has D = 6"):
         ready(str(wide.path), like=train)
@@ -368,10 +368,10 @@ def test_missing_sources_and_plain_directories(home):
     with pytest.raises(DataError, match=r"cannot read nothing\.txt: No such file"):
         ready("nothing.txt")
     with pytest.raises(DataError, match=r"cannot read names\.txt: No such file"):
-        ready(save("a.txt", NUMBERS), class_names="names.txt")
+        ready(save("a.txt", NUMBERS), classes="names.txt")
     (home / "folder").mkdir()
     with pytest.raises(DataError, match="cannot read folder: Is a directory"):
-        ready("a.txt", class_names="folder")
+        ready("a.txt", classes="folder")
     with pytest.raises(DataError, match=r"folder is a directory but no store \(no meta\.json in it\)"):
         ready("folder")
 
@@ -406,7 +406,7 @@ def test_two_processes_at_once(home):
 
 @pytest.mark.skipif(not SHARED.exists(), reason=f"real data sets are absent: no {SHARED}")
 def test_tate_leaf(home):
-    train = ready(str(SHARED / "tate-leaf" / "train.txt.xz"), class_names=str(SHARED / "tate-leaf" / "labels.txt.xz"))
+    train = ready(str(SHARED / "tate-leaf" / "train.txt.xz"), classes=str(SHARED / "tate-leaf" / "labels.txt.xz"))
     assert (train.n_rows, train.n_features, train.n_classes) == (49_060, 12_558, 15_015)
     assert len(names_of(train)) == 15_015
     assert round(len(train.class_ids) / train.n_rows, 1) == 6.2

@@ -28,7 +28,7 @@ def test_a_source_is_fetched_once_for_every_state(config: Config, tmp_path: Path
     source = write_repository(tmp_path / "train.txt", planted_rows(50, seed=1))
     url = f"flaky://{source}"
     monkeypatch.setattr(FlakyFileSystem, "n_operations", {})
-    data = config.data.model_copy(update={"cache": None, "class_names": None})
+    data = config.data.model_copy(update={"cache": None, "classes": None})
     first = prepare(data, config.text, url)
     assert prepare(data, config.text, url).path == first.path
     assert FlakyFileSystem.n_operations["get"] == 1
@@ -43,7 +43,7 @@ def test_a_source_is_fetched_once_for_every_state(config: Config, tmp_path: Path
 
 def test_a_destination_with_other_data_is_left_alone(config: Config, planted: Path, tmp_path: Path):
     url = place(f"memory://{tmp_path.name}/store")
-    data = config.data.model_copy(update={"class_names": None})
+    data = config.data.model_copy(update={"classes": None})
     for _ in range(2):
         prepare(data, config.text, str(planted / "train.txt"), url)
     with pytest.raises(StorageError, match="is a store of other data"):
@@ -53,11 +53,11 @@ def test_a_destination_with_other_data_is_left_alone(config: Config, planted: Pa
 def test_an_array_behind_a_url_brings_its_classes(config: Config, tmp_path: Path):
     np.save(tmp_path / "rows.npy", np.eye(6, dtype=np.float32))
     np.save(tmp_path / "rows.classes.npy", np.arange(6))
-    data = config.data.model_copy(update={"class_names": None})
+    data = config.data.model_copy(update={"classes": None})
     store = prepare(data, config.text, f"local://{tmp_path}/rows.npy")
     np.testing.assert_array_equal(store.class_ids, np.arange(6))
     (tmp_path / "names.txt").write_text("abcdef".replace("", "\n").strip())
-    named = data.model_copy(update={"class_names": f"local://{tmp_path}/names.txt"})
+    named = data.model_copy(update={"classes": f"local://{tmp_path}/names.txt"})
     assert prepare(named, config.text, f"local://{tmp_path}/rows.npy").class_names[3] == "d"  # type: ignore[index]
 
 

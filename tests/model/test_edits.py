@@ -200,7 +200,7 @@ def test_dense_models_grow_as_well(config: Config, tmp_path: Path):
     np.save(tmp_path / "train.npy", centres[classes] + 0.1 * generator.standard_normal((1000, 12), dtype=np.float32))
     np.save(tmp_path / "train.classes.npy", classes)
     changed = {
-        "data": config.data.model_copy(update={"train": str(tmp_path / "train.npy"), "class_names": None}),
+        "data": config.data.model_copy(update={"train": str(tmp_path / "train.npy"), "classes": None}),
         "hashing": config.hashing.model_copy(update={"repetitions": 2, "buckets": 8}),
     }
     run, store = set_up(config.model_copy(update=changed), tmp_path / "run")

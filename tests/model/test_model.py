@@ -209,7 +209,7 @@ def train_text_model(config: Config, folder: Path, path: str | Path) -> None:
     (folder / "train.csv").write_text("\n".join(rows) + "\n")
     changed = {
         "data": config.data.model_copy(
-            update={"train": str(folder / "train.csv"), "class_names": None, "class_separator": "|"}
+            update={"train": str(folder / "train.csv"), "classes": None, "class_separator": "|"}
         ),
         "hashing": config.hashing.model_copy(update={"repetitions": 2, "buckets": 6}),
     }
@@ -237,7 +237,7 @@ def test_dense_rows_train_and_answer(config: Config, tmp_path: Path):
     np.save(tmp_path / "train.npy", rows)
     np.save(tmp_path / "train.classes.npy", classes)
     changed = {
-        "data": config.data.model_copy(update={"train": str(tmp_path / "train.npy"), "class_names": None}),
+        "data": config.data.model_copy(update={"train": str(tmp_path / "train.npy"), "classes": None}),
         "hashing": config.hashing.model_copy(update={"repetitions": 3, "buckets": 8}),
     }
     run, store = set_up(config.model_copy(update=changed), tmp_path / "run")

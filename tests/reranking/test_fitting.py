@@ -432,7 +432,7 @@ def test_damaged_files_and_dense_rows_get_one_line(paired: Config, copied: Path,
         load(copied).verify()
     np.save(tmp_path / "dense.npy", np.eye(8, dtype=np.float32))
     np.save(tmp_path / "dense.classes.npy", np.arange(8))
-    data = paired.data.model_copy(update={"train": str(tmp_path / "dense.npy"), "class_names": None})
+    data = paired.data.model_copy(update={"train": str(tmp_path / "dense.npy"), "classes": None})
     hashing = paired.hashing.model_copy(update={"table": None, "buckets": 4})
     with pytest.raises(ConfigError, match="the rows are dense"):
         set_up(paired.model_copy(update={"data": data, "hashing": hashing}), tmp_path / "dense")

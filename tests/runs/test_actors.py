@@ -53,7 +53,7 @@ def dense(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "train.npy", generator.standard_normal((300, 12), dtype=np.float32))
     np.save(folder / "train.classes.npy", generator.integers(0, 20, 300))
     changed = {
-        "data": config.data.model_copy(update={"train": str(folder / "train.npy"), "class_names": None}),
+        "data": config.data.model_copy(update={"train": str(folder / "train.npy"), "classes": None}),
         "hashing": config.hashing.model_copy(update={"repetitions": 2, "buckets": 8}),
         "training": config.training.model_copy(update={"epochs": 1}),
     }

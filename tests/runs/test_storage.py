@@ -88,7 +88,7 @@ def test_stops_and_another_machine_change_nothing(
     """The first driver's data are out of reach of the second, which takes those that the run took along."""
     shutil.copy(planted / "train.txt", tmp_path / "train.txt")
     shutil.copy(planted / "names.txt", tmp_path / "names.txt")
-    data = {"train": str(tmp_path / "train.txt"), "class_names": str(tmp_path / "names.txt"), "cache": None}
+    data = {"train": str(tmp_path / "train.txt"), "classes": str(tmp_path / "names.txt"), "cache": None}
     url = f"local://{tmp_path}/run"
     run, job = began(changed(config, data=data), url, 0, 1, 2)
     with pytest.raises(TrainingStoppedError):
@@ -351,13 +351,13 @@ def mach(*arguments: object) -> Result:
 def test_the_command_line_from_source_to_answer(config: Config, planted: Path, trained: Path, tmp_path: Path):
     """Everything behind URLs that worker processes see too; the run's own URL is enough to go on."""
     url = f"local://{tmp_path}/far"
-    names = ["--set", f"data.class_names={planted / 'names.txt'}", "--set", "data.row_features=0"]
+    names = ["--set", f"data.classes={planted / 'names.txt'}", "--set", "data.row_features=0"]
     result = mach("prepare", f"local://{planted}/train.txt", f"{url}/train", "--json", *names)
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["path"] == f"{url}/train"
     result = mach("prepare", planted / "test.txt", f"{url}/test", "--like", f"{url}/train")
     assert result.exit_code == 0, result.stderr
-    data = {"train": f"{url}/train", "test": f"{url}/test", "class_names": None, "cache": None}
+    data = {"train": f"{url}/train", "test": f"{url}/test", "classes": None, "cache": None}
     (tmp_path / "config.toml").write_text(to_toml(changed(config, data=data)))
     result = mach("train", f"local://{tmp_path}/config.toml", f"{url}/run", "--repetitions", "0")
     assert result.exit_code == 0, result.stderr

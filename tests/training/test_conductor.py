@@ -95,7 +95,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_its_spelling_of_names(is_text:
     (tmp_path / "names.txt").write_text("cafe\u0301\nthe \n")
     data = {"train": str(tmp_path / ("rows.csv" if is_text else "rows.svm")), "cache": str(tmp_path / "cache")}
     if not is_text:
-        data["class_names"] = str(tmp_path / "names.txt")
+        data["classes"] = str(tmp_path / "names.txt")
     tree: dict[str, Any] = {"data": data, "hashing": {"repetitions": 1}, "training": {"epochs": 1}}
     for module in ("names", "tables"):
         monkeypatch.setattr(f"mach.data.{module}.class_name", lambda text: text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mach.data.class_texts import ClassTexts
 from mach.data.names import class_name
 from mach.errors import DataError, did_you_mean
 from mach.model.ask import Allowed, shown
@@ -65,19 +66,55 @@ class Catalogue:
     @property
     def has_names(self) -> bool:
         """Whether any class has a name: as trained, added or renamed."""
-        return self.run.class_names is not None or bool(self.edits.names) or bool(self.edits.renamed)
+        return self.run.class_texts is not None or bool(self.edits.names) or bool(self.edits.renamed)
+
+    @cached_property
+    def texts(self) -> ClassTexts | None:
+        """What all classes say of themselves, as trained, renamed and added; None where none has a name."""
+        edits, trained = self.edits, self.run.class_texts
+        if not (edits.n_added or edits.renamed):
+            return trained
+        if trained is None:
+            trained = ClassTexts.of([str(k) for k in range(edits.n_trained)])
+        if edits.renamed:
+            trained = replace(trained, names=[edits.renamed.get(k, name) for k, name in enumerate(trained.names)])
+        return trained.and_also(edits.texts or ClassTexts.of(edits.names))
 
     def name(self, k: int) -> str:
-        """The name of a class; its number where trained classes have none."""
-        edits, trained = self.edits, self.run.class_names
+        """The name of a class as people read it; what rows call it, or its number, where it has none."""
+        edits, trained = self.edits, self.run.class_texts
         if k >= edits.n_trained:
             return edits.names[k - edits.n_trained]
-        return edits.renamed.get(k) or (str(k) if trained is None else trained[k])
+        return edits.renamed.get(k) or (trained.names[k] if trained is not None else "") or self.key(k)
+
+    def key(self, k: int) -> str:
+        """What rows call a class: an id that it has beside its name, or else the name."""
+        edits, keys = self.edits, self.run.class_names
+        if k >= edits.n_trained:
+            return edits.names[k - edits.n_trained]
+        if k in edits.renamed and not self._has_id(k):
+            return edits.renamed[k]
+        return str(k) if keys is None else keys[k]
+
+    def _has_id(self, k: int) -> bool:
+        """Whether rows call a trained class otherwise than people did when it was trained."""
+        keys, texts = self.run.class_names, self.run.class_texts
+        return keys is not None and texts is not None and keys[k] != texts.names[k]
+
+    def uris(self, ids: ArrayLike) -> list[str]:
+        """Addresses of classes, "" where there is none."""
+        texts = self.texts
+        return ["" if texts is None else texts.uris[k] for k in np.asarray(ids).tolist()]
+
+    @cached_property
+    def has_uris(self) -> bool:
+        """Whether any class has an address."""
+        return any(texts is not None and any(texts.uris) for texts in (self.run.class_texts, self.edits.texts))
 
     def names(self, ids: ArrayLike) -> Any:
         """Names of classes, in the shape of ``ids`` as nested lists; padding (-1) gives None."""
         if not self.has_names:
-            raise DataError("the run has no class names: set data.class_names when training, or use ids")
+            raise DataError("the run has no class names: set data.classes when training, or use ids")
         K = self.edits.n_classes
         given = np.asarray(ids)
         if given.size and given.dtype.kind not in "iu":
@@ -96,11 +133,12 @@ class Catalogue:
     def _spelled(self, name: str) -> int | None:
         if name in self._changed_ids:
             return self._changed_ids[name]
-        if self.run.class_names is None:
+        if self.run.class_texts is None:
             k = int(name) if name.isdecimal() and str(int(name)) == name else self.edits.n_trained
         else:
             k = self.run.class_ids.get(name, self.edits.n_trained)
-        is_there = k < self.edits.n_trained and k not in self.edits.renamed and not self.edits.is_removed(k)
+        is_called = k < self.edits.n_trained and (k not in self.edits.renamed or self.key(k) == name)
+        is_there = is_called and not self.edits.is_removed(k)
         return k if is_there else None
 
     @cached_property

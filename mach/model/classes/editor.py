@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mach.data.batch import Batch, concatenated, has_features
+from mach.data.class_texts import ClassTexts
 from mach.data.missing import is_missing
 from mach.data.names import class_name
 from mach.errors import ConfigError, DataError, counted
@@ -64,6 +65,8 @@ class ClassEditor:
         examples: Sequence[Any] | None = None,
         texts: Sequence[str | Sequence[str]] | None = None,
         *,
+        alternatives: Sequence[Sequence[str]] | None = None,
+        uris: Sequence[str] | None = None,
         by: str = "networks",
     ) -> NDArray[np.int64]:
         """Add classes without touching weights; they are found at once.
@@ -75,7 +78,12 @@ class ClassEditor:
         examples : sequence, optional
             Of each class its examples: queries of any kind that `MachModel.topk` takes.
         texts : sequence of str, optional
-            Of each class a text that describes it, or several; only where the model takes texts.
+            Of each class a text that describes it, or several; only where the model takes texts. They are examples and,
+            with the names, what is known of it by words (`mach.data.class_texts`).
+        alternatives : sequence of sequences of str, optional
+            Of each class its other names.
+        uris : sequence of str, optional
+            Of each class its address or identifier elsewhere, "" for none.
         by : {"networks", "hash"}
             Who places a class into buckets. The networks put it, for every hash function, where most of its examples
             and texts have their best bucket, of equal ones where their probability is higher, then where fewer added
@@ -100,9 +108,11 @@ class ClassEditor:
             raise DataError(f"names {names!r:.60}: need at least one, all strings")
         if by not in ("networks", "hash"):
             raise ConfigError(f"by {by!r}: choose networks or hash")
-        for kind, given in (("examples", examples), ("texts", texts)):
+        given_K = {"examples": examples, "texts": texts, "alternatives": alternatives, "uris": uris}
+        for kind, given in given_K.items():
             if given is not None and (isinstance(given, str) or len(given) != len(names)):
                 raise DataError(f"{kind}: need one entry for each of the {len(names)} names")
+        said = ClassTexts.given(names, alternatives, texts, uris)
         self._insist_on_all_repetitions()
         read = [self._read(given) for given in (examples, texts) if given is not None]
         with self._turn() as current:
@@ -131,6 +141,7 @@ class ClassEditor:
             changed = replace(
                 self.edits,
                 names=(*self.edits.names, *names),
+                texts=self.edits.texts_and(said and replace(said, names=names), names),
                 table_FA=np.hstack([before_FA, table_FA]),
                 counts_A=np.hstack([self.edits.counts_A, counts_A]),
             )

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mach.data.batch import Batch, DenseBatch, SparseBatch, concatenated, has_features, rows_of, unit_rows
+from mach.data.class_texts import ClassTexts
 from mach.data.names import ClassNames
 from mach.errors import StorageError
 
@@ -136,6 +137,7 @@ class Edits:
     n_trained: int
     version: int = 0  # as trained
     names: tuple[str, ...] = ()  # of the A added classes
+    texts: ClassTexts | None = None  # of the same, where one has more than a name
     renamed: Mapping[int, str] = field(default_factory=dict)  # trained classes
     # ids, ascending; never given anew
     removed: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
@@ -195,7 +197,14 @@ class Edits:
         if k < self.n_trained:
             return replace(self, renamed={**self.renamed, k: name})
         a = k - self.n_trained
-        return replace(self, names=(*self.names[:a], name, *self.names[a + 1 :]))
+        names = (*self.names[:a], name, *self.names[a + 1 :])
+        return replace(self, names=names, texts=self.texts and replace(self.texts, names=names))
+
+    def texts_and(self, said: ClassTexts | None, names: Sequence[str]) -> ClassTexts | None:
+        """Texts of the added classes and of further ones; None where all have names alone."""
+        if said is None and self.texts is None:
+            return None
+        return (self.texts or ClassTexts.of(self.names)).and_also(said or ClassTexts.of(names))
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """All of it as arrays for a file; `from_arrays` reads them."""
@@ -210,6 +219,8 @@ class Edits:
         for prefix, texts in (("names", self.names), ("renamed", self.renamed.values())):
             encoded = ClassNames.of(texts)
             arrays |= {f"{prefix}.offsets": encoded.offsets, f"{prefix}.utf8": encoded.utf8}
+        if self.texts is not None:
+            arrays |= {f"texts.{name}": array for name, array in self.texts.to_arrays().items()}
         if len(self.exemplars):
             shown = self.exemplars
             stored = {"classes": shown.classes_M, "kinds": shown.kinds_M, "lifts": shown.lifts_M2, **vars(shown.batch)}
@@ -247,6 +258,7 @@ class Edits:
             n_trained=n_trained,
             version=version,
             names=names,
+            texts=take.class_texts("texts", n_names),
             renamed=dict(zip(renamed.tolist(), take.texts("renamed", len(renamed)), strict=True)),
             removed=np.unique(take("removed", np.int64, (None,), 0, K)),
             table_FA=table_FA,
@@ -288,6 +300,12 @@ class _FileArrays:
         if least is not None and end is not None and array.size and not (array.min() >= least and array.max() < end):
             raise StorageError(f"{name} holds {array.min()} to {array.max()}: need {least} to {end - 1}")
         return np.asarray(array)
+
+    def class_texts(self, prefix: str, n: int) -> ClassTexts | None:
+        mine = {name: array for name, array in self.arrays.items() if name.startswith(f"{prefix}.")}
+        self._left -= mine.keys()
+        arrays = {name.removeprefix(f"{prefix}."): array for name, array in mine.items()}
+        return ClassTexts.from_arrays(arrays, n, prefix) if arrays else None
 
     def offsets(self, name: str, n: int) -> NDArray[np.int64]:
         offsets = self(name, np.int64, (n + 1,), 0, 2**62)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -101,12 +101,14 @@ class Versions:
         trained = self.run.reference()
         if not (edits.n_added or edits.renamed):
             return trained
-        names = trained.class_names
+        names, catalogue = trained.class_names, Catalogue(edits, self.run)
         if names is not None:
-            names = ClassNames.of(map(Catalogue(edits, self.run).name, range(edits.n_classes)))
+            names = ClassNames.of(map(catalogue.key, range(edits.n_classes)))
         step = self.current().step(edits.version)
         fingerprint = f"{trained.fingerprint}-{step.digest if step else ''}"
-        return replace(trained, n_classes=edits.n_classes, class_names=names, fingerprint=fingerprint)
+        texts = None if names is None else catalogue.texts
+        named: dict[str, Any] = {"class_names": names, "class_texts": texts}
+        return replace(trained, n_classes=edits.n_classes, fingerprint=fingerprint, **named)
 
     def file(self, version: int, digest: str) -> Place:
         """Behind a URL the name holds the digest as well, so that two editors never write the same file."""
