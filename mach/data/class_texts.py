@@ -120,10 +120,11 @@ class ClassTexts:
         for what, column in (("alternatives", alternatives), ("text", texts), ("uri", uris)):
             columns.append([])
             for name, value in zip(names, [()] * len(names) if column is None else column, strict=True):
-                values = (value,) if isinstance(value, str) else tuple(() if value is None else value)
-                if not all(isinstance(text, str) for text in values):
+                is_one = isinstance(value, str) or not isinstance(value, Iterable)
+                several = () if value is None else (value,) if is_one else tuple(value)
+                if not all(isinstance(text, str) for text in (name, *several)):
                     raise DataError(f"class {name!r:.60}: {what} {value!r:.60}: need strings")
-                columns[-1].append(values)
+                columns[-1].append(several)
         others, said, addresses = columns
         spelt = [dict.fromkeys(filter(None, map(class_name, values))) for values in others]
         return cls.of(
@@ -135,6 +136,11 @@ class ClassTexts:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def has_uris(self) -> bool:
+        """Whether any class has an address."""
+        return len(self.uris.utf8) > 0 if isinstance(self.uris, ClassNames) else any(self.uris)
 
     def spellings(self, k: int) -> tuple[str, ...]:
         """The name of a class and its alternatives."""

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from mach.cli import main
 from mach.config import DataConfig, TextConfig
+from mach.data.class_texts import FILE
 from mach.data.meta import DTYPES
 from mach.data.prepare import prepare
 from mach.errors import StorageError
@@ -25,12 +26,12 @@ HUGE = 2**63 - 1
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sparse store with names."""
+    """A sparse store with names and texts."""
     folder = tmp_path_factory.mktemp("stores")
     rows = [f"{k % 5},{5 + k % 3} {k % 7}:0.5 {8 + k % 4}:1.5" for k in range(40)]
     (folder / "rows.txt").write_text("40 12 8\n" + "\n".join(rows) + "\n")
-    (folder / "names.txt").write_text("".join(f"class {k}\n" for k in range(8)))
-    config = DataConfig(train="", classes=str(folder / "names.txt"))
+    (folder / "classes.csv").write_text("name,alternatives\n" + "".join(f"class {k},a|b\n" for k in range(8)))
+    config = DataConfig(train="", classes=str(folder / "classes.csv"))
     return prepare(config, TextConfig(), str(folder / "rows.txt"), folder / "store").path
 
 
@@ -58,6 +59,10 @@ def entry(at: int, value: float) -> Callable[[Any], Any]:
     return changed
 
 
+def last_of(letter: bytes, value: int) -> Callable[[Any], Any]:
+    return lambda array: entry(array.tobytes().rindex(letter), value)(array)
+
+
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
@@ -75,6 +80,9 @@ def entry(at: int, value: float) -> Callable[[Any], Any]:
         ("class_name_offsets", entry(1, HUGE), "offsets of class names do not ascend"),
         ("class_name_offsets", entry(0, -1), "offsets of class names do not ascend"),
         ("class_name_bytes", entry(0, 255), "the name of class 0 is no UTF-8"),
+        (FILE, entry(3, 255), "class_texts.safetensors: header of"),
+        (FILE, lambda array: np.where(array == ord("b"), 255, array).astype(np.uint8), "class_texts.safetensors"),
+        (FILE, last_of(b"b", 255), "alternatives: the name of class 15 is no UTF-8"),
     ],
 )
 def test_arrays_that_kernels_could_not_trust(store: Path, name: str, change: Callable[[Any], Any], said: str):
@@ -122,7 +130,7 @@ def test_a_description_that_is_none(store: Path, content: bytes):
     assert "meta.json" in refusal(store)
 
 
-@pytest.mark.parametrize("name", ["meta.json", *sorted(DTYPES.keys() - {"features", "class_texts.safetensors"})])
+@pytest.mark.parametrize("name", ["meta.json", *sorted(DTYPES.keys() - {"features"})])
 def test_no_array_is_a_pipe_or_a_device(store: Path, name: str):
     for make in (os.mkfifo, lambda path: os.symlink("/dev/zero", path), lambda path: os.symlink(path.name, path)):
         (store / name).unlink()

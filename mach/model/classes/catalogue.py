@@ -109,7 +109,7 @@ class Catalogue:
     @cached_property
     def has_uris(self) -> bool:
         """Whether any class has an address."""
-        return any(texts is not None and any(texts.uris) for texts in (self.run.class_texts, self.edits.texts))
+        return any(texts is not None and texts.has_uris for texts in (self.run.class_texts, self.edits.texts))
 
     def names(self, ids: ArrayLike) -> Any:
         """Names of classes, in the shape of ``ids`` as nested lists; padding (-1) gives None."""
