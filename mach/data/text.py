@@ -12,7 +12,6 @@ import hashlib
 import json
 import unicodedata
 from array import array
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from mach.config import TextConfig
-from mach.data.terms import Tables, Vocabulary, hashed_tables
+from mach.data.terms import Tables, Vocabulary, hashed_tables, numbered_tables, ranked
 from mach.data.words import RULE, words_by
 from mach.errors import ConfigError, DataError, StorageError
 from mach.files.arrays import read_array
@@ -37,7 +36,6 @@ BLOCK_ROWS = 2**15
 MIN_CANDIDATES = 2**20
 
 Csr: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]  # indptr, indices, values
-Ranking: TypeAlias = list[tuple[int, int, str, int]]  # kind (0 a word), minus row frequency, term, former id
 
 
 class TextFeatures:
@@ -85,13 +83,13 @@ class TextFeatures:
         Beyond, the rarer half is forgotten, and a term that comes back counts from 0 again: lossy counting (Manku &
         Motwani, VLDB 2002), which errs for terms about as rare as the forgotten ones.
 
-        Terms of ``class_texts`` join the vocabulary, each text one more row where terms are chosen, not for weights.
-        What no row has weighs 0: an entry of value 0 shows it, and networks read the same as without.
+        Terms of ``class_texts`` are chosen first, up to half of ``n_features``, those that most of these texts have;
+        ids go as if all rows did. What no row has weighs 0: an entry of value 0 shows it, and networks read the same.
 
         Raises DataError when an element is no string, or no term occurs in ``min_rows`` rows.
         """
         config = self.config
-        terms = _Terms(config, hashed_tables(config) if config.hashing else _numbered([]), self.rule)
+        terms = _Terms(config, hashed_tables(config) if config.hashing else numbered_tables([]), self.rule)
         limit = max(4 * config.n_features, MIN_CANDIDATES)
         n_rows, frequencies = 0, np.zeros(0, dtype=np.int64)
         for ids, lengths in terms.blocks(texts):
@@ -101,24 +99,28 @@ class TextFeatures:
             frequencies += np.bincount(indices, minlength=n_terms)
             n_rows += len(lengths)
             if n_terms > limit and not config.hashing:
-                ranking = _ranking(terms.tables, frequencies, limit // 2, min_rows=1)
+                ranking = ranked(terms.tables, frequencies, limit // 2, min_rows=1)
                 frequencies = frequencies[[former for *_, former in ranking]]
-                terms.tables = _numbered(ranking)
+                terms.tables = numbered_tables(ranking)
                 terms.pieces.clear()
         if not config.hashing:
-            in_rows = frequencies
+            in_rows, in_classes = frequencies, np.zeros(0, np.int64)
             for ids, lengths in terms.blocks(class_texts):
                 _, indices, _ = _count(ids, lengths, n_terms := sum(map(len, terms.tables)))
-                in_classes = np.bincount(indices, minlength=n_terms)
-                in_rows, frequencies = (np.pad(f, (0, n_terms - len(f))) for f in (in_rows, frequencies))
-                frequencies = frequencies + np.where(in_classes > 0, in_classes + config.min_rows - 1, 0)
-            ranking = _ranking(terms.tables, frequencies, config.n_features, config.min_rows)
+                in_classes = np.pad(in_classes, (0, n_terms - len(in_classes)))
+                in_classes += np.bincount(indices, minlength=n_terms)
+            if len(in_classes):
+                in_rows = np.pad(in_rows, (0, len(in_classes) - len(in_rows)))
+                most = np.argsort(-in_classes, kind="stable")[: config.n_features // 2]
+                frequencies = in_rows.copy()
+                frequencies[most] += np.where(in_classes[most] > 0, n_rows, 0)
+            ranking = ranked(terms.tables, frequencies, config.n_features, config.min_rows)
             if not ranking:
                 raise DataError(
                     f"no term occurs in min_rows = {config.min_rows} of the {n_rows} texts: lower it or check them"
                 )
             frequencies = in_rows[[former for *_, former in ranking]]
-            words, characters = _numbered(ranking)
+            words, characters = numbered_tables(ranking)
             terms = _Terms(config, (Vocabulary(words), Vocabulary(characters)), self.rule)
             self.n_features = len(ranking)
         self._idf = _idf(frequencies, n_rows)
@@ -335,30 +337,6 @@ class _Pieces(dict[str, bytes]):
                 self.clear()
             self[piece] = ids
         return ids
-
-
-def _numbered(ranking: Ranking) -> Tables:
-    """Tables with the ranked terms as 0, 1, ...; looking up a new term gives it the next number."""
-    following = count(len(ranking)).__next__
-    tables = defaultdict[str, int](following), defaultdict[str, int](following)
-    for number, (kind, _, term, _) in enumerate(ranking):
-        tables[kind][term] = number
-    return tables
-
-
-def _ranking(tables: Tables, frequencies: NDArray[np.int64], n_terms: int, min_rows: int) -> Ranking:
-    """The at most ``n_terms`` most frequent terms, words first, then by frequency and spelling."""
-    least = min_rows
-    if n_terms < len(frequencies):
-        least = max(least, int(-np.partition(-frequencies, n_terms - 1)[n_terms - 1]))
-    negative = (-frequencies).tolist()
-    frequent = [
-        (negative[former], kind, term, former)
-        for kind, table in enumerate(tables)
-        for term, former in table.items()
-        if negative[former] <= -least
-    ]
-    return sorted((kind, rank, term, former) for rank, kind, term, former in sorted(frequent)[:n_terms])
 
 
 def _pack(ids: Iterable[int]) -> bytes:

@@ -182,3 +182,10 @@ def test_class_words_come_before_rarer_terms_of_rows() -> None:
     features = prepare(config, TextConfig(n_features=20, min_rows=2), "rows.jsonl").text_features
     assert features is not None
     assert len(features.counted(["äpfel apple pomme eine frucht obst auto car"])[1]) == 8
+
+
+def test_class_words_take_at_most_half_of_the_vocabulary() -> None:
+    classes = save("many.csv", "name\ng:1\nAuto\nu:3\n" + "".join(f"name{n}\n" for n in range(50)))
+    features = prepare(DataConfig(train="", classes=classes), TextConfig(n_features=8), "rows.jsonl").text_features
+    assert features is not None
+    assert len(features.counted(["red apple fast car slow"])[1]) == 4

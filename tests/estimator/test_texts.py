@@ -36,7 +36,9 @@ def test_texts_of_classes_are_in_the_run_and_classes_without_rows_are_classes(tm
     expected = [["apple", "pear", "plum"], [("pomme",), (), ()], ["round", "", ""], ["u:1", "", ""], [(), (), ()]]
     assert texts_of(fitted) == expected
     assert fitted.model_.names([0, 2]) == ["apple", "plum"]
-    assert len(fitted.model_.run.text_features.counted(["pomme round plum pear"])[1]) == 4
+    features = fitted.model_.run.text_features
+    assert features is not None
+    assert len(features.counted(["pomme round plum pear"])[1]) == 4
     fitted.save(tmp_path / "saved")
     assert texts_of(MACHClassifier.load(tmp_path / "saved")) == expected
     model = mach.load(tmp_path / "saved")
