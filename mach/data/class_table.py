@@ -44,6 +44,11 @@ class ClassTable:
     keys: list[str] = field(default_factory=list)
     texts: ClassTexts | None = None
 
+    @property
+    def notes(self) -> dict[str, Any]:
+        """For a store's record: whether a table says which classes there are."""
+        return {} if self.texts is None else {"lists_classes": True}
+
 
 def read_classes(source: str, cache: str | None, separator: str | None, *, are_numbered: bool) -> ClassTable:
     """Read the file of the classes; ``are_numbered`` says that rows hold class numbers.

@@ -14,7 +14,8 @@ from typing import Any, BinaryIO, Generic, Self, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.data.names import ClassNames, class_name, ids_by_name, shown
+from mach.data.class_names import ClassNames
+from mach.data.names import class_name, ids_by_name, shown
 from mach.errors import DataError, StorageError
 from mach.files.tensors import map_tensors, write_tensors
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
+from mach.config import DOCUMENTS, DataConfig
 from mach.data.matrices import Npy, Npz
 from mach.data.parquet import Parquet
 from mach.data.readers import NumericText
-from mach.data.sources import COMPRESSED, Format
+from mach.data.sources import COMPRESSED, STDIN, Format
+from mach.data.store import Reference, Store
 from mach.data.tables import Csv, JsonLines, Lines
-from mach.errors import ConfigError
+from mach.errors import ConfigError, DataError
+from mach.files.places import place
 
 _ENTRIES: tuple[Format, ...] = (
     NumericText("repository", (".txt",), has_header=True),
@@ -23,6 +27,7 @@ _ENTRIES: tuple[Format, ...] = (
 )
 FORMATS: dict[str, Format] = {entry.name: entry for entry in _ENTRIES}
 BUILTIN = Format("builtin")  # an embedded set
+EMBEDDED: dict[str, Literal["train", "test"]] = {"builtin:characters": "train", "builtin:characters-test": "test"}
 # standard input, whose lines are texts or numbers as the model has them
 LINES, ROWS = Lines("lines"), NumericText("rows", is_stdin=True)
 
@@ -48,3 +53,22 @@ def format_of(name: str, source: str) -> Format:
         f"the ending of {source} tells no format: it may be {endings}, text also with {', '.join(COMPRESSED)}; or set "
         "format"
     )
+
+
+def source_format(config: DataConfig, source: str, like: Store | Reference | None) -> Format:
+    """The format of a source: a file, standard input with ``like``, or an embedded set; errors as of `format_of`."""
+    if source == "-":
+        if like is None:
+            raise ConfigError(f"{STDIN} is read as queries of a trained model only: name a file to train on")
+        if like.is_dense:
+            raise ConfigError(f"{STDIN} holds text or sparse rows, {like.path} has dense ones: name an .npy file")
+        return ROWS if like.text_features is None else LINES
+    if config.format == "builtin" or source.startswith("builtin:"):
+        if source not in (*EMBEDDED, DOCUMENTS) or config.format not in ("auto", "builtin"):
+            raise ConfigError(
+                f"no embedded set {source!r} of format {config.format}: there are {', '.join([*EMBEDDED, DOCUMENTS])}"
+            )
+        return BUILTIN
+    if place(source).is_dir():
+        raise DataError(f"{source} is a directory but no store (no meta.json in it): name a file")
+    return format_of(config.format, source)

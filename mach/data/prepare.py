@@ -17,20 +17,20 @@ from functools import cached_property, partial
 from itertools import islice
 from operator import length_hint
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mach.config import DOCUMENTS, DataConfig, TextConfig
 from mach.data import characters, phrases
 from mach.data.agreement import agreed_shape, agreed_store
 from mach.data.class_table import ClassTable, options_of, read_classes
-from mach.data.formats import BUILTIN, LINES, ROWS, format_of
+from mach.data.formats import BUILTIN, EMBEDDED, LINES, ROWS, source_format
 from mach.data.gaps import refuse_gaps
 from mach.data.meta import FORMAT
 from mach.data.names import class_name, ids_by_name, numbered
 from mach.data.omissions import Cells, Unknown
 from mach.data.skos import Skos
 from mach.data.soundness import sound
-from mach.data.sources import STDIN, Format, Numbers, source_errors
+from mach.data.sources import STDIN, Format, Numbers, SourceFile, source_errors
 from mach.data.store import Chunk, Reference, Store
 from mach.data.tables import Columns, Table, Text, TextChunk, chunks_of, ids_of, listing
 from mach.data.transfer import fetch_store, is_store, source_file, stamp, upload_store
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
 Report = Callable[[str, float], None]
 AnyChunk = TypeVar("AnyChunk", Chunk, TextChunk)
-
-_BUILTIN: dict[str, Literal["train", "test"]] = {"builtin:characters": "train", "builtin:characters-test": "test"}
 
 
 def prepare(
@@ -122,7 +120,7 @@ def prepare(
         if like is None or grows:
             refuse_gaps(store, source, n_known=_n_known(store.class_names, like))
         return store
-    form = _format(config, source, like)
+    form = source_format(config, source, like)
     if config.has_documents and isinstance(form, Numbers) and (like is None or grows):
         raise ConfigError(
             f"strong_columns and weak_columns name text of documents, {source} has the format {form.name}"
@@ -154,7 +152,7 @@ def texts_of(config: DataConfig, source: str, rows: Sequence[int], like: Store |
     """
     if source == "-" or is_store(place(source)):
         return None
-    form = _format(config, source, like)
+    form = source_format(config, source, like)
     if isinstance(form, Numbers):
         return None
     asked = set(rows)
@@ -170,7 +168,7 @@ def column_of(config: DataConfig, source: str, name: str) -> Iterator[str | int 
 
     ConfigError where the source is no table, DataError where it has no such column.
     """
-    form = None if source == "-" or is_store(place(source)) else _format(config, source, None)
+    form = None if source == "-" or is_store(place(source)) else source_format(config, source, None)
     if not isinstance(form, Table):
         raise ConfigError(f"{source} is no table with a column {name!r}: give CSV, TSV, JSON lines or Parquet")
 
@@ -266,7 +264,7 @@ class _Task:
         with self.writer(path, *shape[1:]) as writer:
             writer.class_names = names if names is None else self.spelt(list(names))
             writer.class_texts = self.listed.texts
-            writer.notes = self.listing
+            writer.notes = self.listed.notes
             writer.serve(0 if self.like is None else self.like.n_classes)
             for chunk in self.reported("reading", self.form.chunks(self.path, shape, classes_optional=self.is_query)):
                 writer.append(chunk)
@@ -299,7 +297,7 @@ class _Task:
             writer.serve(len(names))
             writer.class_names, writer.text_features = self.spelt(names), features
             writer.class_texts = self.listed.texts
-            writer.n_unknown_classes, writer.notes = unknown.n, unknown.notes() | cells.notes() | self.listing
+            writer.n_unknown_classes, writer.notes = unknown.n, unknown.notes() | cells.notes() | self.listed.notes
 
     @contextmanager
     def writer(self, path: Path, n_features: int | None, n_classes: int | None) -> Iterator[StoreWriter]:
@@ -330,11 +328,6 @@ class _Task:
             return ClassTable()
         return read_classes(config.classes, config.cache, config.class_separator, are_numbered=are_numbered)
 
-    @property
-    def listing(self) -> dict[str, Any]:
-        """For the store's record: whether a table says which classes there are."""
-        return {} if self.listed.texts is None else {"lists_classes": True}
-
     def text_source(self, cells: Cells | None = None, whole: bool = False) -> Callable[[], Iterable[TextChunk]]:
         """What gives the chunks anew for each pass; of documents phrases, or with ``whole`` these as they are."""
         config = self.config
@@ -351,7 +344,7 @@ class _Task:
             return partial(self.form.texts, self.path, config, columns=columns, make=texts)
         if self.source == DOCUMENTS:
             return lambda: chunks_of(texts(([name.lower()], [name]) for name in characters.class_names()))
-        rows = list(characters.rows(_BUILTIN[self.source], report=partial(self.report, "making rows")))
+        rows = list(characters.rows(EMBEDDED[self.source], report=partial(self.report, "making rows")))
 
         def chunks() -> Iterator[TextChunk]:
             left = iter(rows)
@@ -389,21 +382,3 @@ class _Task:
 def _n_known(names: Sequence[str] | None, like: Store | Reference | None) -> int | None:
     """Classes that need not occur in the rows: None for all, where they have names."""
     return None if names is not None else 0 if like is None else like.n_classes
-
-
-def _format(config: DataConfig, source: str, like: Store | Reference | None) -> Format:
-    if source == "-":
-        if like is None:
-            raise ConfigError(f"{STDIN} is read as queries of a trained model only: name a file to train on")
-        if like.is_dense:
-            raise ConfigError(f"{STDIN} holds text or sparse rows, {like.path} has dense ones: name an .npy file")
-        return ROWS if like.text_features is None else LINES
-    if config.format == "builtin" or source.startswith("builtin:"):
-        if source not in (*_BUILTIN, DOCUMENTS) or config.format not in ("auto", "builtin"):
-            raise ConfigError(
-                f"no embedded set {source!r} of format {config.format}: there are {', '.join([*_BUILTIN, DOCUMENTS])}"
-            )
-        return BUILTIN
-    if place(source).is_dir():
-        raise DataError(f"{source} is a directory but no store (no meta.json in it): name a file")
-    return format_of(config.format, source)

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from mach.data.class_names import ClassNames
 from mach.data.class_texts import FILE, ClassTexts
 from mach.data.meta import DTYPES, FORMAT, Meta
-from mach.data.names import ClassNames
 from mach.errors import StorageError
 from mach.files.places import Place
 from mach.files.records import first_of, parse_json, shortened

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.data.batch import SparseBatch
+from mach.data.class_names import ClassNames
 from mach.data.class_texts import FILE, ClassTexts
 from mach.data.meta import DTYPES, FORMAT
-from mach.data.names import ClassNames
 from mach.data.rows import RowView
 from mach.data.store import Chunk, OldPart
 from mach.errors import DataError, StorageError

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from mach.config import Section
-from mach.data.names import ClassNames
+from mach.data.class_names import ClassNames
 from mach.errors import StorageError
 from mach.estimator.engine import Engine
 from mach.estimator.targets import Form, Layout, from_json, to_json

@@ -20,6 +20,7 @@ from mach.files.visible import json_line
 Part = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]  # ids and scores, (n, k) each, known rows
 BLOCK_ROWS = 10_000  # of a Parquet file
 RowIds = Iterator[Any] | None
+Kind = tuple[str, str]  # what one score and many are called
 Texts = Callable[[NDArray[np.int64]], list[Any]] | None  # what gives those of classes
 Columns = dict[str, Callable[[NDArray[np.int64]], list[Any]]]
 
@@ -51,12 +52,12 @@ def write_predictions(
         writer(file, parts, columns, kind, row_ids)
 
 
-def _write_jsonl(file: BinaryIO, parts: Iterable[Part], columns: Columns, kind: tuple[str, str], row_ids: RowIds) -> None:
+def _write_jsonl(file: BinaryIO, parts: Iterable[Part], columns: Columns, kind: Kind, row_ids: RowIds) -> None:
     for row in _rows(parts, columns, kind[1], row_ids):
         file.write((json_line(row) + "\n").encode())
 
 
-def _write_csv(file: BinaryIO, parts: Iterable[Part], columns: Columns, kind: tuple[str, str], row_ids: RowIds) -> None:
+def _write_csv(file: BinaryIO, parts: Iterable[Part], columns: Columns, kind: Kind, row_ids: RowIds) -> None:
     """One line a (row, rank)."""
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     writer = csv.writer(text)
@@ -68,7 +69,7 @@ def _write_csv(file: BinaryIO, parts: Iterable[Part], columns: Columns, kind: tu
     text.detach()  # the file below is closed by its owner
 
 
-def _write_parquet(file: BinaryIO, parts: Iterable[Part], columns: Columns, kind: tuple[str, str], row_ids: RowIds) -> None:
+def _write_parquet(file: BinaryIO, parts: Iterable[Part], columns: Columns, kind: Kind, row_ids: RowIds) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -86,7 +87,7 @@ def _write_parquet(file: BinaryIO, parts: Iterable[Part], columns: Columns, kind
             writer.write_table(pa.Table.from_pylist(block, schema))
 
 
-def _write_npz(file: BinaryIO, parts: Iterable[Part], columns: Columns, kind: tuple[str, str], row_ids: RowIds) -> None:
+def _write_npz(file: BinaryIO, parts: Iterable[Part], columns: Columns, kind: Kind, row_ids: RowIds) -> None:
     ids, scores, known = map(np.concatenate, zip(*parts, strict=True))
     arrays: dict[str, Any] = {"ids": ids, kind[1]: scores, "known": known}
     if row_ids is not None:

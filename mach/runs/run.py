@@ -42,8 +42,9 @@ from numpy.typing import NDArray
 
 from mach.config import Config, DataConfig, load_run_config, to_toml
 from mach.data import class_texts
+from mach.data.class_names import ClassNames
 from mach.data.class_texts import ClassTexts
-from mach.data.names import ClassNames, ids_by_name
+from mach.data.names import ids_by_name
 from mach.data.store import Reference, Store
 from mach.errors import ConfigError, StorageError
 from mach.files.arrays import array_form, read_array

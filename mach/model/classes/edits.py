@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mach.data.batch import Batch, DenseBatch, SparseBatch, concatenated, has_features, rows_of, unit_rows
+from mach.data.class_names import ClassNames
 from mach.data.class_texts import ClassTexts
-from mach.data.names import ClassNames
 from mach.errors import StorageError
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from mach.config import Section
-from mach.data.names import ClassNames
+from mach.data.class_names import ClassNames
 from mach.data.store import Reference
 from mach.errors import ConfigError, StorageError
 from mach.files.names import named
