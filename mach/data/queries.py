@@ -55,6 +55,9 @@ class QueryReader:
         else:
             rows = np.atleast_2d(_numbers(rows))
         n_given = rows.shape[0] if rows.shape[1] else 0  # numpy makes a row of nothing from []
+        if 0 < n_given <= n_rows:  # slices of sparse rows cost as much as a small network
+            yield self._batch(rows)
+            return
         for begin in range(0, n_given, n_rows):
             yield self._batch(rows[begin : begin + n_rows])
 
@@ -68,6 +71,8 @@ class QueryReader:
         is_known = batch.values != 0
         if self.text_features is not None:
             is_known &= self.text_features.is_known(batch.indices)
+        if is_known.all():
+            return has_features(batch)
         n_known = np.concatenate([[0], np.cumsum(is_known)])[batch.indptr]
         return np.asarray(np.diff(n_known) > 0)
 

@@ -13,13 +13,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.files.compiled import kernel
+from mach.reranking.kernels.order import CUT, objections
 from mach.reranking.signals.contract import SignalFile
 
 Array = NDArray[Any]
 HIDDEN, NETWORKS = 64, 2
 SECTION = "stacker."  # of its arrays' names in a re-ranker's file
-CUT = 4.0  # standard deviations, at which inputs end
 ROOM = 8.0  # log-odds of a class are its score and this: room below the aggregate for whatever the network says
 LEAST_LOG = np.float32(-30)
 TAUGHT = 20  # candidates of a row that it learns from, those of best blend
@@ -35,6 +34,7 @@ class LearnedOrder:
 
     def __init__(self, arrays: Mapping[str, NDArray[np.float32]]) -> None:
         self.arrays = {name: np.ascontiguousarray(arrays[name], np.float32) for name in NAMES}
+        self._layers = tuple(self.arrays[name] for name in NAMES)
 
     @classmethod
     def load(cls, file: SignalFile) -> Self | None:
@@ -47,10 +47,8 @@ class LearnedOrder:
 
     def scores(self, scores_NC: NDArray[np.float32], inputs_NCI: NDArray[np.float32]) -> NDArray[np.float32]:
         """``aggregate - log(1 + exp(objection))``, so at most the aggregate; `ROOM` more are log-odds of the class."""
-        means, scales, w_IH, b_H, w_HG, b_G, w_G1, b_1 = (self.arrays[name] for name in NAMES)
-        inputs_NIC = np.ascontiguousarray(standardised(inputs_NCI, means, scales).transpose(0, 2, 1))
         objections_NC = np.empty(scores_NC.shape, np.float32)
-        _objections(inputs_NIC, (w_IH, b_H, w_HG, b_G, w_G1, b_1), objections_NC)
+        objections(inputs_NCI, self._layers, objections_NC)
         return scores_NC - np.logaddexp(np.float32(0), objections_NC)
 
     @classmethod
@@ -117,31 +115,3 @@ def _teach(inputs_NCI: Array, aggregates_NC: Array, is_right_NC: NDArray[np.bool
                 adam_step(weights, gradient.contiguous().numpy().reshape(-1), mean, square, rate, step)
     torch.set_num_threads(n_threads)
     return [layer.detach().numpy() for layer in layers]
-
-
-@kernel(error_model="numpy")
-def _layer(x_IC: Array, w_IH: Array, b_H: Array, out_HC: Array) -> None:
-    for h in range(w_IH.shape[1]):
-        out_HC[h] = b_H[h]
-        for i in range(w_IH.shape[0]):
-            w = w_IH[i, h]
-            if w == 0:  # between networks side by side
-                continue
-            for c in range(x_IC.shape[1]):
-                out_HC[h, c] += w * x_IC[i, c]
-
-
-@kernel(error_model="numpy")
-def _objections(inputs_NIC: Array, layers: tuple[Array, Array, Array, Array, Array, Array], out_NC: Array) -> None:
-    """Outputs for standardised inputs, candidates of a query side by side, which a processor's lanes want."""
-    w_IH, b_H, w_HG, b_G, w_G1, b_1 = layers
-    C = inputs_NIC.shape[2]
-    first_HC, second_GC = np.empty((w_IH.shape[1], C), np.float32), np.empty((w_HG.shape[1], C), np.float32)
-    last_1C = np.empty((1, C), np.float32)
-    for n in range(len(inputs_NIC)):
-        _layer(inputs_NIC[n], w_IH, b_H, first_HC)
-        first_HC /= np.float32(1) + np.exp(-first_HC)
-        _layer(first_HC, w_HG, b_G, second_GC)
-        second_GC /= np.float32(1) + np.exp(-second_GC)
-        _layer(second_GC, w_G1, b_1, last_1C)
-        out_NC[n] = last_1C[0]

@@ -64,14 +64,16 @@ class LocalScorer:
         n_heads, n_buckets = self._shape
         batch = self._view.batch(batch)
         asked = list(zip(self.weights, self._trunks, strict=True))[:n_repetitions]
-        probs_NRJB = np.empty((len(batch), len(asked), n_heads, n_buckets), np.float32)
+        logits_NRB = np.empty((len(batch), len(asked) * n_heads, n_buckets), np.float32)
         for r, (weights, trunk) in enumerate(asked):
             logits_NJB = bucket_logits(weights, batch, trunk).reshape(-1, n_heads, n_buckets)
-            if not np.isfinite(logits_NJB).all() and (name := wild_matrix(weights)):  # else queries are beyond float32
-                where = self._run.repetition(self._repetitions[r]).weights
-                raise StorageError(f"{where}: {name} holds NaN or infinity: copy the file anew, or train it again")
-            probs_NRJB[:, r] = named(self._run.manifest.loss).probabilities(logits_NJB)
-        return probs_NRJB.reshape(len(batch), len(asked) * n_heads, n_buckets), tuple(range(len(asked)))
+            logits_NRB[:, r * n_heads : (r + 1) * n_heads] = logits_NJB
+        if not np.isfinite(logits_NRB).all():
+            for r, (weights, _) in zip(self._repetitions, asked, strict=False):
+                if name := wild_matrix(weights):  # else queries are beyond float32
+                    where = self._run.repetition(r).weights
+                    raise StorageError(f"{where}: {name} holds NaN or infinity: copy the file anew, or train it again")
+        return named(self._run.manifest.loss).probabilities(logits_NRB), tuple(range(len(asked)))
 
     def sizes(self) -> dict[str, int]:
         return {

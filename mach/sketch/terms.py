@@ -54,13 +54,10 @@ def reorder(top: TopK, scores_NC: NDArray[np.float32], k: int) -> TopK:
     ``bound_N`` stays what it says, of the new scores: those of all other classes are below the candidates' own bound.
     """
     order_Nk = np.lexsort((top.ids_Nk, -scores_NC), axis=1)[:, :k]
-    scores_Nk = np.take_along_axis(scores_NC, order_Nk, axis=1)
-    return replace(
-        top,
-        ids_Nk=np.take_along_axis(top.ids_Nk, order_Nk, axis=1),
-        scores_Nk=scores_Nk,
-        bound_N=np.maximum(top.bound_N, scores_Nk[:, -1]),
-    )
+    rows_N1 = np.arange(len(order_Nk))[:, None]
+    scores_Nk = scores_NC[rows_N1, order_Nk]
+    bound_N = np.maximum(top.bound_N, scores_Nk[:, -1])
+    return replace(top, ids_Nk=top.ids_Nk[rows_N1, order_Nk], scores_Nk=scores_Nk, bound_N=bound_N)
 
 
 def topk_with_terms(

@@ -53,7 +53,7 @@ class Answerer:
             When k is no whole number from 1 to the number of classes.
         """
         k = n_best(k, self.edits.n_classes)
-        ask = replace(ask, allowed=self.catalogue.subset(ask.allowed))
+        ask = self._prepared(ask)
         for scores in self.ensemble.answered(queries, ask.repetitions):
             top = self.topk(scores, k, ask)
             answered_NR = np.zeros((len(scores.batch), ask.repetitions or self.ensemble.n_repetitions), np.bool_)
@@ -72,7 +72,7 @@ class Answerer:
 
     def topk(self, scores: BucketScores, k: int, ask: Ask) -> TopK:
         """Best k classes of a batch."""
-        ask = replace(ask, allowed=self.catalogue.subset(ask.allowed))
+        ask = self._prepared(ask)
         top = self.topk_trained(scores, k, ask)
         if self.edits.is_trained_only:
             return top
@@ -142,6 +142,10 @@ class Answerer:
     def class_counts_K(self) -> NDArray[np.int64]:
         """Training rows of every trained class, and examples of every added one."""
         return np.concatenate([self.ensemble.run.class_counts_K(), self.edits.counts_A])
+
+    def _prepared(self, ask: Ask) -> Ask:
+        allowed = self.catalogue.subset(ask.allowed)
+        return ask if allowed is ask.allowed else replace(ask, allowed=allowed)
 
     def _mode(self, ask: Ask) -> int:
         return PLAIN if self._reranker(ask) is None else RERANKED

@@ -43,9 +43,10 @@ class Loss:
 
 
 def _logistic(logits: Array) -> Array:
-    decay = np.exp(-np.abs(logits))  # at most 1: no overflow
-    probs: Array = np.where(logits >= 0, np.float32(1.0), decay) / (1 + decay)
-    return probs
+    decay = np.abs(logits)
+    np.exp(np.negative(decay, out=decay), out=decay)  # at most 1: no overflow
+    probs: Array = np.where(logits >= 0, np.float32(1.0), decay)
+    return np.divide(probs, np.add(decay, 1, out=decay), out=probs)
 
 
 def _softmax(logits: Array) -> Array:

@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 
 from mach.data.kernels.views import N_HASHED, with_pairs
 from mach.files.compiled import kernel
+from mach.networks.kernels.memory import prefetch
 from mach.sketch.kernels.sorting import sort
 
 FIRST_ODDS = -16.0  # of dual variables that are as good as 0
 UNSEEN = -5.0  # log-odds of a class without a positive row
 FILTER = 2**14  # entries of the table of last bits
+LINE, MOST_AHEAD = 32, 2048  # weights whose gaps fill a cache line, and of the next class that are asked for early
 Array = NDArray[Any]
 
 
@@ -223,7 +225,7 @@ def margins(
     """
     (indptr, indices, values), (offsets, gaps, codes, scales, biases) = csr, classifiers
     beyond, last_bits = np.uint64(len(x_D) - 1), np.uint64(FILTER - 1)
-    may_be_in = np.zeros(FILTER, np.bool_)
+    may_be_in, gaps_1W, codes_1W = np.zeros(FILTER, np.bool_), gaps.reshape(1, -1), codes.reshape(1, -1)
     for n in range(len(indptr) - 1):
         for j in range(indptr[n], indptr[n + 1]):
             x_D[indices[j]] += values[j]
@@ -236,6 +238,10 @@ def margins(
             feature, begin, end = np.uint64(0), offsets[k], offsets[k + 1]
             if not 0 <= begin <= end <= len(codes):
                 continue
+            later = max(ids_NC[n, min(c + 1, ids_NC.shape[1] - 1)], 0)
+            for j in range(offsets[later], min(offsets[later + 1], offsets[later] + MOST_AHEAD), LINE):
+                prefetch(gaps_1W, 0, j)
+                prefetch(codes_1W, 0, j)
             total = np.float32(0)
             for j in range(begin, end):
                 feature += np.uint64(gaps[j])

@@ -40,9 +40,10 @@ class Context(Signal):
 
     def columns(self, shortlist: Shortlist) -> NDArray[np.float32]:
         probs_NRB = shortlist.probs_NRB
-        found_NI = [np.log1p(np.diff(shortlist.batch.indptr), dtype=np.float32)]
-        found_NI.append(np.log(np.maximum(probs_NRB.sum(axis=2).mean(axis=1), 1e-3)))
-        for p in LIKELY:
-            found_NI.append(np.log1p(np.count_nonzero(probs_NRB > p, axis=2).mean(axis=1), dtype=np.float32))
-        columns_NI = np.stack(found_NI, axis=1)
+        N, R, _ = probs_NRB.shape
+        columns_NI = np.empty((N, self.n_columns), np.float32)
+        columns_NI[:, 0] = np.log1p(np.diff(shortlist.batch.indptr), dtype=np.float32)
+        columns_NI[:, 1] = np.log(np.maximum(probs_NRB.sum(axis=2).mean(axis=1), 1e-3))
+        is_above_NIM = probs_NRB.reshape(N, 1, -1) > LIKELY[:, None]
+        columns_NI[:, 2:] = np.log1p(is_above_NIM.sum(axis=2) / R, dtype=np.float32)
         return np.broadcast_to(columns_NI[:, None], (*shortlist.ids_NC.shape, self.n_columns))
