@@ -73,7 +73,8 @@ class Edition:
 
     def entry(self, k: int) -> dict[str, Any]:
         """What an answer tells of a class."""
-        return {"id": k, "uri": None, "label": self.answerer.catalogue.name(k), "notation": None}
+        catalogue = self.answerer.catalogue
+        return {"id": k, "uri": catalogue.uris([k])[0] or None, "label": catalogue.name(k), "notation": None}
 
     def queries(self, rows: Sequence[str]) -> Any:
         """Rows as the model takes them."""
