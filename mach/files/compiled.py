@@ -56,6 +56,7 @@ def kernel(**options: Any) -> Callable[[Function], Function]:
 @cache
 def _cache_class() -> Any:
     from numba.core.caching import FunctionCache
+    from numba.core.runtime.nrt import rtsys
 
     base: Any = FunctionCache  # which has no types
 
@@ -68,11 +69,13 @@ def _cache_class() -> Any:
             self._lock: int | None = None
 
         def load_overload(self, sig: Any, target_context: Any) -> Any:
-            found = super().load_overload(sig, target_context)
+            # Not the base's own, which first imports all that lowering knows, scipy.linalg among it: the compiler does.
+            rtsys.initialize(target_context)
+            found = self._load_overload(sig, target_context)
             if found is not None or self._lock is not None:
                 return found
             self._wait_for_lock()
-            found = super().load_overload(sig, target_context)  # another process may have compiled it meanwhile
+            found = self._load_overload(sig, target_context)  # another process may have compiled it meanwhile
             if found is None:
                 _compiled.append(self._name)
                 _say("compiling kernels for this processor, once: up to half a minute")

@@ -144,7 +144,10 @@ def scan_alone(query: Query, index: Index, rule: Rule, tops_RM: Array) -> None:
     rest = query.slack
     for r in range(R - 1, -1, -1):
         offsets_1R[0, r] = -rest
-        rest += tops_RM[r].max()
+        largest: Any = UNKNOWN  # a loop: numba's own maxima and sums have every process import scipy.linalg
+        for m in range(tops_RM.shape[1]):
+            largest = max(largest, tops_RM[r, m])
+        rest += largest
     if rule.n_needed > 0:
         slopes_R[:], offsets_1R[:] = 0.0, rule.n_needed - R - 0.5
     likely = -np.inf

@@ -142,7 +142,9 @@ def search(
             _fill_tournament(query.values_RP, tops_RM)
             scan_alone(query, index, rule, tops_RM)
             n_scored, exact = n_scored + index.n_classes, True
-        exact_N[n], n_scored_N[n], n_opened_N[n] = exact, n_scored, opened_R.sum()
+        exact_N[n], n_scored_N[n], n_opened_N[n] = exact, n_scored, 0
+        for r in range(R):
+            n_opened_N[n] += opened_R[r]
         bound_N[n] = query.scores[0] if exact else _bound(query, rule, frontier_R, thresholds)
         sort_heap(query.ids, query.scores)
 
