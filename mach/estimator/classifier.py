@@ -45,7 +45,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     Parameters
     ----------
     effort : {"fast", "balanced", "best"}, optional
-        What the recipe may spend on accuracy beyond 1,024 classes; None is "best". Arguments that are given stay.
+        What the recipe may spend on accuracy beyond 1,024 classes; None is "balanced", below 5,000 rows "best".
+        Arguments that are given stay.
     repetitions : int, optional
         R, independent networks. Here and below None leaves the choice to the shape of the data: with more than 1,024
         classes to `mach.training.recipe`; with fewer, every class has a bucket of its own in one network for dense

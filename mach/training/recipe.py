@@ -2,7 +2,7 @@
 
 One rule for all data sets, found on validation rows of three (docs/results.md); a key that is given is never touched.
 It holds for sparse rows. Dense rows, linear networks and trunks of the user's own keep the defaults of `mach.config`,
-but for the effort. The table is that of the best effort; what a smaller one does without is in `EFFORTS`.
+but for an effort that is given. The table is that of the best effort; what a smaller one does without is in `EFFORTS`.
 
 ========================  ======================================================================================
 ``data.row_features``     128: more are much work, and no gain beside ``power``
@@ -71,7 +71,7 @@ EFFORTS: dict[Effort, Spending] = {
     "balanced": Spending(repetitions=2, widest=1024, epochs=2 / 3, pairs=0, pilots=1),
     "best": Spending(repetitions=4, widest=1024, epochs=1, pairs=PAIRS, pilots=3),
 }
-DEFAULT: Effort = "best"
+DEFAULT: Effort = "balanced"  # of sparse rows that can have a pilot; fewer rows take seconds, and have the best
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,12 @@ def fill(config: Config, shape: Shape) -> Config:
     >>> filled.hashing.buckets, filled.network.hidden, filled.training.epochs, filled.training.rate
     (512, [1024], 9, 0.006)
     """
-    effort = config.training.effort or DEFAULT
-    spending, sparse = EFFORTS[effort], not shape.is_dense
+    sparse = not shape.is_dense
+    is_measured = sparse and bool(config.network.hidden) and config.network.trunk is None
+    is_old = "effort" in config.training.model_fields_set  # written down as none: a run of before the dial
+    is_dear = is_measured and shape.n_rows >= LEAST_PILOT_ROWS and not is_old
+    effort = config.training.effort or (DEFAULT if is_dear else "best")
+    spending = EFFORTS[effort]
     reranks = "candidates" not in config.reranking.model_fields_set or config.reranking.candidates > 0
     choices: dict[str, dict[str, Any]] = {
         "data": {"validation_fraction": held_out_fraction(shape.n_rows) if sparse and reranks else 0.0},
@@ -125,7 +129,7 @@ def fill(config: Config, shape: Shape) -> Config:
         choices["reranking"] |= {"pairs": spending.pairs}
     if sparse and reranks and can_have_pilots(config, shape):
         choices["reranking"] |= {"pilots": min(3 if has_many_classes else 1, spending.pilots)}
-    if sparse and config.network.hidden and config.network.trunk is None:
+    if is_measured:
         n_buckets = _buckets(shape.n_classes, shape.n_rows)
         widening = 1 + _few(shape.n_rows) * min(1.0, 512 / n_buckets)
         width = _width(shape.n_features, widening)
