@@ -115,7 +115,8 @@ def fill(config: Config, shape: Shape) -> Config:
     sparse = not shape.is_dense
     is_measured = sparse and bool(config.network.hidden) and config.network.trunk is None
     is_old = "effort" in config.training.model_fields_set  # written down as none: a run of before the dial
-    is_dear = is_measured and shape.n_rows >= LEAST_PILOT_ROWS and not is_old
+    is_new = not is_old and config.training.start is None
+    is_dear = is_measured and shape.n_rows >= LEAST_PILOT_ROWS and is_new
     effort = config.training.effort or (DEFAULT if is_dear else "best")
     spending = EFFORTS[effort]
     reranks = "candidates" not in config.reranking.model_fields_set or config.reranking.candidates > 0
