@@ -132,7 +132,7 @@ def strike(folder: Path, n_blows: int, chance: random.Random) -> Outcome:
     kinds = [*itertools.product(SIGNALS, TARGETS), (REMOVAL, "")]
     plans = {stage: cycled(kinds, chance) for stage in STAGES}
     of_edits = cycled([(name, "command") for name in SIGNALS], chance)
-    n_runs = 0
+    n_runs = n_told = 0
     while sum(outcome.blows.values()) < n_blows:
         run, n_runs = folder / f"run{n_runs}", n_runs + 1
         if sum(outcome.blows.values()) < n_blows * 4 // 5:
@@ -145,7 +145,8 @@ def strike(folder: Path, n_blows: int, chance: random.Random) -> Outcome:
             end = edit_under(folder, run, list(blows.values()), seconds[EDITS], chance, outcome)
             compare(run, edited, end, blows, outcome)
         shutil.rmtree(run, ignore_errors=True)
-        print(f"{n_runs} runs, {sum(outcome.blows.values())} blows, {len(outcome.faults)} faults", flush=True)
+        print(f"{n_runs} runs, {sum(outcome.blows.values())} blows", *outcome.faults[n_told:], sep="\n  ", flush=True)
+        n_told = len(outcome.faults)
     return outcome
 
 
@@ -281,8 +282,8 @@ def train_under(
         if stage not in left:
             time.sleep(0.001)
             continue
-        time.sleep(chance.uniform(0.0, seconds[stage]))
-        stage = stage_of(run)  # it may be over
+        time.sleep(chance.uniform(0.0, 0.8 * seconds[stage]))
+        stage = stage_of(run)  # it may be over all the same
         if stage not in left or process.poll() is not None:
             continue
         name, target = left.pop(stage)
