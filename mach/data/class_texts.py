@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mach.data.class_names import ClassNames
 from mach.data.names import class_name, ids_by_name, shown
 from mach.errors import DataError, StorageError
+from mach.files.arrays import ascends
 from mach.files.tensors import map_tensors, write_tensors
 
 FILE = "class_texts.safetensors"
@@ -214,7 +215,7 @@ class ClassTexts:
 
         def groups(name: str) -> NDArray[Any]:
             indptr = take(f"{name}.indptr", np.int64, n_classes + 1)
-            if indptr[0] != 0 or indptr[-1] >= 2**48 or (np.diff(indptr) < 0).any():
+            if indptr[-1] >= 2**48 or not ascends(indptr, indptr[-1]):
                 raise StorageError(f"{where}: {name}.indptr does not ascend from 0: copy it anew")
             return indptr
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,10 @@ from numpy.typing import NDArray
 
 from mach.data.batch import SparseBatch, read_batch, read_classes
 from mach.data.class_texts import FILE, ClassTexts
+from mach.data.meta import OldPart
 from mach.data.names import class_name, ids_by_name
 from mach.data.omissions import NOTES
-from mach.data.store import Chunk, OldPart, Reference, Store
+from mach.data.store import Chunk, Reference, Store
 from mach.data.writer import StoreWriter
 from mach.errors import DataError, StorageError
 from mach.files.caches import cache_folder
@@ -70,7 +70,13 @@ def join(
     texts = _texts(new, like, ids_K, n_classes)
     gone = [] if removed is None else removed.tolist()
     _refuse_removed(new, ids_K, gone, like)
-    of = [new.fingerprint, old and old.fingerprint, like.fingerprint, n_classes, [asdict(part) for part in old_parts]]
+    of = [
+        new.fingerprint,
+        old and old.fingerprint,
+        like.fingerprint,
+        n_classes,
+        [part.model_dump() for part in old_parts],
+    ]
     of += [gone] if gone else []
     of += [] if texts is None else [digest_of(texts.to_arrays())]
     key = hashlib.blake2b(json.dumps(of).encode(), digest_size=16).hexdigest()

@@ -28,10 +28,10 @@ Count = Annotated[int, Field(ge=0, lt=2**48)]
 Id = Annotated[int, Field(ge=0, lt=2**31)]  # ids are int32
 
 
-class OldRows(BaseModel):
-    """Rows of an earlier run, see `mach.data.store.OldPart`."""
+class OldPart(BaseModel):
+    """Rows of a store that an earlier run was trained on, and how it drew those that it held out."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     n_rows: Count
     fraction: float = Field(ge=0, lt=1)
@@ -54,7 +54,7 @@ class Meta(BaseModel):
     n_rows_without_classes: Count
     n_unknown_classes: Count
     row_features: Count = 0
-    old_parts: list[OldRows] = Field(default=[])
+    old_parts: list[OldPart] = Field(default=[])
     text_features: Digest | None
     fingerprint: str = Field(pattern="^[0-9a-f]{1,64}$")  # `mach.data.transfer` wants a digest, as it names a folder
     bytes: dict[str, Count]

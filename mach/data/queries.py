@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from mach.data.batch import Batch, DenseBatch, SparseBatch, has_features
 from mach.data.store import Store
 from mach.errors import DataError
+from mach.files.arrays import ascends
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -152,7 +153,7 @@ def held(queries: Any) -> Any:
 def _sound(rows: Any) -> Any:
     """Sparse rows whose row pointers lead through their entries in order: slices and kernels trust them."""
     starts, n = rows.indptr, min(len(rows.indices), len(rows.data))
-    if len(starts) != rows.shape[0] + 1 or starts[0] != 0 or starts[-1] > n or (np.diff(starts) < 0).any():
+    if len(starts) != rows.shape[0] + 1 or starts[-1] > n or not ascends(starts, starts[-1]):
         raise DataError(f"queries are no sound CSR matrix: its indptr must ascend from 0 to at most {n} entries")
     return rows
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from mach.data.class_texts import FILE
 from mach.data.store import Store
 from mach.errors import StorageError
+from mach.files.arrays import ascends
 
 BLOCK = 2**22  # entries looked at together
 
@@ -43,7 +44,7 @@ def sound(store: Store) -> Store:
 
 
 def _refuse_disorder(store: Store, what: str, indptr: NDArray[Any], ids: NDArray[Any], end: int) -> None:
-    if indptr[0] != 0 or indptr[-1] != len(ids) or (np.diff(indptr) < 0).any():
+    if not ascends(indptr, len(ids)):
         raise _damaged(store, f"{what}_indptr does not ascend from 0 to {len(ids)}")
     for begin in range(0, len(ids), BLOCK):
         part = ids[max(begin - 1, 0) : begin + BLOCK]

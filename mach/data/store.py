@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from mach.data.class_names import ClassNames
 from mach.data.class_texts import FILE, ClassTexts
-from mach.data.meta import DTYPES, FORMAT, Meta
+from mach.data.meta import DTYPES, FORMAT, Meta, OldPart
 from mach.errors import StorageError
 from mach.files.places import Place
 from mach.files.records import first_of, parse_json, shortened
@@ -46,15 +46,6 @@ class Chunk:
     class_ids: NDArray[np.int32]
     features: Csr | NDArray[np.float32]
     fraction: float = 0.0  # of the source that has been read with this chunk
-
-
-@dataclass(frozen=True)
-class OldPart:
-    """Rows of a store that an earlier run was trained on, and how it drew those that it held out."""
-
-    n_rows: int
-    fraction: float
-    seed: int
 
 
 def _mapped(name: str) -> cached_property[Any]:
@@ -171,7 +162,7 @@ class Store:
     def split(self, fraction: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Training and validation rows (`split_rows`), those before `n_old_rows` as the earlier runs drew them."""
         training, validation, begin = [], [], 0
-        for part in [*self.old_parts, OldPart(self.n_rows - self.n_old_rows, fraction, seed)]:
+        for part in [*self.old_parts, OldPart(n_rows=self.n_rows - self.n_old_rows, fraction=fraction, seed=seed)]:
             rows = split_rows(part.n_rows, part.fraction, part.seed)
             training.append(begin + rows[0])
             validation.append(begin + rows[1])

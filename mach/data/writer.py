@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -20,9 +19,9 @@ from numpy.typing import NDArray
 from mach.data.batch import SparseBatch
 from mach.data.class_names import ClassNames
 from mach.data.class_texts import FILE, ClassTexts
-from mach.data.meta import DTYPES, FORMAT
+from mach.data.meta import DTYPES, FORMAT, OldPart
 from mach.data.rows import RowView
-from mach.data.store import Chunk, OldPart
+from mach.data.store import Chunk
 from mach.errors import DataError, StorageError
 from mach.files.places import flush_to_disk
 
@@ -103,7 +102,7 @@ class StoreWriter:
         if row_features and not dense:
             self._meta["row_features"] = row_features
         if old_parts:
-            self._meta["old_parts"] = [asdict(part) for part in old_parts]
+            self._meta["old_parts"] = [part.model_dump() for part in old_parts]
         self._view, self._dense = RowView(most=row_features), dense
         self._n_features, self._n_classes = n_features, n_classes
         self._n_empty = self._n_unlabelled = 0

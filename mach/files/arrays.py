@@ -17,6 +17,15 @@ _HEADERS: Any = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.for
 LONGEST_HEADER = 2**12
 
 
+def ascends(offsets: NDArray[Any], end: int) -> bool:
+    """Whether offsets, of which there is at least one, begin with 0, never fall, and end where they must.
+
+    >>> ascends(np.array([0, 2, 2, 5]), 5), ascends(np.array([0, 3, 2, 5]), 5)
+    (True, False)
+    """
+    return bool(offsets[0] == 0 and offsets[-1] == end and (offsets[1:] >= offsets[:-1]).all())
+
+
 def array_form(file: IO[bytes], path: object) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, whether columns come first, and type of an .npy file of plain numbers; nothing else is read.
 

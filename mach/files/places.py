@@ -21,7 +21,7 @@ from contextvars import ContextVar
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias, TypeVar
 
-from mach.errors import ConfigError, MachError, StorageError
+from mach.errors import ConfigError, MachError, StorageError, one_line
 from mach.files.names import named
 from mach.files.regular import MOST_BYTES, create, read_regular, refuse_large
 
@@ -71,7 +71,7 @@ def place(text: str | Place) -> Place:
         found = UPath(text.rstrip("/"))
         found.fs  # noqa: B018 - it is made here, where what it lacks can be told
     except Exception as error:
-        raise ConfigError(f"{text} cannot be used: {_one_line(error)}") from error
+        raise ConfigError(f"{text} cannot be used: {one_line(error)}") from error
     return found
 
 
@@ -373,10 +373,5 @@ def _insist(where: UPath, operation: Callable[[], Result]) -> Result:
             elif isinstance(error, MachError):
                 raise
             else:
-                raise OSError(errno.EIO, _one_line(error), str(where)) from error
+                raise OSError(errno.EIO, one_line(error), str(where)) from error
     raise AssertionError("the last attempt returns or raises")
-
-
-def _one_line(error: BaseException) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    return (text.splitlines() or [""])[0] or type(error).__name__

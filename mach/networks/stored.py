@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.errors import StorageError
+from mach.files.arrays import ascends
 
 Arrays = Mapping[str, NDArray[Any]]
 TABLE = "assignment"  # among the weights of runs made until 2026: buckets that a repetition learned by itself, (J, K)
@@ -105,7 +106,7 @@ class _Check:
             return
         self.take("input.weight", (array.size,), "B")
         offsets = self.take("input.offsets", (height + 1,), "l")
-        if offsets[0] != 0 or offsets[-1] != len(array) or (offsets[1:] < offsets[:-1]).any():
+        if not ascends(offsets, len(array)):
             raise StorageError(f"{self.where}: input.offsets do not ascend from 0 to {len(array)}: copy the file anew")
 
 

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from mach.config import Config, completed, differing_keys
 from mach.data.joining import find, join
+from mach.data.meta import OldPart
 from mach.data.omissions import refuse
 from mach.data.prepare import prepare
-from mach.data.store import OldPart, Reference, Store
+from mach.data.store import Reference, Store
 from mach.data.transfer import META, fetch_store
 from mach.errors import ConfigError, DataError, IncompleteRunError, StorageError
 from mach.files.places import Place, is_there
@@ -139,7 +140,8 @@ class Origin:
                 "training.replay=0, which forgets more"
             ) from error
         theirs = self.run.config
-        rest = OldPart(old.n_rows - old.n_old_rows, theirs.data.validation_fraction, theirs.training.seed)
+        fraction, seed = theirs.data.validation_fraction, theirs.training.seed
+        rest = OldPart(n_rows=old.n_rows - old.n_old_rows, fraction=fraction, seed=seed)
         return join(new, old, self.reference, [*old.old_parts, rest], **options)
 
     def keep_removed(self, run: Run) -> None:

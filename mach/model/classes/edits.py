@@ -20,6 +20,7 @@ from mach.data.batch import Batch, DenseBatch, SparseBatch, concatenated, has_fe
 from mach.data.class_names import ClassNames
 from mach.data.class_texts import ClassTexts
 from mach.errors import StorageError
+from mach.files.arrays import ascends
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -309,7 +310,7 @@ class _FileArrays:
 
     def offsets(self, name: str, n: int) -> NDArray[np.int64]:
         offsets = self(name, np.int64, (n + 1,), 0, 2**62)
-        if offsets[0] != 0 or (np.diff(offsets) < 0).any():
+        if not ascends(offsets, offsets[-1]):
             raise StorageError(f"{name} does not ascend from 0")
         return offsets
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mach.data.batch import SparseBatch, read_batch, read_classes
 from mach.errors import StorageError
+from mach.files.arrays import ascends
 from mach.reranking.settings import FitSettings
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class SignalFile:
     def offsets(self, name: str, n: int, end: int) -> NDArray[np.int64]:
         """Where n parts of an array of ``end`` entries begin and end; a StorageError where they do not ascend to it."""
         found = self.array(name, np.int64, (n + 1,))
-        if found[0] != 0 or found[-1] != end or (found[1:] < found[:-1]).any():
+        if not ascends(found, end):
             raise StorageError(f"{self.where}: {name} does not ascend from 0 to {end}: train it again")
         return found
 
