@@ -40,9 +40,11 @@ def evaluate(
     from mach.files.records import write_json
     from mach.runs.manifest import AccuracyCurve
 
-    source = data or model.run.config.data.test
+    source = data or model.run.test_rows()
     if source is None:
         raise ConfigError(f"{model.run.path} names no data.test: give DATA")
+    if data is None:
+        say(f"mach: measured on {source}, which {model.run.path} names as data.test", err=True)
     store = _prepared(model, source)
     with progress() as report:
         shares = measure(model, store, ks=tuple(ks), curve=curve, ask=ask, reliability=reliability, report=report)

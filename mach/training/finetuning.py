@@ -160,21 +160,21 @@ class Origin:
 
 
 def training_store(run: Run, report: Report = lambda stage, fraction: None) -> Store:
-    """The data that a run was trained on, from wherever they can be had; an error when they are gone or changed."""
-    config, wanted = run.config, run.manifest.data_fingerprint
+    """The data that a run was trained on, from wherever they can be had; an error when they are gone or changed.
+
+    They are found in the cache that the run names, but not written there (`Run.reading`).
+    """
+    wanted, config = run.manifest.data_fingerprint, run.config.model_copy(update={"data": run.reading})
+    for cache in (run.config.data.cache, None):
+        if (kept := find(wanted, cache)) is not None:
+            return kept
     try:
         store = training_data(config, run.path, report)
-        if store.fingerprint == wanted:
-            return store
-        problem: Exception = StorageError(
-            f"{config.data.train} has fingerprint {store.fingerprint}, the run was trained on {wanted}"
-        )
-    except (ConfigError, DataError, StorageError) as error:
-        problem = error
-    kept = find(wanted, config.data.cache)
-    if kept is None:
-        raise StorageError(str(problem)) from problem
-    return kept
+    except (ConfigError, DataError) as error:
+        raise StorageError(str(error)) from error
+    if store.fingerprint == wanted:
+        return store
+    raise StorageError(f"{config.data.train} has fingerprint {store.fingerprint}, the run was trained on {wanted}")
 
 
 def training_data(config: Config, run: Place | None, report: Report) -> Store:

@@ -19,9 +19,11 @@ from mach.cli import main
 from mach.data.transfer import fetch_store
 from mach.errors import StorageError
 from mach.estimator.classifier import MACHClassifier
+from mach.evaluation.report.sections import write_report
 from mach.files.names import digest, named
 from mach.files.places import fetch_folder, upload_folder
 from mach.runs.run import Run
+from mach.training.finetuning import training_store
 from tests.attacks.hostile import Hostile, ask, refusal
 
 DIGEST = "0123456789abcdef" * 2
@@ -212,5 +214,22 @@ def test_rows_to_measure_are_not_prepared_where_the_run_says(trained: Path, plan
     assert mach.load(tmp_path / "run").run.config.data.cache == str(theirs)
     done = CliRunner().invoke(main, ["evaluate", str(tmp_path / "run"), str(planted / "test.txt")])
     assert done.exit_code == 0, done.stderr
+    training_store(Run.open(tmp_path / "run"))
     assert not theirs.exists()
     assert list(cache.glob("test-*"))
+    assert list(cache.glob("train-*"))
+
+
+def test_rows_that_a_run_names_are_said_and_never_fetched(trained: Path, planted: Path, tmp_path: Path):
+    shutil.copytree(trained, tmp_path / "run")
+    done = CliRunner().invoke(main, ["evaluate", str(tmp_path / "run"), "--no-curve"])
+    assert done.exit_code == 0, done.stderr
+    assert f"mach: measured on {planted}/test.txt, which {tmp_path}/run names as data.test\n" in done.stderr
+    file = tmp_path / "run/config.toml"
+    file.write_text(file.read_text().replace(f'test = "{planted}/test.txt"', 'test = "memory://theirs/test.txt"'))
+    done = CliRunner().invoke(main, ["evaluate", str(tmp_path / "run")])
+    assert done.exit_code == 2
+    assert "names data.test = memory://theirs/test.txt: give it as DATA if it is to be fetched" in done.stderr
+    page = write_report(tmp_path / "run").read_text()
+    assert "Not measured" in page
+    assert "give it as DATA" in page

@@ -133,8 +133,8 @@ def _write_images(sections: list[Section], folder: Place) -> None:
 
 def _sections(run: Run, data: str | None, report: Report) -> list[Section]:
     model = load(run.path, repetitions=run.finished(), trunk=run.trunk) if run.finished() else None
+    rows = _test_rows(run, model, data, report)
     source = data or run.config.data.test
-    rows = _test_rows(run, model, source, data is not None, report)
     diagnosis = None
     measured = [Section("accuracy", "Accuracy", [rows])] if isinstance(rows, str) else []
     if model and source and isinstance(rows, Store):
@@ -161,18 +161,20 @@ def _sections(run: Run, data: str | None, report: Report) -> list[Section]:
     ]
 
 
-def _test_rows(run: Run, model: MachModel | None, source: str | None, is_given: bool, report: Report) -> Store | str:
+def _test_rows(run: Run, model: MachModel | None, data: str | None, report: Report) -> Store | str:
     """The rows to measure on; or why there are none."""
-    if source is None:
+    if data is None and run.config.data.test is None:
         return "No rows to measure on: give DATA, or data.test in the configuration."
     if model is None:
         return "No repetition is finished yet, so nothing can be measured."
     try:
+        source = data or run.test_rows()
+        assert source is not None, "one of both is there"
         store = prepare(run.reading, run.config.text, source, like=model.reference(), report=report)
         warn(store, is_query=True)
         return store
     except MachError as error:
-        if is_given:
+        if data is not None:
             raise
         return f"Not measured, as the configuration's data.test cannot be read: {error}"
 
