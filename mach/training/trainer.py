@@ -31,6 +31,7 @@ from mach.networks.inference import stored_weights
 from mach.networks.network import Network
 from mach.networks.output import StepFigures, mean_figures, step_figures
 from mach.networks.steps import Steps
+from mach.networks.stored import check_stored
 from mach.runs.repetition import RepetitionFiles, SignOfLife, Summary
 from mach.runs.run import Run
 from mach.sketch.hashing import Assignment
@@ -296,7 +297,11 @@ class Trainer:
                     arrays, metadata = map_tensors(file)
                     notes = Notes.of(arrays, metadata, self.files.state)
                     self.network.load_state(arrays)
-                    self.best = {name[len(BEST) :]: a.copy() for name, a in arrays.items() if name.startswith(BEST)}
+                    best = {name[len(BEST) :]: a.copy() for name, a in arrays.items() if name.startswith(BEST)}
+                    if best:
+                        shapes = {name: array.shape for name, array in self.network.weights().items()}
+                        check_stored(best, shapes, self.files.state, has_trunk=self.config.network.trunk is not None)
+                    self.best = best
             except StorageError:
                 if self._is_over():  # and its state has just been removed
                     return

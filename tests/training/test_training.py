@@ -20,7 +20,7 @@ from mach.data.batch import read_batch, read_classes
 from mach.data.store import Store
 from mach.errors import ConfigError, StorageError, TrainingError, TrainingStoppedError
 from mach.files.places import HOST
-from mach.files.tensors import digest_of, map_tensors
+from mach.files.tensors import digest_of, map_tensors, write_tensors
 from mach.networks.output import StepFigures
 from mach.networks.steps import Steps
 from mach.runs.repetition import RepetitionFiles
@@ -145,6 +145,19 @@ def test_an_older_run_that_stops_early_keeps_the_best_epoch(
     with pytest.raises(StorageError, match="full"):
         train_shard(job)
     monkeypatch.setattr(RepetitionFiles, "finish", finish)
+    files = again.repetition(0)
+    files.metrics.unlink()
+    with pytest.raises(TrainingStoppedError):
+        train_shard(job, should_stop=lambda: len(files.read_metrics()) > 1)
+    state = files.state
+    whole, (arrays, metadata) = state.read_bytes(), map_tensors(state)
+    arrays = {name: np.array(array) for name, array in arrays.items()}
+    for wrong in ({"best.output.bias": arrays["best.output.bias"][1:]}, {"best.extra": arrays["best.output.bias"]}):
+        with state.open("wb") as file:
+            write_tensors(file, {**arrays, **wrong}, metadata)
+        with pytest.raises(StorageError, match="the file is of another run"):
+            train_shard(job)
+        state.write_bytes(whole)
     train_shard(job)
     assert again.repetition(0).summary().weights_digest == done.weights_digest
     assert weight_bytes(tmp_path / "again", 0) == weight_bytes(tmp_path / "run", 0)
