@@ -23,7 +23,7 @@ from mach.estimator.archive import restore, save
 from mach.estimator.engine import Engine
 from mach.estimator.fitting import fit, go_on
 from mach.estimator.parameters import sections_of
-from mach.estimator.rows import Features, Rows, features_of, n_rows_of
+from mach.estimator.rows import Features, Rows, features_of, n_rows_of, name_of
 from mach.estimator.targets import Layout, Targets, grown, ids_of
 from mach.estimator.texts import texts_of, told_of, untold
 from mach.networks.trunk import Trunk
@@ -186,7 +186,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             When X or y is nothing that the class takes, X holds NaN or either infinity, or their rows differ in number;
             when a parameter or key cannot work.
         """
-        return self._train(*self._read(X, y, reset=True)[:2])
+        return self._train(*self._read(X, y, reset=True))
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
         """Learn from more rows, beginning with the present weights; classes that were never seen may join.
@@ -203,11 +203,11 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         those of y need not be among them.
         """
         if not hasattr(self, "classes_"):
-            return self._train(*self._read(X, y, reset=True)[:2], classes, goes_on=True)
-        features, targets, _ = self._read(X, y)
+            return self._train(*self._read(X, y, reset=True), classes, goes_on=True)
+        features, targets, kept = self._read(X, y)
         told = told_of(self.class_texts)
         all_classes = grown(self.classes_, targets, classes)
-        rows = Rows(features, ids_of(all_classes, targets)[:, : len(all_classes)])
+        rows = Rows(features, ids_of(all_classes, targets)[:, : len(all_classes)], name_of(kept))
         given = sections_of(self.get_params(deep=False))
         self._engine = go_on(self._engine, rows, given, texts=partial(texts_of, all_classes, told), **self._options())
         self.classes_ = all_classes
@@ -349,14 +349,16 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             features = [features[n] for n in rows] if isinstance(features, list) else features[rows]
         return features, targets, rows
 
-    def _train(self, features: Features, targets: Targets, more: Any = None, *, goes_on: bool = False) -> Self:
+    def _train(
+        self, features: Features, targets: Targets, kept: NDArray[np.int64], more: Any = None, *, goes_on: bool = False
+    ) -> Self:
         """Train a new run, and remember what its ids stand for."""
         told, classes = told_of(self.class_texts), grown(np.empty(0), targets, more)
         if (unseen := untold(classes, told)) and targets.layout.form != "indicator":
             classes = grown(classes, targets, unseen)
         if not len(classes):
             raise NoClassError(f"y has {len(targets)} rows and no class in them: there is nothing to learn")
-        rows = Rows(features, ids_of(classes, targets)[:, : len(classes)])
+        rows = Rows(features, ids_of(classes, targets)[:, : len(classes)], name_of(kept))
         given = sections_of(self.get_params(deep=False))
         if goes_on and isinstance(features, list):
             given["text"] = {"hashing": True} | given.get("text", {})

@@ -149,7 +149,7 @@ def _write_store(
     features: Any = rows.features
     is_dense = isinstance(features, np.ndarray)
     counts = {"n_features": features.shape[1], "n_classes": n_classes, "row_features": row_features}
-    with StoreWriter(path, source="X and y", dense=is_dense, **counts) as writer:
+    with StoreWriter(path, source=rows.name, dense=is_dense, **counts) as writer:
         arrays = features if is_dense else (features.indptr, features.indices, features.data)
         writer.append(Chunk(rows.classes.indptr, rows.classes.indices, arrays))
         writer.text_features, writer.class_texts = text_features, texts(n_classes)
@@ -173,14 +173,14 @@ def _prepared(rows: Rows, config: Config, path: Path, texts: Texts) -> Store:
         known = texts(rows.n_classes)
         class_texts = () if known is None else map(known.whole, range(len(known)))
         text_features = TextFeatures(config.text).fit(features, class_texts)
-        rows = Rows(_featurised(text_features, features), rows.classes)
+        rows = replace(rows, features=_featurised(text_features, features))
     elif not isinstance(features, np.ndarray) and "row_features" not in config.data.model_fields_set:
         values = features.data  # of values that are all equal none is the largest
         row_features = row_features if len(values) and values.min() < values.max() else 0
     n_classes = max(rows.n_classes, 2)
     made: dict[str, Any] = {"row_features": row_features, "text_features": text_features, "texts": texts}
     store = _write_store(rows, path, n_classes=n_classes, **made)
-    refuse_gaps(store, "X")
+    refuse_gaps(store, "X", "y")
     return store
 
 

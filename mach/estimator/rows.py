@@ -20,6 +20,7 @@ from mach.errors import DataError
 
 Features: TypeAlias = "list[str] | csr_array | NDArray[np.float32]"
 MOST_BYTES = 2**26  # of a reservoir
+NAME = "X and y"
 
 
 def features_of(estimator: Any, X: Any, y: Any = "predict", *, reset: bool = False) -> Features:
@@ -86,12 +87,19 @@ def _texts_of_column(column: Any, where: str) -> list[str] | None:
     return list(column)
 
 
+def name_of(kept: NDArray[np.int64]) -> str:
+    """What messages call rows of which these numbers were kept: other numbers than the caller's are said to be."""
+    is_numbered_so = not len(kept) or kept[-1] + 1 == len(kept)
+    return NAME if is_numbered_so else f"{NAME}, without the rows left out"
+
+
 @dataclass(frozen=True, eq=False)
 class Rows:
     """N training rows in memory; classes are columns of an array (N, K), ascending in a row, whatever its values."""
 
     features: Features
     classes: csr_array
+    name: str = NAME  # in messages
 
     def __len__(self) -> int:
         return int(self.classes.shape[0])
@@ -114,7 +122,7 @@ class Rows:
         classes = [rows.classes.copy() for rows in (self, other)]
         for part in classes:
             part.resize((part.shape[0], max(self.n_classes, other.n_classes)))
-        return Rows(features, vstack(classes, format="csr"))
+        return Rows(features, vstack(classes, format="csr"), f"{self.name}, and rows kept from before")
 
     @property
     def n_bytes(self) -> int:

@@ -598,3 +598,49 @@ def test_rows_that_teach_nothing_are_warned_of():
         "X and y: 10 of 30 rows have no class, such as row 2, row 5, row 8",
         "X and y: 10 of 30 rows have no known feature, such as row 2, row 5, row 8",
     ]
+
+
+def test_rows_are_numbered_as_given_or_said_to_be_others():
+    """Where rows without a class are left out, those that follow are not the caller's row 5 and row 8 any more."""
+    texts, classes = ["red apple", "green pear", "!"] * 10, ["a", None, "b"] * 10
+    with pytest.warns(OmissionWarning) as caught:
+        MACHClassifier(random_state=0, epochs=2).fit(texts, classes)
+    assert [str(one.message) for one in caught if one.category is OmissionWarning] == [
+        "y: 10 of 30 rows have no class, such as row 1, row 4, row 7; they are left out",
+        "X and y, without the rows left out: 10 of 20 rows have no known feature, such as row 1, row 3, row 5",
+    ]
+
+
+def test_columns_far_beyond_those_that_occur_are_refused_in_the_words_of_its_users():
+    ones, rows = np.ones(8, np.float32), np.arange(8)
+    wide, narrow = (csr_array((ones, (rows, rows % 2)), shape=(8, n)) for n in (2**23, 4))
+    for X, y, name in ((wide, rows % 2, "X"), (narrow, wide.astype(np.int8), "y")):
+        with pytest.raises(
+            MachError, match=f"^{name} has .* = 8388608, and only 2 .*: leave its empty columns out$"
+        ) as caught:
+            MACHClassifier().fit(X, y)
+        assert "data." not in str(caught.value)
+
+
+@pytest.mark.parametrize("n_classes", [40, 1100])
+def test_rows_without_a_known_feature_get_the_shares_of_the_classes(n_classes: int):
+    """Calibrated probabilities only: all is scored for few classes, and the best are searched for many."""
+    generator = np.random.default_rng(0)
+    texts, classes = [], []
+    for n in range(max(n_classes, 400)):
+        k = n % n_classes
+        texts.append(f"word{k} word{k} other{generator.integers(30)}")
+        classes.append(sorted({k, 0} if n % 3 == 0 else {k}))
+    settings = {"text.words": [1, 1], "data.validation_fraction": 0.2}
+    fitted = MACHClassifier(random_state=0, epochs=3, candidates=0, repetitions=1, buckets=64, config=settings)
+    fitted.fit(texts, classes)
+    assert fitted.model_.calibration is not None
+    shares_K = np.bincount(np.concatenate([np.array(row) for row in classes]), minlength=n_classes) / len(texts)
+    asked = ["unheard of", texts[5], ""]
+    found, probs = fitted.predict_topk(asked, 3)
+    assert found[0].tolist() == found[2].tolist() == np.argsort(-shares_K, kind="stable")[:3].tolist()
+    np.testing.assert_allclose(probs[0], np.sort(shares_K)[::-1][:3], rtol=1e-5)
+    np.testing.assert_allclose(fitted.predict_proba(asked)[0], shares_K, atol=1e-6)
+    alone = fitted.predict_topk(asked[1:2], 3)
+    assert (found[1].tolist(), probs[1].tolist()) == (alone[0][0].tolist(), alone[1][0].tolist())
+    assert (np.diff(probs, axis=1) <= 0).all()
