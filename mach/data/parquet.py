@@ -37,7 +37,7 @@ class Parquet(Table):
 
         path, begin, n_bytes, n_packed = source.path, 0, 0, source.path.stat().st_size
         with library_errors(path, f"{path} is no Parquet file or is damaged", "write it again"):
-            with pyarrow.parquet.ParquetFile(path) as file:
+            with pyarrow.parquet.ParquetFile(path, buffer_size=READ_BYTES, pre_buffer=False) as file:
                 columns = choose(file.schema_arrow.names, str(path))
                 leaves = _leaves(file, path, columns)
                 refuse_expansion(path, OFFSET_BYTES * file.metadata.num_rows, n_packed)
@@ -109,6 +109,8 @@ def _leaves(file: Any, path: Path, columns: Sequence[str]) -> list[_Leaf]:
             column = file.schema.column(n)
             leaves.append(_Leaf(column.path, column.physical_type == "BYTE_ARRAY", is_list, []))
             for group in range(file.metadata.num_row_groups):
+                # no rows: Arrow looks at the metadata, whose damages end the process where Python asks for it first
+                next(file.reader.iter_batches(0, row_groups=[group], column_indices=[n]), None)
                 chunk = file.metadata.row_group(group).column(n)
                 if is_list and chunk.num_values > LIST_VALUES:
                     raise DataError(

@@ -131,6 +131,15 @@ def parquet_nulls(path: Path) -> None:
     parquet(text=nulls, classes=nulls)(path)
 
 
+def parquet_quarrel(path: Path) -> None:
+    """The schema says that no text is missing, the statistics count rows where it is: Arrow ends the process."""
+    parquet(text=["a"], classes=["b"])(path)
+    content = path.read_bytes()
+    wrong = content.replace(b"\x15\x0c\x25\x02\x18\x04text", b"\x15\x0c\x25\x00\x18\x04text")
+    assert wrong != content
+    path.write_bytes(wrong)
+
+
 def parquet_liar(path: Path) -> None:
     """A page whose header says that it unpacks to 2 GB, where the file's metadata say some bytes."""
     parquet(text=["a" * 50], classes=["b"])(path)
@@ -318,6 +327,7 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
         "row 0 has more than",
     ),
     "a Parquet whose page says 2 GB": ("a.parquet", parquet_liar, "has pages of 2,147,483,"),
+    "a Parquet whose schema and statistics disagree": ("a.parquet", parquet_quarrel, "Definition level histogram size"),
     "a Parquet of empty rows": ("a.parquet", parquet_nulls, UNPACKS),
     "a Parquet with a column twice": ("a.parquet", parquet_twice, "has 2 columns 'text': rename or remove all but one"),
     "a Parquet with structures": (
