@@ -264,7 +264,7 @@ def train_under(
     """Train a run with a blow in every stage; returns how it ended, "" where it finished."""
     left, process, began = dict(blows), train(folder, run, chance), time.monotonic()
     told, n_polite = "", 0  # of the blow since which this process runs
-    while left or process.poll() != 0:
+    while True:
         if is_stuck(process, began):
             return "stuck"
         if process.poll() is not None:
@@ -274,8 +274,8 @@ def train_under(
                 return "stuck"
             if not process.returncode and STAGES[3] in left:  # it was too short for the blow: once more
                 (run / "calibration.json").unlink(missing_ok=True)
-            elif not process.returncode:
-                break
+            elif not process.returncode and told != REMOVAL:  # which may have come after all was looked at
+                return ""
             process, began, told = train(folder, run, chance), time.monotonic(), ""
             continue
         stage = stage_of(run) if (run / "repetitions").exists() else ""
@@ -293,7 +293,6 @@ def train_under(
             target = hit(process, name, target, chance)
         told = name
         outcome.blows[name, target, stage] += 1
-    return ""
 
 
 def judge(process: subprocess.Popen[bytes], told: str, folder: Path, outcome: Outcome) -> None:

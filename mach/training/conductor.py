@@ -139,7 +139,13 @@ def train(
         crew.say(described(calibrated))
     report("calibrating", 1.0)
     drop_store(run)
-    return load(run.path, repetitions=run.finished(), trunk=trunk)
+    finished = run.finished()
+    if repetitions is None and len(finished) < run.config.hashing.repetitions:
+        raise IncompleteRunError(
+            f"{run.path}: repetitions other than {finished} are gone since they were trained: run the same command "
+            "again to train them anew"
+        )
+    return load(run.path, repetitions=finished, trunk=trunk)
 
 
 def configuration(

@@ -13,7 +13,7 @@ from rich.console import Console
 
 import mach
 from mach.config import Config, to_toml
-from mach.errors import ConfigError
+from mach.errors import ConfigError, IncompleteRunError
 from mach.files.tensors import map_tensors
 from mach.runs.run import Run
 from mach.training.conductor import configuration
@@ -164,3 +164,18 @@ def test_a_run_does_not_say_which_cluster_it_goes_on_at(trained: Path, tmp_path:
     for override in ('launch.address="10.0.0.5:6379"', 'launch.address = "10.0.0.5:6379"'):
         given = configuration(tmp_path / "run", overrides=['launch.launcher="ray"', override])[0]
         assert given.launch.address == "10.0.0.5:6379"
+
+
+def test_a_repetition_that_is_removed_before_the_end_is_no_finished_run(
+    config: Config, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(trained, tmp_path / "run")
+    removed = tmp_path / "run/repetitions/r001"
+    with monkeypatch.context() as patched:
+        patched.setattr("mach.training.conductor.calibrate_when_due", lambda *arguments: shutil.rmtree(removed))
+        with pytest.raises(IncompleteRunError, match=r"other than \[0, 2\] are gone .*: run the same command again"):
+            mach.train(config, tmp_path / "run", launcher="here")
+    mach.train(config, tmp_path / "run", launcher="here")
+    assert (removed / "weights.safetensors").read_bytes() == (
+        trained / "repetitions/r001/weights.safetensors"
+    ).read_bytes()
