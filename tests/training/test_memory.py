@@ -18,7 +18,7 @@ from rich.console import Console
 from mach import cli
 from mach.cli import main
 from mach.config import Config, LaunchConfig, to_toml
-from mach.errors import ConfigError, IncompleteRunError, is_out_of_memory, out_of_memory
+from mach.errors import ConfigError, IncompleteRunError, StorageError, is_out_of_memory, out_of_memory
 from mach.training.launch import capacity, process, worker
 from mach.training.launch.display import Display
 from mach.training.launch.driver import Driver, Message
@@ -116,6 +116,22 @@ def test_a_worker_without_memory_says_that_another_attempt_is_in_vain(
     assert told is not None
     assert (told["kind"], told["hopeless"]) == ("failed", True)
     assert told["cause"].startswith("out of memory (")
+
+
+def test_a_worker_that_cannot_begin_says_why(monkeypatch: pytest.MonkeyPatch):
+    """As one whose repetition's folder is gone: what is known is a line, and no traceback five times."""
+
+    def gone(job: Message) -> None:
+        raise StorageError("cannot read r000/DONE: No such file or directory")
+
+    monkeypatch.setattr(worker, "work_of", gone)
+    monkeypatch.setattr("mach.training.launch.worker.signal.signal", lambda *arguments: None)
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours.detach())
+    channel.send({"where": "here"})
+    worker.main(theirs.detach())
+    told = channel.receive()
+    assert told == {"kind": "failed", "cause": "cannot read r000/DONE: No such file or directory", "hopeless": True}
 
 
 class Silent:

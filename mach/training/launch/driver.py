@@ -127,7 +127,9 @@ class Driver:
             self._show(shard, "waiting")
         elif kind == "failed":
             if worker not in self._where:
-                raise IncompleteRunError(f"worker {worker} could not begin: {message['cause']}")
+                raise IncompleteRunError(
+                    f"worker {worker} could not begin: {message['cause']}; run the same command again to go on"
+                )
             self.schedule.failed_on(worker, message["cause"], hopeless=message["hopeless"])
             self._show_loss(shard, message["cause"])
         self._offer(worker)

@@ -116,9 +116,10 @@ def main(descriptor: int) -> None:
     try:
         work = work_of(job)
     except Exception as error:
-        if not is_out_of_memory(error):
+        if not is_out_of_memory(error) and not isinstance(error, MachError):
             raise
-        channel.send({"kind": "failed", "cause": out_of_memory(error), "hopeless": True})
+        cause = out_of_memory(error) if is_out_of_memory(error) else str(error)
+        channel.send({"kind": "failed", "cause": cause, "hopeless": True})
         return
     report = _reporter(channel, job.get("report_seconds", 0.0))
     channel.send({"kind": "ready", "where": job["where"]})
