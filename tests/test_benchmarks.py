@@ -29,3 +29,11 @@ def test_the_figures_of_a_gpu_on_small_sizes() -> None:
 @pytest.mark.slow
 def test_no_ratio_to_a_frozen_baseline_falls_clearly_below_its_bar() -> None:
     assert len(run("benchmarks/ratios.py", "--quick")) == 3  # with the head
+
+
+@pytest.mark.slow
+def test_a_run_that_is_struck_in_every_stage_ends_in_the_undisturbed_bits() -> None:
+    command = [sys.executable, "benchmarks/kills.py", "--blows", "6", "--seed", "3"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

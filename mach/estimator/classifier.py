@@ -256,7 +256,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         classes, probabilities : arrays of shape (N, k), or as many columns as there are classes
             Or, ``as_frame``, a table of pandas or pyarrow: a row for each pair, with columns ``query``, ``rank``,
             ``class`` and ``probability``. Beyond 1,024 classes probabilities follow each class's own score, and a row's
-            do not sum to one.
+            do not sum to one. Calibrated ones of a row without a known feature (of text, or sparse) are the classes'
+            shares of the training rows.
         """
         if k < 1:
             raise ConfigError(f"k = {k}: ask for at least one class")
