@@ -144,6 +144,8 @@ def source_errors(name: object) -> Iterator[None]:
     except OSError as error:
         if is_out_of_memory(error):
             raise MemoryError(f"{name}: {one_line(error)}") from error
+        if error.errno is None:  # a library's word of what it has read, not the system's
+            raise DataError(f"{name} is damaged or cut short ({one_line(error)}): fetch it again") from error
         raise DataError(f"cannot read {name}: {one_line(error)}") from error
 
 
