@@ -22,12 +22,17 @@ def _layer(x_IC: Array, w_IH: Array, b_H: Array, out_HC: Array) -> None:
     for h in range(w_IH.shape[1]):
         for c in range(out_HC.shape[1]):
             out_HC[h, c] = b_H[h]
-        for i in range(w_IH.shape[0]):
-            w = w_IH[i, h]
-            if w == 0:  # between networks side by side
+        four = w_IH.shape[0] // 4 * 4
+        for i in range(0, four, 4):
+            w0, w1, w2, w3 = w_IH[i, h], w_IH[i + 1, h], w_IH[i + 2, h], w_IH[i + 3, h]
+            if w0 == 0 and w1 == 0 and w2 == 0 and w3 == 0:  # between networks side by side
                 continue
             for c in range(out_HC.shape[1]):
-                out_HC[h, c] += w * x_IC[i, c]
+                total = out_HC[h, c] + w0 * x_IC[i, c] + w1 * x_IC[i + 1, c]
+                out_HC[h, c] = total + w2 * x_IC[i + 2, c] + w3 * x_IC[i + 3, c]
+        for i in range(four, w_IH.shape[0]):
+            for c in range(out_HC.shape[1]):
+                out_HC[h, c] += w_IH[i, h] * x_IC[i, c]
 
 
 @kernel(error_model="numpy", fastmath={"contract"})
