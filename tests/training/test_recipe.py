@@ -73,6 +73,7 @@ def test_a_width_that_is_given_gets_less_dropout_than_a_wide_one_and_a_given_dro
 def test_an_order_is_learned_where_rows_are_enough_and_not_too_many():
     def found(n_rows=40_000, *, is_dense=False, row_classes=6.0, row_features=98, **sections):
         shape = Shape(n_rows, 20_000, 200_000, is_dense=is_dense, row_features=row_features, row_classes=row_classes)
+        sections = {"training": {"effort": "best"}} | sections
         return fill(open_config(**sections), shape).reranking.pilots
 
     assert (found(), found(row_classes=28.0), found(5_000), found(300_000)) == (1, 3, 1, 1)
@@ -92,9 +93,10 @@ def test_an_order_is_learned_where_rows_are_enough_and_not_too_many():
 
 def test_short_rows_of_few_classes_are_reranked_by_pairs_of_features():
     shapes = [Shape(40_000, 20_000, 20_000, row_features=m, row_classes=c) for m, c in ((17, 6), (90, 3), (17, 28))]
-    assert [fill(open_config(), shape).reranking.pairs for shape in shapes] == [12, 0, 0]
-    assert fill(open_config(reranking={"pairs": 3}), shapes[1]).reranking.pairs == 3
-    assert fill(open_config(reranking={"pairs": 0}), shapes[0]).reranking.pairs == 0
+    best = {"training": {"effort": "best"}}
+    assert [fill(open_config(**best), shape).reranking.pairs for shape in shapes] == [12, 0, 0]
+    assert fill(open_config(**best, reranking={"pairs": 3}), shapes[1]).reranking.pairs == 3
+    assert fill(open_config(**best, reranking={"pairs": 0}), shapes[0]).reranking.pairs == 0
 
 
 SHAPES = [
