@@ -10,6 +10,8 @@ from mach.files.caches import keep_compiled
 __version__ = "0.1.0"
 
 _HOME_OF = {
+    "AsyncClient": "mach.serving.client",
+    "Client": "mach.serving.client",
     "DegradedWarning": "mach.errors",
     "MACHClassifier": "mach.estimator.classifier",
     "MachError": "mach.errors",
@@ -17,13 +19,24 @@ _HOME_OF = {
     "load": "mach.model.loading",
     "train": "mach.training.conductor",
 }
-__all__ = ["DegradedWarning", "MACHClassifier", "MachError", "MachModel", "__version__", "load", "train"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "DegradedWarning",
+    "MACHClassifier",
+    "MachError",
+    "MachModel",
+    "__version__",
+    "load",
+    "train",
+]
 
 if TYPE_CHECKING:
     from mach.errors import DegradedWarning, MachError
     from mach.estimator.classifier import MACHClassifier
     from mach.model.loading import load
     from mach.model.model import MachModel
+    from mach.serving.client import AsyncClient, Client
     from mach.training.conductor import train
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mach.cli.options import JSON, NUMBERS, PLACE, RERANK, RUN, TAIL, TRUNK, Wish, answers, asks
-from mach.cli.shell import print_table, print_values, progress, read_lines, say, say_json
+from mach.cli.serving import PROJECT, TOKEN_FILE, URL, AtUrl
+from mach.cli.shell import print_answer, print_table, print_values, progress, read_lines, say
 from mach.errors import ConfigError, StorageError
 from mach.files.places import Place
 
@@ -117,34 +118,29 @@ def predict(model: MachModel, data: str, output: str, id_column: str | None, wis
         say(f"mach: {store.meta['source']}: {told}: their answers say nothing of them", err=True)
 
 
-@click.command(no_args_is_help=True)
+@click.command(cls=AtUrl, no_args_is_help=True)
 @asks
 @click.argument("queries", nargs=-1)
 @answers
 @JSON
-def query(model: MachModel, queries: tuple[str, ...], wish: Wish, as_json: bool) -> None:
-    """Answer QUERIES by RUN: texts, or rows as `index:value ...` where it takes numbers; - reads lines from stdin."""
+@URL
+@PROJECT
+@TOKEN_FILE
+def query(model: MachModel, queries: tuple[str, ...], wish: Wish, as_json: bool, **at: Any) -> None:
+    """Answer QUERIES by RUN: texts, or rows as `index:value ...` where it takes numbers; - reads lines from stdin.
+
+    With --url a server that `mach serve` started answers in place of RUN, always with probabilities.
+    """
     if not queries and sys.stdin.isatty():
         raise click.UsageError("give a query, or - to type some", click.get_current_context())
-    names_of, uris_of, (kind, kinds) = model.name_function(), model.uri_function(), wish.kind
+    names_of, uris_of = model.name_function(), model.uri_function()
     if not as_json:
-        say(f"  {kind:>11}  {'id':>9}  {'class' if names_of else ''}".rstrip())
+        print_head(wish.kind, has_names=names_of is not None)
     for line in read_lines(queries):
         [(ids_1k, values_1k, [is_known])] = wish.answers(model, model.parse(line))
         ids, values = ids_1k[ids_1k >= 0].tolist(), values_1k[ids_1k >= 0].tolist()
-        names = names_of(ids) if names_of else None
-        if not is_known:
-            told = "has no feature that the run knows: the answer says nothing of it"
-            say(f"mach: query {line!r:.60} {told}", err=True)
-        if as_json:
-            answer = {"query": line, "ids": ids, kinds: [round(value, 6) for value in values], "known": bool(is_known)}
-            say_json(answer | ({"names": names} if names else {}) | ({"uris": uris_of(ids)} if uris_of else {}))
-        else:
-            say(line)
-            for id_, value, name in zip(ids, values, names or [""] * len(ids), strict=True):
-                say(f"  {value:11.4f}  {id_:>9}  {name}".rstrip())
-            if not ids:
-                say(f"  no class has a {kind} of {wish.threshold:g}" if wish.threshold is not None else "  no class")
+        told = {"names": names_of(ids) if names_of else None, "uris": uris_of(ids) if uris_of else None}
+        print_answer(line, ids, values, told, wish.kind, wish.threshold, is_known=bool(is_known), as_json=as_json)
 
 
 @click.command("report")

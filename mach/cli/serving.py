@@ -1,22 +1,37 @@
-"""The verb that serves runs over HTTP."""
+"""The verb that serves runs over HTTP, and ``mach query --url``, which asks such a server."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
+from mach.cli.options import JSON
+from mach.cli.shell import print_answer, print_head, read_lines
 from mach.errors import ConfigError
+
+TOKEN_FILE = click.option(
+    "--token-file", type=click.Path(path_type=Path), help="Lines `read TOKEN` and `learn TOKEN`: who may do what."
+)
+URL = click.option(
+    "--url", metavar="ADDRESS", help="Ask a server, such as http://127.0.0.1:8000; there is no RUN then."
+)
+PROJECT = click.option("--project", metavar="NAME", help="With --url, where the server has several.")
 
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
-@click.option("--language", default="und", show_default=True, help="Of the labels, such as de.")
+@click.option("--learn", is_flag=True, help="Let callers teach and add classes.")
+@TOKEN_FILE
+@click.option("--no-auth", is_flag=True, help="Let everyone who reaches the address ask, without tokens.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
 @click.option(
     "--queue", "queue_rows", type=click.IntRange(1), default=256, show_default=True, help="Rows that may wait."
 )
+@click.option("--language", default="und", show_default=True, help="Of the labels, such as de.")
 def serve(runs: tuple[str, ...], **options: Any) -> None:
     """Serve each RUN over HTTP, as Annif's REST API does. NAME=RUN names the project, by default as its folder."""
     try:
@@ -25,3 +40,57 @@ def serve(runs: tuple[str, ...], **options: Any) -> None:
     except ModuleNotFoundError as error:
         raise ConfigError(f"a server needs {error.name}: pip install 'mach-classifier[serve]'") from error
     serve_runs(Settings(runs, **options))
+
+
+@click.command()
+@click.argument("queries", nargs=-1)
+@URL
+@PROJECT
+@TOKEN_FILE
+@click.option("-k", "k", type=click.IntRange(1), help="Classes a query; 10 by default.")
+@click.option("--allowed", metavar="SUBSET", help="Classes of a stored subset only.")
+@click.option("--threshold", type=float, help="Leave out classes of a lower probability.")
+@click.option("--probabilities", is_flag=True, help="As it does anyway.")
+@JSON
+def query_at_url(
+    queries: tuple[str, ...],
+    url: str,
+    project: str | None,
+    token_file: Path | None,
+    k: int | None,
+    allowed: str | None,
+    threshold: float | None,
+    probabilities: bool,
+    as_json: bool,
+) -> None:
+    """Answer QUERIES by a server: all that `mach query` takes and a server knows."""
+    from mach.serving.client import Client
+
+    token = None
+    if token_file is not None:
+        from mach.serving.tokens import Tokens
+
+        token = Tokens.of_file(token_file).one()
+    kind = ("probability", "probabilities")
+    if not as_json:
+        print_head(kind, has_names=True)
+    with Client(url, project, token=token) as client:
+        for line in read_lines(queries):
+            [found] = client.suggest(line, k, allowed=allowed)
+            results = [one for one in found.results if threshold is None or one.score >= threshold]
+            ids, values = [one.id for one in results], [one.score for one in results]
+            uris = [one.uri or "" for one in results]
+            told = {"names": [one.label for one in results], "uris": uris if any(uris) else None}
+            print_answer(line, ids, values, told, kind, threshold, is_known=found.known, as_json=as_json)
+
+
+class AtUrl(click.Command):
+    """A verb that asks a run, or where an option says so, a server."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        options = args[: args.index("--")] if "--" in args else args
+        if any(one.partition("=")[0] == "--url" for one in options):
+            return query_at_url.make_context(info_name, args, parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)

@@ -83,6 +83,36 @@ def print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
         say("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)))
 
 
+def print_head(kind: tuple[str, str], *, has_names: bool) -> None:
+    """What stands in the columns of answers; ``kind`` is what one value and many are called."""
+    say(f"  {kind[0]:>11}  {'id':>9}  {'class' if has_names else ''}".rstrip())
+
+
+def print_answer(
+    line: str,
+    ids: list[int],
+    values: list[float],
+    told: dict[str, list[Any] | None],
+    kind: tuple[str, str],
+    threshold: float | None,
+    *,
+    is_known: bool,
+    as_json: bool,
+) -> None:
+    """A query and its classes; ``told`` are their names and uris, where there are some."""
+    if not is_known:
+        say(f"mach: query {line!r:.60} has no feature that the run knows: the answer says nothing of it", err=True)
+    if as_json:
+        answer = {"query": line, "ids": ids, kind[1]: [round(value, 6) for value in values], "known": is_known}
+        say_json(answer | {name: column for name, column in told.items() if column})
+        return
+    say(line)
+    for id_, value, name in zip(ids, values, told["names"] or [""] * len(ids), strict=True):
+        say(f"  {value:11.4f}  {id_:>9}  {name}".rstrip())
+    if not ids:
+        say(f"  no class has a {kind[0]} of {threshold:g}" if threshold is not None else "  no class")
+
+
 @contextmanager
 def warnings_as_lines() -> Iterator[None]:
     """What the model warns of, as lines like all other talk."""

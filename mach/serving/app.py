@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from mach import __version__
-from mach.data.names import shown
+from mach.data.names import class_name, shown
 from mach.serving.batcher import Batcher
-from mach.serving.bodies import MOST_RESULTS, Documents, Reader, question, share, whole
+from mach.serving.bodies import DOCUMENTS, INDEXED, MOST_RESULTS, NEW_CLASS, Reader, question, share, whole
+from mach.serving.metrics import Metrics
 from mach.serving.problems import RequestError, problem_of
-from mach.serving.projects import Project, RowAnswer
+from mach.serving.projects import Named, Project, Question, RowAnswer
+from mach.serving.tokens import Guard, Right
 
 Handler = Callable[[Request], Awaitable[Response]]
+OPERATIONS = (
+    *("live", "ready", "tell_metrics", "about", "list_projects", "show_project", "suggest", "suggest_batch", "learn"),
+    *("search_classes", "add_class", "similar_classes"),
+)
+MOST_ASIDE = 32  # searches that may wait
 VERSION = "Mach-Version"  # the header that names the version of the answer
 
 
@@ -35,25 +46,51 @@ class Api:
         By name.
     """
 
-    def __init__(self, projects: Mapping[str, Project], batcher: Batcher, reader: Reader) -> None:
-        self.projects, self.batcher, self.reader = projects, batcher, reader
-        self.is_ready = False
-        self._asides = ThreadPoolExecutor(1, thread_name_prefix="aside")
+    def __init__(
+        self, projects: Mapping[str, Project], queue_rows: int, guard: Guard, folder: Path | None = None
+    ) -> None:
+        self.projects, self.guard, self.reader, self.is_ready = projects, guard, Reader(), False
+        self.metrics = Metrics(OPERATIONS, list(projects), folder)
+        self.batcher = Batcher(queue_rows, observe=self.metrics.batch)
+        self._aside = ThreadPoolExecutor(1, thread_name_prefix="aside")
+        self._n_aside = 0
 
     def routes(self) -> list[Route]:
         """All addresses."""
         project = "/v1/projects/{project_id}"
         return [
-            Route("/health/live", self.live),
-            Route("/health/ready", self.ready),
-            Route("/v1/", self.about),
-            Route("/v1/projects", self.list_projects),
-            Route(project, self.show),
-            Route(f"{project}/suggest", self.suggest, methods=["POST"]),
-            Route(f"{project}/suggest-batch", self.suggest_batch, methods=["POST"]),
-            Route(f"{project}/classes", self.search),
-            Route(f"{project}/classes/{{class_id}}/similar", self.similar),
+            self._route("/health/live", self.live, "nothing"),
+            self._route("/health/ready", self.ready, "nothing"),
+            self._route("/metrics", self.tell_metrics),
+            self._route("/v1/", self.about),
+            self._route("/v1/projects", self.list_projects),
+            self._route(project, self.show_project),
+            self._route(f"{project}/suggest", self.suggest, method="POST"),
+            self._route(f"{project}/suggest-batch", self.suggest_batch, method="POST"),
+            self._route(f"{project}/learn", self.learn, "learn", "POST"),
+            self._route(f"{project}/classes", self.search_classes),
+            self._route(f"{project}/classes", self.add_class, "learn", "POST"),
+            self._route(f"{project}/classes/{{class_id}}/similar", self.similar_classes),
         ]
+
+    def _route(self, path: str, handler: Handler, right: Right = "read", method: str = "GET") -> Route:
+        """An address whose requests are let in, counted, and told what is wrong with them."""
+        name = handler.__name__
+
+        async def handle(request: Request) -> Response:
+            begin, status = time.perf_counter(), 500
+            try:
+                try:
+                    self.guard.insist(request, right)
+                    response = await handler(request)
+                except Exception as error:
+                    response = problem_of(error).response()
+                status = response.status_code
+            finally:
+                self.metrics.count(name, status, time.perf_counter() - begin)
+            return response
+
+        return Route(path, handle, methods=[method], name=name)
 
     async def live(self, request: Request) -> Response:
         """The process runs."""
@@ -73,7 +110,14 @@ class Api:
         """All projects."""
         return JSONResponse({"projects": [project.described() for project in self.projects.values()]})
 
-    async def show(self, request: Request) -> Response:
+    async def tell_metrics(self, request: Request) -> Response:
+        """Counts, for Prometheus."""
+        versions = {name: project.edition.version for name, project in self.projects.items()}
+        return PlainTextResponse(
+            self.metrics.text(self.batcher.n_waiting, versions), media_type="text/plain; version=0.0.4"
+        )
+
+    async def show_project(self, request: Request) -> Response:
         """One project."""
         return JSONResponse(self._project(request).described())
 
@@ -87,7 +131,7 @@ class Api:
             raise RequestError(400, "the form has no text: send the field text")
         limit, threshold = _limits(project, first)
         asked = question(limit, form.get("allowed"), first.get("subset"))
-        [answer] = await self.batcher.ask(project, asked, [shown(first["text"])])
+        [answer] = await self._ask(project, asked, [first["text"]])
         return _answered(_told(answer, threshold), answer)
 
     async def suggest_batch(self, request: Request) -> Response:
@@ -95,31 +139,55 @@ class Api:
         project = self._project(request)
         self.batcher.refuse()
         limit, threshold = _limits(project, request.query_params)
-        body = await self.reader.json(request, Documents)
+        body = await self.reader.json(request, DOCUMENTS)
         asked = question(limit, body.allowed, body.subset)
         if not body.documents:
             return _answered([], None)
-        answers = await self.batcher.ask(project, asked, [shown(document.text) for document in body.documents])
+        answers = await self._ask(project, asked, [document.text for document in body.documents])
         told = [
             _told(answer, threshold) | {"document_id": document.document_id}
             for document, answer in zip(body.documents, answers, strict=True)
         ]
         return _answered(told, answers[0])
 
-    async def search(self, request: Request) -> Response:
+    async def search_classes(self, request: Request) -> Response:
         """Classes by a part of their name."""
         project, fields = self._project(request), request.query_params
         limit = whole(fields, "limit", 10, 0, MOST_RESULTS)
-        answer = await self._aside(project.search, fields.get("query", ""), limit)
+        answer = await self._apart(project.search, fields.get("query", ""), limit)
         return _answered(_told(answer), answer)
 
-    async def similar(self, request: Request) -> Response:
+    async def similar_classes(self, request: Request) -> Response:
         """The classes most similar to one."""
         project = self._project(request)
         k = whole(request.path_params, "class_id", 0, 0, 2**31 - 1)
         limit = whole(request.query_params, "limit", 10, 1, MOST_RESULTS)
-        answer = await self._aside(project.similar, k, limit)
+        answer = await self._apart(project.similar, k, limit)
         return _answered(_told(answer), answer)
+
+    async def learn(self, request: Request) -> Response:
+        """Teach documents their classes."""
+        project = self._project(request)
+        documents = await self.reader.json(request, INDEXED)
+        pairs = [
+            (shown(document.text), Named(one.id, one.uri, one.label))
+            for document in documents
+            for one in document.subjects or []
+            if document.text is not None
+        ]
+        if len(pairs) > MOST_RESULTS:
+            raise RequestError(400, f"{len(pairs)} pairs of text and subject: send at most {MOST_RESULTS} at once")
+        version = await asyncio.wrap_future(project.learn(pairs))
+        return Response(status_code=204, headers={VERSION: version})
+
+    async def add_class(self, request: Request) -> Response:
+        """Add a class."""
+        project = self._project(request)
+        body = await self.reader.json(request, NEW_CLASS)
+        examples, texts = ([shown(text) for text in given] for given in (body.examples, body.texts))
+        version = await asyncio.wrap_future(project.add(body.name, examples, texts))
+        k = project.edition.id_of(Named(label=body.name))
+        return JSONResponse({"id": k, "label": class_name(body.name), "version": version}, 201, {VERSION: version})
 
     def _project(self, request: Request) -> Project:
         name = request.path_params["project_id"]
@@ -127,40 +195,53 @@ class Api:
             raise RequestError(404, f"there is no project {name!r:.60}: see /v1/projects")
         return self.projects[name]
 
-    async def _aside(self, verb: Callable[..., Any], *arguments: Any) -> Any:
+    async def _ask(self, project: Project, asked: Question, texts: Sequence[str]) -> list[RowAnswer]:
+        answers = await self.batcher.ask(project, asked, [shown(text) for text in texts])
+        self.metrics.rows(project.name, len(answers))
+        return answers
+
+    async def _apart(self, verb: Callable[..., RowAnswer], *arguments: Any) -> RowAnswer:
         """What is no row to answer goes to a thread of its own, one at a time."""
-        if self._asides._work_queue.qsize() > 32:
-            raise RequestError(429, "32 searches wait: try again in a second", {"Retry-After": "1"})
-        return await asyncio.get_running_loop().run_in_executor(self._asides, verb, *arguments)
+        if self._n_aside >= MOST_ASIDE:
+            raise RequestError(429, f"{MOST_ASIDE} searches wait: try again in a second", {"Retry-After": "1"})
+        self._n_aside += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._aside, verb, *arguments)
+        finally:
+            self._n_aside -= 1
 
 
-def make_app(projects: Mapping[str, Project], batcher: Batcher, reader: Reader) -> Starlette:
+def make_app(projects: Mapping[str, Project], queue_rows: int, guard: Guard, folder: Path | None = None) -> Starlette:
     """The application; errors raised on purpose are problems, all others a status of 500 and a trace in the log."""
-    api = Api(projects, batcher, reader)
+    api = Api(projects, queue_rows, guard, folder)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         api.is_ready = True
         yield
         api.is_ready = False
-        await batcher.close()
-
-    async def refused(request: Request, error: Exception) -> Response:
-        return problem_of(error).response()
+        await api.batcher.close()
+        for project in projects.values():
+            project.close()
 
     async def unknown(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         told = {404: "there is nothing at this address", 405: "the address has no such method"}
-        return RequestError(
-            error.status_code,
-            f"{told.get(error.status_code, error.detail)}: see /openapi.json",
-            dict(error.headers or {}),
-        ).response()
+        detail = f"{told.get(error.status_code, error.detail)}: see /openapi.json"
+        return RequestError(error.status_code, detail, dict(error.headers or {})).response()
 
-    from mach.errors import MachError
+    async def broken(request: Request, error: Exception) -> Response:
+        return RequestError(500, "the server made a mistake, which its log tells: report it").response()
 
-    handlers: Any = {MachError: refused, MemoryError: refused, HTTPException: unknown}
-    return Starlette(routes=api.routes(), exception_handlers=handlers, lifespan=lifespan)
+    handlers: Any = {HTTPException: unknown, Exception: broken}
+    pages = Middleware(
+        CORSMiddleware,
+        allow_origins=["*"],
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type"],
+        expose_headers=[VERSION, "Retry-After"],
+    )
+    return Starlette(routes=api.routes(), middleware=[pages], exception_handlers=handlers, lifespan=lifespan)
 
 
 def _limits(project: Project, fields: Mapping[str, str]) -> tuple[int, float]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qsl
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from mach.data.names import shown
@@ -22,7 +22,7 @@ MOST_DOCUMENTS = 32  # of a batch, as in Annif
 MOST_RESULTS = 1000
 MOST_ALLOWED = 100_000
 FORM, JSON = "application/x-www-form-urlencoded", "application/json"
-Content = TypeVar("Content", bound="Body")
+Content = TypeVar("Content")
 
 
 class Body(BaseModel):
@@ -59,14 +59,11 @@ class IndexedDocument(Body):
     """A document and its right classes."""
 
     text: str | None = None
-    subjects: list[Subject] | None = Field(default=None, max_length=1000)
+    subjects: list[Subject] | None = Field(default=None, max_length=MOST_RESULTS)
     metadata: dict[str, str] | None = None
 
 
-class Indexed(Body):
-    """Documents to learn from."""
-
-    documents: list[IndexedDocument] = Field(max_length=MOST_DOCUMENTS)
+INDEXED = TypeAdapter(Annotated[list[IndexedDocument], Field(max_length=MOST_RESULTS)])
 
 
 class NewClass(Body):
@@ -77,11 +74,14 @@ class NewClass(Body):
     texts: list[str] = Field(default=[], max_length=MOST_DOCUMENTS)
 
 
+DOCUMENTS, NEW_CLASS = TypeAdapter(Documents), TypeAdapter(NewClass)
+
+
 class Reader:
     """Reads bodies, all of which together hold bounded memory."""
 
-    def __init__(self, most_bytes: int = MOST_BYTES, seconds: float = BODY_SECONDS) -> None:
-        self.most_bytes, self.seconds, self._held = most_bytes, seconds, 0
+    def __init__(self) -> None:
+        self._held = 0
 
     async def read(self, request: Request, kind: str) -> bytes:
         """The body, which must be of a kind: 415 where it is not, 413 where it is large, 408 where it is late."""
@@ -89,24 +89,24 @@ class Reader:
         if given != kind:
             raise RequestError(415, f"the body is {given[:60] or 'of no kind'}: send {kind}")
         too_large = RequestError(
-            413, f"the body has more than {self.most_bytes:,} bytes: send less", {"Connection": "close"}
+            413, f"the body has more than {MOST_BYTES:,} bytes: send less", {"Connection": "close"}
         )
         declared = request.headers.get("content-length", "0")
-        if len(declared) > 18 or int(declared) > self.most_bytes:
+        if len(declared) > 18 or int(declared) > MOST_BYTES:
             raise too_large
         parts, n_bytes = list[bytes](), 0
         try:
-            async with asyncio.timeout(self.seconds):
+            async with asyncio.timeout(BODY_SECONDS):
                 async for part in request.stream():
                     n_bytes += len(part)
                     self._held += len(part)
-                    if n_bytes > self.most_bytes:
+                    if n_bytes > MOST_BYTES:
                         raise too_large
                     if self._held > HELD_BYTES:
                         raise RequestError(503, "too many bodies at once: try again", {"Retry-After": "1"})
                     parts.append(part)
         except TimeoutError:
-            told = f"the body did not arrive within {self.seconds:g} seconds: send it faster"
+            told = f"the body did not arrive within {BODY_SECONDS:g} seconds: send it faster"
             raise RequestError(408, told, {"Connection": "close"}) from None
         except ClientDisconnect:
             raise RequestError(400, "the connection was closed before the body was there: send it whole") from None
@@ -126,13 +126,11 @@ class Reader:
             fields.setdefault(name, []).append(value)
         return fields
 
-    async def json(self, request: Request, kind: type[Content], root: str | None = None) -> Content:
-        """A body of JSON; ``root`` names the field that it is, where a kind is a list."""
+    async def json(self, request: Request, kind: TypeAdapter[Content]) -> Content:
+        """A body of JSON."""
         content = await self.read(request, JSON)
         try:
-            if root is None:
-                return kind.model_validate_json(content)
-            return kind.model_validate_json(b'{"%s":%s}' % (root.encode(), content))
+            return kind.validate_json(content, strict=True)
         except ValidationError as error:
             raise RequestError(400, f"the body is not as it should be: {first_of(error)}: see /openapi.json") from None
 

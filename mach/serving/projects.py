@@ -29,11 +29,13 @@ from mach.model.calibration import fingerprint
 from mach.model.classes.versions import Versions
 from mach.model.loading import load
 from mach.model.model import MachModel
+from mach.serving.problems import RequestError
 from mach.serving.search import NameIndex
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 REMOTE_SECONDS = 10.0  # a run behind a URL is looked at so often
 PATIENCE_SECONDS = 0.5  # rows wait so long for a new version of the classes
+MOST_EDITS = 16
 RETRY_SECONDS = 1.0  # after a run in its place that could not be opened
 WARM = "warm up"
 State = tuple[Any, ...]
@@ -47,6 +49,19 @@ class Question(NamedTuple):
 
     k: int
     allowed: tuple[int | str, ...] | str | None = None
+
+
+class Named(NamedTuple):
+    """A class as a request names it: by its id, else by its uri, else by its label."""
+
+    id: int | None = None
+    uri: str | None = None
+    label: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """For a message."""
+        return str(next((one for one in self if one is not None), ""))
 
 
 class RowAnswer(NamedTuple):
@@ -75,6 +90,14 @@ class Edition:
         """What an answer tells of a class."""
         catalogue = self.answerer.catalogue
         return {"id": k, "uri": catalogue.uris([k])[0] or None, "label": catalogue.name(k), "notation": None}
+
+    def id_of(self, named: Named) -> int | None:
+        """The class of a subject; None where it is not there."""
+        edits, k = self.answerer.edits, named.id
+        if k is None and named.label is not None:
+            k = self.answerer.catalogue.id_of(named.label)
+        is_there = k is not None and k < edits.n_classes and not edits.is_removed(k)
+        return k if is_there else None
 
     def queries(self, rows: Sequence[str]) -> Any:
         """Rows as the model takes them."""
@@ -111,6 +134,7 @@ class Project:
             )
         self.name, self.path, self.language, self._say = name, place(path), language, say
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"edit {name}")
+        self._n_edits = 0  # that wait or are made
         self._seen, self._not_before, self._following = self._look(), 0.0, Future[None]()
         self._following.set_result(None)
         self.edition = self._open()
@@ -146,21 +170,30 @@ class Project:
         edition = self.edition
         return RowAnswer(edition.version, [edition.entry(k) for k in edition.index.find(text, limit)], True)
 
-    def learn(self, pairs: Sequence[tuple[str, int | str]]) -> str:
-        """Teach rows their classes, by ids or names; returns the version that knows them."""
-        rows, classes = [row for row, _ in pairs], [k for _, k in pairs]
-        return self._change(lambda edition, model: model.classes.upvote(edition.queries(rows), classes))
+    def learn(self, pairs: Sequence[tuple[str, Named]]) -> Future[str]:
+        """Teach rows their classes; the version that knows them.
 
-    def add(self, name: str, examples: Sequence[str], texts: Sequence[str]) -> tuple[int, str]:
-        """Add a class by rows or texts; returns its id, and the version that knows it."""
-        ids: list[NDArray[np.int64]] = []
+        Classes that are not there are left out, as Annif does; DataError where none is.
+        """
+
+        def taught(edition: Edition, model: MachModel) -> None:
+            ids = [edition.id_of(named) for _, named in pairs]
+            known = [(row, k) for (row, _), k in zip(pairs, ids, strict=True) if k is not None]
+            if known:
+                model.classes.upvote(edition.queries([row for row, _ in known]), np.array([k for _, k in known]))
+            elif pairs:
+                raise DataError(f"there is no class {pairs[0][1].shown!r:.80}, nor any other of these: see /classes")
+
+        return self._change(taught)
+
+    def add(self, name: str, examples: Sequence[str], texts: Sequence[str]) -> Future[str]:
+        """Add a class by rows or texts; the version that knows it."""
 
         def added(edition: Edition, model: MachModel) -> None:
             rows = [edition.queries(examples)] if examples else None
-            ids.append(model.classes.add([name], rows, [list(texts)] if texts else None))
+            model.classes.add([name], rows, [list(texts)] if texts else None)
 
-        version = self._change(added)
-        return int(ids[0][0]), version
+        return self._change(added)
 
     def described(self) -> dict[str, Any]:
         """As Annif describes a project."""
@@ -211,15 +244,28 @@ class Project:
         self._seen, self.modified = state, datetime.now(UTC)
         self._say(f"{self.name}: version {self.edition.version} answers")
 
-    def _change(self, verb: Callable[[Edition, MachModel], None]) -> str:
+    def _change(self, verb: Callable[[Edition, MachModel], None]) -> Future[str]:
         def changed() -> str:
-            edition = self.edition
-            model = edition.model.with_edits(edition.answerer.edits)
-            verb(edition, model)
-            self.edition, self.modified = Edition(model), datetime.now(UTC)
-            return self.edition.version
+            try:
+                self._take_over_if_changed()
+                edition = self.edition
+                model = edition.model.with_edits(edition.answerer.edits)
+                verb(edition, model)
+                if model.classes.version != edition.model.classes.version:
+                    self.edition, self.modified = Edition(model), datetime.now(UTC)
+                return self.edition.version
+            finally:
+                self._n_edits -= 1
 
-        return self._thread.submit(changed).result()
+        if self._n_edits >= MOST_EDITS:
+            told = f"{MOST_EDITS} edits of {self.name} wait: try again in a second"
+            raise RequestError(429, told, {"Retry-After": "1"})
+        self._n_edits += 1
+        return self._thread.submit(changed)
+
+    def _take_over_if_changed(self) -> None:
+        if self._look() != self._seen:
+            self._take_over()
 
     def _look(self) -> State:
         """Which run is in its place, and last, which version of its classes."""

@@ -1,23 +1,28 @@
-"""The process that serves: what it is started with, its socket, its end."""
+"""The processes that serve: what they are started with, their socket, their end."""
 
 from __future__ import annotations
 
-import ipaddress
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
 
-from mach.errors import ConfigError
+from mach.errors import ConfigError, MachError
+from mach.files.visible import visible
 from mach.serving.app import make_app
-from mach.serving.batcher import QUEUE_ROWS, Batcher
-from mach.serving.bodies import Reader
+from mach.serving.batcher import QUEUE_ROWS
 from mach.serving.connection import Connection
 from mach.serving.projects import Project, project_names
+from mach.serving.tokens import Guard, Tokens, is_loopback
 
-CONNECTIONS = 1000
+CONNECTIONS = 1000  # of a process; one more is told 503
 STOP_SECONDS = 30  # requests that were taken are answered within them
 
 
@@ -28,78 +33,79 @@ class Settings:
     runs: Sequence[str]
     host: str = "127.0.0.1"
     port: int = 8000
-    language: str = "und"
+    learn: bool = False
+    token_file: Path | None = None
+    no_auth: bool = False
+    workers: int = 1
     queue_rows: int = QUEUE_ROWS
+    language: str = "und"
 
-    def projects(self, say: Callable[[str], None]) -> dict[str, Project]:
+    def guard(self) -> Guard:
+        """Who may do what; ConfigError where everyone on the network could, and nobody said so."""
+        if self.token_file is None and not self.no_auth and not is_loopback(self.host):
+            raise ConfigError(f"--host {self.host} is reached by others: give --token-file FILE, or --no-auth")
+        if self.token_file is not None and self.no_auth:
+            raise ConfigError("--token-file and --no-auth: give one of both")
+        tokens = None if self.token_file is None else Tokens.of_file(self.token_file)
+        return Guard(tokens, may_learn=self.learn, is_open=self.no_auth)
+
+    def projects(self) -> dict[str, Project]:
         """Its projects, opened."""
-        named = project_names(self.runs)
-        return {name: Project(name, path, self.language, say) for name, path in named.items()}
+        return {name: Project(name, path, self.language, say) for name, path in project_names(self.runs).items()}
 
-
-@dataclass
-class Service:
-    """An application over opened projects, for a process that serves."""
-
-    settings: Settings
-    projects: dict[str, Project] = field(default_factory=dict)
-
-    def app(self) -> Starlette:
-        """The application."""
-        return make_app(self.projects, Batcher(self.settings.queue_rows), Reader())
+    def app(self, folder: Path | None = None) -> Starlette:
+        """The application of one process, whose counts are kept in a folder."""
+        return make_app(self.projects(), self.queue_rows, self.guard(), folder)
 
 
 def say(line: str) -> None:
     """A line of the log."""
-    from mach.files.visible import visible
-
     print(f"mach: {visible(line)}", file=sys.stderr, flush=True)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address.
-
-    >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("localhost"), is_loopback("0.0.0.0")
-    (True, True, True, False)
-    """
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; then requests that were taken are answered, and it returns."""
-    projects = settings.projects(say)
-    service = Service(settings, projects)
-    config = uvicorn.Config(
-        service.app(),
-        host=settings.host,
-        port=settings.port,
-        http=Connection,
-        ws="none",
-        lifespan="on",
-        log_level="warning",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        limit_concurrency=CONNECTIONS,
-        timeout_graceful_shutdown=STOP_SECONDS,
-    )
-    try:
-        socket = config.bind_socket()
-    except SystemExit:
-        raise ConfigError(f"cannot listen at {settings.host} port {settings.port}: choose another --port") from None
-    for project in projects.values():
-        edition = project.edition
-        say(f"{project.name}: {edition.model.n_classes:,} classes, version {edition.version}")
-    where = f"[{settings.host}]" if ":" in settings.host else settings.host
-    say(f"serving at http://{where}:{socket.getsockname()[1]}; Ctrl-C ends it")
+    settings.guard()
+    for name, project in settings.projects().items():  # what cannot be served is told before anything listens
+        say(f"{name}: {project.edition.model.n_classes:,} classes, version {project.edition.version}")
+        project.close()
+    with tempfile.TemporaryDirectory(prefix="mach-serve-") as folder:
+        config = uvicorn.Config(
+            partial(_worker, settings, Path(folder)),
+            factory=True,
+            host=settings.host,
+            port=settings.port,
+            workers=settings.workers,
+            http=Connection,
+            ws="none",
+            lifespan="on",
+            log_level="warning",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=CONNECTIONS,
+            timeout_graceful_shutdown=STOP_SECONDS,
+        )
+        try:
+            socket = config.bind_socket()
+        except SystemExit:
+            where = f"{settings.host} port {settings.port}"
+            raise ConfigError(f"cannot listen at {where}: choose another --port or --host") from None
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        say(f"serving at http://{host}:{socket.getsockname()[1]}; Ctrl-C ends it")
+        try:
+            if settings.workers > 1:
+                Multiprocess(config, sockets=[socket]).run()
+            else:
+                uvicorn.Server(config).run(sockets=[socket])
+        except KeyboardInterrupt:
+            pass  # uvicorn raises the signal again once all is answered
+
+
+def _worker(settings: Settings, folder: Path) -> Starlette:
     sys.setswitchinterval(0.001)  # the thread that answers gives way to the one that takes requests
     try:
-        uvicorn.Server(config).run(sockets=[socket])
-    except KeyboardInterrupt:
-        pass  # uvicorn raises the signal again once all is answered
-    finally:
-        for project in projects.values():
-            project.close()
+        return settings.app(folder)
+    except MachError as error:
+        say(str(error))
+        sys.exit(STARTUP_FAILURE)  # whoever watches this process does not start it again

@@ -57,13 +57,15 @@ def test_the_surface_is_frozen():
             "--tail", "--threshold", "--trunk", "--workers", "-k", "-o", "data", "run",
         ],
         "query": [
-            "--address", "--allowed", "--json", "--launcher", "--probabilities", "--repetitions", "--rerank",
-            "--tail", "--threshold", "--trunk", "--workers", "-k", "queries", "run",
+            "--address", "--allowed", "--json", "--launcher", "--probabilities", "--project", "--repetitions",
+            "--rerank", "--tail", "--threshold", "--token-file", "--trunk", "--url", "--workers", "-k", "queries", "run",
         ],
         "calibrate": ["--address", "--json", "--launcher", "--repetitions", "--trunk", "--workers", "data", "run"],
         "report": ["--images", "--output", "--trunk", "-o", "data", "run"],
         "info": ["--json", "--trunk", "--verify", "run"],
-        "serve": ["--host", "--language", "--port", "--queue", "runs"],
+        "serve": [
+            "--host", "--language", "--learn", "--no-auth", "--port", "--queue", "--token-file", "--workers", "runs",
+        ],
         "warm-up": [],
         "classes": [],
         "classes add": ["--by", "--example", "--from", "--text", "--trunk", "name", "run"],

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 from mach.data.prepare import prepare
 from mach.model.loading import load
 from mach.model.model import MachModel
-from mach.serving.server import Service, Settings
+from mach.serving.connection import Connection
+from mach.serving.server import Settings
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "run-format-1-edited"
 TEXTS = ["red cup ala", "a blue hat beside a green car", "brown ene", "nothing known", ""]
@@ -38,9 +42,7 @@ def start(run: Path) -> Iterator[Started]:
     clients: list[TestClient] = []
 
     def started(*runs: str, **options) -> TestClient:
-        settings = Settings(runs or (str(run),), **options)
-        service = Service(settings, settings.projects(lambda line: None))
-        clients.append(TestClient(service.app()))
+        clients.append(TestClient(Settings(runs or (str(run),), **options).app()))
         return clients[-1].__enter__()
 
     yield started
@@ -62,3 +64,27 @@ def calibrated(trained: Path, planted: Path, tmp_path: Path) -> Path:
         prepare(model.run.reading, model.run.config.text, str(planted / "test.txt"), like=model.reference())
     )
     return tmp_path / "numbers"
+
+
+@pytest.fixture
+def live(run: Path) -> Iterator[Callable[..., str]]:
+    """Starts a server of the run at a port of this machine, in a thread; keywords are those of `Settings`."""
+    servers: list[tuple[uvicorn.Server, threading.Thread]] = []
+
+    def started(**options) -> str:
+        app = Settings((str(run),), **options).app()
+        config = uvicorn.Config(app, port=0, http=Connection, ws="none", lifespan="on", log_level="critical")
+        socket, server = config.bind_socket(), uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+        thread.start()
+        servers.append((server, thread))
+        url = f"http://127.0.0.1:{socket.getsockname()[1]}"
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        return url
+
+    yield started
+    for server, thread in servers:
+        server.should_exit = True
+        thread.join(60)

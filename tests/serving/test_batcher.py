@@ -35,6 +35,10 @@ class Slow(Project):
         return [RowAnswer("v", [{"label": row}], True) for row in rows]
 
 
+def slow(*, is_open: bool = True) -> Any:
+    return Slow(is_open=is_open)
+
+
 def run(scenario: Any) -> None:
     asyncio.run(asyncio.wait_for(scenario, 60))
 
@@ -50,7 +54,7 @@ async def held(batcher: Batcher, project: Any) -> asyncio.Task:
 
 def test_a_lone_row_waits_for_nobody():
     async def scenario():
-        project, batcher = Slow(), Batcher()
+        project, batcher = slow(), Batcher()
         for row in "abc":
             [answer] = await batcher.ask(project, ASKED, [row])
             assert answer.results == [{"label": row}]
@@ -62,7 +66,7 @@ def test_a_lone_row_waits_for_nobody():
 def test_rows_that_wait_are_answered_together():
     async def scenario():
         sizes: list[int] = []
-        project, batcher = Slow(is_open=False), Batcher(batch_rows=4, observe=sizes.append)
+        project, batcher = slow(is_open=False), Batcher(batch_rows=4, observe=sizes.append)
         first = await held(batcher, project)
         asked = [("ab", ASKED), ("c", Question(5)), ("d", ASKED), ("efghij", ASKED), ("k", ASKED)]
         tasks = [asyncio.create_task(batcher.ask(project, q, list(rows))) for rows, q in asked]
@@ -85,7 +89,7 @@ def test_rows_that_wait_are_answered_together():
 
 def test_a_full_queue_refuses_at_once():
     async def scenario():
-        project, batcher = Slow(is_open=False), Batcher(queue_rows=3)
+        project, batcher = slow(is_open=False), Batcher(queue_rows=3)
         first = await held(batcher, project)
         waiting = asyncio.create_task(batcher.ask(project, ASKED, ["b", "c"]))
         await asyncio.sleep(0)
@@ -104,7 +108,7 @@ def test_a_full_queue_refuses_at_once():
 
 def test_what_cannot_be_answered_harms_nobody_else():
     async def scenario():
-        project, batcher = Slow(is_open=False), Batcher()
+        project, batcher = slow(is_open=False), Batcher()
         first = await held(batcher, project)
         tasks = [asyncio.create_task(batcher.ask(project, ASKED, [row])) for row in ("a", "bad", "c")]
         await asyncio.sleep(0)
@@ -123,7 +127,7 @@ def test_what_cannot_be_answered_harms_nobody_else():
 
 def test_nobody_answers_for_those_who_left():
     async def scenario():
-        project, batcher = Slow(is_open=False), Batcher()
+        project, batcher = slow(is_open=False), Batcher()
         first = await held(batcher, project)
         gone = asyncio.create_task(batcher.ask(project, ASKED, ["gone"]))
         await asyncio.sleep(0)

@@ -1,0 +1,312 @@
+"""Clients of a server of runs: `mach.Client`, and `mach.AsyncClient` with the same verbs to await.
+
+They need httpx: ``pip install 'mach-classifier[serve]'``. What a server sends is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+
+from mach.errors import ConfigError, DataError, MachError, StorageError, one_line
+from mach.model.ask import whole
+
+try:
+    import httpx
+except ModuleNotFoundError as error:
+    raise ConfigError(f"a client needs {error.name}: pip install 'mach-classifier[serve]'") from error
+
+BATCH, BATCH_CHARACTERS = 32, 2**20  # documents of a request, as many as the server takes, and their length
+Arrays = tuple[NDArray[np.int64], NDArray[np.float32]]
+
+
+class Suggestion(BaseModel):
+    """A class that a server suggests, and the probability that it is right."""
+
+    id: int = Field(ge=0, lt=2**31)
+    label: str
+    score: float = Field(ge=-1, le=1)
+    uri: str | None = None
+    notation: str | None = None
+
+
+class Suggestions(BaseModel):
+    """What a server says of a text, and the version of the run that said it."""
+
+    results: list[Suggestion]
+    version: str
+    known: bool
+
+
+_BATCH = TypeAdapter(list[Suggestions])
+_PROJECTS = TypeAdapter(dict[str, list[dict[str, Any]]])
+
+
+class _Requests:
+    """What both clients send, and what they make of answers."""
+
+    def __init__(
+        self, url: str, project: str | None = None, *, token: str | None = None, timeout_seconds: float = 30.0
+    ) -> None:
+        self.url, self.project, self.timeout_seconds = url.rstrip("/"), project, timeout_seconds
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"url {url!r:.80}: need http:// or https://, a host and a port")
+        self._options: dict[str, Any] = {"base_url": self.url, "timeout": timeout_seconds}
+        if token is not None:
+            self._options["headers"] = {"Authorization": f"Bearer {token}"}
+
+    def _path(self, verb: str) -> str:
+        return f"/v1/projects/{self.project}/{verb}"
+
+    def _batches(
+        self, queries: str | Sequence[str], k: int | None, allowed: Sequence[int | str] | str | None
+    ) -> Iterator[dict[str, Any]]:
+        texts = [queries] if isinstance(queries, str) else list(queries)
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise DataError("queries: a server takes texts, at least one, or rows as `index:value ...`")
+        limit = 10 if k is None else whole("k", k, 1, 1000, ", the most a server answers")
+        given: dict[str, Any] = {}
+        if isinstance(allowed, str):
+            given["subset"] = allowed
+        elif allowed is not None:
+            given["allowed"] = [one if isinstance(one, str) else int(one) for one in allowed]
+        while texts:
+            n, length = 0, 0
+            while n < min(BATCH, len(texts)) and (not n or length + len(texts[n]) <= BATCH_CHARACTERS):
+                length += len(texts[n])
+                n += 1
+            documents, texts = [{"text": text} for text in texts[:n]], texts[n:]
+            yield {"params": {"limit": limit}, "json": {"documents": documents, **given}}
+
+    def _first_project(self, response: httpx.Response) -> str:
+        names = [one.get("project_id") for one in self._checked(response, _PROJECTS).get("projects", [])]
+        if len(names) != 1 or not isinstance(names[0], str):
+            raise ConfigError(f"{self.url} has the projects {', '.join(map(str, names)) or 'none'}: name one")
+        return names[0]
+
+    def _pause(self, response: httpx.Response, end: float) -> float | None:
+        """Seconds to wait before a request is sent again; None where it was answered, or there is no time left."""
+        if response.status_code != 429:
+            return None
+        try:
+            seconds = min(max(float(response.headers.get("retry-after", "1")), 0.05), 60.0)
+        except ValueError:
+            seconds = 1.0
+        return seconds if time.monotonic() + seconds < end else None
+
+    def _checked(self, response: httpx.Response, kind: TypeAdapter[Any]) -> Any:
+        self._refuse(response)
+        try:
+            return kind.validate_json(response.content)
+        except ValidationError as error:
+            told = error.errors()[0]["msg"]
+            raise StorageError(f"{self.url} does not answer as mach serve does ({told:.80}): check the url") from None
+
+    def _refuse(self, response: httpx.Response) -> None:
+        if response.is_success:
+            return
+        try:
+            detail = str(response.json()["detail"])[:500]
+        except (ValueError, LookupError, TypeError):
+            detail = response.reason_phrase
+        kind: type[MachError] = (
+            DataError if response.status_code < 500 and response.status_code != 429 else StorageError
+        )
+        raise kind(f"{self.url} refuses ({response.status_code}): {detail}")
+
+    def _unreachable(self, error: Exception) -> StorageError:
+        return StorageError(f"{self.url} does not answer ({one_line(error)}): is `mach serve` running there?")
+
+
+class Client(_Requests):
+    """Asks a server that ``mach serve`` started; a context manager that closes its connections.
+
+    Parameters
+    ----------
+    url : str
+        Such as ``http://127.0.0.1:8000``.
+    project : str, optional
+        Name of one of its runs; needed where it serves several.
+    token : str, optional
+        Where the server asks for one.
+    timeout_seconds : float
+        For a request, waits for a busy server among it.
+
+    Examples
+    --------
+    >>> import mach
+    >>> with mach.Client("http://127.0.0.1:8000", "books") as client:  # doctest: +SKIP
+    ...     ids, probabilities = client.topk(["a voyage to hunt whales", "kings of Norway"], k=5)
+    """
+
+    def __init__(self, url: str, project: str | None = None, **options: Any) -> None:
+        super().__init__(url, project, **options)
+        try:
+            self._client = httpx.Client(**self._options)
+        except (httpx.InvalidURL, ValueError) as error:
+            raise ConfigError(f"url {url!r:.80}: {one_line(error)}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def topk(
+        self,
+        queries: str | Sequence[str],
+        k: int | None = None,
+        *,
+        allowed: Sequence[int | str] | str | None = None,
+    ) -> Arrays:
+        """Ids and probabilities of the best k classes, as `MachModel.topk` returns them.
+
+        ``allowed`` are ids or names, or the name of a stored subset. Raises DataError when the server refuses,
+        StorageError when it does not answer.
+        """
+        return arrays(self.suggest(queries, k, allowed=allowed), k, is_single=isinstance(queries, str))
+
+    def suggest(
+        self,
+        queries: str | Sequence[str],
+        k: int | None = None,
+        *,
+        allowed: Sequence[int | str] | str | None = None,
+    ) -> list[Suggestions]:
+        """The same with labels, and for every query the version that answered; 32 queries a request."""
+        found: list[Suggestions] = []
+        for body in self._batches(queries, k, allowed):
+            self._find_project()
+            found += self._checked(self._send("POST", self._path("suggest-batch"), **body), _BATCH)
+        return found
+
+    def learn(self, texts: Sequence[str], labels: Sequence[str]) -> None:
+        """Teach that every text is of the class of that name, as ``model.classes.upvote`` does."""
+        self._find_project()
+        self._refuse(self._send("POST", self._path("learn"), json=pairs(texts, labels)))
+
+    def _find_project(self) -> None:
+        if self.project is None:
+            self.project = self._first_project(self._send("GET", "/v1/projects"))
+
+    def _send(self, method: str, path: str, **how: Any) -> httpx.Response:
+        end = time.monotonic() + self.timeout_seconds
+        while True:
+            try:
+                response = self._client.request(method, path, **how)
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                raise self._unreachable(error) from None
+            if (seconds := self._pause(response, end)) is None:
+                return response
+            time.sleep(seconds)
+
+
+class AsyncClient(_Requests):
+    """As `Client`, for programs of many tasks: its verbs are awaited.
+
+    Examples
+    --------
+    >>> async def ask() -> None:
+    ...     async with mach.AsyncClient("http://127.0.0.1:8000") as client:
+    ...         print(await client.topk("a voyage to hunt whales", k=5))
+    """
+
+    def __init__(self, url: str, project: str | None = None, **options: Any) -> None:
+        super().__init__(url, project, **options)
+        try:
+            self._client = httpx.AsyncClient(**self._options)
+        except (httpx.InvalidURL, ValueError) as error:
+            raise ConfigError(f"url {url!r:.80}: {one_line(error)}") from None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def topk(
+        self,
+        queries: str | Sequence[str],
+        k: int | None = None,
+        *,
+        allowed: Sequence[int | str] | str | None = None,
+    ) -> Arrays:
+        """As `Client.topk`."""
+        return arrays(await self.suggest(queries, k, allowed=allowed), k, is_single=isinstance(queries, str))
+
+    async def suggest(
+        self,
+        queries: str | Sequence[str],
+        k: int | None = None,
+        *,
+        allowed: Sequence[int | str] | str | None = None,
+    ) -> list[Suggestions]:
+        """As `Client.suggest`."""
+        found: list[Suggestions] = []
+        for body in self._batches(queries, k, allowed):
+            await self._find_project()
+            found += self._checked(await self._send("POST", self._path("suggest-batch"), **body), _BATCH)
+        return found
+
+    async def learn(self, texts: Sequence[str], labels: Sequence[str]) -> None:
+        """As `Client.learn`."""
+        await self._find_project()
+        self._refuse(await self._send("POST", self._path("learn"), json=pairs(texts, labels)))
+
+    async def _find_project(self) -> None:
+        if self.project is None:
+            self.project = self._first_project(await self._send("GET", "/v1/projects"))
+
+    async def _send(self, method: str, path: str, **how: Any) -> httpx.Response:
+        end = time.monotonic() + self.timeout_seconds
+        while True:
+            try:
+                response = await self._client.request(method, path, **how)
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                raise self._unreachable(error) from None
+            if (seconds := self._pause(response, end)) is None:
+                return response
+            await asyncio.sleep(seconds)
+
+
+def arrays(found: Sequence[Suggestions], k: int | None, *, is_single: bool) -> Arrays:
+    """Ids and scores of shape (N, k), -1 and -inf beyond what was found; of shape (k,) for one query.
+
+    >>> arrays([Suggestions(results=[], version="", known=True)], 2, is_single=True)
+    (array([-1, -1]), array([-inf, -inf], dtype=float32))
+    """
+    width = max((len(one.results) for one in found), default=0) if k is None else k
+    ids_Nk, scores_Nk = np.full((len(found), width), -1), np.full((len(found), width), -np.inf, np.float32)
+    for n, one in enumerate(found):
+        results = one.results[:width]
+        ids_Nk[n, : len(results)] = [result.id for result in results]
+        scores_Nk[n, : len(results)] = [result.score for result in results]
+    return (ids_Nk[0], scores_Nk[0]) if is_single else (ids_Nk, scores_Nk)
+
+
+def pairs(texts: Sequence[str], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Documents of one class each; DataError where there are not as many texts as labels.
+
+    >>> pairs(["a whale"], ["whales"])
+    [{'text': 'a whale', 'subjects': [{'label': 'whales'}]}]
+    """
+    if len(texts) != len(labels):
+        raise DataError(f"{len(texts)} texts and {len(labels)} labels: give one label a text")
+    return [{"text": text, "subjects": [{"label": label}]} for text, label in zip(texts, labels, strict=True)]
