@@ -91,6 +91,7 @@ def serve(settings: Settings) -> None:
         except SystemExit:
             where = f"{settings.host} port {settings.port}"
             raise ConfigError(f"cannot listen at {where}: choose another --port or --host") from None
+        socket.listen(config.backlog)  # who comes before a process is ready waits
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         say(f"serving at http://{host}:{socket.getsockname()[1]}; Ctrl-C ends it")
         try:
