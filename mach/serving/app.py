@@ -29,8 +29,30 @@ from mach.serving.projects import Named, Project, Question, RowAnswer
 from mach.serving.tokens import Guard, Right
 
 Handler = Callable[[Request], Awaitable[Response]]
+FILES = {
+    "/": ("page.html", "text/html"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/openapi.json": ("openapi.json", "application/json"),
+}
+SAFE = {  # of the page: it loads nothing from elsewhere, and no other page shows it inside
+    "Content-Security-Policy": "default-src 'self'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
 OPERATIONS = (
-    *("live", "ready", "tell_metrics", "about", "list_projects", "show_project", "suggest", "suggest_batch", "learn"),
+    *(
+        "file",
+        "live",
+        "ready",
+        "tell_metrics",
+        "about",
+        "list_projects",
+        "show_project",
+        "suggest",
+        "suggest_batch",
+        "learn",
+    ),
     *("search_classes", "add_class", "similar_classes"),
 )
 MOST_ASIDE = 32  # searches that may wait
@@ -59,6 +81,7 @@ class Api:
         """All addresses."""
         project = "/v1/projects/{project_id}"
         return [
+            *(self._route(path, self.file, "nothing") for path in FILES),
             self._route("/health/live", self.live, "nothing"),
             self._route("/health/ready", self.ready, "nothing"),
             self._route("/metrics", self.tell_metrics),
@@ -92,6 +115,12 @@ class Api:
 
         return Route(path, handle, methods=[method], name=name)
 
+    async def file(self, request: Request) -> Response:
+        """The page, its script, and what describes this API."""
+        name, kind = FILES[request.url.path]
+        content = (Path(__file__).parent / name).read_bytes()
+        return Response(content, headers=SAFE, media_type=kind)
+
     async def live(self, request: Request) -> Response:
         """The process runs."""
         return JSONResponse({"status": "live"})
@@ -108,7 +137,7 @@ class Api:
 
     async def list_projects(self, request: Request) -> Response:
         """All projects."""
-        return JSONResponse({"projects": [project.described() for project in self.projects.values()]})
+        return JSONResponse({"projects": [self._described(project) for project in self.projects.values()]})
 
     async def tell_metrics(self, request: Request) -> Response:
         """Counts, for Prometheus."""
@@ -119,7 +148,7 @@ class Api:
 
     async def show_project(self, request: Request) -> Response:
         """One project."""
-        return JSONResponse(self._project(request).described())
+        return JSONResponse(self._described(self._project(request)))
 
     async def suggest(self, request: Request) -> Response:
         """The best classes of a text."""
@@ -188,6 +217,9 @@ class Api:
         version = await asyncio.wrap_future(project.add(body.name, examples, texts))
         k = project.edition.id_of(Named(label=body.name))
         return JSONResponse({"id": k, "label": class_name(body.name), "version": version}, 201, {VERSION: version})
+
+    def _described(self, project: Project) -> dict[str, Any]:
+        return project.described() | {"learning": self.guard.may_learn}
 
     def _project(self, request: Request) -> Project:
         name = request.path_params["project_id"]
