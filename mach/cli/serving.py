@@ -29,7 +29,7 @@ PROJECT = click.option("--project", metavar="NAME", help="With --url, where the 
 @click.option("--no-auth", is_flag=True, help="Let everyone who reaches the address ask, without tokens.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
 @click.option(
-    "--queue", "queue_rows", type=click.IntRange(1), default=256, show_default=True, help="Rows that may wait."
+    "--queue", "queue_rows", type=click.IntRange(1), default=64, show_default=True, help="Rows that may wait."
 )
 @click.option("--language", default="und", show_default=True, help="Of the labels, such as de.")
 def serve(runs: tuple[str, ...], **options: Any) -> None:

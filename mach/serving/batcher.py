@@ -17,8 +17,8 @@ from mach.errors import MachError
 from mach.serving.problems import RequestError
 from mach.serving.projects import Project, Question, RowAnswer
 
-BATCH_ROWS = 64  # more are hardly faster a row
-QUEUE_ROWS = 256
+BATCH_ROWS = 32  # more are hardly faster a row, and all wait for the last
+QUEUE_ROWS = 64  # two batches: whoever is let in is answered after three at most
 
 
 @dataclass(eq=False)

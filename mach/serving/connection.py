@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from asyncio import TimerHandle, Transport
 from typing import Any
 
@@ -21,6 +22,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if (stream := transport.get_extra_info("socket")) is not None:  # asyncio does so where it made the socket alone
+            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:

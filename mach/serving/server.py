@@ -23,6 +23,7 @@ from mach.serving.projects import Project, project_names
 from mach.serving.tokens import Guard, Tokens, is_loopback
 
 CONNECTIONS = 1000  # of a process; one more is told 503
+KEPT_SECONDS = 75  # an idle connection: longer than proxies keep theirs, or they would send into a closed one
 STOP_SECONDS = 30  # requests that were taken are answered within them
 
 
@@ -84,6 +85,7 @@ def serve(settings: Settings) -> None:
             proxy_headers=False,
             server_header=False,
             limit_concurrency=CONNECTIONS,
+            timeout_keep_alive=KEPT_SECONDS,
             timeout_graceful_shutdown=STOP_SECONDS,
         )
         try:

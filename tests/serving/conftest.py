@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -66,25 +67,23 @@ def calibrated(trained: Path, planted: Path, tmp_path: Path) -> Path:
     return tmp_path / "numbers"
 
 
+@contextmanager
+def serving(settings: Settings) -> Iterator[str]:
+    """A server at a port of this machine, in a thread."""
+    config = uvicorn.Config(settings.app(), port=0, http=Connection, ws="none", lifespan="on", log_level="critical")
+    socket, server = config.bind_socket(), uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{socket.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(60)
+
+
 @pytest.fixture
 def live(run: Path) -> Iterator[Callable[..., str]]:
-    """Starts a server of the run at a port of this machine, in a thread; keywords are those of `Settings`."""
-    servers: list[tuple[uvicorn.Server, threading.Thread]] = []
-
-    def started(**options) -> str:
-        app = Settings((str(run),), **options).app()
-        config = uvicorn.Config(app, port=0, http=Connection, ws="none", lifespan="on", log_level="critical")
-        socket, server = config.bind_socket(), uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
-        thread.start()
-        servers.append((server, thread))
-        url = f"http://127.0.0.1:{socket.getsockname()[1]}"
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        return url
-
-    yield started
-    for server, thread in servers:
-        server.should_exit = True
-        thread.join(60)
+    """Starts a server of the run; keywords are those of `Settings`."""
+    with ExitStack() as servers:
+        yield lambda **options: servers.enter_context(serving(Settings((str(run),), **options)))
