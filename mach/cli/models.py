@@ -11,7 +11,7 @@ import click
 
 from mach.cli.options import JSON, NUMBERS, PLACE, RERANK, RUN, TAIL, TRUNK, Wish, answers, asks
 from mach.cli.serving import PROJECT, TOKEN_FILE, URL, AtUrl
-from mach.cli.shell import print_answer, print_table, print_values, progress, read_lines, say
+from mach.cli.shell import print_answer, print_head, print_table, print_values, progress, read_lines, say
 from mach.errors import ConfigError, StorageError
 from mach.files.places import Place
 

@@ -86,6 +86,13 @@ class Edition:
         removed = set(self.answerer.edits.removed.tolist())
         return NameIndex((k, catalogue.name(k)) for k in range(self.model.n_classes) if k not in removed)
 
+    @cached_property
+    def ids_by_uri(self) -> dict[str, int]:
+        """Classes by their uris; empty where the run has none."""
+        catalogue = self.answerer.catalogue
+        uris = catalogue.uris(np.arange(self.model.n_classes)) if catalogue.has_uris else []
+        return {uri: k for k, uri in enumerate(uris) if uri}
+
     def entry(self, k: int) -> dict[str, Any]:
         """What an answer tells of a class."""
         catalogue = self.answerer.catalogue
@@ -94,6 +101,8 @@ class Edition:
     def id_of(self, named: Named) -> int | None:
         """The class of a subject; None where it is not there."""
         edits, k = self.answerer.edits, named.id
+        if k is None and named.uri:
+            k = self.ids_by_uri.get(named.uri)
         if k is None and named.label is not None:
             k = self.answerer.catalogue.id_of(named.label)
         is_there = k is not None and k < edits.n_classes and not edits.is_removed(k)
