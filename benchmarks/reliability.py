@@ -18,10 +18,10 @@ import numpy as np
 from hardware import commit, processor
 
 import mach
+from mach.cli.report import plots
 from mach.data.batch import right_of
 from mach.data.prepare import prepare
-from mach.evaluation.accuracy import evaluate
-from mach.evaluation.report import plots
+from mach.model.accuracy import evaluate
 from mach.model.ask import Ask
 from mach.model.classes.answerer import Answerer
 from mach.model.curves import TOP, Curve, calibration_error, pairs_of, reliability

@@ -36,9 +36,9 @@ def evaluate(
     model: MachModel, data: str | None, ks: list[int], curve: bool, ask: Ask, reliability: bool, as_json: bool
 ) -> None:
     """Measure RUN on DATA, in percent; re-ranked in the last row. DATA is the configuration's data.test by default."""
-    from mach.evaluation.accuracy import evaluate as measure
-    from mach.evaluation.accuracy import measures
     from mach.files.records import write_json
+    from mach.model.accuracy import evaluate as measure
+    from mach.model.accuracy import measures
     from mach.runs.manifest import AccuracyCurve
 
     source = data or model.run.test_rows()
@@ -96,7 +96,7 @@ def calibrate(model: MachModel, data: str | None, as_json: bool) -> None:
 def predict(model: MachModel, data: str, output: str, id_column: str | None, wish: Wish) -> None:
     """Write the top k classes of every row of DATA."""
     from mach.data.prepare import column_of
-    from mach.evaluation.predictions import write_predictions
+    from mach.model.predictions import write_predictions
 
     row_ids = column_of(model.run.reading, data, id_column) if id_column else None
     store = _prepared(model, data)
@@ -151,7 +151,7 @@ def query(model: MachModel, queries: tuple[str, ...], wish: Wish, as_json: bool,
 @TRUNK
 def write_report(run: Place, data: str | None, output: Place | None, images: Place | None, trunk: str | None) -> None:
     """Write one HTML page about RUN, finished or not. It has curves, accuracy on DATA (data.test by default), costs."""
-    from mach.evaluation.report.sections import write_report as write
+    from mach.cli.report.sections import write_report as write
 
     with progress() as report:
         where = write(run, data, output=output, images=images, trunk=trunk, report=report)

@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
+from mach.cli.report.numbers import shown
 from mach.data.limits import ROW_BYTES
 from mach.errors import DataError, DegradedWarning, OmissionWarning
-from mach.evaluation.report.numbers import shown
 from mach.files.visible import json_line, visible
 
 

@@ -52,7 +52,7 @@ class Manifest(Section):
 class AccuracyCurve(Section):
     """The content of curve.json: how accurate a run is with fewer repetitions, as it was last measured.
 
-    ``rows`` are those of `mach.evaluation.accuracy.evaluate`: one a number of repetitions, then all of them re-ranked;
+    ``rows`` are those of `mach.model.accuracy.evaluate`: one a number of repetitions, then all of them re-ranked;
     metrics are shares. ``fingerprint`` is of the rows they were measured on, ``version`` that of the classes.
     """
 

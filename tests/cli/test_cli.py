@@ -58,7 +58,8 @@ def test_the_surface_is_frozen():
         ],
         "query": [
             "--address", "--allowed", "--json", "--launcher", "--probabilities", "--project", "--repetitions",
-            "--rerank", "--tail", "--threshold", "--token-file", "--trunk", "--url", "--workers", "-k", "queries", "run",
+            "--rerank", "--tail", "--threshold", "--token-file", "--trunk", "--url", "--workers", "-k", "queries",
+            "run",
         ],
         "calibrate": ["--address", "--json", "--launcher", "--repetitions", "--trunk", "--workers", "data", "run"],
         "report": ["--images", "--output", "--trunk", "-o", "data", "run"],

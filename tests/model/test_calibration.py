@@ -19,7 +19,7 @@ from mach.data.batch import right_of
 from mach.data.prepare import prepare
 from mach.data.store import Store
 from mach.errors import ConfigError, StorageError
-from mach.evaluation.accuracy import evaluate
+from mach.model.accuracy import evaluate
 from mach.model.ask import Ask
 from mach.model.calibration import Calibration, calibrate_when_due, fingerprint, held_out
 from mach.model.classes.answerer import Answerer

@@ -13,8 +13,8 @@ from mach.config import Config
 from mach.data.prepare import prepare
 from mach.data.store import Store
 from mach.errors import ConfigError, DataError, DegradedWarning, IncompleteRunError, StorageError
-from mach.evaluation.accuracy import evaluate
 from mach.files.tensors import map_tensors
+from mach.model.accuracy import evaluate
 from mach.model.loading import load
 from mach.model.model import MachModel
 from mach.runs.run import Run

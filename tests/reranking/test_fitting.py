@@ -19,9 +19,9 @@ from mach.config import Config, LaunchConfig, to_toml
 from mach.data.batch import SparseBatch, read_batch, read_classes, right_of
 from mach.data.kernels.views import N_HASHED, with_pairs
 from mach.errors import ConfigError, StorageError
-from mach.evaluation.accuracy import evaluate
 from mach.files.records import read_json
 from mach.files.tensors import map_tensors, write_tensors
+from mach.model.accuracy import evaluate
 from mach.model.ask import Ask
 from mach.model.loading import load
 from mach.model.model import MachModel

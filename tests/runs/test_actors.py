@@ -21,7 +21,7 @@ from mach.config import Config
 from mach.data.prepare import prepare
 from mach.data.store import Store
 from mach.errors import ConfigError, DegradedWarning, IncompleteRunError, StorageError
-from mach.evaluation.accuracy import evaluate
+from mach.model.accuracy import evaluate
 from mach.model.ask import Answer
 from mach.model.loading import load
 from mach.model.model import MachModel

@@ -19,8 +19,8 @@ from mach.data.prepare import prepare
 from mach.data.store import Store, split_rows
 from mach.data.transfer import fetch_store
 from mach.errors import ConfigError, DataError, IncompleteRunError, TrainingStoppedError
-from mach.evaluation.accuracy import evaluate
 from mach.files.places import place
+from mach.model.accuracy import evaluate
 from mach.model.classes.versions import Versions
 from mach.model.loading import load
 from mach.networks import steps

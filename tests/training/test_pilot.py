@@ -16,9 +16,9 @@ from mach.config import Config, LaunchConfig, load_config, to_toml
 from mach.data.batch import SparseBatch
 from mach.data.prepare import prepare
 from mach.errors import ConfigError, IncompleteRunError, StorageError
-from mach.evaluation.accuracy import evaluate
 from mach.files.records import read_json
 from mach.files.tensors import map_tensors, write_tensors
+from mach.model.accuracy import evaluate
 from mach.model.loading import load
 from mach.model.model import MachModel
 from mach.reranking.fitting import RerankerTraining

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mach.config import completed, differing_keys, load_config, load_run_config, parse_config
 from mach.errors import ConfigError
-from mach.evaluation.accuracy import evaluate
+from mach.model.accuracy import evaluate
 from mach.model.loading import load
 from mach.training.recipe import ROW_FEATURES, Shape, before_reading, fill
 from mach.training.setup import FREE_KEYS, set_up

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mach.cli.report.diagnosis import bucket_load
 from mach.config import Config, LaunchConfig
 from mach.data.prepare import prepare as prepare_data
 from mach.errors import ConfigError, StorageError
-from mach.evaluation.report.diagnosis import bucket_load
 from mach.files.tensors import map_tensors, write_tensors
 from mach.model.loading import load
 from mach.runs.run import Run

@@ -1,7 +1,7 @@
 """One page about a run: what it is and costs, how it was trained, where it is right and wrong.
 
-`write_report` gathers sections of text, plots (`mach.evaluation.report.plots`) and tables
-(`mach.evaluation.report.page`). matplotlib and Jinja are optional: ``pip install 'mach-classifier[report]'``.
+`write_report` gathers sections of text, plots (`mach.cli.report.plots`) and tables
+(`mach.cli.report.page`). matplotlib and Jinja are optional: ``pip install 'mach-classifier[report]'``.
 """
 
 from __future__ import annotations
@@ -15,17 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach import __version__
-from mach.config import Config
-from mach.data.batch import read_classes
-from mach.data.omissions import warn
-from mach.data.prepare import prepare, texts_of
-from mach.data.store import Store
-from mach.errors import ConfigError, MachError, StorageError
-from mach.evaluation.accuracy import measures
-from mach.evaluation.report import plots
-from mach.evaluation.report.diagnosis import SHOWN, Diagnosis, bucket_load, diagnose, example_rows, mistaken_for
-from mach.evaluation.report.numbers import shown
-from mach.evaluation.report.page import (
+from mach.cli.report import plots
+from mach.cli.report.diagnosis import SHOWN, Diagnosis, bucket_load, diagnose, example_rows, mistaken_for
+from mach.cli.report.numbers import shown
+from mach.cli.report.page import (
     Block,
     Code,
     Examples,
@@ -40,7 +33,14 @@ from mach.evaluation.report.page import (
     quantity,
     template,
 )
+from mach.config import Config
+from mach.data.batch import read_classes
+from mach.data.omissions import warn
+from mach.data.prepare import prepare, texts_of
+from mach.data.store import Store
+from mach.errors import ConfigError, MachError, StorageError
 from mach.files.places import Place, atomic_file
+from mach.model.accuracy import measures
 from mach.model.calibration import Calibration
 from mach.model.loading import load
 from mach.networks.trunk import Trunk

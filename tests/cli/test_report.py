@@ -12,15 +12,15 @@ import pytest
 from click.testing import CliRunner
 
 from mach.cli import main
+from mach.cli.report import plots
+from mach.cli.report.diagnosis import SHOWN, bucket_load, class_recall, diagnose, example_rows, mistaken_for
+from mach.cli.report.sections import write_report
 from mach.config import Config, parse_config
 from mach.data.prepare import prepare, texts_of
 from mach.data.store import Store
 from mach.errors import ConfigError, DataError, TrainingStoppedError
-from mach.evaluation.accuracy import evaluate
-from mach.evaluation.report import plots
-from mach.evaluation.report.diagnosis import SHOWN, bucket_load, class_recall, diagnose, example_rows, mistaken_for
-from mach.evaluation.report.sections import write_report
 from mach.files.visible import visible
+from mach.model.accuracy import evaluate
 from mach.model.loading import load
 from mach.model.model import MachModel
 from mach.runs.run import Run

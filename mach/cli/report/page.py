@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mach.cli.report import plots
+from mach.cli.report.numbers import shown
 from mach.errors import ConfigError
-from mach.evaluation.report import plots
-from mach.evaluation.report.numbers import shown
 from mach.files.visible import visible
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        loader=jinja2.PackageLoader("mach.evaluation.report", ""),
+        loader=jinja2.PackageLoader("mach.cli.report", ""),
     )
     for kind in (Number, Code, Table, Plot, Examples):
         environment.tests[kind.__name__.lower()] = lambda value, kind=kind: isinstance(value, kind)

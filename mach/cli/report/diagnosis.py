@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mach.data.batch import right_of
 from mach.data.store import Store
 from mach.errors import ConfigError
-from mach.evaluation.accuracy import evaluate
+from mach.model.accuracy import evaluate
 from mach.model.ask import Answer
 from mach.model.curves import TOP, calibration_error, pairs_of, reliability
 from mach.model.model import MachModel
@@ -70,7 +70,7 @@ class ClassRecall:
 class Diagnosis:
     """What a model says to the rows of a store."""
 
-    curve: list[dict[str, Any]]  # from `mach.evaluation.accuracy.evaluate`
+    curve: list[dict[str, Any]]  # from `mach.model.accuracy.evaluate`
     top: Answer  # the best `TOP` classes of every row, re-ranked where the model can
     right_Nk: NDArray[np.bool_]  # whether each of them is one of its row's own
     recall: ClassRecall  # among the best `SHOWN`

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mach.cli.report.diagnosis import BucketLoad, Reliability
 from mach.errors import ConfigError
-from mach.evaluation.report.diagnosis import BucketLoad, Reliability
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,7 +84,7 @@ def training(metrics_R: Sequence[list[dict[str, Any]]]) -> Figure:
 
 
 def repetitions(curve: Sequence[dict[str, Any]]) -> Figure:
-    """Accuracy by the number of repetitions, a curve of `mach.evaluation.accuracy.evaluate`; a star is re-ranked."""
+    """Accuracy by the number of repetitions, a curve of `mach.model.accuracy.evaluate`; a star is re-ranked."""
     measures = ("P", "nDCG", "PSP")
     cuts = [int(name.partition("@")[2]) for name in curve[0] if name.startswith("P@")]
     figure, axes = _figure(len(measures))
@@ -135,7 +135,7 @@ def load(buckets: BucketLoad) -> Figure:
 
 
 def recall(groups: Sequence[dict[str, Any]], k: int) -> Figure:
-    """Recall@k of classes by their training rows, in groups of `mach.evaluation.report.diagnosis.ClassRecall`."""
+    """Recall@k of classes by their training rows, in groups of `mach.cli.report.diagnosis.ClassRecall`."""
     figure, (panel,) = _figure(1, width=max(3.6, 0.58 * len(groups) + 1))
     values = [100 * group["recall"] for group in groups]
     bars = panel.bar([f"{group['least']:,}+" for group in groups], values, color=COLOURS[0], width=0.7)

@@ -1,1 +1,0 @@
-"""Evaluation: accuracy, predictions and the report of a run."""
