@@ -16,10 +16,10 @@ from upath import UPath
 
 import mach
 from mach.cli import main
+from mach.cli.report.sections import write_report
 from mach.data.transfer import fetch_store
 from mach.errors import StorageError
 from mach.estimator.classifier import MACHClassifier
-from mach.evaluation.report.sections import write_report
 from mach.files.names import digest, named
 from mach.files.places import fetch_folder, upload_folder
 from mach.runs.run import Run
