@@ -150,7 +150,7 @@ def test_an_older_run_that_stops_early_keeps_the_best_epoch(
     with pytest.raises(TrainingStoppedError):
         train_shard(job, should_stop=lambda: len(files.read_metrics()) > 1)
     state = files.state
-    whole, (arrays, metadata) = state.read_bytes(), map_tensors(Path(state))
+    whole, (arrays, metadata) = state.read_bytes(), map_tensors(Path(str(state)))
     arrays = {name: np.array(array) for name, array in arrays.items()}
     for wrong in ({"best.output.bias": arrays["best.output.bias"][1:]}, {"best.extra": arrays["best.output.bias"]}):
         with state.open("wb") as file:
