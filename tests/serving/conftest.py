@@ -13,11 +13,13 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
+from mach.config import parse_config
 from mach.data.prepare import prepare
 from mach.model.loading import load
 from mach.model.model import MachModel
 from mach.serving.connection import Connection
 from mach.serving.server import Settings
+from tests.fixtures import numbers
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "run-format-1-edited"
 TEXTS = ["red cup ala", "a blue hat beside a green car", "brown ene", "nothing known", ""]
@@ -57,13 +59,12 @@ def client(start: Started) -> TestClient:
 
 
 @pytest.fixture
-def calibrated(trained: Path, planted: Path, tmp_path: Path) -> Path:
+def calibrated(tmp_path: Path) -> Path:
     """A run over numbers that has probabilities."""
-    shutil.copytree(trained, tmp_path / "numbers")
+    shutil.copytree(FIXTURE.with_name("run-format-1-table"), tmp_path / "numbers")
     model = load(tmp_path / "numbers")
-    model.calibrate(
-        prepare(model.run.reading, model.run.config.text, str(planted / "test.txt"), like=model.reference())
-    )
+    data = parse_config({"data": numbers(tmp_path) | {"cache": str(tmp_path / "cache")}}, "fixture").data
+    model.calibrate(prepare(data, model.run.config.text, str(data.train), like=model.reference()))
     return tmp_path / "numbers"
 
 

@@ -14,7 +14,9 @@ from typing import Any
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
+from mach.cli import main
 from mach.model.loading import load
 
 Process = tuple[subprocess.Popen[str], str]
@@ -96,7 +98,6 @@ def test_what_cannot_be_served_is_told_in_a_line(run: Path, tmp_path: Path):
             ([str(tmp_path)], f"{tmp_path} is not a run directory"),
             ([str(run), "--host", "0.0.0.0"], "--host 0.0.0.0 is reached by others"),
         ):
-            command = [sys.executable, "-m", "mach.cli", "serve", *arguments]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = CliRunner().invoke(main, ["serve", *arguments])
             last = done.stderr.splitlines()[-1]
-            assert (done.returncode, last.startswith("mach: "), told in last) == (2, True, True), done.stderr
+            assert (done.exit_code, last.startswith("mach: "), told in last) == (2, True, True), done.stderr
