@@ -27,6 +27,7 @@ from urllib.parse import quote_plus
 import numpy as np
 
 from mach.model.loading import load
+from mach.serving.projects import version_of
 
 K, SECONDS = 10, 6.0
 Wanted = dict[str, dict[str, list[tuple[int, float]]]]  # by version and text
@@ -154,18 +155,15 @@ def differ(a: list[tuple[int, float]], b: list[tuple[int, float]]) -> bool:
 
 def offline(path: Path, texts: list[str]) -> tuple[dict[str, list[tuple[int, float]]], str, float]:
     """What the model answers, its version as the server calls it, and rows a second of a batch."""
-    from mach.model.calibration import fingerprint
-
     model = load(path)
     model.topk(texts[:64], K, probabilities=True)
     begin = time.perf_counter()
     ids, values = model.topk(texts, K, probabilities=True)
     rate = len(texts) / (time.perf_counter() - begin)
-    version = f"{fingerprint(model.run, model.repetitions)[:8]}.{model.classes.version}"
     rows = [
         [(i, v) for i, v in zip(*row, strict=True) if i >= 0] for row in zip(ids.tolist(), values.tolist(), strict=True)
     ]
-    return dict(zip(texts, rows, strict=True)), version, rate
+    return dict(zip(texts, rows, strict=True)), version_of(model), rate
 
 
 def started(path: Path, *options: str) -> tuple[subprocess.Popen[str], int]:

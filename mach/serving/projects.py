@@ -73,11 +73,11 @@ class RowAnswer(NamedTuple):
 
 
 class Edition:
-    """A model that never changes, and its name: eight digits of a digest of all weights, and the version of classes."""
+    """A model that never changes, and the name of its version."""
 
     def __init__(self, model: MachModel) -> None:
         self.model, self.answerer = model, model.answerer
-        self.version = f"{fingerprint(model.run, model.repetitions)[:8]}.{model.classes.version}"
+        self.version = version_of(model)
 
     @cached_property
     def index(self) -> NameIndex:
@@ -118,6 +118,16 @@ class Edition:
         from scipy.sparse import csr_array, vstack
 
         return vstack([csr_array(row[None]) for row in parsed], format="csr")
+
+
+def version_of(model: MachModel) -> str:
+    """What a model's answers are named by: digits of a digest of its weights, the number of its version of classes.
+
+    Beside the number stand digits of that version's own digest: two copies of a run may be edited apart.
+    """
+    name = f"{fingerprint(model.run, model.repetitions)[:8]}.{model.classes.version}"
+    step = Versions(model.run).current().step(model.classes.version)
+    return name if step is None else f"{name}-{step.digest[:8]}"
 
 
 class Project:

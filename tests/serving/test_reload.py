@@ -9,6 +9,7 @@ from pathlib import Path
 from starlette.testclient import TestClient
 
 from mach.model.loading import load
+from mach.serving.projects import version_of
 from tests.serving.conftest import FIXTURE, TEXTS, Started
 
 THINGS = "/v1/projects/things"
@@ -53,6 +54,16 @@ def test_a_run_in_its_place_is_answered_soon(client: TestClient, run: Path, tmp_
     ids, values = offline.topk("red cup", 10, probabilities=True)
     results = suggest(client, "red cup")["results"]
     assert [(one["id"], one["score"]) for one in results] == list(zip(ids.tolist(), values.tolist(), strict=True))
+
+
+def test_copies_that_are_edited_apart_have_versions_of_their_own(run: Path, tmp_path: Path):
+    shutil.copytree(run, tmp_path / "copy")
+    models = [load(run), load(tmp_path / "copy")]
+    assert version_of(models[0]) == version_of(models[1])
+    for model, label in zip(models, ("green hat", "white cup"), strict=True):
+        model.classes.upvote("red cup", label)
+    assert models[0].classes.version == models[1].classes.version
+    assert version_of(models[0]) != version_of(models[1])
 
 
 def test_a_run_that_is_damaged_does_not_answer(start: Started, run: Path, tmp_path: Path, capsys):
