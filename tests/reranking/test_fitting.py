@@ -403,7 +403,7 @@ def test_the_command_line_trains_it_once_all_repetitions_are_finished(paired: Co
     assert [row["reranked"] for row in rows] == [False, False, True]
     assert "yes" in mach("evaluate", tmp_path / "run").stdout.splitlines()[-1]
     query = " ".join(f"{j}:0.5" for j in (21, 22))
-    with_it, without = (json.loads(mach("query", tmp_path / "run", query, "--json", *more).stdout)
+    with_it, without = (json.loads(mach("query", tmp_path / "run", query, "--json", "--scores", *more).stdout)
                         for more in ((), ("--no-rerank",)))  # fmt: skip
     assert with_it["ids"][0] == 7
     assert with_it["scores"] != without["scores"]
