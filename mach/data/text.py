@@ -140,6 +140,15 @@ class TextFeatures:
         lengths, indices, values = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
         return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), indices, values
 
+    def words(self) -> list[str]:
+        """The words of features 0, 1, ..., n-grams of words among them; none where terms are hashed."""
+        return [] if self.config.hashing else list(self._fitted().tables[0])
+
+    def counts_of_values(self) -> NDArray[np.float32]:
+        """What values of the columns, by whatever their row is scaled, take to become counts: float32 of shape (D,)."""
+        idf = self._idf if self._is_weighted else np.ones(self.n_features, np.float32)
+        return np.where(idf > 0, 1 / np.maximum(idf, np.float32(1e-6)), np.float32(0)).astype(np.float32)
+
     def counted(self, texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
         """Features of texts and how often each occurs, unweighted, as CSR: those of class texts are found in queries.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,14 @@ from mach.files.places import atomic_file, names_in, sweep
 from mach.files.records import write_json
 from mach.files.tensors import write_tensors
 from mach.reranking.blend import UNTRIED, Blend, Trial, best_of, choose, precisions
+from mach.reranking.candidates import proposed, widened, without
 from mach.reranking.kernels.rerank import fit_classes
 from mach.reranking.model import Reranker
 from mach.reranking.order import SECTION, TAUGHT, LearnedOrder
 from mach.reranking.parts import CANDIDATES, CLASSIFIERS, STAGES, Parts, name_of
 from mach.reranking.record import Record, fingerprint
 from mach.reranking.settings import FitSettings, fit_settings
-from mach.reranking.signals import SIGNALS
+from mach.reranking.signals import SIGNALS, present
 from mach.reranking.signals.contract import BlendedSignal, Material, Shortlist, Signal, features_of
 from mach.runs.ensemble import Ensemble
 from mach.runs.repetition import RepetitionFiles
@@ -110,8 +112,8 @@ class RerankerTraining:
         assert reranker is not None
         found = []
         with Ensemble(run, run.finished()) as ensemble:
-            for part, whole in self._shortlists(ensemble, rows):
-                best_NT = np.argsort(-reranker.blended(whole), axis=1, kind="stable")[:, :TAUGHT]
+            for part, whole in self._shortlists(ensemble, rows, reranker.signals):
+                best_NT = taught(reranker.blended(whole), whole.ids_NC, reranker.proposed(whole.batch))
                 ids_NT = np.take_along_axis(whole.ids_NC, best_NT, axis=1)
                 scores_NT = np.take_along_axis(whole.scores_NC, best_NT, axis=1)
                 inputs_NTI = reranker.inputs(Shortlist(whole.batch, ids_NT, scores_NT, whole.probs_NRB))
@@ -127,7 +129,7 @@ class RerankerTraining:
         here = self.run.reranking_folder  # large files go to the run's own disk, if it has one
         with tempfile.TemporaryDirectory(prefix="mach-", dir=here if isinstance(here, Path) else None) as scratch:
             material = self._material(Path(scratch))
-            signals = [kind.fit(material) for kind in SIGNALS]
+            signals = present(kind.fit(material) for kind in SIGNALS)
             order = self._order()
             blend, is_learned = self._choice(signals, order)
             in_order = is_learned or (order is None and settings.keeps_inputs)
@@ -268,7 +270,7 @@ class RerankerTraining:
         weighed = [one.name for one in signals if isinstance(one, BlendedSignal)]
         parts: list[tuple[Any, ...]] = []
         with Ensemble(self.run, self.run.finished()) as ensemble:
-            for _, shortlist in self._shortlists(ensemble, rows):
+            for _, shortlist in self._shortlists(ensemble, rows, signals):
                 columns = {one.name: one.columns(shortlist) for one in signals if order or one.name in weighed}
                 ordered_NC = None
                 if order:
@@ -285,16 +287,35 @@ class RerankerTraining:
         gains_AN = np.stack([precisions(np.concatenate(ordered), trial.right_NC), trial.gains(blend)])
         return blend, best_of(gains_AN, usual=0) == 0
 
-    def _shortlists(self, ensemble: Ensemble, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Shortlist]]:
-        """Shortlists of some rows by an ensemble, a few rows at a time."""
+    def _shortlists(
+        self, ensemble: Ensemble, rows: NDArray[np.int64], signals: Sequence[Signal]
+    ) -> Iterator[tuple[NDArray[np.int64], Shortlist]]:
+        """Shortlists of some rows by an ensemble and what signals propose, a few rows at a time."""
         for begin in range(0, len(rows), CHUNK_ROWS):
             part = rows[begin : begin + CHUNK_ROWS]
             done = 0
             for batch, probs_NRB, columns in ensemble.answered(features_of(self.store, part)):
                 assert isinstance(batch, SparseBatch)
                 top = ensemble.topk(probs_NRB, columns, self.config.candidates)
+                top = widened(top, proposed(signals, batch), partial(ensemble.score, probs_NRB, columns))
                 yield part[done : done + len(batch)], Shortlist(batch, top.ids_Nk, top.scores_Nk, probs_NRB)
                 done += len(batch)
+
+
+def taught(
+    scores_NC: NDArray[np.float32], ids_NC: NDArray[np.int64], proposed_NP: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Places of the candidates that an order learns from: `TAUGHT` of best score, and as many more as signals propose.
+
+    Those that they do propose come first, and then others of best score. Shape (N, T).
+    """
+    n = min(TAUGHT + proposed_NP.shape[1], ids_NC.shape[1])
+    is_proposed_NC = (ids_NC >= 0) & (without(ids_NC, proposed_NP) < 0)
+    first_NC = np.argsort(-scores_NC, axis=1, kind="stable")
+    is_first_NC = np.zeros_like(is_proposed_NC)
+    np.put_along_axis(is_first_NC, first_NC[:, :TAUGHT], True, axis=1)
+    places_NC = np.lexsort((-scores_NC, ~(is_first_NC | is_proposed_NC)), axis=1)
+    return np.asarray(places_NC[:, :n])
 
 
 def examples_of(pilot: int) -> str:

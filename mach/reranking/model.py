@@ -19,9 +19,10 @@ from mach.errors import StorageError
 from mach.files.places import is_there
 from mach.files.tensors import map_tensors
 from mach.reranking.blend import WEIGHT, Blend
+from mach.reranking.candidates import proposed
 from mach.reranking.order import SECTION, LearnedOrder
 from mach.reranking.record import local_file
-from mach.reranking.signals import SIGNALS
+from mach.reranking.signals import SIGNALS, present
 from mach.reranking.signals.contract import BlendedSignal, Floats, Shortlist, Signal, SignalFile
 from mach.sketch.answers import TopK
 from mach.sketch.terms import reorder
@@ -59,7 +60,7 @@ class Reranker:
         missing = [name for name in ("candidates", WEIGHT) if name not in notes]
         if missing:
             raise StorageError(f"{file.where}: its metadata lack {', '.join(missing)}: train it again")
-        signals = [kind.load(file) for kind in SIGNALS]
+        signals = present(kind.load(file) for kind in SIGNALS)
         blended = [one for one in signals if isinstance(one, BlendedSignal)]
         blend = Blend({one.strength: file.number(one.strength, 0.0) for one in blended})
         order = LearnedOrder.load(file)
@@ -98,6 +99,10 @@ class Reranker:
         if self.order is None:
             return self.blended(shortlist)
         return self.order.scores(shortlist.scores_NC, self.inputs(shortlist))
+
+    def proposed(self, batch: SparseBatch) -> NDArray[np.int64]:
+        """Classes that signals propose beside the networks' candidates, shape (N, P), -1 for none."""
+        return proposed(self.signals, batch)
 
     def rerank(self, batch: SparseBatch, top: TopK, k: int, probs_NRB: Floats, terms_K: Floats | None = None) -> TopK:
         """The best k of the candidates, also by further terms of their classes, see `mach.sketch.terms.reorder`."""

@@ -51,9 +51,11 @@ class Record(Section):
     fingerprint: Digest  # of what the re-ranker was made from and with
     repetitions: list[int]  # those that the candidates come from
     settings: dict[str, Any]  # candidates, repeats and pilots of the configuration, and those of the fitting
-    weight: float  # this and the next two are the blend, which is without effect where an order is learned
+    weight: float  # this and the next four are the blend, which is without effect where an order is learned
     prior: float = 0.0
     repeats: float = 0.0
+    mention: float = 0.0
+    likeness: float = 0.0
     validated: bool  # whether held-out rows chose the blend
     learned: bool = False  # whether the order is a learned one
     n_weights: int  # stored weights of classifiers
@@ -82,6 +84,10 @@ class Record(Section):
         if self.repeats:
             what = "share of equal rows)" if self.repeats > 0 else "1 + equal rows of the class)"
             formula += f" {self.repeats:+g} log({what}"
+        if self.mention:
+            formula += f" {self.mention:+g} log(share of rows that mention its name)"
+        if self.likeness:
+            formula += f" {self.likeness:+g} (share of what the query shares with any class - 1)"
         return formula
 
 

@@ -80,6 +80,8 @@ def _write(store: Store, rows: NDArray[np.int64], path: Path) -> None:
     with StoreWriter(path, source=str(store.path), row_features=store.row_features, **sizes) as writer:
         for chunk in chunks_of_store(store, rows):
             writer.append(chunk)
+        writer.class_names, writer.text_features = store.class_names, store.text_features  # signals read them,
+        writer.class_texts = store.class_texts  # and these
 
 
 def _remove(folder: Place) -> None:

@@ -8,15 +8,27 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array, random_array
 
+from mach.config import TextConfig
 from mach.data.batch import SparseBatch
+from mach.data.class_texts import ClassTexts
 from mach.data.kernels.views import N_HASHED
 from mach.data.store import Chunk, Store
+from mach.data.text import TextFeatures
 from mach.data.writer import StoreWriter
 from mach.reranking.kernels.rerank import fit_classes
 from mach.reranking.settings import FitSettings
 from mach.reranking.signals.contract import Material, Shortlist
 
 N, D, K, R, B = 80, 30, 7, 3, 8
+# Of features 0 to D - 1, in the order of their spelling, and of the classes: names that rows mention in every way.
+WORDS = sorted(
+    [
+        *("whale", "whales", "whaler", "whalebone", "whaleboat", "spermwhale", "oil", "oils", "oily", "sail", "sails"),
+        *("iron", "irons", "ironwork", "steel", "bone", "bones", "net", "nets", "sperm", "island", "yarn", "zone"),
+        *("ache", "sheetanchor", "anchor", "ear", "ears", "sea", "town"),
+    ]
+)
+NAMES = ["whale", "Sperm whale", "Oil (Motif)", "Steel yarn", "Anchor", "steel", "quay"]
 SETTINGS = FitSettings(pairs=3, power=0.5, threshold=0.01, keeps_inputs=True)
 
 
@@ -37,6 +49,8 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
     ids = np.concatenate(classes).astype(np.int32)
     with StoreWriter(folder / "store", source="test", n_features=D, n_classes=K) as writer:
         writer.append(Chunk(indptr, ids, (x.indptr.astype(np.int64), x.indices.astype(np.int32), x.data)))
+        writer.class_names, writer.text_features = NAMES, TextFeatures(TextConfig()).fit(WORDS)
+        writer.class_texts = ClassTexts.of(NAMES, [("Irons",), *[()] * (K - 1)])
     store, rows = Store.open(folder / "store"), np.arange(N - 10)
     return Material(
         store=store,

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from mach.data.batch import SparseBatch
 from mach.reranking.kernels.associations import CODES, MOST_CONFIDENCE
 from mach.reranking.kernels.repeats import ANY
 from mach.reranking.order import NAMES as ORDER_ARRAYS
@@ -19,6 +20,7 @@ from mach.reranking.signals.rules import LEAST_SHARES, SUPPORT
 from mach.reranking.signals.rules import NAMES as RULE_ARRAYS
 
 WORD = 2**64 - 1
+LEAST_SHARE = -9.0  # logarithm of a share
 
 
 def columns_of(signal: Signal, shortlist: Shortlist) -> NDArray:
@@ -134,6 +136,110 @@ def _mixed(key: int) -> int:
     return key ^ (key >> 31)
 
 
+def mention(signal: Signal, shortlist: Shortlist) -> NDArray:
+    columns_NCI = np.zeros((*shortlist.ids_NC.shape, 9))
+    if not signal.arrays:
+        return columns_NCI
+    names_K = signal.arrays["mention.classes"].tolist()
+    for n, ids in enumerate(shortlist.ids_NC.tolist()):
+        levels, values, longest, found = _mentions(signal, shortlist.batch, n)
+        for c, k in enumerate(ids):
+            if k < 0:
+                continue
+            told = []
+            for name in range(names_K[k], names_K[k + 1]):
+                tokens = _tokens(signal, name)
+                level = min((levels.get(t, 0) for t in tokens), default=0)
+                hit = sum(t in levels for t in tokens) / max(len(tokens), 1)
+                value = sum(values.get(t, 0) for t in tokens) / max(len(tokens), 1)
+                one = [hit, 0, LEAST_SHARE, 0, 0, 0, value, np.log1p(len(found)), 0]
+                if level:
+                    code, rows = (signal.arrays[f"mention.{x}"][name, level - 1] / 255 for x in ("shares", "rows"))
+                    one[1:6] = level, (1 - code) * LEAST_SHARE, rows * 14, len(tokens), _is_covered(tokens, longest)
+                    one[8] = level == 4
+                told.append((bool(level), one[2] if level else hit, one))
+            columns_NCI[n, c] = max(told, default=(0, 0, [0, 0, LEAST_SHARE, 0, 0, 0, 0, np.log1p(len(found)), 0]))[2]
+    return columns_NCI
+
+
+def best_mentions(signal: Signal, batch: SparseBatch, n_most: int) -> NDArray:
+    """Classes of the best mentions, shape (N, P)."""
+    ids_NP = np.full((len(batch), n_most), -1)
+    class_M = np.repeat(np.arange(len(signal.arrays["mention.classes"]) - 1), np.diff(signal.arrays["mention.classes"]))
+    for n in range(len(batch)):
+        levels, _, longest, found = _mentions(signal, batch, n)
+        ranked: dict[int, float] = {}
+        for name in found:
+            tokens = _tokens(signal, name)
+            code = float(signal.arrays["mention.shares"][name, min(levels[t] for t in tokens) - 1])
+            rank = code - 2 * 255 / 9 * _is_covered(tokens, longest)
+            ranked[int(class_M[name])] = max(rank, ranked.get(int(class_M[name]), -np.inf))
+        best = sorted(ranked, key=lambda k: (-ranked[k], k))[:n_most]
+        ids_NP[n, : len(best)] = best
+    return ids_NP
+
+
+def _tokens(signal: Signal, name: int) -> list[int]:
+    offsets = signal.arrays["mention.names.offsets"]
+    return signal.arrays["mention.names.tokens"][offsets[name] : offsets[name + 1]].tolist()
+
+
+def _mentions(
+    signal: Signal, batch: SparseBatch, n: int
+) -> tuple[dict[int, int], dict[int, float], dict[int, int], list[int]]:
+    """Levels and values of the tokens that a row marks, tokens of the longest name of each, and names."""
+    offsets, tokens, spelt = (signal.arrays[f"mention.links.{x}"] for x in ("offsets", "tokens", "levels"))
+    levels: dict[int, int] = {}
+    values: dict[int, float] = {}
+    for j in range(batch.indptr[n], batch.indptr[n + 1]):
+        f, value = int(batch.indices[j]), abs(float(batch.values[j]))
+        for link in range(offsets[f], offsets[f + 1]):
+            t = int(tokens[link])
+            levels[t], values[t] = max(levels.get(t, 0), int(spelt[link])), max(values.get(t, 0), value)
+    names = range(len(signal.arrays["mention.names.offsets"]) - 1)
+    found = [name for name in names if _tokens(signal, name) and all(t in levels for t in _tokens(signal, name))]
+    longest: dict[int, int] = {}
+    for name in found:
+        for t in _tokens(signal, name):
+            longest[t] = max(longest.get(t, 0), len(_tokens(signal, name)))
+    return levels, values, longest, found
+
+
+def _is_covered(tokens: list[int], longest: dict[int, int]) -> bool:
+    return all(longest.get(t, 0) > len(tokens) for t in tokens)
+
+
+def likeness(signal: Signal, shortlist: Shortlist) -> NDArray:
+    columns_NC3 = np.zeros((*shortlist.ids_NC.shape, 3))
+    if not signal.arrays:
+        return columns_NC3
+    totals_K = signal.arrays["likeness.totals"].astype(np.float64)
+    sums_NK = shared(signal, shortlist.batch)
+    for n, ids in enumerate(shortlist.ids_NC.tolist()):
+        for c, k in enumerate(ids):
+            if k >= 0:
+                value, most = sums_NK[n, k], sums_NK[n].max()
+                log = np.log(1 + value * signal.arrays["likeness.scale"][0])
+                columns_NC3[n, c] = [log, value / max(most, 1), value / max(totals_K[k], 1)]
+    return columns_NC3
+
+
+def shared(signal: Signal, batch: SparseBatch) -> NDArray:
+    """What rows and all classes share, in codes, shape (N, K)."""
+    offsets, classes, codes, counts_D = (
+        signal.arrays[f"likeness.{x}"] for x in ("offsets", "classes", "codes", "counts")
+    )
+    sums_NK = np.zeros((len(batch), len(signal.arrays["likeness.totals"])))
+    for n in range(len(batch)):
+        span = slice(batch.indptr[n], batch.indptr[n + 1])
+        features, sizes = batch.indices[span], np.abs(batch.values[span]) * counts_D[batch.indices[span]]
+        once = sizes[sizes > 0].min(initial=np.inf)
+        for f, size in zip(features.tolist(), sizes.tolist(), strict=True):
+            for entry in range(offsets[f], offsets[f + 1]):
+                sums_NK[n, classes[entry]] += max(round(size / once), 1) * int(codes[entry])
+    return sums_NK
+
+
 ORACLES: dict[str, Callable[[Signal, Shortlist], NDArray]] = {
     "aggregate": aggregate,
     "prior": prior,
@@ -141,6 +247,8 @@ ORACLES: dict[str, Callable[[Signal, Shortlist], NDArray]] = {
     "classifiers": classifiers,
     "rules": rules,
     "repeats": repeats,
+    "mention": mention,
+    "likeness": likeness,
 }
 
 

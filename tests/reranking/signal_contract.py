@@ -98,7 +98,7 @@ class SignalContract:
         store = material.store
         scale = Scale(
             store.n_classes, store.n_features, store.n_rows, len(store.class_ids), store.n_nonzeros / store.n_rows,
-            pairs=3, counts_repeats=True, is_learned=True,
+            pairs=3, counts_repeats=True, is_learned=True, has_names=True,
         )  # fmt: skip
         n_bytes = sum(array.nbytes for array in kept.values())
         assert n_bytes / 4 <= self.kind.expected_bytes(scale) <= 4 * n_bytes

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from mach.data.batch import SparseBatch
 from mach.errors import StorageError
-from mach.reranking.signals import SIGNALS, expected_bytes
+from mach.reranking.kernels.likeness import weights_of
+from mach.reranking.signals import SIGNALS, expected_bytes, present
 from mach.reranking.signals.classifiers import LOWEST_MARGIN, Classifiers
 from mach.reranking.signals.contract import BlendedSignal, Material, Scale, Shortlist
+from mach.reranking.signals.likeness import Likeness
+from mach.reranking.signals.mention import Mention
 from mach.reranking.signals.networks import Aggregate, Context
 from mach.reranking.signals.prior import Prior
 from mach.reranking.signals.repeats import Repeats
 from mach.reranking.signals.rules import Rules
+from mach.reranking.spelling import COMPOUND, EXACT, INFLECTED, INSIDE
 from mach.sketch.terms import prior_terms
-from tests.reranking.conftest import D
-from tests.reranking.oracles import columns_of
+from tests.reranking.conftest import WORDS, D
+from tests.reranking.oracles import best_mentions, columns_of, shared
 from tests.reranking.signal_contract import BlendedSignalContract, SignalContract, file_of
 
 
@@ -138,6 +144,81 @@ class TestRepeats(BlendedSignalContract):
         assert [list(arrays) for arrays in found] == [[], ["repeats"], ["repeats"]]
 
 
+class TestMention(BlendedSignalContract):
+    kind = Mention
+
+    def test_a_mention_is_found_by_its_words(self, material: Material):
+        signal, words = Mention.fit(material), {word: n for n, word in enumerate(WORDS)}
+
+        def level_and_cover(text: str, k: int) -> tuple[float, float]:
+            indices = np.array(sorted(words[word] for word in text.split()), np.int32)
+            batch = SparseBatch(np.array([0, len(indices)]), indices, np.ones(len(indices), np.float32))
+            one = np.zeros((1, 1), np.float32)
+            found = signal.columns(Shortlist(batch, np.array([[k]]), one, one[None]))[0, 0]
+            is_proposed = k in signal.candidates(batch)[0]
+            assert is_proposed == (found[1] > 0)
+            return found[1], found[5]
+
+        found = {text: level_and_cover(text, 0) for text in ("whale", "whales", "whalebone", "sperm")}
+        assert found == {"whale": (EXACT, 0), "whales": (INFLECTED, 0), "whalebone": (COMPOUND, 0), "sperm": (0, 0)}
+        assert level_and_cover("sheetanchor", 4) == (INSIDE, 0)
+        assert level_and_cover("sperm whales", 1) == (INFLECTED, 0)
+        assert level_and_cover("sperm whales", 0) == (INFLECTED, 1)  # "Sperm whale" stands there
+        assert level_and_cover("oil", 2) == (EXACT, 0)  # what is in brackets needs no word
+        assert level_and_cover("oily", 2) == (0, 0)  # short words are looked for as they are
+
+    def test_candidates_are_the_best_mentions(self, material: Material, shortlist: Shortlist):
+        signal = Mention.fit(material)
+        ids_NP = signal.candidates(shortlist.batch)
+        np.testing.assert_array_equal(ids_NP, best_mentions(signal, shortlist.batch, ids_NP.shape[1]))
+        assert (ids_NP >= 0).sum() > 5
+
+    @pytest.mark.parametrize("lack", ["class_texts", "text_features"])
+    def test_rows_without_words_or_classes_without_names_have_none(self, lack, material: Material):
+        store = copy.copy(material.store)
+        setattr(store, lack, None)
+        signal = Mention.fit(replace(material, store=store))
+        assert signal.arrays == {}
+        assert signal.candidates(SparseBatch(np.array([0, 0]), np.empty(0, np.int32), np.empty(0, np.float32))) is None
+        assert [one.name for one in present([signal, Aggregate()])] == ["aggregate"]
+
+    @pytest.mark.parametrize("name", ["links.tokens", "names.tokens", "index.names", "links.levels"])
+    def test_numbers_out_of_range_are_refused(self, name, material: Material):
+        arrays = {n: np.array(array) for n, array in Mention.fit(material).arrays.items()}
+        arrays[f"mention.{name}"][0] = 99
+        with pytest.raises(StorageError, match=f"^reranker.safetensors: mention.{name} is not within .* again$"):
+            Mention.load(file_of(arrays, {}, material))
+
+
+class TestLikeness(BlendedSignalContract):
+    kind = Likeness
+
+    def test_candidates_are_those_that_share_most(self, material: Material, shortlist: Shortlist):
+        signal = Likeness.fit(material)
+        ids_NP = signal.candidates(shortlist.batch)
+        sums_NK = shared(signal, shortlist.batch)
+        for ids, sums in zip(ids_NP.tolist(), sums_NK.tolist(), strict=True):
+            ranked = sorted((k for k, value in enumerate(sums) if value), key=lambda k: (-sums[k], k))
+            assert ids == (ranked + [-1] * len(ids))[: len(ids)]
+        assert (ids_NP >= 0).sum() > 5
+
+    def test_weights_are_those_of_the_definition(self):
+        # Two texts: one has feature 0 twice and 1 once, the other feature 1. Mean length 2.
+        weights = weights_of(np.array([0, 2, 3]), np.int32([0, 1, 1]), np.array([2, 1, 1]), 2)
+        idf = np.log([1 + 1.5 / 1.5, 1 + 0.5 / 2.5])
+        longer, shorter = 1.2 * (0.25 + 0.75 * 3 / 2), 1.2 * (0.25 + 0.75 / 2)
+        expected = [idf[0] * 2 * 2.2 / (2 + longer), idf[1] * 2.2 / (1 + longer), idf[1] * 2.2 / (1 + shorter)]
+        np.testing.assert_allclose(weights, expected)
+
+    def test_numbers_out_of_range_are_refused(self, material: Material):
+        arrays = {n: np.array(array) for n, array in Likeness.fit(material).arrays.items()}
+        arrays["likeness.classes"][0] = 99
+        with pytest.raises(
+            StorageError, match=r"^reranker.safetensors: likeness.classes is not within 0..6: .* again$"
+        ):
+            Likeness.load(file_of(arrays, {}, material))
+
+
 def test_every_signal_has_the_laws_tested():
     blended = {contract.kind for contract in BlendedSignalContract.__subclasses__()}
     others = {contract.kind for contract in SignalContract.__subclasses__() if contract is not BlendedSignalContract}
@@ -152,3 +233,5 @@ def test_bytes_of_a_re_ranker_are_those_of_its_signals():
     assert expected_bytes(counted) - expected_bytes(plain) == 5 * 30_000
     learned = replace(plain, is_learned=True)
     assert expected_bytes(learned) - expected_bytes(plain) == 4 * 1000 + 12 * 500 + 5 * 40_000
+    named = replace(plain, has_names=True)
+    assert expected_bytes(named) - expected_bytes(plain) == 50 * 1000 + 18 * 500 + 22 * 1000 + 12 * 500

@@ -337,6 +337,7 @@ def _ledger(run: Run, nonzeros: float | None) -> Section:
         n_positives=int(run.class_counts_K().sum()),
         nonzeros_per_row=manifest.n_features if manifest.dense_input else nonzeros or assumed,
         dense_input=manifest.dense_input,
+        has_names=run.class_names is not None and run.text_features is not None,
     )
     rows = [[name, *quantity(value, unit)] for name, value, unit in chosen.rows()]
     text = "What this configuration costs, counted from its shape alone (mach plan)"

@@ -27,11 +27,15 @@ def keep_largest(
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
     """The entries of largest magnitude of every CSR row, at most so many, rescaled to the norm of the whole row.
 
-    Of equal magnitudes the first are kept.
+    Of equal magnitudes the first are kept. Entries of value 0 do not count, and stay: they say that a word of a class
+    is there, of which the rows knew nothing (`mach.data.text`).
     """
     out_indptr = np.zeros(len(indptr), np.int64)
     for n in range(len(indptr) - 1):
-        out_indptr[n + 1] = out_indptr[n] + min(indptr[n + 1] - indptr[n], most)
+        n_zeros = 0
+        for j in range(indptr[n], indptr[n + 1]):
+            n_zeros += values[j] == 0
+        out_indptr[n + 1] = out_indptr[n] + min(indptr[n + 1] - indptr[n] - n_zeros, most) + n_zeros
     out_indices, out_values = np.empty(out_indptr[-1], np.int32), np.empty(out_indptr[-1], np.float32)
     for n in range(len(indptr) - 1):
         begin, end, out = indptr[n], indptr[n + 1], out_indptr[n]
@@ -52,7 +56,7 @@ def keep_largest(
                 scale = np.sqrt(square / square_of_kept)
         for j in range(begin, end):
             size = abs(values[j])
-            if size > least or (size == least and n_equal > 0):
+            if size > least or (size == least and n_equal > 0) or size == 0:
                 n_equal -= size == least
                 out_indices[out], out_values[out] = indices[j], values[j] * scale
                 out += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,7 @@ from mach.model.ask import Answer, Ask, n_best
 from mach.model.classes.catalogue import Catalogue
 from mach.model.classes.edits import Edits
 from mach.model.classes.memory import PLAIN, RERANKED, ExemplarMemory, Resemblance
+from mach.reranking.candidates import widened
 from mach.reranking.model import Reranker
 from mach.reranking.signals.contract import Shortlist
 from mach.runs.ensemble import BucketScores, Ensemble
@@ -89,8 +90,11 @@ class Answerer:
 
         reranker, terms_K = self._reranker(ask), self._trained_terms(ask)
         if reranker is not None and k >= 1:  # the decoder refuses a k below 1
+            batch = _sparse(scores.batch)
             top = shortlist(scores.probs_NRB, max(k, min(reranker.candidates, self.edits.n_trained)))
-            return reranker.rerank(_sparse(scores.batch), top, k, scores.probs_NRB, terms_K)
+            aggregates = partial(self.ensemble.score, scores.probs_NRB, scores.columns)
+            top = widened(top, reranker.proposed(batch), aggregates, subset)
+            return reranker.rerank(batch, top, k, scores.probs_NRB, terms_K)
         if terms_K is not None and k >= 1:
             return topk_with_terms(shortlist, scores.probs_NRB, k, terms_K, CANDIDATES)
         return shortlist(scores.probs_NRB, k)

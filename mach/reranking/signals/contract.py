@@ -136,6 +136,7 @@ class Scale:
     pairs: int = 0
     counts_repeats: bool = False  # whether rows may be counted by their features
     is_learned: bool = False  # whether an order is learned
+    has_names: bool = False  # whether classes have names, and features are words
 
 
 @dataclass(eq=False)
@@ -150,6 +151,7 @@ class Signal(ABC):
     meaning: ClassVar[str]  # one plain sentence: what a value of it means to a person
     labels: ClassVar[tuple[str, ...]]  # what each column is
     needs_arrays: ClassVar[bool] = True  # whether its columns come from arrays
+    is_young: ClassVar[bool] = False  # whether it is left out where it has no data: older orders do not weigh it
 
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)  # by their names in the file
 
@@ -195,6 +197,13 @@ class Signal(ABC):
 
         A value depends on its query and its class alone, not on the others of the batch or shortlist.
         """
+
+    def candidates(self, batch: SparseBatch) -> NDArray[np.int64] | None:
+        """Classes that may answer beside those that the networks find; None of a signal that proposes none.
+
+        Ids of shape (N, P), -1 for none, none twice in a row; those of a query depend on it alone.
+        """
+        return None
 
 
 class BlendedSignal(Signal):

@@ -36,6 +36,7 @@ def plan_of(config: Config, store: Store, n_workers: int = 1) -> Ledger:
         nonzeros_per_row=store.n_features if store.is_dense else store.n_nonzeros / store.n_rows,
         dense_input=store.is_dense,
         n_workers=n_workers,
+        has_names=store.class_names is not None and bool(store.meta["text_features"]),
     )
 
 
@@ -125,8 +126,12 @@ def plan_by_counts(
     nonzeros_per_row: float,
     dense_input: bool,
     n_workers: int = 1,
+    has_names: bool = False,
 ) -> Ledger:
-    """As `plan_of`, where the rows themselves are not at hand; ``n_positives`` pairs of a row and a class of it."""
+    """As `plan_of`, where the rows themselves are not at hand.
+
+    ``n_positives`` are pairs of a row and a class of it, ``has_names`` says whether classes have names and rows words.
+    """
     reranking = config.reranking
     is_chosen = reranking.repeats is None and (config.data.validation_fraction or 0) > 0
     may_count = is_chosen or bool(reranking.repeats) or (bool(reranking.pilots) and reranking.repeats is None)
@@ -139,6 +144,7 @@ def plan_by_counts(
         pairs=reranking.pairs,
         counts_repeats=may_count,
         is_learned=reranking.pilots > 0,
+        has_names=has_names,
     )
     return bounds.plan(
         n_classes,

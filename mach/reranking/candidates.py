@@ -1,0 +1,58 @@
+"""The candidates of a query: the best classes of the networks, and beside them those that signals propose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mach.data.batch import SparseBatch
+from mach.reranking.signals.contract import Signal
+from mach.sketch.answers import Subset, TopK
+
+
+def proposed(signals: Sequence[Signal], batch: SparseBatch) -> NDArray[np.int64]:
+    """Classes that signals propose, shape (N, P): those of one signal after another, -1 for none and for repeats."""
+    found = [ids_NP for signal in signals if (ids_NP := signal.candidates(batch)) is not None]
+    if not found:
+        return np.empty((len(batch), 0), np.int64)
+    return found[0] if len(found) == 1 else without(np.hstack(found), np.empty((len(batch), 0), np.int64))
+
+
+def widened(
+    top: TopK,
+    proposed_NP: NDArray[np.int64],
+    score: Callable[[NDArray[np.int64]], NDArray[np.float32]],
+    allowed: Subset | None = None,
+) -> TopK:
+    """Candidates with those proposed ones that are allowed and not among them; ``score`` gives their aggregates.
+
+    What `TopK.bound_N` says of all other classes holds as before.
+    """
+    if not proposed_NP.shape[1]:
+        return top
+    if allowed is not None:
+        proposed_NP = np.where(allowed.mask_K[proposed_NP], proposed_NP, -1)
+    more_NP = without(proposed_NP, top.ids_Nk)
+    return replace(
+        top,
+        ids_Nk=np.hstack((top.ids_Nk, more_NP)),
+        scores_Nk=np.hstack((top.scores_Nk, score(more_NP))),
+        n_scored_N=top.n_scored_N + np.count_nonzero(more_NP >= 0, axis=1),
+    )
+
+
+def without(ids_NP: NDArray[np.int64], others_NC: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Ids of every row, -1 in place of those that stand in the same row of others, or before among these.
+
+    >>> without(np.array([[3, 5, 3, 7]]), np.array([[5, 9]])).tolist()
+    [[3, -1, -1, 7]]
+    """
+    all_NM = np.hstack((others_NC, ids_NP))
+    order_NM = np.argsort(all_NM, axis=1, kind="stable")
+    sorted_NM = np.take_along_axis(all_NM, order_NM, axis=1)
+    is_new_NM = np.ones(all_NM.shape, np.bool_)
+    np.put_along_axis(is_new_NM, order_NM[:, 1:], sorted_NM[:, 1:] != sorted_NM[:, :-1], axis=1)
+    return np.where(is_new_NM[:, others_NC.shape[1] :], ids_NP, -1)

@@ -1,0 +1,81 @@
+"""Classes that signals propose: candidates of a query beside those of the networks, never-trained ones among them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from mach.config import parse_config
+from mach.errors import OmissionWarning
+from mach.model.model import MachModel
+from mach.training.conductor import train
+
+N_CLASSES, N_WORDS, LISTED = 40, 60, 5
+UNSEEN = N_CLASSES  # the class of the table that no row has
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MachModel]:
+    """A run with a learned order, whose networks list few classes."""
+    folder = tmp_path_factory.mktemp("proposals")
+    generator = np.random.default_rng(0)
+    with (folder / "classes.csv").open("w", newline="") as file:
+        names = [(f"id{k}", f"name{k}", f"other{k}") for k in range(N_CLASSES)]
+        csv.writer(file).writerows([("id", "name", "alternatives"), *names, ("new", "lighthouse keeper", "wickie")])
+    with (folder / "rows.csv").open("w", newline="") as file:
+        rows = [("text", "classes")]
+        for n in range(300):
+            k = n % N_CLASSES
+            words = " ".join(f"word{word}" for word in generator.integers(0, N_WORDS, 6))
+            rows.append((f"name{k if n % 3 else generator.integers(N_CLASSES)} {words} word{k}", f"id{k}"))
+        csv.writer(file).writerows(rows)
+    config = {
+        "data": {"train": str(folder / "rows.csv"), "classes": str(folder / "classes.csv"), "cache": str(folder / "c")},
+        "hashing": {"repetitions": 2, "heads": 1, "buckets": 16},
+        "network": {"hidden": [16]},
+        "training": {"epochs": 3, "batch": 32},
+        "reranking": {"candidates": LISTED, "pilots": 1},
+    }
+    with pytest.warns(OmissionWarning, match="1 of 41 classes have no training row"):
+        made = train(parse_config(config, "test"), folder / "run", launcher="here")
+    with made as model:
+        yield model
+
+
+QUERIES = ["the lighthouse keepers of word3", "wickie", "name7 word1 word2", "word5 word6", "nothing known"]
+
+
+def test_a_class_without_rows_answers_to_its_names(model: MachModel):
+    assert model.reranker is not None
+    assert model.reranker.order is not None
+    ids_N5, _ = model.topk(QUERIES, k=LISTED)
+    for n in (0, 1):
+        assert UNSEEN in ids_N5[n]
+
+
+def test_proposed_classes_have_the_scores_of_given_ones(model: MachModel):
+    top = model.search(QUERIES, k=LISTED)
+    np.testing.assert_array_equal(model.score(QUERIES, top.ids_Nk), top.scores_Nk)
+    for n, query in enumerate(QUERIES):
+        alone = model.search([query], k=LISTED)
+        np.testing.assert_array_equal(alone.ids_Nk[0], top.ids_Nk[n])
+        np.testing.assert_array_equal(alone.scores_Nk[0], top.scores_Nk[n])
+
+
+def test_no_class_beside_the_candidates_is_above_the_bound(model: MachModel):
+    top = model.search(QUERIES, k=LISTED)
+    assert top.exact_N.all()
+    everything = np.arange(model.n_classes)
+    scores_NK = model.score(QUERIES, everything)
+    for n, ids in enumerate(top.ids_Nk):
+        assert (np.delete(scores_NK[n], ids) <= top.bound_N[n]).all()
+
+
+def test_only_allowed_classes_are_proposed(model: MachModel):
+    allowed = np.setdiff1d(np.arange(model.n_classes), [UNSEEN, 7])
+    ids_N5, _ = model.topk(QUERIES, k=LISTED, allowed=allowed)
+    assert np.isin(ids_N5, allowed).all()
+    assert model.topk(QUERIES[:1], k=1, allowed=[UNSEEN])[0].tolist() == [[UNSEEN]]
