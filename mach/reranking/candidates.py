@@ -14,11 +14,15 @@ from mach.sketch.answers import Subset, TopK
 
 
 def proposed(signals: Sequence[Signal], batch: SparseBatch) -> NDArray[np.int64]:
-    """Classes that signals propose, shape (N, P): those of one signal after another, -1 for none and for repeats."""
+    """Classes that signals propose, shape (N, P): the first of every signal, then the second, and so on.
+
+    Ids are -1 for none and for repeats.
+    """
     found = [ids_NP for signal in signals if (ids_NP := signal.candidates(batch)) is not None]
     if not found:
         return np.empty((len(batch), 0), np.int64)
-    return found[0] if len(found) == 1 else without(np.hstack(found), np.empty((len(batch), 0), np.int64))
+    in_turns_NP = np.stack(found, axis=2).reshape(len(batch), -1)
+    return without(in_turns_NP, np.empty((len(batch), 0), np.int64))
 
 
 def widened(

@@ -305,10 +305,11 @@ class RerankerTraining:
 def taught(
     scores_NC: NDArray[np.float32], ids_NC: NDArray[np.int64], proposed_NP: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Places of the candidates that an order learns from: `TAUGHT` of best score, and as many more as signals propose.
+    """Places of the candidates that an order learns from, shape (N, T).
 
-    Those that they do propose come first, and then others of best score. Shape (N, T).
+    They are the `TAUGHT` of best score and as many that signals propose, or where these are fewer, others of best score.
     """
+    proposed_NP = proposed_NP[:, :TAUGHT]
     n = min(TAUGHT + proposed_NP.shape[1], ids_NC.shape[1])
     is_proposed_NC = (ids_NC >= 0) & (without(ids_NC, proposed_NP) < 0)
     first_NC = np.argsort(-scores_NC, axis=1, kind="stable")

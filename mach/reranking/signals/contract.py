@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 Arrays = Mapping[str, NDArray[Any]]
 Number = TypeVar("Number", int, float)
+PROPOSED = 20  # classes that a signal proposes, at most
 MOST = 1e12  # of numbers of a file: sums and products of a few stay finite in float32
 
 
@@ -201,7 +202,7 @@ class Signal(ABC):
     def candidates(self, batch: SparseBatch) -> NDArray[np.int64] | None:
         """Classes that may answer beside those that the networks find; None of a signal that proposes none.
 
-        Ids of shape (N, P), -1 for none, none twice in a row; those of a query depend on it alone.
+        Ids of shape (N, `PROPOSED`), best first, -1 for none, none twice in a row; those of a query depend on it alone.
         """
         return None
 

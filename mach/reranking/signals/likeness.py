@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from mach.data.batch import SparseBatch
 from mach.errors import StorageError
 from mach.reranking.kernels.likeness import CODES, likeness_of, most_alike, weights_of
-from mach.reranking.signals.contract import BlendedSignal, Floats, Material, Scale, Shortlist, SignalFile
+from mach.reranking.signals.contract import PROPOSED, BlendedSignal, Floats, Material, Scale, Shortlist, SignalFile
 
 SECTION = "likeness."
-CANDIDATES = 20
 CLASS_BYTES, FEATURE_BYTES, ENTRY_BYTES = 4, 12, 6
 ENTRIES = 3  # of a class's text, as of a name
 BLOCK = 2**14  # texts that are counted at once
@@ -88,7 +87,7 @@ class Likeness(BlendedSignal):
     def candidates(self, batch: SparseBatch) -> NDArray[np.int64] | None:
         if not self.arrays:
             return None
-        ids_NP = np.empty((len(batch), CANDIDATES), np.int64)
+        ids_NP = np.empty((len(batch), PROPOSED), np.int64)
         rows = (batch.indptr, batch.indices, batch.values)
         most_alike(rows, self._index, len(self.arrays[f"{SECTION}totals"]), ids_NP)
         return ids_NP

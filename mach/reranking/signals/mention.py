@@ -19,13 +19,12 @@ from mach.reranking.kernels.mentions import (
     count_mentions,
     mentions_of,
 )
-from mach.reranking.signals.contract import BlendedSignal, Floats, Material, Scale, Shortlist, SignalFile
+from mach.reranking.signals.contract import PROPOSED, BlendedSignal, Floats, Material, Scale, Shortlist, SignalFile
 from mach.reranking.spelling import link, tokens_of
 
 Table = tuple[NDArray[Any], ...]
 SECTION = "mention."
 DOUBT = 4.0  # rows that the mean of all names counts as beside a name's own
-CANDIDATES = 20
 NAME_BYTES, LINK_BYTES = 50, 5  # of a class, with the inverted index; and of a link
 LINKS = 2.0  # of a feature
 
@@ -128,7 +127,7 @@ class Mention(BlendedSignal):
     def candidates(self, batch: Any) -> NDArray[np.int64] | None:
         if not self.arrays:
             return None
-        ids_NP = np.empty((len(batch), CANDIDATES), np.int64)
+        ids_NP = np.empty((len(batch), PROPOSED), np.int64)
         rows = (batch.indptr, batch.indices, batch.values)
         best_mentions(rows, *self._tables(), self._class_M, self.arrays[f"{SECTION}shares"], ids_NP)
         return ids_NP
