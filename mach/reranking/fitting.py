@@ -307,7 +307,7 @@ def taught(
 ) -> NDArray[np.int64]:
     """Places of the candidates that an order learns from, shape (N, T).
 
-    They are the `TAUGHT` of best score and as many that signals propose, or where these are fewer, others of best score.
+    They are the `TAUGHT` of best score and as many that signals propose; where these are fewer, others of best score.
     """
     proposed_NP = proposed_NP[:, :TAUGHT]
     n = min(TAUGHT + proposed_NP.shape[1], ids_NC.shape[1])
