@@ -23,8 +23,12 @@ Importing this module imports torch; ``import mach`` does not.
 
 from __future__ import annotations
 
-from mach.nn.head import MACHHead, Output, Top
-from mach.nn.ledger import HeadLedger
+from mach.nn.answers import Output, Top
+from mach.nn.head import MACHHead
+from mach.nn.ledger import HeadLedger, SampledLedger
+from mach.nn.optimizer import RowAdam
+from mach.nn.sampled import SampledHead
+from mach.nn.tables import HashTables
 from mach.nn.targets import Target
 
-__all__ = ["HeadLedger", "MACHHead", "Output", "Target", "Top"]
+__all__ = ["HashTables", "HeadLedger", "MACHHead", "Output", "RowAdam", "SampledHead", "SampledLedger", "Target", "Top"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mach.errors import ConfigError, DataError
+from mach.nn.answers import Output, Top, checked_classes, rows_of
 from mach.nn.ledger import HeadLedger
-from mach.nn.targets import Target, in_range, one_a_row, pairs
+from mach.nn.targets import Target, one_a_row, pairs
 from mach.sketch.bounds import plan
 from mach.sketch.decoder import Decoder
 from mach.sketch.hashing import UniversalAssignment
@@ -26,37 +27,6 @@ CHUNK_SCORES = 2**23  # scores held at once where answers come in parts: 32 MB
 LIMIT_BYTES = 2**30  # of a matrix over all classes
 POWER = 2.0  # best of 0.5 to 8 by likelihood on gnd-core, R = 8
 _TINY = torch.finfo(torch.float32).tiny
-
-
-class Output(NamedTuple):
-    """What a training step needs: the scalar ``loss`` to minimise, and ``output`` of shape (N,).
-
-    That is the log-probability of each row's target, as ``log-mean``; for several targets their mean, for none 0.
-    """
-
-    output: Tensor
-    loss: Tensor
-
-
-class Top(NamedTuple):
-    """The k best classes of every row, on the device of the input.
-
-    Attributes
-    ----------
-    ids : int64 Tensor of shape (N, k)
-        Best first, equal scores by ascending id; -1 where there are fewer than k.
-    scores : float32 Tensor of shape (N, k)
-        Their ``log-mean``; -inf beside -1.
-    exact : bool Tensor of shape (N,)
-        Whether these are certainly the best; only a budget can make it False.
-    bound : float32 Tensor of shape (N,)
-        No other class scores above it.
-    """
-
-    ids: Tensor
-    scores: Tensor
-    exact: Tensor
-    bound: Tensor
 
 
 class MACHHead(nn.Module):
@@ -178,7 +148,7 @@ class MACHHead(nn.Module):
         DataError
             When a shape does not fit or a target is no class.
         """
-        hidden_NH, is_single = self._rows(input)
+        hidden_NH, is_single = rows_of(input, self.in_features)
         if is_single:
             target = torch.as_tensor(target, device=hidden_NH.device)[None]
         if self.loss == "binary":
@@ -227,7 +197,7 @@ class MACHHead(nn.Module):
             raise ConfigError(f"unknown estimate {estimate!r}: choose one of {', '.join(get_args(Estimate))}")
         if self.loss == "binary" and estimate != "log-mean":
             raise ConfigError(f"estimate {estimate!r} is for classes that exclude each other, the loss is 'binary'")
-        hidden_NH, is_single = self._rows(input)
+        hidden_NH, is_single = rows_of(input, self.in_features)
         N, K = len(hidden_NH), self.n_classes
         n_bytes = N * K * 4
         holds_all = classes is None or (estimate == "normalized" and torch.is_grad_enabled())
@@ -237,7 +207,11 @@ class MACHHead(nn.Module):
                 f"topk, take fewer rows{'' if classes is None else ', or torch.no_grad()'}"
             )
         values_NRB = self._log_probs(hidden_NH)
-        asked = torch.arange(K, device=values_NRB.device) if classes is None else self._checked(classes, N)
+        asked = (
+            torch.arange(K, device=values_NRB.device)
+            if classes is None
+            else checked_classes(classes, N, K, self.weight.device)
+        )
         if estimate == "unbiased":
             chance = _meeting_chance(self.prime, self.n_buckets)
             log_probs_NC = ((self._mean(values_NRB.exp(), asked) - chance) / (1 - chance)).clamp_min(_TINY).log()
@@ -276,7 +250,7 @@ class MACHHead(nn.Module):
         -----
         The search runs on the processor (`mach.sketch.decoder.Decoder`), on rows by the 32 MB of scores.
         """
-        hidden_NH, is_single = self._rows(input)
+        hidden_NH, is_single = rows_of(input, self.in_features)
         mask_K = allowed.cpu().numpy() if isinstance(allowed, Tensor) else allowed
         decoder = Decoder(self.assignment)
         n_rows = max(1, CHUNK_SCORES // (self.n_repetitions * self.n_buckets))
@@ -341,18 +315,6 @@ class MACHHead(nn.Module):
             for classes in torch.split(torch.arange(self.n_classes, device=values_NRB.device), n_classes)
         ]
         return torch.stack(parts, 1).logsumexp(1, keepdim=True)
-
-    def _rows(self, input: Tensor) -> tuple[Tensor, bool]:
-        """Hidden states of shape (N, H), and whether they were one row."""
-        if input.ndim not in {1, 2} or input.shape[-1] != self.in_features:
-            raise DataError(f"input has shape {tuple(input.shape)}: need (N, {self.in_features}), flatten other axes")
-        return (input[None], True) if input.ndim == 1 else (input, False)
-
-    def _checked(self, classes: Tensor, n_rows: int) -> Tensor:
-        classes = torch.as_tensor(classes, device=self.weight.device)
-        if classes.ndim not in {1, 2} or (classes.ndim == 2 and len(classes) != n_rows):
-            raise DataError(f"classes have shape {tuple(classes.shape)} for {n_rows} rows: need (C,) or ({n_rows}, C)")
-        return in_range(classes, self.n_classes, "classes")
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: list[str]

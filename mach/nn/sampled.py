@@ -1,0 +1,365 @@
+"""An output layer with one output a class, of which a training step computes a few."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mach.errors import ConfigError, DataError
+from mach.nn.answers import Output, Top, best, checked_classes, rows_of
+from mach.nn.ledger import SampledLedger
+from mach.nn.negatives import Candidates, Draw, joined
+from mach.nn.tables import HashTables
+from mach.nn.targets import Target, pairs
+
+Loss = Literal["softmax", "binary"]
+Negatives = Literal["uniform", "frequency", "lsh"]
+
+CHUNK_SCORES = 2**23  # scores held at once where all classes are scored: 32 MB
+LIMIT_BYTES = 2**30  # of a matrix over all classes
+POWER = 0.5  # of class counts
+
+
+class SampledHead(nn.Module):
+    """An output layer over K classes, one output each, that computes a few of them in a training step.
+
+    Parameters
+    ----------
+    in_features, n_classes : int
+        H and K.
+    n_sampled : int, optional
+        Classes that a step draws beside the targets of its rows; all rows share them. By default K / 20, 256 to 8,192.
+    negatives : {"uniform", "frequency", "lsh"}
+        What they are drawn by: all alike, by ``class_counts``, or half of them all alike and half not drawn but found
+        in ``tables``, as those that share most codes with the rows' hidden states.
+    class_counts : int or float Tensor of shape (K,), optional
+        Training rows of every class, for ``negatives="frequency"``: a class is drawn in proportion to (count + 1)**0.5.
+    loss : {"softmax", "binary"}
+        ``softmax``: cross-entropy, a row's classes share its mass equally. ``binary``: binary cross-entropy summed over
+        the classes. Both are means over the rows, of any number of classes each; a row without one adds 0 to the first.
+    tables : HashTables, optional
+        Over H + 1 features, for ``negatives="lsh"`` and for approximate answers. By default 8 of SimHash, with codes of
+        as many bits as leave some 16 classes a code; they take memory when they are first used. A step builds them
+        anew after 16 steps, and then whenever half as many again were made.
+    bias : bool
+    device, dtype : optional
+        Of weights and bias, as for `torch.nn.Linear`. bfloat16 halves their memory; scores are float32.
+
+    Attributes
+    ----------
+    weight, bias : Parameter of shape (K, H) and (K,)
+        Their gradients are sparse, rows of the candidates alone: use `RowAdam`, or another optimiser for such.
+    n_classes, n_sampled, in_features : int
+
+    Notes
+    -----
+    A step multiplies three times, 6 N H C FLOPs for C candidates, and touches no other class. The logits of drawn ones
+    are raised by the log of how many classes each stands for, so that the sum over all classes is estimated without
+    bias (Bengio and Senecal, "Adaptive importance sampling to accelerate training of a neural probabilistic language
+    model", 2008), and so are the binary loss and its gradients; the softmax's logarithm of the sum is not. Targets are
+    there in any case, as negatives of the other rows too, and stand for themselves. Drawing follows torch's generator.
+
+    Examples
+    --------
+    >>> from mach.nn import RowAdam
+    >>> head = SampledHead(16, 100_000, n_sampled=500)
+    >>> optimizer = RowAdam(head.parameters(), lr=0.01)
+    >>> hidden = torch.randn(8, 16)
+    >>> head(hidden, torch.arange(8)).loss.backward()
+    >>> optimizer.step()
+    >>> head.topk(hidden, k=3).ids.shape
+    torch.Size([8, 3])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        n_classes: int,
+        n_sampled: int | None = None,
+        *,
+        negatives: Negatives = "uniform",
+        class_counts: Tensor | None = None,
+        tables: HashTables | None = None,
+        loss: Loss = "softmax",
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, known in (("loss", loss, Loss), ("negatives", negatives, Negatives)):
+            if value not in get_args(known):
+                raise ConfigError(f"unknown {name} {value!r}: choose one of {', '.join(get_args(known))}")
+        n_sampled = min(max(n_classes // 20, 256), 8192, n_classes) if n_sampled is None else n_sampled
+        if min(in_features, n_classes) < 1 or not 0 <= n_sampled <= n_classes:
+            raise ConfigError(
+                f"in_features={in_features}, n_classes={n_classes}, n_sampled={n_sampled}: need at least 1, at least 1 "
+                "and 0 to n_classes"
+            )
+        if tables is not None and tables.in_features != in_features + 1:
+            raise ConfigError(f"tables are over {tables.in_features} features: need {in_features + 1}, H and the bias")
+        weights = _draw_weights(class_counts, n_classes) if negatives == "frequency" else None
+        n_bits = min(max(n_classes // 16, 2).bit_length() - 1, 20)
+        self.in_features, self.n_classes, self.n_sampled = in_features, n_classes, n_sampled
+        self.loss, self.negatives = loss, negatives
+        self.weight = nn.Parameter(torch.empty(n_classes, in_features, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(n_classes, device=device, dtype=dtype)) if bias else None
+        self.draw = Draw(n_classes, n_sampled - self._n_hardest, weights, device=device)
+        self.tables = HashTables(in_features + 1, n_bits=n_bits, device=device) if tables is None else tables
+        self._n_steps, self._next_build, self._built = 0, 0, -1
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights as `torch.nn.Linear` does; biases give every class its share, 1 / K."""
+        bound = self.in_features**-0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.constant_(self.bias, -float(np.log(max(self.n_classes - 1, 1))) if self.loss == "binary" else 0.0)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, n_classes={self.n_classes}, n_sampled={self.n_sampled}, "
+            f"negatives={self.negatives!r}, loss={self.loss!r}, bias={self.bias is not None}"
+        )
+
+    @property
+    def _n_hardest(self) -> int:
+        """Negatives of a step that are found rather than drawn."""
+        return self.n_sampled // 2 if self.negatives == "lsh" and self.n_sampled < self.n_classes else 0
+
+    def candidates(self, targets: Tensor, hidden_NH: Tensor) -> Candidates:
+        """What a step computes whose rows have these classes, in any order and number, and these hidden states."""
+        if self._n_hardest:
+            if self._n_steps >= self._next_build:
+                self.build_tables()
+                self._next_build = max(16, self._n_steps * 3 // 2)
+            self._n_steps += 1
+            targets = torch.cat([targets, self.tables.hardest(_with_one(hidden_NH), self._n_hardest)])
+        return joined(targets, self.draw())
+
+    @torch.no_grad()
+    def build_tables(self) -> None:
+        """Build the tables by the weights and biases as they are, less their means, which raise all classes alike."""
+        mean_H = torch.stack([self.weight[part].float().sum(0) for part in self._parts(1024)]).sum(0) / self.n_classes
+        zeros = self.weight.new_zeros(self.n_classes if self.bias is None else 0)
+        bias_K = (zeros if self.bias is None else self.bias).float()
+        bias_K = bias_K - bias_K.mean()
+        parts = (torch.cat([self.weight[part] - mean_H, bias_K[part, None]], 1) for part in self._parts(1024))
+        self.tables.build(parts)
+        self._built = self.weight._version
+
+    def forward(self, input: Tensor, target: Target) -> Output:
+        """Log-probability of the target and the loss, estimated by a draw of classes.
+
+        Parameters
+        ----------
+        input : float Tensor of shape (N, H), or (H,)
+        target : int Tensor of shape (N,), or () beside an input of shape (H,)
+            The class of each row; or any number of them: a list of N lists of ids, an int Tensor of shape (N, L) where
+            -1 pads, or a pair of Tensors (ids, offsets) as `torch.nn.EmbeddingBag` takes them and CSR matrices have
+            them. A class that a row names twice counts once.
+
+        Raises
+        ------
+        DataError
+            When a shape does not fit or a target is no class.
+        """
+        hidden_NH, is_single = rows_of(input, self.in_features)
+        N = len(hidden_NH)
+        if is_single:
+            target = torch.as_tensor(target, device=hidden_NH.device)[None]
+        rows_M, classes_M = pairs(target, N, self.n_classes, hidden_NH.device)
+        classes_C, corrections_C = self.candidates(classes_M, hidden_NH)
+        scores_NC = self._scores(hidden_NH, classes_C)
+        scores_M = scores_NC[rows_M, torch.searchsorted(classes_C, classes_M)]
+        counts_N = rows_M.bincount(minlength=N)
+        if self.loss == "binary":
+            log_probs_M = functional.logsigmoid(scores_M)
+            loss = (functional.softplus(scores_NC).sum(0) @ corrections_C.exp() - scores_M.sum()) / N
+        else:
+            log_probs_M = scores_M - (scores_NC + corrections_C).logsumexp(1)[rows_M]
+            loss = -(log_probs_M / counts_N[rows_M]).sum() / N
+        output_N = log_probs_M.new_zeros(N).index_add(0, rows_M, log_probs_M) / counts_N.clamp_min(1)
+        return Output(output_N[0] if is_single else output_N, loss)
+
+    def log_prob(self, input: Tensor, classes: Tensor | None = None, *, limit_bytes: int = LIMIT_BYTES) -> Tensor:
+        """Exact log-probabilities of given classes, or of all; autograd follows.
+
+        Parameters
+        ----------
+        input : float Tensor of shape (N, H), or (H,)
+        classes : int Tensor of shape (C,) for all rows alike, or (N, C), optional
+            All K by default.
+        limit_bytes : int
+            Largest answer over all classes, (N, K).
+
+        Returns
+        -------
+        Tensor of shape (N, C), without its first axis for an input of shape (H,)
+
+        Raises
+        ------
+        DataError
+            When a shape does not fit, a class is out of range, or the answer exceeds the limit.
+
+        Notes
+        -----
+        With the softmax loss it costs 2 N H K FLOPs, whatever the classes.
+        """
+        hidden_NH, is_single = rows_of(input, self.in_features)
+        N = len(hidden_NH)
+        holds_all = classes is None or (self.loss == "softmax" and torch.is_grad_enabled())
+        if holds_all and N * self.n_classes * 4 > limit_bytes:
+            repair = f"give classes, use topk, take fewer rows{'' if classes is None else ', or torch.no_grad()'}"
+            raise DataError(
+                f"{N} rows of all {self.n_classes} classes take {N * self.n_classes * 4} bytes, the limit is "
+                f"{limit_bytes}: {repair}"
+            )
+        if classes is None:
+            scores_NC = self._scores(hidden_NH)
+        else:
+            classes = checked_classes(classes, N, self.n_classes, self.weight.device)
+            if classes.ndim == 1:
+                scores_NC = self._scores(hidden_NH, classes)
+            else:
+                weight_NCH, bias_NC = self._rows_of_weight(classes.flatten())
+                scores_NC = (weight_NCH.view(*classes.shape, -1).float() @ hidden_NH.float()[:, :, None])[:, :, 0]
+                scores_NC = scores_NC if bias_NC is None else scores_NC + bias_NC.view(classes.shape)
+        if self.loss == "binary":
+            log_probs_NC = functional.logsigmoid(scores_NC)
+        elif classes is None:
+            log_probs_NC = scores_NC.log_softmax(1)
+        else:
+            sums = [self._scores(hidden_NH, part).logsumexp(1) for part in self._parts(N)]
+            log_probs_NC = scores_NC - torch.stack(sums, 1).logsumexp(1, keepdim=True)
+        return log_probs_NC[0] if is_single else log_probs_NC
+
+    @torch.no_grad()
+    def topk(
+        self,
+        input: Tensor,
+        k: int = 10,
+        *,
+        allowed: Tensor | NDArray[np.bool_] | None = None,
+        is_exact: bool = True,
+    ) -> Top:
+        """The k best classes of every row, with their logits: exact, by the full product of 2 N H K FLOPs.
+
+        Parameters
+        ----------
+        input : float Tensor of shape (N, H), or (H,)
+        k : int
+        allowed : bool Tensor of shape (K,), optional
+            Classes that may be returned; others are not scored.
+        is_exact : bool
+            If not, only classes are scored that share a code with the row in one of ``tables``, which are built first
+            if weights have moved. The answer says that it is not exact, and that other classes may score anything.
+
+        Raises
+        ------
+        ConfigError, DataError
+            When an argument or a shape does not fit.
+        """
+        hidden_NH, is_single = rows_of(input, self.in_features)
+        if k < 1:
+            raise ConfigError(f"k is {k}: need at least 1")
+        mask_K = None if allowed is None else self._allowed(allowed)
+        if not is_exact:
+            top = self._found(hidden_NH, k, mask_K)
+            return Top(*(column[0] for column in top)) if is_single else top
+        classes = None if mask_K is None else mask_K.nonzero()[:, 0]
+        parts = (
+            self._parts(len(hidden_NH)) if classes is None else torch.split(classes, self._part_size(len(hidden_NH)))
+        )
+        top = best(((self._scores(hidden_NH, part), part) for part in parts), hidden_NH, k)
+        return Top(*(column[0] for column in top)) if is_single else top
+
+    def predict(self, input: Tensor) -> Tensor:
+        """The best class of every row, int64 of shape (N,), or () for an input of shape (H,)."""
+        return self.topk(input, 1).ids[..., 0]
+
+    def ledger(self, n_rows: int, *, n_targets: int | None = None) -> SampledLedger:
+        """What a training step of ``n_rows`` takes with `RowAdam`; see `SampledLedger`."""
+        n_candidates = min(self.n_classes, self.n_sampled + (n_rows if n_targets is None else n_targets))
+        sizes = self.in_features, self.n_classes, n_candidates, n_rows
+        return SampledLedger(*sizes, self.weight.element_size(), self.bias is not None)
+
+    def _rows_of_weight(self, classes: Tensor | slice) -> tuple[Tensor, Tensor | None]:
+        """Weights and biases of classes, with gradients of these rows alone where they are a Tensor."""
+        if isinstance(classes, slice):
+            return self.weight[classes], None if self.bias is None else self.bias[classes]
+        weight_CH = functional.embedding(classes, self.weight, sparse=True)
+        return weight_CH, None if self.bias is None else self.bias.gather(0, classes, sparse_grad=True)
+
+    def _scores(self, hidden_NH: Tensor, classes: Tensor | slice = slice(None)) -> Tensor:
+        """Logits of shape (N, C), at least float32."""
+        weight_CH, bias_C = self._rows_of_weight(classes)
+        scores = functional.linear(hidden_NH.to(weight_CH.dtype), weight_CH, bias_C)
+        return scores.float() if scores.dtype in {torch.bfloat16, torch.float16} else scores
+
+    def _part_size(self, n_rows: int) -> int:
+        return max(1, CHUNK_SCORES // max(1, n_rows))
+
+    def _parts(self, n_rows: int) -> list[slice]:
+        """All classes, so many at a time that scores of these rows fit."""
+        size = self._part_size(n_rows)
+        return [slice(begin, min(begin + size, self.n_classes)) for begin in range(0, self.n_classes, size)]
+
+    def _allowed(self, allowed: Tensor | NDArray[np.bool_]) -> Tensor:
+        mask_K = torch.as_tensor(allowed, device=self.weight.device)
+        if mask_K.dtype != torch.bool or mask_K.shape != (self.n_classes,):
+            raise DataError(
+                f"allowed has {mask_K.dtype} and shape {tuple(mask_K.shape)}: need bool of shape ({self.n_classes},)"
+            )
+        return mask_K
+
+    def _found(self, hidden_NH: Tensor, k: int, mask_K: Tensor | None) -> Top:
+        """The k best of those that the tables name."""
+        if self._built != self.weight._version:
+            self.build_tables()
+        N, K, device = len(hidden_NH), self.n_classes, hidden_NH.device
+        ids_Nk = torch.full((N, k), -1, device=device)
+        scores_Nk = torch.full((N, k), -torch.inf, device=device)
+        rows_M, classes_M = self.tables.met(_with_one(hidden_NH))
+        pairs_M = torch.unique(rows_M * K + classes_M)
+        if mask_K is not None:
+            pairs_M = pairs_M[mask_K[pairs_M % K]]
+        rows_M, classes_M = pairs_M // K, pairs_M % K
+        size = max(1, CHUNK_SCORES // self.in_features)
+        products = [
+            (self.weight[classes].float() * hidden_NH[rows].float()).sum(1)
+            for rows, classes in zip(torch.split(rows_M, size), torch.split(classes_M, size), strict=True)
+        ]
+        scores_M = torch.cat(products)
+        scores_M = scores_M if self.bias is None else scores_M + self.bias[classes_M]
+        scores_M, order = scores_M.sort(descending=True, stable=True)
+        rows_M, by_row = rows_M[order].sort(stable=True)
+        counts_N = rows_M.bincount(minlength=N)
+        ranks_M = torch.arange(len(rows_M), device=device) - (counts_N.cumsum(0) - counts_N)[rows_M]
+        is_best = ranks_M < k
+        at = rows_M[is_best], ranks_M[is_best]
+        ids_Nk[at], scores_Nk[at] = classes_M[order][by_row][is_best], scores_M[by_row][is_best]
+        return Top(
+            ids_Nk, scores_Nk, torch.zeros(N, dtype=torch.bool, device=device), scores_Nk.new_full((N,), torch.inf)
+        )
+
+
+def _with_one(hidden_NH: Tensor) -> Tensor:
+    """Hidden states as the tables take them, with a 1 that the bias is multiplied by."""
+    return functional.pad(hidden_NH.detach().float(), (0, 1), value=1.0)
+
+
+def _draw_weights(class_counts: Any, n_classes: int) -> Tensor:
+    """What classes are drawn in proportion to; all of them may be drawn."""
+    if class_counts is None:
+        raise ConfigError("negatives='frequency' needs class_counts, the training rows of every class")
+    counts_K = torch.as_tensor(class_counts).double()
+    if counts_K.shape != (n_classes,) or not bool((counts_K >= 0).all() & counts_K.isfinite().all()):
+        raise ConfigError(
+            f"class_counts has shape {tuple(counts_K.shape)}: need ({n_classes},) finite numbers of at least 0"
+        )
+    return (counts_K + 1) ** POWER
