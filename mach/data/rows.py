@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,18 @@ class RowView:
         if self.power != 1.0:
             values = views.raise_values(indptr, values, self.power)
         return batch if values is batch.values else SparseBatch(indptr, indices, values)
+
+    def members(self, batch: SparseBatch) -> list[tuple[int, ...]]:
+        """The feature behind each entry of `sparse` of one row, or the two whose product it is.
+
+        >>> row = SparseBatch(np.array([0, 2]), np.array([3, 8], np.int32), np.array([1, 2], np.float32))
+        >>> RowView(pairs=2, n_features=10).members(row)
+        [(3,), (8,), (3, 8)]
+        """
+        own = replace(self, pairs=0, power=1.0).sparse(batch)
+        largest = np.argsort(-np.abs(own.values), kind="stable")[: self.pairs if self.pairs > 1 else 0]
+        pairs = [(own.indices[i], own.indices[j]) for n, i in enumerate(largest) for j in largest[:n]]
+        return [(i,) for i in own.indices.tolist()] + [(int(min(pair)), int(max(pair))) for pair in pairs]
 
     def row(self, features: NDArray[Any], values: NDArray[Any]) -> dict[int, float]:
         """One sparse row as it is seen, by the definition: the oracle of `sparse`."""

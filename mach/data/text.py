@@ -162,6 +162,11 @@ class TextFeatures:
         indices, counts = (np.concatenate([block[i] for block in blocks]) for i in (2, 3))
         return np.append(0, np.cumsum(sizes)).astype(np.int64), indices.astype(np.int32), counts
 
+    @property
+    def tables(self) -> Tables:
+        """Ids of words and of n-grams of characters, by their spelling; -1 for others. ConfigError before `fit`."""
+        return self._fitted().tables
+
     def is_known(self, indices: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Whether terms occurred in the texts that were fitted: a hashed one can be the column of none of these."""
         if self._n_rows is None or not self.config.hashing:

@@ -215,6 +215,42 @@ class MachModel(AbstractContextManager["MachModel"]):
             parts[-1][:, self.run.functions(columns)] = probs_NRB
         return np.concatenate(parts)
 
+    def explain(self, query: Any, classes: Any, *, rerank: bool = True, tail: float = 0.0) -> Any:
+        """Why a query has a class: the words that it rests on, and what each signal adds to its score.
+
+        Parameters
+        ----------
+        query : text, or row of numbers
+            A single one.
+        classes : int, str, or sequence of these
+            Ids or names.
+        rerank, tail
+            As of `topk`.
+
+        Returns
+        -------
+        mach.model.explanation.Explanation, or a list of them where ``classes`` are several
+            Printed, it is in plain words; ``to_dict()`` is for machines.
+
+        Raises
+        ------
+        DataError
+            When there is not one query, it does not fit the model, or a class is not there.
+
+        Notes
+        -----
+        Cost: about a query for every word, as each is left out once.
+
+        Examples
+        --------
+        >>> print(model.explain("black chess queen", "BLACK CHESS QUEEN"))  # doctest: +SKIP
+        """
+        from mach.model.explainer import Explainer
+
+        is_single = isinstance(classes, str) or np.ndim(classes) == 0
+        found = Explainer(self, query, rerank=rerank, tail=tail).explain(self.classes.ids_of(classes).tolist())
+        return found[0] if is_single else found
+
     def probabilities(
         self,
         ids: NDArray[np.int64],

@@ -21,7 +21,16 @@ from mach.data.rows import RowView
 from mach.errors import StorageError
 from mach.reranking.kernels.rerank import margins
 from mach.reranking.settings import Loss
-from mach.reranking.signals.contract import Arrays, BlendedSignal, Floats, Material, Scale, Shortlist, SignalFile
+from mach.reranking.signals.contract import (
+    Arrays,
+    BlendedSignal,
+    Evidence,
+    Floats,
+    Material,
+    Scale,
+    Shortlist,
+    SignalFile,
+)
 
 if TYPE_CHECKING:
     from mach.data.batch import SparseBatch
@@ -56,6 +65,12 @@ class ClassifierSet:
         seen, classifiers = self.view.sparse(batch), tuple(self.arrays[name] for name in NAMES)
         margins((seen.indptr, seen.indices, seen.values), ids_NC, classifiers, x_D, margins_NC)
         return margins_NC
+
+    def weights(self, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Features of class k, ascending, and their weights."""
+        part = slice(*self.arrays["offsets"][k : k + 2])
+        features, codes = np.cumsum(self.arrays["gaps"][part], dtype=np.int64), self.arrays["codes"][part]
+        return features[codes != 0], codes[codes != 0] * self.arrays["scales"][k]
 
 
 class Classifiers(BlendedSignal):
@@ -134,6 +149,17 @@ class Classifiers(BlendedSignal):
         else:
             losses_NC = np.logaddexp(np.float32(0), -margins_NC)
         return np.asarray(-(np.float32(strength) * losses_NC))
+
+    def evidence(self, shortlist: Shortlist) -> list[Evidence] | None:
+        """Weight times value of every feature, and of every product of two, that the class's classifier weighs."""
+        k = int(shortlist.ids_NC[0, 0])
+        if not self.sets or k < 0:
+            return None
+        (features, weights), view = self.own.weights(k), self.own.view
+        weight_of = dict(zip(features.tolist(), weights.tolist(), strict=True))
+        seen = view.sparse(shortlist.batch)
+        entries = zip(view.members(shortlist.batch), seen.indices.tolist(), seen.values.tolist(), strict=True)
+        return [Evidence(own, weight_of[i] * value) for own, i, value in entries if i in weight_of]
 
 
 def _set_arrays(file: SignalFile, begin: str) -> dict[str, NDArray[Any]]:

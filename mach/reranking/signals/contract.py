@@ -140,6 +140,14 @@ class Scale:
     has_names: bool = False  # whether classes have names, and features are words
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What features of a query add to the first column of a signal, beyond what it says of a query without any."""
+
+    features: tuple[int, ...]  # one, or those that count together
+    amount: float
+
+
 @dataclass(eq=False)
 class Signal(ABC):
     """One thing that is known of a query and a class of its shortlist, as numbers.
@@ -203,6 +211,13 @@ class Signal(ABC):
         """Classes that may answer beside those that the networks find; None of a signal that proposes none.
 
         Ids of shape (N, `PROPOSED`), best first, -1 for none, none twice in a row; those of a query depend on it alone.
+        """
+        return None
+
+    def evidence(self, shortlist: Shortlist) -> list[Evidence] | None:
+        """Why its value is as it is, for one query and class; None of a signal that cannot tell.
+
+        It is asked for explanations alone (`mach.reranking.breakdown`).
         """
         return None
 
