@@ -122,11 +122,12 @@ def predict(model: MachModel, data: str, output: str, id_column: str | None, wis
 @asks
 @click.argument("queries", nargs=-1)
 @answers
+@click.option("--explain", is_flag=True, help="Say why: the words that each class rests on, what adds to its score.")
 @JSON
 @URL
 @PROJECT
 @TOKEN_FILE
-def query(model: MachModel, queries: tuple[str, ...], wish: Wish, as_json: bool, **at: Any) -> None:
+def query(model: MachModel, queries: tuple[str, ...], wish: Wish, explain: bool, as_json: bool, **at: Any) -> None:
     """Answer QUERIES by RUN: texts, or rows as `index:value ...` where it takes numbers; - reads lines from stdin.
 
     With --url a server that `mach serve` started answers in place of RUN, always with probabilities.
@@ -137,10 +138,13 @@ def query(model: MachModel, queries: tuple[str, ...], wish: Wish, as_json: bool,
     if not as_json:
         print_head(wish.kind, has_names=names_of is not None)
     for line in read_lines(queries):
-        [(ids_1k, values_1k, [is_known])] = wish.answers(model, model.parse(line))
+        asked = model.parse(line)
+        [(ids_1k, values_1k, [is_known])] = wish.answers(model, asked)
         ids, values = ids_1k[ids_1k >= 0].tolist(), values_1k[ids_1k >= 0].tolist()
+        why = model.explain(asked, ids, rerank=wish.ask.rerank, tail=wish.ask.tail) if explain else None
         told = {"names": names_of(ids) if names_of else None, "uris": uris_of(ids) if uris_of else None}
-        print_answer(line, ids, values, told, wish.kind, wish.threshold, is_known=bool(is_known), as_json=as_json)
+        known = bool(is_known)
+        print_answer(line, ids, values, told, wish.kind, wish.threshold, why, is_known=known, as_json=as_json)
 
 
 @click.command("report")

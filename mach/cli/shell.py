@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,9 @@ from mach.cli.report.numbers import shown
 from mach.data.limits import ROW_BYTES
 from mach.errors import DataError, DegradedWarning, OmissionWarning
 from mach.files.visible import json_line, visible
+
+if TYPE_CHECKING:
+    from mach.model.explanation import Explanation
 
 
 def say(text: Any, *, err: bool = False) -> None:
@@ -95,20 +98,24 @@ def print_answer(
     told: dict[str, list[Any] | None],
     kind: tuple[str, str],
     threshold: float | None,
+    why: list[Explanation] | None = None,
     *,
     is_known: bool,
     as_json: bool,
 ) -> None:
-    """A query and its classes; ``told`` are their names and uris, where there are some."""
+    """A query and its classes; ``told`` are their names and uris, where there are some, and ``why`` is if asked for."""
     if not is_known:
         say(f"mach: query {line!r:.60} has no feature that the run knows: the answer says nothing of it", err=True)
     if as_json:
         answer = {"query": line, "ids": ids, kind[1]: [round(value, 6) for value in values], "known": is_known}
-        say_json(answer | {name: column for name, column in told.items() if column})
+        explained = {} if why is None else {"explanations": [one.to_dict() for one in why]}
+        say_json(answer | {name: column for name, column in told.items() if column} | explained)
         return
     say(line)
-    for id_, value, name in zip(ids, values, told["names"] or [""] * len(ids), strict=True):
+    for n, (id_, value, name) in enumerate(zip(ids, values, told["names"] or [""] * len(ids), strict=True)):
         say(f"  {value:11.4f}  {id_:>9}  {name}".rstrip())
+        for reason in why[n].lines() if why else ():
+            say(f"{' ' * 26}{reason}")
     if not ids:
         say(f"  no class has a {kind[0]} of {threshold:g}" if threshold is not None else "  no class")
 

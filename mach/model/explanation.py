@@ -108,6 +108,8 @@ class Explanation:
             yield f"in spite of {', '.join(against)}"
         terms = [f"{self.start:.2f} to begin with"] if self.start else []
         for part in self.parts:
+            if abs(part.added) < LEAST and not part.reasons:
+                continue
             shares = [(" + ".join(one.words), one.added) for one in part.reasons[:SHOWN]]
             shares += [("all else", part.added - sum(added for _, added in shares))] if shares else []
             told = ", ".join(f"{what} {added:+.2f}" for what, added in shares if abs(added) >= LEAST)

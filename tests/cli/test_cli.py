@@ -57,9 +57,9 @@ def test_the_surface_is_frozen():
             "--tail", "--threshold", "--trunk", "--workers", "-k", "-o", "data", "run",
         ],
         "query": [
-            "--address", "--allowed", "--json", "--launcher", "--probabilities", "--project", "--repetitions",
-            "--rerank", "--tail", "--threshold", "--token-file", "--trunk", "--url", "--workers", "-k", "queries",
-            "run",
+            "--address", "--allowed", "--explain", "--json", "--launcher", "--probabilities", "--project",
+            "--repetitions", "--rerank", "--tail", "--threshold", "--token-file", "--trunk", "--url", "--workers", "-k",
+            "queries", "run",
         ],
         "calibrate": ["--address", "--json", "--launcher", "--repetitions", "--trunk", "--workers", "data", "run"],
         "report": ["--images", "--output", "--trunk", "-o", "data", "run"],

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array, random_array
 
 from mach.data.batch import Batch, DenseBatch, SparseBatch, rows_of
+from mach.data.kernels.views import hashed
 from mach.data.rows import RowView
 
 D = 12
@@ -86,3 +87,11 @@ def test_powers_keep_signs_order_and_length(power: float, dense: bool, seed: int
     lengths = np.linalg.norm(x_ND, axis=1) / np.maximum(np.linalg.norm(raised_ND, axis=1), 1e-30)
     np.testing.assert_allclose(found_ND, raised_ND * lengths[:, None], rtol=1e-4, atol=1e-6)
     assert RowView().batch(batch) is batch
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 2**32), VIEWS)
+def test_members_are_the_features_behind_every_entry(seed: int, view: RowView):
+    batch = rows_of(batch_of(seed, 1), np.array([0]))
+    members, indices = view.members(batch), view.sparse(batch).indices.tolist()
+    assert [own[0] if len(own) == 1 else D + int(hashed(*own)) for own in members] == indices

@@ -54,6 +54,29 @@ class SignalContract:
         assert np.ptp(columns_NCI, axis=(0, 1)).all(), "the data of this test tell nothing"
         np.testing.assert_allclose(columns_NCI, columns_of(signal, shortlist), rtol=1e-5, atol=self.tolerance)
 
+    def test_evidence_adds_up_to_its_first_column(self, signal: Signal, shortlist: Shortlist):
+        n_found = 0
+        for n, c in np.argwhere(shortlist.ids_NC >= 0)[::5].tolist():
+            one, bare = (
+                Shortlist(
+                    batch,
+                    shortlist.ids_NC[[n], c : c + 1],
+                    shortlist.scores_NC[[n], c : c + 1],
+                    shortlist.probs_NRB[[n]],
+                )
+                for batch in (
+                    rows_of(shortlist.batch, np.array([n])),
+                    rows_of(shortlist.batch, np.array([len(shortlist.batch) - 1])),
+                )
+            )
+            if (evidence := signal.evidence(one)) is None:
+                return
+            added = signal.columns(one)[0, 0, 0] - signal.columns(bare)[0, 0, 0]
+            assert sum(part.amount for part in evidence) == pytest.approx(added, abs=1e-5)
+            assert all(set(part.features) <= set(one.batch.indices.tolist()) for part in evidence)
+            n_found += len(evidence)
+        assert n_found
+
     def test_a_batch_is_its_queries_and_classes_one_by_one(self, signal: Signal, shortlist: Shortlist):
         columns_NCI = signal.columns(shortlist)
         for n in range(len(shortlist.ids_NC)):
