@@ -22,7 +22,18 @@ from starlette.routing import Route
 from mach import __version__
 from mach.data.names import class_name, shown
 from mach.serving.batcher import Batcher
-from mach.serving.bodies import DOCUMENTS, INDEXED, MOST_RESULTS, NEW_CLASS, Reader, question, share, whole
+from mach.serving.bodies import (
+    DOCUMENTS,
+    INDEXED,
+    MOST_EXPLAINED,
+    MOST_RESULTS,
+    NEW_CLASS,
+    Reader,
+    flag,
+    question,
+    share,
+    whole,
+)
 from mach.serving.metrics import Metrics
 from mach.serving.problems import RequestError, problem_of
 from mach.serving.projects import Named, Project, Question, RowAnswer
@@ -159,8 +170,15 @@ class Api:
         if "text" not in first:
             raise RequestError(400, "the form has no text: send the field text")
         limit, threshold = _limits(project, first)
-        asked = question(limit, form.get("allowed"), first.get("subset"))
-        [answer] = await self._ask(project, asked, [first["text"]])
+        asked, text = question(limit, form.get("allowed"), first.get("subset")), first["text"]
+        if flag(first, "explain"):
+            if len(text) > MOST_EXPLAINED:
+                raise RequestError(
+                    413, f"explain: the text has more than {MOST_EXPLAINED:,} characters: send less, or do not ask why"
+                )
+            answer = await self._apart(project.explain, asked, text)
+        else:
+            [answer] = await self._ask(project, asked, [text])
         return _answered(_told(answer, threshold), answer)
 
     async def suggest_batch(self, request: Request) -> Response:

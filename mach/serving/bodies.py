@@ -21,6 +21,7 @@ BODY_SECONDS = 30.0
 MOST_DOCUMENTS = 32  # of a batch, as in Annif
 MOST_RESULTS = 1000
 MOST_ALLOWED = 100_000
+MOST_EXPLAINED = 100_000  # characters of a text that is explained
 FORM, JSON = "application/x-www-form-urlencoded", "application/json"
 Content = TypeVar("Content")
 
@@ -155,6 +156,14 @@ def share(fields: Mapping[str, Any], name: str) -> float:
     if not 0 <= value <= 1:
         raise RequestError(400, f"{name} {fields[name]!r:.40}: need a number from 0 to 1")
     return value
+
+
+def flag(fields: Mapping[str, Any], name: str) -> bool:
+    """A field that is true or false; by default false."""
+    text = fields.get(name, "false")
+    if text not in ("true", "false"):
+        raise RequestError(400, f"{name} {text!r:.40}: need true or false")
+    return bool(text == "true")
 
 
 def question(k: int, allowed: list[Any] | None, subset: str | None) -> Question:

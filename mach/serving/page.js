@@ -65,18 +65,48 @@ function shown(one) {
   bar.append(fill);
   bar.setAttribute("aria-hidden", "true");
   item.append(element("span", one.label ?? one.id, "label"), element("span", percent, "share"), bar);
-  if (project().learning) {
-    const marks = element("div", "", "marks");
-    for (const [word, verb] of [["Right", () => teach(one)], ["Wrong", () => wrong(one)]]) {
-      const button = element("button", word);
-      button.type = "button";
-      button.setAttribute("aria-label", `${word}: ${one.label}`);
-      button.addEventListener("click", verb);
-      marks.append(button);
-    }
-    item.append(marks);
+  const marks = element("div", "", project().learning ? "marks" : "asks");
+  const verbs = [["Why", () => why(one, item)]];
+  if (project().learning) verbs.push(["Right", () => teach(one)], ["Wrong", () => wrong(one)]);
+  for (const [word, verb] of verbs) {
+    const button = element("button", word);
+    button.type = "button";
+    button.setAttribute("aria-label", `${word}: ${one.label}`);
+    button.addEventListener("click", verb);
+    marks.append(button);
   }
+  item.append(marks);
   return item;
+}
+
+const why = politely(async (one, item) => {
+  const before = item.querySelector(".why");
+  if (before) { before.remove(); return; }
+  const text = at("text").value;
+  const asked = new URLSearchParams({ text, limit: 1, allowed: one.label, explain: true });
+  const [found] = (await ask(address("suggest"), asked)).results;
+  if (!found?.explanation) return;
+  const told = element("div", "", "why");
+  told.append(marked(text, found.explanation), ...found.explanation.words.filter((word) => word.lost > 0).slice(0, 5).map(
+    (word) => element("p", `${word.text}: ${(100 * word.probability).toFixed(1)} % without it`)));
+  if (told.childElementCount === 1) told.append(element("p", "No word of the text speaks for it."));
+  item.append(told);
+});
+
+function marked(text, explanation) { // the words for the class, the stronger the more
+  const letters = Array.from(text), shown = element("p"), [most] = explanation.words;
+  const spans = explanation.words.filter((word) => word.lost > 0).flatMap(
+    (word) => word.spans.map(([begin, end]) => [begin, end, word.lost / most.lost]));
+  let done = 0;
+  for (const [begin, end, share] of spans.sort((a, b) => a[0] - b[0])) {
+    if (begin < done || share < 0.05) continue;
+    const mark = element("mark", letters.slice(begin, end).join(""));
+    mark.style.setProperty("--share", `${Math.round(20 + 80 * share)}%`);
+    shown.append(letters.slice(done, begin).join(""), mark);
+    done = end;
+  }
+  shown.append(letters.slice(done).join(""));
+  return shown;
 }
 
 const teach = politely(async (one) => {

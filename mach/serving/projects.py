@@ -36,6 +36,7 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 REMOTE_SECONDS = 10.0  # a run behind a URL is looked at so often
 PATIENCE_SECONDS = 0.5  # rows wait so long for a new version of the classes
 MOST_EDITS = 16
+MOST_EXPLAINED = 20  # classes of an answer
 RETRY_SECONDS = 1.0  # after a run in its place that could not be opened
 WARM = "warm up"
 State = tuple[Any, ...]
@@ -166,7 +167,22 @@ class Project:
     def answer(self, question: Question, rows: Sequence[str]) -> list[RowAnswer]:
         """The best classes of every row, by the version that holds now; errors as of `MachModel.topk`."""
         self.follow()
+        return self._answer(self.edition, question, rows)
+
+    def explain(self, question: Question, row: str) -> RowAnswer:
+        """`answer` of one row, where the first classes say why (`MachModel.explain`)."""
+        self.follow()
         edition = self.edition
+        [answer] = self._answer(edition, question, [row])
+        explained = answer.results[:MOST_EXPLAINED]
+        model = edition.model
+        for result, why in zip(
+            explained, model.explain(model.parse(row), [one["id"] for one in explained]), strict=True
+        ):
+            result["explanation"] = why.to_dict()
+        return answer
+
+    def _answer(self, edition: Edition, question: Question, rows: Sequence[str]) -> list[RowAnswer]:
         model, k = edition.model, min(question.k, edition.model.n_classes)
         if k == 0:
             return [RowAnswer(edition.version, [], True) for _ in rows]

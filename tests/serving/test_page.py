@@ -119,3 +119,21 @@ def test_a_page_asks_for_the_token(page: Any, live: Live, tmp_path: Path):
     page.wait_for_selector("#results li")
     assert page.locator(".marks").count() == 0  # learning is off
     assert page.locator("#add").is_hidden()
+
+
+def test_a_class_says_why(page: Any, live: Live, offline: MachModel):
+    page.goto(live())
+    text = "\U0001f40b <b>Red</b> cup ala"  # whose first character JavaScript counts as two
+    page.fill("#text", text)
+    [best] = offline.names(offline.topk(text, 1)[0])
+    page.get_by_label(f"Why: {best}").click()
+    page.wait_for_selector(".why mark")
+    words = {word.text for word in offline.explain(text, best).words if word.lost > 0}
+    marked = [one.lower() for one in page.locator(".why mark").all_inner_texts()]
+    assert marked
+    assert set(marked) <= words
+    assert page.locator(".why p").first.inner_text() == text
+    assert "without it" in page.locator(".why p").nth(1).inner_text()
+    keep(page, "why")
+    page.get_by_label(f"Why: {best}").click()
+    assert page.locator(".why").count() == 0

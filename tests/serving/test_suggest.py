@@ -205,3 +205,21 @@ def test_a_search_is_that_of_every_name():
     assert index.find("a b", 9) == [2]
     assert index.find("", 2) == [0, 1]
     assert NameIndex([]).find("x", 3) == []
+
+
+def test_classes_say_why(client: TestClient, offline: MachModel):
+    form = {"text": "Red cup ala", "limit": 3, "explain": "true"}
+    plain, told = (client.post(SUGGEST, data=one).json() for one in (form | {"explain": "false"}, form))
+    assert triples(told) == triples(plain)
+    assert "explanation" not in plain["results"][0]
+    why = told["results"][0]["explanation"]
+    assert why["words"][0]["spans"] == [[0, 3]]
+    assert why["probability"] == pytest.approx(told["results"][0]["score"])
+    assert why["start"] + sum(part["added"] for part in why["parts"]) == pytest.approx(why["score"], abs=1e-4)
+    assert offline.explain("Red cup ala", why["id"]).to_dict()["words"][0]["text"] == why["words"][0]["text"] == "red"
+    every = client.post(SUGGEST, data=form | {"limit": 28}).json()["results"]
+    assert sum("explanation" in one for one in every) == 20
+    assert client.post(SUGGEST, data=form | {"limit": 0}).json()["results"] == []
+    assert "true or false" in client.post(SUGGEST, data=form | {"explain": "yes"}).json()["detail"]
+    too_long = client.post(SUGGEST, data=form | {"text": "a " * 50_001})
+    assert (too_long.status_code, "100,000" in too_long.json()["detail"]) == (413, True)
