@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +85,10 @@ def has_features(batch: Batch) -> NDArray[np.bool_]:
     return np.asarray(np.diff(np.append(0, np.cumsum(batch.values != 0))[batch.indptr]) > 0)
 
 
+@overload
+def rows_of(batch: SparseBatch, rows: NDArray[np.int64]) -> SparseBatch: ...
+@overload
+def rows_of(batch: DenseBatch, rows: NDArray[np.int64]) -> DenseBatch: ...
 def rows_of(batch: Batch, rows: NDArray[np.int64]) -> Batch:
     """Some rows of a batch, in the given order."""
     if isinstance(batch, DenseBatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def opened(kind: str) -> tuple[MachModel, list]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_parts_add_up_to_the_score_that_queries_get(kind: str):
     model, queries = opened(kind)
-    hows = [{}, {"tail": 0.5}, *([{"rerank": False}] if model.reranker else [])]
+    hows: list[dict[str, Any]] = [{}, {"tail": 0.5}, *([{"rerank": False}] if model.reranker else [])]
     n_reasons = 0
     for query in queries[:4]:
         for how in hows:

@@ -53,6 +53,7 @@ def test_parts_add_up_to_the_score(material: Material, shortlist: Shortlist, is_
         if own.evidence:
             n_shared += 1
             given = own.signal.evidence(pair)
+            assert given is not None
             ratios = [one.amount / before.amount for one, before in zip(own.evidence, given, strict=True)]
             assert ratios == pytest.approx([ratios[0]] * len(ratios))
             if is_learned:
