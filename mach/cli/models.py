@@ -38,10 +38,10 @@ def evaluate(
     """Measure RUN on DATA, in percent; re-ranked in the last row. DATA is the configuration's data.test by default."""
     from mach.files.records import write_json
     from mach.model.accuracy import evaluate as measure
-    from mach.model.accuracy import measures
+    from mach.model.accuracy import measures, test_rows
     from mach.runs.manifest import AccuracyCurve
 
-    source = data or model.run.test_rows()
+    source = data or test_rows(model.run)
     if source is None:
         raise ConfigError(f"{model.run.path} names no data.test: give DATA")
     if data is None:

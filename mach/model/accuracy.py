@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,27 @@ from scipy.sparse import csr_array
 from mach.data.batch import right_of
 from mach.data.omissions import require_classes
 from mach.data.store import Store
+from mach.errors import ConfigError
+from mach.files.places import place
 from mach.model.ask import DEFAULTS, Ask
 from mach.model.curves import TOP, calibration_error, pairs_of
 from mach.model.model import MachModel
+from mach.runs.run import Run
 from mach.sketch.aggregates import naive
 from mach.sketch.answers import TopK
 from mach.sketch.metrics import evaluate as evaluate_ids
 from mach.sketch.metrics import propensities
+
+
+def test_rows(run: Run) -> str | None:
+    """A run's own ``data.test``, where a caller names no rows.
+
+    ConfigError where it is a URL: a stranger's run would say what to fetch, and from whom.
+    """
+    source = run.config.data.test
+    if source is not None and not isinstance(place(source), Path):
+        raise ConfigError(f"{run.path} names data.test = {source}: give it as DATA if it is to be fetched")
+    return source
 
 
 def evaluate(

@@ -183,16 +183,6 @@ class Run:
         """How rows for this run are read. Its maker's cache is not used: a stranger's run would say where to write."""
         return self.config.data.changed(cache=None)
 
-    def test_rows(self) -> str | None:
-        """The run's own ``data.test``, where a caller names no rows.
-
-        ConfigError where it is a URL: a stranger's run would say what to fetch, and from whom.
-        """
-        source = self.config.data.test
-        if source is not None and not isinstance(place(source), Path):
-            raise ConfigError(f"{self.path} names data.test = {source}: give it as DATA if it is to be fetched")
-        return source
-
     def agreed_trunk(self) -> Trunk | None:
         """The trunk that the caller passed, once it is seen to be the one that the run names; else a ConfigError."""
         return agreed(self.config.network.trunk, self.trunk, self.path / "config.toml")

@@ -40,7 +40,7 @@ from mach.data.prepare import prepare, texts_of
 from mach.data.store import Store
 from mach.errors import ConfigError, MachError, StorageError
 from mach.files.places import Place, atomic_file
-from mach.model.accuracy import measures
+from mach.model.accuracy import measures, test_rows
 from mach.model.calibration import Calibration
 from mach.model.loading import load
 from mach.networks.trunk import Trunk
@@ -168,7 +168,7 @@ def _test_rows(run: Run, model: MachModel | None, data: str | None, report: Repo
     if model is None:
         return "No repetition is finished yet, so nothing can be measured."
     try:
-        source = data or run.test_rows()
+        source = data or test_rows(run)
         assert source is not None, "one of both is there"
         store = prepare(run.reading, run.config.text, source, like=model.reference(), report=report)
         warn(store, is_query=True)
