@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -9,10 +10,10 @@ from mach.config import DOCUMENTS, DataConfig
 from mach.data.matrices import Npy, Npz
 from mach.data.parquet import Parquet
 from mach.data.readers import NumericText
-from mach.data.sources import COMPRESSED, STDIN, Format
+from mach.data.sources import COMPRESSED, STDIN, Format, SourceFile
 from mach.data.store import Reference, Store
-from mach.data.tables import Csv, JsonLines, Lines
-from mach.errors import ConfigError, DataError
+from mach.data.tables import LABEL, Csv, FastText, JsonLines, Lines
+from mach.errors import ConfigError, DataError, MachError
 from mach.files.places import place
 
 _ENTRIES: tuple[Format, ...] = (
@@ -22,6 +23,7 @@ _ENTRIES: tuple[Format, ...] = (
     Npy("npy", (".npy",)),
     Csv("csv", (".csv",)),
     Csv("tsv", (".tsv",), separator="\t"),
+    FastText("fasttext", (".fasttext", ".ft")),
     JsonLines("jsonl", (".jsonl",)),
     Parquet("parquet", (".parquet",)),
 )
@@ -71,4 +73,13 @@ def source_format(config: DataConfig, source: str, like: Store | Reference | Non
         return BUILTIN
     if place(source).is_dir():
         raise DataError(f"{source} is a directory but no store (no meta.json in it): name a file")
-    return format_of(config.format, source)
+    form = format_of(config.format, source)
+    is_unsure = config.format == "auto" and form.name == "repository"
+    return FORMATS["fasttext"] if is_unsure and _has_labels(source) else form
+
+
+def _has_labels(source: str) -> bool:
+    """Whether a file begins as fastText's do, which have the ending of many kinds of text."""
+    with suppress(MachError, OSError), SourceFile(Path(source)) as opened:
+        return opened.file.read(len(LABEL)) == LABEL.encode()
+    return False

@@ -3,23 +3,25 @@
 === =============================================================================================================
 npz CSR arrays ``X_data X_indices X_indptr X_shape`` and ``Y_indices Y_indptr Y_shape``: the stored entries of Y are
     the classes of their rows, but for those that ``Y_data``, where it is there, says are 0 or NaN
+    Or ``X.NAME.npz`` beside ``Y.NAME.npz``, each as ``scipy.sparse.save_npz`` writes a CSR matrix (PECOS has such)
 npy dense matrix ``NAME.npy`` of any number type, beside ``NAME.classes.npy`` (one class a row, NaN: none) or
     ``NAME.classes.npz`` (the Y arrays as above)
 === =============================================================================================================
 
-The classes of queries may be missing: the Y arrays all together, or the file beside ``NAME.npy``.
+The classes of queries may be missing: the Y arrays all together, or the file beside ``NAME.npy`` or ``X.NAME.npz``.
 
 Rows in messages count from 0. All arrays are read in blocks (`mach.data.limits`); nothing is unpickled.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -29,10 +31,13 @@ from mach.data.limits import BLOCK_BYTES, ROW_ENTRIES, refuse_expansion, refuse_
 from mach.data.sources import LIMIT, Numbers, Shape, library_errors, source_errors
 from mach.data.store import Chunk
 from mach.errors import DataError
+from mach.files.places import Place
 
 BLOCK_ROWS = 2**20
+AnyPath = TypeVar("AnyPath", bound=Place)
 _INFINITE = "feature value {} is not finite in float32: replace it"
 _NEEDED = "X_data, X_indices, X_indptr, X_shape and Y_indices, Y_indptr, Y_shape"
+_SCIPY = ("data", "indices", "indptr", "shape", "format")  # of the one matrix that scipy.sparse.save_npz writes
 
 
 class _Array:
@@ -87,8 +92,8 @@ class _Matrix:
     """The row offsets of an npz file's X or Y, read some rows at a time, and the arrays that they point into."""
 
     def __init__(self, stack: ExitStack, path: Path, name: str) -> None:
-        self.path, self.name = path, name
-        self._indptr, shape = _Array(stack, path, f"{name}_indptr"), _Array(stack, path, f"{name}_shape")
+        self.path, self.name, prefix = path, name, _prefix(stack, path, name)
+        self._indptr, shape = _Array(stack, path, f"{prefix}indptr"), _Array(stack, path, f"{prefix}shape")
         self.shape = shape.read(min(len(shape), 3)).tolist()
         if len(self.shape) != 2 or min(self.shape) < 0 or len(self._indptr) != self.shape[0] + 1:
             raise self._wrong()
@@ -141,10 +146,11 @@ class _Classes:
             n = len(self._ids)
         elif path is not None:
             self._matrix = _Matrix(stack, path, "Y")
-            self._ids = _Array(stack, path, "Y_indices")
+            prefix = _prefix(stack, path, "Y")
+            self._ids = _Array(stack, path, f"{prefix}indices")
             self._matrix.arrays.append(self._ids)
-            if "Y_data.npy" in _archive(stack, path).namelist():
-                self._data = _Array(stack, path, "Y_data", "iufb")
+            if f"{prefix}data.npy" in _archive(stack, path).namelist():
+                self._data = _Array(stack, path, f"{prefix}data", "iufb")
                 self._matrix.arrays.append(self._data)
             n, self.n_classes = self._matrix.n_rows, self._matrix.n_columns
         if n != n_rows:
@@ -198,7 +204,8 @@ class Npz(Numbers):
         with ExitStack() as stack:
             matrix = _Matrix(stack, path, "X")
             classes = self._classes(stack, path, matrix.n_rows, classes_optional)
-            indices, data = _Array(stack, path, "X_indices"), _Array(stack, path, "X_data", "iufb")
+            prefix = _prefix(stack, path, "X")
+            indices, data = _Array(stack, path, f"{prefix}indices"), _Array(stack, path, f"{prefix}data", "iufb")
             matrix.arrays += [indices, data]
             while matrix.row < matrix.n_rows:
                 first, n = matrix.row, min(BLOCK_ROWS, matrix.n_rows - matrix.row)
@@ -217,8 +224,19 @@ class Npz(Numbers):
                     found = classes.read(row, class_offsets[begin : end + 1], shape.n_classes)
                     yield Chunk(*found, features, (first + end) / matrix.n_rows)
 
-    @staticmethod
-    def _classes(stack: ExitStack, path: Path, n_rows: int, classes_optional: bool) -> _Classes:
+    def beside(self, path: Path, classes_optional: bool) -> list[Path]:
+        with ExitStack() as stack:
+            if _prefix(stack, path, "X"):
+                return []
+        pair = pair_of(path)
+        if pair is None or (not pair.exists() and not classes_optional):
+            beside = f"save them as {pair.name}" if pair else "call it X.npz, and its classes Y.npz"
+            raise DataError(f"{path} is one sparse matrix and has no classes beside it: {beside}")
+        return [pair] if pair.exists() else []
+
+    def _classes(self, stack: ExitStack, path: Path, n_rows: int, classes_optional: bool) -> _Classes:
+        if not _prefix(stack, path, "X"):
+            return _Classes(stack, next(iter(self.beside(path, classes_optional)), None), n_rows)
         has_classes = any(name.startswith("Y_") for name in _archive(stack, path).namelist())
         return _Classes(stack, path if has_classes or not classes_optional else None, n_rows)
 
@@ -254,7 +272,9 @@ class Npy(Numbers):
                 yield Chunk(*found, values, end / n_rows)
 
     def beside(self, path: Path, classes_optional: bool) -> list[Path]:
+        pair = pair_of(path)
         candidates = [path.with_suffix(".classes.npy"), path.with_suffix(".classes.npz")]
+        candidates += [pair.with_suffix(".npz")] if pair else []
         there = [candidate for candidate in candidates if candidate.exists()][:1]
         if not there and not classes_optional:
             names = " or ".join(candidate.name for candidate in candidates)
@@ -263,6 +283,28 @@ class Npy(Numbers):
 
     def _classes(self, stack: ExitStack, path: Path, n_rows: int, classes_optional: bool) -> _Classes:
         return _Classes(stack, next(iter(self.beside(path, classes_optional)), None), n_rows)
+
+
+def pair_of(path: AnyPath) -> AnyPath | None:
+    """The file of the classes of rows, where their features' name says that it is one of a pair.
+
+    >>> pair_of(Path("set/X.trn.npz")).name
+    'Y.trn.npz'
+    """
+    beside: Any = path.with_name(f"Y{path.name[1:]}")
+    return beside if re.match(r"X\b|X_", path.name) else None
+
+
+def _prefix(stack: ExitStack, path: Path, name: str) -> str:
+    """What the arrays of a matrix are called by: none where the file is the one matrix that scipy writes."""
+    members = {member.removesuffix(".npy") for member in _archive(stack, path).namelist()}
+    if not members.issuperset(_SCIPY) or f"{name}_indptr" in members:
+        return f"{name}_"
+    with _array_errors(path, f"{path}: format"):
+        form = np.load(path, allow_pickle=False)["format"]
+    if form.shape != () or form.item() != b"csr":
+        raise DataError(f"{path} is a matrix of format {form!s:.20}: save it as CSR, by scipy.sparse.csr_array")
+    return ""
 
 
 def _dense(path: Path) -> NDArray[Any]:
@@ -284,7 +326,11 @@ def _archive(stack: ExitStack, path: Path) -> zipfile.ZipFile:
     with _array_errors(path, str(path)):
         refuse_irregular(path)
         archive = stack.enter_context(zipfile.ZipFile(path))
-        infos = [info for info in archive.infolist() if info.filename[:2] in ("X_", "Y_")]
+        infos = [
+            info
+            for info in archive.infolist()
+            if info.filename[:2] in ("X_", "Y_") or info.filename.removesuffix(".npy") in _SCIPY
+        ]
     names = [info.filename.removesuffix(".npy") for info in infos]
     refuse_twice(str(path), names, what="array")
     refuse_expansion(path, sum(info.file_size for info in infos), path.stat().st_size)

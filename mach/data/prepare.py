@@ -371,7 +371,7 @@ class _Task:
 
         known = self.listed.texts
         class_texts = () if known is None else map(known.whole, range(len(known)))
-        return TextFeatures(self.text, self.rule).fit(texts(), class_texts)
+        return TextFeatures(self.text, self.rule).fit(texts(), class_texts, self.source)
 
     def refuse_empty(self, **counts: int | None) -> None:
         for what, n in counts.items():

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mach.data.batch import Batch, DenseBatch, SparseBatch, has_features
+from mach.data.frames import arrow_of, is_stream, is_table, texts_of
 from mach.data.store import Store
 from mach.errors import DataError
 from mach.files.arrays import ascends
@@ -31,6 +32,7 @@ class QueryReader:
     n_features: int  # D
     dense_input: bool  # whether its networks read dense rows
     text_features: TextFeatures | None  # how texts become features; None where the model takes numbers
+    text_columns: Sequence[str] | None = None  # of a table of queries; None: all
 
     def batches(self, queries: Queries, n_rows: int) -> Iterator[Batch]:
         """Consecutive batches of at most ``n_rows`` rows.
@@ -41,7 +43,7 @@ class QueryReader:
             for begin in range(0, queries.n_rows, n_rows):
                 yield self._batch(queries.features(begin, min(begin + n_rows, queries.n_rows)))
             return
-        rows: Any = [queries] if isinstance(queries, str) else held(queries)
+        rows: Any = [queries] if isinstance(queries, str) else held(queries, self.text_columns)
         if hasattr(rows, "tocsr"):
             rows = _sound(rows.tocsr())
         elif _is_texts(rows):
@@ -137,14 +139,18 @@ def is_single(queries: Any) -> bool:
     """Whether queries are one text or one row of numbers, so that answers lose their first axis."""
     if isinstance(queries, str):
         return True
-    if isinstance(queries, Store) or hasattr(queries, "tocsr"):
+    if isinstance(queries, Store) or hasattr(queries, "tocsr") or is_stream(queries) or is_table(queries):
         return False
     rows = held(queries)
     return not _is_texts(rows) and np.ndim(rows) == 1
 
 
-def held(queries: Any) -> Any:
-    """The list or array in a column or table of pandas, Polars or Arrow; anything else as it is."""
+def held(queries: Any, text_columns: Sequence[str] | None = None) -> Any:
+    """The list or array in a column or table (`mach.data.frames`); anything else as it is."""
+    queries = arrow_of(queries)
+    if is_table(queries):
+        texts = texts_of(queries, "queries", text_columns)
+        return np.asarray(queries) if texts is None else texts
     if hasattr(queries, "to_pylist"):
         return queries.to_pylist()
     return queries.to_numpy() if hasattr(queries, "to_numpy") else queries

@@ -1,4 +1,6 @@
-r"""Text with class names: CSV, JSON lines, plain lines, as chunks of texts and names (Parquet: `mach.data.parquet`).
+r"""Text with class names: CSV, JSON lines, fastText's and plain lines, as chunks of texts and names.
+
+Parquet is read by `mach.data.parquet`.
 
 The text of a row is its text columns joined by blanks. Its classes are a list of names, a string of names with a
 separator, or one name; integers are taken as names, and what is missing (`mach.data.missing`) as no class. CSV and
@@ -30,6 +32,7 @@ from mach.data.sources import STDIN, Format, SourceFile
 from mach.errors import DataError, did_you_mean, one_line
 
 CHUNK_ROWS = 2**15
+LABEL = "__label__"
 Columns: TypeAlias = tuple[list[str], list[str]]  # a row's texts by column, "" where missing, and its class names
 Text: TypeAlias = tuple[str, list[str]]
 Choose: TypeAlias = Callable[[Collection[str], str], list[str]]  # the columns to read, of those there are at a place
@@ -186,6 +189,25 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"{twice!r:.60} stands in it twice")
     return record
+
+
+class FastText(Table):
+    """A text a line; its words that begin with ``__label__`` are its classes."""
+
+    only_columns = ("text",)
+
+    def records(self, source: SourceFile, choose: Choose) -> Iterator[tuple[str, list[Any]]]:
+        for line, text in enumerate(source.lines(), 1):
+            if text.strip():
+                words = text.split()
+                names = [word.removeprefix(LABEL) for word in words if word.startswith(LABEL)]
+                row = {"text": " ".join(word for word in words if not word.startswith(LABEL)), "classes": names}
+                place = f"{source.path} line {line}"
+                yield place, [row[name] for name in choose(row, place)]
+
+    def texts(self, path: Path, config: DataConfig, *more: Any, **options: Any) -> Iterator[TextChunk]:
+        """As of `Table`; there is no column to name."""
+        return super().texts(path, config.changed(class_column="classes"), *more, **options)
 
 
 class Lines(Table):

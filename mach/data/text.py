@@ -74,7 +74,7 @@ class TextFeatures:
         self._idf: NDArray[np.float32] = np.ones(0, dtype=np.float32)
         self._terms: _Terms | None = None
 
-    def fit(self, texts: Iterable[str], class_texts: Iterable[str] = ()) -> Self:
+    def fit(self, texts: Iterable[str], class_texts: Iterable[str] = (), of: str = "these") -> Self:
         """Learn the vocabulary and the inverse row frequencies in one pass.
 
         The vocabulary holds the ``n_features`` terms of the highest row frequency among those in at least
@@ -117,7 +117,8 @@ class TextFeatures:
             ranking = ranked(terms.tables, frequencies, config.n_features, config.min_rows)
             if not ranking:
                 raise DataError(
-                    f"no term occurs in min_rows = {config.min_rows} of the {n_rows} texts: lower it or check them"
+                    f"no term occurs in min_rows = {config.min_rows} of the {n_rows} texts of {of}: lower it or check "
+                    "them"
                 )
             frequencies = in_rows[[former for *_, former in ranking]]
             words, characters = numbered_tables(ranking)

@@ -13,6 +13,7 @@ from typing import IO, BinaryIO
 from pydantic import BaseModel
 
 from mach.data.limits import BLOCK_BYTES, ROW_BYTES, refuse_irregular
+from mach.data.matrices import pair_of
 from mach.data.sources import STDIN, source_errors
 from mach.data.store import Store
 from mach.data.writer import storage_errors
@@ -64,7 +65,7 @@ def upload_store(store: Store, where: Place) -> None:
 
 
 def fetch_source(where: str | Place, cache: str | None = None) -> Path:
-    """A source as a file of this machine; one behind a URL is fetched, with the classes beside an .npy file.
+    """A source as a file of this machine; one behind a URL is fetched, with the file of classes beside it.
 
     The cache holds a copy of every state that the URL was found in. Raises OSError when the source is missing, and
     DataError when it is a pipe or device, which may never end.
@@ -75,6 +76,7 @@ def fetch_source(where: str | Place, cache: str | None = None) -> Path:
             refuse_irregular(where)
         return where
     beside = [where.with_suffix(f".classes{ending}") for ending in (".npy", ".npz") if where.suffix == ".npy"]
+    beside += [file for file in [pair_of(where)] if file and where.suffix in (".npy", ".npz")]
     files = [where, *(file for file in beside if is_there(file))]
     states = repr([(str(file), places.state_of(file)) for file in files])
     key = hashlib.blake2b(states.encode(), digest_size=16).hexdigest()

@@ -1,7 +1,6 @@
 """X as people hold it, rows of it with their classes, and a random draw of rows that later training replays.
 
-X is rows of numbers by scikit-learn's rules, or texts in lists, arrays, series and tables. pandas, polars and pyarrow
-are known by their methods; none is imported.
+X is rows of numbers by scikit-learn's rules, or texts in lists, arrays, series and tables (`mach.data.frames`).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, vstack
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from mach.data.limits import refuse_twice
+from mach.data.frames import arrow_of, texts_of
 from mach.data.queries import canonical
 from mach.errors import DataError
 
@@ -29,6 +28,7 @@ def features_of(estimator: Any, X: Any, y: Any = "predict", *, reset: bool = Fal
         check_is_fitted(estimator)
     if y is None:
         raise ValueError("MACHClassifier requires y to be passed, but the target y is None")
+    X = arrow_of(X)
     texts = None if X is None else texts_of(X)
     if not reset and (texts is None) != hasattr(estimator, "n_features_in_"):
         kinds = ("numbers", "texts") if texts is None else ("texts", "numbers")
@@ -47,44 +47,6 @@ def features_of(estimator: Any, X: Any, y: Any = "predict", *, reset: bool = Fal
 def n_rows_of(features: Features) -> int:
     """How many rows there are, of numbers or texts."""
     return len(features) if isinstance(features, list) else int(features.shape[0])
-
-
-def texts_of(X: Any) -> list[str] | None:
-    """The text of every row; None where rows are numbers. A table of text columns has them joined by a blank.
-
-    Raises a DataError when X is a single string, a text is missing or no string, or columns are of both kinds.
-
-    Examples
-    --------
-    >>> texts_of(np.array(["red apple", "green apple"]))
-    ['red apple', 'green apple']
-    >>> texts_of([[0.5, 1.0]]) is None
-    True
-    """
-    if isinstance(X, str | bytes):
-        raise DataError(f"X is one string, {X!r:.40}: give a list of texts, one a row")
-    if not (hasattr(X, "columns") and hasattr(X, "__getitem__")):
-        return _texts_of_column(X, "X")
-    names = list(getattr(X, "column_names", X.columns))
-    refuse_twice("X", names)
-    columns = {name: _texts_of_column(X[name], f"X, column {name!r}") for name in names}
-    texts = [column for column in columns.values() if column is not None]
-    if texts and len(texts) < len(columns):
-        text, other = (next(n for n in names if (columns[n] is None) == is_other) for is_other in (False, True))
-        raise DataError(f"X has columns of text ({text!r}) and of numbers ({other!r}): give columns of one kind")
-    return [" ".join(row) for row in zip(*texts, strict=True)] if texts else None
-
-
-def _texts_of_column(column: Any, where: str) -> list[str] | None:
-    if not isinstance(column, list | tuple):
-        array = np.asarray(column) if hasattr(column, "__array__") else np.empty(0)
-        column = array.tolist() if array.ndim == 1 and array.dtype.kind in "OUT" else []
-    if not any(isinstance(value, str) for value in column):
-        return None
-    for row, text in enumerate(column):
-        if not isinstance(text, str):
-            raise DataError(f"{where}, row {row} is {text!r:.40}, no text: fill it in, or leave the row out")
-    return list(column)
 
 
 def name_of(kept: NDArray[np.int64]) -> str:

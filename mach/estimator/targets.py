@@ -18,6 +18,7 @@ from scipy.sparse import csr_array
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import assert_all_finite, column_or_1d
 
+from mach.data.frames import arrow_of
 from mach.data.missing import is_missing
 from mach.data.names import class_name
 from mach.errors import DataError, StorageError
@@ -173,6 +174,9 @@ def from_json(description: dict[str, Any]) -> NDArray[Any]:
 
 def _as_numpy(y: Any) -> Any:
     """Series, tables and Arrow arrays as numpy has them; lists and sparse matrices as they are."""
+    y = arrow_of(y)
+    if len(names := getattr(y, "column_names", [])) == 1:
+        y = y[names[0]]
     return np.asarray(y) if hasattr(y, "__array__") else y
 
 

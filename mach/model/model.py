@@ -124,8 +124,9 @@ class MachModel(AbstractContextManager["MachModel"]):
 
         Parameters
         ----------
-        queries : text, sequence of texts, CSR matrix or array of shape (N, D)
-            Texts only where the model was trained on text. A text or a 1-D array is a single query.
+        queries : text, sequence of texts, CSR matrix or array of shape (N, D), table or column
+            Texts only where the model was trained on text. A text or a 1-D array is a single query. Of a table of
+            pandas, Polars, DuckDB or whatever has ``__arrow_c_stream__``, the columns of text of training count.
         k : int, optional
             At most the number of classes; by default 10, or all of them where there are fewer. Ids beyond the number of
             allowed classes are -1 with score -inf.

@@ -102,7 +102,9 @@ class Ensemble:
     def reader(self) -> QueryReader:
         """What queries may be."""
         manifest = self.run.manifest
-        return QueryReader(manifest.n_features, manifest.dense_input, self.run.text_features)
+        text = self.run.text_features
+        columns = self.run.config.data.text_columns if text else None
+        return QueryReader(manifest.n_features, manifest.dense_input, text, columns)
 
     def read(self, queries: Queries, n_rows: int = 2**20) -> Iterator[Batch]:
         """Batches of at most ``n_rows`` queries as the networks read them."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.sparse import csr_array
+from scipy.sparse import csc_array, csr_array, save_npz
 
 from mach import config
 from mach.config import DataConfig, TextConfig
@@ -65,6 +65,12 @@ def write_table(path: Path, separator: str) -> None:
         writer.writerows(ROWS)
 
 
+def write_fasttext(path: Path) -> None:
+    labels = [" ".join(f"__label__{name}" for name in row["classes"].split("|") if name) for row in ROWS]
+    # a line without a word is a row only where it has a class
+    path.write_text("".join(f"{label} {row['text']}\n" for label, row in zip(labels, ROWS, strict=True)))
+
+
 def write_jsonl(path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
 
@@ -83,6 +89,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "npy": write_npy,
     "csv": lambda path: write_table(path, ","),
     "tsv": lambda path: write_table(path, "\t"),
+    "fasttext": write_fasttext,
     "jsonl": write_jsonl,
     "parquet": write_parquet,
 }
@@ -190,3 +197,57 @@ def test_lists_of_a_row_group_are_bounded(tmp_path: Path, monkeypatch: pytest.Mo
     pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
     with pytest.raises(DataError, match="column 'classes' has 5 values in row group 0, at most 4 are read at a time: "):
         prepare(data, TextConfig(), str(tmp_path / "b.parquet"))
+
+
+def test_lines_of_fasttext_may_have_any_ending_and_labels_anywhere(tmp_path: Path):
+    path = tmp_path / "train.txt"
+    path.write_text("__label__a red __label__b apple\n\ngreen pear\n")
+    store = prepare(DataConfig(train="x", class_column="other", cache=str(tmp_path)), TextConfig(), str(path))
+    assert list(store.class_names or []) == ["a", "b"]
+    assert store.class_indptr.tolist() == [0, 2, 2]
+    assert prepare(DataConfig(train="x", cache=str(tmp_path)), TextConfig(), str(path), like=store).n_rows == 2
+
+
+def pair(folder: Path, name: str = "X.trn.npz", **save: Any) -> Path:
+    """As `scipy.sparse.save_npz` writes them, and PECOS names them."""
+    x, y = csr_array(X_ND), csr_array(np.array([[k in ids for k in range(4)] for ids in CLASSES], np.float32))
+    save_npz(folder / name, save.get("x", x))
+    save_npz(folder / name.replace("X", "Y"), save.get("y", y))
+    return folder / name
+
+
+def test_a_pair_of_sparse_matrices_is_read(tmp_path: Path):
+    store = prepare(DataConfig(train="x", cache=str(tmp_path)), TextConfig(), str(pair(tmp_path)))
+    assert [ids.tolist() for ids in np.split(store.class_ids, store.class_indptr[1:-1])] == CLASSES
+    np.testing.assert_array_equal(store.features(0, 3).toarray(), X_ND)
+    (tmp_path / "Y.trn.npz").unlink()
+    queries = prepare(DataConfig(train="x", cache=str(tmp_path)), TextConfig(), str(tmp_path / "X.trn.npz"), like=store)
+    assert (queries.n_rows, len(queries.class_ids)) == (3, 0)
+
+
+def test_a_dense_matrix_may_have_its_classes_in_a_pair(tmp_path: Path):
+    pair(tmp_path).unlink()
+    np.save(tmp_path / "X.trn.npy", X_ND)
+    store = prepare(DataConfig(train="x", cache=str(tmp_path)), TextConfig(), str(tmp_path / "X.trn.npy"))
+    assert store.class_ids.tolist() == [0, 2, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (lambda folder: (folder / "Y.trn.npz").unlink(), "save them as Y.trn.npz"),
+        (lambda folder: pair(folder, x=csc_array(X_ND)), "save it as CSR"),
+        (lambda folder: pair(folder, y=csr_array(np.ones((2, 4), np.float32))), "must be of the same rows"),
+    ],
+)
+def test_a_pair_that_is_none_is_one_line(tmp_path: Path, break_it: Callable[[Path], Any], words: str):
+    path = pair(tmp_path)
+    break_it(tmp_path)
+    with pytest.raises(DataError, match=words):
+        prepare(DataConfig(train="x", cache=str(tmp_path)), TextConfig(), str(path))
+
+
+def test_one_matrix_of_another_name_has_no_classes(tmp_path: Path):
+    pair(tmp_path).rename(tmp_path / "rows.npz")
+    with pytest.raises(DataError, match=r"call it X.npz, and its classes Y.npz"):
+        prepare(DataConfig(train="x", cache=str(tmp_path)), TextConfig(), str(tmp_path / "rows.npz"))

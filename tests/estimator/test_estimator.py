@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy.sparse import csr_array, csr_matrix
 
@@ -570,6 +571,27 @@ def test_polars_in(blobs):
     assert MACHClassifier(**SMALL).fit(frame, pl.Series(y)).score(frame, y) > 0.9
     texts, names = texts_of(8)
     assert MACHClassifier(**SMALL).fit(pl.Series(texts), names).score(pl.DataFrame({"a": texts}), names) == 1.0
+
+
+class Stream:
+    """As a relation of DuckDB: rows that can be had as a stream of Arrow alone."""
+
+    def __init__(self, **columns: Any) -> None:
+        self.table = pa.table(columns)
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self.table.to_reader().__arrow_c_stream__(requested_schema)
+
+
+def test_streams_of_arrow_in(blobs):
+    X, y = blobs
+    frame = Stream(left=X[:, 0], right=X[:, 1])
+    classifier = MACHClassifier(**SMALL).fit(frame, Stream(kind=y))
+    assert classifier.score(frame, y) > 0.9
+    assert classifier.feature_names_in_.tolist() == ["left", "right"]
+    texts, names = texts_of(8)
+    several = MACHClassifier(**SMALL).fit(Stream(a=texts, b=texts), Stream(kinds=[[name] for name in names]))
+    assert several.predict(Stream(a=texts[:1]))[0].tolist() == [names[0]]
 
 
 def test_without_scikit_learn_the_repair_is_told_and_the_rest_works():

@@ -188,6 +188,47 @@ def test_columns_and_arrow_arrays_are_their_texts(worded: MachModel, model: Mach
     np.testing.assert_array_equal(model.topk(exact, 2)[0], model.topk(rows_of(), 2)[0])
 
 
+class Stream:
+    """Rows that can be had as Arrow's stream alone, as of DuckDB; a reader gives them once."""
+
+    def __init__(self, table) -> None:
+        self.reader = table.to_reader()
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self.reader.__arrow_c_stream__(requested_schema)
+
+
+class ColumnStream:
+    """One column of the kind."""
+
+    def __init__(self, array) -> None:
+        self.array = array
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self.array.__arrow_c_stream__(requested_schema)
+
+
+def test_whatever_streams_arrow_is_a_table_or_column(worded: MachModel, model: MachModel):
+    texts = ["green apple", "long banana"]
+    expected = worded.topk(texts, 2)[0]
+    for given in (
+        Stream(pa.table({"some": texts})),
+        Stream(pa.table({"id": [7, 8], "text": texts})),
+        pa.table({"text": texts, "more": ["x", "y"]}),
+        ColumnStream(pa.chunked_array([texts])),
+    ):
+        np.testing.assert_array_equal(worded.topk(given, 2)[0], expected)
+    one = worded.topk(Stream(pa.table({"text": texts[:1]})), 2)[0]
+    assert one.shape == (1, 2), "a table of one row is no single query"
+    numbers = pa.table({str(d): column for d, column in enumerate(rows_of().T)})
+    np.testing.assert_array_equal(model.topk(Stream(numbers), 2)[0], model.topk(rows_of(), 2)[0])
+    np.testing.assert_array_equal(model.topk(numbers, 2)[0], model.topk(rows_of(), 2)[0])
+    with pytest.raises(DataError, match=r"no column 'text': did you mean texts\?; there are texts, b"):
+        worded.topk(pa.table({"texts": texts, "b": texts}), 2)
+    with pytest.raises(DataError, match="row 1 is None, no text"):
+        worded.topk(pa.table({"text": ["a", None]}), 2)
+
+
 @pytest.mark.parametrize("ids", [[1.5], "x", None, [10**30], [-5], [N_CLASSES], [None]])
 def test_ids_that_are_none_have_no_names_and_no_scores(model: MachModel, ids):
     with pytest.raises(DataError, match=r"^(ids|class|id) "):
