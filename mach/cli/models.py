@@ -13,7 +13,7 @@ from mach.cli.options import JSON, NUMBERS, PLACE, RERANK, RUN, TAIL, TRUNK, Wis
 from mach.cli.serving import PROJECT, TOKEN_FILE, URL, AtUrl
 from mach.cli.shell import print_answer, print_head, print_table, print_values, progress, read_lines, say
 from mach.errors import ConfigError, StorageError
-from mach.files.places import Place
+from mach.files.places import Place, place
 
 if TYPE_CHECKING:
     from mach.data.store import Store
@@ -149,16 +149,31 @@ def query(model: MachModel, queries: tuple[str, ...], wish: Wish, explain: bool,
 
 @click.command("report")
 @RUN
-@click.argument("data", required=False)
-@click.option("-o", "--output", type=PLACE, help="The HTML file; report.html in RUN by default.")
+@click.argument("others", metavar="[OTHER_RUN]... [DATA]", nargs=-1)
+@click.option("-o", "--output", type=PLACE, help="The HTML file; report.html or comparison.html in RUN by default.")
 @click.option("--images", type=PLACE, help="Folder for the plots as PNG files, too.")
 @TRUNK
-def write_report(run: Place, data: str | None, output: Place | None, images: Place | None, trunk: str | None) -> None:
-    """Write one HTML page about RUN, finished or not. It has curves, accuracy on DATA (data.test by default), costs."""
-    from mach.cli.report.sections import write_report as write
+def write_report(
+    run: Place, others: tuple[str, ...], output: Place | None, images: Place | None, trunk: str | None
+) -> None:
+    """Write one HTML page about RUN, finished or not. It has curves, accuracy on DATA (data.test by default), costs.
 
+    With OTHER_RUNs the page compares them with RUN, on the same rows.
+    """
+    from mach.cli.report.comparison import write_comparison
+    from mach.cli.report.sections import write_report as write
+    from mach.runs.run import Run
+
+    runs = [place(other) for other in others if Run.is_at(other)]
+    data = [other for other in others if not Run.is_at(other)]
+    if len(data) > 1:
+        raise ConfigError(f"{data[0]} and {data[1]} are no runs, and only one may be DATA: correct their names")
+    source = data[0] if data else None
     with progress() as report:
-        where = write(run, data, output=output, images=images, trunk=trunk, report=report)
+        if runs:
+            where = write_comparison([run, *runs], source, output=output, trunk=trunk, report=report)
+        else:
+            where = write(run, source, output=output, images=images, trunk=trunk, report=report)
     say(where)
 
 

@@ -62,7 +62,7 @@ def test_the_surface_is_frozen():
             "queries", "run",
         ],
         "calibrate": ["--address", "--json", "--launcher", "--repetitions", "--trunk", "--workers", "data", "run"],
-        "report": ["--images", "--output", "--trunk", "-o", "data", "run"],
+        "report": ["--images", "--output", "--trunk", "-o", "others", "run"],
         "info": ["--json", "--trunk", "--verify", "run"],
         "serve": [
             "--host", "--language", "--learn", "--no-auth", "--port", "--queue", "--token-file", "--workers", "runs",

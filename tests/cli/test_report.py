@@ -13,7 +13,17 @@ from click.testing import CliRunner
 
 from mach.cli import main
 from mach.cli.report import plots
-from mach.cli.report.diagnosis import SHOWN, bucket_load, class_recall, diagnose, example_rows, mistaken_for
+from mach.cli.report.comparison import difference
+from mach.cli.report.diagnosis import (
+    SHOWN,
+    ClassRecall,
+    bucket_load,
+    class_recall,
+    diagnose,
+    example_rows,
+    mistaken_for,
+)
+from mach.cli.report.page import Number, Table
 from mach.cli.report.sections import write_report
 from mach.config import Config, parse_config
 from mach.data.prepare import prepare, texts_of
@@ -24,6 +34,7 @@ from mach.model.accuracy import evaluate
 from mach.model.loading import load
 from mach.model.model import MachModel
 from mach.runs.run import Run
+from mach.training import conductor
 from mach.training.setup import set_up
 from mach.training.shard import ShardJob, train_shard
 from tests.conftest import N_CLASSES
@@ -96,7 +107,8 @@ def page(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 def test_every_section_is_there_and_the_page_stands_alone(page: Page):
     assert list(page.texts) == [
-        "about", "training", "accuracy", "reliability", "load", "classes", "examples", "ledger", "configuration",
+        "headline", "about", "training", "accuracy", "reliability", "load", "classes", "examples", "ledger",
+        "configuration",
     ]  # fmt: skip
     assert "http" not in page.source
     for tag, attributes in page.elements:
@@ -106,7 +118,39 @@ def test_every_section_is_there_and_the_page_stands_alone(page: Page):
     ids = page.ids()
     assert len(ids) == len(set(ids))
     assert {href[1:] for _, a in page.elements if (href := a.get("href") or "")} <= set(ids)
-    assert sum(tag == "svg" for tag, _ in page.elements) == 5
+    assert sum(tag == "figure" for tag, _ in page.elements) == 5
+    n_panels = 3 + 3 + 1 + 2 + 1
+    assert sum(tag == "svg" for tag, _ in page.elements) == 5 + n_panels, "each once whole, and shown a panel at a time"
+    assert sum(tag == "use" and (a.get("href") or "").endswith("-all") for tag, a in page.elements) == n_panels
+
+
+def test_the_headline_is_accuracy_size_and_time(page: Page, model: MachModel, test_rows: Store):
+    last, info = evaluate(model, test_rows)[-1], model.info()
+    text = page.texts["headline"]
+    for k in (1, 3, 5):
+        assert f"P@{k}{100 * last[f'P@{k}']:.1f} %" in text
+    assert f"{(info['weight_bytes'] + info['reranker_bytes']) / 1e3:,.1f} kB" in text
+    assert "calibration error" not in text, "there is no calibration"
+    assert next(iter(page.texts)) == "headline"
+
+
+def test_every_measure_of_a_table_is_explained(page: Page):
+    for section, words in {
+        "training": ["loss", "bucket precision", "rows a second"],
+        "accuracy": ["P@k", "nDCG@k", "PSP@k", "recall@k", "hit@k", "R:"],
+        "reliability": ["calibration error (ECE)"],
+        "load": ["bucket:"],
+        "classes": ["expected", "often first instead"],
+    }.items():
+        for word in words:
+            assert word in page.texts[section], (section, word)
+    kinds = {name.partition("@")[0] for name in page.tables["accuracy"][0][0] if "@" in name}
+    assert all(f"{kind}@k:" in page.texts["accuracy"] for kind in kinds)
+
+
+def test_a_column_has_one_alignment():
+    mixed = Table(["a", "b", "c"], [[1, "x", 2], ["y", "x", ""], [3, "x", Number("4")]])
+    assert mixed.to_the_right == [False, False, True]
 
 
 def test_accuracy_is_that_of_evaluate(page: Page, model: MachModel, test_rows: Store):
@@ -144,10 +188,10 @@ def test_recall_of_classes(page: Page, model: MachModel, test_rows: Store):
     recall = class_recall(test_rows, ids_Nk)
     np.testing.assert_array_equal(recall.n_found_K, found)
     np.testing.assert_array_equal(recall.n_rows_K, asked)
-    shares = found[asked > 0] / asked[asked > 0]
-    worst, best = (page.column("classes", table, f"recall@{SHOWN}, %") for table in (1, 2))
-    assert worst == [f"{100 * share:.1f}" for share in np.sort(shares)[:15]]
-    assert best == [f"{100 * share:.1f}" for share in np.sort(shares)[::-1][:15]]
+    expected_K, surprise_K = recall.surprise(model.run.class_counts_K())
+    order = sorted(np.flatnonzero(asked), key=lambda k: (surprise_K[k], -asked[k]))
+    assert page.column("classes", 1, "class") == [str(k) for k in order[:15]]
+    assert float(page.column("classes", 1, "expected")[0]) == pytest.approx(expected_K[order[0]], abs=0.051)
     for cells in page.tables["classes"][1][1:]:
         k = int(cells[0])
         assert cells[1] == f"class number {k}"
@@ -161,10 +205,21 @@ def test_recall_of_classes(page: Page, model: MachModel, test_rows: Store):
         assert inside.sum() == group["n_classes"]
 
 
+def test_few_rows_and_rare_classes_are_no_worst_ones():
+    # three classes of 8 to 15 training rows, found in 90 of 100, 1 of 20 and 0 of 1 of their rows, and a rare one
+    recall = ClassRecall(5, np.array([100, 20, 1, 40]), np.array([90, 1, 0, 2]))
+    expected_K, surprise_K = recall.surprise(np.array([8, 9, 15, 1]))
+    p = 91 / 121
+    np.testing.assert_allclose(expected_K, [100 * p, 20 * p, p, 2])
+    assert surprise_K[1] == pytest.approx((1 - 20 * p) / np.sqrt(20 * p * (1 - p)))
+    assert surprise_K.argmin() == 1, "neither the class of one row nor that of one training row"
+    assert surprise_K[3] == 0
+
+
 def test_what_comes_first_instead(model: MachModel, test_rows: Store):
     found = diagnose(model, test_rows)
     best_N = found.top.ids_Nk[:, 0]
-    for k in found.recall.ranked(best_first=False)[:10].tolist():
+    for k in np.flatnonzero(found.recall.n_rows_K)[:30].tolist():
         rows = [n for n in range(test_rows.n_rows) if k in set(_own(test_rows, n))]
         wrong = [int(best_N[n]) for n in rows if best_N[n] not in _own(test_rows, n)]
         other, n_times = mistaken_for(test_rows, k, found.top, found.right_Nk)
@@ -338,3 +393,35 @@ def test_plots_keep_their_names_apart():
     assert 'id="a-' in first
     assert first.replace("a-", "b-") == second.replace("a-", "b-")
     assert plots.INK not in first
+
+
+def test_runs_beside_each_other(trained: Path, planted: Path, config: Config, tmp_path: Path):
+    smaller = tmp_path / "one"
+    conductor.train(config.changed(hashing={"repetitions": 1}), smaller, launcher="here").close()
+    done = CliRunner().invoke(
+        main, ["report", str(trained), str(smaller), str(planted / "test.txt"), "-o", str(tmp_path / "x.html")]
+    )
+    assert done.exit_code == 0, done.output
+    page = Page(tmp_path / "x.html")
+    rows = {}
+    for path in (trained, smaller):
+        with load(path) as model:
+            store = prepare(
+                model.run.config.data, model.run.config.text, str(planted / "test.txt"), like=model.reference()
+            )
+            rows[path] = evaluate(model, store)[-1], diagnose(model, store)
+    for path in (trained, smaller):
+        assert page.column("headline", 0, path.name)[0] == f"{100 * rows[path][0]['P@1']:.1f} %"
+    gain, error = difference(rows[trained][1], rows[smaller][1])
+    assert gain == pytest.approx(rows[smaller][0]["P@1"] - rows[trained][0]["P@1"])
+    assert f"{100 * gain:+.1f} points of P@1 beside trained, ± {200 * error:.1f}" in page.texts["headline"]
+    assert page.column("configuration", 1, "key") == ["hashing.repetitions"]
+    assert page.tables["configuration"][1][1] == ["hashing.repetitions", "3", "1"]
+    ids = page.ids()
+    assert len(ids) == len(set(ids))
+
+
+def test_a_comparison_needs_runs_and_one_set_of_rows(trained: Path, planted: Path, tmp_path: Path):
+    wrong = CliRunner().invoke(main, ["report", str(trained), str(planted / "test.txt"), str(tmp_path / "no")])
+    assert wrong.exit_code == 2
+    assert "are no runs, and only one may be DATA" in wrong.stderr

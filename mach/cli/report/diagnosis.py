@@ -45,11 +45,18 @@ class ClassRecall:
     n_rows_K: NDArray[np.int64]
     n_found_K: NDArray[np.int64]
 
-    def ranked(self, *, best_first: bool) -> NDArray[np.int64]:
-        """Classes that rows have, by recall; those of most rows first among equals."""
-        ids = np.flatnonzero(self.n_rows_K)
-        recalls = self.n_found_K[ids] / self.n_rows_K[ids]
-        return ids[np.lexsort((ids, -self.n_rows_K[ids], -recalls if best_first else recalls))]
+    def surprise(self, counts_K: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Rows that classes are expected to be found in, and how far off they are, in standard errors; below 0: worse.
+
+        A class is expected to have the recall p of its group by training rows (`by_training_rows`). Found in f of n
+        rows, it is ``(f - n p) / sqrt(n p (1 - p))`` off: few rows are no verdict, and rare classes are not to blame.
+        """
+        p_K = np.zeros(len(counts_K))
+        for group in self.by_training_rows(counts_K):
+            p_K[(group["least"] <= counts_K) & (counts_K <= group["most"])] = group["recall"]
+        expected_K, variance_K = self.n_rows_K * p_K, self.n_rows_K * p_K * (1 - p_K)
+        off_K = self.n_found_K - expected_K
+        return expected_K, np.divide(off_K, np.sqrt(variance_K), np.zeros_like(off_K), where=variance_K > 1e-9)
 
     def by_training_rows(self, counts_K: NDArray[np.int64]) -> list[dict[str, Any]]:
         """Recall of classes by their training rows, in groups of 0, 1, 2 to 3, 4 to 7 and so on.

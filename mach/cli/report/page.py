@@ -6,10 +6,12 @@ Jinja escapes all that comes from the data. The page needs no other file, no net
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mach import __version__
 from mach.cli.report import plots
 from mach.cli.report.numbers import shown
 from mach.errors import ConfigError
@@ -36,14 +38,17 @@ class Code(str):
 
 @dataclass
 class Table:
-    """Rows of cells under headings; columns are aligned by their cells, of which integers are numbers."""
+    """Rows of cells under headings, or folded below the caption; columns of nothing but numbers are to the right."""
 
     headings: Sequence[str]
     rows: Sequence[Sequence[Any]]
     caption: str = ""
+    folded: bool = False
 
     def __post_init__(self) -> None:
         self.rows = [[Number(f"{cell:,}") if isinstance(cell, int) else cell for cell in row] for row in self.rows]
+        columns = zip(*self.rows, strict=True)
+        self.to_the_right = [all(isinstance(cell, Number) or not cell for cell in column) for column in columns]
 
 
 @dataclass
@@ -55,8 +60,27 @@ class Plot:
     caption: str
 
     @property
+    def n_panels(self) -> int:
+        """Parts that stand side by side, where there is room."""
+        return len(self.figure.subfigs)
+
+    @property
     def svg(self) -> str:
         return plots.svg(self.figure, self.name)
+
+
+@dataclass
+class Headline:
+    """Figures that are seen first: of each its name, its value with a unit, and a few words."""
+
+    figures: Sequence[tuple[str, str, str]]
+
+
+@dataclass
+class Legend:
+    """Measures and their meanings."""
+
+    rows: Sequence[tuple[str, str]]
 
 
 @dataclass
@@ -67,7 +91,7 @@ class Examples:
     rows: list[dict[str, Any]]
 
 
-Block = str | Table | Plot | Examples  # a string is a paragraph
+Block = str | Table | Plot | Headline | Legend | Examples  # a string is a paragraph
 
 
 @dataclass
@@ -92,9 +116,16 @@ def template() -> jinja2.Template:
         lstrip_blocks=True,
         loader=jinja2.PackageLoader("mach.cli.report", ""),
     )
-    for kind in (Number, Code, Table, Plot, Examples):
+    for kind in (Code, Table, Plot, Headline, Legend):
         environment.tests[kind.__name__.lower()] = lambda value, kind=kind: isinstance(value, kind)
     return environment.get_template("page.html")
+
+
+def render(sections: Sequence[Section], title: str, where: str) -> bytes:
+    """The page of some sections, in UTF-8."""
+    made = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"
+    page = template().render(sections=sections, title=title, where=where, made=made, version=__version__)
+    return page.encode("utf-8", "replace")
 
 
 def clean(text: str, most: int = MOST_CHARACTERS) -> str:

@@ -145,8 +145,36 @@ def recall(groups: Sequence[dict[str, Any]], k: int) -> Figure:
     return figure
 
 
+def compared(curves: Mapping[str, Sequence[dict[str, Any]]], cuts: Sequence[int]) -> Figure:
+    """P@k by the number of repetitions, a panel a cut-off and a line a run; stars are re-ranked."""
+    figure, axes = _figure(len(cuts))
+    for panel, k in zip(axes, cuts, strict=True):
+        for colour, (label, curve) in zip(shades(len(curves)), curves.items(), strict=True):
+            points = [(row["n_repetitions"], 100 * row[f"P@{k}"]) for row in curve if not row["reranked"]]
+            panel.plot(*np.array(points).T, "o-", color=colour, label=label)
+            for row in curve:
+                if row["reranked"]:
+                    panel.plot(row["n_repetitions"], 100 * row[f"P@{k}"], "*", color=colour, markersize=11)
+        panel.set(title=f"P@{k}, %", xlabel="repetitions R")
+        _whole_numbers(panel)
+        panel.legend()
+    return figure
+
+
+def recalls(groups: Mapping[str, Sequence[dict[str, Any]]], k: int) -> Figure:
+    """Recall@k of classes by their training rows, a line a run."""
+    figure, (panel,) = _figure(1, width=5.5)
+    for colour, (label, rows) in zip(shades(len(groups)), groups.items(), strict=True):
+        points = [(max(row["least"], 0.5), 100 * row["recall"]) for row in rows]
+        panel.plot(*np.array(points).T, "o-", color=colour, label=label)
+    panel.set(title=f"recall@{k}, %", xlabel="training rows of the class, at least", xscale="log", ylim=(0, 105))
+    panel.xaxis.set_major_formatter("{x:,.0f}")
+    panel.legend()
+    return figure
+
+
 def svg(figure: Figure, name: str) -> str:
-    """The figure as an ``<svg>`` element for an HTML page, in the page's own ink.
+    """The figure as ``<svg>`` elements for an HTML page, one a panel, in the page's own ink.
 
     The name goes before the ids that the element refers to: those of several figures in a page must differ.
     """
@@ -159,7 +187,15 @@ def svg(figure: Figure, name: str) -> str:
     used = set(re.findall(r'(?:href="|url\()#([^")]+)', text))
     text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
     text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    return text.replace(INK, "currentColor").replace(LINE, "var(--line)").strip()
+    text = text.replace(INK, "currentColor").replace(LINE, "var(--line)").strip()
+    inside = text[text.index(">") + 1 : text.rindex("</svg>")].strip()
+    n_panels, (width, height) = len(figure.subfigs), 72 * figure.get_size_inches()
+    width /= n_panels
+    views = "".join(
+        f'<svg viewBox="{i * width:g} 0 {width:g} {height:g}"><use href="#{name}-all"></use></svg>'
+        for i in range(n_panels)
+    )
+    return f'<svg class="all" width="0" height="0"><g id="{name}-all">{inside}</g></svg>{views}'
 
 
 def png(figure: Figure) -> bytes:
@@ -178,7 +214,8 @@ def _figure(n_panels: int, width: float = 3.5, height: float = 3.1) -> tuple[Fig
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * n_panels, height), layout="constrained")
-    return figure, list(figure.subplots(1, n_panels, squeeze=False)[0])
+    panels = figure.subfigures(1, n_panels, squeeze=False)[0]  # of equal widths, so that a page can set them anew
+    return figure, [panel.subplots() for panel in panels]
 
 
 def _whole_numbers(panel: Axes) -> None:

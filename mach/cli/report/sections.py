@@ -6,22 +6,21 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mach import __version__
 from mach.cli.report import plots
-from mach.cli.report.diagnosis import SHOWN, Diagnosis, bucket_load, diagnose, example_rows, mistaken_for
+from mach.cli.report.classes import classes, examples
+from mach.cli.report.diagnosis import Diagnosis, bucket_load, diagnose
+from mach.cli.report.headline import headline
+from mach.cli.report.legends import legend, legend_of
 from mach.cli.report.numbers import shown
 from mach.cli.report.page import (
     Block,
     Code,
-    Examples,
     Number,
     Plot,
     Section,
@@ -31,14 +30,14 @@ from mach.cli.report.page import (
     percent,
     plain,
     quantity,
+    render,
     template,
 )
 from mach.config import Config
-from mach.data.batch import read_classes
 from mach.data.omissions import warn
-from mach.data.prepare import prepare, texts_of
+from mach.data.prepare import prepare
 from mach.data.store import Store
-from mach.errors import ConfigError, MachError, StorageError
+from mach.errors import MachError, StorageError
 from mach.files.places import Place, atomic_file
 from mach.model.accuracy import measures, test_rows
 from mach.model.calibration import Calibration
@@ -51,8 +50,7 @@ from mach.training.launch.capacity import plan_by_counts
 if TYPE_CHECKING:
     from mach.model.model import MachModel
 
-N_CLASSES, N_EXAMPLES = 15, 6  # of the worst and best classes; of the right and of the wrong rows
-NAME_CHARACTERS, N_FEATURES = 120, 12  # most that is shown of a name, of a row of numbers
+NAME_CHARACTERS = 120  # most that is shown of a name
 ASSUMED_FEATURES = 100.0  # of a row, as `mach plan` takes it, where nothing tells
 DESCRIBED = ("n_rows", "n_classes", "n_features", "loss", "precision", "mach_version", "data_fingerprint")
 MEASURED = {
@@ -65,6 +63,7 @@ MEASURED = {
     "peak_worker_bytes": "memory of a worker, at most",
     "peer_bytes": "sent between repetitions",
 }
+MOST_LINES = 12  # of a table that is not folded
 Report = Callable[[str, float], None]
 
 
@@ -100,18 +99,12 @@ def write_report(
         When matplotlib or Jinja are not installed, or the run's trunk was not passed; when the run or the given data
         cannot be read, or the page cannot be written.
     """
-    page = template()
+    template()  # missing, it is missed before the work
     with plots.style():
         run = Run.open(path, trunk)
         run.agreed_trunk()
         sections = _sections(run, data, report)
-        content = page.render(
-            sections=sections,
-            title=run.path.name,
-            where=str(run.path),
-            made=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC",
-            version=__version__,
-        ).encode("utf-8", "replace")
+        content = render(sections, run.path.name, str(run.path))
         if images is not None:
             _write_images(sections, images)
     where = run.path / "report.html" if output is None else output
@@ -145,11 +138,13 @@ def _sections(run: Run, data: str | None, report: Report) -> list[Section]:
 
         measured = [
             _accuracy(diagnosis, rows, source),
-            _classes(run, diagnosis, rows, names),
-            _examples(model, diagnosis, rows, source, names),
+            classes(run, diagnosis, rows, names),
+            examples(model, diagnosis, rows, source, names),
         ]
     nonzeros = None if isinstance(rows, str) else rows.n_nonzeros / rows.n_rows
+    first = [Section("headline", "The figures", [headline(model, diagnosis)])] if model else []
     return [
+        *first,
         _about(run, model, diagnosis),
         _training(run),
         measured[0],
@@ -216,7 +211,15 @@ def _training(run: Run) -> Section:
         rows.append(row)
     headings = ["repetition", "state", "epoch", "loss", "bucket precision, %", "validation loss"]
     headings += ["validation bucket precision, %", "rows a second", "left"]
-    return Section("training", "Training", [*blocks, Table(headings, rows)])
+    table = Table(headings, rows, f"{len(rows):,} repetitions, a line each", folded=len(rows) > MOST_LINES)
+    words = [
+        "loss",
+        "bucket precision",
+        *(["validation"] if any(row[5] for row in rows) else []),
+        "rows a second",
+        "left",
+    ]
+    return Section("training", "Training", [*blocks, table, legend(*words)])
 
 
 def _accuracy(diagnosis: Diagnosis, store: Store, source: str) -> Section:
@@ -230,7 +233,7 @@ def _accuracy(diagnosis: Diagnosis, store: Store, source: str) -> Section:
     if unknown := store.meta["n_unknown_classes"]:
         text += f" {unknown:,} classes of these rows are unknown to the model and not counted."
     plot = Plot("repetitions", plots.repetitions(curve), "Accuracy by repetitions; stars: re-ranked.")
-    return Section("accuracy", "Accuracy", [text, plot, Table(["R", "", *names], rows)])
+    return Section("accuracy", "Accuracy", [text, plot, Table(["R", "", *names], rows), legend_of(names)])
 
 
 def _reliability(run: Run, diagnosis: Diagnosis | None) -> Section:
@@ -250,6 +253,7 @@ def _reliability(run: Run, diagnosis: Diagnosis | None) -> Section:
         ]
         caption = f"Fitted to {calibration.n_rows:,} rows that were not trained on; errors cross-validated on them."
         blocks.append(Table(["scores", "curve", "pairs", "ECE before, %", "ECE after, %"], rows, caption))
+    blocks.append(legend("calibration error (ECE)", "before, after", "pairs"))
     return Section("reliability", "Reliability of probabilities", blocks)
 
 
@@ -263,67 +267,10 @@ def _bucket_load(run: Run) -> Section:
             headings.append(f"{what}, {name}")
             columns.append(value(counts_RB, axis=1).astype(int).tolist())
     text = "A line a hash function. A row counts once for each of its classes."
-    table = Table(headings, list(zip(*columns, strict=True)))
-    return Section("load", "Bucket load", [Plot("load", plots.load(buckets), text), table])
-
-
-def _classes(run: Run, diagnosis: Diagnosis, store: Store, names: Callable[[int], str]) -> Section:
-    recall = diagnosis.recall
-    known_K = run.class_counts_K()[: store.n_classes]
-    counts_K = np.pad(known_K, (0, store.n_classes - len(known_K)))
-    groups = recall.by_training_rows(counts_K)
-    n_present = int((recall.n_rows_K > 0).sum())
-    text = f"{n_present:,} of {store.n_classes:,} classes occur in these rows. Recall@{SHOWN}: how often a class is "
-    text += f"among the best {SHOWN} of the rows that have it."
-    rows = []
-    for group in groups:
-        least, most = group["least"], group["most"]
-        name = Number(f"{least:,}" if least == most else f"{least:,}–{most:,}")
-        rows.append([name, group["n_classes"], group["n_rows"], percent(group["recall"])])
-    blocks: list[Block] = [
-        text,
-        Plot("recall", plots.recall(groups, SHOWN), "Classes by their training rows."),
-        Table(["training rows", "classes", "rows that have them", f"recall@{SHOWN}, %"], rows),
-    ]
-    headings = ["class", "name", "training rows", "rows", "found", f"recall@{SHOWN}, %", "often first instead"]
-    for caption, best_first in (("Worst classes", False), ("Best classes", True)):
-        table = []
-        for k in recall.ranked(best_first=best_first)[:N_CLASSES].tolist():
-            other, n_times = mistaken_for(store, k, diagnosis.top, diagnosis.right_Nk)
-            n_rows, n_found = int(recall.n_rows_K[k]), int(recall.n_found_K[k])
-            first = f"{names(other)} ({n_times:,})" if n_times else ""
-            table.append([Number(k), names(k), int(counts_K[k]), n_rows, n_found, percent(n_found / n_rows), first])
-        blocks.append(Table(headings, table, f"{caption}; among equals, those of most rows."))
-    return Section("classes", "Worst and best classes", blocks)
-
-
-def _examples(
-    model: MachModel, diagnosis: Diagnosis, store: Store, source: str, names: Callable[[int], str]
-) -> Section:
-    rows = example_rows(store, diagnosis.right_Nk, N_EXAMPLES)
-    ids_Nk, right_Nk = diagnosis.top.ids_Nk[rows], diagnosis.right_Nk[rows]
-    values_Nk: NDArray[np.float32] = diagnosis.top.scores_Nk[rows]
-    texts = texts_of(model.run.config.data, source, rows.tolist(), like=model.reference())
-    try:
-        values_Nk = model.probabilities(ids_Nk, values_Nk, known=diagnosis.top.known_N[rows])
-        value = "probability"
-    except ConfigError:
-        value = "score"
-    examples = []
-    for i, row in enumerate(rows.tolist()):
-        best = zip(ids_Nk[i, :SHOWN].tolist(), values_Nk[i], right_Nk[i], strict=False)
-        examples.append(
-            {
-                "row": row,
-                "text": _features(store, row) if texts is None else clean(texts[i]),
-                "own": [names(k) for k in read_classes(store, np.array([row]))[0].tolist()],
-                "best": [(names(k), f"{value:.3f}", right) for k, value, right in best if k >= 0],
-                "is_right": right_Nk[i, 0],
-            }
-        )
-    text = f"Drawn at random: {N_EXAMPLES} rows whose first class is right, {N_EXAMPLES} whose first is wrong (fewer "
-    text += "where there are no more)."
-    return Section("examples", "Example queries", [text, Examples(value, examples)])
+    rows = list(zip(*columns, strict=True))
+    table = Table(headings, rows, f"Least, median and most of {len(rows):,} hash functions", folded=True)
+    blocks = [Plot("load", plots.load(buckets), text), table, legend("bucket", "rows of a bucket")]
+    return Section("load", "Bucket load", blocks)
 
 
 def _ledger(run: Run, nonzeros: float | None) -> Section:
@@ -358,16 +305,6 @@ def _configuration(config: Config) -> Section:
                 rows.append([*map(Code, cells), field.description or ""])
     text = "Keys that differ from the defaults, given or chosen by the data (mach.training.recipe)."
     return Section("configuration", "Configuration", [text, Table(["key", "value", "default", ""], rows)])
-
-
-def _features(store: Store, row: int) -> str:
-    """The largest features of a row of numbers."""
-    features = store.features(row, row + 1)
-    values = np.asarray(features).ravel() if store.is_dense else features.data
-    indices = np.arange(len(values)) if store.is_dense else features.indices
-    order = np.argsort(-np.abs(values), kind="stable")
-    pairs = [f"{indices[i]}:{values[i]:.3g}" for i in order[:N_FEATURES]]
-    return " ".join([*pairs, "…"] if len(order) > N_FEATURES else pairs)
 
 
 def _value(name: str, value: Any) -> str:
