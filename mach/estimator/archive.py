@@ -51,6 +51,8 @@ def save(classifier: Any, path: Path) -> None:
     if isinstance(parameters["random_state"], np.random.RandomState):
         parameters["random_state"] = None
     parameters["class_texts"] = None  # the run has them
+    if isinstance(parameters["class_weight"], dict):  # its keys are classes, which JSON would make strings
+        parameters["class_weight"] = None
     if classifier.trunk is not None:
         parameters["trunk"] = name_of(classifier.trunk)
     description = {

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.validation import _check_sample_weight as check_sample_weight
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, check_random_state
 
 from mach.data.omissions import rows_without
@@ -22,10 +23,12 @@ from mach.errors import ConfigError, DataError, OmissionWarning
 from mach.estimator.archive import restore, save
 from mach.estimator.engine import Engine
 from mach.estimator.fitting import fit, go_on
+from mach.estimator.frames import frame_of
 from mach.estimator.parameters import sections_of
 from mach.estimator.rows import Features, Rows, features_of, n_rows_of, name_of
 from mach.estimator.targets import Layout, Targets, grown, ids_of
 from mach.estimator.texts import texts_of, told_of, untold
+from mach.estimator.weights import weighted
 from mach.networks.trunk import Trunk
 
 if TYPE_CHECKING:
@@ -83,6 +86,10 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     kept_rows : int
         Training rows, drawn at random, at most 64 MiB of them, that are kept and pickled with the classifier, for
         `partial_fit` to learn them again lest it forget. `save` leaves them out.
+    class_weight : dict or "balanced", optional
+        Rows of classes of more weight are learned more often; "balanced" gives all classes as much.
+    warm_start : bool
+        Whether `fit` goes on from the present weights, as `partial_fit` does.
     trunk : class or str, optional
         A `torch.nn.Module` of your own instead of the hidden layers, or its name "package.module:Class"; see
         ``docs/pytorch.md``. With ``n_jobs`` or Ray, other processes must be able to import it.
@@ -151,6 +158,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         verbose: int = 0,
         max_proba_bytes: int = 2**30,
         kept_rows: int = 10_000,
+        class_weight: dict[Any, float] | Literal["balanced"] | None = None,
+        warm_start: bool = False,
         trunk: Trunk | None = None,
         class_texts: Any = None,
         config: dict[str, Any] | None = None,
@@ -173,12 +182,16 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         self.verbose = verbose
         self.max_proba_bytes = max_proba_bytes
         self.kept_rows = kept_rows
+        self.class_weight = class_weight
+        self.warm_start = warm_start
         self.trunk = trunk
         self.class_texts = class_texts
         self.config = config
 
-    def fit(self, X: Any, y: Any) -> Self:
-        """Train on N rows; what was fitted before is dropped.
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train on N rows; what was fitted before is dropped, unless ``warm_start``.
+
+        Rows of whole ``sample_weight`` are learned so many times; others are scaled to 2 on average, rounded by chance.
 
         Raises
         ------
@@ -186,9 +199,11 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             When X or y is nothing that the class takes, X holds NaN or either infinity, or their rows differ in number;
             when a parameter or key cannot work.
         """
-        return self._train(*self._read(X, y, reset=True))
+        if self.warm_start and hasattr(self, "classes_"):
+            return self.partial_fit(X, y, sample_weight=sample_weight)
+        return self._train(X, y, sample_weight=sample_weight)
 
-    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> Self:
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """Learn from more rows, beginning with the present weights; classes that were never seen may join.
 
         The first call, on a classifier that is not fitted, trains as `fit` does, but hashes the terms of texts, so that
@@ -203,11 +218,12 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         those of y need not be among them.
         """
         if not hasattr(self, "classes_"):
-            return self._train(*self._read(X, y, reset=True), classes, goes_on=True)
-        features, targets, kept = self._read(X, y)
+            return self._train(X, y, classes, sample_weight, goes_on=True)
+        features, targets, name, weights = self._read(X, y, sample_weight)
         told = told_of(self.class_texts)
         all_classes = grown(self.classes_, targets, classes)
-        rows = Rows(features, ids_of(all_classes, targets)[:, : len(all_classes)], name_of(kept))
+        rows = Rows(features, ids_of(all_classes, targets)[:, : len(all_classes)], name)
+        rows = weighted(rows, all_classes, weights, self.class_weight, check_random_state(self.random_state))
         given = sections_of(self.get_params(deep=False))
         self._engine = go_on(self._engine, rows, given, texts=partial(texts_of, all_classes, told), **self._options())
         self.classes_ = all_classes
@@ -268,27 +284,11 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         classes_Nk = self.classes_[ids_Nk]
         if as_frame is None:
             return classes_Nk, probs_Nk
-        n, n_found = ids_Nk.shape
-        columns = {
-            "query": np.repeat(np.arange(n), n_found),
-            "rank": np.tile(np.arange(1, n_found + 1), n),
-            "class": classes_Nk.ravel(),
-            "probability": probs_Nk.ravel(),
-        }
-        if as_frame == "pandas":
-            try:
-                import pandas as pd
-            except ImportError as error:
-                raise ConfigError("as_frame = 'pandas' needs pandas: pip install pandas, or take 'pyarrow'") from error
-            return pd.DataFrame(columns)
-        import pyarrow as pa
-
-        return pa.table(columns | {"class": pa.array(columns["class"].tolist())})
+        return frame_of(classes_Nk, probs_Nk, as_frame)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Share of rows, weighted if N weights are given, whose prediction is right: in all classes if in several."""
-        features, targets, rows = self._read(X, y)
-        sample_weight = None if sample_weight is None else np.asarray(sample_weight)[rows]
+        features, targets, _, weights = self._read(X, y, sample_weight)
         truth = ids_of(self.classes_, targets)
         if targets.layout.form == "classes":
             right_N = self._engine.topk(features, 1)[0][:, 0] == truth.indices
@@ -296,7 +296,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             likely = self._engine.likely(features)
             likely.resize(truth.shape)
             right_N = np.diff((likely != truth).indptr) == 0
-        return float(np.average(right_N, weights=sample_weight))
+        return float(np.average(right_N, weights=weights))
 
     def save(self, path: str | Path) -> None:
         """Write the fitted classifier into a new folder, whole or not at all; `load` reads it.
@@ -328,13 +328,17 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         tags.classifier_tags.multi_label = True
         return tags
 
-    def _read(self, X: Any, y: Any, *, reset: bool = False) -> tuple[Features, Targets, NDArray[np.int64]]:
-        """Rows, their classes and numbers; not to ``reset`` is to refuse others than those that were fitted.
+    def _read(
+        self, X: Any, y: Any, sample_weight: Any = None, *, reset: bool = False
+    ) -> tuple[Features, Targets, str, NDArray[Any] | None]:
+        """Rows, their classes, name and weights; not to ``reset`` is to refuse others than those that were fitted.
 
         Where a row has one class, rows without it teach nothing, and are left out with a warning.
         """
         features, targets = features_of(self, X, y, reset=reset), Targets.read(y)
         check_consistent_length(features, targets)
+        if sample_weight is not None:
+            sample_weight = check_sample_weight(sample_weight, np.empty(len(targets)), ensure_non_negative=True)
         if not reset and targets.layout.form != self._layout.form:
             raise DataError(
                 f"y holds {targets.layout.form}, the classifier was fitted to {self._layout.form}: give the same form"
@@ -344,22 +348,23 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             rows = np.flatnonzero(np.diff(targets.indptr))
             if not len(rows):
                 raise NoClassError(f"y has {len(targets)} rows and no class in them: there is nothing to learn")
-            line = rows_without("class", "y", targets.indptr, len(targets) - len(rows))
-            warnings.warn(f"{line}; they are left out", OmissionWarning, stacklevel=3)
+            told = rows_without("class", "y", targets.indptr, len(targets) - len(rows))
+            warnings.warn(f"{told}; they are left out", OmissionWarning, stacklevel=4)
             targets = targets.chosen(rows)
             features = [features[n] for n in rows] if isinstance(features, list) else features[rows]
-        return features, targets, rows
+            sample_weight = None if sample_weight is None else sample_weight[rows]
+        return features, targets, name_of(rows), sample_weight
 
-    def _train(
-        self, features: Features, targets: Targets, kept: NDArray[np.int64], more: Any = None, *, goes_on: bool = False
-    ) -> Self:
+    def _train(self, X: Any, y: Any, more: Any = None, sample_weight: Any = None, *, goes_on: bool = False) -> Self:
         """Train a new run, and remember what its ids stand for."""
+        features, targets, name, weights = self._read(X, y, sample_weight, reset=True)
         told, classes = told_of(self.class_texts), grown(np.empty(0), targets, more)
         if (unseen := untold(classes, told)) and targets.layout.form != "indicator":
             classes = grown(classes, targets, unseen)
         if not len(classes):
             raise NoClassError(f"y has {len(targets)} rows and no class in them: there is nothing to learn")
-        rows = Rows(features, ids_of(classes, targets)[:, : len(classes)], name_of(kept))
+        rows = Rows(features, ids_of(classes, targets)[:, : len(classes)], name)
+        rows = weighted(rows, classes, weights, self.class_weight, check_random_state(self.random_state))
         given = sections_of(self.get_params(deep=False))
         if goes_on and isinstance(features, list):
             given["text"] = {"hashing": True} | given.get("text", {})

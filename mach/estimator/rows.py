@@ -72,8 +72,10 @@ class Rows:
         return int(self.classes.shape[1])
 
     def chosen(self, rows: NDArray[np.int64]) -> Rows:
-        """Some of the rows, of numbers."""
+        """Some of the rows, in this order."""
         features: Any = self.features
+        if isinstance(features, list):
+            return Rows([features[n] for n in rows.tolist()], self.classes[rows])
         return Rows(features[rows], self.classes[rows])
 
     def joined(self, other: Rows) -> Rows:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mach.errors import ConfigError, DegradedWarning, IncompleteRunError
 from mach.files.places import Place
+from mach.model import hub
 from mach.model.ask import whole
 from mach.model.classes.versions import Versions
 from mach.model.model import MachModel
@@ -36,7 +37,8 @@ def load(
     ----------
     path : str, Path or UPath
         Run directory made by ``mach train``, here or below a URL; unfinished repetitions are left out. Weights behind
-        a URL are fetched into the cache, once a machine.
+        a URL are fetched into the cache, once a machine. ``hf://user/model`` is a model of the Hugging Face hub, whose
+        weights are compared with the digests of training.
     repetitions : sequence of int, optional
         Use these only.
     version : int, optional
@@ -86,7 +88,8 @@ def load(
         raise ConfigError(f"launcher {launcher!r} is unknown: choose local or ray")
     if launcher == "local" and asked:
         raise ConfigError(f"{', '.join(asked)}: the launcher local takes no such argument: choose the launcher ray")
-    run = Run.open(path, trunk)
+    is_of_hub = isinstance(path, str) and path.startswith(hub.PREFIX)
+    run = Run.open(hub.fetch(str(path)) if is_of_hub else path, trunk)
     finished, n_repetitions = run.finished(), run.config.hashing.repetitions
     if repetitions is None:
         chosen = finished
@@ -110,7 +113,10 @@ def load(
         )
     edits = Versions(run).load(version)
     if launcher == "local":
-        return MachModel(run, chosen, LocalScorer(run, chosen), edits)
+        model = MachModel(run, chosen, LocalScorer(run, chosen), edits)
+        if is_of_hub:
+            model.verify()
+        return model
     from mach.runs.actors import serve
 
     return MachModel(run, chosen, serve(run, chosen, **asked), edits)

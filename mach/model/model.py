@@ -22,6 +22,7 @@ from mach.model.classes.editor import ClassEditor
 from mach.model.classes.edits import Edits
 from mach.model.classes.versions import Versions
 from mach.model.curves import Curve
+from mach.model.hub import push
 from mach.reranking.model import Reranker
 from mach.reranking.record import Record, verify
 from mach.runs.ensemble import Ensemble
@@ -363,6 +364,10 @@ class MachModel(AbstractContextManager["MachModel"]):
         """Read all weights and compare them with the digests that training recorded: StorageError if one differs."""
         self.ensemble.scorer.verify()
         verify(self.run)
+
+    def push_to_hub(self, repository: str, *, licence: str | None = None, private: bool = False) -> str:
+        """Upload the run to ``user/model`` of the Hugging Face hub, with a card; returns its name for `mach.load`."""
+        return push(self, repository, licence=licence, private=private)
 
     def parse(self, line: str) -> Any:
         """A query as typed in a shell: a text, or numbers where the model takes them."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import sklearn
 from scipy.sparse import csr_array, csr_matrix
 
 pytest.importorskip("sklearn")
@@ -23,13 +24,18 @@ from sklearn.datasets import make_blobs
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import MaxAbsScaler, MultiLabelBinarizer, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import mach
 from mach import MACHClassifier, MachError
 from mach.errors import OmissionWarning
 from mach.estimator.engine import Engine
+from mach.estimator.rows import Rows
+from mach.estimator.scoring import precision_at, psp_at
+from mach.estimator.targets import Targets, ids_of
+from mach.estimator.weights import weighted
+from mach.sketch.metrics import evaluate, propensities
 from tests.conftest import N_CLASSES, N_FEATURES, planted_rows
 
 SMALL: dict[str, Any] = {"hidden": 16, "epochs": 12, "batch": 16, "rate": 0.02, "random_state": 0}
@@ -666,3 +672,74 @@ def test_rows_without_a_known_feature_get_the_shares_of_the_classes(n_classes: i
     alone = fitted.predict_topk(asked[1:2], 3)
     assert (found[1].tolist(), probs[1].tolist()) == (alone[0][0].tolist(), alone[1][0].tolist())
     assert (np.diff(probs, axis=1) <= 0).all()
+
+
+def test_rows_of_more_weight_are_learned_more(blobs):
+    X, y = blobs
+    flipped = np.where(np.arange(len(y)) % 2, y, 1 - np.minimum(y, 1))
+    heavy = np.where(flipped == y, 5.0, 0.0)
+    assert MACHClassifier(**SMALL).fit(X, flipped, sample_weight=heavy).score(X, y) > 0.9
+    assert MACHClassifier(**SMALL).fit(X, flipped, sample_weight=1 - np.minimum(heavy, 1)).score(X, y) < 0.6
+    with pytest.raises(ValueError, match="at least one non-zero"):
+        MACHClassifier(**SMALL).fit(X, y, sample_weight=np.zeros(len(y)))
+    with pytest.raises(MachError, match="no row has a weight above 0"):
+        MACHClassifier(**SMALL, class_weight=dict.fromkeys(range(4), 0)).fit(X, y)
+
+
+def test_weights_that_are_no_whole_numbers_have_their_due():
+    rows = Rows(np.arange(4000, dtype=np.float32)[:, None], csr_array(np.ones((4000, 1), np.int8)))
+    weights = np.where(np.arange(4000) < 1000, 0.3, 0.1)
+    chosen = weighted(rows, np.array(["a"]), weights, None, np.random.RandomState(0)).features
+    assert isinstance(chosen, np.ndarray)
+    assert len(chosen) == pytest.approx(8000, abs=2), "2 on average"
+    assert np.mean(chosen < 1000) == pytest.approx(0.5, abs=0.02)
+
+
+def test_balanced_classes_have_equal_weight():
+    texts, names = ["common word"] * 90 + ["common other"] * 10, ["a"] * 90 + ["b"] * 10
+    rows = Rows(texts, ids_of(np.array(["a", "b"]), Targets.read(names))[:, :2])
+    learned = weighted(rows, np.array(["a", "b"]), None, "balanced", np.random.RandomState(0)).features
+    assert isinstance(learned, list)
+    assert learned.count("common word") == pytest.approx(learned.count("common other"), abs=2)
+    with pytest.raises(MachError, match="'balanced', or a dictionary"):
+        weighted(rows, np.array(["a", "b"]), None, "even", np.random.RandomState(0))
+
+
+def test_a_warm_start_goes_on(blobs):
+    X, y = blobs
+    classifier = MACHClassifier(**SMALL, warm_start=True).fit(X[:200], y[:200])
+    first = classifier._engine
+    assert classifier.fit(X, np.where(np.arange(len(y)) < 250, y, 7)).classes_.tolist() == [*np.unique(y[:200]), 7]
+    assert classifier._engine is not first
+    cold = MACHClassifier(**SMALL).fit(X[:200], y[:200])
+    assert 7 not in cold.fit(X, y).classes_
+
+
+def test_p_at_k_scores_in_a_grid_search():
+    X, Y = planted_matrix(300, seed=5)
+    for scorer, name in ((precision_at(1), "P@1"), (psp_at(3), "PSP@3")):
+        search = GridSearchCV(MACHClassifier(**SMALL), {"epochs": [1, 6]}, scoring=scorer, cv=2, error_score="raise")
+        search.fit(X, MultiLabelBinarizer(sparse_output=True).fit_transform(Y))
+        assert search.best_params_ == {"epochs": 6}, name
+        assert 0 < search.best_score_ <= 1
+    best = search.best_estimator_
+    run = best.model_.run
+    weights_K = propensities(run.class_counts_K(), run.manifest.n_rows)
+    Y = MultiLabelBinarizer().fit_transform(Y)
+    truth = ids_of(best.classes_, Targets.read(Y))[:, : len(best.classes_)]
+    ids = best._engine.topk(X, 3)[0]
+    assert psp_at(3)(best, X, Y) == evaluate(ids, truth, ks=(3,), propensities=weights_K)["PSP@3"]
+    piped = make_pipeline(MaxAbsScaler(), MACHClassifier(**SMALL)).fit(X, Y)
+    assert precision_at(1)(piped, X, Y) > 0.5
+    with pytest.raises(MachError, match="no predict_topk"):
+        precision_at(1)(MaxAbsScaler(), X, Y)
+
+
+def test_weights_are_routed_and_the_classifier_shows_itself(blobs):
+    X, y = blobs
+    with sklearn.config_context(enable_metadata_routing=True):
+        classifier = MACHClassifier(**SMALL).set_fit_request(sample_weight=True).set_score_request(sample_weight=False)
+        scaler = StandardScaler().set_fit_request(sample_weight=False)
+        piped = make_pipeline(scaler, classifier).fit(X, y, sample_weight=np.where(y == 0, 0.0, 1.0))
+    assert 0 not in piped.predict(X)
+    assert "MACHClassifier" in classifier._repr_html_()

@@ -269,7 +269,7 @@ def _bucket_load(run: Run) -> Section:
     text = "A line a hash function. A row counts once for each of its classes."
     rows = list(zip(*columns, strict=True))
     table = Table(headings, rows, f"Least, median and most of {len(rows):,} hash functions", folded=True)
-    blocks = [Plot("load", plots.load(buckets), text), table, legend("bucket", "rows of a bucket")]
+    blocks: list[Block] = [Plot("load", plots.load(buckets), text), table, legend("bucket", "rows of a bucket")]
     return Section("load", "Bucket load", blocks)
 
 
