@@ -9,9 +9,8 @@ from pydantic import AliasChoices, model_validator
 
 from mach.config.section import Section, key
 
-Format = Literal[
-    "auto", "repository", "svmlight", "npz", "npy", "csv", "tsv", "fasttext", "jsonl", "parquet", "builtin"
-]
+Format = Literal["auto", "repository", "svmlight", "npz", "npy", "csv", "tsv", "fasttext", "jsonl",
+                 "parquet", "builtin"]  # fmt: skip
 DOCUMENTS = "builtin:characters-names"  # the embedded set's classes, each a document of its name
 MAX_PILOTS, MAX_CANDIDATES, MAX_PAIRS = 5, 10_000, 64
 Effort = Literal["fast", "balanced", "best"]

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
+from mach.data.frames import texts_of
 from mach.data.missing import is_missing
 from mach.data.names import class_name
 from mach.errors import DataError, OmissionWarning
 from mach.estimator.classifier import MACHClassifier
-from mach.estimator.rows import Reservoir, Rows, texts_of
+from mach.estimator.rows import Reservoir, Rows
 from mach.estimator.targets import Targets, from_json, grown, ids_of, to_json
 
 values = st.one_of(
