@@ -213,7 +213,7 @@ class Explainer:
                 start, found = breakdown(self.reranker, shortlist)
                 for one in found:
                     name = CALLED.get(one.signal.name, one.signal.name)
-                    parts.append(Part(name, one.signal.meaning, one.added, self._reasons(one.evidence)))
+                    parts.append(Part(name, one.signal.meaning, one.added, self._reasons(k, one.evidence)))
             else:
                 counts_K = answerer.class_counts_K()[: answerer.edits.n_trained]
                 added = {"networks": float(aggregates_11[0, 0])}
@@ -223,18 +223,19 @@ class Explainer:
         added |= {"taught": score - unlifted} if score != unlifted else {}
         return start, parts + [Part(name, MEANINGS[name], value) for name, value in added.items()]
 
-    def _reasons(self, evidence: Sequence[Evidence]) -> tuple[Reason, ...]:
+    def _reasons(self, k: int, evidence: Sequence[Evidence]) -> tuple[Reason, ...]:
         """Evidence by features as reasons by words, the largest first."""
-        added: defaultdict[Words, float] = defaultdict(float)
+        added: defaultdict[tuple[Words, int | None], float] = defaultdict(float)
         for one in evidence:
             for together in product(*(self._shares(feature).items() for feature in one.features)):
                 words = sorted({word for own, _ in together for word in own}, key=self._order)
-                added[tuple(words)] += one.amount * float(np.prod([share for _, share in together]))
-        largest = sorted(added.items(), key=lambda item: -abs(item[1]))
-        return tuple(
-            Reason(words, tuple(sorted(span for word in words for span in self.spans.get(word, ()))), amount)
-            for words, amount in largest
-        )
+                added[tuple(words), one.name] += one.amount * float(np.prod([share for _, share in together]))
+        texts, found = self.answerer.ensemble.run.class_texts, []
+        for (words_, name), amount in sorted(added.items(), key=lambda item: -abs(item[1])):
+            spans = sorted(span for word in words_ for span in self.spans.get(word, ()))
+            spelt = None if name is None or texts is None else texts.spellings(k)[name]
+            found.append(Reason(words_, tuple(spans), amount, spelt))
+        return tuple(found)
 
     def _order(self, word: str) -> tuple[int, str]:
         return self._numbers.get(word, len(self._numbers)), word

@@ -36,11 +36,15 @@ class Word:
 
 @dataclass(frozen=True)
 class Reason:
-    """Words that count together within a part: one, or those of a phrase or of a pair of features."""
+    """Words that count together within a part: one, or those of a phrase or of a pair of features.
+
+    ``name`` is the name of the class that they spell, as far as they do.
+    """
 
     words: tuple[str, ...]
     spans: tuple[Span, ...]
     added: float
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,10 @@ class Explanation:
         yield f"because of {', '.join(spoke)}" if spoke else "no word of the query speaks for it"
         if against := [self._without(word) for word in self.words[::-1] if word.lost <= -LEAST][:SHOWN]:
             yield f"in spite of {', '.join(against)}"
+        names = {reason.name: None for part in self.parts for reason in part.reasons if reason.name}
+        for name in names:
+            words = [word for part in self.parts for one in part.reasons if one.name == name for word in one.words]
+            yield f"its name {name!r} stands in the text: {', '.join(dict.fromkeys(words))}"
         terms = [f"{self.start:.2f} to begin with"] if self.start else []
         for part in self.parts:
             if abs(part.added) < LEAST and not part.reasons:

@@ -174,6 +174,23 @@ class TestMention(BlendedSignalContract):
         assert level_and_cover("oil", 2) == (EXACT, 0)  # what is in brackets needs no word
         assert level_and_cover("oily", 2) == (0, 0)  # short words are looked for as they are
 
+    def test_evidence_tells_the_name_and_what_spells_it(self, material: Material):
+        signal, words = Mention.fit(material), {word: n for n, word in enumerate(WORDS)}
+
+        def evidence(text: str) -> list[tuple[tuple[int, ...], float, int | None]]:
+            indices = np.array(sorted(words[word] for word in text.split()), np.int32)
+            batch, one = (
+                SparseBatch(np.array([0, len(indices)]), indices, np.ones(len(indices), np.float32)),
+                np.zeros((1, 1)),
+            )
+            found = signal.evidence(Shortlist(batch, np.array([[1]]), one, one[None]))
+            return sorted((part.features, part.amount, part.name) for part in found)
+
+        both = sorted(((words[word],), 0.5, 0) for word in ("sperm", "whales"))
+        assert evidence("sperm whales oil") == both
+        assert evidence("sperm oil") == [((words["sperm"],), 0.5, None)]  # not all of the name
+        assert evidence("oil") == []
+
     def test_candidates_are_the_best_mentions(self, material: Material, shortlist: Shortlist):
         signal = Mention.fit(material)
         ids_NP = proposed(signal, shortlist.batch)

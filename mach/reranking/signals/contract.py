@@ -146,6 +146,7 @@ class Evidence:
 
     features: tuple[int, ...]  # one, or those that count together
     amount: float
+    name: int | None = None  # which of the names of the class they spell
 
 
 @dataclass(eq=False)

@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 from mach.data.batch import SparseBatch
 from mach.errors import StorageError
 from mach.reranking.kernels.likeness import CODES, likeness_of, most_alike, weights_of
-from mach.reranking.signals.contract import PROPOSED, BlendedSignal, Floats, Material, Scale, Shortlist, SignalFile
+from mach.reranking.signals.contract import (
+    PROPOSED,
+    BlendedSignal,
+    Evidence,
+    Floats,
+    Material,
+    Scale,
+    Shortlist,
+    SignalFile,
+)
 
 SECTION = "likeness."
 CLASS_BYTES, FEATURE_BYTES, ENTRY_BYTES = 4, 12, 6
@@ -95,6 +104,21 @@ class Likeness(BlendedSignal):
     def terms(self, columns_NCI: Floats, ids_NC: NDArray[np.int64], strength: float) -> Floats:
         """``strength * (share - 1)`` of the most that the query shares with any class."""
         return np.asarray(np.float32(strength) * (np.minimum(columns_NCI[:, :, 1], np.float32(1)) - np.float32(1)))
+
+    def evidence(self, shortlist: Shortlist) -> list[Evidence] | None:
+        """The features that the query and the class's text share, in proportion to their weights."""
+        k, batch = int(shortlist.ids_NC[0, 0]), shortlist.batch
+        if not self.arrays or k < 0:
+            return None
+        offsets, classes, codes, counts = self._index
+        often = np.abs(batch.values) * counts[batch.indices]
+        once, weights = min(often[often > 0].tolist(), default=1.0), dict[int, float]()
+        for feature, n in zip(batch.indices.tolist(), often.tolist(), strict=True):
+            own = slice(offsets[feature], offsets[feature + 1])
+            if weight := float(codes[own][classes[own] == k].sum()):
+                weights[feature] = weight * max(np.rint(n / once), 1)
+        total = float(self.columns(shortlist)[0, 0, 0]) / max(sum(weights.values()), 1)
+        return [Evidence((feature,), weight * total) for feature, weight in weights.items()]
 
     @property
     def _index(self) -> Any:

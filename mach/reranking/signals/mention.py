@@ -19,7 +19,16 @@ from mach.reranking.kernels.mentions import (
     count_mentions,
     mentions_of,
 )
-from mach.reranking.signals.contract import PROPOSED, BlendedSignal, Floats, Material, Scale, Shortlist, SignalFile
+from mach.reranking.signals.contract import (
+    PROPOSED,
+    BlendedSignal,
+    Evidence,
+    Floats,
+    Material,
+    Scale,
+    Shortlist,
+    SignalFile,
+)
 from mach.reranking.spelling import link, tokens_of
 
 Table = tuple[NDArray[Any], ...]
@@ -135,6 +144,35 @@ class Mention(BlendedSignal):
     def terms(self, columns_NCI: Floats, ids_NC: NDArray[np.int64], strength: float) -> Floats:
         """``strength * log share``: `LEAST_LOG` where the query does not mention the name."""
         return np.asarray(np.float32(strength) * np.minimum(columns_NCI[:, :, 2], np.float32(0)))
+
+    def evidence(self, shortlist: Shortlist) -> list[Evidence] | None:
+        """The features that spell the tokens of the class's name, of several that of the largest share of rows."""
+        k, features = int(shortlist.ids_NC[0, 0]), shortlist.batch.indices.tolist()
+        if not self.arrays or k < 0:
+            return None
+        (link_offsets, linked, levels), (offsets, tokens), _ = self._tables()
+        spelt: dict[int, dict[int, int]] = {}
+        for feature in features:
+            for at in range(*link_offsets[feature : feature + 2].tolist()):
+                spelt.setdefault(int(linked[at]), {})[feature] = int(levels[at])
+        best: tuple[float, int, list[int]] = (0.0, 0, [])
+        first, end = self.arrays[f"{SECTION}classes"][k : k + 2].tolist()
+        for name in range(first, end):
+            own = tokens[offsets[name] : offsets[name + 1]].tolist()
+            hit = [token for token in own if token in spelt]
+            rank = len(hit) / max(len(own), 1)
+            if own and len(hit) == len(own):
+                level = min(max(spelt[token].values()) for token in own)
+                rank = 2.0 + float(self.arrays[f"{SECTION}shares"][name, level - 1])
+            if rank > best[0]:
+                best = rank, name, own
+        found, (rank, name, own) = [], best
+        for token in own:
+            by_level = spelt.get(token, {})
+            closest = [feature for feature, level in by_level.items() if level == max(by_level.values())]
+            amount = 1 / (len(own) * max(len(closest), 1))
+            found += [Evidence((feature,), amount, name - first if rank >= 2 else None) for feature in closest]
+        return found
 
     def _tables(self) -> tuple[Table, Table, Table]:
         """Links, names and index, as compiled functions take them."""
