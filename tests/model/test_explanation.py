@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from mach.cli import main
 from mach.errors import DataError
 from mach.model.explainer import MOST_WORDS, Explainer, without
 from mach.model.loading import load
@@ -135,3 +137,18 @@ def test_what_cannot_be_explained_is_refused():
     assert model.explain("red cup", []) == []
     assert Explainer(model, ["red cup"]).text == "red cup"
     assert without("red cup", [(0, 3)]) == "  cup"
+
+
+def test_the_shell_tells_why():
+    def mach(*more: str) -> str:
+        run = FIXTURES / "run-format-1-order-edited"
+        done = CliRunner().invoke(main, ["query", str(run), "red cup ala", "-k", "2", "--explain", *more])
+        assert done.exit_code == 0, done.stderr
+        return done.stdout
+
+    lines = mach().splitlines()
+    because = [n for n, line in enumerate(lines) if line.startswith(f"{' ' * 26}because of ")]
+    assert [lines[n - 1].split(maxsplit=2)[2] for n in because] == ["red cup", "striped cup"]
+    told = json.loads(mach("--json", "--scores"))
+    assert [why["id"] for why in told["explanations"]] == told["ids"]
+    assert [why["score"] for why in told["explanations"]] == pytest.approx(told["scores"], abs=1e-5)
