@@ -44,9 +44,9 @@ def evaluate(
     source = data or test_rows(model.run)
     if source is None:
         raise ConfigError(f"{model.run.path} names no data.test: give DATA")
-    if data is None:
-        say(f"mach: measured on {source}, which {model.run.path} names as data.test", err=True)
     store = _prepared(model, source)
+    if data is None:  # an error names it as well
+        say(f"mach: measured on {source}, which {model.run.path} names as data.test", err=True)
     with progress() as report:
         shares = measure(model, store, ks=tuple(ks), curve=curve, ask=ask, reliability=reliability, report=report)
     if curve and not ask.tail and model.repetitions == model.run.finished():

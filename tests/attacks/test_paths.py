@@ -226,7 +226,13 @@ def test_rows_that_a_run_names_are_said_and_never_fetched(trained: Path, planted
     assert done.exit_code == 0, done.stderr
     assert f"mach: measured on {planted}/test.txt, which {tmp_path}/run names as data.test\n" in done.stderr
     file = tmp_path / "run/config.toml"
-    file.write_text(file.read_text().replace(f'test = "{planted}/test.txt"', 'test = "memory://theirs/test.txt"'))
+    whole = file.read_text()
+    file.write_text(whole.replace(f"{planted}/test.txt", f"{planted}/gone.txt"))
+    done = CliRunner().invoke(main, ["evaluate", str(tmp_path / "run")])
+    assert done.exit_code == 2
+    [line] = done.stderr.splitlines()
+    assert "gone.txt" in line
+    file.write_text(whole.replace(f'test = "{planted}/test.txt"', 'test = "memory://theirs/test.txt"'))
     done = CliRunner().invoke(main, ["evaluate", str(tmp_path / "run")])
     assert done.exit_code == 2
     assert "names data.test = memory://theirs/test.txt: give it as DATA if it is to be fetched" in done.stderr
