@@ -179,7 +179,7 @@ class Api:
             answer = await self._apart(project.explain, asked, text)
         else:
             [answer] = await self._ask(project, asked, [text])
-        return _answered(_told(answer, threshold), answer)
+        return _answered(_told(answer, threshold, needs_uris=_is_annif(request)), answer)
 
     async def suggest_batch(self, request: Request) -> Response:
         """The best classes of up to 32 documents."""
@@ -192,7 +192,7 @@ class Api:
             return _answered([], None)
         answers = await self._ask(project, asked, [document.text for document in body.documents])
         told = [
-            _told(answer, threshold) | {"document_id": document.document_id}
+            _told(answer, threshold, needs_uris=_is_annif(request)) | {"document_id": document.document_id}
             for document, answer in zip(body.documents, answers, strict=True)
         ]
         return _answered(told, answers[0])
@@ -303,8 +303,17 @@ def _limits(project: Project, fields: Mapping[str, str]) -> tuple[int, float]:
     return whole(fields, "limit", 10, 0, MOST_RESULTS), share(fields, "threshold")
 
 
-def _told(answer: RowAnswer, threshold: float = 0.0) -> dict[str, Any]:
-    results = [result for result in answer.results if result.get("score", 1.0) >= threshold]
+def _is_annif(request: Request) -> bool:
+    """Whether Annif's own client asks, which cannot read a class without uri."""
+    return request.headers.get("User-Agent", "").startswith("Annif/")
+
+
+def _told(answer: RowAnswer, threshold: float = 0.0, *, needs_uris: bool = False) -> dict[str, Any]:
+    results = [
+        result
+        for result in answer.results
+        if result.get("score", 1.0) >= threshold and (not needs_uris or result["uri"])
+    ]
     return {"results": results, "known": answer.known, "version": answer.version}
 
 

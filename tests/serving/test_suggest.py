@@ -8,6 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from mach.errors import ConfigError
+from mach.model.loading import load
 from mach.model.model import MachModel
 from mach.serving.projects import Project, project_names
 from mach.serving.search import NameIndex
@@ -223,3 +224,15 @@ def test_classes_say_why(client: TestClient, offline: MachModel):
     assert "true or false" in client.post(SUGGEST, data=form | {"explain": "yes"}).json()["detail"]
     too_long = client.post(SUGGEST, data=form | {"text": "a " * 50_001})
     assert (too_long.status_code, "100,000" in too_long.json()["detail"]) == (413, True)
+
+
+def test_annif_gets_classes_with_uris_alone(run: Path, start: Started):
+    load(run).classes.add(["lamp"], [["red lamp"]], uris=["http://example.org/lamp"])
+    client, annif = start(), {"User-Agent": "Annif/1.4.3"}
+    answer = client.post(SUGGEST, data={"text": "red lamp", "limit": 28}).json()
+    assert {one["uri"] for one in answer["results"]} == {None, "http://example.org/lamp"}
+    answer = client.post(SUGGEST, data={"text": "red lamp", "limit": 28}, headers=annif).json()
+    assert [one["uri"] for one in answer["results"]] == ["http://example.org/lamp"]
+    body = {"documents": [{"text": "red lamp"}]}
+    [answer] = client.post(BATCH, json=body, params={"limit": 28}, headers=annif).json()
+    assert [one["uri"] for one in answer["results"]] == ["http://example.org/lamp"]
