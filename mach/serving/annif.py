@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import annif.backend
 import annif.default_config
@@ -37,6 +38,7 @@ from rich.console import Console
 from mach.config import Config as RunConfig
 from mach.config import parse_config
 from mach.data.names import class_name, shown
+from mach.data.skos import Skos
 from mach.errors import MachError
 from mach.model.ask import Answer
 from mach.model.loading import load
@@ -49,7 +51,16 @@ from mach.training.conductor import train
 NAME = "mach"
 RUN = "mach-run"
 ROWS, CLASSES, PART = "mach-train.jsonl", "mach-train-classes.jsonl", "tmp-mach-run"  # no model by Annif's patterns
+WORDS_OF_SKOS = re.compile(rb"altLabel|hiddenLabel|definition|broader|narrower")
 LEAST_SCORE = np.float32(1e-6)  # Annif drops suggestions of 0
+
+
+class Opened(NamedTuple):
+    """A model by one version of its classes, and what the vocabulary has of these."""
+
+    model: MachModel
+    subjects_K: NDArray[np.int64]  # of every class its number in the vocabulary, -1 where it is not there
+    allowed: Subset | None
 
 
 class MachBackend(AnnifLearningBackend):
@@ -61,18 +72,16 @@ class MachBackend(AnnifLearningBackend):
 
     name = NAME
     DEFAULT_PARAMETERS = {"limit": 100}  # noqa: RUF012 (Annif's own is a plain dictionary)
-    _model: MachModel | None = None
-    _subjects_K: NDArray[np.int64]  # of every class its number in the vocabulary, -1 where it is not there
-    _allowed: Subset | None
+    _opened: Opened | None = None  # replaced as a whole: threads of a server suggest while another one learns
 
     def initialize(self, parallel: bool = False) -> None:
         """Open the run."""
-        if self._model is not None:
+        if self._opened is not None:
             return
         if not Run.is_at(self._path):
             raise NotInitializedException(f"{self._path} has no run: train the project", backend_id=self.backend_id)
         with self._errors():
-            self._use(load(self._path))
+            self._opened = self._agreed(load(self._path))
 
     @property
     def _path(self) -> Path:
@@ -95,21 +104,21 @@ class MachBackend(AnnifLearningBackend):
         console = Console(stderr=True, quiet=not annif.logger.isEnabledFor(logging.INFO))
         with self._errors():
             train(self._config(params), part, workers=jobs or None, console=console)
-        self._model = None
+        self._opened = None
         shutil.rmtree(self._path, ignore_errors=True)
         part.rename(self._path)
 
     def _suggest_batch(self, documents: list[Any], params: dict[str, Any]) -> Any:
-        model, limit = self._model, int(params["limit"])
-        assert model is not None
-        k = min(limit, model.n_classes)
+        assert self._opened is not None
+        model, subjects_K, allowed = self._opened
+        k = min(int(params["limit"]), model.n_classes)
         if k < 1 or not documents:
             return SuggestionBatch.from_sequence([[] for _ in documents], self.project.subjects)
         with self._errors():
-            found = model.search([shown(document.text) for document in documents], k, allowed=self._allowed)
+            found = model.search([shown(document.text) for document in documents], k, allowed=allowed)
         values_Nk, is_answer_Nk = descending(_probabilities(model, found)), (found.ids_Nk >= 0) & found.known_N[:, None]
         answers = [
-            [SubjectSuggestion(*pair) for pair in zip(self._subjects_K[ids_k], values_k, strict=True)]
+            [SubjectSuggestion(*pair) for pair in zip(subjects_K[ids_k], values_k, strict=True)]
             for ids_k, values_k in ((found.ids_Nk[n, is_k], values_Nk[n, is_k]) for n, is_k in enumerate(is_answer_Nk))
         ]
         return SuggestionBatch.from_sequence(answers, self.project.subjects)
@@ -117,9 +126,9 @@ class MachBackend(AnnifLearningBackend):
     def _learn(self, corpus: Any, params: dict[str, Any]) -> None:
         """Teach documents their subjects. A subject that the vocabulary has got since training becomes a class."""
         self.initialize()
-        model = self._model
-        assert model is not None
-        classes = {subject: k for k, subject in enumerate(self._subjects_K.tolist()) if subject >= 0}
+        assert self._opened is not None
+        model = self._opened.model.with_edits(self._opened.model.classes.edits)
+        classes = {subject: k for k, subject in enumerate(self._opened.subjects_K.tolist()) if subject >= 0}
         texts: list[str] = []
         ids: list[int] = []
         examples: defaultdict[int, list[str]] = defaultdict(list)  # of subjects that are no class yet
@@ -137,17 +146,16 @@ class MachBackend(AnnifLearningBackend):
                 model.classes.add(names, list(examples.values()), uris=uris)
             if texts:
                 model.classes.upvote(texts, np.array(ids))
-            self._use(model)
+            self._opened = self._agreed(model)
 
-    def _use(self, model: MachModel) -> None:
-        """Answer by a model, as far as its classes are in the vocabulary."""
+    def _agreed(self, model: MachModel) -> Opened:
+        """A model as far as its classes are in the vocabulary."""
         subjects = {class_name(subject.uri): number for number, subject in self.project.subjects.active}
         uris = model.answerer.catalogue.uris(np.arange(model.n_classes))
-        self._subjects_K = np.array([subjects.get(uri, -1) for uri in uris], np.int64)
-        self._subjects_K[model.classes.edits.removed] = -1
-        is_there_K = self._subjects_K >= 0
-        self._allowed = None if is_there_K.all() else model.classes.subset(is_there_K)
-        self._model = model
+        subjects_K = np.array([subjects.get(uri, -1) for uri in uris], np.int64)
+        subjects_K[model.classes.edits.removed] = -1
+        is_there_K = subjects_K >= 0
+        return Opened(model, subjects_K, None if is_there_K.all() else model.classes.subset(is_there_K))
 
     def _config(self, params: dict[str, Any]) -> RunConfig:
         """What a run is trained with: a parameter with a dot in its name is a key."""
@@ -165,10 +173,31 @@ class MachBackend(AnnifLearningBackend):
             return parse_config({"data": data, "training": effort}, f"[{self.project.project_id}]", overrides)
 
     def _write_classes(self, path: Path) -> None:
+        said = self._said()
         with path.open("w", encoding="utf-8") as file:
             for number, subject in self.project.subjects.active:
                 row = {"id": subject.uri, "name": self._label(number), "uri": subject.uri}
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(row | said.get(subject.uri, {})) + "\n")
+
+    def _said(self) -> dict[str, dict[str, Any]]:
+        """What a SKOS vocabulary says of its subjects beside their labels, by their addresses."""
+        vocabulary = self.project.vocab
+        path = Path(vocabulary.datadir, vocabulary.INDEX_FILENAME_TTL)
+        if not (path.exists() and WORDS_OF_SKOS.search(path.read_bytes())):
+            return {}  # Annif keeps tables of labels as SKOS too
+        try:
+            uris, texts = Skos(str(path), "turtle", self.project.vocab_lang.lower()).read(path)
+        except MachError as error:
+            self.warning(f"learning goes on without alternative labels and definitions: {error}")
+            return {}
+        return {
+            uri: {
+                "alternatives": list(texts.alternatives[k]),
+                "text": texts.texts[k],
+                "parents": [uris[above] for above in texts.parents[k]],
+            }
+            for k, uri in enumerate(uris)
+        }
 
     def _write_rows(self, corpus: Any, path: Path) -> None:
         """Documents that have a subject of the vocabulary, a line each."""

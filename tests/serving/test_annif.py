@@ -234,7 +234,7 @@ def test_a_subject_that_left_the_vocabulary_is_not_suggested(own: Library):
     text = "aboutd3x0 aboutd3x1"
     assert own.suggest("mach", text)[0][0] == uri(3)
     write_vocabulary(own.folder / "toy.csv", [k for k in range(N_SUBJECTS) if k != 3])
-    own.annif("load-vocab", "toy", "toy.csv")
+    own.annif("load-vocab", "--force", "toy", "toy.csv")  # all later subjects get other numbers
     found = [subject for subject, _ in own.suggest("mach", text, limit=30)]
     assert len(found) == 30
     assert uri(3) not in found
@@ -260,6 +260,22 @@ def test_what_cannot_be_trained_is_told_in_a_line(own: Library):
     assert "Project is not trained" in own.annif("suggest", "rare", typed="text", status=1) + own.annif(
         "show-project", "rare"
     ).replace("Trained:           False", "Project is not trained")
+
+
+def test_other_labels_of_skos_are_learned(own: Library):
+    subjects = "".join(
+        f'<{uri(k)}> a skos:Concept ; skos:prefLabel "Subject {k}"@en ; skos:altLabel "also{k}"@en .\n'
+        for k in range(N_SUBJECTS)
+    )
+    head = "@prefix skos: <http://www.w3.org/2004/02/skos/core#> .\n"
+    (own.folder / "toy.ttl").write_text(f"{head}{subjects}<{uri(0)}> skos:narrower <{uri(1)}> .\n")
+    own.annif("load-vocab", "--force", "toy", "toy.ttl")
+    own.annif("train", "mach", "train.tsv")
+    texts = load(own.run).run.class_texts
+    assert texts is not None
+    k = list(texts.uris).index(uri(1))
+    assert (texts.names[k], texts.alternatives[k]) == ("Subject 1", ("also1",))
+    assert [texts.uris[parent] for parent in texts.parents[k]] == [uri(0)]
 
 
 def test_its_http_backend_asks_the_server(own: Library):
