@@ -28,10 +28,11 @@ from hardware import commit, processor
 from head import Encoder, FullSoftmax, Rows, load, status_bytes
 from torch import Tensor, nn
 
-from mach.nn import MACHHead, RowAdam, SampledHead
+from mach.nn import HashTables, MACHHead, RowAdam, SampledHead
 
 HERE = Path(__file__).resolve().parent
-WIDTH, BATCH, RATE = 128, 256, 1e-2
+BATCH, BAG_RATE = 256, 1e-2
+WIDTHS = {"gnd-core": 128, "planted": 256}
 SHARE = 20  # a step of a sampled layer draws one in so many classes
 PLANTED = 1_000_000
 
@@ -79,18 +80,20 @@ def made(name: str, counts_K: Tensor, width: int) -> Any:
     if name.startswith("MACHHead"):
         R, B = (int(part.partition("=")[2]) for part in name.split()[1:])
         return MACHHead(width, K, B, R)
-    kind, *loss = name.split()
-    n_sampled = min(8192, K // SHARE)
-    given: Any = {"negatives": kind, "loss": loss[0] if loss else "softmax"}
-    return SampledHead(width, K, n_sampled, class_counts=counts_K if kind == "frequency" else None, **given)
+    given: Any = {
+        "negatives": name.split(maxsplit=1)[0],
+        "loss": "binary" if "binary" in name else "softmax",
+        "class_counts": counts_K if "frequency" in name else None,
+        "dtype": torch.bfloat16 if "bfloat16" in name else None,
+    }
+    return SampledHead(width, K, min(8192, K // SHARE), **given)
 
 
-def optimizers_of(encoder: Encoder, head: Any) -> list[torch.optim.Optimizer]:
+def optimizers_of(encoder: Encoder, head: Any, rate: float) -> list[torch.optim.Optimizer]:
+    encoders = [RowAdam([encoder.bag.weight], BAG_RATE), torch.optim.Adam([encoder.bias], BAG_RATE, fused=True)]
     if isinstance(head, SampledHead):
-        rows, dense = [encoder.bag.weight, *head.parameters()], [encoder.bias]
-    else:
-        rows, dense = [encoder.bag.weight], [encoder.bias, *head.parameters()]
-    return [RowAdam(rows, RATE), torch.optim.Adam(dense, RATE, fused=True)]
+        return [*encoders, RowAdam(head.parameters(), rate)]
+    return [*encoders, torch.optim.Adam(head.parameters(), rate, fused=True)]
 
 
 def topk(head: Any, hidden: Tensor, k: int = 5) -> Tensor:
@@ -114,14 +117,45 @@ def topk_ms(head: Any, hidden: Tensor) -> tuple[float, float]:
     return times[0], times[1]
 
 
-def train(name: str, rows: Rows, ids: Tensor, sizes: tuple[int, int], epochs: int, n_steps: int | None = None) -> Any:
-    """Encoder, head, median and total processor seconds of steps, bytes."""
+def recalls(head: SampledHead, hidden: Tensor) -> list[str]:
+    """Of the exact five best, the share found by tables of several sizes, and what that costs."""
+    lines, exact = [], head.topk(hidden, 5).ids
+    n_most = head.n_classes.bit_length()
+    for family, n_bits, n_tables in (
+        *(("simhash", n_bits, n_tables) for n_bits in (n_most - 9, n_most - 6) for n_tables in (8, 32)),
+        *(("dwta", (n_most - 6) // 3 * 3, n_tables) for n_tables in (8, 32)),
+    ):
+        head.tables = HashTables(head.in_features + 1, n_tables, n_bits, family=family)
+        started = time.thread_time()
+        head.build_tables()
+        built = time.thread_time() - started
+        started = time.thread_time()
+        found = head.topk(hidden, 5, is_exact=False).ids
+        spent = (time.thread_time() - started) * 1e3 / len(hidden)
+        recall = (found[:, :, None] == exact[:, None]).any(1).float().mean()
+        met = len(head.tables.met(torch.nn.functional.pad(hidden, (0, 1), value=1.0))[0]) / len(hidden)
+        lines.append(f"| {family} | {n_tables} | {n_bits} | {recall:.1%} | {met:,.0f} | {spent:.2f} | {built:.2f} |")
+    return lines
+
+
+def train(
+    name: str,
+    rows: Rows,
+    ids: Tensor,
+    sizes: tuple[int, int],
+    width: int,
+    rate: float,
+    epochs: int,
+    n_steps: int | None,
+) -> Any:
+    """Encoder, head, processor seconds of every step, bytes."""
     torch.manual_seed(0)
     counts_K = rows.class_ids.bincount(minlength=sizes[1])
     before = status_bytes("VmRSS")
-    encoder = Encoder(sizes[0], WIDTH)
-    head = made(name, counts_K, WIDTH)
-    optimizers = optimizers_of(encoder, head)
+    encoder = Encoder(sizes[0], width)
+    head = made(name, counts_K, width)
+    optimizers = optimizers_of(encoder, head, rate)
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     spent: list[float] = []
     total = epochs * -(-len(ids) // BATCH)
     for _ in range(epochs):
@@ -131,8 +165,8 @@ def train(name: str, rows: Rows, ids: Tensor, sizes: tuple[int, int], epochs: in
             for optimizer in optimizers:
                 optimizer.zero_grad()
             loss.backward()
-            for optimizer in optimizers:
-                optimizer.param_groups[0]["lr"] = RATE * (1 - len(spent) / total)
+            for optimizer, peak in zip(optimizers, rates, strict=True):
+                optimizer.param_groups[0]["lr"] = peak * (1 - len(spent) / total)
                 optimizer.step()
             spent.append(time.thread_time() - started)
     return encoder, head, spent, status_bytes("VmHWM") - before
@@ -167,61 +201,76 @@ def rows_of(name: str, validation: bool) -> tuple[Rows, Tensor, Rows, Tensor, tu
     return rows, order, test, measured, (sizes[0], sizes[1])
 
 
-def row(name: str, data: str, validation: bool, epochs: int, n_steps: int | None) -> dict[str, Any]:
+def row(name: str, data: str, validation: bool, rate: float, epochs: int, n_steps: int | None) -> dict[str, Any]:
     """Figures of one layer; in a process of its own."""
     torch.set_num_threads(1)
     rows, order, test, measured, sizes = rows_of(data, validation)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    encoder, head, spent, n_bytes = train(name, rows, order, sizes, epochs, n_steps)
-    found = {"name": name, "step_ms": 1e3 * float(np.mean(spent[1:])), "peak_MB": n_bytes / 1e6, "P@1": float("nan")}
+    encoder, head, spent, n_bytes = train(name, rows, order, sizes, WIDTHS[data], rate, epochs, n_steps)
+    found: dict[str, Any] = {"step_ms": 1e3 * float(np.mean(spent[1:])), "peak_MB": n_bytes / 1e6, "P@1": float("nan")}
     with torch.no_grad():
         hidden = encoder(*rows.inputs(order[:64]))
         found["topk_ms"], found["topk_one_ms"] = topk_ms(head, hidden)
     if len(measured):
         found["P@1"] = precision(encoder, head, test, measured)
+    with torch.no_grad():
+        if name in {"uniform", "lsh"}:
+            found["recalls"] = recalls(head, encoder(*test.inputs(measured[:256] if len(measured) else order[:64])))
     return found
 
 
+RATES = {
+    "uniform": 0.1,
+    "frequency": 0.1,
+    "lsh": 0.1,
+}  # of 0.01, 0.03 and 0.1, by held-out rows of gnd-core; others 0.01
 LAYERS = {
     "gnd-core": (
-        *("full softmax", "chunked", "adaptive", "uniform", "frequency", "lsh", "uniform binary"),
-        *("MACHHead R=4 B=1024", "MACHHead R=8 B=1024", "MACHHead R=4 B=4096"),
+        *("uniform", "frequency", "lsh", "lsh frequency", "frequency binary", "frequency bfloat16"),
+        *("MACHHead R=4 B=1024", "MACHHead R=8 B=1024", "adaptive", "full softmax", "chunked"),
     ),
     "planted": ("full softmax", "chunked", "adaptive", "uniform", "frequency", "lsh", "MACHHead R=4 B=16384"),
 }
+HEADING = "| layer | rate | P@1 | ms of processor a step | peak MB | top-5 ms a row, batch of 64 | single |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=tuple(LAYERS))
     parser.add_argument("--layers", help="names with commas between them")
+    parser.add_argument("--rate", type=float, help="of all layers")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--steps", type=int, help="steps an epoch, at most")
     parser.add_argument("--validation", action="store_true")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    epochs, n_steps = (1, given.steps or 8) if given.data == "planted" else (given.epochs, given.steps)
+    epochs, n_steps = (1, given.steps or 5) if given.data == "planted" else (given.epochs, given.steps)
     if given.row:
-        print(json.dumps(row(given.row, given.data, given.validation, epochs, n_steps)))
+        rate = given.rate or RATES.get(given.row.split(maxsplit=1)[0], 0.01)
+        print(json.dumps(row(given.row, given.data, given.validation, rate, epochs, n_steps)))
         return
     name = f"heads-{given.data}{'-validation' if given.validation else ''}-{datetime.date.today()}"
     asked = " ".join(sys.argv[1:])
     lines = [f"# Output layers, {name}", "", f"`python benchmarks/heads.py {asked}`, {processor()}, commit {commit()}."]
-    lines += [f"H = {WIDTH}, batch {BATCH}, rate {RATE:g}, {epochs} epochs, one thread, one seed.", ""]
-    lines += [
-        "| layer | P@1 | ms of processor a step | peak MB | top-5 ms a row, batch of 64 | single |",
-        "|---" * 6 + "|",
+    lines += [f"H = {WIDTHS[given.data]}, batch {BATCH}, {epochs} epochs, one thread, one seed.", ""]
+    lines += [HEADING, "|---" * 7 + "|"]
+    found_by_tables = [
+        "",
+        "| tables over | family | L | bits | recall@5 | met a row | ms a row | build, s |",
+        "|---" * 8 + "|",
     ]
     for layer in given.layers.split(",") if given.layers else LAYERS[given.data]:
-        command = [sys.executable, __file__, given.data, "--row", layer, "--epochs", str(epochs)]
+        rate = given.rate or RATES.get(layer.split(maxsplit=1)[0], 0.01)
+        command = [sys.executable, __file__, given.data, "--row", layer, "--rate", str(rate), "--epochs", str(epochs)]
         command += ["--steps", str(n_steps)] * (n_steps is not None) + ["--validation"] * given.validation
         f = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
         lines.append(
-            f"| {layer} | {f['P@1']:.2f} | {f['step_ms']:.1f} | {f['peak_MB']:.0f} | {f['topk_ms']:.2f} "
+            f"| {layer} | {rate:g} | {f['P@1']:.2f} | {f['step_ms']:.1f} | {f['peak_MB']:.0f} | {f['topk_ms']:.2f} "
             f"| {f['topk_one_ms']:.1f} |"
         )
         print(lines[-1], flush=True)
-        (HERE / "results" / f"{name}.md").write_text("\n".join(lines) + "\n")
+        found_by_tables += [f"| {layer} {line}" for line in f.get("recalls", [])]
+        (HERE / "results" / f"{name}.md").write_text("\n".join(lines + found_by_tables) + "\n")
 
 
 if __name__ == "__main__":

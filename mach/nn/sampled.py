@@ -34,11 +34,12 @@ class SampledHead(nn.Module):
         H and K.
     n_sampled : int, optional
         Classes that a step draws beside the targets of its rows; all rows share them. By default K / 20, 256 to 8,192.
-    negatives : {"uniform", "frequency", "lsh"}
-        What they are drawn by: all alike, by ``class_counts``, or half of them all alike and half not drawn but found
-        in ``tables``, as those that share most codes with the rows' hidden states.
+    negatives : {"uniform", "frequency", "lsh"}, optional
+        What they are drawn by: all alike, or by ``class_counts``, which is the default where these are given. With
+        ``lsh`` half of them are not drawn but found in ``tables``, as those that share most codes with the rows' hidden
+        states, and the other half is drawn by the counts, or else all alike.
     class_counts : int or float Tensor of shape (K,), optional
-        Training rows of every class, for ``negatives="frequency"``: a class is drawn in proportion to (count + 1)**0.5.
+        Training rows of every class: it is drawn in proportion to (count + 1)**0.5.
     loss : {"softmax", "binary"}
         ``softmax``: cross-entropy, a row's classes share its mass equally. ``binary``: binary cross-entropy summed over
         the classes. Both are means over the rows, of any number of classes each; a row without one adds 0 to the first.
@@ -82,7 +83,7 @@ class SampledHead(nn.Module):
         n_classes: int,
         n_sampled: int | None = None,
         *,
-        negatives: Negatives = "uniform",
+        negatives: Negatives | None = None,
         class_counts: Tensor | None = None,
         tables: HashTables | None = None,
         loss: Loss = "softmax",
@@ -91,6 +92,8 @@ class SampledHead(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if negatives is None:
+            negatives = "uniform" if class_counts is None else "frequency"
         for name, value, known in (("loss", loss, Loss), ("negatives", negatives, Negatives)):
             if value not in get_args(known):
                 raise ConfigError(f"unknown {name} {value!r}: choose one of {', '.join(get_args(known))}")
@@ -102,7 +105,10 @@ class SampledHead(nn.Module):
             )
         if tables is not None and tables.in_features != in_features + 1:
             raise ConfigError(f"tables are over {tables.in_features} features: need {in_features + 1}, H and the bias")
-        weights = _draw_weights(class_counts, n_classes) if negatives == "frequency" else None
+        if negatives == "frequency" and class_counts is None:
+            raise ConfigError("negatives='frequency' needs class_counts, the training rows of every class")
+        is_uniform = negatives == "uniform" or class_counts is None
+        weights = None if is_uniform else _draw_weights(class_counts, n_classes)
         n_bits = min(max(n_classes // 16, 2).bit_length() - 1, 20)
         self.in_features, self.n_classes, self.n_sampled = in_features, n_classes, n_sampled
         self.loss, self.negatives = loss, negatives
@@ -355,8 +361,6 @@ def _with_one(hidden_NH: Tensor) -> Tensor:
 
 def _draw_weights(class_counts: Any, n_classes: int) -> Tensor:
     """What classes are drawn in proportion to; all of them may be drawn."""
-    if class_counts is None:
-        raise ConfigError("negatives='frequency' needs class_counts, the training rows of every class")
     counts_K = torch.as_tensor(class_counts).double()
     if counts_K.shape != (n_classes,) or not bool((counts_K >= 0).all() & counts_K.isfinite().all()):
         raise ConfigError(

@@ -271,6 +271,13 @@ def test_what_does_not_fit_is_refused_in_a_line():
         assert "\n" not in str(refused.value)
 
 
+def test_counts_are_used_where_they_are_given():
+    counts_K = torch.arange(K) ** 3
+    assert [make().negatives, make(class_counts=counts_K).negatives] == ["uniform", "frequency"]
+    assert make(class_counts=counts_K, negatives="uniform").draw.ids is None
+    assert make(class_counts=counts_K, negatives="lsh").draw.ids is not None
+
+
 def test_the_ledger_counts_what_a_step_holds():
     ledger = SampledHead(8, 1000, 100).ledger(16)
     assert ledger.n_parameters == 9000
