@@ -133,6 +133,11 @@ class SampledHead(nn.Module):
         )
 
     @property
+    def _n_moves(self) -> int:
+        """Grows when weights or biases move."""
+        return self.weight._version + (0 if self.bias is None else self.bias._version)
+
+    @property
     def _n_hardest(self) -> int:
         """Negatives of a step that are found rather than drawn."""
         return self.n_sampled // 2 if self.negatives == "lsh" and self.n_sampled < self.n_classes else 0
@@ -151,12 +156,11 @@ class SampledHead(nn.Module):
     def build_tables(self) -> None:
         """Build the tables by the weights and biases as they are, less their means, which raise all classes alike."""
         mean_H = torch.stack([self.weight[part].float().sum(0) for part in self._parts(1024)]).sum(0) / self.n_classes
-        zeros = self.weight.new_zeros(self.n_classes if self.bias is None else 0)
-        bias_K = (zeros if self.bias is None else self.bias).float()
-        bias_K = bias_K - bias_K.mean()
+        bias_K = self.weight.new_zeros(self.n_classes) if self.bias is None else self.bias
+        bias_K = bias_K.float() - bias_K.float().mean()
         parts = (torch.cat([self.weight[part] - mean_H, bias_K[part, None]], 1) for part in self._parts(1024))
         self.tables.build(parts)
-        self._built = self.weight._version
+        self._built = self._n_moves
 
     def forward(self, input: Tensor, target: Target) -> Output:
         """Log-probability of the target and the loss, estimated by a draw of classes.
@@ -325,7 +329,7 @@ class SampledHead(nn.Module):
 
     def _found(self, hidden_NH: Tensor, k: int, mask_K: Tensor | None) -> Top:
         """The k best of those that the tables name."""
-        if self._built != self.weight._version:
+        if self._built != self._n_moves or self.tables.n_vectors != self.n_classes:
             self.build_tables()
         N, K, device = len(hidden_NH), self.n_classes, hidden_NH.device
         ids_Nk = torch.full((N, k), -1, device=device)

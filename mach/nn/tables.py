@@ -86,6 +86,11 @@ class HashTables(nn.Module):
         self.register_buffer("starts_L", torch.zeros(n_tables, 2**n_bits + 1, dtype=torch.int32, device=device), False)
 
     @property
+    def n_vectors(self) -> int:
+        """How many are in the tables."""
+        return self.order_LK.shape[1]
+
+    @property
     def n_bytes(self) -> int:
         """What the tables hold."""
         return 4 * (self.order_LK.numel() + self.starts_L.numel())
@@ -131,7 +136,7 @@ class HashTables(nn.Module):
         if self.most is not None:
             counts = counts.clamp_max(self.most)
         firsts = counts.cumsum(0) - counts
-        begins = begins + tables_L.repeat(N) * self.order_LK.shape[1]
+        begins = begins + tables_L.repeat(N) * self.n_vectors
         places = torch.arange(int(counts.sum()), device=device) + (begins - firsts).repeat_interleave(counts)
         rows = torch.arange(N, device=device).repeat_interleave(counts.view(N, -1).sum(1))
         return rows, self.order_LK.flatten()[places].long()

@@ -121,6 +121,8 @@ def test_tables_follow_the_weights():
         head.topk(input, 1, is_exact=False)
         head.weight[7] = 50 * input[0]
     assert head.topk(input[0], 1, is_exact=False).ids.tolist() == [7]
+    head.tables = HashTables(9, 8, 5)
+    assert head.topk(input[0], 1, is_exact=False).ids.tolist() == [7]
 
 
 def test_half_of_the_negatives_are_those_that_the_tables_name_and_stand_for_themselves():
