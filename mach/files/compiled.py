@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+LONG_SECONDS = 1.0  # what loading a kernel never takes, so that it was waited for
+
 _hearers: list[Callable[[str], None]] = []
+_clocks: list[Callable[[int, float], None]] = []
+_depth = threading.local()
 _said: set[str] = set()
 _compiled: list[str] = []  # names of functions
 
@@ -18,6 +25,16 @@ _compiled: list[str] = []  # names of functions
 def hear(hearer: Callable[[str], None]) -> None:
     """Have this process tell of kernels that it compiles, or waits for: one line of each kind, as they take seconds."""
     _hearers[:] = [hearer]
+
+
+@contextmanager
+def timed(clock: Callable[[int, float], None]) -> Iterator[None]:
+    """Meanwhile, tell it after each call that compiled kernels, or waited for them: how many, and in what seconds."""
+    _clocks.append(clock)
+    try:
+        yield
+    finally:
+        _clocks.remove(clock)
 
 
 def n_compiled() -> int:
@@ -41,10 +58,11 @@ def kernel(**options: Any) -> Callable[[Function], Function]:
         compile_or_load = dispatcher.compile
 
         def compile_once(signature: Any) -> Any:
-            try:
-                return compile_or_load(signature)
-            finally:
-                kept.unlock()
+            with _counted():
+                try:
+                    return compile_or_load(signature)
+                finally:
+                    kept.unlock()
 
         dispatcher.compile = compile_once
         result: Function = dispatcher
@@ -103,6 +121,24 @@ def _cache_class() -> Any:
                 self.unlock()
 
     return Cache
+
+
+@contextmanager
+def _counted() -> Iterator[None]:
+    """Tell what all that is compiled within took, once: a function compiles those that it calls."""
+    if getattr(_depth, "is_inner", False):
+        yield
+        return
+    _depth.is_inner = True
+    n_before, started = len(_compiled), time.monotonic()
+    try:
+        yield
+    finally:
+        _depth.is_inner = False
+        n, seconds = len(_compiled) - n_before, time.monotonic() - started
+        if n or seconds >= LONG_SECONDS:
+            for clock in _clocks:
+                clock(n, seconds)
 
 
 def _say(text: str) -> None:

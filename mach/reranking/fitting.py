@@ -169,10 +169,8 @@ class RerankerTraining:
         kinds of negatives.
         """
         finished, store = self.run.finished(), self.store
-        n_listed = self.config.candidates
-        if self.settings.keeps_inputs:
-            wanted = max(LISTED, round(LISTED_A_CLASS * len(store.class_ids) / max(store.n_rows, 1)))
-            n_listed = min(n_listed, wanted)
+        row_classes = len(store.class_ids) / max(store.n_rows, 1)
+        n_taken = n_listed(self.config.candidates, row_classes, keeps_inputs=self.settings.keeps_inputs)
         n = min(len(finished), -(-LEAST_FUNCTIONS // self.run.config.hashing.heads))
         first = self.folder.plan.rows.index(begin) * n
         asked = sorted(finished[(first + i) % len(finished)] for i in range(n))
@@ -182,7 +180,7 @@ class RerankerTraining:
                 if should_stop():
                     return None
                 queries = features_of(self.store, self.rows[first : min(first + CHUNK_ROWS, end)])
-                found += [top.ids_Nk.astype(np.int32) for top in ensemble.search(queries, n_listed)]
+                found += [top.ids_Nk.astype(np.int32) for top in ensemble.search(queries, n_taken)]
         return {"ids": np.concatenate(found)}, {}
 
     def _classifiers(self, begin: int, end: int) -> Any:
@@ -322,6 +320,11 @@ def taught(
 def examples_of(pilot: int) -> str:
     """The file that a pilot leaves."""
     return f"examples{pilot}.safetensors"
+
+
+def n_listed(candidates: int, row_classes: float, *, keeps_inputs: bool) -> int:
+    """How many candidates of a training row classes are told apart from."""
+    return min(candidates, max(LISTED, round(LISTED_A_CLASS * row_classes))) if keeps_inputs else candidates
 
 
 def fitting_bytes(run: Run, store: Store) -> int:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -19,6 +21,7 @@ from mach.config import Config, load_config, load_run_config, parse_config
 from mach.data.omissions import warn
 from mach.data.store import Store
 from mach.errors import ConfigError, IncompleteRunError
+from mach.files.compiled import timed
 from mach.files.places import Place, place
 from mach.model.calibration import calibrate_when_due, described
 from mach.model.loading import load
@@ -29,14 +32,17 @@ from mach.reranking.record import Record, is_due
 from mach.reranking.settings import FitSettings
 from mach.runs.run import Run
 from mach.sketch.ledger import Ledger
+from mach.training.budget import within
 from mach.training.finetuning import Origin, training_data
 from mach.training.launch.capacity import plan_of
-from mach.training.launch.display import Report, bars, silence
+from mach.training.launch.display import Board, Report, bars, both, silence, stage_name
 from mach.training.launch.launchers import Crew, n_workers
 from mach.training.launch.schedule import shards_of
+from mach.training.outlook import Outlook
 from mach.training.pilot import teach
 from mach.training.recipe import before_reading
 from mach.training.setup import drop_store, resolve, set_up, with_trunk
+from mach.training.work import CALIBRATING, ORDER, TEACHING, of_pilot, stages_of
 
 Source: TypeAlias = "Config | dict[str, Any] | str | Place"
 
@@ -49,6 +55,7 @@ def train(
     workers: int | None = None,
     device: str | None = None,
     repetitions: Sequence[int] | None = None,
+    minutes: float | None = None,
     start: str | Place | None = None,
     trunk: Trunk | None = None,
     report: Report | None = None,
@@ -74,6 +81,10 @@ def train(
         "cpu", "cuda" or "cuda:N"; by default processors, or what ``launch.gpus`` says.
     repetitions : sequence of int, optional
         Train these only; others may be trained elsewhere. The re-ranker waits until all are finished.
+    minutes : float, optional
+        Choose the most effort, epochs and repetitions that are planned to end within so many minutes on this machine,
+        of what the configuration leaves open; the choice is told to the console. A run that has begun, or that starts
+        from another one, goes on as it is.
     start : str, Path or UPath, optional
         Fine-tune: start from the weights of this finished run.
     trunk : class or str, optional
@@ -118,27 +129,39 @@ def train(
     True
     >>> folder.cleanup()
     """
+    if minutes is not None and not minutes > 0:
+        raise ConfigError(f"minutes = {minutes:g}: give more than 0, or leave it out")
     given = {"launch.launcher": launcher, "launch.workers": workers, "training.start": start and str(start)}
     overrides = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     options, where = configuration(config, path, overrides, trunk)
     if "repetitions" in options.hashing.model_fields_set:  # before a run is made, as far as can be
         _refuse_missing(repetitions, options.hashing.repetitions)
-    console, report = console or Console(quiet=True), report or silence
-    is_new = not Run.is_at(where)
-    run, store = _set_up(options, where, console, report, trunk)
-    warn(store)
-    _refuse_missing(repetitions, run.config.hashing.repetitions)
-    crew = _crew(options, device, console, report)
-    for line in _left_behind(run) if is_new else ():
-        crew.say(line)
-    crew.train(run, store, None if repetitions is None else sorted(set(repetitions)))
-    train_reranker(run, store, crew)
-    report("calibrating", 0.0)
-    calibrated = calibrate_when_due(run, store)
-    if calibrated is not None:
-        crew.say(described(calibrated))
-    report("calibrating", 1.0)
-    drop_store(run)
+    console, outlook = console or Console(quiet=True), Outlook()
+    with Board(console, outlook), timed(partial(outlook.compiles, "here")):
+        is_new = not Run.is_at(where)
+        tell = both(outlook, report or silence)
+        crew = _crew(options, device, console, tell, outlook)
+        choose = None
+        if minutes is not None:
+            choose = partial(within, minutes=minutes, say=crew.say, trunk=trunk, so_far=outlook.seconds)
+            if not is_new or options.training.start is not None:
+                crew.say(f"{minutes:g} minutes: the run goes on with the effort that it began with")
+                choose = None
+        run, store = _set_up(options, where, console, tell, trunk, choose)
+        warn(store)
+        _refuse_missing(repetitions, run.config.hashing.repetitions)
+        for line in _left_behind(run) if is_new else ():
+            crew.say(line)
+        wanted = None if repetitions is None else sorted(set(repetitions))
+        outlook.expect(stages_of(run, store, partial(crew.n_workers, run, store), wanted))
+        crew.train(run, store, wanted)
+        train_reranker(run, store, crew)
+        tell(CALIBRATING, 0.0)
+        calibrated = calibrate_when_due(run, store)
+        if calibrated is not None:
+            crew.say(described(calibrated))
+        tell(CALIBRATING, 1.0)
+        drop_store(run)
     finished = run.finished()
     if repetitions is None and len(finished) < run.config.hashing.repetitions:
         raise IncompleteRunError(
@@ -199,9 +222,11 @@ def train_reranker(run: Run, store: Store, crew: Crew, *, settings: FitSettings 
     training = RerankerTraining(run, store)
 
     def train_pilot(config: Config, path: Place) -> Run:
-        pilot, rows = _set_up(config, path, crew.console, crew.report, run.trunk)
-        crew.train(pilot, rows)
-        train_reranker(pilot, rows, crew, settings=training.settings)
+        own = replace(crew, report=lambda stage, fraction: crew.report(of_pilot(int(path.name), stage), fraction))
+        pilot, rows = _set_up(config, path, own.console, own.report, run.trunk)
+        own.train(pilot, rows)
+        train_reranker(pilot, rows, own, settings=training.settings)
+        own.report(TEACHING, 0.0)
         return pilot
 
     try:
@@ -213,7 +238,9 @@ def train_reranker(run: Run, store: Store, crew: Crew, *, settings: FitSettings 
             training.begin(settings)
             teach(training, train_pilot, crew.say)
             crew.make_parts(training)
+            crew.report(stage_name(ORDER), 0.0)
             summary = training.finish()
+            crew.report(stage_name(ORDER), 1.0)
     except KeyboardInterrupt:
         raise IncompleteRunError(
             f"stopped while the re-ranker was trained; all repetitions and its finished parts are in {run.path}: run "
@@ -223,24 +250,26 @@ def train_reranker(run: Run, store: Store, crew: Crew, *, settings: FitSettings 
         crew.say(line)
 
 
-def _set_up(config: Config, path: Place, console: Console, report: Report, trunk: Trunk | None) -> tuple[Run, Store]:
+def _set_up(
+    config: Config,
+    path: Place,
+    console: Console,
+    report: Report,
+    trunk: Trunk | None,
+    choose: Callable[[Config, Store], Config] | None = None,
+) -> tuple[Run, Store]:
     with bars(console) as draw:
-
-        def both(stage: str, fraction: float) -> None:
-            draw(stage, fraction)
-            report(stage, fraction)
-
-        return set_up(config, path, both, trunk=trunk)
+        return set_up(config, path, both(draw, report), trunk=trunk, choose=choose)
 
 
-def _crew(config: Config, device: str | None, console: Console, report: Report) -> Crew:
+def _crew(config: Config, device: str | None, console: Console, report: Report, outlook: Outlook) -> Crew:
     launch = config.launch
     if device == "cuda":
         device = "cuda:0"
     if device not in {None, "cpu"} and not launch.gpus:
         share = 1.0 / (launch.workers or 1) if launch.launcher == "local" else 1.0
         launch = launch.changed(gpus=share)
-    return Crew(launch, device, console, report)
+    return Crew(launch, device, console, report, outlook)
 
 
 def _agreed(config: Config, trunk: Trunk | None, file: Place) -> Config:

@@ -27,6 +27,8 @@ from mach.files.places import Place, kept, remove_folder
 from mach.reranking.fitting import RerankerTraining
 from mach.runs.run import Run
 
+LEARNED = 1 - 1 / MAX_PILOTS  # of the rows: what a pilot learns from
+
 
 def teach(training: RerankerTraining, train: Callable[[Config, Place], Run], say: Callable[[str], None]) -> None:
     """Have every pilot that has not taught yet trained to its end, and keep its examples.
@@ -36,7 +38,7 @@ def teach(training: RerankerTraining, train: Callable[[Config, Place], Run], say
     n_pilots = training.config.pilots
     for pilot in training.missing_pilots():
         say(
-            f"re-ranker: pilot {pilot + 1} of {n_pilots}, on {1 - 1 / MAX_PILOTS:.0%} of the rows, whose other rows "
+            f"re-ranker: pilot {pilot + 1} of {n_pilots}, on {LEARNED:.0%} of the rows, whose other rows "
             "teach the order of candidates"
         )
         learned, taught = fold(training.rows, pilot, training.run.config.training.seed)
@@ -62,6 +64,12 @@ def fold(rows: NDArray[np.int64], pilot: int, seed: int) -> tuple[NDArray[np.int
     return rows[~is_taught], rows[is_taught]
 
 
+def repetitions_of(config: Config) -> int:
+    """How many of them a pilot has."""
+    n_repetitions = config.hashing.repetitions
+    return -(-n_repetitions // 2) if config.reranking.pilots == 1 else n_repetitions
+
+
 def _config(training: RerankerTraining, rows: Path) -> Config:
     config = training.run.config
     data = DataConfig(
@@ -70,9 +78,7 @@ def _config(training: RerankerTraining, rows: Path) -> Config:
         row_features=training.store.row_features,
         cache=config.data.cache,
     )
-    n_repetitions = config.hashing.repetitions
-    hashing = {"repetitions": -(-n_repetitions // 2) if config.reranking.pilots == 1 else n_repetitions}
-    return config.changed(data=data, hashing=hashing, reranking={"pilots": 0})
+    return config.changed(data=data, hashing={"repetitions": repetitions_of(config)}, reranking={"pilots": 0})
 
 
 def _write(store: Store, rows: NDArray[np.int64], path: Path) -> None:

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """A repetition's progress; figures are means over the current epoch."""
+    """A repetition's progress; figures are means over the current epoch.
+
+    Those of the validation are of held-out rows at the end of the last epoch; None where none are held out, or none has
+    ended.
+    """
 
     repetition: int
     step: int
@@ -20,6 +24,7 @@ class Progress:
     seconds_left: float
     saved_step: int
     n_together: int = 1  # repetitions that take this step at once
+    validation_precision: float | None = None
 
     @property
     def ends_epoch(self) -> bool:

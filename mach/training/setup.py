@@ -56,11 +56,14 @@ def set_up(
     report: Callable[[str, float], None] = lambda stage, fraction: None,
     *,
     trunk: Trunk | None = None,
+    choose: Callable[[Config, Store], Config] | None = None,
 ) -> tuple[Run, Store]:
     """Prepare the training data and open the run, creating it if it does not exist.
 
     A remote run takes the prepared data along, unless they are a store behind a URL themselves: then its URL is all
     that nodes, and a driver that goes on with it elsewhere, need (`shared_store`).
+
+    ``choose`` may set what the configuration of a new run leaves open, before the recipe does.
 
     ``trunk`` is what the caller passes as the class of the networks; where nothing else names one, it does. ConfigError
     when the configuration, or the run that it goes on with or starts from, has one that was not passed; when a run that
@@ -97,6 +100,8 @@ def set_up(
         raise ConfigError(f"{path} exists and is no run: give an empty or new folder, or remove it")
     counts_K = None if start is None else start.counts_K(store)
     known = None if start is None or counts_K is None else start.assignment(counts_K)
+    if choose is not None:
+        config = choose(config, store)
     config, manifest, assignment = resolve(config, store, known, trunk)
     if start is not None:
         manifest = manifest.model_copy(update={"n_rows": start.n_rows(store)})

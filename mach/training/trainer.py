@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -169,17 +169,18 @@ class Trainer:
             self.worker_seconds = worker_seconds + now - started
             speed = (step + 1 - epoch_first_step) * self.training.batch / max(now - epoch_started, 1e-9)
             ends_epoch = offset + 1 == self.steps_per_epoch
-            if now - told >= REPORT_SECONDS or ends_epoch:
-                self.report(self._progress(epoch, speed))
-                told = now
             stops, saves = self.pulse.stops, self.pulse.saves
             if (ends_epoch or stops or saves) and self._is_over():
                 return
-            if ends_epoch or now - signed >= self.sign_seconds:
-                self._sign(self._progress(epoch, speed))
+            progress = self._progress(epoch, speed) if ends_epoch or now - told >= REPORT_SECONDS else None
+            if progress is not None and (ends_epoch or now - signed >= self.sign_seconds):
+                self._sign(progress)
                 signed = now
             if ends_epoch:
                 self._end_epoch(epoch, speed)
+            if progress is not None:
+                self.report(replace(progress, validation_precision=self._validated()))
+                told = now
             if stops:
                 self._checkpoint()
                 if self._is_over():  # since just now
@@ -248,7 +249,7 @@ class Trainer:
 
     def _sign(self, progress: Progress) -> None:
         told = asdict(progress) | {"pid": os.getpid(), "unix_seconds": time.time(), "device": str(self.network.device)}
-        del told["repetition"], told["n_together"]
+        del told["repetition"], told["n_together"], told["validation_precision"]
         if math.isfinite(progress.loss):
             with short_lived():
                 self._try(lambda: self.files.write_progress(SignOfLife(**told)))
@@ -276,6 +277,10 @@ class Trainer:
             total += np.array([figures.loss, figures.bucket_precision]) * len(rows)
         loss, precision = total / len(self.validation_rows)
         return StepFigures(float(loss), float(precision))
+
+    def _validated(self) -> float | None:
+        """The share of held-out rows whose best bucket was right at the end of the last epoch."""
+        return self.metrics[-1].get("validation_bucket_precision") if self.metrics else None
 
     def _has_converged(self) -> bool:
         is_watched = self.patience is not None and len(self.validation_rows) > 0

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
@@ -13,8 +12,12 @@ from rich.console import Console
 from mach.files.visible import visible
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
+    from mach.training.outlook import Outlook
     from mach.training.progress import Progress
 
+LINE_SECONDS = 30.0  # between plain lines of the whole job
 Report = Callable[[str, float], None]  # takes a stage, and the fraction of it that is done
 
 
@@ -23,8 +26,23 @@ def tell(console: Console, text: str) -> None:
     console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
 
+def stage_name(stage: str) -> str:
+    """What a stage of the re-ranker is called."""
+    return f"re-ranker: {stage}"
+
+
 def silence(stage: str, fraction: float) -> None:
     """Report to nobody."""
+
+
+def both(one: Report, other: Report) -> Report:
+    """Report to two."""
+
+    def report(stage: str, fraction: float) -> None:
+        one(stage, fraction)
+        other(stage, fraction)
+
+    return report
 
 
 @contextmanager
@@ -47,17 +65,62 @@ def bars(console: Console) -> Iterator[Report]:
         yield report
 
 
+class Board:
+    """One line of the whole job that never stands still; a context manager, below whose line all else is shown.
+
+    Where there is no terminal it is a plain line, now and then, which a thread of its own prints.
+    """
+
+    def __init__(self, console: Console, outlook: Outlook, seconds: float = LINE_SECONDS) -> None:
+        from rich.live import Live
+
+        self._console, self._outlook, self._seconds = console, outlook, seconds
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._print, daemon=True)
+        self._live = Live(console=console, get_renderable=self._line, transient=True)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        elif not self._console.quiet:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._is_over.set()
+        if self._console.is_terminal:
+            self._live.stop()
+        elif not self._console.quiet:
+            self._thread.join()
+
+    def _line(self) -> Text:
+        from rich.text import Text
+
+        return Text(visible(self._outlook.line()), no_wrap=True, overflow="ellipsis")
+
+    def _print(self) -> None:
+        while not self._is_over.wait(self._seconds):
+            tell(self._console, self._outlook.line())
+
+
 class Display:
     """Live lines on a terminal, a line an epoch and event otherwise; a context manager.
 
     ``console`` is usually on standard error, so that standard output stays free for results. ``report`` is told how far
-    all repetitions together are; those that are ``finished`` need no training.
+    all repetitions together are; those that are ``finished`` need no training. ``outlook`` is told of compiling.
     """
 
-    def __init__(self, console: Console, repetitions: list[int], finished: list[int], report: Report = silence) -> None:
+    def __init__(
+        self,
+        console: Console,
+        repetitions: list[int],
+        finished: list[int],
+        report: Report = silence,
+        outlook: Outlook | None = None,
+    ) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self._console, self._report = console, report
+        self._console, self._report, self._outlook = console, report, outlook
         names = ("description", "fields[status]", "fields[figures]")
         texts = [TextColumn(f"{{task.{name}}}", markup=False) for name in names]
         self._lines = Progress(
@@ -72,10 +135,16 @@ class Display:
 
     def __enter__(self) -> Self:
         self._lines.start()
+        if self._tasks:
+            self._report("training", self._fraction)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._lines.stop()
+
+    @property
+    def _fraction(self) -> float:
+        return sum(self._lines.tasks[task].completed for task in self._tasks.values()) / len(self._tasks)
 
     def set(self, repetition: int, status: str) -> None:
         """Where a repetition is, or that it waits or is finished."""
@@ -89,10 +158,10 @@ class Display:
         """Something about the whole run."""
         tell(self._console, text)
 
-    def seconds_left(self, seconds: float | None) -> None:
-        """How long the whole run will take from now; None: not known yet."""
-        left = "estimating" if seconds is None else f"about {_duration(seconds)} left"
-        self._lines.update(self._all, figures=left)
+    def compiles(self, worker: int, n_kernels: int, seconds: float) -> None:
+        """A worker has compiled kernels, or waited for them."""
+        if self._outlook is not None:
+            self._outlook.compiles(worker, n_kernels, seconds)
 
     def event(self, repetition: int, text: str) -> None:
         """Something out of the ordinary, such as a lost worker."""
@@ -100,10 +169,12 @@ class Display:
         self.note(f"repetition {repetition}: {text}")
 
     def progressed(self, progress: Progress) -> None:
+        held, of = progress.validation_precision, "held-out rows"
+        if held is None:
+            held, of = progress.bucket_precision, "training rows"
         figures = (
             f"epoch {progress.epoch}/{progress.n_epochs}, loss {progress.loss:.3f}, "
-            f"bucket P@1 {100 * progress.bucket_precision:.1f}, {progress.rows_per_second:,.0f} rows/s, "
-            f"{_duration(progress.seconds_left)} left"
+            f"bucket P@1 of {of} {100 * held:.1f}, {progress.rows_per_second:,.0f} rows/s"
         )
         self._lines.update(self._tasks[progress.repetition], figures=figures)
         self._tell(progress.repetition, progress.step / max(progress.n_steps, 1))
@@ -112,9 +183,8 @@ class Display:
 
     def _tell(self, repetition: int, fraction: float) -> None:
         self._lines.update(self._tasks[repetition], completed=fraction)
-        n_done = sum(self._lines.tasks[task].completed for task in self._tasks.values())
-        self._lines.update(self._all, completed=n_done)
-        self._report("training", n_done / len(self._tasks))
+        self._lines.update(self._all, completed=self._fraction * len(self._tasks))
+        self._report("training", self._fraction)
 
 
 class StageDisplay(Display):
@@ -123,11 +193,20 @@ class StageDisplay(Display):
     ``first`` is the number of the stage's first part among those of all stages.
     """
 
-    def __init__(self, console: Console, stage: str, n_parts: int, first: int, report: Report = silence) -> None:
-        super().__init__(console, [], [], report)
-        self._stage, self._n_parts, self._first = f"re-ranker: {stage}", n_parts, first
+    def __init__(
+        self,
+        console: Console,
+        stage: str,
+        n_parts: int,
+        first: int,
+        report: Report = silence,
+        outlook: Outlook | None = None,
+    ) -> None:
+        super().__init__(console, [], [], report, outlook)
+        self._stage, self._n_parts, self._first = stage_name(stage), n_parts, first
         self._finished: set[int] = set()
         self.note(f"{self._stage}, {n_parts} {'part' if n_parts == 1 else 'parts'} to make")
+        report(self._stage, 0.0)
 
     def set(self, repetition: int, status: str) -> None:
         if status == "finished":
@@ -136,7 +215,3 @@ class StageDisplay(Display):
 
     def event(self, repetition: int, text: str) -> None:
         self.note(f"{self._stage}, part {repetition - self._first}: {text}")
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds))) if math.isfinite(seconds) else "?"

@@ -24,8 +24,9 @@ class Pool(Protocol):
 
     A worker says ``ready`` with ``where`` it is once it lives. Orders to it are ``{"train": [r, ...], "exclusive":
     bool}`` and ``{"pause": true}``: save the shard and be free. It answers with ``progress``, ``finished``, ``paused``
-    or ``failed``, and what a person should know is ``said``, a ``text``; when it is gone, the pool itself says ``lost``
-    with the ``cause``, and ``is_memory`` where that was a want of memory.
+    or ``failed``, and what a person should know is ``said``, a ``text``; of kernels it tells that they were
+    ``compiled``, ``n_kernels`` in so many ``seconds``. When it is gone, the pool itself says ``lost`` with the
+    ``cause``, and ``is_memory`` where that was a want of memory.
     """
 
     def start(self, worker: int) -> None:
@@ -70,7 +71,6 @@ class Driver:
                 offered = now
                 for worker in self.schedule.idle():
                     self._offer(worker)
-                self.display.seconds_left(self.schedule.seconds_left(now))
 
     def take_up(self, schedule: Schedule, display: Display, n_workers: int) -> None:
         """Go on with other work, for which `drive` is called again, on the same workers.
@@ -100,6 +100,9 @@ class Driver:
         self.n_early_deaths = 0  # somebody lives
         if kind == "said":
             self.display.note(message["text"])
+            return
+        if kind == "compiled":
+            self.display.compiles(worker, message["n_kernels"], message["seconds"])
             return
         if worker in self._leaving:
             if kind != "progress":

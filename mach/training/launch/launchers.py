@@ -21,6 +21,7 @@ from mach.training.launch.driver import Driver, Pool
 from mach.training.launch.local import LocalPool, n_processes
 from mach.training.launch.own import OwnPool
 from mach.training.launch.schedule import Schedule, Shard, shards_of
+from mach.training.outlook import Outlook
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Crew:
     device: str | None = None
     console: Console = field(default_factory=lambda: Console(quiet=True))
     report: Report = silence
+    outlook: Outlook | None = None  # is told of compiling
 
     def say(self, text: str) -> None:
         """Tell the person one thing."""
@@ -55,14 +57,14 @@ class Crew:
         refuse_too_large(ledger, self.launch)
         size, host_memory = repetitions_together(self.launch, run, store)
         shards = shards_of(missing, size)
-        with Display(self.console, wanted, finished, self.report) as display:
+        with Display(self.console, wanted, finished, self.report, self.outlook) as display:
             if self.launch.launcher == "here":
                 self._train_here(run, store, shards, host_memory, display)
                 return
-            schedule, n = Schedule(shards), self._n_workers(run, store, len(shards))
+            schedule, n = Schedule(shards), self.n_workers(run, store, len(shards))
             n_bytes = ledger.worker_bytes
             try:
-                with self._workers(run, store, self.launch, n, n_bytes, host_memory=host_memory) as pool:
+                with self._workers(run, store, self.launch, n, n_bytes, display, host_memory=host_memory) as pool:
                     Driver(schedule, pool, display, n).drive()
             except KeyboardInterrupt:
                 done = [r for r in wanted if run.repetition(r).is_done]
@@ -97,7 +99,7 @@ class Crew:
                 if not missing:
                     continue
                 first = numbers[0]
-                display = StageDisplay(self.console, stage, len(missing), first, self.report)
+                display = StageDisplay(self.console, stage, len(missing), first, self.report, self.outlook)
                 if launch.launcher == "here":
                     with torch_kept():
                         for number in missing:
@@ -105,10 +107,10 @@ class Crew:
                             display.set(number, "finished")
                     continue
                 schedule = Schedule(shards_of(missing, 1))
-                n = self._n_workers(run, store, len(missing))
+                n = self.n_workers(run, store, len(missing))
                 if driver is None:
                     n_bytes = plan_of(run.config, store).worker_bytes + fitting_bytes(run, store)
-                    pool = self._workers(run, store, launch, n, n_bytes, parts="all")
+                    pool = self._workers(run, store, launch, n, n_bytes, display, parts="all")
                     driver = Driver(schedule, stack.enter_context(pool), display, n)
                 else:
                     driver.take_up(schedule, display, n)
@@ -140,19 +142,20 @@ class Crew:
         is_open = not {"launcher", "workers"} & self.launch.model_fields_set and not self.launch.gpus
         return is_open and is_little_work(run.config, store)
 
-    def _n_workers(self, run: Run, store: Store, n_shards: int) -> int:
+    def n_workers(self, run: Run, store: Store, n_shards: int) -> int:
+        """How many will work on so many shards, or parts."""
         return 1 if self._is_sooner_here(run, store) else n_workers(self.launch, n_shards)
 
     @contextlib.contextmanager
     def _workers(
-        self, run: Run, store: Store, launch: LaunchConfig, n: int, n_bytes: int, **job: str
+        self, run: Run, store: Store, launch: LaunchConfig, n: int, n_bytes: int, display: Display, **job: str
     ) -> Iterator[Pool]:
         """A pool of the launcher's workers, each of so many bytes, that is stopped in the end, however it comes."""
         with contextlib.ExitStack() as stack:
             pool: Pool
             if self._is_sooner_here(run, store):
                 stack.enter_context(torch_kept())
-                pool = OwnPool(run, store, launch, **job)
+                pool = OwnPool(run, store, launch, display.progressed, **job)
             elif launch.launcher == "local":
                 pool = LocalPool(run, store, launch, **job)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from mach.config import LaunchConfig
@@ -10,17 +11,22 @@ from mach.data.store import Store
 from mach.runs.run import Run
 from mach.training.launch.driver import Message
 from mach.training.launch.interrupts import interrupts_noted
-from mach.training.launch.worker import answer, progressed, work_of
+from mach.training.launch.worker import answer, work_of
+from mach.training.progress import Progress
 
 
 class OwnPool:
     """A `mach.training.launch.driver.Pool` of one worker, which works while messages are waited for.
 
-    Ctrl-C ends the wait by a KeyboardInterrupt, once the step at hand is made and saved.
+    How far it is, ``tell`` hears at once: the driver waits for messages meanwhile. Ctrl-C ends the wait by a
+    KeyboardInterrupt, once the step at hand is made and saved.
     """
 
-    def __init__(self, run: Run, store: Store, launch: LaunchConfig, **job: Any) -> None:
+    def __init__(
+        self, run: Run, store: Store, launch: LaunchConfig, tell: Callable[[Progress], None], **job: Any
+    ) -> None:
         given: Message = {"run": str(run.path), "store": str(store.path), "threads": launch.threads, "device": "cpu"}
+        self._tell = tell
         self._work = work_of(given | {"trunk": run.trunk, "is_alone": False} | job)
         self._messages: list[tuple[int, Message]] = []
         self._order: tuple[int, Message] | None = None
@@ -35,12 +41,11 @@ class OwnPool:
     def receive(self, timeout_seconds: float) -> list[tuple[int, Message]]:
         if self._order is not None and not self._messages:
             (worker, order), self._order = self._order, None
-            told = self._messages
             with interrupts_noted() as is_interrupted:
-                ending = answer(self._work, order, lambda p: told.append((worker, progressed(p))), is_interrupted)
+                ending = answer(self._work, order, self._tell, is_interrupted)
             if ending is None:
                 raise KeyboardInterrupt
-            told.append((worker, ending))
+            self._messages.append((worker, ending))
         messages, self._messages = self._messages, []
         return messages
 

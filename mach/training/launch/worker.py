@@ -28,7 +28,7 @@ from mach.errors import (
     is_out_of_memory,
     out_of_memory,
 )
-from mach.files.compiled import hear
+from mach.files.compiled import hear, timed
 from mach.files.places import place
 from mach.networks.trunk import find_as
 from mach.runs.run import Run
@@ -113,6 +113,12 @@ def main(descriptor: int) -> None:
         return
     find_as(job.get("path", []))
     hear(lambda text: channel.send({"kind": "said", "text": text}))
+    with timed(lambda n, seconds: channel.send({"kind": "compiled", "n_kernels": n, "seconds": seconds})):
+        _serve(channel, job, told_to_stop)
+
+
+def _serve(channel: Channel, job: dict[str, Any], told_to_stop: threading.Event) -> None:
+    """Do orders until one says stop, or the driver goes away."""
     try:
         work = work_of(job)
     except Exception as error:
@@ -163,11 +169,6 @@ def answer(
         return {"kind": "failed", "cause": (cause.splitlines() or [""])[0], "hopeless": hopeless}
 
 
-def progressed(progress: Progress) -> dict[str, Any]:
-    """The message that tells how far a repetition is."""
-    return {"kind": "progress", **vars(progress)}
-
-
 def _reporter(channel: Channel, seconds: float) -> Callable[[Progress], None]:
     """Sends progress, at most once in so many seconds beside the ends of epochs."""
     told = 0.0
@@ -176,7 +177,7 @@ def _reporter(channel: Channel, seconds: float) -> Callable[[Progress], None]:
         nonlocal told
         if progress.ends_epoch or time.monotonic() - told >= seconds:
             told = time.monotonic()
-            channel.send(progressed(progress))
+            channel.send({"kind": "progress", **vars(progress)})
 
     return report
 
