@@ -88,6 +88,11 @@ def plan(
     type=click.Choice(["fast", "balanced", "best"]),
     help="What to spend on accuracy; by default balanced, best below 5,000 rows.",
 )
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0.0, min_open=True),
+    help="Choose the most that is planned to end within so many minutes here.",
+)
 @SET
 @click.option(
     "--workers", type=click.IntRange(1), help="Most workers at a time; by default one a core, or one a shard."
@@ -105,6 +110,7 @@ def train(
     classes: str | None,
     separator: str | None,
     effort: str | None,
+    minutes: float | None,
     overrides: tuple[str, ...],
     workers: int | None,
     launcher: str | None,
@@ -149,7 +155,8 @@ def train(
         print_rows([*effort_rows(resolved), *ledger.rows()], as_json=False)
         refuse_too_large(ledger, options.launch)
         return
-    model = conductor.train(options, where, repetitions=repetitions, trunk=trunk, console=Console(stderr=True))
+    told: dict[str, Any] = {"minutes": minutes, "trunk": trunk, "console": Console(stderr=True)}
+    model = conductor.train(options, where, repetitions=repetitions, **told)
     n_repetitions = model.run.config.hashing.repetitions
     finished = f"{len(model.run.finished())} of {counted(n_repetitions, 'repetition')} finished"
     say(f"{where}: {finished}", err=True)

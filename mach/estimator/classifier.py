@@ -50,6 +50,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     effort : {"fast", "balanced", "best"}, optional
         What the recipe may spend on accuracy beyond 1,024 classes; None is "balanced", below 5,000 rows "best".
         Arguments that are given stay.
+    minutes : float, optional
+        Most minutes of a fit: the most effort, epochs and repetitions are taken that are planned to end in time.
     repetitions : int, optional
         R, independent networks. Here and below None leaves the choice to the shape of the data: with more than 1,024
         classes to `mach.training.recipe`; with fewer, every class has a bucket of its own in one network for dense
@@ -141,6 +143,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         self,
         *,
         effort: Effort | None = None,
+        minutes: float | None = None,
         repetitions: int | None = None,
         buckets: int | None = None,
         hidden: int | Sequence[int] | None = None,
@@ -165,6 +168,7 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         config: dict[str, Any] | None = None,
     ) -> None:
         self.effort = effort
+        self.minutes = minutes
         self.repetitions = repetitions
         self.buckets = buckets
         self.hidden = hidden
@@ -370,7 +374,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
             given["text"] = {"hashing": True} | given.get("text", {})
         is_exclusive = targets.layout.form == "classes"
         options = self._options() | {"texts": partial(texts_of, classes, told)}
-        self._engine = fit(rows, given, is_exclusive=is_exclusive, trunk=self.trunk, **options)
+        options |= {"trunk": self.trunk, "minutes": self.minutes}
+        self._engine = fit(rows, given, is_exclusive=is_exclusive, **options)
         self.classes_, self._layout = classes, targets.layout
         return self
 

@@ -62,6 +62,7 @@ def fit(
     console: Console,
     trunk: Trunk | None,
     texts: Texts,
+    minutes: float | None,
 ) -> Engine:
     """Train a new run on rows in memory, at the cost of ``mach train``; they are on disk once more until it is done.
 
@@ -78,7 +79,8 @@ def fit(
         tree["data"]["train"] = str(store.path)
         _own_buckets(tree.setdefault("hashing", {}), shape.n_classes, folder.path / "table.npy")
         config = parse_config(tree, WHERE)
-        run = train(config, folder.path / RUN, device=device, console=console, trunk=trunk).run
+        options: dict[str, Any] = {"device": device, "console": console, "trunk": trunk, "minutes": minutes}
+        run = train(config, folder.path / RUN, **options).run
         engine = Engine(folder.path / RUN, rows.n_classes, folder=folder, rate=run.config.training.rate, trunk=trunk)
         held = held_out(run, store)
         if is_exclusive and len(held) >= LEAST_ROWS:
