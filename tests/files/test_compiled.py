@@ -48,6 +48,16 @@ def test_of_several_processes_one_compiles_a_function(module: Path):
     assert start(module, "int").communicate()[0] == "2.0 [0, 0]\n"
 
 
+def test_what_is_compiled_is_counted_once_with_all_that_it_calls(module: Path):
+    program = module.read_text().replace("import hear, kernel", "import hear, kernel, timed")
+    program = program.replace(
+        "answer = ", "told = []\nwith timed(lambda n, seconds: told.append((n, seconds > 0))):\n    answer = "
+    )
+    module.write_text(program + "print(told)\n")
+    assert start(module, "int").communicate()[0].splitlines()[-1] == "[(2, True)]"
+    assert start(module, "int").communicate()[0].splitlines()[-1] == "[]"
+
+
 def test_who_waits_for_another_process_says_so(module: Path):
     start(module, "int").communicate()
     (name,) = module.parent.glob("compiled/*/*outer*.lock")

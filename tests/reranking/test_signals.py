@@ -181,9 +181,10 @@ class TestMention(BlendedSignalContract):
             indices = np.array(sorted(words[word] for word in text.split()), np.int32)
             batch, one = (
                 SparseBatch(np.array([0, len(indices)]), indices, np.ones(len(indices), np.float32)),
-                np.zeros((1, 1)),
+                np.zeros((1, 1), np.float32),
             )
             found = signal.evidence(Shortlist(batch, np.array([[1]]), one, one[None]))
+            assert found is not None
             return sorted((part.features, part.amount, part.name) for part in found)
 
         both = sorted(((words[word],), 0.5, 0) for word in ("sperm", "whales"))

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from benchmarks.simulation import SimulatedPool
 from mach.config import Config
 from mach.runs.run import Run
 from mach.training.launch.display import Board, Display
+from mach.training.launch.driver import Driver
+from mach.training.launch.schedule import Schedule
 from mach.training.outlook import Outlook, Stage, duration
 from mach.training.progress import Progress
 from mach.training.setup import set_up
@@ -102,6 +105,18 @@ def test_seconds_of_compiling_are_said_apart_and_are_no_rate():
     job.compiles(0, 1, 15.0)
     assert job.seconds_left() == pytest.approx(5.0)
     assert "13 kernels compiled, once, 45 s" in job.line()
+
+
+def test_what_a_worker_has_compiled_the_driver_hears():
+    clock = Clock()
+    job = Outlook(clock)
+    job.expect([Stage("training", 10.0)])
+    driver = Driver(Schedule([(0,)]), SimulatedPool([1.0], [1.0]), Display(Console(quiet=True), [0], [], job, job), 1)
+    job("training", 0.0)
+    clock.seconds = 8.0
+    driver._handle(0, {"kind": "compiled", "n_kernels": 3, "seconds": 7.0})
+    assert "3 kernels compiled, once, 7 s" in job.line()
+    assert job.seconds_left() == pytest.approx(9.0)
 
 
 def test_as_long_as_no_work_is_known_it_says_so():

@@ -44,6 +44,26 @@ def test_little_work_starts_no_process_and_comes_to_the_same_bits(
     assert ("training", 1.0) in told
 
 
+def test_how_far_this_process_is_it_tells_while_it_works(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    n_steps, told = 0, []
+
+    def step(trainer: Trainer, wanted: Step) -> list[StepFigures] | None:
+        nonlocal n_steps
+        n_steps += 1
+        return whole_step(trainer, wanted)
+
+    whole_step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", step)
+    one = open_to(config, hashing={"repetitions": 1})
+    train(one, tmp_path / "run", report=lambda stage, fraction: told.append((stage, fraction, n_steps)))
+    fractions = {fraction: steps for stage, fraction, steps in told if stage == "training"}
+    epochs = [epoch / config.training.epochs for epoch in range(config.training.epochs + 1)]
+    assert fractions.keys() >= set(epochs)
+    assert [fractions[epoch] for epoch in epochs] == [round(376 * epoch) for epoch in epochs]
+
+
 def test_processes_that_are_asked_for_are_started(config: Config, tmp_path: Path, no_process: None):
     for launch in (LaunchConfig(workers=1), LaunchConfig(launcher="local")):
         with pytest.raises(AssertionError, match="a process was started"):
