@@ -199,12 +199,19 @@ def configuration(
     return config, _named(config, path)
 
 
-def plan_of_run(config: Config, report: Report = silence, trunk: Trunk | None = None) -> tuple[Config, Ledger]:
+def plan_of_run(
+    config: Config,
+    report: Report = silence,
+    trunk: Trunk | None = None,
+    choose: Callable[[Config, Store], Config] | None = None,
+) -> tuple[Config, Ledger]:
     """What `train` would make of a configuration: all keys, and the ledger. Data are prepared, nothing is trained."""
     config = with_trunk(config, trunk)
     start = Origin.of(config)
     config = before_reading(config if start is None else start.complete(config))
     store = training_data(config, None, report)
+    if choose is not None and start is None:
+        config = choose(config, store)
     known = None if start is None else start.assignment(start.counts_K(store))
     resolved, _, _ = resolve(config, store, known, trunk)
     n_shards = len(shards_of(list(range(resolved.hashing.repetitions)), config.launch.shard))

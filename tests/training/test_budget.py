@@ -7,9 +7,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
 import mach
+from mach.cli import main
 from mach.config import Config, parse_config
 from mach.errors import ConfigError
 from mach.training import budget, recipe
@@ -79,3 +81,13 @@ def test_a_run_is_made_as_its_minutes_say_and_goes_on_so(planted: Path, tmp_path
     assert "60 minutes: the run goes on with the effort that it began with" in told.getvalue()
     with pytest.raises(ConfigError, match=r"minutes = -1: give more than 0"):
         train(minutes=-1)
+
+
+def test_a_dry_run_says_what_its_minutes_choose(planted: Path, tmp_path: Path):
+    given = ("--minutes", "1e-6", "--dry-run", "--set", f"data.cache={tmp_path}", "--set", "training.batch=64")
+    done = CliRunner().invoke(main, ["train", str(planted / "train.txt"), str(tmp_path / "run"), *given])
+    assert done.exit_code == 0, done.stderr
+    assert "minutes: effort fast, 1 repetition, 1 epoch" in done.stderr
+    rows = {line[:44].strip(): line[44:].split()[0] for line in done.stdout.splitlines()}
+    assert (rows["effort"], rows["epochs"], rows["repetitions"]) == ("fast", "1", "1")
+    assert not (tmp_path / "run").exists()
