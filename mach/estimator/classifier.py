@@ -48,10 +48,9 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
     Parameters
     ----------
     effort : {"fast", "balanced", "best"}, optional
-        What the recipe may spend on accuracy beyond 1,024 classes; None is "balanced", below 5,000 rows "best".
-        Arguments that are given stay.
+        Of a fit with more than 1,024 classes; None is "balanced", below 5,000 rows "best". Given arguments stay.
     minutes : float, optional
-        Most minutes of a fit: the most effort, epochs and repetitions are taken that are planned to end in time.
+        Of a fit at most: as much effort, epochs and repetitions are taken as are planned to end in time.
     repetitions : int, optional
         R, independent networks. Here and below None leaves the choice to the shape of the data: with more than 1,024
         classes to `mach.training.recipe`; with fewer, every class has a bucket of its own in one network for dense
@@ -373,9 +372,8 @@ class MACHClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # s
         if goes_on and isinstance(features, list):
             given["text"] = {"hashing": True} | given.get("text", {})
         is_exclusive = targets.layout.form == "classes"
-        options = self._options() | {"texts": partial(texts_of, classes, told)}
-        options |= {"trunk": self.trunk, "minutes": self.minutes}
-        self._engine = fit(rows, given, is_exclusive=is_exclusive, **options)
+        options = self._options() | {"texts": partial(texts_of, classes, told), "minutes": self.minutes}
+        self._engine = fit(rows, given, is_exclusive=is_exclusive, trunk=self.trunk, **options)
         self.classes_, self._layout = classes, targets.layout
         return self
 
