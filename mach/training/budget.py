@@ -128,4 +128,4 @@ def measured(config: Config, store: Store, trunk: Trunk | None) -> float:
             train_shard(job, seen.append, is_over, is_alone=False)
     n_steps, seconds = len(began) - 1, began[-1] - began[0]
     n_rows = n_steps * resolved.training.batch
-    return seconds / n_rows / (work.training(1) / work.n_rows / resolved.training.epochs) if n_rows else 1.0
+    return seconds / n_rows / work.row_seconds() if n_rows else 1.0

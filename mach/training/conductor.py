@@ -140,6 +140,7 @@ def train(
     with Board(console, outlook), timed(partial(outlook.compiles, "here")):
         is_new = not Run.is_at(where)
         tell = both(outlook, report or silence)
+        tell("reading", 0.0)
         crew = _crew(options, device, console, tell, outlook)
         choose = None
         if minutes is not None:

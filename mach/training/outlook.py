@@ -26,6 +26,7 @@ class Stage:
     fraction: float = 0.0
     began: float | None = None  # on the clock
     told: float = 0.0  # seconds it had taken when its fraction was last told
+    first: tuple[float, float] = (0.0, 0.0)  # share and seconds when some of it was first told: workers start before
     took: float | None = None  # seconds, once it is over
     compiling: dict[object, float] = field(default_factory=dict)  # seconds, by who did so
 
@@ -38,6 +39,12 @@ class Stage:
     def compiled(self) -> float:
         """Seconds that it has waited for kernels: processes compile them side by side."""
         return max(self.compiling.values(), default=0.0)
+
+    @property
+    def measured(self) -> tuple[float, float]:
+        """A share of it, and the seconds that this took: what is known of its rate."""
+        share, seconds = self.first
+        return self.share - share, self.told - seconds
 
     @property
     def share(self) -> float:
@@ -71,7 +78,7 @@ class Outlook:
         self._now, self._began = now, now()
         self._stages: dict[str, Stage] = {}
         self._at: Stage | None = None
-        self._n_compiled = 0
+        self._n_compiled, self._compiled_before = 0, 0.0
 
     def expect(self, stages: Iterable[Stage]) -> None:
         """What is still to come, in its order; stages that have begun stay as they are."""
@@ -90,13 +97,17 @@ class Outlook:
             stage.began = self._now()
         self._at = stage
         stage.fraction, stage.told = fraction, self._taken(stage)
+        if fraction < 1.0 and not stage.first[0]:
+            stage.first = stage.share, stage.told
         if fraction >= 1.0:
             self._end(stage)
 
     def compiles(self, who: object, n_kernels: int, seconds: float) -> None:
         """Somebody has compiled kernels, or waited for them, for so long: that is no rate of the stage."""
         self._n_compiled += n_kernels
-        if self._at is not None:
+        if self._at is None:
+            self._compiled_before += seconds
+        else:
             before = self._at.compiling
             self._at.compiling = before | {who: before.get(who, 0.0) + seconds}
 
@@ -125,7 +136,7 @@ class Outlook:
                 stage += f", {100 * self._at.fraction:.0f} %"
             told.insert(0, stage)
         if self._n_compiled:
-            seconds = sum(stage.compiled for stage in self._stages.values())
+            seconds = self._compiled_before + sum(stage.compiled for stage in self._stages.values())
             told.append(f"{self._n_compiled} kernels compiled, once, {seconds:.0f} s")
         return "; ".join(told)
 
@@ -136,23 +147,23 @@ class Outlook:
 
     def _end(self, stage: Stage) -> None:
         if stage.took is None:
-            stage.took = self._taken(stage)
+            stage.took = stage.told = self._taken(stage)
+            stage.fraction = 1.0
 
     def _left(self, stage: Stage) -> float:
         planned = stage.seconds * self._rate(stage)
         if stage.began is None:
             return planned
-        share, taken = stage.share, self._taken(stage)
-        whole = (stage.told + TRUST * planned) / (share + TRUST) if share else planned
-        return max(whole * (1 - share) - (taken - stage.told), LEAST_LEFT * (taken - stage.told))
+        (share, seconds), taken = stage.measured, self._taken(stage)
+        whole = (seconds + TRUST * planned) / (share + TRUST)
+        return max(whole * (1 - stage.share) - (taken - stage.told), LEAST_LEFT * (taken - stage.told))
 
     def _rate(self, stage: Stage) -> float:
         """What a planned second has taken: in stages of the same kind that are over, else in all that was done."""
         over = [s for s in self._stages.values() if s.took is not None and s.seconds]
         alike = [s for s in over if s.kind == stage.kind]
-        measured = [(s.took or 0.0, s.seconds) for s in alike or over]
-        if not alike and self._at is not None and self._at is not stage and self._at.took is None:
-            measured.append((self._at.told, self._at.seconds * self._at.share))
+        at = [] if alike or self._at is None or self._at is stage or self._at.took is not None else [self._at]
+        measured = [(s.measured[1], s.seconds * s.measured[0]) for s in (alike or over) + at]
         took, planned = map(sum, zip(*measured, strict=True)) if measured else (0.0, 0.0)
         return took / planned if took and planned else 1.0
 

@@ -6,6 +6,7 @@ matter once something was measured.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -13,7 +14,15 @@ from itertools import pairwise
 from mach.config import Config
 from mach.data.store import Store
 from mach.files.places import names_in
-from mach.reranking.fitting import LEAST_FUNCTIONS, MAX_TEACHING_ROWS, MAX_VALIDATION_ROWS, examples_of, n_listed
+from mach.reranking.fitting import (
+    LEAST_FUNCTIONS,
+    MAX_PARTS,
+    MAX_TEACHING_ROWS,
+    MAX_VALIDATION_ROWS,
+    PAIRS_A_PART,
+    examples_of,
+    n_listed,
+)
 from mach.reranking.order import BATCH, EPOCHS, LEAST_STEPS
 from mach.reranking.parts import CANDIDATES, CLASSIFIERS, MIN_ROW_PARTS, ROWS_A_PART
 from mach.reranking.record import is_due
@@ -25,13 +34,13 @@ from mach.training.pilot import LEARNED, repetitions_of
 TRAINING, TEACHING, ORDER, CALIBRATING = "training", "teaching", "order", "calibrating"
 
 # Seconds of one core, each for one of what is said behind it.
-STEP_ROW, STEP_INPUT = 5e-6, 1.2e-10  # a row; a feature of it and unit of the first layer
-STEP_WEIGHT = {"bfloat16": 1.2e-11, "float32": 4.5e-11}  # a row and weight of the other layers
+STEP_ROW, STEP_INPUT = 1.8e-5, 5e-11  # a row; a feature of it and unit of the first layer
+STEP_WEIGHT = {"bfloat16": 7e-12, "float32": 2.3e-11}  # a row and weight of the other layers
 ANSWER_ROW, ANSWER_INPUT, ANSWER_WEIGHT, ANSWER_CLASS = 6e-6, 7e-10, 3e-11, 4e-10  # as above; a class and hash function
 PAIR, PAIR_FEATURE = 4e-7, 2.6e-8  # a row and class to tell apart; a feature of that row
 RERANKED = 1.7e-6  # a candidate of a query
 ORDER_STEP = 2.2e-3  # a step of learning an order
-FIXED = 0.3  # a stage
+FIXED, BEGUN = 0.3, 2.0  # a stage; one whose workers begin with it
 
 
 @dataclass(frozen=True)
@@ -51,11 +60,14 @@ class Work:
         row_features = store.n_features if store.is_dense else store.n_nonzeros / n_rows
         return cls(config, store.n_rows, store.n_classes, row_features, len(store.class_ids) / n_rows)
 
+    def row_seconds(self) -> float:
+        """Seconds that a row of a step takes."""
+        n_inputs, n_others = self._weights()
+        return STEP_ROW + STEP_INPUT * n_inputs + STEP_WEIGHT[self._precision] * n_others
+
     def training(self, n_repetitions: int) -> float:
         """Seconds of the training of some repetitions."""
-        n_inputs, n_others = self._weights()
-        a_row = STEP_ROW + STEP_INPUT * n_inputs + STEP_WEIGHT[self._precision] * n_others
-        return n_repetitions * self.n_rows * self.config.training.epochs * a_row
+        return BEGUN + n_repetitions * self.n_rows * self.config.training.epochs * self.row_seconds()
 
     def answers(self, n_rows: float, n_repetitions: int) -> float:
         """Seconds of the shortlists of some queries."""
@@ -67,14 +79,18 @@ class Work:
     def candidates(self) -> float:
         """Seconds of the candidates of all training rows."""
         n = min(self.config.hashing.repetitions, -(-LEAST_FUNCTIONS // self.config.hashing.heads))
-        return FIXED + self.answers(self.n_rows, n)
+        return BEGUN + self.answers(self.n_rows, n)
 
     def classifiers(self, *, keeps_inputs: bool) -> float:
         """Seconds of the classifiers of all classes."""
-        listed = n_listed(self.config.reranking.candidates, self.row_classes, keeps_inputs=keeps_inputs)
-        n_pairs = self.n_rows * (listed + self.row_classes)
         n_paired = min(self.config.reranking.pairs, self.row_features)
+        n_pairs = self.n_pairs(keeps_inputs=keeps_inputs)
         return FIXED + n_pairs * (PAIR + PAIR_FEATURE * (self.row_features + n_paired * max(n_paired - 1, 0) / 2))
+
+    def n_pairs(self, *, keeps_inputs: bool) -> float:
+        """Pairs of a row and a class that it has or lists."""
+        listed = n_listed(self.config.reranking.candidates, self.row_classes, keeps_inputs=keeps_inputs)
+        return self.n_rows * (listed + self.row_classes)
 
     def judging(self, n_rows: float) -> float:
         """Seconds of shortlists that are ordered anew."""
@@ -162,7 +178,9 @@ def _networks(work: Work, n_workers: Callable[[int], int], n_repetitions: int) -
 def _reranker(work: Work, n_workers: Callable[[int], int], *, keeps_inputs: bool) -> Iterator[Stage]:
     n_parts = max(MIN_ROW_PARTS, -(-work.n_rows // ROWS_A_PART))
     yield _shared(stage_name(CANDIDATES), work.candidates(), n_parts, n_workers)
-    yield _shared(stage_name(CLASSIFIERS), work.classifiers(keeps_inputs=keeps_inputs), 1, n_workers)
+    n_parts = min(math.ceil(work.n_pairs(keeps_inputs=keeps_inputs) / PAIRS_A_PART) or 1, MAX_PARTS)  # about
+    seconds = _shared(CLASSIFIERS, work.classifiers(keeps_inputs=keeps_inputs), n_parts, n_workers).seconds
+    yield Stage(stage_name(CLASSIFIERS), seconds)
     yield Stage(stage_name(ORDER), work.order())
 
 

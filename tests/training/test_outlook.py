@@ -20,7 +20,7 @@ from mach.training.launch.schedule import Schedule
 from mach.training.outlook import Outlook, Stage, duration
 from mach.training.progress import Progress
 from mach.training.setup import set_up
-from mach.training.work import Work, stages, stages_of
+from mach.training.work import BEGUN, Work, stages, stages_of
 
 PLANNED = [
     Stage("training", 40.0, 4, 2),
@@ -107,6 +107,19 @@ def test_seconds_of_compiling_are_said_apart_and_are_no_rate():
     assert "13 kernels compiled, once, 45 s" in job.line()
 
 
+def test_how_long_workers_take_to_begin_is_no_rate():
+    clock = Clock()
+    job = Outlook(clock)
+    job.expect([Stage("training", 100.0), Stage("calibrating", 10.0)])
+    job("training", 0.0)
+    clock.seconds = 60.0
+    job("training", 0.01)
+    assert job.seconds_left() == pytest.approx(109.0)
+    clock.seconds = 80.0
+    job("training", 0.21)  # a fifth in twenty seconds, as planned
+    assert job.seconds_left() == pytest.approx(89.0)
+
+
 def test_what_a_worker_has_compiled_the_driver_hears():
     clock = Clock()
     job = Outlook(clock)
@@ -154,7 +167,8 @@ def test_what_a_run_has_to_do_follows_from_its_configuration(config: Config, tmp
     assert (found[0].parts, found[0].workers) == (4, 2)
     assert all(stage.seconds > 0 for stage in found)
     seconds = {stage.name: stage.seconds for stage in found}
-    assert seconds["pilot 1: training"] == pytest.approx(0.8 * seconds["training"], rel=1e-3)
+    begun = BEGUN / 2  # of two workers
+    assert seconds["pilot 1: training"] - begun == pytest.approx(0.8 * (seconds["training"] - begun), rel=1e-3)
     assert [stage.name for stage in stages_of(run, store, lambda n: 1, [0, 1])] == ["training"]
     work = Work.of(config.changed(training={"epochs": 2 * run.config.training.epochs}, hashing={"buckets": 64}), store)
     doubled = {stage.name: stage.seconds for stage in stages(work, lambda n: 1, 2, [], reranks=False)}
