@@ -75,7 +75,7 @@ def test_a_run_is_made_as_its_minutes_say_and_goes_on_so(planted: Path, tmp_path
     train = partial(mach.train, tree, tmp_path / "run", console=Console(file=told, width=200))
     run = train(minutes=1e-6).run
     assert (run.config.hashing.repetitions, run.config.training.epochs) == (1, 1)
-    assert "1e-06 minutes: effort fast, 1 repetition, 1 epoch, 0 pilots, no re-ranker; about 0:00:0" in told.getvalue()
+    assert "1e-06 minutes: effort fast, 1 repetition, 1 epoch, 0 pilots, no re-ranker; about " in told.getvalue()
     assert "1e-06 minutes are too few" in told.getvalue()
     assert train(minutes=60).run.config.training.epochs == 1
     assert "60 minutes: the run goes on with the effort that it began with" in told.getvalue()
