@@ -474,7 +474,8 @@ def test_memory_stays_below_the_stated_peak(name: str, tmp_path: Path):
     command = [sys.executable, "-c", MEASURED, "prepare", str(tmp_path / file), str(tmp_path / "store")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limited)
     assert done.returncode == 2, done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
+    lines = [line for line in done.stderr.splitlines() if "compiling kernels" not in line]  # of a new clone
+    assert len(lines) == 1, done.stderr
     assert re.search(said, done.stderr)
     assert "out of memory" not in done.stderr
     assert 1024 * int(done.stdout) < PEAK_BYTES
