@@ -24,7 +24,7 @@ class ClassNames(Sequence[str]):
         for name, array, dtype in (("offsets", offsets, np.int64), ("utf8", utf8, np.uint8)):
             if array.ndim != 1 or array.dtype != dtype:
                 raise StorageError(f"{where}: {name} of class names are {array.dtype} of shape {array.shape}")
-        if not len(offsets) or not ascends(offsets, len(utf8)):
+        if not ascends(offsets, len(utf8)):
             raise StorageError(f"{where}: offsets of class names do not ascend from 0 to {len(utf8)}: copy it anew")
         return cls(offsets, utf8, where)
 

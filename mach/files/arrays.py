@@ -18,12 +18,12 @@ LONGEST_HEADER = 2**12
 
 
 def ascends(offsets: NDArray[Any], end: int) -> bool:
-    """Whether offsets, of which there is at least one, begin with 0, never fall, and end where they must.
+    """Whether offsets begin with 0, never fall, and end where they must; not where there are none.
 
     >>> ascends(np.array([0, 2, 2, 5]), 5), ascends(np.array([0, 3, 2, 5]), 5)
     (True, False)
     """
-    return bool(offsets[0] == 0 and offsets[-1] == end and (offsets[1:] >= offsets[:-1]).all())
+    return bool(len(offsets) and offsets[0] == 0 and offsets[-1] == end and (offsets[1:] >= offsets[:-1]).all())
 
 
 def array_form(file: IO[bytes], path: object) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

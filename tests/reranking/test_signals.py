@@ -214,6 +214,12 @@ class TestMention(BlendedSignalContract):
         with pytest.raises(StorageError, match=f"^reranker.safetensors: mention.{name} is not within .* again$"):
             Mention.load(file_of(arrays, {}, material))
 
+    @pytest.mark.parametrize("name", ["names.offsets", "index.offsets"])
+    def test_offsets_of_nothing_are_refused(self, name, material: Material):
+        arrays = Mention.fit(material).arrays | {f"mention.{name}": np.empty(0, np.int64)}
+        with pytest.raises(StorageError, match=f"mention.{name} does not ascend from 0"):
+            Mention.load(file_of(arrays, {}, material))
+
 
 class TestLikeness(BlendedSignalContract):
     kind = Likeness
@@ -241,6 +247,12 @@ class TestLikeness(BlendedSignalContract):
         with pytest.raises(
             StorageError, match=r"^reranker.safetensors: likeness.classes is not within 0..6: .* again$"
         ):
+            Likeness.load(file_of(arrays, {}, material))
+
+    def test_weights_of_nothing_are_refused(self, material: Material):
+        arrays = {n: np.array(array) for n, array in Likeness.fit(material).arrays.items()}
+        arrays["likeness.codes"][0] = 0
+        with pytest.raises(StorageError, match=r"^reranker.safetensors: likeness.codes holds 0: train it again$"):
             Likeness.load(file_of(arrays, {}, material))
 
 

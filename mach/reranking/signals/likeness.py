@@ -78,6 +78,8 @@ class Likeness(BlendedSignal):
         classes = arrays[f"{SECTION}classes"]
         if n and not 0 <= classes.min() <= classes.max() < K:
             raise StorageError(f"{file.where}: {SECTION}classes is not within 0..{K - 1}: train it again")
+        if n and not arrays[f"{SECTION}codes"].all():  # by sums of 0 the kernels know classes that they have not met
+            raise StorageError(f"{file.where}: {SECTION}codes holds 0: train it again")
         return cls(arrays)
 
     @classmethod
