@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -186,7 +187,7 @@ class Mention(BlendedSignal):
             table("index", "offsets", "names"),
         )
 
-    @property
+    @cached_property
     def _class_M(self) -> NDArray[np.int32]:
         """The class of every name."""
         names_K = self.arrays[f"{SECTION}classes"]
