@@ -239,3 +239,6 @@ def test_rows_that_a_run_names_are_said_and_never_fetched(trained: Path, planted
     page = write_report(tmp_path / "run").read_text()
     assert "Not measured" in page
     assert "give it as DATA" in page
+    done = CliRunner().invoke(main, ["report", str(tmp_path / "run"), str(trained)])
+    assert done.exit_code == 2
+    assert "give it as DATA if it is to be fetched" in done.stderr

@@ -11,14 +11,14 @@ from mach.cli.report import plots
 from mach.cli.report.diagnosis import SHOWN, Diagnosis, diagnose
 from mach.cli.report.headline import CUTS, figures, spelt
 from mach.cli.report.legends import legend, legend_of
-from mach.cli.report.page import Block, Code, Number, Plot, Section, Table, clean, percent, render
+from mach.cli.report.page import Block, Code, Number, Plot, Section, Table, clean, percent, render, template
 from mach.cli.report.sections import Report
 from mach.config import differing_keys
 from mach.data.omissions import warn
 from mach.data.prepare import prepare
 from mach.errors import ConfigError, IncompleteRunError
 from mach.files.places import Place, atomic_file
-from mach.model.accuracy import measures
+from mach.model.accuracy import measures, test_rows
 from mach.model.loading import load
 from mach.model.model import MachModel
 from mach.networks.trunk import Trunk
@@ -40,11 +40,12 @@ def write_comparison(
     They are measured on ``data``, by default the ``data.test`` of the first. ConfigError when there is neither,
     IncompleteRunError when a run has no finished repetition, others as of a page about one run.
     """
+    template()  # missing, it is missed before the work
     runs = [Run.open(path, trunk) for path in paths]
     labels = [run.path.name for run in runs]
     if len(set(labels)) < len(labels):
         labels = [str(run.path) for run in runs]
-    source = data or runs[0].config.data.test
+    source = data or test_rows(runs[0])
     if source is None:
         raise ConfigError(f"{runs[0].path} names no data.test: give DATA, rows to compare the runs on")
     if unfinished := [run.path for run in runs if not run.finished()]:
