@@ -229,10 +229,11 @@ class Npz(Numbers):
             if _prefix(stack, path, "X"):
                 return []
         pair = pair_of(path)
-        if pair is None or (not pair.exists() and not classes_optional):
+        there = [pair] if pair is not None and pair.exists() else []
+        if not there and not classes_optional:
             beside = f"save them as {pair.name}" if pair else "call it X.npz, and its classes Y.npz"
             raise DataError(f"{path} is one sparse matrix and has no classes beside it: {beside}")
-        return [pair] if pair.exists() else []
+        return there
 
     def _classes(self, stack: ExitStack, path: Path, n_rows: int, classes_optional: bool) -> _Classes:
         if not _prefix(stack, path, "X"):

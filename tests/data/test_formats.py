@@ -248,6 +248,11 @@ def test_a_pair_that_is_none_is_one_line(tmp_path: Path, break_it: Callable[[Pat
 
 
 def test_one_matrix_of_another_name_has_no_classes(tmp_path: Path):
-    pair(tmp_path).rename(tmp_path / "rows.npz")
+    data, rows = DataConfig(train="x", cache=str(tmp_path)), tmp_path / "rows.npz"
+    like = prepare(data, TextConfig(), str(pair(tmp_path)))
+    pair(tmp_path).rename(rows)
     with pytest.raises(DataError, match=r"call it X.npz, and its classes Y.npz"):
-        prepare(DataConfig(train="x", cache=str(tmp_path)), TextConfig(), str(tmp_path / "rows.npz"))
+        prepare(data, TextConfig(), str(rows))
+    asked = prepare(data, TextConfig(), str(rows), like=like)  # queries need none
+    np.testing.assert_array_equal(asked.features(0, 3).toarray(), X_ND)
+    assert not len(asked.class_ids)
