@@ -28,12 +28,10 @@ def fetch(name: str) -> Path:
     if repository.count("/") != 1 or not all(repository.split("/")):
         raise ConfigError(f"{name} names no model: write hf://user/model, or hf://user/model@revision")
     key = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
-    folder = cache_folder(None) / "hub" / key
+    folder, library = cache_folder(None) / "hub" / key, _library()
     try:
-        _library().snapshot_download(repo_id=repository, revision=revision or None, local_dir=str(folder))
+        library.snapshot_download(repo_id=repository, revision=revision or None, local_dir=str(folder))
     except Exception as error:  # a dozen kinds, of several libraries
-        if isinstance(error, ConfigError):
-            raise
         raise StorageError(f"{name} cannot be fetched ({one_line(error)}): check its name and your access") from error
     return folder
 
