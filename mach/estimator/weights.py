@@ -35,11 +35,13 @@ def weighted(
     if not weights_N.any():
         raise ConfigError("no row has a weight above 0: raise sample_weight or class_weight")
     is_weighted = sample_weight is not None or class_weight is not None
-    if is_weighted or _may_be_ordered(rows):
+    order = np.arange(len(rows))
+    if _may_be_ordered(rows):
         order = np.array(sorted(range(len(rows)), key=lambda n: _key(rows, n)), np.int64)
-        chosen = np.repeat(order, _repeats(weights_N[order], random)) if is_weighted else order
-        return replace(rows.chosen(chosen), name=f"{rows.name}, as often as they weigh" if is_weighted else rows.name)
-    return rows
+    elif not is_weighted:
+        return rows
+    chosen = np.repeat(order, _repeats(weights_N[order], random))
+    return replace(rows.chosen(chosen), name=f"{rows.name}, as often as they weigh" if is_weighted else rows.name)
 
 
 def _may_be_ordered(rows: Rows) -> bool:
@@ -77,11 +79,9 @@ def _repeats(weights_N: NDArray[np.float64], random: np.random.RandomState) -> N
 
 
 def _key(rows: Rows, n: int) -> bytes:
-    """A digest of a row and its classes."""
-    features: Features = rows.features
-    if isinstance(features, list):
-        content = features[n].encode("utf-8", "surrogatepass")
-    elif isinstance(features, np.ndarray):
+    """A digest of a row of numbers and its classes."""
+    features: Any = rows.features
+    if isinstance(features, np.ndarray):
         content = features[n].tobytes()
     else:
         begin, end = features.indptr[n], features.indptr[n + 1]
