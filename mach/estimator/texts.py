@@ -32,9 +32,13 @@ def told_of(class_texts: Any) -> dict[Any, dict[str, Any]]:
         columns = zip(table.keys, texts.names, texts.alternatives, texts.texts, texts.uris, strict=True)
         return {key: dict(zip(FIELDS, values, strict=True)) for key, *values in columns}
     if not isinstance(class_texts, Mapping):
-        is_frame = hasattr(class_texts, "to_dict")
-        rows = class_texts.to_dict("records") if is_frame else getattr(class_texts, "to_pylist", list)()
-        if not all("id" in row for row in rows) or not rows:
+        import pyarrow as pa
+
+        try:
+            rows = pa.table(class_texts).to_pylist()
+        except (pa.ArrowException, TypeError, ValueError):
+            rows = []
+        if not rows or "id" not in rows[0]:
             raise DataError("class_texts is no dictionary, and no table with rows and a column id: give one of these")
         class_texts = {row["id"]: {name: row[name] for name in FIELDS if row.get(name) is not None} for row in rows}
     told = {}

@@ -69,7 +69,8 @@ def test_classes_that_join_bring_their_texts(tmp_path: Path) -> None:
 def test_tables_and_files_say_the_same(tmp_path: Path) -> None:
     rows = [{"id": "1", "name": "one", "text": "first"}, {"id": "7", "name": "seven", "text": None}]
     (tmp_path / "c.csv").write_text("id,name,text\n1,one,first\n7,seven,\n")
-    for given in (pa.Table.from_pylist(rows), str(tmp_path / "c.csv")):
+    table = pa.Table.from_pylist(rows)
+    for given in (table, table.to_reader(), str(tmp_path / "c.csv")):
         fitted = MACHClassifier(**SMALL, class_texts=given).fit(np.eye(4), [0, 1, 0, 1])
         assert fitted.classes_.tolist() == [0, 1, 7] if isinstance(given, str) else [0, 1, "7"]
         assert texts_of(fitted)[0] == ["0", "one", "seven"]
