@@ -280,10 +280,12 @@ class _Task:
             )
         is_open = names is None or (self.grows and self.config.classes is None)
         is_of_like = self.like is not None and (is_open or self.is_query)
-        names = list(names or [])
         texts = self.like.class_texts if self.like is not None and is_of_like else self.listed.texts
-        ids = ids_by_name(names) if is_of_like else numbered(names, self.config.classes)
-        ids = ids if texts is None else texts.ids(names)
+        if texts is not None:
+            ids = texts.ids(names or [])
+        else:
+            ids = ids_by_name(names or []) if is_of_like else numbered(names or [], self.config.classes)
+        names = list(names or [])
         cells, unknown = Cells(), Unknown()
         chunks = self.text_source(cells)
         features = self.like.text_features if self.like is not None else None
