@@ -74,8 +74,6 @@ class QueryReader:
         is_known = batch.values != 0
         if self.text_features is not None:
             is_known &= self.text_features.is_known(batch.indices)
-        if is_known.all():
-            return has_features(batch)
         n_known = np.concatenate([[0], np.cumsum(is_known)])[batch.indptr]
         return np.asarray(np.diff(n_known) > 0)
 
