@@ -103,8 +103,9 @@ class Catalogue:
 
     def uris(self, ids: ArrayLike) -> list[str]:
         """Addresses of classes, "" where there is none."""
-        texts = self.texts
-        return ["" if texts is None else texts.uris[k] for k in np.asarray(ids).tolist()]
+        n, trained, added = self.edits.n_trained, self.run.class_texts, self.edits.texts
+        places = [(trained, k) if k < n else (added, k - n) for k in np.asarray(ids).tolist()]
+        return ["" if texts is None else texts.uris[k] for texts, k in places]
 
     @cached_property
     def has_uris(self) -> bool:
