@@ -102,7 +102,11 @@ class Guard:
         origin, host = request.headers.get("origin"), request.headers.get("host", "")
         if origin is None:
             return
-        is_own = urlsplit(origin).netloc == host and (self.is_open or is_loopback(urlsplit(f"//{host}").hostname or ""))
+        try:
+            own = urlsplit(f"//{host}").hostname or ""
+            is_own = urlsplit(origin).netloc == host and (self.is_open or is_loopback(own))
+        except ValueError:  # such as an address that begins with [ and does not end
+            is_own = False
         if not is_own:
             raise RequestError(403, f"pages of {origin!r:.80} may not teach: start the server with --token-file")
 

@@ -144,6 +144,8 @@ def test_a_server_that_others_reach_says_who_may_ask(run: Path, token_file: Path
         ("http://evil.example:8000", "evil.example:8000", {}, 403),  # a name that was turned to this machine
         ("http://mine.example:8000", "mine.example:8000", {"no_auth": True}, 204),
         ("http://evil.example", "mine.example", {"no_auth": True}, 403),
+        ("http://[", "localhost:8000", {}, 403),
+        ("http://[::1", "[::1", {}, 403),
     ],
 )
 def test_pages_of_others_do_not_teach(start: Started, origin: str, host: str, options: dict, status: int):
