@@ -94,10 +94,29 @@ class Edition:
         uris = catalogue.uris(np.arange(self.model.n_classes)) if catalogue.has_uris else []
         return {uri: k for k, uri in enumerate(uris) if uri}
 
-    def entry(self, k: int) -> dict[str, Any]:
-        """What an answer tells of a class."""
+    def entries(self, ids: Sequence[int]) -> list[dict[str, Any]]:
+        """What an answer tells of classes."""
         catalogue = self.answerer.catalogue
-        return {"id": k, "uri": catalogue.uris([k])[0] or None, "label": catalogue.name(k), "notation": None}
+        return [
+            {"id": k, "uri": uri or None, "label": catalogue.name(k), "notation": None}
+            for k, uri in zip(ids, catalogue.uris(ids), strict=True)
+        ]
+
+    def allowed(self, given: tuple[int | str, ...] | str | None) -> list[int] | str | None:
+        """Names of classes as ids; DataError when one is not there.
+
+        The model would do so too, but look for what a mistyped name was to be, while all others wait, and hold names
+        in an array, where each takes the memory of the longest.
+        """
+        if not isinstance(given, tuple):
+            return given
+        ids = []
+        for one in given:
+            k = self.answerer.catalogue.id_of(one) if isinstance(one, str) else one
+            if k is None:
+                raise DataError(f"there is no class named {one!r:.80}: see /classes")
+            ids.append(k)
+        return ids
 
     def id_of(self, named: Named) -> int | None:
         """The class of a subject; None where it is not there."""
@@ -186,8 +205,7 @@ class Project:
         model, k = edition.model, min(question.k, edition.model.n_classes)
         if k == 0:
             return [RowAnswer(edition.version, [], True) for _ in rows]
-        allowed = list(question.allowed) if isinstance(question.allowed, tuple) else question.allowed
-        found = model.search(edition.queries(rows), k, allowed=allowed)
+        found = model.search(edition.queries(rows), k, allowed=edition.allowed(question.allowed))
         probabilities_Nk = model.probabilities(found.ids_Nk, found.scores_Nk, known=found.known_N)
         return [
             RowAnswer(edition.version, _entries(edition, ids_k, values_k), bool(is_known))
@@ -203,7 +221,7 @@ class Project:
     def search(self, text: str, limit: int) -> RowAnswer:
         """Classes whose name holds a text, whatever the case; those that begin with it first."""
         edition = self.edition
-        return RowAnswer(edition.version, [edition.entry(k) for k in edition.index.find(text, limit)], True)
+        return RowAnswer(edition.version, edition.entries(edition.index.find(text, limit)), True)
 
     def learn(self, pairs: Sequence[tuple[str, Named]]) -> Future[str]:
         """Teach rows their classes; the version that knows them.
@@ -344,8 +362,9 @@ class Project:
 
 
 def _entries(edition: Edition, ids_k: NDArray[np.int64], values_k: NDArray[np.float32]) -> list[dict[str, Any]]:
-    pairs = zip(ids_k.tolist(), values_k.tolist(), strict=True)
-    return [edition.entry(k) | {"score": value} for k, value in pairs if k >= 0]
+    is_found = ids_k >= 0
+    entries = edition.entries(ids_k[is_found].tolist())
+    return [entry | {"score": value} for entry, value in zip(entries, values_k[is_found].tolist(), strict=True)]
 
 
 def _mark(path: Path, *, is_folder: bool) -> tuple[int, ...] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,16 @@ def test_only_some_classes(client: TestClient, offline: MachModel):
     assert triples(client.post(SUGGEST, data=form).json()) == some
     body = {"documents": [{"text": "red cup"}], "allowed": [some[0][0], some[1][1]]}
     assert triples(client.post(BATCH, json=body).json()[0]) == some
+
+
+def test_many_names_do_not_take_the_memory_of_the_longest(client: TestClient):
+    body = {"documents": [{"text": "red cup"}], "allowed": ["red cup"] * 2000 + ["x" * 20_000]}
+    tracemalloc.start()
+    response = client.post(BATCH, json=body)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (response.status_code, "no class named 'xxx" in response.json()["detail"]) == (400, True)
+    assert peak < 2**24  # an array of these names has 160 MB
 
 
 @pytest.mark.parametrize(

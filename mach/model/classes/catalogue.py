@@ -139,7 +139,7 @@ class Catalogue:
         else:
             k = self.run.class_ids.get(name, self.edits.n_trained)
         is_called = k < self.edits.n_trained and (k not in self.edits.renamed or self.key(k) == name)
-        is_there = is_called and not self.edits.is_removed(k)
+        is_there = is_called and (self.everything is None or self.everything.mask_K[k])
         return k if is_there else None
 
     @cached_property
