@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
 import httpx
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from mach.serving import bodies, connection
+from mach.serving.projects import Project, Question, RowAnswer
 from tests.serving.conftest import live, run
 
 __all__ = ["live", "run"]  # fixtures
@@ -123,11 +125,49 @@ def test_slow_bodies_are_cut_off(live: Live, monkeypatch: pytest.MonkeyPatch):
         assert stream.recv(2**16).startswith(b"HTTP/1.1 408")
 
 
+def test_small_bodies_are_read_when_there_is_no_place_for_large_ones(live: Live, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(bodies, "HELD_BYTES", 0)
+    url = live()
+    refused = httpx.post(f"{url}/v1/projects/things/suggest", data={"text": "x" * 2**17}, timeout=30)
+    assert (refused.status_code, "too many bodies" in refused.json()["detail"]) == (503, True)
+    assert is_answering(url)
+
+
 def test_endless_heads_are_cut_off(live: Live):
     url = live()
     with opened(url) as stream:
         stream.sendall(SUGGEST)
         assert is_cut_off(stream, [b"X-%d: %s\r\n" % (n, b"x" * 1000) for n in range(10_000)])
+    assert is_answering(url)
+
+
+def test_a_second_head_is_bounded_while_the_first_request_is_answered(live: Live, monkeypatch: pytest.MonkeyPatch):
+    gate = threading.Event()
+
+    def answer(self: Project, question: Question, rows: Sequence[str]) -> list[RowAnswer]:
+        assert gate.wait(60)
+        return [RowAnswer("v", [], True) for _ in rows]
+
+    monkeypatch.setattr(Project, "answer", answer)
+    with opened(live()) as stream:
+        stream.sendall(SUGGEST + b"Content-Length: 6\r\n\r\ntext=x" + SUGGEST)
+        try:
+            assert is_cut_off(stream, [b"X-%d: %s\r\n" % (n, b"x" * 1000) for n in range(10_000)])
+        finally:
+            gate.set()
+
+
+def test_those_who_do_not_read_are_left(live: Live, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connection, "READ_SECONDS", 0.3)
+    url, n = live(), 500
+    with opened(url) as stream:
+        stream.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * n)
+        time.sleep(2)
+        try:
+            n_bytes = sum(map(len, iter(lambda: stream.recv(2**20), b"")))
+        except ConnectionError:
+            n_bytes = 0
+    assert n_bytes < n * len(httpx.get(f"{url}/openapi.json").content)
     assert is_answering(url)
 
 
