@@ -109,6 +109,13 @@ class _Requests:
             told = error.errors()[0]["msg"]
             raise StorageError(f"{self.url} does not answer as mach serve does ({told:.80}): check the url") from None
 
+    def _answers(self, response: httpx.Response, body: dict[str, Any]) -> list[Suggestions]:
+        found: list[Suggestions] = self._checked(response, _BATCH)
+        n = len(body["json"]["documents"])
+        if len(found) != n:
+            raise StorageError(f"{self.url} does not answer as mach serve does ({len(found)} of {n}): check the url")
+        return found
+
     def _refuse(self, response: httpx.Response) -> None:
         if response.is_success:
             return
@@ -188,7 +195,7 @@ class Client(_Requests):
         found: list[Suggestions] = []
         for body in self._batches(queries, k, allowed):
             self._find_project()
-            found += self._checked(self._send("POST", self._path("suggest-batch"), **body), _BATCH)
+            found += self._answers(self._send("POST", self._path("suggest-batch"), **body), body)
         return found
 
     def learn(self, texts: Sequence[str], labels: Sequence[str]) -> None:
@@ -262,7 +269,7 @@ class AsyncClient(_Requests):
         found: list[Suggestions] = []
         for body in self._batches(queries, k, allowed):
             await self._find_project()
-            found += self._checked(await self._send("POST", self._path("suggest-batch"), **body), _BATCH)
+            found += self._answers(await self._send("POST", self._path("suggest-batch"), **body), body)
         return found
 
     async def learn(self, texts: Sequence[str], labels: Sequence[str]) -> None:

@@ -116,6 +116,8 @@ def test_a_busy_server_is_asked_again():
     [
         httpx.Response(200, content=b"<html>"),
         httpx.Response(200, json={"results": []}),
+        httpx.Response(200, json=[]),
+        httpx.Response(200, json=[{"results": [], "version": "", "known": True}] * 2),
         httpx.Response(200, json=[{"results": [{"id": -5, "label": "x", "score": 1}], "version": "", "known": True}]),
         httpx.Response(
             200, json=[{"results": [{"id": 2**40, "label": "x", "score": 1}], "version": "", "known": True}]
