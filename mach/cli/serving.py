@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ PROJECT = click.option("--project", metavar="NAME", help="With --url, where the 
 @click.option("--language", default="und", show_default=True, help="Of the labels, such as de.")
 def serve(runs: tuple[str, ...], **options: Any) -> None:
     """Serve each RUN over HTTP, as Annif's REST API does. NAME=RUN names the project, by default as its folder."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when numpy is loaded; few rows: threads wait, not work
     try:
         from mach.serving.server import Settings
         from mach.serving.server import serve as serve_runs
