@@ -88,11 +88,16 @@ def _ordered(reranker: Reranker, order: LearnedOrder, shortlist: Shortlist) -> t
     n_coalitions = 2 ** len(reranker.signals)
     inputs_1MI = np.empty((1, n_coalitions, int(ends[-1])), np.float32)
     scores_1M = np.empty((1, n_coalitions), np.float32)
+    is_lifted_M = np.zeros(n_coalitions, np.bool_)
     for number, (signal, end) in enumerate(zip(reranker.signals, ends, strict=True)):
         is_in_M = (np.arange(n_coalitions) >> number & 1).astype(np.bool_)
         inputs_1MI[0, :, end - signal.n_columns : end] = np.where(is_in_M[:, None], known[number], start[number])
         if isinstance(signal, Aggregate):
             scores_1M[0] = np.where(is_in_M, shortlist.scores_NC[0, 0], start[number][0])
+        proposed_1P = signal.candidates(shortlist.batch)
+        if proposed_1P is not None and shortlist.ids_NC[0, 0] in proposed_1P:
+            is_lifted_M |= is_in_M
+    scores_1M = np.where(is_lifted_M, np.maximum(scores_1M, np.float32(order.floor)), scores_1M)
     values_M = order.scores(scores_1M, inputs_1MI)[0].astype(np.float64)
     added = shapley(values_M).tolist()
     parts = [_part(signal, shortlist, one, one) for signal, one in zip(reranker.signals, added, strict=True)]

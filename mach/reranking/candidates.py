@@ -48,6 +48,22 @@ def widened(
     )
 
 
+def lifted(
+    scores_NC: NDArray[np.float32], ids_NC: NDArray[np.int64], proposed_NP: NDArray[np.int64], floor: float
+) -> NDArray[np.float32]:
+    """Aggregates, raised to the floor where classes are proposed: networks know nothing of a class without rows.
+
+    >>> lifted(np.float32([[-9, -9, -1]]), np.array([[3, 5, 7]]), np.array([[7, 3, -1]]), -4.0).tolist()
+    [[-4.0, -9.0, -1.0]]
+    """
+    if floor == -np.inf:
+        return scores_NC
+    is_proposed_NC = np.zeros(ids_NC.shape, np.bool_)
+    for column in range(proposed_NP.shape[1]):
+        is_proposed_NC |= ids_NC == proposed_NP[:, [column]]
+    return np.where(is_proposed_NC & (ids_NC >= 0), np.maximum(scores_NC, np.float32(floor)), scores_NC)
+
+
 def without(ids_NP: NDArray[np.int64], others_NC: NDArray[np.int64]) -> NDArray[np.int64]:
     """Ids of every row, -1 in place of those that stand in the same row of others, or before among these.
 

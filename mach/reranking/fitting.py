@@ -27,10 +27,10 @@ from mach.files.places import atomic_file, names_in, sweep
 from mach.files.records import write_json
 from mach.files.tensors import write_tensors
 from mach.reranking.blend import UNTRIED, Blend, Trial, best_of, choose, precisions
-from mach.reranking.candidates import proposed, widened, without
+from mach.reranking.candidates import lifted, proposed, widened, without
 from mach.reranking.kernels.rerank import fit_classes
 from mach.reranking.model import Reranker
-from mach.reranking.order import SECTION, TAUGHT, LearnedOrder
+from mach.reranking.order import FLOOR, SECTION, TAUGHT, LearnedOrder
 from mach.reranking.parts import CANDIDATES, CLASSIFIERS, STAGES, Parts, name_of
 from mach.reranking.record import Record, fingerprint
 from mach.reranking.settings import FitSettings, fit_settings
@@ -113,10 +113,12 @@ class RerankerTraining:
         found = []
         with Ensemble(run, run.finished()) as ensemble:
             for part, whole in self._shortlists(ensemble, rows, reranker.signals):
-                best_NT = taught(reranker.blended(whole), whole.ids_NC, reranker.proposed(whole.batch))
+                assert whole.proposed_NP is not None
+                best_NT = taught(reranker.blended(whole), whole.ids_NC, whole.proposed_NP)
                 ids_NT = np.take_along_axis(whole.ids_NC, best_NT, axis=1)
                 scores_NT = np.take_along_axis(whole.scores_NC, best_NT, axis=1)
                 inputs_NTI = reranker.inputs(Shortlist(whole.batch, ids_NT, scores_NT, whole.probs_NRB))
+                scores_NT = lifted(scores_NT, ids_NT, whole.proposed_NP, FLOOR)
                 found.append((inputs_NTI, scores_NT, right_of(self.store, part, ids_NT).astype(np.uint8)))
         arrays = map(np.concatenate, zip(*found, strict=True))
         self.folder.write(examples_of(pilot), dict(zip(EXAMPLES, arrays, strict=True)), {}, started)
@@ -137,6 +139,7 @@ class RerankerTraining:
             metadata = {"fingerprint": self.fingerprint, "candidates": str(config.candidates)}
             metadata |= {name: repr(strength) for name, strength in blend.strengths.items()}
             metadata |= {"signals": ",".join(one.name for one in signals if one.has_columns)} if in_order else {}
+            metadata |= {"floor": repr(order.floor)} if order and is_learned else {}
             for signal in signals:
                 arrays |= signal.arrays_for(blend.of(signal), in_order=in_order)
                 metadata |= signal.notes
@@ -272,8 +275,11 @@ class RerankerTraining:
                 columns = {one.name: one.columns(shortlist) for one in signals if order or one.name in weighed}
                 ordered_NC = None
                 if order:
+                    assert shortlist.proposed_NP is not None
+                    proposed_NP = shortlist.proposed_NP
+                    lifted_NC = lifted(shortlist.scores_NC, shortlist.ids_NC, proposed_NP, order.floor)
                     inputs_NCI = np.concatenate(list(columns.values()), axis=2)
-                    ordered_NC = order.scores(shortlist.scores_NC, inputs_NCI)
+                    ordered_NC = order.scores(lifted_NC, inputs_NCI)
                 parts.append((shortlist.ids_NC, shortlist.scores_NC, ordered_NC, *(columns[name] for name in weighed)))
         ids, scores, ordered, *found = zip(*parts, strict=True)
         ids_NC = np.concatenate(ids)
@@ -295,8 +301,10 @@ class RerankerTraining:
             for batch, probs_NRB, columns in ensemble.answered(features_of(self.store, part)):
                 assert isinstance(batch, SparseBatch)
                 top = ensemble.topk(probs_NRB, columns, self.config.candidates)
-                top = widened(top, proposed(signals, batch), partial(ensemble.score, probs_NRB, columns))
-                yield part[done : done + len(batch)], Shortlist(batch, top.ids_Nk, top.scores_Nk, probs_NRB)
+                proposed_NP = proposed(signals, batch)
+                top = widened(top, proposed_NP, partial(ensemble.score, probs_NRB, columns))
+                shortlist = Shortlist(batch, top.ids_Nk, top.scores_Nk, probs_NRB, proposed_NP)
+                yield part[done : done + len(batch)], shortlist
                 done += len(batch)
 
 

@@ -19,7 +19,7 @@ from mach.errors import StorageError
 from mach.files.places import is_there
 from mach.files.tensors import map_tensors
 from mach.reranking.blend import WEIGHT, Blend
-from mach.reranking.candidates import proposed
+from mach.reranking.candidates import lifted, proposed
 from mach.reranking.order import SECTION, LearnedOrder
 from mach.reranking.record import local_file
 from mach.reranking.signals import SIGNALS, present
@@ -98,13 +98,26 @@ class Reranker:
         """Scores of given classes by the learned order, else the blend, shape (N, C)."""
         if self.order is None:
             return self.blended(shortlist)
-        return self.order.scores(shortlist.scores_NC, self.inputs(shortlist))
+        proposed_NP = self.proposed(shortlist.batch) if shortlist.proposed_NP is None else shortlist.proposed_NP
+        scores_NC = lifted(shortlist.scores_NC, shortlist.ids_NC, proposed_NP, self.order.floor)
+        return self.order.scores(scores_NC, self.inputs(shortlist))
 
     def proposed(self, batch: SparseBatch) -> NDArray[np.int64]:
         """Classes that signals propose beside the networks' candidates, shape (N, P), -1 for none."""
         return proposed(self.signals, batch)
 
-    def rerank(self, batch: SparseBatch, top: TopK, k: int, probs_NRB: Floats, terms_K: Floats | None = None) -> TopK:
-        """The best k of the candidates, also by further terms of their classes, see `mach.sketch.terms.reorder`."""
-        scores_NC = self.rescore(Shortlist(batch, top.ids_Nk, top.scores_Nk, probs_NRB))
+    def rerank(
+        self,
+        batch: SparseBatch,
+        top: TopK,
+        proposed_NP: NDArray[np.int64],
+        k: int,
+        probs_NRB: Floats,
+        terms_K: Floats | None = None,
+    ) -> TopK:
+        """The best k of the candidates, also by further terms of their classes, see `mach.sketch.terms.reorder`.
+
+        Classes that were proposed are among them, as far as they are allowed; so no other class exceeds its aggregate.
+        """
+        scores_NC = self.rescore(Shortlist(batch, top.ids_Nk, top.scores_Nk, probs_NRB, proposed_NP))
         return reorder(top, scores_NC if terms_K is None else scores_NC + terms_K[top.ids_Nk], k)

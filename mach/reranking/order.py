@@ -20,6 +20,7 @@ Array = NDArray[Any]
 HIDDEN, NETWORKS = 64, 2
 SECTION = "stacker."  # of its arrays' names in a re-ranker's file
 ROOM = 8.0  # log-odds of a class are its score and this: room below the aggregate for whatever the network says
+FLOOR = -2.0  # aggregate that a proposed class has at least
 LEAST_LOG = np.float32(-30)
 TAUGHT = 20  # candidates of a row that it learns from, those of best blend
 EPOCHS, LEAST_STEPS, BATCH, RATE, DECAY = 10, 2_000, 64, 1e-2, 0.05
@@ -30,11 +31,14 @@ class LearnedOrder:
     """Scores of the classes of a shortlist, from the columns of all signals.
 
     Its arrays are `NAMES`: means and one over standard deviations of the inputs, weights and biases of three layers.
+    It takes aggregates that are raised to its ``floor`` where classes are proposed
+    (`mach.reranking.candidates.lifted`); orders of earlier versions have none.
     """
 
-    def __init__(self, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+    def __init__(self, arrays: Mapping[str, NDArray[np.float32]], floor: float = -np.inf) -> None:
         self.arrays = {name: np.ascontiguousarray(arrays[name], np.float32) for name in NAMES}
         self._layers = tuple(self.arrays[name] for name in NAMES)
+        self.floor = floor
 
     @classmethod
     def load(cls, file: SignalFile) -> Self | None:
@@ -43,10 +47,11 @@ class LearnedOrder:
             return None
         n_in, H, G = (file.array(SECTION + name, np.float32, (-1,)).size for name in ("means", "b_H", "b_G"))
         shapes = ((n_in,), (n_in,), (n_in, H), (H,), (H, G), (G,), (G, 1), (1,))
-        return cls({n: file.array(SECTION + n, np.float32, shape) for n, shape in zip(NAMES, shapes, strict=True)})
+        arrays = {n: file.array(SECTION + n, np.float32, shape) for n, shape in zip(NAMES, shapes, strict=True)}
+        return cls(arrays, file.number("floor", -np.inf, -np.inf, 0.0))
 
     def scores(self, scores_NC: NDArray[np.float32], inputs_NCI: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``aggregate - log(1 + exp(objection))``, so at most the aggregate; `ROOM` more are log-odds of the class."""
+        """``aggregate - log(1 + exp(objection))``, so at most what is given; `ROOM` more are log-odds of the class."""
         objections_NC = np.empty(scores_NC.shape, np.float32)
         objections(inputs_NCI, self._layers, objections_NC)
         return scores_NC - np.logaddexp(np.float32(0), objections_NC)
@@ -70,7 +75,7 @@ class LearnedOrder:
         layers = (np.hstack(w_IH), np.hstack(b_H), block_diag(*w_HG), np.hstack(b_G))
         last = (np.vstack(w_G1) / NETWORKS, np.mean(b_1, axis=0))
         arrays = [np.asarray(array, np.float32) for array in (means, scales, *layers, *last)]
-        return cls(dict(zip(NAMES, arrays, strict=True)))
+        return cls(dict(zip(NAMES, arrays, strict=True)), FLOOR)
 
 
 def standardised(inputs_NCI: Array, means_I: Array, scales_I: Array) -> NDArray[np.float32]:

@@ -49,9 +49,9 @@ def tail_terms(counts_K: NDArray[np.int64], n_rows: int, tail: float) -> NDArray
 
 
 def reorder(top: TopK, scores_NC: NDArray[np.float32], k: int) -> TopK:
-    """The best k of the candidates ``top`` by scores that do not exceed theirs; equal ones break to the smaller id.
+    """The best k of the candidates ``top`` by other scores; equal ones break to the smaller id.
 
-    ``bound_N`` stays what it says, of the new scores: those of all other classes are below the candidates' own bound.
+    ``bound_N`` stays what it says, of the new scores: no other class's exceeds its old one, which the candidates bound.
     """
     order_Nk = np.lexsort((top.ids_Nk, -scores_NC), axis=1)[:, :k]
     rows_N1 = np.arange(len(order_Nk))[:, None]

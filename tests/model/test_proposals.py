@@ -11,6 +11,7 @@ import pytest
 from mach.config import parse_config
 from mach.errors import OmissionWarning
 from mach.model.model import MachModel
+from mach.reranking.order import FLOOR
 from mach.training.conductor import train
 
 N_CLASSES, N_WORDS, LISTED = 40, 60, 5
@@ -54,6 +55,25 @@ def test_a_class_without_rows_answers_to_its_names(model: MachModel):
     ids_N5, _ = model.topk(QUERIES, k=LISTED)
     for n in (0, 1):
         assert UNSEEN in ids_N5[n]
+
+
+def test_an_order_lifts_proposed_classes_alone(model: MachModel):
+    reranker = model.reranker
+    assert reranker is not None
+    assert reranker.order is not None
+    assert reranker.order.floor == FLOOR
+    before = model.score(QUERIES, [UNSEEN, 3])
+    try:
+        reranker.order.floor = -np.inf
+        without = model.score(QUERIES, [UNSEEN, 3])
+        aggregates = model.score(QUERIES, [UNSEEN, 3], rerank=False)
+        reranker.order.floor = 0.0
+        lifted = model.score(QUERIES, [UNSEEN, 3]) - without
+    finally:
+        reranker.order.floor = FLOOR
+    assert (before >= without).all()
+    is_proposed = np.array([[True, False], [True, False], *[[False, False]] * 3])
+    np.testing.assert_allclose(lifted, np.where(is_proposed, -aggregates, 0), atol=1e-5)
 
 
 def test_proposed_classes_have_the_scores_of_given_ones(model: MachModel):

@@ -11,6 +11,7 @@ from mach.data.batch import rows_of
 from mach.reranking.blend import Blend
 from mach.reranking.breakdown import breakdown, shapley
 from mach.reranking.model import Reranker
+from mach.reranking.order import LearnedOrder
 from mach.reranking.signals import SIGNALS
 from mach.reranking.signals.contract import Material, Shortlist
 from tests.reranking.test_order import some_network
@@ -43,12 +44,16 @@ def pairs_of(shortlist: Shortlist) -> list[Shortlist]:
 def test_parts_add_up_to_the_score(material: Material, shortlist: Shortlist, is_learned: bool):
     signals = [kind.fit(material) for kind in SIGNALS]
     n_columns = sum(signal.n_columns for signal in signals)
-    order = some_network(1, n_columns) if is_learned else None
+    order = LearnedOrder(some_network(1, n_columns).arrays, floor=-0.5) if is_learned else None
     reranker = Reranker(signals, Blend({"weight": 0.7, "prior": -0.3, "repeats": 2.0}), 9, order)
-    n_shared = 0
+    n_shared = n_lifted = 0
     for pair in pairs_of(shortlist):
         start, parts = breakdown(reranker, pair)
         assert start + sum(part.added for part in parts) == pytest.approx(reranker.rescore(pair)[0, 0], abs=1e-4)
+        if order:
+            n_lifted += bool(
+                (pair.ids_NC == reranker.proposed(pair.batch)).any() and pair.scores_NC[0, 0] < order.floor
+            )
         [own] = [part for part in parts if part.signal.name == "classifiers"]
         if own.evidence:
             n_shared += 1
@@ -59,3 +64,4 @@ def test_parts_add_up_to_the_score(material: Material, shortlist: Shortlist, is_
             if is_learned:
                 assert sum(one.amount for one in own.evidence) == pytest.approx(own.added, abs=1e-4)
     assert n_shared > 5
+    assert n_lifted > 0 or not is_learned

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mach.reranking.order import HIDDEN, NAMES, LearnedOrder
+from mach.errors import StorageError
+from mach.reranking.order import HIDDEN, NAMES, SECTION, LearnedOrder
+from mach.reranking.signals.contract import SignalFile
 from tests.reranking.oracles import ordered
 
 
@@ -31,6 +34,17 @@ def test_compiled_scores_are_those_of_the_formula_and_never_above_the_aggregate(
     assert (found_NC <= scores_NC).all()
     one_NC = np.concatenate([order.scores(scores_NC[:, [c]], inputs_NCI[:, [c]]) for c in range(n_candidates)], axis=1)
     np.testing.assert_array_equal(found_NC, one_NC)  # whatever is asked for with it
+
+
+def test_a_floor_is_read_as_it_was_written():
+    arrays = {SECTION + name: array for name, array in some_network(0, 3).arrays.items()}
+    for notes, floor in (({}, -np.inf), ({"floor": "-2.0"}, -2.0)):
+        order = LearnedOrder.load(SignalFile("file", arrays, notes, 5, 5))
+        assert order is not None
+        assert order.floor == floor
+    for damaged in ("nan", "0.5", "low"):
+        with pytest.raises(StorageError, match=r"^file: its metadata are damaged \(floor is .* train it again$"):
+            LearnedOrder.load(SignalFile("file", arrays, {"floor": damaged}, 5, 5))
 
 
 def planted(n_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

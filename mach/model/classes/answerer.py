@@ -93,8 +93,9 @@ class Answerer:
             batch = _sparse(scores.batch)
             top = shortlist(scores.probs_NRB, max(k, min(reranker.candidates, self.edits.n_trained)))
             aggregates = partial(self.ensemble.score, scores.probs_NRB, scores.columns)
-            top = widened(top, reranker.proposed(batch), aggregates, subset)
-            return reranker.rerank(batch, top, k, scores.probs_NRB, terms_K)
+            proposed_NP = reranker.proposed(batch)
+            top = widened(top, proposed_NP, aggregates, subset)
+            return reranker.rerank(batch, top, proposed_NP, k, scores.probs_NRB, terms_K)
         if terms_K is not None and k >= 1:
             return topk_with_terms(shortlist, scores.probs_NRB, k, terms_K, CANDIDATES)
         return shortlist(scores.probs_NRB, k)

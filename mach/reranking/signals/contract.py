@@ -37,6 +37,7 @@ class Shortlist:
     ids_NC: NDArray[np.int64]  # -1 is none
     scores_NC: NDArray[np.float32]  # their aggregates, log-means of bucket probabilities
     probs_NRB: NDArray[np.float32]  # the bucket probabilities that these come from
+    proposed_NP: NDArray[np.int64] | None = None  # classes that signals propose, -1 for none, where that is known
 
     @property
     def rows(self) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
