@@ -1,4 +1,4 @@
-"""The file of the classes that `data.classes` names: a plain list, a table of classes with texts, or SKOS.
+"""The file of the classes that ``data.classes`` names: a plain list, a table of classes with texts, or SKOS.
 
 =========== =====================================================================================================
 a list      one name a line, or ``id<TAB>name`` with the numbers from 0 (`mach.data.names.listed`)

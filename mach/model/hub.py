@@ -57,7 +57,7 @@ def push(model: MachModel, repository: str, *, licence: str | None, private: boo
 
 
 def card(model: MachModel, repository: str, licence: str | None) -> str:
-    """What a model is, in Markdown, with its accuracy as `mach evaluate` last measured it."""
+    """What a model is, in Markdown, with its accuracy as ``mach evaluate`` last measured it."""
     info, curve = model.info(), model.accuracy_curve
     lines = ["---", "library_name: mach", "tags: [extreme-classification]"]
     lines += [f"license: {licence}"] if licence else []

@@ -45,7 +45,7 @@ def _silu(x_HC: Array) -> None:
 
 @kernel(error_model="numpy")
 def objections(inputs_NCI: Array, layers: tuple[Array, ...], out_NC: Array) -> None:
-    """Outputs of the layers for `standardised` inputs, candidates of a query side by side, as lanes want them.
+    """Outputs of the layers for standardised inputs, candidates of a query side by side, as lanes want them.
 
     Candidates are padded to whole registers: so a candidate's bits do not depend on how many there are.
     """
