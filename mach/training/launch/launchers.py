@@ -76,7 +76,7 @@ class Crew:
         if schedule.n_deaths:
             self.say(f"{schedule.n_deaths} workers were lost, {schedule.n_lost_steps} steps had to be trained again")
         if schedule.given_up:
-            shard, cause = next(iter(schedule.given_up.items()))
+            shard, cause = min(schedule.given_up.items())
             n_failed = sum(map(len, schedule.given_up))
             named = str(shard[0]) if len(shard) == 1 else f"{shard[0]}-{shard[-1]}"
             raise IncompleteRunError(
