@@ -88,7 +88,7 @@ def _triples(skos: Skos, file: Path) -> dict[str, dict[str, list[Any]]]:
         from rdflib import Graph, Literal, URIRef
         from rdflib.store import Store
     except ImportError as error:
-        raise ConfigError(f"{skos.path} is a SKOS vocabulary, which needs rdflib: pip install mach[skos]") from error
+        raise ConfigError(f"{skos.path} is SKOS, which needs rdflib: pip install 'mach-classifier[skos]'") from error
     found: dict[str, dict[str, list[Any]]] = {}
     kinds = {URIRef(_CORE + kind): kind for kind in KEPT}
 

@@ -368,7 +368,7 @@ def test_the_command_line_from_source_to_answer(config: Config, planted: Path, t
     assert "3 of 3 repetitions finished" in result.stderr
     assert weights(f"{url}/run") == weights(trained)
     assert mach("status", f"{url}/run").stdout.endswith("3 of 3 repetitions finished\n")
-    curve = json.loads(mach("evaluate", f"{url}/run", "--json", "--at", "1").stdout)
+    curve = json.loads(mach("evaluate", f"{url}/run", f"{url}/test", "--json", "--at", "1").stdout)
     assert curve[-1]["P@1"] > 90
     answer = json.loads(mach("query", f"{url}/run", "0:0.5 1:0.5", "--json", "-k", "1").stdout)
     assert answer["names"] == ["class number 0"]
