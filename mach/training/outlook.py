@@ -67,8 +67,8 @@ class Outlook:
     >>> seconds = 0.0
     >>> job = Outlook(lambda: seconds)
     >>> job.expect([Stage("training", 60.0), Stage("calibrating", 30.0)])
-    >>> job("training", 0.0)
-    >>> seconds = 60.0
+    >>> job("training", 0.1)  # what came before is the start of workers, no rate
+    >>> seconds = 48.0
     >>> job("training", 0.5)  # twice as long as was planned; so will be the rest
     >>> round(job.seconds_left())
     117
