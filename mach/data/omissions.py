@@ -30,6 +30,8 @@ MOST_ROWS = 1 / 2
 class Cells:
     """Cells of the class column that hold one string, and how many of them hold a sign that may separate names.
 
+    Once a cell holds the separator that was ``given``, it is the right one, and nothing is counted.
+
     >>> cells = Cells()
     >>> for cell in ("a|b", "c|d, e", "f"):
     ...     cells.count(cell)
@@ -37,15 +39,19 @@ class Cells:
     '|'
     """
 
-    def __init__(self) -> None:
+    def __init__(self, given: str | None = None) -> None:
+        self.given = given
         self.clear()
 
     def clear(self) -> None:
         """Begin to count, as every pass over a source does."""
-        self.n = 0
+        self.n, self.is_divided = 0, False
         self.n_with = dict.fromkeys(SEPARATORS, 0)
 
     def count(self, cell: str) -> None:
+        self.is_divided = self.is_divided or bool(self.given and self.given in cell)
+        if self.is_divided:
+            return
         self.n += 1
         for sign in SEPARATORS:
             if sign in cell:
@@ -53,7 +59,9 @@ class Cells:
 
     @property
     def separator(self) -> str | None:
-        """The sign that most cells hold."""
+        """The sign that most cells hold, where the given one divides none."""
+        if self.is_divided:
+            return None
         sign = max(SEPARATORS, key=lambda sign: self.n_with[sign])
         return sign if 2 * self.n_with[sign] > self.n else None
 

@@ -286,7 +286,7 @@ class _Task:
         else:
             ids = ids_by_name(names or []) if is_of_like else numbered(names or [], self.config.classes)
         names = list(names or [])
-        cells, unknown = Cells(), Unknown()
+        cells, unknown = Cells(self.config.class_separator), Unknown()
         chunks = self.text_source(cells)
         features = self.like.text_features if self.like is not None else None
         if features is None:

@@ -97,7 +97,7 @@ class Table(Format, ABC):
 
         A chunk has about ``block_bytes`` characters of text. With ``classes_optional`` the class column may be missing.
         ``columns`` are those of text instead of ``config.text_columns``, and ``make`` makes texts of the rows. Strings
-        of classes that no separator divides are counted into ``cells``.
+        of classes are counted into ``cells``.
         """
         key = "text_columns" if columns is None else "strong_ and weak_columns"
         named = self.only_columns or columns or config.text_columns
@@ -250,7 +250,7 @@ def _row(values: list[Any], place: str, columns: Sequence[str], config: DataConf
     if isinstance(classes, str):
         if config.class_separator:
             names = classes.split(config.class_separator)
-        elif cells is not None and classes.strip():
+        if cells is not None and classes.strip():
             cells.count(classes.strip())
     kept = [_name(name, place, config.class_column) for name in names if not is_missing(name)]
     return [shown(text or "") for text in texts], kept

@@ -101,6 +101,8 @@ def test_a_separator_that_was_forgotten_is_named(separator):
         f"t.jsonl: 121 of 241 cells of classes hold {separator!r}, and each is read as one name: if it separates "
         f'names, set data.class_separator = "{spelt}"'
     )
+    [line] = told(ready("t.jsonl", class_separator="#"))  # the wrong one, which is in no cell
+    assert line.startswith(f"t.jsonl: 121 of 241 cells of classes hold {separator!r}")
     assert told(ready(table(late[:-1]))) == []  # half of them are not most
     assert told(ready("t.jsonl", class_separator=separator)) == []
     lists = [(text, [classes]) for text, classes in late]
