@@ -52,6 +52,15 @@ class RowAdam(torch.optim.Optimizer):
             raise ConfigError(f"lr={lr}, beta={beta}, eps={eps}: need lr >= 0, beta in [0, 1), eps > 0")
         super().__init__(params, {"lr": lr, "beta": beta, "eps": eps})
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As every optimiser, but that moments stay float32: torch makes them as narrow as the weights."""
+        super().load_state_dict(state_dict)
+        saved = (i for group in state_dict["param_groups"] for i in group["params"])
+        weights = (weight for group in self.param_groups for weight in group["params"])
+        for i, weight in zip(saved, weights, strict=True):
+            for name, value in state_dict["state"].get(i, {}).items():
+                self.state[weight][name] = value.to(weight.device)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Move the rows that have gradients, after ``closure()`` if there is one, whose value is returned."""

@@ -166,6 +166,17 @@ def test_rows_move_by_their_own_steps_alone(shape):
     torch.testing.assert_close(weight.detach(), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_state_of_narrow_weights_is_loaded_unrounded():
+    weight = nn.Parameter(torch.zeros(2, 3, dtype=torch.bfloat16))
+    optimizer, again = RowAdam([weight]), RowAdam([weight])
+    weight.grad = torch.full_like(weight, 1 / 3)
+    optimizer.step()
+    optimizer.state[weight]["n_steps"] += 300  # more than bfloat16 can count to
+    again.load_state_dict(optimizer.state_dict())
+    for name, expected in optimizer.state[weight].items():
+        torch.testing.assert_close(again.state[weight][name], expected, rtol=0, atol=0)
+
+
 def test_dense_gradients_move_all_rows_and_bad_settings_are_refused():
     weight = nn.Parameter(torch.zeros(4, 2))
     weight.grad = torch.tensor([[1.0, 1.0]]).repeat(4, 1)
