@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from mach.errors import DataError
+from mach.errors import ConfigError, DataError
 from mach.nn.targets import in_range
 
 
@@ -56,8 +56,7 @@ def best(parts: Iterable[tuple[Tensor, Tensor | slice]], hidden_NH: Tensor, k: i
     scores_Nk = torch.full((N, k), -torch.inf, device=device)
     ids_Nk = torch.full((N, k), -1, device=device)
     for scores_NC, ids in parts:
-        if not bool(scores_NC.isfinite().all()):
-            raise DataError("input or weights hold NaN or infinity: no class is better than another")
+        check_finite(scores_NC)
         some, places = _first_of_equals(scores_NC.float(), min(k, scores_NC.shape[1]))
         found = places + ids.start if isinstance(ids, slice) else ids[places]
         scores, order = torch.cat([scores_Nk, some], 1).sort(
@@ -80,6 +79,18 @@ def _first_of_equals(scores_NC: Tensor, k: int) -> tuple[Tensor, Tensor]:
     places, order = places.sort(1)
     scores, by_score = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
     return scores, places.gather(1, by_score)
+
+
+def check_known(name: str, value: str, known: Any) -> None:
+    """Refuse a value that a Literal does not list."""
+    if value not in get_args(known):
+        raise ConfigError(f"unknown {name} {value!r}: choose one of {', '.join(get_args(known))}")
+
+
+def check_finite(scores: Tensor) -> None:
+    """Refuse scores that give no order."""
+    if not bool(scores.isfinite().all()):
+        raise DataError("input or weights hold NaN or infinity: no class is better than another")
 
 
 def rows_of(input: Tensor, in_features: int) -> tuple[Tensor, bool]:

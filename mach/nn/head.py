@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import functools
-import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from mach.errors import ConfigError, DataError
-from mach.nn.answers import Output, Top, checked_classes, rows_of
+from mach.errors import ConfigError
+from mach.nn.answers import Top, check_finite, check_known, checked_classes, rows_of
+from mach.nn.layer import CHUNK_SCORES, LIMIT_BYTES, Loss, OutputLayer, row_means
 from mach.nn.ledger import HeadLedger
 from mach.nn.targets import Target, one_a_row, pairs
 from mach.sketch.bounds import plan
 from mach.sketch.decoder import Decoder
 from mach.sketch.hashing import UniversalAssignment
 
-Loss = Literal["softmax", "binary"]
 Estimate = Literal["log-mean", "unbiased", "normalized"]
 
-CHUNK_SCORES = 2**23  # scores held at once where answers come in parts: 32 MB
-LIMIT_BYTES = 2**30  # of a matrix over all classes
 POWER = 2.0  # best of 0.5 to 8 by likelihood on gnd-core, R = 8
 _TINY = torch.finfo(torch.float32).tiny
 
 
-class MACHHead(nn.Module):
+class MACHHead(OutputLayer):
     """An output layer over K classes in R groups of B buckets.
 
     Parameters
@@ -88,29 +85,15 @@ class MACHHead(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        if loss not in get_args(Loss):
-            raise ConfigError(f"unknown loss {loss!r}: choose one of {', '.join(get_args(Loss))}")
         sizes = plan(n_classes, in_features, hidden=(), n_buckets=n_buckets, n_repetitions=n_repetitions)
         B, R = sizes.n_buckets, sizes.n_repetitions
         drawn = UniversalAssignment.draw(n_classes=n_classes, n_buckets=B, n_repetitions=R, seed=seed)
-        self.in_features, self.n_classes, self.n_buckets, self.n_repetitions = in_features, n_classes, B, R
-        self.loss = loss
-        self.prime = drawn.prime
-        self.weight = nn.Parameter(torch.empty(R * B, in_features, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(R * B, device=device, dtype=dtype)) if bias else None
+        super().__init__(in_features, n_classes, R, B, loss=loss, bias=bias, device=device, dtype=dtype)
+        self.n_buckets, self.n_repetitions, self.prime = B, R, drawn.prime
         self.register_buffer("multipliers_R", torch.tensor(drawn.multipliers_R, device=device))
         self.register_buffer("offsets_R", torch.tensor(drawn.offsets_R, device=device))
         self.register_buffer("sizes", torch.tensor([n_classes, B, drawn.prime], device=device))
         self._assignment = drawn
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the weights as `torch.nn.Linear` does; biases give every bucket its share, 1 / B."""
-        bound = self.in_features**-0.5
-        nn.init.uniform_(self.weight, -bound, bound)
-        if self.bias is not None:
-            nn.init.constant_(self.bias, -math.log(self.n_buckets - 1) if self.loss == "binary" else 0.0)
 
     def extra_repr(self) -> str:
         return (
@@ -131,33 +114,6 @@ class MACHHead(nn.Module):
         """``h_r(k)`` of classes of shape (n,), int64 of shape (R, n), on their device; as `mach.sketch.hashing`."""
         images_RN = self.multipliers_R[:, None] * classes + self.offsets_R[:, None]  # < 2**62: exact
         return images_RN.remainder_(self.prime).remainder_(self.n_buckets)
-
-    def forward(self, input: Tensor, target: Target) -> Output:
-        """Log-probability of the target and the loss.
-
-        Parameters
-        ----------
-        input : float Tensor of shape (N, H), or (H,)
-        target : int Tensor of shape (N,), or () beside an input of shape (H,)
-            The class of each row. With the binary loss also a list of N lists of ids, an int Tensor of shape (N, L)
-            where -1 pads, or a pair of Tensors (ids, offsets) as `torch.nn.EmbeddingBag` takes them; a class that a row
-            names twice counts once.
-
-        Raises
-        ------
-        DataError
-            When a shape does not fit or a target is no class.
-        """
-        hidden_NH, is_single = rows_of(input, self.in_features)
-        if is_single:
-            target = torch.as_tensor(target, device=hidden_NH.device)[None]
-        if self.loss == "binary":
-            output_N, loss = self._binary(hidden_NH, target)
-        else:
-            buckets_RN = self.buckets(one_a_row(target, len(hidden_NH), self.n_classes))
-            output_N = self._log_probs(hidden_NH).gather(2, buckets_RN.T[:, :, None]).mean((1, 2))
-            loss = -output_N.mean()
-        return Output(output_N[0] if is_single else output_N, loss)
 
     def log_prob(
         self,
@@ -193,19 +149,13 @@ class MACHHead(nn.Module):
         DataError
             When a shape does not fit, a class is out of range, or the answer exceeds the limit.
         """
-        if estimate not in get_args(Estimate):
-            raise ConfigError(f"unknown estimate {estimate!r}: choose one of {', '.join(get_args(Estimate))}")
+        check_known("estimate", estimate, Estimate)
         if self.loss == "binary" and estimate != "log-mean":
             raise ConfigError(f"estimate {estimate!r} is for classes that exclude each other, the loss is 'binary'")
         hidden_NH, is_single = rows_of(input, self.in_features)
         N, K = len(hidden_NH), self.n_classes
-        n_bytes = N * K * 4
-        holds_all = classes is None or (estimate == "normalized" and torch.is_grad_enabled())
-        if holds_all and n_bytes > limit_bytes:
-            raise DataError(
-                f"{N} rows of all {K} classes take {n_bytes} bytes, the limit is {limit_bytes}: give classes, use "
-                f"topk, take fewer rows{'' if classes is None else ', or torch.no_grad()'}"
-            )
+        if classes is None or (estimate == "normalized" and torch.is_grad_enabled()):
+            self._check_size(N, classes, limit_bytes)
         values_NRB = self._log_probs(hidden_NH)
         asked = (
             torch.arange(K, device=values_NRB.device)
@@ -256,25 +206,24 @@ class MACHHead(nn.Module):
         n_rows = max(1, CHUNK_SCORES // (self.n_repetitions * self.n_buckets))
         parts = []
         for hidden in torch.split(hidden_NH, n_rows):
-            probs_NRB = self._log_probs(hidden).float().exp_().cpu().numpy()
-            if not np.isfinite(probs_NRB).all():
-                raise DataError("input or weights hold NaN or infinity: no class is better than another")
-            top = decoder.topk(probs_NRB, k, allowed_K=mask_K, budget=budget)
+            probs_NRB = self._log_probs(hidden).float().exp_()
+            check_finite(probs_NRB)
+            top = decoder.topk(probs_NRB.cpu().numpy(), k, allowed_K=mask_K, budget=budget)
             parts.append((top.ids_Nk, top.scores_Nk, top.exact_N, top.bound_N))
         columns = [torch.from_numpy(np.concatenate(part)).to(input.device) for part in zip(*parts, strict=True)]
         return Top(*(column[0] for column in columns)) if is_single else Top(*columns)
-
-    def predict(self, input: Tensor) -> Tensor:
-        """The best class of every row, int64 of shape (N,), or () for an input of shape (H,)."""
-        return self.topk(input, 1).ids[..., 0]
 
     def ledger(self, n_rows: int, *, n_moments: int = 2) -> HeadLedger:
         """What a training step of ``n_rows`` takes; see `HeadLedger`."""
         sizes = self.in_features, self.n_classes, self.n_buckets, self.n_repetitions, n_rows
         return HeadLedger(*sizes, has_bias=self.bias is not None, n_moments=n_moments)
 
-    def _binary(self, hidden_NH: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-        """``log-mean`` of each row's classes, mean over them, shape (N,); and the loss."""
+    def _loss(self, hidden_NH: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+        """``log-mean`` of each row's classes, mean over them; and the loss."""
+        if self.loss == "softmax":
+            buckets_RN = self.buckets(one_a_row(target, len(hidden_NH), self.n_classes))
+            output_N = self._log_probs(hidden_NH).gather(2, buckets_RN.T[:, :, None]).mean((1, 2))
+            return output_N, -output_N.mean()
         N = len(hidden_NH)
         rows_M, classes_M = pairs(target, N, self.n_classes, hidden_NH.device)
         scores_NRB = self._scores(hidden_NH)
@@ -283,14 +232,11 @@ class MACHHead(nn.Module):
         scores = scores_NRB.flatten()
         total = functional.softplus(scores).sum() - scores[torch.unique(at_RM)].sum()
         log_probs_M = functional.logsigmoid(scores[at_RM]).mean(0)
-        sums_N = torch.zeros(N, device=rows_M.device, dtype=log_probs_M.dtype).index_add(0, rows_M, log_probs_M)
-        output_N = sums_N / rows_M.bincount(minlength=N).clamp_min(1)
-        return output_N, total / (N * self.n_repetitions)
+        return row_means(log_probs_M, rows_M, N), total / (N * self.n_repetitions)
 
     def _scores(self, hidden_NH: Tensor) -> Tensor:
         """Logits of shape (N, R, B), at least float32."""
-        scores = functional.linear(hidden_NH, self.weight, self.bias)
-        scores = scores.float() if scores.dtype in {torch.bfloat16, torch.float16} else scores
+        scores = self._linear(hidden_NH, self.weight, self.bias)
         return scores.view(len(hidden_NH), self.n_repetitions, self.n_buckets)
 
     def _log_probs(self, hidden_NH: Tensor) -> Tensor:

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from mach.errors import ConfigError, DataError
-from mach.nn.answers import Output, Top, best, checked_classes, rows_of
+from mach.nn.answers import Top, best, check_finite, check_known, checked_classes, rows_of
+from mach.nn.layer import CHUNK_SCORES, LIMIT_BYTES, Loss, OutputLayer, row_means
 from mach.nn.ledger import SampledLedger
 from mach.nn.negatives import Candidates, Draw, joined
 from mach.nn.tables import HashTables
 from mach.nn.targets import Target, pairs
 
-Loss = Literal["softmax", "binary"]
 Negatives = Literal["uniform", "frequency", "lsh"]
 
-CHUNK_SCORES = 2**23  # scores held at once where all classes are scored: 32 MB
-LIMIT_BYTES = 2**30  # of a matrix over all classes
 POWER = 0.5  # of class counts
 
 
-class SampledHead(nn.Module):
+class SampledHead(OutputLayer):
     """An output layer over K classes, one output each, that computes a few of them in a training step.
 
     Parameters
@@ -91,12 +89,9 @@ class SampledHead(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         if negatives is None:
             negatives = "uniform" if class_counts is None else "frequency"
-        for name, value, known in (("loss", loss, Loss), ("negatives", negatives, Negatives)):
-            if value not in get_args(known):
-                raise ConfigError(f"unknown {name} {value!r}: choose one of {', '.join(get_args(known))}")
+        check_known("negatives", negatives, Negatives)
         n_sampled = min(max(n_classes // 20, 256), 8192, n_classes) if n_sampled is None else n_sampled
         if min(in_features, n_classes) < 1 or not 0 <= n_sampled <= n_classes:
             raise ConfigError(
@@ -110,21 +105,11 @@ class SampledHead(nn.Module):
         is_uniform = negatives == "uniform" or class_counts is None
         weights = None if is_uniform else _draw_weights(class_counts, n_classes)
         n_bits = min(max(n_classes // 16, 2).bit_length() - 1, 20)
-        self.in_features, self.n_classes, self.n_sampled = in_features, n_classes, n_sampled
-        self.loss, self.negatives = loss, negatives
-        self.weight = nn.Parameter(torch.empty(n_classes, in_features, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(n_classes, device=device, dtype=dtype)) if bias else None
+        super().__init__(in_features, n_classes, 1, n_classes, loss=loss, bias=bias, device=device, dtype=dtype)
+        self.n_sampled, self.negatives = n_sampled, negatives
         self.draw = Draw(n_classes, n_sampled - self._n_hardest, weights, device=device)
         self.tables = HashTables(in_features + 1, n_bits=n_bits, device=device) if tables is None else tables
         self._n_steps, self._next_build, self._built = 0, 0, -1
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the weights as `torch.nn.Linear` does; biases give every class its share, 1 / K."""
-        bound = self.in_features**-0.5
-        nn.init.uniform_(self.weight, -bound, bound)
-        if self.bias is not None:
-            nn.init.constant_(self.bias, -float(np.log(max(self.n_classes - 1, 1))) if self.loss == "binary" else 0.0)
 
     def extra_repr(self) -> str:
         return (
@@ -162,40 +147,6 @@ class SampledHead(nn.Module):
         self.tables.build(parts)
         self._built = self._n_moves
 
-    def forward(self, input: Tensor, target: Target) -> Output:
-        """Log-probability of the target and the loss, estimated by a draw of classes.
-
-        Parameters
-        ----------
-        input : float Tensor of shape (N, H), or (H,)
-        target : int Tensor of shape (N,), or () beside an input of shape (H,)
-            The class of each row; or any number of them: a list of N lists of ids, an int Tensor of shape (N, L) where
-            -1 pads, or a pair of Tensors (ids, offsets) as `torch.nn.EmbeddingBag` takes them and CSR matrices have
-            them. A class that a row names twice counts once.
-
-        Raises
-        ------
-        DataError
-            When a shape does not fit or a target is no class.
-        """
-        hidden_NH, is_single = rows_of(input, self.in_features)
-        N = len(hidden_NH)
-        if is_single:
-            target = torch.as_tensor(target, device=hidden_NH.device)[None]
-        rows_M, classes_M = pairs(target, N, self.n_classes, hidden_NH.device)
-        classes_C, corrections_C = self.candidates(classes_M, hidden_NH)
-        scores_NC = self._scores(hidden_NH, classes_C)
-        scores_M = scores_NC[rows_M, torch.searchsorted(classes_C, classes_M)]
-        counts_N = rows_M.bincount(minlength=N)
-        if self.loss == "binary":
-            log_probs_M = functional.logsigmoid(scores_M)
-            loss = (functional.softplus(scores_NC).sum(0) @ corrections_C.exp() - scores_M.sum()) / N
-        else:
-            log_probs_M = scores_M - (scores_NC + corrections_C).logsumexp(1)[rows_M]
-            loss = -(log_probs_M / counts_N[rows_M]).sum() / N
-        output_N = log_probs_M.new_zeros(N).index_add(0, rows_M, log_probs_M) / counts_N.clamp_min(1)
-        return Output(output_N[0] if is_single else output_N, loss)
-
     def log_prob(self, input: Tensor, classes: Tensor | None = None, *, limit_bytes: int = LIMIT_BYTES) -> Tensor:
         """Exact log-probabilities of given classes, or of all; autograd follows.
 
@@ -222,13 +173,8 @@ class SampledHead(nn.Module):
         """
         hidden_NH, is_single = rows_of(input, self.in_features)
         N = len(hidden_NH)
-        holds_all = classes is None or (self.loss == "softmax" and torch.is_grad_enabled())
-        if holds_all and N * self.n_classes * 4 > limit_bytes:
-            repair = f"give classes, use topk, take fewer rows{'' if classes is None else ', or torch.no_grad()'}"
-            raise DataError(
-                f"{N} rows of all {self.n_classes} classes take {N * self.n_classes * 4} bytes, the limit is "
-                f"{limit_bytes}: {repair}"
-            )
+        if classes is None or (self.loss == "softmax" and torch.is_grad_enabled()):
+            self._check_size(N, classes, limit_bytes)
         if classes is None:
             scores_NC = self._scores(hidden_NH)
         else:
@@ -278,25 +224,32 @@ class SampledHead(nn.Module):
         if k < 1:
             raise ConfigError(f"k is {k}: need at least 1")
         mask_K = None if allowed is None else self._allowed(allowed)
-        if not is_exact:
+        if is_exact:
+            size = self._part_size(len(hidden_NH))
+            parts = self._parts(len(hidden_NH)) if mask_K is None else torch.split(mask_K.nonzero()[:, 0], size)
+            top = best(((self._scores(hidden_NH, part), part) for part in parts), hidden_NH, k)
+        else:
             top = self._found(hidden_NH, k, mask_K)
-            return Top(*(column[0] for column in top)) if is_single else top
-        classes = None if mask_K is None else mask_K.nonzero()[:, 0]
-        parts = (
-            self._parts(len(hidden_NH)) if classes is None else torch.split(classes, self._part_size(len(hidden_NH)))
-        )
-        top = best(((self._scores(hidden_NH, part), part) for part in parts), hidden_NH, k)
         return Top(*(column[0] for column in top)) if is_single else top
-
-    def predict(self, input: Tensor) -> Tensor:
-        """The best class of every row, int64 of shape (N,), or () for an input of shape (H,)."""
-        return self.topk(input, 1).ids[..., 0]
 
     def ledger(self, n_rows: int, *, n_targets: int | None = None) -> SampledLedger:
         """What a training step of ``n_rows`` takes with `RowAdam`; see `SampledLedger`."""
         n_candidates = min(self.n_classes, self.n_sampled + (n_rows if n_targets is None else n_targets))
         sizes = self.in_features, self.n_classes, n_candidates, n_rows
         return SampledLedger(*sizes, self.weight.element_size(), self.bias is not None)
+
+    def _loss(self, hidden_NH: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+        N = len(hidden_NH)
+        rows_M, classes_M = pairs(target, N, self.n_classes, hidden_NH.device)
+        classes_C, corrections_C = self.candidates(classes_M, hidden_NH)
+        scores_NC = self._scores(hidden_NH, classes_C)
+        scores_M = scores_NC[rows_M, torch.searchsorted(classes_C, classes_M)]
+        if self.loss == "binary":
+            loss = (functional.softplus(scores_NC).sum(0) @ corrections_C.exp() - scores_M.sum()) / N
+            return row_means(functional.logsigmoid(scores_M), rows_M, N), loss
+        log_probs_M = scores_M - (scores_NC + corrections_C).logsumexp(1)[rows_M]
+        output_N = row_means(log_probs_M, rows_M, N)
+        return output_N, -output_N.sum() / N
 
     def _rows_of_weight(self, classes: Tensor | slice) -> tuple[Tensor, Tensor | None]:
         """Weights and biases of classes, with gradients of these rows alone where they are a Tensor."""
@@ -307,9 +260,7 @@ class SampledHead(nn.Module):
 
     def _scores(self, hidden_NH: Tensor, classes: Tensor | slice = slice(None)) -> Tensor:
         """Logits of shape (N, C), at least float32."""
-        weight_CH, bias_C = self._rows_of_weight(classes)
-        scores = functional.linear(hidden_NH.to(weight_CH.dtype), weight_CH, bias_C)
-        return scores.float() if scores.dtype in {torch.bfloat16, torch.float16} else scores
+        return self._linear(hidden_NH, *self._rows_of_weight(classes))
 
     def _part_size(self, n_rows: int) -> int:
         return max(1, CHUNK_SCORES // max(1, n_rows))
@@ -346,6 +297,7 @@ class SampledHead(nn.Module):
         ]
         scores_M = torch.cat(products)
         scores_M = scores_M if self.bias is None else scores_M + self.bias[classes_M]
+        check_finite(scores_M)
         scores_M, order = scores_M.sort(descending=True, stable=True)
         rows_M, by_row = rows_M[order].sort(stable=True)
         counts_N = rows_M.bincount(minlength=N)

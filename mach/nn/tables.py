@@ -16,12 +16,13 @@ probability 1 - (1 - p**bits)**L.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from mach.errors import ConfigError
+from mach.nn.answers import check_known
 
 Family = Literal["simhash", "dwta"]
 GROUP, GROUP_BITS = 8, 3  # coordinates of which the largest is told, and bits that tell it
@@ -67,8 +68,7 @@ class HashTables(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if family not in get_args(Family):
-            raise ConfigError(f"unknown family {family!r}: choose one of {', '.join(get_args(Family))}")
+        check_known("family", family, Family)
         if not (1 <= n_bits <= 24 and n_tables >= 1) or (family == "dwta" and n_bits % GROUP_BITS):
             raise ConfigError(
                 f"n_tables={n_tables}, n_bits={n_bits}: need at least 1 and 1 to 24, for dwta 3, 6, .. 24"

@@ -274,6 +274,7 @@ def test_what_does_not_fit_is_refused_in_a_line():
         (lambda: head.topk(hidden(), 0), "k is 0"),
         (lambda: head.topk(hidden(), 1, allowed=torch.ones(3, dtype=torch.bool)), "allowed has"),
         (lambda: head.topk(hidden() * torch.nan, 1), "NaN"),
+        (lambda: head.topk(hidden() * torch.nan, 1, is_exact=False), "NaN"),
         (lambda: head(hidden(), torch.full((5,), K)), "classes are 0..49"),
         (lambda: head.log_prob(hidden(), limit_bytes=10), "the limit is 10"),
     ):
