@@ -81,6 +81,8 @@ class HeadLedger:
 class SampledLedger:
     """Bytes of one training step of a `SampledHead` with `RowAdam`, the encoder apart.
 
+    Class counts take 16 more a class where they are drawn by, hash tables `HashTables.n_bytes`.
+
     Attributes
     ----------
     in_features, n_classes, n_candidates, n_rows : int

@@ -101,8 +101,8 @@ class HashTables(nn.Module):
         if self.family == "simhash":
             bits = (vectors @ self.plan.float() > 0).view(N, self.n_tables, self.n_bits).long()
             return (bits << torch.arange(self.n_bits, device=device)).sum(2)
-        largest = vectors[:, self.plan].max(2)  # of shape (N, groups)
-        winners, is_empty = largest.indices, (vectors[:, self.plan] == 0).all(2)
+        groups = vectors[:, self.plan]  # of shape (N, groups, 8)
+        winners, is_empty = groups.argmax(2), (groups == 0).all(2)
         for _ in range(winners.shape[1] - 1):  # each a place further on, until all are lent
             if not bool(is_empty.any()):
                 break
