@@ -115,12 +115,26 @@ def test_answers_from_tables_are_the_best_of_those_met(n_bits, n_tables, is_whol
     assert head.topk(input[0], 3, is_exact=False).ids.shape == (3,)
 
 
+def test_tables_leave_out_what_raises_all_classes_alike():
+    head, _ = head_of(6, 4)
+    head.build_tables()
+    before = head.tables.order_LK
+    with torch.no_grad():
+        head.weight.add_(torch.arange(8.0))
+        head.bias.add_(5)
+    head.build_tables()
+    assert (head.tables.order_LK == before).float().mean() > 0.9  # but for rounding
+
+
 def test_tables_follow_the_weights():
     head, input = head_of(6, 8)
     with torch.no_grad():
         head.topk(input, 1, is_exact=False)
         head.weight[7] = 50 * input[0]
     assert head.topk(input[0], 1, is_exact=False).ids.tolist() == [7]
+    built = head.tables.order_LK
+    head.topk(input, 1, is_exact=False)
+    assert head.tables.order_LK is built  # while they stay, so do the tables
     head.tables = HashTables(9, 8, 5)
     assert head.topk(input[0], 1, is_exact=False).ids.tolist() == [7]
 
