@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,10 +47,16 @@ class Suggestions(BaseModel):
 
 _BATCH = TypeAdapter(list[Suggestions])
 _PROJECTS = TypeAdapter(dict[str, list[dict[str, Any]]])
+Allowed = Sequence[int | str] | str | None
+Result = TypeVar("Result")
+Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
+Work = Generator[tuple[float, dict[str, Any]], httpx.Response | None, Result]  # seconds to wait, and then what to send
 
 
-class _Requests:
-    """What both clients send, and what they make of answers."""
+class _Requests(Generic[Http]):
+    """What both clients send, and what they make of answers; they themselves wait and send."""
+
+    _kind: type[Http]
 
     def __init__(
         self, url: str, project: str | None = None, *, token: str | None = None, timeout_seconds: float = 30.0
@@ -58,16 +64,37 @@ class _Requests:
         self.url, self.project, self.timeout_seconds = url.rstrip("/"), project, timeout_seconds
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"url {url!r:.80}: need http:// or https://, a host and a port")
-        self._options: dict[str, Any] = {"base_url": self.url, "timeout": timeout_seconds}
-        if token is not None:
-            self._options["headers"] = {"Authorization": f"Bearer {token}"}
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        try:
+            self._client: Http = self._kind(base_url=self.url, timeout=timeout_seconds, headers=headers)
+        except (httpx.InvalidURL, ValueError) as error:
+            raise ConfigError(f"url {url!r:.80}: {one_line(error)}") from None
 
-    def _path(self, verb: str) -> str:
-        return f"/v1/projects/{self.project}/{verb}"
+    def _suggesting(self, queries: str | Sequence[str], k: int | None, allowed: Allowed) -> Work[list[Suggestions]]:
+        found: list[Suggestions] = []
+        for body in self._batches(queries, k, allowed):
+            response = yield from self._posting("suggest-batch", **body)
+            found += self._answers(response, body)
+        return found
 
-    def _batches(
-        self, queries: str | Sequence[str], k: int | None, allowed: Sequence[int | str] | str | None
-    ) -> Iterator[dict[str, Any]]:
+    def _learning(self, texts: Sequence[str], labels: Sequence[str]) -> Work[None]:
+        self._refuse((yield from self._posting("learn", json=pairs(texts, labels))))
+
+    def _posting(self, verb: str, **how: Any) -> Work[httpx.Response]:
+        if self.project is None:
+            self.project = self._first_project((yield from self._asking("GET", "/v1/projects")))
+        return (yield from self._asking("POST", f"/v1/projects/{self.project}/{verb}", **how))
+
+    def _asking(self, method: str, url: str, **how: Any) -> Work[httpx.Response]:
+        end, seconds = time.monotonic() + self.timeout_seconds, 0.0
+        while True:
+            response = yield seconds, {"method": method, "url": url, **how}
+            assert response is not None
+            if (pause := self._pause(response, end)) is None:
+                return response
+            seconds = pause
+
+    def _batches(self, queries: str | Sequence[str], k: int | None, allowed: Allowed) -> Iterator[dict[str, Any]]:
         texts = [queries] if isinstance(queries, str) else list(queries)
         if not texts or not all(isinstance(text, str) for text in texts):
             raise DataError("queries: a server takes texts, at least one, or rows as `index:value ...`")
@@ -132,7 +159,7 @@ class _Requests:
         return StorageError(f"{self.url} does not answer ({one_line(error)}): is `mach serve` running there?")
 
 
-class Client(_Requests):
+class Client(_Requests[httpx.Client]):
     """Asks a server that ``mach serve`` started; a context manager that closes its connections.
 
     Parameters
@@ -153,12 +180,7 @@ class Client(_Requests):
     ...     ids, probabilities = client.topk(["a voyage to hunt whales", "kings of Norway"], k=5)
     """
 
-    def __init__(self, url: str, project: str | None = None, **options: Any) -> None:
-        super().__init__(url, project, **options)
-        try:
-            self._client = httpx.Client(**self._options)
-        except (httpx.InvalidURL, ValueError) as error:
-            raise ConfigError(f"url {url!r:.80}: {one_line(error)}") from None
+    _kind = httpx.Client
 
     def __enter__(self) -> Self:
         return self
@@ -170,13 +192,7 @@ class Client(_Requests):
         """Close the connections."""
         self._client.close()
 
-    def topk(
-        self,
-        queries: str | Sequence[str],
-        k: int | None = None,
-        *,
-        allowed: Sequence[int | str] | str | None = None,
-    ) -> Arrays:
+    def topk(self, queries: str | Sequence[str], k: int | None = None, *, allowed: Allowed = None) -> Arrays:
         """Ids and probabilities of the best k classes, as `MachModel.topk` returns them.
 
         ``allowed`` are ids or names, or the name of a stored subset. Raises DataError when the server refuses,
@@ -185,41 +201,31 @@ class Client(_Requests):
         return arrays(self.suggest(queries, k, allowed=allowed), k, is_single=isinstance(queries, str))
 
     def suggest(
-        self,
-        queries: str | Sequence[str],
-        k: int | None = None,
-        *,
-        allowed: Sequence[int | str] | str | None = None,
+        self, queries: str | Sequence[str], k: int | None = None, *, allowed: Allowed = None
     ) -> list[Suggestions]:
         """The same with labels, and for every query the version that answered; 32 queries a request."""
-        found: list[Suggestions] = []
-        for body in self._batches(queries, k, allowed):
-            self._find_project()
-            found += self._answers(self._send("POST", self._path("suggest-batch"), **body), body)
-        return found
+        return self._do(self._suggesting(queries, k, allowed))
 
     def learn(self, texts: Sequence[str], labels: Sequence[str]) -> None:
         """Teach that every text is of the class of that name, as ``model.classes.upvote`` does."""
-        self._find_project()
-        self._refuse(self._send("POST", self._path("learn"), json=pairs(texts, labels)))
+        self._do(self._learning(texts, labels))
 
-    def _find_project(self) -> None:
-        if self.project is None:
-            self.project = self._first_project(self._send("GET", "/v1/projects"))
-
-    def _send(self, method: str, path: str, **how: Any) -> httpx.Response:
-        end = time.monotonic() + self.timeout_seconds
+    def _do(self, work: Work[Result]) -> Result:
+        response = None
         while True:
             try:
-                response = self._client.request(method, path, **how)
+                seconds, request = work.send(response)
+            except StopIteration as done:
+                result: Result = done.value
+                return result
+            time.sleep(seconds)
+            try:
+                response = self._client.request(**request)
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 raise self._unreachable(error) from None
-            if (seconds := self._pause(response, end)) is None:
-                return response
-            time.sleep(seconds)
 
 
-class AsyncClient(_Requests):
+class AsyncClient(_Requests[httpx.AsyncClient]):
     """As `Client`, for programs of many tasks: its verbs are awaited.
 
     Examples
@@ -229,12 +235,7 @@ class AsyncClient(_Requests):
     ...         print(await client.topk("a voyage to hunt whales", k=5))
     """
 
-    def __init__(self, url: str, project: str | None = None, **options: Any) -> None:
-        super().__init__(url, project, **options)
-        try:
-            self._client = httpx.AsyncClient(**self._options)
-        except (httpx.InvalidURL, ValueError) as error:
-            raise ConfigError(f"url {url!r:.80}: {one_line(error)}") from None
+    _kind = httpx.AsyncClient
 
     async def __aenter__(self) -> Self:
         return self
@@ -248,49 +249,33 @@ class AsyncClient(_Requests):
         """Close the connections."""
         await self._client.aclose()
 
-    async def topk(
-        self,
-        queries: str | Sequence[str],
-        k: int | None = None,
-        *,
-        allowed: Sequence[int | str] | str | None = None,
-    ) -> Arrays:
+    async def topk(self, queries: str | Sequence[str], k: int | None = None, *, allowed: Allowed = None) -> Arrays:
         """As `Client.topk`."""
         return arrays(await self.suggest(queries, k, allowed=allowed), k, is_single=isinstance(queries, str))
 
     async def suggest(
-        self,
-        queries: str | Sequence[str],
-        k: int | None = None,
-        *,
-        allowed: Sequence[int | str] | str | None = None,
+        self, queries: str | Sequence[str], k: int | None = None, *, allowed: Allowed = None
     ) -> list[Suggestions]:
         """As `Client.suggest`."""
-        found: list[Suggestions] = []
-        for body in self._batches(queries, k, allowed):
-            await self._find_project()
-            found += self._answers(await self._send("POST", self._path("suggest-batch"), **body), body)
-        return found
+        return await self._do(self._suggesting(queries, k, allowed))
 
     async def learn(self, texts: Sequence[str], labels: Sequence[str]) -> None:
         """As `Client.learn`."""
-        await self._find_project()
-        self._refuse(await self._send("POST", self._path("learn"), json=pairs(texts, labels)))
+        await self._do(self._learning(texts, labels))
 
-    async def _find_project(self) -> None:
-        if self.project is None:
-            self.project = self._first_project(await self._send("GET", "/v1/projects"))
-
-    async def _send(self, method: str, path: str, **how: Any) -> httpx.Response:
-        end = time.monotonic() + self.timeout_seconds
+    async def _do(self, work: Work[Result]) -> Result:
+        response = None
         while True:
             try:
-                response = await self._client.request(method, path, **how)
+                seconds, request = work.send(response)
+            except StopIteration as done:
+                result: Result = done.value
+                return result
+            await asyncio.sleep(seconds)
+            try:
+                response = await self._client.request(**request)
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 raise self._unreachable(error) from None
-            if (seconds := self._pause(response, end)) is None:
-                return response
-            await asyncio.sleep(seconds)
 
 
 def arrays(found: Sequence[Suggestions], k: int | None, *, is_single: bool) -> Arrays:

@@ -100,15 +100,28 @@ def answering(*responses: httpx.Response) -> tuple[mach.Client, list[httpx.Reque
 
 
 def test_a_busy_server_is_asked_again():
-    busy = httpx.Response(429, headers={"Retry-After": "0.05"}, json={"detail": "full"})
-    right = httpx.Response(200, json=[{"results": [], "version": "a.0", "known": True}])
-    client, asked = answering(busy, busy, right)
+    def busy() -> httpx.Response:
+        return httpx.Response(429, headers={"Retry-After": "0.05"}, json={"detail": "full"})
+
+    def right() -> httpx.Response:
+        return httpx.Response(200, json=[{"results": [], "version": "a.0", "known": True}])
+
+    client, asked = answering(busy(), busy(), right())
     assert client.suggest("x")[0].version == "a.0"
     assert len(asked) == 3
     client, asked = answering(httpx.Response(429, headers={"Retry-After": "60"}, json={"detail": "full"}))
     with pytest.raises(StorageError, match=r"refuses \(429\): full"):
         client.suggest("x")
     assert len(asked) == 1
+
+    async def ask(*responses: httpx.Response) -> str:
+        async with mach.AsyncClient("http://test") as client:
+            transport = answering(*responses)[0]._client._transport
+            client._client = httpx.AsyncClient(base_url="http://test", transport=transport)
+            return (await client.suggest("x"))[0].version + str(client.project)
+
+    projects = httpx.Response(200, json={"projects": [{"project_id": "things"}]})
+    assert asyncio.run(ask(busy(), projects, busy(), right())) == "a.0things"
 
 
 @pytest.mark.parametrize(
