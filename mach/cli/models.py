@@ -11,7 +11,7 @@ import click
 
 from mach.cli.options import JSON, NUMBERS, PLACE, RERANK, RUN, TAIL, TRUNK, Wish, answers, asks
 from mach.cli.serving import PROJECT, TOKEN_FILE, URL, AtUrl
-from mach.cli.shell import print_answer, print_head, print_table, print_values, progress, read_lines, say
+from mach.cli.shell import Printer, print_table, print_values, progress, read_lines, say
 from mach.errors import ConfigError, StorageError
 from mach.files.places import Place, place
 
@@ -135,16 +135,14 @@ def query(model: MachModel, queries: tuple[str, ...], wish: Wish, explain: bool,
     if not queries and sys.stdin.isatty():
         raise click.UsageError("give a query, or - to type some", click.get_current_context())
     names_of, uris_of = model.name_function(), model.uri_function()
-    if not as_json:
-        print_head(wish.kind, has_names=names_of is not None)
+    printer = Printer(wish.kind, wish.threshold, as_json)
     for line in read_lines(queries):
         asked = model.parse(line)
         [(ids_1k, values_1k, [is_known])] = wish.answers(model, asked)
         ids, values = ids_1k[ids_1k >= 0].tolist(), values_1k[ids_1k >= 0].tolist()
         why = model.explain(asked, ids, rerank=wish.ask.rerank, tail=wish.ask.tail) if explain else None
         told = {"names": names_of(ids) if names_of else None, "uris": uris_of(ids) if uris_of else None}
-        known = bool(is_known)
-        print_answer(line, ids, values, told, wish.kind, wish.threshold, why, is_known=known, as_json=as_json)
+        printer.answer(line, ids, values, told, why, is_known=bool(is_known))
 
 
 @click.command("report")

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mach.cli.options import JSON
-from mach.cli.shell import print_answer, print_head, read_lines
+from mach.cli.shell import Printer, read_lines
 from mach.errors import ConfigError
 
 TOKEN_FILE = click.option(
@@ -73,9 +73,7 @@ def query_at_url(
         from mach.serving.tokens import Tokens
 
         token = Tokens.of_file(token_file).one()
-    kind = ("probability", "probabilities")
-    if not as_json:
-        print_head(kind, has_names=True)
+    printer = Printer(("probability", "probabilities"), threshold, as_json)
     with Client(url, project, token=token) as client:
         for line in read_lines(queries):
             [found] = client.suggest(line, k, allowed=allowed)
@@ -83,7 +81,7 @@ def query_at_url(
             ids, values = [one.id for one in results], [one.score for one in results]
             uris = [one.uri or "" for one in results]
             told = {"names": [one.label for one in results], "uris": uris if any(uris) else None}
-            print_answer(line, ids, values, told, kind, threshold, is_known=found.known, as_json=as_json)
+            printer.answer(line, ids, values, told, is_known=found.known)
 
 
 class AtUrl(click.Command):

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -86,38 +87,48 @@ def print_table(rows: list[dict[str, Any]], as_json: bool) -> None:
         say("  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)))
 
 
-def print_head(kind: tuple[str, str], *, has_names: bool) -> None:
-    """What stands in the columns of answers; ``kind`` is what one value and many are called."""
-    say(f"  {kind[0]:>11}  {'id':>9}  {'class' if has_names else ''}".rstrip())
+@dataclass
+class Printer:
+    """Prints queries and their classes, above the first of which it says what stands in the columns.
 
+    ``kind`` is what one value and many are called.
+    """
 
-def print_answer(
-    line: str,
-    ids: list[int],
-    values: list[float],
-    told: dict[str, list[Any] | None],
-    kind: tuple[str, str],
-    threshold: float | None,
-    why: list[Explanation] | None = None,
-    *,
-    is_known: bool,
-    as_json: bool,
-) -> None:
-    """A query and its classes; ``told`` are their names and uris, where there are some, and ``why`` is if asked for."""
-    if not is_known:
-        say(f"mach: query {line!r:.60} has no feature that the run knows: the answer says nothing of it", err=True)
-    if as_json:
-        answer = {"query": line, "ids": ids, kind[1]: [round(value, 6) for value in values], "known": is_known}
-        explained = {} if why is None else {"explanations": [one.to_dict() for one in why]}
-        say_json(answer | {name: column for name, column in told.items() if column} | explained)
-        return
-    say(line)
-    for n, (id_, value, name) in enumerate(zip(ids, values, told["names"] or [""] * len(ids), strict=True)):
-        say(f"  {value:11.4f}  {id_:>9}  {name}".rstrip())
-        for reason in why[n].lines() if why else ():
-            say(f"{' ' * 26}{reason}")
-    if not ids:
-        say(f"  no class has a {kind[0]} of {threshold:g}" if threshold is not None else "  no class")
+    kind: tuple[str, str]
+    threshold: float | None
+    as_json: bool
+    has_head: bool = False
+
+    def answer(
+        self,
+        line: str,
+        ids: list[int],
+        values: list[float],
+        told: dict[str, list[Any] | None],
+        why: list[Explanation] | None = None,
+        *,
+        is_known: bool,
+    ) -> None:
+        """``told`` are names and uris of the classes, where there are some, and ``why`` is if asked for."""
+        if not is_known:
+            say(f"mach: query {line!r:.60} has no feature that the run knows: the answer says nothing of it", err=True)
+        if self.as_json:
+            answer = {"query": line, "ids": ids, self.kind[1]: [round(value, 6) for value in values], "known": is_known}
+            explained = {} if why is None else {"explanations": [one.to_dict() for one in why]}
+            say_json(answer | {name: column for name, column in told.items() if column} | explained)
+            return
+        if not self.has_head:
+            say(f"  {self.kind[0]:>11}  {'id':>9}  {'' if told['names'] is None else 'class'}".rstrip())
+            self.has_head = True
+        say(line)
+        for n, (id_, value, name) in enumerate(zip(ids, values, told["names"] or [""] * len(ids), strict=True)):
+            say(f"  {value:11.4f}  {id_:>9}  {name}".rstrip())
+            for reason in why[n].lines() if why else ():
+                say(f"{' ' * 26}{reason}")
+        if not ids:
+            say(
+                f"  no class has a {self.kind[0]} of {self.threshold:g}" if self.threshold is not None else "  no class"
+            )
 
 
 @contextmanager
