@@ -52,6 +52,18 @@ def _numbers(text: str, option: str) -> list[int]:
     return sorted(chosen)
 
 
+class Whole(click.IntRange):
+    """A whole number; click would call one that is mistyped no valid integer range."""
+
+    name = "whole number"
+
+
+class Number(click.FloatRange):
+    """As `Whole`, of any number."""
+
+    name = "number"
+
+
 PLACE = _Value("path or url", lambda text, option: place(text))  # click takes s3://bucket for a path of three parts
 BYTES = _Value("bytes", _bytes)
 NUMBERS = _Value("numbers", _numbers)
@@ -93,11 +105,14 @@ class Wish:
         """Ids, scores or probabilities, and whether queries are known, some rows at a time; -1 is no class."""
         import numpy as np
 
+        from mach.model.ask import by_chance
+
         for part in model.answerer.answers(queries, self.k, self.ask):
             ids_Nk, values_Nk = part.ids_Nk, part.scores_Nk
             if self.probabilities:
                 options: dict[str, Any] = {"rerank": self.ask.rerank, "tail": self.ask.tail, "known": part.known_N}
                 values_Nk = model.probabilities(ids_Nk, values_Nk, **options)
+                ids_Nk, values_Nk = by_chance(ids_Nk, values_Nk, part.known_N | bool(self.ask.tail))
             if self.threshold is not None:
                 ids_Nk = np.where(values_Nk >= self.threshold, ids_Nk, -1)
             yield ids_Nk, values_Nk, part.known_N
@@ -122,9 +137,7 @@ def answers(verb: Callable[..., None]) -> Callable[..., None]:
         verb(model, wish=Wish(k, ask, bool(probabilities), threshold), **given)
 
     options = (
-        click.option(
-            "-k", "k", type=click.IntRange(1), help="Classes a query; by default 10, or all if there are fewer."
-        ),
+        click.option("-k", "k", type=Whole(1), help="Classes a query; by default 10, or all if there are fewer."),
         click.option("--allowed", metavar="SUBSET", help="Classes of a stored subset only, see `mach classes`."),
         RERANK,
         TAIL,
@@ -154,7 +167,7 @@ def asks(verb: Callable[..., None]) -> Callable[..., None]:
         "--launcher", type=click.Choice(["local", "ray"]), default="local", help="This machine, or a Ray cluster."
     )
     @ADDRESS
-    @click.option("--workers", type=click.IntRange(1), help="Actors on the cluster; by default one a repetition.")
+    @click.option("--workers", type=Whole(1), help="Actors on the cluster; by default one a repetition.")
     @TRUNK
     @functools.wraps(verb)
     def opened(run: Place, trunk: str | None, **options: Any) -> None:

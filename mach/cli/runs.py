@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mach.cli.options import ADDRESS, BYTES, JSON, NUMBERS, PLACE, RUN, SET, TRUNK
+from mach.cli.options import ADDRESS, BYTES, JSON, NUMBERS, PLACE, RUN, SET, TRUNK, Number, Whole
 from mach.cli.shell import print_rows, print_table, print_values, progress, say
 from mach.errors import counted
 from mach.files.places import Place, is_there, names_in
@@ -44,23 +44,21 @@ def prepare(
 
 
 @click.command()
-@click.option("--classes", "n_classes", type=click.IntRange(2), required=True, help="K, how many there are.")
-@click.option("--features", "n_features", type=click.IntRange(1), required=True, help="D, how many there are.")
+@click.option("--classes", "n_classes", type=Whole(2), required=True, help="K, how many there are.")
+@click.option("--features", "n_features", type=Whole(1), required=True, help="D, how many there are.")
 @click.option("--memory", "memory_bytes", type=BYTES, help="Budget for the stored model, such as 200MB or 4GB.")
-@click.option("--parameters", "n_parameters", type=click.IntRange(1), help="Budget of parameters.")
+@click.option("--parameters", "n_parameters", type=Whole(1), help="Budget of parameters.")
 @click.option(
     "--hidden",
-    type=click.IntRange(0),
+    type=Whole(0),
     multiple=True,
     default=[512],
     show_default=True,
     help="Widths of hidden layers; 0: none.",
 )
-@click.option("-B", "--buckets", "n_buckets", type=click.IntRange(2), help="Fix B, the buckets of a repetition.")
-@click.option(
-    "-R", "--repetitions", "n_repetitions", type=click.IntRange(1), help="Fix R, how many networks there are."
-)
-@click.option("--workers", "n_workers", type=click.IntRange(1), default=1, show_default=True, help="Parallel workers.")
+@click.option("-B", "--buckets", "n_buckets", type=Whole(2), help="Fix B, the buckets of a repetition.")
+@click.option("-R", "--repetitions", "n_repetitions", type=Whole(1), help="Fix R, how many networks there are.")
+@click.option("--workers", "n_workers", type=Whole(1), default=1, show_default=True, help="Parallel workers.")
 @click.option(
     "--device-memory", type=BYTES, help="Memory of a GPU, such as 80GB: how many repetitions train together in it."
 )
@@ -91,13 +89,11 @@ def plan(
 )
 @click.option(
     "--minutes",
-    type=click.FloatRange(min=0.0, min_open=True),
+    type=Number(min=0.0, min_open=True),
     help="Choose the most that is planned to end within so many minutes here.",
 )
 @SET
-@click.option(
-    "--workers", type=click.IntRange(1), help="Most workers at a time; by default one a core, or one a shard."
-)
+@click.option("--workers", type=Whole(1), help="Most workers at a time; by default one a core, or one a shard.")
 @click.option("--launcher", type=click.Choice(["here", "local", "ray"]), help="In this process, this machine or Ray.")
 @ADDRESS
 @click.option("--repetitions", type=NUMBERS, metavar="0-3,5", help="Train these only; others may be trained elsewhere.")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mach.cli.options import JSON
+from mach.cli.options import JSON, Whole
 from mach.cli.shell import Printer, read_lines
 from mach.errors import ConfigError
 
@@ -24,14 +24,12 @@ PROJECT = click.option("--project", metavar="NAME", help="With --url, where the 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
+@click.option("--port", type=Whole(0, 65535), default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--learn", is_flag=True, help="Let callers teach and add classes.")
 @TOKEN_FILE
 @click.option("--no-auth", is_flag=True, help="Let everyone who reaches the address ask, without tokens.")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
-@click.option(
-    "--queue", "queue_rows", type=click.IntRange(1), default=64, show_default=True, help="Rows that may wait."
-)
+@click.option("--workers", type=Whole(1), default=1, show_default=True, help="Processes.")
+@click.option("--queue", "queue_rows", type=Whole(1), default=64, show_default=True, help="Rows that may wait.")
 @click.option("--language", default="und", show_default=True, help="Of the labels, such as de.")
 def serve(runs: tuple[str, ...], **options: Any) -> None:
     """Serve each RUN over HTTP, as Annif's REST API does. NAME=RUN names the project, by default as its folder."""
@@ -49,7 +47,7 @@ def serve(runs: tuple[str, ...], **options: Any) -> None:
 @URL
 @PROJECT
 @TOKEN_FILE
-@click.option("-k", "k", type=click.IntRange(1), help="Classes a query; 10 by default.")
+@click.option("-k", "k", type=Whole(1), help="Classes a query; 10 by default.")
 @click.option("--allowed", metavar="SUBSET", help="Classes of a stored subset only.")
 @click.option("--threshold", type=float, help="Leave out classes of a lower probability.")
 @click.option("--probabilities", is_flag=True, help="As it does anyway.")

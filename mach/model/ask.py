@@ -112,3 +112,23 @@ class Answer(TopK):
     def is_degraded(self) -> bool:
         """Whether a repetition was missing for some query; its answer is exact for those that were there."""
         return not self.answered_NR.all()
+
+
+def by_chance(
+    ids_Nk: NDArray[np.int64], chances_Nk: NDArray[np.float32], known_N: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Classes and their probabilities; those of queries that are not known in descending order of these.
+
+    Scores say nothing of such a query, and order classes otherwise than their shares of the training rows do. Where a
+    tail orders classes, it is to be kept: say that all are known.
+
+    Examples
+    --------
+    >>> by_chance(np.array([[5, 7, 2, -1]]), np.array([[0.1, 0.0, 0.3, 0.0]]), np.array([False]))
+    (array([[ 2,  5,  7, -1]]), array([[0.3, 0.1, 0. , 0. ]]))
+    """
+    if known_N.all():
+        return ids_Nk, chances_Nk
+    keys_Nk = np.where(known_N[:, None], -np.inf, np.where(ids_Nk < 0, np.inf, -chances_Nk))
+    order_Nk = np.argsort(keys_Nk, axis=1, kind="stable")
+    return np.take_along_axis(ids_Nk, order_Nk, 1), np.take_along_axis(chances_Nk, order_Nk, 1)

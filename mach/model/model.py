@@ -15,7 +15,7 @@ from mach.data.queries import is_single
 from mach.data.store import Reference, Store
 from mach.errors import ConfigError, DataError, counted
 from mach.files.records import find_json, read_json
-from mach.model.ask import Allowed, Answer, Ask
+from mach.model.ask import Allowed, Answer, Ask, by_chance
 from mach.model.calibration import Calibration, calibrate, fingerprint, prior_of
 from mach.model.classes.answerer import Answerer
 from mach.model.classes.editor import ClassEditor
@@ -158,6 +158,7 @@ class MachModel(AbstractContextManager["MachModel"]):
         ids_Nk, values_Nk = answer.ids_Nk, answer.scores_Nk
         if probabilities:
             values_Nk = self.probabilities(ids_Nk, values_Nk, rerank=rerank, tail=tail, known=answer.known_N)
+            ids_Nk, values_Nk = by_chance(ids_Nk, values_Nk, answer.known_N | bool(tail))
         return (ids_Nk[0], values_Nk[0]) if is_single(queries) else (ids_Nk, values_Nk)
 
     def search(
@@ -266,8 +267,8 @@ class MachModel(AbstractContextManager["MachModel"]):
 
         They never order classes otherwise than scores without a tail do, and hold for the best 10 of all classes. Where
         queries are not ``known`` (``known_N`` of an answer, one bool a row of ids) they are the classes' shares of the
-        training rows instead, whatever the scores, and need not descend (not by calibrations of earlier versions).
-        ConfigError when the run has no calibration, or one for other weights or settings.
+        training rows instead, whatever the scores, and `topk` without a tail orders by them (not by calibrations of
+        earlier versions). ConfigError when the run has no calibration, or one for other weights or settings.
         """
         by_scores = self.curve(rerank=rerank)(self.answerer.without_tail(ids, scores, tail))
         is_known = np.asarray(known, np.bool_)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from mach.errors import ConfigError, DataError, MachError
 from mach.files.places import Place, place
 from mach.files.visible import visible
+from mach.model.ask import by_chance
 from mach.model.calibration import fingerprint
 from mach.model.classes.versions import Versions
 from mach.model.loading import load
@@ -206,10 +207,11 @@ class Project:
         if k == 0:
             return [RowAnswer(edition.version, [], True) for _ in rows]
         found = model.search(edition.queries(rows), k, allowed=edition.allowed(question.allowed))
-        probabilities_Nk = model.probabilities(found.ids_Nk, found.scores_Nk, known=found.known_N)
+        chances_Nk = model.probabilities(found.ids_Nk, found.scores_Nk, known=found.known_N)
+        ids_Nk, chances_Nk = by_chance(found.ids_Nk, chances_Nk, found.known_N)
         return [
             RowAnswer(edition.version, _entries(edition, ids_k, values_k), bool(is_known))
-            for ids_k, values_k, is_known in zip(found.ids_Nk, probabilities_Nk, found.known_N, strict=True)
+            for ids_k, values_k, is_known in zip(ids_Nk, chances_Nk, found.known_N, strict=True)
         ]
 
     def similar(self, k: int, limit: int) -> RowAnswer:

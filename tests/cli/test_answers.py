@@ -10,10 +10,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from starlette.testclient import TestClient
 
 from mach.cli import main
 from mach.config import parse_config
 from mach.errors import ConfigError
+from mach.model.loading import load
+from mach.serving.server import Settings
 from mach.training import conductor
 
 
@@ -63,6 +66,23 @@ def test_a_calibrated_run_answers_with_probabilities_below_a_header(run: Path):
     assert "scores" in plain, "the calibration is for all repetitions"
 
 
+def test_a_query_without_a_known_word_is_answered_by_the_shares_of_rows(run: Path):
+    found = json.loads(mach("query", run, "zzz", "--json").stdout)
+    by_score = json.loads(mach("query", run, "zzz", "--json", "--scores").stdout)
+    values = found["probabilities"]
+    assert not found["known"]
+    assert values == sorted(values, reverse=True)
+    assert sorted(found["ids"]) == sorted(by_score["ids"])
+    with load(run) as model:
+        ids, chances = model.topk(["zzz", "the cat"], probabilities=True)
+        client = TestClient(Settings((str(run),)).app())
+        with client:
+            told = client.post("/v1/projects/run/suggest", data={"text": "zzz"}).json()["results"]
+        assert found["ids"] == ids[0].tolist() == [one["id"] for one in told] != by_score["ids"]
+        assert ids[1].tolist() == model.topk("the cat")[0].tolist()
+        assert (np.diff(chances) <= 0).all()
+
+
 def test_a_threshold_leaves_out_the_others(run: Path):
     every = json.loads(mach("query", run, "the cat", "--json").stdout)
     few = json.loads(mach("query", run, "the cat", "--json", "--threshold", every["probabilities"][1]).stdout)
@@ -73,6 +93,10 @@ def test_a_threshold_leaves_out_the_others(run: Path):
     )
     by_score = json.loads(mach("query", run, "the cat", "--json", "--scores", "--threshold", "-1000").stdout)
     assert len(by_score["scores"]) == 6
+
+
+def test_a_number_that_is_none_is_called_so(run: Path):
+    assert "'five' is not a valid whole number" in mach("query", run, "the cat", "-k", "five").stderr
 
 
 def test_a_threshold_needs_probabilities_or_says_scores(trained: Path):
