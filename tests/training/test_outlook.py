@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ from rich.console import Console
 from benchmarks.simulation import SimulatedPool
 from mach.config import Config
 from mach.runs.run import Run
-from mach.training.launch.display import Board, Display
+from mach.training.launch.display import Board, Display, bars
 from mach.training.launch.driver import Driver
 from mach.training.launch.schedule import Schedule
 from mach.training.outlook import Outlook, Stage, duration
@@ -212,6 +213,15 @@ def test_on_a_terminal_the_line_stands_above_those_of_the_repetitions():
     assert "repetition 1" in shown
     assert "bucket P@1 of held-out rows 57.0" in shown
     assert "99" not in shown
+
+
+def test_where_nobody_reads_along_what_others_print_is_seen(capsys: pytest.CaptureFixture[str]):
+    """Rows that are left out are told of by warnings meanwhile."""
+    console = Console(quiet=True, force_terminal=True)
+    with Board(console, Outlook()), bars(console), Display(console, [0], []):
+        print("printed")
+        print("warned", file=sys.stderr)
+    assert capsys.readouterr() == ("printed\n", "warned\n")
 
 
 def test_durations():

@@ -45,12 +45,17 @@ def both(one: Report, other: Report) -> Report:
     return report
 
 
+def is_live(console: Console) -> bool:
+    """Whether lines are drawn anew in place; a silent console must not be: rich hides what others print meanwhile."""
+    return console.is_terminal and not console.quiet
+
+
 @contextmanager
 def bars(console: Console) -> Iterator[Report]:
     """Progress of stages that no table shows: bars on a terminal, silence elsewhere."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    if not console.is_terminal:
+    if not is_live(console):
         yield silence
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
@@ -80,7 +85,7 @@ class Board:
         self._live = Live(console=console, get_renderable=self._line, transient=True)
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
+        if is_live(self._console):
             self._live.start()
         elif not self._console.quiet:
             self._thread.start()
@@ -88,7 +93,7 @@ class Board:
 
     def __exit__(self, *exception: object) -> None:
         self._is_over.set()
-        if self._console.is_terminal:
+        if is_live(self._console):
             self._live.stop()
         elif not self._console.quiet:
             self._thread.join()
@@ -123,9 +128,7 @@ class Display:
         self._console, self._report, self._outlook = console, report, outlook
         names = ("description", "fields[status]", "fields[figures]")
         texts = [TextColumn(f"{{task.{name}}}", markup=False) for name in names]
-        self._lines = Progress(
-            *texts, BarColumn(), TimeElapsedColumn(), console=console, disable=not console.is_terminal
-        )
+        self._lines = Progress(*texts, BarColumn(), TimeElapsedColumn(), console=console, disable=not is_live(console))
         self._all = self._lines.add_task("training", total=len(repetitions), status="", figures="")
         self._tasks = {
             r: self._lines.add_task(f"repetition {r}", total=1, status="waiting", figures="") for r in repetitions
@@ -149,7 +152,7 @@ class Display:
     def set(self, repetition: int, status: str) -> None:
         """Where a repetition is, or that it waits or is finished."""
         self._lines.update(self._tasks[repetition], status=status)
-        if not self._console.is_terminal:
+        if not is_live(self._console):
             self.note(f"repetition {repetition}: {status}")
         if status == "finished":
             self._tell(repetition, 1.0)
@@ -178,7 +181,7 @@ class Display:
         )
         self._lines.update(self._tasks[progress.repetition], figures=figures)
         self._tell(progress.repetition, progress.step / max(progress.n_steps, 1))
-        if progress.ends_epoch and not self._console.is_terminal:
+        if progress.ends_epoch and not is_live(self._console):
             self.note(f"repetition {progress.repetition}: {figures}")
 
     def _tell(self, repetition: int, fraction: float) -> None:
