@@ -245,8 +245,8 @@ def _reopen(config: Config, store: Store, path: Place, trunk: Trunk | None) -> R
     run = Run.open(path, trunk)
     if run.manifest.data_fingerprint != store.fingerprint:
         raise ConfigError(
-            f"data.train: {path} was trained on data with fingerprint {run.manifest.data_fingerprint}, "
-            f"{config.data.train} has {store.fingerprint}: give that data, or another run folder"
+            f"data.train: {path} was trained on other rows than {config.data.train} has now: give those rows, or "
+            f"a new folder, with --from {path} (training.start) to go on from its weights"
         )
     config = completed(config, run.config)
     if config.training.precision == "auto":  # what it meant on the machine that began the run
