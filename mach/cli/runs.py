@@ -129,7 +129,6 @@ def train(
 
     from mach.config import to_toml
     from mach.training import conductor
-    from mach.training.budget import within
     from mach.training.launch.capacity import refuse_too_large
     from mach.training.recipe import effort_rows
 
@@ -148,16 +147,13 @@ def train(
     if dry_run:
         for line in ("# mach train with this file does the same:", *to_toml(options, brief=True).splitlines()):
             say(line, err=True)
-        choose = None
-        if minutes is not None:
-            told: dict[str, Any] = {"say": partial(say, err=True), "trunk": trunk, "so_far": lambda: 0.0}
-            choose = partial(within, minutes=minutes, **told)
+        choose = conductor.chooser(minutes, options, where, partial(say, err=True), trunk)
         with progress() as report:
             resolved, ledger = conductor.plan_of_run(options, report, trunk, choose)
         print_rows([*effort_rows(resolved), *ledger.rows()], as_json=False)
         refuse_too_large(ledger, options.launch)
         return
-    told = {"minutes": minutes, "trunk": trunk, "console": Console(stderr=True)}
+    told: dict[str, Any] = {"minutes": minutes, "trunk": trunk, "console": Console(stderr=True)}
     model = conductor.train(options, where, repetitions=repetitions, **told)
     n_repetitions = model.run.config.hashing.repetitions
     finished = f"{len(model.run.finished())} of {counted(n_repetitions, 'repetition')} finished"

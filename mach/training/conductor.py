@@ -129,8 +129,6 @@ def train(
     True
     >>> folder.cleanup()
     """
-    if minutes is not None and not minutes > 0:
-        raise ConfigError(f"minutes = {minutes:g}: give more than 0, or leave it out")
     given = {"launch.launcher": launcher, "launch.workers": workers, "training.start": start and str(start)}
     overrides = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     options, where = configuration(config, path, overrides, trunk)
@@ -142,12 +140,7 @@ def train(
         tell = both(outlook, report or silence)
         tell("reading", 0.0)
         crew = _crew(options, device, console, tell, outlook)
-        choose = None
-        if minutes is not None:
-            choose = partial(within, minutes=minutes, say=crew.say, trunk=trunk, so_far=outlook.seconds)
-            if not is_new or options.training.start is not None:
-                crew.say(f"{minutes:g} minutes: the run goes on with the effort that it began with")
-                choose = None
+        choose = chooser(minutes, options, where, crew.say, trunk, outlook.seconds)
         run, store = _set_up(options, where, console, tell, trunk, choose)
         warn(store)
         _refuse_missing(repetitions, run.config.hashing.repetitions)
@@ -200,6 +193,25 @@ def configuration(
     return config, _named(config, path)
 
 
+def chooser(
+    minutes: float | None,
+    config: Config,
+    path: Place,
+    say: Callable[[str], None],
+    trunk: Trunk | None = None,
+    so_far: Callable[[], float] = lambda: 0.0,
+) -> Callable[[Config, Store], Config] | None:
+    """What `within` chooses for some minutes; None without them, and for a run whose effort is fixed, which is said."""
+    if minutes is None:
+        return None
+    if not minutes > 0:
+        raise ConfigError(f"minutes = {minutes:g}: give more than 0, or leave it out")
+    if Run.is_at(path) or config.training.start is not None:
+        say(f"{minutes:g} minutes: the run goes on with the effort that it began with")
+        return None
+    return partial(within, minutes=minutes, say=say, trunk=trunk, so_far=so_far)
+
+
 def plan_of_run(
     config: Config,
     report: Report = silence,
@@ -211,7 +223,8 @@ def plan_of_run(
     start = Origin.of(config)
     config = before_reading(config if start is None else start.complete(config))
     store = training_data(config, None, report)
-    if choose is not None and start is None:
+    warn(store)
+    if choose is not None:
         config = choose(config, store)
     known = None if start is None else start.assignment(start.counts_K(store))
     resolved, _, _ = resolve(config, store, known, trunk)

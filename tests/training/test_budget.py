@@ -91,3 +91,9 @@ def test_a_dry_run_says_what_its_minutes_choose(planted: Path, tmp_path: Path):
     rows = {line[:44].strip(): line[44:].split()[0] for line in done.stdout.splitlines()}
     assert (rows["effort"], rows["epochs"], rows["repetitions"]) == ("fast", "1", "1")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_of_a_run_that_has_begun_says_that_its_effort_stays(trained: Path):
+    done = CliRunner().invoke(main, ["train", str(trained), "--minutes", "5", "--dry-run"])
+    assert done.exit_code == 0, done.stderr
+    assert "5 minutes: the run goes on with the effort that it began with" in done.stderr

@@ -13,10 +13,10 @@ from rich.console import Console
 
 import mach
 from mach.config import Config, to_toml
-from mach.errors import ConfigError, IncompleteRunError
+from mach.errors import ConfigError, IncompleteRunError, OmissionWarning
 from mach.files.tensors import map_tensors
 from mach.runs.run import Run
-from mach.training.conductor import configuration
+from mach.training.conductor import configuration, plan_of_run
 
 
 def bits(path: Path) -> dict[str, bytes]:
@@ -179,3 +179,14 @@ def test_a_repetition_that_is_removed_before_the_end_is_no_finished_run(
     assert (removed / "weights.safetensors").read_bytes() == (
         trained / "repetitions/r001/weights.safetensors"
     ).read_bytes()
+
+
+def test_a_plan_says_what_is_left_out_as_training_does(tmp_path: Path):
+    (tmp_path / "rows.csv").write_text("text,classes\n" + 9 * "sour,apple\nlong,banana\n" + "red,cherry\n")
+    (tmp_path / "names.txt").write_text("apple\nbanana\n")
+    data = {"train": str(tmp_path / "rows.csv"), "classes": str(tmp_path / "names.txt"), "cache": str(tmp_path)}
+    with (
+        pytest.warns(OmissionWarning, match="no class, such as row 18"),
+        pytest.warns(OmissionWarning, match=r"1 classes of its rows are not in data.classes .* 'cherry'"),
+    ):
+        plan_of_run(configuration({"data": data})[0])
