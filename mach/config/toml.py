@@ -100,7 +100,7 @@ def _read_toml(path: str | Place) -> dict[str, Any]:
     try:
         tree = tomllib.loads(read_bytes(place(path), MOST_BYTES).decode("utf-8-sig"))
     except OSError as error:
-        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
+        raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # of integers with very many digits a plain one
         raise ConfigError(f"{path} is not valid TOML: {error!s:.200}") from error
     refuse_wild(tree, path, ConfigError, finite=False)  # options of a trunk may be infinite

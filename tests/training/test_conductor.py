@@ -190,3 +190,9 @@ def test_a_plan_says_what_is_left_out_as_training_does(tmp_path: Path):
         pytest.warns(OmissionWarning, match=r"1 classes of its rows are not in data.classes .* 'cherry'"),
     ):
         plan_of_run(configuration({"data": data})[0])
+
+
+def test_a_missing_file_is_no_chain_of_errors(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"cannot read configuration .*run\.toml") as caught:
+        mach.train(tmp_path / "run.toml", tmp_path / "run")
+    assert (caught.value.__cause__, caught.value.__suppress_context__) == (None, True)
