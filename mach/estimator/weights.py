@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from mach.errors import ConfigError
-from mach.estimator.rows import Features, Rows
+from mach.estimator.rows import Rows
 
-FEW_ROWS = 1024  # up to here rows are put into an order of their own, so that none of theirs matters
 MOST_REPEATED, USUAL = 8.0, 2.0  # so often a row may be learned on average, and is where weights are no whole numbers
 
 
@@ -24,32 +22,20 @@ def weighted(
     class_weight: Any,
     random: np.random.RandomState,
 ) -> Rows:
-    """Rows as often as their weights say, whole numbers as they are, others scaled; few rows in an order of their own.
+    """Rows as often as their weights say, in their order: whole numbers as they are, others scaled.
 
     ``class_weight`` is "balanced", a dictionary of class values or None; a row of several classes has their mean.
     ConfigError where it is something else, or where no weight is above 0.
     """
+    if sample_weight is None and class_weight is None:
+        return rows
     weights_N = np.ones(len(rows)) if sample_weight is None else sample_weight.astype(np.float64)
     if class_weight is not None:
         weights_N = weights_N * _by_class(rows.classes, classes, weights_N, class_weight)
     if not weights_N.any():
         raise ConfigError("no row has a weight above 0: raise sample_weight or class_weight")
-    is_weighted = sample_weight is not None or class_weight is not None
-    order = np.arange(len(rows))
-    if _may_be_ordered(rows):
-        order = np.array(sorted(range(len(rows)), key=lambda n: _key(rows, n)), np.int64)
-    elif not is_weighted:
-        return rows
-    chosen = np.repeat(order, _repeats(weights_N[order], random))
-    return replace(rows.chosen(chosen), name=f"{rows.name}, as often as they weigh" if is_weighted else rows.name)
-
-
-def _may_be_ordered(rows: Rows) -> bool:
-    """Whether there are few rows, and none that teaches nothing: its number is told."""
-    features: Features = rows.features
-    if isinstance(features, list) or len(rows) > FEW_ROWS or not np.diff(rows.classes.indptr).all():
-        return False
-    return bool(features.any(axis=1).all() if isinstance(features, np.ndarray) else np.diff(features.indptr).all())
+    chosen = np.repeat(np.arange(len(rows)), _repeats(weights_N, random))
+    return replace(rows.chosen(chosen), name=f"{rows.name}, as often as they weigh")
 
 
 def _by_class(
@@ -76,15 +62,3 @@ def _repeats(weights_N: NDArray[np.float64], random: np.random.RandomState) -> N
     begun = random.random_sample()
     ends = np.floor(np.cumsum(weights_N * (USUAL / weights_N.mean())) + begun).astype(np.int64)
     return np.diff(ends, prepend=0)
-
-
-def _key(rows: Rows, n: int) -> bytes:
-    """A digest of a row of numbers and its classes."""
-    features: Any = rows.features
-    if isinstance(features, np.ndarray):
-        content = features[n].tobytes()
-    else:
-        begin, end = features.indptr[n], features.indptr[n + 1]
-        content = features.indices[begin:end].astype(np.int64).tobytes() + features.data[begin:end].tobytes()
-    own = rows.classes.indices[rows.classes.indptr[n] : rows.classes.indptr[n + 1]]
-    return blake2b(content + np.sort(own).astype(np.int64).tobytes(), digest_size=16).digest()
