@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
 from mach.data.rows import RowView
+from mach.reranking.kernels.best import keep
 from mach.reranking.kernels.rerank import UNSEEN, fit_classes, margins
 from mach.reranking.signals.classifiers import ClassifierSet, encode
 from tests.reranking.oracles import weights_of
@@ -137,3 +138,18 @@ def test_damaged_weights_are_read_within_bounds():
     ones_K, x_D = np.ones(3, np.float32), np.zeros(4, np.float32)
     margins(rows, ids_NC, (offsets, gaps, np.ones(2, np.int8), ones_K, ones_K), x_D, out_NC)
     assert out_NC.tolist() == [[1.0, 0.0, 0.0]]
+
+
+@pytest.mark.parametrize("n_found", [2, 40])
+def test_the_best_are_kept_in_order_each_class_once(n_found):
+    """More than there is room for, many of them equal, and classes that come again, better or worse."""
+    generator = np.random.default_rng(n_found)
+    classes, values = generator.integers(12, size=n_found), generator.integers(6, size=n_found).astype(np.float32)
+    ids_P, best_P = np.full(5, -1), np.full(5, -np.inf, np.float32)
+    most: dict[int, float] = {}
+    for k, value in zip(classes.tolist(), values, strict=True):
+        keep(ids_P, best_P, k, value)
+        most[k] = max(float(value), most.get(k, -np.inf))
+        ranked = sorted(most, key=lambda k: (-most[k], k))[:5]
+        assert ids_P.tolist() == ranked + [-1] * (5 - len(ranked))
+        assert best_P[: len(ranked)].tolist() == [most[k] for k in ranked]

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.files.compiled import kernel
+from mach.reranking.kernels.best import keep
 from mach.sketch.kernels.sorting import sort
 
 K1, B = 1.2, 0.75
@@ -77,24 +78,16 @@ def _add_up(
 @kernel(error_model="numpy")
 def most_alike(csr: tuple[Array, ...], index: tuple[Array, ...], n_classes: int, ids_NP: Array) -> None:
     """Write the classes that are most like each row, best first, of equal ones the first; -1 for none."""
-    P = ids_NP.shape[1]
     sum_K, touched = np.zeros(n_classes, np.float32), np.empty(min(n_classes, MOST_ENTRIES), np.int32)
-    best_P = np.empty(P, np.float32)
+    best_P = np.empty(ids_NP.shape[1], np.float32)
     for row in range(len(csr[0]) - 1):
         n_touched, _ = _add_up(csr, row, index, sum_K, touched)
-        n, ids_P = 0, ids_NP[row]
+        ids_P = ids_NP[row]
+        ids_P[:], best_P[:] = -1, -np.inf
         for i in range(n_touched):
-            k, value = touched[i], sum_K[touched[i]]
+            k = touched[i]
+            keep(ids_P, best_P, k, sum_K[k])
             sum_K[k] = 0
-            if n == P and not (value > best_P[P - 1] or (value == best_P[P - 1] and k < ids_P[P - 1])):
-                continue
-            n = min(n + 1, P)
-            at = n - 1
-            while at > 0 and (value > best_P[at - 1] or (value == best_P[at - 1] and k < ids_P[at - 1])):
-                best_P[at], ids_P[at] = best_P[at - 1], ids_P[at - 1]
-                at -= 1
-            best_P[at], ids_P[at] = value, k
-        ids_P[n:] = -1
 
 
 @kernel(error_model="numpy")

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.files.compiled import kernel
+from mach.reranking.kernels.best import keep
 
 LEVELS = 4
 MOST_MENTIONS = 4096  # of a row: further ones are not looked at
@@ -143,33 +144,18 @@ def best_mentions(
 
     Names within longer ones come later. Of equal ones the first class is first.
     """
-    P = ids_NP.shape[1]
     marks, found = _marks(len(index[0]) - 1), np.empty(min(len(class_M), MOST_MENTIONS), np.int32)
-    best_P = np.empty(P, np.float32)
+    best_P = np.empty(ids_NP.shape[1], np.float32)
     for row in range(len(csr[0]) - 1):
         n_marked = _mark(csr, row, links, marks)
-        n, ids_P = 0, ids_NP[row]
+        ids_P = ids_NP[row]
+        ids_P[:], best_P[:] = -1, -np.inf
         for i in range(_mentioned(n_marked, marks, names, index, found)):
             name = found[i]
-            k, share = class_M[name], np.float32(shares_ML[name, _level(name, names, marks[0]) - 1])
+            share = np.float32(shares_ML[name, _level(name, names, marks[0]) - 1])
             if _is_covered(name, names, marks[2]):
                 share -= COVERED * np.float32(CODES) / np.float32(-LEAST_LOG)
-            at = n
-            for j in range(n):
-                if ids_P[j] == k:
-                    at = j
-            if at < n and best_P[at] >= share:
-                continue
-            if at == n:
-                if n == P and not (share > best_P[P - 1] or (share == best_P[P - 1] and k < ids_P[P - 1])):
-                    continue
-                n = min(n + 1, P)
-                at = n - 1
-            while at > 0 and (share > best_P[at - 1] or (share == best_P[at - 1] and k < ids_P[at - 1])):
-                best_P[at], ids_P[at] = best_P[at - 1], ids_P[at - 1]
-                at -= 1
-            best_P[at], ids_P[at] = share, k
-        ids_P[n:] = -1
+            keep(ids_P, best_P, class_M[name], share)
         _clear(n_marked, marks)
 
 
