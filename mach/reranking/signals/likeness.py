@@ -30,6 +30,9 @@ BLOCK = 2**14  # texts that are counted at once
 class Likeness(BlendedSignal):
     """BM25 of query and all that a class says of itself: its names, and a description.
 
+    Where classes say no more than names it gains nothing beside `Mention` on tib-gnd, but a class without rows may be
+    found by it alone (``docs/log.md``): it is made for names as well.
+
     A file holds ``offsets``, ``classes`` and ``codes``, the classes whose texts have each feature and their weights in
     16 bits; ``scale``, what one is worth; ``totals``, the weights of every text, in codes; and
     ``counts``, what turns values of features to counts, but for the length of the row.
