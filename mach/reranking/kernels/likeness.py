@@ -37,6 +37,11 @@ def weights_of(
     return np.asarray(idf_D[indices] * counts * (K1 + 1) / (counts + np.repeat(norms_K, sizes_K)))
 
 
+def scratch_of(n_classes: int) -> tuple[Array, Array]:
+    """Zeros for the sums of all classes, and room for those that a row shares a feature with."""
+    return np.zeros(n_classes, np.float32), np.empty(min(n_classes, MOST_ENTRIES), np.int32)
+
+
 @kernel(error_model="numpy")
 def _add_up(
     csr: tuple[Array, ...], row: int, index: tuple[Array, ...], sum_K: Array, touched: Array
@@ -76,9 +81,12 @@ def _add_up(
 
 
 @kernel(error_model="numpy")
-def most_alike(csr: tuple[Array, ...], index: tuple[Array, ...], n_classes: int, ids_NP: Array) -> None:
-    """Write the classes that are most like each row, best first, of equal ones the first; -1 for none."""
-    sum_K, touched = np.zeros(n_classes, np.float32), np.empty(min(n_classes, MOST_ENTRIES), np.int32)
+def most_alike(csr: tuple[Array, ...], index: tuple[Array, ...], scratch: tuple[Array, Array], ids_NP: Array) -> None:
+    """Write the classes that are most like each row, best first, of equal ones the first; -1 for none.
+
+    ``scratch`` is of `scratch_of`, and is left as it was.
+    """
+    sum_K, touched = scratch
     best_P = np.empty(ids_NP.shape[1], np.float32)
     for row in range(len(csr[0]) - 1):
         n_touched, _ = _add_up(csr, row, index, sum_K, touched)
@@ -92,10 +100,15 @@ def most_alike(csr: tuple[Array, ...], index: tuple[Array, ...], n_classes: int,
 
 @kernel(error_model="numpy")
 def likeness_of(
-    csr: tuple[Array, ...], index: tuple[Array, ...], totals_K: Array, ids_NC: Array, out_NC3: Array
+    csr: tuple[Array, ...],
+    index: tuple[Array, ...],
+    totals_K: Array,
+    scratch: tuple[Array, Array],
+    ids_NC: Array,
+    out_NC3: Array,
 ) -> None:
     """What a row and given classes share, in codes: the sum, its share of the row's largest, and of the class's own."""
-    sum_K, touched = np.zeros(len(totals_K), np.float32), np.empty(min(len(totals_K), MOST_ENTRIES), np.int32)
+    sum_K, touched = scratch
     for row in range(len(csr[0]) - 1):
         n_touched, most = _add_up(csr, row, index, sum_K, touched)
         for c in range(ids_NC.shape[1]):

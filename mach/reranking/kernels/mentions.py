@@ -92,8 +92,8 @@ def _is_covered(name: int, names: tuple[Array, ...], longest_T: Array) -> bool:
     return True
 
 
-@kernel(error_model="numpy")
-def _marks(n_tokens: int) -> tuple[Array, Array, Array, Array]:
+def marks_of(n_tokens: int) -> tuple[Array, Array, Array, Array]:
+    """Of every token no mark: its level, its value, its longest name; and room for those that are marked."""
     return (
         np.zeros(n_tokens, np.uint8),
         np.zeros(n_tokens, np.float32),
@@ -109,15 +109,17 @@ def count_mentions(
     links: tuple[Array, ...],
     names: tuple[Array, ...],
     index: tuple[Array, ...],
+    marks: tuple[Array, ...],
     class_M: Array,
     mentions_ML: Array,
     right_ML: Array,
 ) -> None:
     """Count the rows that mention each name, by level - 1, and those of them that have its class.
 
-    ``classes`` are indptr and ids of the rows' classes, ``class_M`` the class of every name.
+    ``classes`` are indptr and ids of the rows' classes, ``class_M`` the class of every name. ``marks`` are of
+    `marks_of`, and are left as they were, here and below.
     """
-    marks, found = _marks(len(index[0]) - 1), np.empty(min(len(class_M), MOST_MENTIONS), np.int32)
+    found = np.empty(min(len(class_M), MOST_MENTIONS), np.int32)
     indptr, ids = classes
     for row in range(len(csr[0]) - 1):
         n_marked = _mark(csr, row, links, marks)
@@ -136,6 +138,7 @@ def best_mentions(
     links: tuple[Array, ...],
     names: tuple[Array, ...],
     index: tuple[Array, ...],
+    marks: tuple[Array, ...],
     class_M: Array,
     shares_ML: Array,
     ids_NP: Array,
@@ -144,7 +147,7 @@ def best_mentions(
 
     Names within longer ones come later. Of equal ones the first class is first.
     """
-    marks, found = _marks(len(index[0]) - 1), np.empty(min(len(class_M), MOST_MENTIONS), np.int32)
+    found = np.empty(min(len(class_M), MOST_MENTIONS), np.int32)
     best_P = np.empty(ids_NP.shape[1], np.float32)
     for row in range(len(csr[0]) - 1):
         n_marked = _mark(csr, row, links, marks)
@@ -165,6 +168,7 @@ def mentions_of(
     links: tuple[Array, ...],
     names: tuple[Array, ...],
     index: tuple[Array, ...],
+    marks: tuple[Array, ...],
     names_K: Array,
     shares_ML: Array,
     mentions_ML: Array,
@@ -178,7 +182,7 @@ def mentions_of(
     0, `LEAST_LOG`, 0, 0 and 0. At last come the logarithm of the row's mentions, and whether the name stands there as
     it is. For ids of -1 all is 0.
     """
-    marks, found = _marks(len(index[0]) - 1), np.empty(min(len(names[0]) - 1, MOST_MENTIONS), np.int32)
+    found = np.empty(min(len(names[0]) - 1, MOST_MENTIONS), np.int32)
     level_T, value_T, longest_T, _ = marks
     offsets, tokens = names
     a_share, a_number = np.float32(-LEAST_LOG / CODES), np.float32(MOST_LOG / CODES)

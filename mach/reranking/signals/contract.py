@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -165,6 +166,7 @@ class Signal(ABC):
     is_young: ClassVar[bool] = False  # whether it is left out where it has no data: older orders do not weigh it
 
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)  # by their names in the file
+    _of_thread: threading.local = field(default_factory=threading.local, init=False, repr=False)  # what kernels reuse
 
     @classmethod
     def fit(cls, material: Material) -> Self:
