@@ -116,7 +116,7 @@ def test_a_busy_server_is_asked_again():
 
     async def ask(*responses: httpx.Response) -> str:
         async with mach.AsyncClient("http://test") as client:
-            transport = answering(*responses)[0]._client._transport
+            transport: Any = answering(*responses)[0]._client._transport
             client._client = httpx.AsyncClient(base_url="http://test", transport=transport)
             return (await client.suggest("x"))[0].version + str(client.project)
 
