@@ -27,7 +27,7 @@ class Stage:
     began: float | None = None  # on the clock
     told: float = 0.0  # seconds it had taken when its fraction was last told
     first: tuple[float, float] = (0.0, 0.0)  # share and seconds when some of it was first told: workers start before
-    took: float | None = None  # seconds, once it is over
+    is_over: bool = False
     compiling: dict[object, float] = field(default_factory=dict)  # seconds, by who did so
 
     @property
@@ -115,7 +115,7 @@ class Outlook:
         """Until the end of all that is expected, from now; None as long as no work is known."""
         if not any(stage.seconds for stage in self._stages.values()):
             return None
-        return sum(self._left(stage) for stage in self._stages.values() if stage.took is None)
+        return sum(self._left(stage) for stage in self._stages.values() if not stage.is_over)
 
     def seconds(self) -> float:
         """Since the job began."""
@@ -146,9 +146,8 @@ class Outlook:
         return max(self._now() - stage.began - stage.compiled, 0.0)
 
     def _end(self, stage: Stage) -> None:
-        if stage.took is None:
-            stage.took = stage.told = self._taken(stage)
-            stage.fraction = 1.0
+        if not stage.is_over:
+            stage.is_over, stage.told, stage.fraction = True, self._taken(stage), 1.0
 
     def _left(self, stage: Stage) -> float:
         planned = stage.seconds * self._rate(stage)
@@ -160,9 +159,9 @@ class Outlook:
 
     def _rate(self, stage: Stage) -> float:
         """What a planned second has taken: in stages of the same kind that are over, else in all that was done."""
-        over = [s for s in self._stages.values() if s.took is not None and s.seconds]
+        over = [s for s in self._stages.values() if s.is_over and s.seconds]
         alike = [s for s in over if s.kind == stage.kind]
-        at = [] if alike or self._at is None or self._at is stage or self._at.took is not None else [self._at]
+        at = [] if alike or self._at is None or self._at is stage or self._at.is_over else [self._at]
         measured = [(s.measured[1], s.seconds * s.measured[0]) for s in (alike or over) + at]
         took, planned = map(sum, zip(*measured, strict=True)) if measured else (0.0, 0.0)
         return took / planned if took and planned else 1.0
