@@ -38,8 +38,6 @@ class HashTables(nn.Module):
     n_tables, n_bits : int
         L, and the bits of a code, 1 to 24; for ``dwta`` a multiple of 3.
     family : {"simhash", "dwta"}
-    most : int, optional
-        Vectors of one code that a query looks at; by default all.
     seed : int
         Of the codes.
 
@@ -63,7 +61,6 @@ class HashTables(nn.Module):
         n_bits: int = 12,
         *,
         family: Family = "simhash",
-        most: int | None = None,
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
@@ -74,7 +71,7 @@ class HashTables(nn.Module):
                 f"n_tables={n_tables}, n_bits={n_bits}: need at least 1 and 1 to 24, for dwta 3, 6, .. 24"
             )
         self.in_features = in_features
-        self.family, self.n_tables, self.n_bits, self.most = family, n_tables, n_bits, most
+        self.family, self.n_tables, self.n_bits = family, n_tables, n_bits
         generator = torch.Generator().manual_seed(seed)
         if family == "simhash":
             plan = torch.randn(in_features, n_tables * n_bits, generator=generator)
@@ -133,8 +130,6 @@ class HashTables(nn.Module):
         codes_NL, tables_L = self.codes(queries.float()), torch.arange(self.n_tables, device=device)
         begins = self.starts_L[tables_L, codes_NL].long().flatten()
         counts = self.starts_L[tables_L, codes_NL + 1].long().flatten() - begins
-        if self.most is not None:
-            counts = counts.clamp_max(self.most)
         firsts = counts.cumsum(0) - counts
         begins = begins + tables_L.repeat(N) * self.n_vectors
         places = torch.arange(int(counts.sum()), device=device) + (begins - firsts).repeat_interleave(counts)

@@ -25,7 +25,7 @@ from mach.serving.batcher import Batcher
 from mach.serving.bodies import (
     DOCUMENTS,
     INDEXED,
-    MOST_EXPLAINED,
+    MOST_EXPLAINED_CHARACTERS,
     MOST_RESULTS,
     NEW_CLASS,
     Reader,
@@ -51,21 +51,6 @@ SAFE = {  # of the page: it loads nothing from elsewhere, and no other page show
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-OPERATIONS = (
-    *(
-        "file",
-        "live",
-        "ready",
-        "tell_metrics",
-        "about",
-        "list_projects",
-        "show_project",
-        "suggest",
-        "suggest_batch",
-        "learn",
-    ),
-    *("search_classes", "add_class", "similar_classes"),
-)
 MOST_ASIDE = 32  # searches that may wait
 VERSION = "Mach-Version"  # the header that names the version of the answer
 
@@ -83,7 +68,8 @@ class Api:
         self, projects: Mapping[str, Project], queue_rows: int, guard: Guard, folder: Path | None = None
     ) -> None:
         self.projects, self.guard, self.reader, self.is_ready = projects, guard, Reader(), False
-        self.metrics = Metrics(OPERATIONS, list(projects), folder)
+        operations = dict.fromkeys(route.name for route in self.routes())
+        self.metrics = Metrics(list(operations), list(projects), folder)
         self.batcher = Batcher(queue_rows, observe=self.metrics.batch)
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="aside")
         self._n_aside = 0
@@ -172,10 +158,9 @@ class Api:
         limit, threshold = _limits(project, first)
         asked, text = question(limit, form.get("allowed"), first.get("subset")), first["text"]
         if flag(first, "explain"):
-            if len(text) > MOST_EXPLAINED:
-                raise RequestError(
-                    413, f"explain: the text has more than {MOST_EXPLAINED:,} characters: send less, or do not ask why"
-                )
+            if len(text) > MOST_EXPLAINED_CHARACTERS:
+                most = f"{MOST_EXPLAINED_CHARACTERS:,} characters"
+                raise RequestError(413, f"explain: the text has more than {most}: send less, or do not ask why")
             answer = await self._apart(project.explain, asked, text)
         else:
             [answer] = await self._ask(project, asked, [text])

@@ -22,7 +22,7 @@ BODY_SECONDS = 30.0
 MOST_DOCUMENTS = 32  # of a batch, as in Annif
 MOST_RESULTS = 1000
 MOST_ALLOWED = 100_000
-MOST_EXPLAINED = 20_000  # characters of a text that is explained: some seconds, of one thread
+MOST_EXPLAINED_CHARACTERS = 20_000  # characters of a text that is explained: some seconds, of one thread
 FORM, JSON = "application/x-www-form-urlencoded", "application/json"
 Content = TypeVar("Content")
 

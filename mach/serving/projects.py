@@ -37,7 +37,7 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 REMOTE_SECONDS = 10.0  # a run behind a URL is looked at so often
 PATIENCE_SECONDS = 0.5  # rows wait so long for a new version of the classes
 MOST_EDITS = 16
-MOST_EXPLAINED = 20  # classes of an answer
+MOST_EXPLAINED_CLASSES = 20  # classes of an answer
 RETRY_SECONDS = 1.0  # after a run in its place that could not be opened
 WARM = "warm up"
 State = tuple[Any, ...]
@@ -194,7 +194,7 @@ class Project:
         self.follow()
         edition = self.edition
         [answer] = self._answer(edition, question, [row])
-        explained = answer.results[:MOST_EXPLAINED]
+        explained = answer.results[:MOST_EXPLAINED_CLASSES]
         model = edition.model
         for result, why in zip(
             explained, model.explain(model.parse(row), [one["id"] for one in explained]), strict=True

@@ -55,13 +55,16 @@ def choices(config: Config, work_of: Callable[[Config], Work], rate: float) -> l
     efforts = [effort for effort, _ in LADDER]
     for effort, most in LADDER[efforts.index(config.training.effort or "best") :]:
         chosen = config.changed(training={"effort": effort})
-        filled = work_of(chosen).config
+        work = work_of(chosen)
+        less: dict[str, dict[str, Any]] = {}
         for key, value in most.items():
             section, _, name = key.partition(".")
             is_open = name not in getattr(config, section).model_fields_set
-            if is_open and getattr(getattr(filled, section), name) > value:
-                chosen = chosen.changed(**{section: {name: value}})
-        work = work_of(chosen)
+            if is_open and getattr(getattr(work.config, section), name) > value:
+                less.setdefault(section, {})[name] = value
+        if less:
+            chosen = chosen.changed(**less)
+            work = work_of(chosen)
         done, reranking = work.config, work.config.reranking
 
         def workers(n: int, launch: Any = done.launch) -> int:

@@ -61,8 +61,6 @@ def test_tables_are_classes_by_code_in_four_bytes_each(family):
     hardest = tables.hardest(vectors[:5], 7)
     assert len(hardest) == 7
     assert counts[hardest].min() >= counts.sort(descending=True).values[6]
-    tables.most = 2
-    assert torch.bincount(tables.met(vectors[:5])[0]).max() <= 6
 
 
 def test_dwta_heeds_order_alone_and_fills_groups_of_zeros():

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,6 +122,18 @@ def test_how_long_workers_take_to_begin_is_no_rate():
     assert job.seconds_left() == pytest.approx(89.0)
 
 
+def test_a_stage_takes_as_long_as_those_of_its_kind():
+    clock = Clock()
+    job = Outlook(clock)
+    candidates = "re-ranker: candidates"
+    job.expect([Stage(name, 10.0) for name in ("training", f"pilot 1: {candidates}", candidates)])
+    for name, seconds in (("training", 10.0), (f"pilot 1: {candidates}", 40.0)):
+        job(name, 0.0)
+        clock.seconds += seconds
+        job(name, 1.0)
+    assert job.seconds_left() == pytest.approx(40.0), "four times the plan, whatever the training took"
+
+
 def test_what_a_worker_has_compiled_the_driver_hears():
     clock = Clock()
     job = Outlook(clock)
@@ -177,6 +190,11 @@ def test_what_a_run_has_to_do_follows_from_its_configuration(config: Config, tmp
         "training": pytest.approx(BEGUN + 2 * (seconds["training"] - begun)),
         "calibrating": pytest.approx(seconds["calibrating"]),
     }
+
+
+def test_nothing_is_expected_of_a_finished_run(config: Config, trained: Path):
+    run, store = set_up(config, trained)
+    assert stages_of(run, store, lambda n: 1, None) == []
 
 
 def test_where_there_is_no_terminal_lines_are_printed_though_nobody_tells_anything():
