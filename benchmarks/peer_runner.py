@@ -122,10 +122,16 @@ class OmikujiBonsai(Omikuji):
     parameters: ClassVar[dict[str, Any]] = {"cluster_balanced": False, "cluster_k": 100, "max_depth": 3}
 
 
+class OmikujiOneTree(Omikuji):
+    settings = Omikuji.settings.replace("3 trees", "1 tree instead of 3")
+    parameters: ClassVar[dict[str, Any]] = {"n_trees": 1}
+
+
 class Pecos(Entrant):
     packages = ("libpecos",)
     modules = ("pecos.xmc.xlinear.model",)
     settings = "XR-Linear with defaults: PIFA, hierarchical k-means, beam 10"
+    beam: ClassVar[int] = 10
 
     def fit(self) -> None:
         from pecos.xmc import Indexer, LabelEmbeddingFactory
@@ -144,7 +150,43 @@ class Pecos(Entrant):
         self.fitted = XLinearModel.load(str(self.model), is_predict_only=True)
 
     def answer(self, queries: Any) -> Ids:
-        return top_of_rows(self.fitted.predict(queries, only_topk=TOP, threads=self.threads))
+        return top_of_rows(self.fitted.predict(queries, only_topk=TOP, beam_size=self.beam, threads=self.threads))
+
+
+class PecosWide(Pecos):
+    settings = Pecos.settings.replace("beam 10", "beam 50")
+    beam = 50
+
+
+class PecosTrees(Pecos):
+    """Three trees of other seeds; what their best 20 classes have is added up."""
+
+    settings = Pecos.settings.replace("beam 10", "beam 10; 3 trees of other seeds, their scores added up")
+    seeds = (0, 1, 2)
+
+    def fit(self) -> None:
+        from pecos.xmc import Indexer, LabelEmbeddingFactory
+        from pecos.xmc.xlinear.model import XLinearModel
+
+        y = self.y.tocsc().astype(np.float32)
+        classes = LabelEmbeddingFactory.create(y, self.x, method="pifa")
+        self.trees = []
+        for seed in self.seeds:
+            chain = Indexer.gen(classes, seed=seed, threads=self.threads)
+            self.trees.append(XLinearModel.train(self.x, y, C=chain, threads=self.threads))
+
+    def save(self) -> None:
+        for seed, tree in zip(self.seeds, self.trees, strict=True):
+            tree.save(str(self.model / str(seed)))
+
+    def load(self) -> None:
+        from pecos.xmc.xlinear.model import XLinearModel
+
+        self.trees = [XLinearModel.load(str(self.model / str(seed)), is_predict_only=True) for seed in self.seeds]
+
+    def answer(self, queries: Any) -> Ids:
+        scores = (tree.predict(queries, only_topk=20, threads=self.threads) for tree in self.trees)
+        return top_of_rows(sum(scores).tocsr())
 
 
 class PecosOneVersusRest(Pecos):
@@ -389,8 +431,11 @@ class Mach(Entrant):
 
 ENTRANTS: dict[str, type[Entrant]] = {
     "omikuji-parabel": Omikuji,
+    "omikuji-parabel-1": OmikujiOneTree,
     "omikuji-bonsai": OmikujiBonsai,
     "pecos-xrlinear": Pecos,
+    "pecos-xrlinear-beam-50": PecosWide,
+    "pecos-xrlinear-3-trees": PecosTrees,
     "napkinxc-plt": NapkinXC,
     "libmultilabel-tree": LibMultiLabelTree,
     "fasttext-hs": FastTextSoftmaxTree,

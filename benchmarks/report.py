@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
-DATA_SETS = ("gnd-core", "tate-leaf", "go-gene2pubmed", "debfiles-name2dir")
+DATA_SETS = ("gnd-core", "tate-leaf", "tib-gnd", "short", "go-gene2pubmed", "debfiles-name2dir")
 SHOWN = ("P@1", "P@3", "P@5", "PSP@1", "PSP@5")
 COSTS = {"CPU s": ("train_cpu_seconds", 1), "model MB": ("model_bytes", 1e6), "single, ms": ("single_ms", 1)}
 OURS = "mach:"
@@ -49,20 +49,30 @@ def table(entrants: dict[str, Any]) -> str:
 
 
 def plot_costs(tables: dict[str, dict[str, Any]]) -> None:
+    """A panel a data set, at most three a row; the efforts of ours are joined, cheapest first."""
     for key, unit, label, file in (
         ("train_cpu_seconds", 1, "processor seconds of training", "seconds"),
         ("model_bytes", 1e6, "MB of the stored model", "bytes"),
+        ("single_ms", 1, "milliseconds of a single query", "queries"),
     ):
-        figure, axes = plt.subplots(1, len(tables), figsize=(4.2 * len(tables), 3.6), squeeze=False)
-        for axis, (name, entrants) in zip(axes[0], tables.items(), strict=True):
-            for entrant, found in entrants.items():
-                cost, precision = median(found, key), median(found, "P@1")
-                if cost and precision:
-                    ours = entrant.startswith(OURS)
-                    axis.plot(cost / unit, 100 * precision, "o", color="crimson" if ours else "gray")
-                    axis.annotate(entrant, (cost / unit, 100 * precision), fontsize=7, xytext=(3, 3),
-                                  textcoords="offset points")  # fmt: skip
-            axis.set(xscale="log", xlabel=label, ylabel="P@1", title=name)
+        n_columns = min(3, len(tables))
+        n_rows = -(-len(tables) // n_columns)
+        figure, axes = plt.subplots(n_rows, n_columns, figsize=(4.2 * n_columns, 3.6 * n_rows), squeeze=False)
+        for axis in axes.flat[len(tables) :]:
+            axis.set_axis_off()
+        for axis, (name, entrants) in zip(axes.flat, tables.items(), strict=False):
+            points = {
+                entrant: (cost / unit, 100 * precision)
+                for entrant, found in entrants.items()
+                if (cost := median(found, key)) and (precision := median(found, "P@1"))
+            }
+            ours = sorted(point for entrant, point in points.items() if entrant.startswith(OURS))
+            axis.plot(*zip(*ours, strict=True), "-", color="crimson", linewidth=1)
+            for entrant, point in points.items():
+                color = "crimson" if entrant.startswith(OURS) else "gray"
+                axis.plot(*point, "o", color=color)
+                axis.annotate(entrant, point, fontsize=7, color=color, xytext=(3, 3), textcoords="offset points")
+            axis.set(xscale="log", xlabel=label, ylabel="P@1, %", title=name)
         figure.tight_layout()
         figure.savefig(DOCS / f"results-{file}.svg", metadata={"Date": None})
         plt.close(figure)
