@@ -1,4 +1,4 @@
-"""Every effort of ours and every peer on four data sets, in turns: accuracy over processor seconds, bytes and query time.
+"""Every effort of ours and every peer on four data sets, in turns: P@1 over processor seconds, bytes and query time.
 
     .venv/bin/python benchmarks/peers.py --install                      # once: the peers' own environment
     .venv/bin/python benchmarks/front.py                                # all four, an hour and more
