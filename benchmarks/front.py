@@ -13,6 +13,7 @@ is printed; `report.py` draws the plots.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ DATA_SETS = {name: DATA / name for name in ("gnd-core", "tate-leaf", "tib-gnd")}
 
 def measure(name: str, chosen: list[str], rest: list[str]) -> None:
     """Let `peers.py` measure what was chosen of one data set."""
-    data = DATA_SETS[name]
+    data = Path(os.path.relpath(DATA_SETS[name]))  # the table names it
     if name == "short" and not data.exists():
         data.mkdir(parents=True)
         subprocess.run(
@@ -66,12 +67,13 @@ def above(entrants: dict[str, Any], cost: str) -> list[str]:
         if found["rounds"]
     }
     ours = [point for name, point in points.items() if name.startswith(OURS)]
+    if not ours:
+        return ["ours was not measured"]
     found = []
     for name, (spent, precision) in points.items():
-        if not name.startswith(OURS) and ours:
-            best = max((p for s, p in ours if s <= spent), default=min(ours)[1])
-            if precision > best:
-                found.append(f"{name} ({precision:.1f} for {spent:.3g}, ours {best:.1f})")
+        best = max((p for s, p in ours if s <= spent), default=min(ours)[1])
+        if not name.startswith(OURS) and precision > best:
+            found.append(f"{name} ({precision:.1f} for {spent:.3g}, ours {best:.1f})")
     return found
 
 
