@@ -1,20 +1,17 @@
-"""The README: its sentences are short, its links lead somewhere, and what it shows of a table of one's own runs."""
+"""What a stranger reads first: sentences are short, words are explained before they are used, links lead somewhere."""
 
 from __future__ import annotations
 
-import csv
-import random
 import re
 from pathlib import Path
 
 import pytest
 
-from tests.test_tutorials import blocks_of, here, run_page
-
-__all__ = ["here"]  # a fixture
 ROOT = Path(__file__).parents[1]
-SHORT = [ROOT / "README.md", ROOT / "docs/tutorials/first-model.md", ROOT / "docs/index.md"]
+START = [ROOT / "README.md", ROOT / "docs/index.md", ROOT / "docs/start.md", ROOT / "docs/words.md"]
+SHORT = [*START, *sorted((ROOT / "docs/guides").glob("*.md"))]
 MOST_WORDS = 30
+HARD = ("bucket", "head", "certificate", "propensity", "pilot", "re-ranker", "aggregate", "repetition")
 
 
 def sentences(text: str) -> list[str]:
@@ -38,35 +35,26 @@ def test_a_long_sentence_is_found():
     )
 
 
+def unexplained(text: str) -> list[str]:
+    """Hard words that a page uses before it sets them in italics or bold, where it says what they mean."""
+    prose = re.sub(r"^```.*?^```$|`[^`\n]*`|\]\([^)]*\)|<!--.*?-->", " ", text, flags=re.M | re.S)
+    first = {word: re.search(rf"\*?\b{word}s?\b", prose, re.I) for word in HARD}
+    return [word for word, found in first.items() if found and not found[0].startswith("*")]
+
+
+@pytest.mark.parametrize("page", SHORT, ids=lambda page: page.stem)
+def test_hard_words_are_explained_before_they_are_used(page: Path):
+    assert unexplained(page.read_text().partition("## The tree")[0]) == []
+
+
+def test_a_hard_word_is_found():
+    assert unexplained("A head. *Buckets* are groups. A bucket.\n\n```sh\npilot\n```\nSee `heads` [x](pilot.md)\n") == [
+        "head"
+    ]
+
+
 def test_links_lead_somewhere():
     for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
         for link in re.findall(r"\]\(([\w./-]+\.\w+)", page.read_text()):
             if "://" not in link and not link.startswith(("api/", "mailto:")):
                 assert (page.parent / link).exists(), f"{page.name}: {link}"
-
-
-def test_a_table_of_ones_own(here: Path):
-    draw = random.Random(0)
-    words = {
-        "history": "kings wars Norway",
-        "whales": "hunt voyage sea",
-        "cooking": "stove pan salt",
-        "stars": "sky night",
-    }
-    words |= {"birds": "wing nest egg", "ships": "mast sail hull"}
-    for name, n_rows in (("books.csv", 200), ("held-out.csv", 40)):
-        with open(name, "w", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(["title", "abstract", "subjects"])
-            for _ in range(n_rows):
-                chosen = draw.sample(sorted(words), 2)
-                text = " ".join(draw.choice(words[subject].split()) for subject in chosen)
-                table.writerow([text, "a history of " + text, "|".join(chosen)])
-    blocks = list(blocks_of((ROOT / "README.md").read_text()))
-    [shell] = [block.code for block in blocks if "mach train books.csv" in block.code]
-    [python] = [block.code for block in blocks if block.language == "python"]
-    columns = 'text_columns = ["title", "abstract"]\nclass_column = "subjects"\nclass_separator = "|"\n'
-    Path("run.toml").write_text(f'[data]\ntrain = "books.csv"\n{columns}')
-    Path("page.md").write_text(f"```sh\n{shell}```\n```python\n{python}```\n")
-    run_page(Path("page.md"), here)
-    assert Path("runs/books").is_dir()

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
+
+import numpy as np
 
 from mach.data.text import TextFeatures
 from mach.data.words import Cut, words_by
@@ -69,6 +71,22 @@ def words_of(features: TextFeatures, text: str) -> list[Occurrence]:
     plain, spans = _plain(text)
     cut = words_by(features.rule)
     return [Occurrence(w, spans[at][0], spans[at + len(w) - 1][1]) for w, at in _located(plain, cut)]
+
+
+def unknown_words(features: TextFeatures, texts: Iterable[str]) -> tuple[list[str], int]:
+    """The words of texts that are no feature and have none in them, each once, and how many words there are.
+
+    Examples
+    --------
+    >>> from mach.config import TextConfig
+    >>> features = TextFeatures(TextConfig()).fit(["red apple"])
+    >>> unknown_words(features, ["Red pear", "a pear"])
+    (['pear', 'a'], 3)
+    """
+    words = list(dict.fromkeys(str(one.what) for text in texts for one in words_of(features, text)))
+    indptr, indices, _ = features.counted(words)
+    n_known = np.append(0, np.cumsum(features.is_known(indices)))[indptr]
+    return [word for word, n in zip(words, np.diff(n_known), strict=True) if not n], len(words)
 
 
 def _located(text: str, cut: Cut) -> Iterator[tuple[str, int]]:

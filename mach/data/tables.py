@@ -109,7 +109,7 @@ class Table(Format, ABC):
                 if name not in there:
                     raise DataError(
                         f"{place} has no column {name!r}{did_you_mean(name, there)}; there are {listing(there)}: set "
-                        f"{key}, class_column"
+                        f"{key}, class_column (mach train --text, --classes)"
                     )
             refuse_twice(place, there, chosen)
             return chosen

@@ -20,7 +20,7 @@ from rich.console import Console
 from mach.config import Config, load_config, load_run_config, parse_config
 from mach.data.omissions import warn
 from mach.data.store import Store
-from mach.errors import ConfigError, IncompleteRunError
+from mach.errors import ConfigError, IncompleteRunError, counted
 from mach.files.compiled import timed
 from mach.files.places import Place, place
 from mach.model.calibration import calibrate_when_due, described
@@ -44,6 +44,7 @@ from mach.training.recipe import before_reading
 from mach.training.setup import drop_store, resolve, set_up, with_trunk
 from mach.training.work import CALIBRATING, ORDER, TEACHING, of_pilot, stages_of
 
+FEW_CLASSES = 100  # a person who has no more is told of simpler tools
 Source: TypeAlias = "Config | dict[str, Any] | str | Place"
 
 
@@ -144,7 +145,7 @@ def train(
         run, store = _set_up(options, where, console, tell, trunk, choose)
         warn(store)
         _refuse_missing(repetitions, run.config.hashing.repetitions)
-        for line in _left_behind(run) if is_new else ():
+        for line in (*_few(run), *_left_behind(run)) if is_new else ():
             crew.say(line)
         wanted = None if repetitions is None else sorted(set(repetitions))
         outlook.expect(stages_of(run, store, partial(crew.n_workers, run, store), wanted))
@@ -318,6 +319,16 @@ def _refuse_missing(repetitions: Sequence[int] | None, n_repetitions: int) -> No
     for r in repetitions or ():
         if not 0 <= r < n_repetitions:
             raise ConfigError(f"repetitions {r}: the run has repetitions 0-{n_repetitions - 1}")
+
+
+def _few(run: Run) -> Iterator[str]:
+    """What a person is told of very few classes."""
+    n_classes = run.manifest.n_classes
+    if n_classes <= FEW_CLASSES:
+        yield (
+            f"{counted(n_classes, 'class')}: for so few one output a class is simpler and as good, such as "
+            "LogisticRegression of scikit-learn over TfidfVectorizer; mach is made for thousands"
+        )
 
 
 def _left_behind(run: Run) -> Iterator[str]:

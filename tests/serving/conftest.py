@@ -69,9 +69,9 @@ def calibrated(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[str]:
-    """A server at a port of this machine, in a thread."""
-    config = uvicorn.Config(settings.app(), port=0, http=Connection, ws="none", lifespan="on", log_level="critical")
+def serving(settings: Settings, port: int = 0) -> Iterator[str]:
+    """A server at a port of this machine, by default a free one, in a thread."""
+    config = uvicorn.Config(settings.app(), port=port, http=Connection, ws="none", lifespan="on", log_level="critical")
     socket, server = config.bind_socket(), uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
     thread.start()

@@ -24,7 +24,7 @@ from mach.model.ask import Allowed, Ask, n_best
 from mach.model.classes.answerer import Answerer
 from mach.model.classes.catalogue import Classes
 from mach.model.classes.edits import ASSOCIATE, EXAMPLE, UPVOTE, Edits, Exemplars, hashed_buckets
-from mach.model.classes.teaching import abridged, anchored, best_buckets, lifted, loads, warn_of_empty
+from mach.model.classes.teaching import abridged, anchored, best_buckets, lifted, loads, warn_of_empty, warn_of_unknown
 from mach.model.classes.versions import Current, Step, Versions
 from mach.networks.inference import wide_matrix
 from mach.runs.ensemble import BucketScores
@@ -125,6 +125,7 @@ class ClassEditor:
             counts_A = np.bincount(exemplars.classes_M - first, minlength=A)
             if read:
                 warn_of_empty(batch, "examples and texts", [names[a] for a in owners.tolist()])
+                self._tell_unknown(examples, texts)
             if by == "networks" and not counts_A.all():
                 name = names[int(np.argmin(counts_A))]
                 raise DataError(
@@ -318,6 +319,12 @@ class ClassEditor:
             read = [list(self._ensemble.read(queries)) for queries in given]
             batches, counts = [batch for parts in read for batch in parts], [sum(map(len, parts)) for parts in read]
         return concatenated(batches), np.repeat(np.arange(len(given)), counts)
+
+    def _tell_unknown(self, *given: Sequence[Any] | None) -> None:
+        features = self._ensemble.run.text_features
+        if features is not None:
+            sets = [[one] if isinstance(one, str) else one for several in given for one in several or ()]
+            warn_of_unknown(features, [text for texts in sets for text in texts if isinstance(text, str)])
 
     def _scored(self, batch: Batch) -> BucketScores:
         scores = self._ensemble.scored(batch)

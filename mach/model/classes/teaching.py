@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.data.batch import Batch, has_features
-from mach.errors import OmissionWarning
+from mach.data.occurrences import unknown_words
+from mach.data.text import TextFeatures
+from mach.errors import OmissionWarning, counted
 from mach.model.ask import Ask
 from mach.model.classes.answerer import Answerer
 from mach.model.classes.edits import Edits, Exemplars
@@ -24,6 +26,7 @@ SAME_COSINE = 0.999  # exemplars of different classes that are the same row cann
 ROUNDS = 3  # of lifting, as lifts change what others have to exceed
 MAX_ANCHORED = 512  # examples that the scale is measured on
 LOOKED_AT = 10  # best classes
+MOST_WORDS = 5  # that a warning shows
 
 
 def anchored(answerer: Answerer, edits: Edits, scores: BucketScores) -> Edits:
@@ -92,6 +95,17 @@ def warn_of_empty(batch: Batch, what: str, names: Sequence[str] | None = None) -
         of = "" if names is None else f", of {abridged(list(dict.fromkeys(names[n] for n in left_out.tolist())))}"
         told = f"{len(left_out)} of {len(batch)} {what} have no known feature and are left out{of}"
         warnings.warn(told, OmissionWarning, stacklevel=4)
+
+
+def warn_of_unknown(features: TextFeatures, texts: Sequence[str]) -> None:
+    """Warn of words that no row of the training had: a class is not found by them."""
+    if features.config.characters is None and (features.config.words or [1])[0] > 1:
+        return  # a feature is never a single word
+    unknown, n = unknown_words(features, texts)
+    if unknown:
+        told = f"{len(unknown)} of the {counted(n, 'word')} of the examples and texts are unknown to the run"
+        shown = ", ".join(f"{word:.40}" for word in unknown[:MOST_WORDS]) + (", ..." if unknown[MOST_WORDS:] else "")
+        warnings.warn(f"{told} and count for nothing: {shown}", OmissionWarning, stacklevel=4)
 
 
 def abridged(names: Sequence[str]) -> str:
