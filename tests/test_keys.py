@@ -1,4 +1,4 @@
-"""The page of keys is that of the source, and says of every key what a user must know."""
+"""The pages of keys and commands are those of the source, and say of every key what a user must know."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ ROOT = Path(__file__).parent.parent
 KEYS = {f"{s}.{k}": key for s, f in Config.model_fields.items() for k, key in f.annotation.model_fields.items()}  # type: ignore[union-attr]
 
 
-def test_the_page_of_keys_is_of_today():
-    made = subprocess.run([sys.executable, "scripts/keys.py"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert made.stdout == (ROOT / "docs/keys.md").read_text(), "run: python scripts/keys.py > docs/keys.md"
+@pytest.mark.parametrize("name", ["keys", "commands"])
+def test_pages_that_are_made_are_of_today(name: str):
+    program = f"scripts/{name}.py"
+    made = subprocess.run([sys.executable, program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert made.stdout == (ROOT / f"docs/{name}.md").read_text(), f"run: python {program} > docs/{name}.md"
 
 
 @pytest.mark.parametrize("name", KEYS)

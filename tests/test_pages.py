@@ -31,7 +31,7 @@ PAGES = {
 }
 WATCHING = "docs/guides/watching.md"
 START = "docs/start.md"  # it makes the tables and the run that other pages go on with
-SHOWN = {"", "csv", "dockerfile", "ini", "json", "text", "toml", "{toctree}"}  # languages of what is no program
+SHOWN = {"", "dockerfile", "ini", "json", "text", "toml", "{toctree}"}  # languages of what is no program
 NOT_RUN = {  # how often, by page and reason: a further one is written down here
     ("README.md", "it installs packages"): 1,
     ("README.md", "it takes minutes"): 1,
@@ -158,7 +158,7 @@ def test_a_page_that_is_wrong_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_plain_commands_need_no_shell(tmp_path: Path):
     told = list[str]()
     page = tmp_path / "page.md"
-    page.write_text("<!-- rows of t.csv -->\n```csv\na\nb\n```\n```sh\nmach train t.csv --separator \"|\"  # a > b\n"
+    page.write_text("<!-- rows of t.csv -->\n```text\na\nb\n```\n```sh\nmach train t.csv --separator \"|\"  # a > b\n"
                     "cat > x <<END\nmach in a file\nEND\nmach query a > b || true\nmach info r\n```\n")  # fmt: skip
 
     def mach(line: str) -> int:

@@ -113,6 +113,11 @@ def test_lone_surrogates_are_replaced(tmp_path):
     [
         ("t.csv", "", "is empty or lacks a header"),
         ("t.csv", "text,label\na,b\n", "line 1 has no column 'classes'; there are text, label: set"),
+        (
+            "t.csv",
+            "title,classes\na,b\n",
+            "title, classes: set text_columns, class_column (mach train --text, --classes)",
+        ),
         ("t.csv", 'text,classes\n"a\nb",c\nd\n', "line 4: 1 fields instead of 2: quote the text that holds ','"),
         ("t.csv", 'text,classes\n"a"b,c\n', "line 2: no valid CSV ("),
         ("t.csv", b"text,classes\na,b\nstra\xdfe,c\n", "line 3: byte 0xdf is not UTF-8: convert the file to UTF-8"),

@@ -24,7 +24,7 @@ from mach.config import Config
 from mach.data.batch import SparseBatch
 from mach.data.prepare import prepare
 from mach.data.store import Store
-from mach.errors import ConfigError, DataError, MachError, StorageError
+from mach.errors import ConfigError, DataError, MachError, OmissionWarning, StorageError
 from mach.files.tensors import map_tensors, write_tensors
 from mach.model.classes.edits import Edits, Exemplars, hashed_buckets
 from mach.model.classes.versions import Versions
@@ -187,6 +187,11 @@ def test_a_class_may_be_known_by_a_text_alone(config: Config, tmp_path: Path):
     assert np.isin(meant, model.topk("blue", 5)[0]).all()
     with pytest.raises(DataError, match="no example or text with known features"):
         model.classes.add("unknown", texts=["qqq"])
+    told = r"that the run does not know count for nothing: v1, v2, v3, v4, v5, \.\.\. \(6 of 7\)$"
+    with pytest.warns(OmissionWarning, match=told) as caught:
+        model.classes.add("half known", examples=[["v1 blue v2"]], texts=["V3 v4 v5 blue v6"])
+    assert caught[0].filename == __file__, "who gave them is named"
+    model.classes.undo()
     ids = model.classes.add(["a", "b"], examples=[["red and heavy"], ["green", "green and old"]], texts=["x", "y"])
     assert model.classes.edits.counts_A[-2:].tolist() == [1, 2]
     model.classes.add("by hash", by="hash")

@@ -130,15 +130,21 @@ def test_a_repetition_that_the_run_has_not_is_named(config: Config, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
-def test_nobody_is_told_unless_asked(config: Config, tmp_path: Path, capfd):
+def test_nobody_is_told_unless_asked(config: Config, tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPatch):
     tree = config.model_dump(exclude_unset=True)
     tree["hashing"] |= {"repetitions": 1}
     tree["training"] |= {"epochs": 1}
     mach.train(tree, tmp_path / "quiet", launcher="here")
     assert capfd.readouterr() == ("", "")
     told = io.StringIO()
-    mach.train(tree, tmp_path / "told", launcher="here", console=Console(file=told))
+    monkeypatch.setattr("mach.training.conductor.FEW_CLASSES", 120)
+    mach.train(tree, tmp_path / "told", launcher="here", console=Console(file=told, width=400))
     assert "repetition 0: finished" in told.getvalue()
+    assert "120 classes: for so few one output a class is simpler" in told.getvalue()
+    told.truncate(0)
+    monkeypatch.setattr("mach.training.conductor.FEW_CLASSES", 119)
+    mach.train(tree, tmp_path / "many", launcher="here", console=Console(file=told, width=400))
+    assert "so few" not in told.getvalue()
 
 
 def test_values_of_an_older_run_that_a_new_reranker_does_not_hear_are_told(

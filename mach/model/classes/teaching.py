@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mach.data.batch import Batch, has_features
 from mach.data.occurrences import unknown_words
 from mach.data.text import TextFeatures
-from mach.errors import OmissionWarning, counted
+from mach.errors import OmissionWarning
 from mach.model.ask import Ask
 from mach.model.classes.answerer import Answerer
 from mach.model.classes.edits import Edits, Exemplars
@@ -103,9 +103,9 @@ def warn_of_unknown(features: TextFeatures, texts: Sequence[str]) -> None:
         return  # a feature is never a single word
     unknown, n = unknown_words(features, texts)
     if unknown:
-        told = f"{len(unknown)} of the {counted(n, 'word')} of the examples and texts are unknown to the run"
         shown = ", ".join(f"{word:.40}" for word in unknown[:MOST_WORDS]) + (", ..." if unknown[MOST_WORDS:] else "")
-        warnings.warn(f"{told} and count for nothing: {shown}", OmissionWarning, stacklevel=4)
+        told = f"words of the examples and texts that the run does not know count for nothing: {shown}"
+        warnings.warn(f"{told} ({len(unknown):,} of {n:,})", OmissionWarning, stacklevel=4)
 
 
 def abridged(names: Sequence[str]) -> str:
