@@ -6,11 +6,10 @@ import os
 import signal
 from pathlib import Path
 
+from tests.compiled import compiled_kernels
+
 os.environ.setdefault("SCIPY_ARRAY_API", "1")  # else scikit-learn skips one of its checks; read when scipy is imported
-# Tests move MACH_CACHE, and with it all would be compiled anew.
-os.environ.setdefault(
-    "NUMBA_CACHE_DIR", str(Path(os.environ.get("MACH_CACHE", "~/.cache/mach")).expanduser() / "compiled")
-)
+os.environ["NUMBA_CACHE_DIR"] = compiled_kernels()
 
 import numpy as np
 import pytest
@@ -79,7 +78,6 @@ def config(planted: Path) -> Config:
             "network": {"hidden": [32], "dropout": 0.1, "weights": "bfloat16", "power": 1.0},
             "reranking": {"candidates": 0},
             "training": {"epochs": 8, "batch": 64, "rate": 0.02, "precision": "float32"},
-            "launch": {"workers": 2},
         },
         "fixture",
     )

@@ -134,9 +134,12 @@ def ids_of(classes: NDArray[Any], targets: Targets) -> csr_array:
     The last column stands for all values that are no class.
     """
     K = len(classes)
-    known = {value: k for k, value in enumerate(_spelt(classes).tolist())}
-    known |= {value: k for k, value in enumerate(classes.tolist())}  # a classifier of an earlier version, as it is
-    ids = np.array([known.get(value, K) for value in targets.values.tolist()], np.int64)
+    if targets.layout.form == "indicator" and np.array_equal(classes, np.arange(K)):  # of millions of columns
+        ids = np.minimum(targets.values, K)
+    else:
+        known = {value: k for k, value in enumerate(_spelt(classes).tolist())}
+        known |= {value: k for k, value in enumerate(classes.tolist())}  # a classifier of an earlier version, as it is
+        ids = np.array([known.get(value, K) for value in targets.values.tolist()], np.int64)
     rows = csr_array((np.ones(len(ids), np.int8), ids, targets.indptr), shape=(len(targets), K + 1))
     rows.sum_duplicates()
     rows.data[:] = 1
@@ -219,13 +222,15 @@ def _present(values: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
 
 
 def _as_array(values: Any) -> NDArray[Any]:
-    """Values as an array of their own type, if they share one, else of objects."""
+    """Values as an array of their own type, if they share one that keeps them, else of objects."""
     if isinstance(values, np.ndarray):
         if values.ndim != 1:
             raise DataError(f"classes of shape {values.shape}: give one dimension")
         return values
     values = list(values)
     kinds = set(map(type, values))
+    if kinds == {str} and any(value.endswith("\0") for value in values):  # which numpy's texts lose
+        return _objects(values)
     if len(kinds) == 1 and issubclass(kinds.pop(), str | int | float | np.generic):
         return np.array(values)
     return _objects(values)
@@ -239,7 +244,7 @@ def _spelt(values: NDArray[Any]) -> NDArray[Any]:
     if all(value == name for value, name in spelling.items()):
         return values
     spelt = [spelling[value] if isinstance(value, str) else value for value in values.tolist()]
-    return np.array(spelt) if values.dtype.kind == "U" else _objects(spelt)
+    return _as_array(spelt) if values.dtype.kind == "U" else _objects(spelt)
 
 
 def _objects(values: Sequence[Any]) -> NDArray[Any]:

@@ -64,6 +64,8 @@ def texts_of(classes: NDArray[Any], told: Mapping[Any, Mapping[str, Any]], n_cla
 
 def untold(classes: NDArray[Any], told: Mapping[Any, Any]) -> list[Any]:
     """Class values with texts that are none of the classes; numbers where those are numbers."""
+    if not told:
+        return []
     known = {*classes.tolist(), *map(str, classes.tolist())}
     left = [value for value in told if value not in known]
     are_numbers = np.asarray(classes).dtype.kind in "iu"

@@ -84,7 +84,11 @@ def text(content: str | bytes) -> Callable[[Path], None]:
 
 def packed(pack: Callable[[bytes], bytes], head: bytes, block: bytes, n: int) -> Callable[[Path], None]:
     """A file that repeats a block; as streams behind each other, so that it is made fast."""
-    return text(pack(head) + pack(block * 64) * (n // 64))
+
+    def write(path: Path) -> None:
+        path.write_bytes(pack(head) + pack(block * 4) * (n // 4))
+
+    return write
 
 
 def parquet(**columns: Any) -> Callable[[Path], None]:

@@ -267,6 +267,7 @@ def test_a_trunk_that_is_passed_trains_and_answers(config: Config, planted: Path
         "data": config.data.model_copy(update={"validation_fraction": 0.1}),
         "training": config.training.model_copy(update={"epochs": 2}),
         "reranking": config.reranking.model_copy(update={"candidates": 10}),
+        "launch": LaunchConfig(workers=1),
     }
     (tmp_path / "run.toml").write_text(to_toml(config.model_copy(update=changed)))
     run, passed = tmp_path / "run", ("--trunk", HONEST)
@@ -290,7 +291,7 @@ def test_a_trunk_that_is_passed_trains_and_answers(config: Config, planted: Path
 def test_workers_are_told_by_the_caller(config: Config, tmp_path: Path, marker: Path):
     changed = {"training": config.training.model_copy(update={"epochs": 1})}
     run, store = set_up(config.model_copy(update=changed), tmp_path / "run", trunk=Honest)
-    Crew(LaunchConfig(workers=2)).train(run, store)
+    Crew(LaunchConfig(workers=1)).train(run, store)
     assert run.finished() == [0, 1, 2]
     server = serving.ScoreServer(str(run.path), serving.fingerprints_of(run), [0, 1], for_workers(Honest))
     server.open()
@@ -340,7 +341,7 @@ def test_workers_find_what_lies_beside_a_script(tmp_path: Path):
     (tmp_path / "script.py").write_text(
         "import numpy as np, layers\nfrom mach import MACHClassifier\n"
         "X = np.eye(8, dtype=np.float32)[np.arange(64) % 8]\n"
-        "made = MACHClassifier(epochs=2, repetitions=2, buckets=4, n_jobs=2, random_state=0, trunk=layers.Mine)\n"
+        "made = MACHClassifier(epochs=2, repetitions=1, buckets=4, n_jobs=2, random_state=0, trunk=layers.Mine)\n"
         "print(made.fit(X, np.arange(64) % 8).predict(X).shape)\n"
     )
     command = [sys.executable, str(tmp_path / "script.py")]

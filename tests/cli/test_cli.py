@@ -90,7 +90,7 @@ def test_help_and_import_stay_light():
 
 
 def test_train_evaluate_status_and_info(config: Config, tmp_path: Path):
-    (tmp_path / "planted.toml").write_text(to_toml(config))
+    (tmp_path / "planted.toml").write_text(to_toml(config, brief=True))
     run = tmp_path / "run"
     result = mach("train", tmp_path / "planted.toml", run, "--repetitions", "0,2", "--set", "training.epochs=6")
     assert result.exit_code == 0, result.stderr
@@ -131,8 +131,11 @@ def test_dry_run_prints_the_ledger_and_trains_nothing(config: Config, tmp_path: 
 
 
 def test_a_second_warm_up_finds_all_kernels_compiled():
-    assert mach("warm-up").exit_code == 0
-    assert mach("warm-up").stderr == "all kernels are compiled\n"
+    done = mach("warm-up")  # the first one, where nobody has installed by `scripts/environment`
+    assert done.exit_code == 0
+    if done.stderr.endswith(" kernels compiled\n"):
+        done = mach("warm-up")
+    assert done.stderr == "all kernels are compiled\n"
 
 
 @pytest.mark.parametrize(("effort", "given"), [("fast", ["--effort", "fast"]), ("best", [])])

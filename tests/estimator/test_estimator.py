@@ -29,6 +29,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import mach
 from mach import MACHClassifier, MachError
+from mach.data.limits import LEAST_IDS
 from mach.errors import OmissionWarning
 from mach.estimator.engine import Engine
 from mach.estimator.rows import Rows
@@ -461,10 +462,10 @@ def test_other_kinds_than_before_are_refused(fitted, blobs):
 
 
 def test_processes_train_the_same_bits_in_silence(blobs, capfd):
-    one = MACHClassifier(**SMALL | {"epochs": 2}, repetitions=2).fit(*blobs)
-    two = MACHClassifier(**SMALL | {"epochs": 2}, repetitions=2, n_jobs=2).fit(*blobs)
+    one = MACHClassifier(**SMALL | {"epochs": 2}).fit(*blobs)
+    other = MACHClassifier(**SMALL | {"epochs": 2}, n_jobs=2).fit(*blobs)
     assert capfd.readouterr() == ("", "")
-    assert weight_files(one) == weight_files(two)
+    assert weight_files(one) == weight_files(other)
     assert weight_files(one) != weight_files(clone(one).set_params(random_state=1).fit(*blobs))
 
 
@@ -649,10 +650,10 @@ def test_rows_that_teach_nothing_are_warned_of_by_numbers_that_hold(classes, tol
 
 def test_columns_far_beyond_those_that_occur_are_refused_in_the_words_of_its_users():
     ones, rows = np.ones(8, np.float32), np.arange(8)
-    wide, narrow = (csr_array((ones, (rows, rows % 2)), shape=(8, n)) for n in (2**23, 4))
+    wide, narrow = (csr_array((ones, (rows, rows % 2)), shape=(8, n)) for n in (LEAST_IDS + 1, 4))
     for X, y, name in ((wide, rows % 2, "X"), (narrow, wide.astype(np.int8), "y")):
         with pytest.raises(
-            MachError, match=f"^{name} has .* = 8388608, and only 2 .*: leave its empty columns out$"
+            MachError, match=f"^{name} has .* = {LEAST_IDS + 1}, and only 2 .*: leave its empty columns out$"
         ) as caught:
             MACHClassifier().fit(X, y)
         assert "data." not in str(caught.value)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
@@ -33,6 +33,7 @@ def spelt(value: Any) -> Any:
 
 @settings(max_examples=60)
 @given(rows_of_classes, rows_of_classes)
+@example([["a\0", "\0 "]], [["\0"]])
 def test_ids_stay_and_stand_for_their_values(first: list[Any], second: list[Any]):
     before = Targets.of_lists(first)
     classes = grown(np.empty(0), before)

@@ -233,7 +233,7 @@ def test_training_ends_with_a_calibration_on_held_out_rows(
             "hashing": config.hashing.model_copy(update={"repetitions": 2}),
         }
     )
-    (tmp_path / "config.toml").write_text(to_toml(held))
+    (tmp_path / "config.toml").write_text(to_toml(held, brief=True))
     path = tmp_path / "run"
     result = mach("train", tmp_path / "config.toml", path, "--repetitions", "0")
     assert result.exit_code == 0, result.stderr

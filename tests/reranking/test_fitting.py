@@ -380,7 +380,7 @@ def test_workers_make_the_bits_of_this_process_after_a_kill_and_again_for_other_
     run, store = set_up(changed(paired, pairs=3), copied)
     assert is_due(run)
     assert load(copied).reranker is not None  # the old one answers until the new one is whole
-    train_reranker(run, store, Crew(LaunchConfig(workers=1)))
+    train_reranker(run, store, Crew(LaunchConfig()))
     assert (copied / "reranker.safetensors").read_bytes() != bits
     run, _ = set_up(changed(paired, candidates=0), copied)
     assert load(copied).reranker is None
@@ -392,7 +392,7 @@ def test_the_command_line_trains_it_once_all_repetitions_are_finished(paired: Co
         assert result.exit_code == 0, result.stderr
         return result
 
-    (tmp_path / "config.toml").write_text(to_toml(paired))
+    (tmp_path / "config.toml").write_text(to_toml(paired, brief=True))
     assert "re-ranker" in mach("train", tmp_path / "config.toml", "--dry-run").stdout
     mach("train", tmp_path / "config.toml", tmp_path / "run", "--repetitions", "1")
     assert not (tmp_path / "run/RERANKED").exists()

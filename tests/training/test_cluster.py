@@ -51,9 +51,9 @@ def nodes() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def longer(config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, list[bytes]]:
     """A run of some seconds and the bits of its weights."""
-    changed = run_with(config, **LONGER)
+    changed = run_with(config, training=LONGER["training"] | {"epochs": 90}, hashing=LONGER["hashing"])
     path = tmp_path_factory.mktemp("longer") / "run"
-    train(changed, path, workers=2)
+    train(changed, path, launcher="here")
     return changed, weights(path)
 
 
@@ -136,7 +136,7 @@ def test_ray_gives_the_bits_of_local_processes_without_a_byte_between_them(
 def test_ray_makes_the_bits_of_a_local_reranker(nodes: Any, config: Config, trained: Path, tmp_path: Path):
     reranking = config.reranking.model_copy(update={"candidates": 20})
     files = []
-    for name, launch in (("local", LaunchConfig(workers=2)), ("ray", RAY)):
+    for name, launch in (("local", LaunchConfig()), ("ray", RAY)):
         path = Path(shutil.copytree(trained, tmp_path / name))
         run, store = set_up(config.model_copy(update={"reranking": reranking}), path)
         train_reranker(run, store, Crew(launch))
@@ -246,7 +246,7 @@ def test_ten_random_kills_of_workers_and_nodes(nodes: Any, longer: tuple[Config,
     """The bits stay, and no kill costs more than the steps since the last checkpoint or the one under way."""
     config, _ = longer
     config = run_with(config, training={"epochs": 240, "checkpoint_seconds": 0.2})
-    train(config, tmp_path / "reference", workers=2)
+    train(config, tmp_path / "reference", launcher="here")
     path, chance = tmp_path / "run", random.Random(7)
     doomed = nodes.add_node(**NODE, resources={"here": 1})
     training = Training(config, path, RAY.model_copy(update={"resources": {"here": 0.5}, "workers": 2}))

@@ -50,7 +50,7 @@ def test_every_launcher_comes_to_the_same_bits(whole: Config, tmp_path: Path):
     }
     assert all(0 <= fraction <= 1 for _, fraction in told)
     assert told[-1] == ("calibrating", 1.0)
-    mach.train(whole, tmp_path / "local", workers=2)
+    mach.train(whole, tmp_path / "local", workers=1)
     assert bits(tmp_path / "local") == bits(tmp_path / "here")
     assert not (tmp_path / "here/pilots").exists()
 

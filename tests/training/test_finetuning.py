@@ -242,7 +242,7 @@ def test_a_run_below_a_url_starts_another_that_starts_a_third(config: Config, ol
 
 def test_the_re_ranker_is_trained_on_old_and_new_rows(config: Config, folder: Path, tmp_path: Path):
     run = learn(with_keys(config, reranking={"candidates": 20}), tmp_path / "run")
-    train_reranker(run, training_store(run), Crew(LaunchConfig(workers=1)))
+    train_reranker(run, training_store(run), Crew(LaunchConfig()))
     model = load(run.path)
     assert model.reranker is not None
     assert min(precision(run, folder, part) for part in ("old", "new")) > 0.96

@@ -49,9 +49,9 @@ def test_worker_processes_give_the_bits_of_this_process(config: Config, trained:
 
 def test_raising_the_repetitions_appends(config: Config, trained: Path, tmp_path: Path):
     fewer = run_with(config, hashing={"repetitions": 1})
-    train(fewer, tmp_path / "run", workers=1)
+    train(fewer, tmp_path / "run", launcher="here")
     first = (tmp_path / "run/repetitions/r000/weights.safetensors").stat().st_mtime_ns
-    train(config, tmp_path / "run", workers=2)
+    train(config, tmp_path / "run", launcher="here")
     assert (tmp_path / "run/repetitions/r000/weights.safetensors").stat().st_mtime_ns == first
     assert weights(tmp_path / "run") == weights(trained)
     with pytest.raises(ConfigError, match=r"hashing.repetitions: 1 here, 3 there \(it can only be raised\)"):
@@ -74,11 +74,11 @@ def test_a_folder_of_something_else_is_left_alone(config: Config, tmp_path: Path
 
 
 def test_a_repetition_that_always_fails_is_reported_while_the_others_finish(config: Config, tmp_path: Path):
-    run, store = set_up(config, tmp_path / "run")
+    run, store = set_up(run_with(config, training={"epochs": 1}), tmp_path / "run")
     run.repetition(1).folder.mkdir(parents=True)
     run.repetition(1).state.write_bytes(b"\xff" * 64)  # a damaged checkpoint fails every attempt
     with pytest.raises(IncompleteRunError) as caught:
-        Crew(LaunchConfig(workers=2)).train(run, store)
+        Crew(LaunchConfig(workers=1)).train(run, store)
     message = str(caught.value)
     assert "1 of 3 repetitions failed" in message
     assert "repetition 1: " in message
@@ -95,12 +95,12 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def start(config: Config, folder: Path, run: Path) -> subprocess.Popen[str]:
+def start(config: Config, folder: Path, run: Path, workers: int = 2) -> subprocess.Popen[str]:
     (folder / "config.toml").write_text(to_toml(config))
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell
         signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
-        [sys.executable, "-m", "mach.cli", "train", str(folder / "config.toml"), str(run)],
+        [sys.executable, "-m", "mach.cli", "train", str(folder / "config.toml"), str(run), "--workers", str(workers)],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -117,22 +117,23 @@ def wait_for_training(run: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-LONGER: dict[str, dict] = {"training": {"epochs": 90, "checkpoint_seconds": 0.05}, "hashing": {"repetitions": 2}}
+LONGER: dict[str, dict] = {"training": {"epochs": 45, "checkpoint_seconds": 0.05}, "hashing": {"repetitions": 2}}
 
 
 @pytest.fixture(scope="module")
 def longer(config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
-    """A run of some seconds, undisturbed: the reference of the kill tests."""
+    """A run of some seconds, undisturbed: the reference."""
     path = tmp_path_factory.mktemp("longer") / "run"
     changed = run_with(config, **LONGER)
-    train(changed, path, workers=2)
+    train(changed, path, launcher="here")
     return changed, path
 
 
-@pytest.mark.parametrize("n_kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_random_kills_end_in_the_same_bits(longer: tuple[Config, Path], tmp_path: Path, n_kills: int):
+@pytest.mark.parametrize(("n_kills", "epochs"), [(3, 45), pytest.param(20, 180, marks=pytest.mark.slow)])
+def test_random_kills_end_in_the_same_bits(config: Config, tmp_path: Path, n_kills: int, epochs: int):
     """SIGKILL to workers, and every fourth to the driver, at random moments, each after the run has got further."""
-    config, reference = longer
+    config = run_with(config, training=LONGER["training"] | {"epochs": epochs}, hashing=LONGER["hashing"])
+    train(config, tmp_path / "reference", launcher="here")
     chance = random.Random(5)
     n_struck = 0
     run = tmp_path / "run"
@@ -152,7 +153,7 @@ def test_random_kills_end_in_the_same_bits(longer: tuple[Config, Path], tmp_path
             os.kill(process.pid if is_driver else chance.choice(workers), signal.SIGKILL)
             n_struck, saved = n_struck + 1, now
     assert n_struck == n_kills
-    assert weights(run) == weights(reference)
+    assert weights(run) == weights(tmp_path / "reference")
     assert not list(run.rglob("*.tmp"))
 
 
@@ -162,16 +163,14 @@ def test_random_kills_end_in_the_same_bits(longer: tuple[Config, Path], tmp_path
 )
 def test_a_polite_stop_leaves_a_run_that_resumes(longer: tuple[Config, Path], tmp_path: Path, signal_number: int):
     config, reference = longer
-    process = start(config, tmp_path, tmp_path / "run")
+    process = start(config, tmp_path, tmp_path / "run", workers=1)
     wait_for_training(tmp_path / "run", process)
     process.send_signal(signal_number)
     _, errors = process.communicate()
     assert process.returncode == 3
     assert "run the same command again to go on" in errors
     assert "Traceback" not in errors
-    again = start(config, tmp_path, tmp_path / "run")
-    again.communicate()
-    assert again.returncode == 0
+    train(config, tmp_path / "run", launcher="here")
     assert weights(tmp_path / "run") == weights(reference)
 
 
@@ -211,7 +210,7 @@ def test_stopped_and_continued_workers_end_in_the_same_bits(longer: tuple[Config
 
 def test_workers_follow_a_dead_driver(longer: tuple[Config, Path], tmp_path: Path):
     config, _ = longer
-    process = start(config, tmp_path, tmp_path / "run")
+    process = start(config, tmp_path, tmp_path / "run", workers=1)
     wait_for_training(tmp_path / "run", process)
     workers = children(process.pid)
     process.kill()
@@ -223,11 +222,10 @@ def test_workers_follow_a_dead_driver(longer: tuple[Config, Path], tmp_path: Pat
         time.sleep(0.05)
 
 
-def test_two_drivers_of_one_run_share_it(longer: tuple[Config, Path], tmp_path: Path):
-    config, reference = longer
-    first, second = (start(config, tmp_path, tmp_path / "run") for _ in range(2))
+def test_two_drivers_of_one_run_share_it(config: Config, trained: Path, tmp_path: Path):
+    first, second = (start(config, tmp_path, tmp_path / "run", workers=1) for _ in range(2))
     assert [process.communicate() and process.returncode for process in (first, second)] == [0, 0]
-    assert weights(tmp_path / "run") == weights(reference)
+    assert weights(tmp_path / "run") == weights(trained)
 
 
 def test_a_start_that_dies_leaves_nothing_in_the_way(config: Config, tmp_path: Path):
@@ -250,7 +248,7 @@ def test_the_current_folder_can_become_a_run(config: Config, tmp_path: Path, mon
 def test_a_hopeless_failure_is_not_tried_again(config: Config, tmp_path: Path):
     run, store = set_up(run_with(config, training={"rate": 1e30}), tmp_path / "run")
     with pytest.raises(IncompleteRunError, match="diverged: its loss is .* lower training.rate"):
-        Crew(LaunchConfig(workers=1)).train(run, store, [0])
+        Crew(LaunchConfig()).train(run, store, [0])
     assert run.repetition(0).log.read_text().count("Traceback") == 1
 
 
@@ -266,7 +264,7 @@ def test_buckets_from_a_table(config: Config, tmp_path: Path):
     table = np.random.default_rng(0).integers(0, 32, (3, 120))
     np.save(tmp_path / "table.npy", table)
     changed = run_with(config, hashing={"table": str(tmp_path / "table.npy")}, training={"epochs": 1})
-    train(changed, tmp_path / "run", workers=1, repetitions=[0, 2])
+    train(changed, tmp_path / "run", launcher="here", repetitions=[0, 2])
     (tmp_path / "table.npy").unlink()
     np.testing.assert_array_equal(load(tmp_path / "run").assignment.buckets(range(120)), table[[0, 2]])
     np.save(tmp_path / "table.npy", table[:, :7])
@@ -279,20 +277,18 @@ def test_a_full_disk_stops_with_one_line_and_loses_nothing(config: Config, train
     changed = run_with(config, training={"checkpoint_seconds": 0.0})
     (tmp_path / "config.toml").write_text(to_toml(changed))
     set_up(changed, tmp_path / "run")
-    command = f"ulimit -f 8; exec {sys.executable} -m mach.cli train {tmp_path / 'config.toml'} {tmp_path / 'run'}"
-    process = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
+    command = f"exec {sys.executable} -m mach.cli train {tmp_path / 'config.toml'} {tmp_path / 'run'} --workers 1"
+    process = subprocess.run(["bash", "-c", f"ulimit -f 8; {command}"], stderr=subprocess.PIPE, text=True, check=False)
     assert process.returncode == 3, process.stderr
     last = process.stderr.strip().splitlines()[-1]
     assert "cannot write" in last
     assert "File too large" in last
     assert not list((tmp_path / "run").rglob("*.tmp"))
-    again = start(config, tmp_path, tmp_path / "run")
-    again.communicate()
-    assert again.returncode == 0
+    train(config, tmp_path / "run", launcher="here")
     assert weights(tmp_path / "run") == weights(trained)
 
 
 def test_shards_of_several_repetitions(config: Config, trained: Path, tmp_path: Path):
     run, store = set_up(config, tmp_path / "run")
-    Crew(LaunchConfig(workers=2, shard=2)).train(run, store)
+    Crew(LaunchConfig(shard=2)).train(run, store)
     assert weights(tmp_path / "run") == weights(trained)
