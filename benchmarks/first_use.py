@@ -1,10 +1,11 @@
-"""What a small table costs: `mach train` of 300 rows with defaults, kernels compiled before, and the first use of all.
+"""What a small table costs: `mach train` of 300 rows with defaults, at first use and later, and `mach query`.
 
     .venv/bin/python benchmarks/first_use.py --warm 5 --first 3 --write
 
 Every training is a fresh interpreter with an empty folder of prepared data; in a first use the folder of compiled
-kernels is empty too. Seconds of processors are those of all its processes, which are waited for. With --write, the
-table goes to benchmarks/results/first-use-DATE.md.
+kernels is empty too. Python keeps its bytecode, as it does unless PYTHONDONTWRITEBYTECODE is set. Seconds of
+processors are those of all its processes, which are waited for. With --write, the table goes to
+benchmarks/results/first-use-DATE.md.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def table(path: Path) -> Path:
 def cost(verb: list[str], compiled: Path) -> tuple[float, float, str]:
     """Seconds of processors and wall seconds of a command, and what it said."""
     with tempfile.TemporaryDirectory() as cache:
-        places = {"MACH_CACHE": cache, "NUMBA_CACHE_DIR": str(compiled)}
+        places = {"MACH_CACHE": cache, "NUMBA_CACHE_DIR": str(compiled), "PYTHONDONTWRITEBYTECODE": ""}
         before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         command = [sys.executable, "-m", "mach.cli", *verb]
         said = subprocess.run(command, env=os.environ | places, check=True, capture_output=True, text=True).stderr
@@ -57,13 +58,17 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=1, help="trainings without, the first of which is for the others")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    figures: dict[str, list[tuple[float, float, str]]] = {"first use": [], "warm": []}
+    figures: dict[str, list[tuple[float, float, str]]] = {"first use": [], "warm": [], "query": []}
     with tempfile.TemporaryDirectory() as folder:
         rows = str(table(Path(folder, "table.csv")))
         for i in range(options.first):
             figures["first use"].append(cost(["train", rows, f"{folder}/first{i}"], Path(folder, f"compiled{i}")))
         for i in range(options.warm):
             figures["warm"].append(cost(["train", rows, f"{folder}/warm{i}"], Path(folder, "compiled0")))
+        query = ["query", f"{folder}/first0", "c1a c1b"]
+        cost(query, Path(folder, "compiled0"))  # which compiles what only queries need
+        for _ in range(options.warm):
+            figures["query"].append(cost(query, Path(folder, "compiled0")))
         n_kernels = len(list(Path(folder, "compiled0").rglob("*.nbc")))
     lines = [
         f"# {N_ROWS} rows, `mach train` with defaults",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from functools import partial
 from typing import Any
 
@@ -158,6 +159,9 @@ def train(
     n_repetitions = model.run.config.hashing.repetitions
     finished = f"{len(model.run.finished())} of {counted(n_repetitions, 'repetition')} finished"
     say(f"{where}: {finished}", err=True)
+    query = '"a text"' if is_there(model.run.text_folder) else '"index:value ..."'
+    path = shlex.quote(str(where))
+    say(f"next: mach query {path} {query}, or mach evaluate {path} ROWS", err=True)
 
 
 @click.command("warm-up")

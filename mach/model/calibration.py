@@ -18,7 +18,7 @@ from mach.config import Section
 from mach.data.batch import SparseBatch, read_batch, right_of
 from mach.data.omissions import require_classes
 from mach.data.store import Store
-from mach.errors import ConfigError
+from mach.errors import ConfigError, counted
 from mach.files.records import Digest, find_json, write_json
 from mach.model.ask import Answer, Ask
 from mach.model.classes.answerer import Answerer
@@ -107,6 +107,13 @@ def described(calibration: Calibration) -> str:
     return f"calibration by {calibration.n_rows:,} rows, prior {calibration.prior:g}: {'; '.join(parts)}"
 
 
+def validated(calibration: Calibration) -> str:
+    """A line about how often the best class of the rows of a new calibration is right."""
+    shares = [f"{100 * (curve.precision or 0):.1f} %" for curve in (calibration.reranked, calibration.plain) if curve]
+    but = f", {shares[1]} without the re-ranker" if len(shares) > 1 else ""
+    return f"P@1 of {counted(calibration.n_rows, 'held-out row')}: {shares[0]}{but}"
+
+
 def held_out(run: Run, store: Store) -> NDArray[np.int64]:
     """Rows of the training data that nothing has learned from; ConfigError when the store is other data."""
     if store.fingerprint != run.manifest.data_fingerprint:
@@ -141,7 +148,8 @@ def calibrate(answerer: Answerer, store: Store, rows: NDArray[np.int64] | None =
         if not known.any():
             raise ConfigError(f"no row to calibrate on has a feature that {run.path} knows: give others")
         right_Nk = right_of(store, rows, top.ids_Nk)
-        return fit(*pairs_of(top.ids_Nk[known], top.scores_Nk[known], right_Nk[known]), answerer.ensemble.aggregate)
+        fitted = fit(*pairs_of(top.ids_Nk[known], top.scores_Nk[known], right_Nk[known]), answerer.ensemble.aggregate)
+        return fitted.model_copy(update={"precision": float(right_Nk[:, 0].mean())})
 
     made = Calibration(
         fingerprint=fingerprint(run, answerer.ensemble.repetitions),

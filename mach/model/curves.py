@@ -34,7 +34,7 @@ class Curve(Section):
 
     ``ece_before`` and ``ece_after`` are expected calibration errors on the rows that it was fitted to: of the
     probabilities that scores look like (`mach.sketch.aggregates.naive`), and of the curve, each row by a curve
-    fitted to the others.
+    fitted to the others. ``precision`` is the share of these rows whose best class is right; earlier curves have none.
     """
 
     method: Literal["isotonic", "beta"]
@@ -43,6 +43,7 @@ class Curve(Section):
     n_pairs: int
     ece_before: float
     ece_after: float
+    precision: float | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

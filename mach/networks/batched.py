@@ -19,15 +19,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mach.config import NetworkConfig
-from mach.data.batch import Batch, SparseBatch
+from mach.data.batch import Batch, SparseBatch, Targets
 from mach.errors import ConfigError
 from mach.networks.buffers import array_of
 from mach.networks.feed import DeviceBatch
+from mach.networks.figures import StepFigures
 from mach.networks.kernels.batched import MASK, Dropout
 from mach.networks.layers import ReluDropout
-from mach.networks.network import ROUNDING_STRIDE, Network
+from mach.networks.network import Network
 from mach.networks.offload import HostRows, adam_in_pieces, host_tensor, new_stream, to_device
-from mach.networks.output import StepFigures
+from mach.networks.output import step_figures
+from mach.networks.sparse import ROUNDING_STRIDE
 from mach.sketch.hashing import Assignment, UniversalAssignment
 from mach.sketch.ledger import HostMemory
 from mach.sketch.tables import TableAssignment
@@ -227,6 +229,10 @@ class Member:
         none = [Dropout(0.0, torch.zeros(1, dtype=torch.int64, device=self.device))] * max(1, len(whole.dense))
         with torch.no_grad(), whole.working():
             return whole._forward(rows, weight_UH, members, none)[1][0].float().cpu()
+
+    def figures(self, batch: Batch, targets: Targets) -> StepFigures:
+        """Of a batch, without dropout."""
+        return step_figures(self.logits(batch), targets, self.loss)
 
     def weights(self) -> dict[str, NDArray[Any]]:
         """Arrays under the names that `mach.networks.inference` reads."""

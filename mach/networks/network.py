@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -15,19 +14,15 @@ from mach.data.batch import Batch, DenseBatch, SparseBatch, Targets
 from mach.data.rows import RowView
 from mach.errors import ConfigError, StorageError
 from mach.networks.buffers import Buffers
-from mach.networks.inference import NO_SCALE, wide_matrix
+from mach.networks.figures import StepFigures
+from mach.networks.inference import wide_matrix
 from mach.networks.kernels.adam import adam
-from mach.networks.kernels.dense import draw
 from mach.networks.kernels.losses import named
-from mach.networks.kernels.memory import aligned_empty, stretches, to_bfloat16
-from mach.networks.kernels.sparse import sparse_backward, sparse_forward, transpose_batch
 from mach.networks.layers import TRUNK, HiddenLayers, ReluDropout, build_trunk
-from mach.networks.output import OutputLayer, StepFigures, loss_gradient, step_figures
+from mach.networks.output import OutputLayer, loss_gradient, step_figures
+from mach.networks.sparse import SparseInput
 from mach.networks.stored import check_stored
 from mach.networks.trunk import Trunk
-
-INPUT_WEIGHT_SCALE = 0.05
-ROUNDING_STRIDE = 40_014  # of the seed of random rounding, a step
 
 
 class Network:
@@ -97,7 +92,7 @@ class Network:
             if self.input is not None and self.output.weight.is_cpu and isinstance(self.trunk, HiddenLayers):
                 self.activation = None if len(self.trunk.layers) else self.trunk.activations[0]  # type: ignore[assignment]
         elif self.input is not None:
-            self.input.bias.copy_(torch.from_numpy(bias))
+            self.input.bias[:] = bias
         self.parameters = {TRUNK + name: parameter for name, parameter in self.trunk.named_parameters()}
         self.moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in self.parameters.items()}
 
@@ -128,7 +123,7 @@ class Network:
         if self.input is not None and isinstance(batch, SparseBatch):
             gradient = x if self.activation is not None else x.grad
             assert gradient is not None
-            self.input.step(batch, gradient, rate, self.n_steps)
+            self.input.step(batch, gradient.numpy(), gradient.sum(0).numpy(), rate, self.n_steps)
         self._move_parameters(rate)
         return figures
 
@@ -139,6 +134,10 @@ class Network:
         hidden = self._trunk(self._input(self.view.batch(batch)))
         self.trunk.train()
         return (hidden.clone() if self.output is None else self.output.logits(hidden)).float().cpu()
+
+    def figures(self, batch: Batch, targets: Targets) -> StepFigures:
+        """Of a batch, without dropout."""
+        return step_figures(self.logits(batch), targets, self.loss)
 
     def weights(self) -> dict[str, NDArray[Any]]:
         """Arrays under the names that `mach.networks.inference` reads; views, but copies from another device."""
@@ -196,13 +195,13 @@ class Network:
     def _weights(self) -> dict[str, Tensor]:
         tensors = {TRUNK + name: tensor.detach() for name, tensor in self.trunk.state_dict().items()}
         if self.input is not None:
-            tensors |= {"input.weight": torch.from_numpy(self.input.weight_DH), "input.bias": self.input.bias}
+            tensors |= {name: torch.from_numpy(array) for name, array in self.input.weights().items()}
         return tensors | (self.output.weights() if self.output is not None else {})
 
     def _state(self) -> dict[str, Tensor]:
         tensors = {f"weights.{name}": tensor for name, tensor in self._weights().items()}
         if self.input is not None:
-            tensors |= self.input.state()
+            tensors |= {name: torch.from_numpy(array) for name, array in self.input.state().items()}
         for name, (mean, square) in self.moments.items():
             tensors |= {f"mean.{name}": mean, f"square.{name}": square}
         return tensors | (self.output.state() if self.output is not None else {})
@@ -218,7 +217,7 @@ class Network:
         if isinstance(batch, DenseBatch):
             return torch.from_numpy(batch.values_ND)
         assert self.input is not None
-        return self.input.forward(batch)
+        return torch.from_numpy(self.input.forward(batch))
 
     def _trunk(self, x: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_half):
@@ -234,50 +233,6 @@ class Network:
         for i, module in enumerate(self.trunk.modules()):
             if isinstance(module, ReluDropout):
                 module.seed = key + i
-
-
-class SparseInput:
-    """Input layer over sparse features: weight (D, H) with row-wise RMSprop, bias (H,) with Adam.
-
-    With ``half`` the weights are bfloat16 (as uint16), rounded at random after each step, rather than float32.
-    """
-
-    def __init__(self, n_features: int, width: int, seed: int, *, half: bool) -> None:
-        self.seed = seed
-        self.weight_DH = aligned_empty((n_features, width), np.uint16 if half else np.float32)
-        normal = NormalDist(0.0, INPUT_WEIGHT_SCALE)
-        quantiles = np.array([normal.inv_cdf((i + 0.5) / 4096) for i in range(4096)], np.float32)
-        draw(to_bfloat16(quantiles) if half else quantiles, seed, self.weight_DH.reshape(-1))
-        self.square_D = np.zeros(n_features, np.float32)
-        self.bias, self.bias_mean, self.bias_square = (torch.zeros(width) for _ in range(3))
-        self.slot_D = np.zeros(n_features, np.int32)
-        self.buffers = Buffers()
-
-    def forward(self, batch: SparseBatch) -> Tensor:
-        out = self.buffers.tensor("out", (len(batch), self.weight_DH.shape[1]), torch.float32)
-        arrays = (batch.indptr, batch.indices, batch.values, self.weight_DH, NO_SCALE, self.bias.numpy())
-        sparse_forward(*arrays, out.numpy())
-        return out
-
-    def step(self, batch: SparseBatch, gradient: Tensor, rate: float, n_steps: int) -> None:
-        adam(self.bias, None, gradient.sum(0), self.bias_mean, self.bias_square, rate, 1.0, n_steps)
-        columns = transpose_batch(batch.indptr, batch.indices, batch.values, self.slot_D)
-        seed = self.seed + n_steps * ROUNDING_STRIDE
-        sparse_backward(columns, gradient.numpy(), self.weight_DH, self.square_D, rate, seed)
-
-    def load(self, stored: dict[str, NDArray[Any]]) -> None:
-        """Take the weights of a stored layer."""
-        for rows in stretches(*self.weight_DH.shape):
-            wide = wide_matrix(stored, "input", rows)
-            self.weight_DH[rows] = to_bfloat16(wide) if self.weight_DH.dtype == np.uint16 else wide
-
-    def state(self) -> dict[str, Tensor]:
-        """Moments by name."""
-        return {
-            "square.input.weight": torch.from_numpy(self.square_D),
-            "mean.input.bias": self.bias_mean,
-            "square.input.bias": self.bias_square,
-        }
 
 
 def refuse_missing(device: str) -> None:

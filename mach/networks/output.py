@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,27 +13,16 @@ from torch import Tensor
 
 from mach.data.batch import Targets
 from mach.networks.buffers import Buffers, aligned, array_of
+from mach.networks.figures import StepFigures, figures_of, heads
 from mach.networks.inference import NO_SCALE
 from mach.networks.kernels.adam import adam
-from mach.networks.kernels.loss import dithered, n_hits
+from mach.networks.kernels.loss import DITHER_STRIDE, dithered
 from mach.networks.kernels.losses import Loss
 from mach.networks.kernels.sparse import sparse_forward
+from mach.networks.stored import MOMENTS
 
-MOMENTS = ("mean.output.weight", "square.output.weight", "mean.output.bias", "square.output.bias")
 SAMPLES = 1  # tells the random numbers of samples from others of the same seed and step
-DITHER_STRIDE = 48_271  # of the seed of random rounding, a step
 PAD = 32  # unused columns: rows a power of two apart would fall on the same lines of a cache
-
-
-@dataclass(frozen=True)
-class StepFigures:
-    """Of a batch: mean loss a row, and the share of rows whose top bucket is a target; means over the heads.
-
-    A sampled step estimates the loss, and seeks the top among its sample, corrections included.
-    """
-
-    loss: float
-    bucket_precision: float
 
 
 @dataclass(frozen=True)
@@ -166,9 +153,9 @@ class OutputLayer:
             own = torch.from_numpy(targets.outputs), torch.from_numpy(targets.rows)
             z_BN[own] -= torch.from_numpy(sample.corrections)[own[0]].to(z_BN.dtype)
         z, g, by_bias = array_of(z_BN), array_of(g_NB), np.empty(B, np.float32)
-        figures = _figures(z, added_B, targets, loss) if measured else None
+        figures = figures_of(z, added_B, targets, loss) if measured else None
         kernel = loss.kernel("gradient")
-        for head in _heads(B, targets):
+        for head in heads(B, targets):
             kernel(z[head], added_B[head], targets.rows, targets.outputs, head.start, g[:, head], by_bias[head])
         if self.dither:
             by_hidden = csr_array(dithered(z, self.dither, rounding)[::-1], shape=(B, N))
@@ -210,22 +197,6 @@ class OutputLayer:
             self.half.copy_(self.weight)
 
 
-def _heads(n_outputs: int, targets: Targets) -> list[slice]:
-    """The outputs of every head."""
-    n_buckets = n_outputs // targets.n_heads
-    return [slice(first, first + n_buckets) for first in range(0, n_outputs, n_buckets)]
-
-
-def _figures(z_BN: NDArray[Any], bias_B: NDArray[np.float32], targets: Targets, loss: Loss) -> StepFigures:
-    """`step_figures` of logits as `mach.networks.kernels.loss` has them."""
-    kernel, total, hits = loss.kernel("loss"), 0.0, 0
-    for head in _heads(len(z_BN), targets):
-        given = z_BN[head], bias_B[head], targets.rows, targets.outputs, head.start
-        total, hits = total + kernel(*given), hits + n_hits(*given)
-    n = max(1, z_BN.shape[1] * targets.n_heads)
-    return StepFigures(total / n, hits / n)
-
-
 def loss_gradient(logits: Tensor, targets: Targets, loss: Loss) -> Tensor:
     """Gradient by the logits of the loss summed over rows and heads."""
     is_target_NJB = _is_target(logits, targets)
@@ -239,14 +210,6 @@ def step_figures(logits: Tensor, targets: Targets, loss: Loss) -> StepFigures:
     hits = is_target_NJB.gather(2, logits_NJB.argmax(2, keepdim=True)).sum()
     n = max(1, len(logits) * targets.n_heads)
     return StepFigures(float(loss.value(logits_NJB, is_target_NJB).sum()) / n, float(hits) / n)
-
-
-def mean_figures(figures: Sequence[StepFigures]) -> StepFigures:
-    """Means over steps of as many rows each."""
-    return StepFigures(
-        float(np.mean([figure.loss for figure in figures])),
-        float(np.mean([figure.bucket_precision for figure in figures])),
-    )
 
 
 def _is_target(logits: Tensor, targets: Targets) -> Tensor:

@@ -1,24 +1,64 @@
-"""The precision that suits this processor; torch is imported only where there is a choice."""
+"""The precision that suits this processor; torch is imported only where there is a choice, and in a process of its own.
+
+What was found is kept in the cache, so that the process that drives a training needs no torch.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import sys
 import time
+from importlib.metadata import version
 from typing import Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from mach.errors import StorageError
+from mach.files.caches import cache_folder
+from mach.files.records import find_json, write_json
+
+Precision = Literal["float32", "bfloat16"]
 
 
-def native_precision() -> Literal["float32", "bfloat16"]:
+class Found(BaseModel):
+    """What the cache holds: the precision of a kind of processor with a release of torch."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    processor: str
+    torch: str
+    precision: Precision
+
+
+def native_precision() -> Precision:
     """bfloat16 where the processor has instructions for it and multiplies it faster than float32, else float32.
 
-    Instructions may be there and yet be slow, as in virtual machines: a product of each is timed in turns, 5 ms in
-    all. The answer is stored in the run's manifest, so that all its workers agree.
+    Instructions may be there and yet be slow, as in virtual machines: a product of each is timed in turns, once a
+    machine. The answer is stored in the run's manifest, so that all its workers agree.
     """
-    from llvmlite.binding import get_host_cpu_features
+    from llvmlite.binding import get_host_cpu_features, get_host_cpu_name
 
     features = get_host_cpu_features()
     if not (features.get("avx512bf16") or features.get("amx-bf16")):
         return "float32"
+    flags = ",".join(sorted(name for name, has in features.items() if has))
+    here = {"processor": f"{get_host_cpu_name()} {flags}", "torch": version("torch")}
+    file = cache_folder() / "precision.json"
+    with contextlib.suppress(StorageError):
+        found = find_json(file, Found)
+        if found is not None and (found.processor, found.torch) == (here["processor"], here["torch"]):
+            return found.precision
+    precision = faster_precision() if "torch" in sys.modules else _asked()
+    with contextlib.suppress(StorageError, OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, Found(**here, precision=precision).model_dump())
+    return precision
+
+
+def faster_precision() -> Precision:
+    """That of the faster product, in 5 ms; imports torch."""
     import torch
 
     operands = torch.ones(256, 256), torch.ones(256, 256, dtype=torch.bfloat16)
@@ -30,3 +70,10 @@ def native_precision() -> Literal["float32", "bfloat16"]:
             seconds_2T[i, turn] = time.perf_counter() - start
     full, half = seconds_2T.min(axis=1)
     return "bfloat16" if half < full else "float32"
+
+
+def _asked() -> Precision:
+    """`faster_precision` of another process; float32 where that fails."""
+    code = "from mach.networks.precision import faster_precision; print(faster_precision())"
+    done = subprocess.run([sys.executable, "-P", "-c", code], stdout=subprocess.PIPE, text=True, check=False)
+    return "bfloat16" if done.stdout.strip() == "bfloat16" else "float32"

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
-from mach.config import NetworkConfig
+from mach.config import Config, NetworkConfig
+from mach.data.store import Store
 from mach.errors import ConfigError
 from mach.networks.kernels.losses import named
 
 MANY_BUCKETS, SAMPLED = 4096, 0.25
 DITHER = 0.2  # 0.1 to 0.5 were alike on validation rows
+STEP_FLOPS = 6  # a weight and row: forward, and back by inputs and by weights
+LIGHT_FLOPS = 2e10  # of a repetition: a second of one core, at least, which is less than torch takes to be imported
 GONE = {"network.input_dropout": 0.0, "training.schedule": "linear"}  # keys of before, and the values that are left
 
 
@@ -72,3 +76,19 @@ class Steps:
         if step < n_warmup:
             return peak * (step + 1) / n_warmup
         return peak * (1.0 - (step - n_warmup) / max(1, n_steps - n_warmup))
+
+
+def repetition_flops(config: Config, store: Store) -> float:
+    """Floating-point operations of the training of one repetition, by a configuration that is filled in."""
+    n_outputs = config.hashing.heads * (config.hashing.buckets or 0)
+    n_inputs = store.n_features if store.is_dense else store.n_nonzeros / max(store.n_rows, 1)
+    sizes = [n_inputs, *config.network.hidden, n_outputs]
+    n_weights = sum(above * below for above, below in pairwise(sizes))  # that a row meets
+    return STEP_FLOPS * n_weights * store.n_rows * config.training.epochs
+
+
+def is_light(config: Config, store: Store) -> bool:
+    """Whether `mach.networks.light.LightNetwork` is what a processor trains in float32, whoever launches it."""
+    is_plain = not store.is_dense and len(config.network.hidden) == 1 and config.network.trunk is None
+    has_few_buckets = (config.hashing.buckets or 0) < MANY_BUCKETS
+    return is_plain and has_few_buckets and repetition_flops(config, store) < LIGHT_FLOPS

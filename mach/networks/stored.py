@@ -14,6 +14,7 @@ from mach.files.arrays import ascends
 Arrays = Mapping[str, NDArray[Any]]
 TABLE = "assignment"  # among the weights of runs made until 2026: buckets that a repetition learned by itself, (J, K)
 SCALED = ("input", "output")  # layers that are stored as integers
+MOMENTS = ("mean.output.weight", "square.output.weight", "mean.output.bias", "square.output.bias")  # of a checkpoint
 SMALL = 2**16  # entries: as many are looked at when a file is opened; larger matrices once an answer is not finite
 BLOCK = 2**22
 

@@ -14,7 +14,7 @@ from mach.data.store import Store
 from mach.errors import TrainingStoppedError, counted
 from mach.networks.trunk import Trunk
 from mach.runs.run import Run
-from mach.training.launch.launchers import n_workers, torch_kept
+from mach.training.launch.launchers import n_workers
 from mach.training.outlook import duration
 from mach.training.progress import Progress
 from mach.training.setup import resolve
@@ -124,7 +124,7 @@ def measured(config: Config, store: Store, trunk: Trunk | None) -> float:
         return began[-1] - began[0] >= MEASURED_SECONDS
 
     work = Work.of(resolved, store)
-    with TemporaryDirectory(prefix="mach-") as folder, torch_kept():
+    with TemporaryDirectory(prefix="mach-") as folder:
         run = Run.create(Path(folder, "run"), resolved, manifest, store, assignment, trunk=trunk)
         job = ShardJob(str(run.path), str(store.path), (0,), resolved.launch.threads, trunk=run.trunk)
         with contextlib.suppress(TrainingStoppedError):

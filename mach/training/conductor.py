@@ -23,7 +23,7 @@ from mach.data.store import Store
 from mach.errors import ConfigError, IncompleteRunError, counted
 from mach.files.compiled import timed
 from mach.files.places import Place, place
-from mach.model.calibration import calibrate_when_due, described
+from mach.model.calibration import calibrate_when_due, described, validated
 from mach.model.loading import load
 from mach.model.model import MachModel
 from mach.networks.trunk import Trunk, agreed
@@ -145,17 +145,18 @@ def train(
         run, store = _set_up(options, where, console, tell, trunk, choose)
         warn(store)
         _refuse_missing(repetitions, run.config.hashing.repetitions)
-        for line in (*_few(run), *_left_behind(run)) if is_new else ():
+        for line in (_summary(run, store), *_few(run), *_left_behind(run)) if is_new else ():
             crew.say(line)
         wanted = None if repetitions is None else sorted(set(repetitions))
         outlook.expect(stages_of(run, store, partial(crew.n_workers, run, store), wanted))
         crew.train(run, store, wanted)
         train_reranker(run, store, crew)
-        tell(CALIBRATING, 0.0)
+        tell_held = tell if run.config.data.validation_fraction else silence
+        tell_held(CALIBRATING, 0.0)
         calibrated = calibrate_when_due(run, store)
-        if calibrated is not None:
-            crew.say(described(calibrated))
-        tell(CALIBRATING, 1.0)
+        for line in () if calibrated is None else (described(calibrated), validated(calibrated)):
+            crew.say(line)
+        tell_held(CALIBRATING, 1.0)
         drop_store(run)
     finished = run.finished()
     if repetitions is None and len(finished) < run.config.hashing.repetitions:
@@ -329,6 +330,15 @@ def _few(run: Run) -> Iterator[str]:
             f"{counted(n_classes, 'class')}: for so few one output a class is simpler and as good, such as "
             "LogisticRegression of scikit-learn over TfidfVectorizer; mach is made for thousands"
         )
+
+
+def _summary(run: Run, store: Store) -> str:
+    """What is trained, in a line."""
+    config = run.config
+    sizes = counted(store.n_rows, "row"), counted(store.n_classes, "class"), counted(store.n_features, "feature")
+    networks = counted(config.hashing.repetitions, "repetition"), counted(config.training.epochs, "epoch")
+    effort = [f"effort {config.training.effort}"] if config.training.effort else []
+    return f"{', '.join(sizes)}: {', '.join([*effort, *networks, counted(config.reranking.pilots, 'pilot')])}"
 
 
 def _left_behind(run: Run) -> Iterator[str]:

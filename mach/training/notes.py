@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mach.errors import StorageError
 from mach.files.records import first_of
-from mach.networks.output import StepFigures
+from mach.networks.figures import StepFigures
 
 
 class Notes(BaseModel):

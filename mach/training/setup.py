@@ -15,6 +15,7 @@ from mach.data.transfer import META, fetch_source, upload_store
 from mach.data.writer import storage_errors
 from mach.errors import ConfigError, StorageError
 from mach.files.places import Place, is_there, names_in, place, remove_folder
+from mach.networks.steps import is_light
 from mach.networks.trunk import Trunk, agreed, name_of
 from mach.reranking.record import is_due
 from mach.runs.manifest import Manifest
@@ -169,10 +170,7 @@ def resolve(
     """
     from mach.networks.precision import native_precision
 
-    precision = config.training.precision
-    if precision == "auto":
-        precision = "bfloat16" if config.launch.gpus else native_precision()
-    config = recipe.fill(config.changed(training={"precision": precision}), recipe.Shape.of(store))
+    config = recipe.fill(config, recipe.Shape.of(store))
     n_buckets = config.hashing.buckets
     if not n_buckets:
         counts: dict[str, Any] = {"n_repetitions": config.hashing.repetitions, "n_heads": config.hashing.heads}
@@ -190,6 +188,10 @@ def resolve(
     if loss == "auto":
         loss = "softmax" if np.all(np.diff(store.class_indptr) == 1) else "binary"
     config = config.changed(hashing={"buckets": n_buckets}, training={"loss": loss})
+    precision = config.training.precision
+    if precision == "auto":
+        precision = "bfloat16" if config.launch.gpus else "float32" if is_light(config, store) else native_precision()
+    config = config.changed(training={"precision": precision})
     if config.network.trunk is not None:
         from mach.networks.layers import build_trunk
 

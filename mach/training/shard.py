@@ -12,19 +12,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from mach.config import NetworkConfig
 from mach.data.store import Store
 from mach.data.transfer import fetch_store
 from mach.errors import MachError, TrainingError, TrainingStoppedError
 from mach.files.places import local_copy
 from mach.files.tensors import map_tensors
-from mach.networks.batched import BatchedNetwork, can_be_batched
-from mach.networks.feed import Feed
-from mach.networks.network import Network, refuse_missing
-from mach.networks.output import StepFigures
+from mach.networks.steps import is_light
 from mach.networks.trunk import Trunk
 from mach.runs.repetition import RepetitionFiles
 from mach.runs.run import Run
@@ -33,6 +29,9 @@ from mach.training.notes import Notes
 from mach.training.progress import Progress
 from mach.training.sockets import refused
 from mach.training.trainer import Pulse, Step, Trainer
+
+if TYPE_CHECKING:
+    from mach.networks.figures import StepFigures
 
 
 @dataclass(frozen=True)
@@ -78,18 +77,17 @@ def train_shard(
     TrainingError
         When the loss is no longer finite, or a socket is opened.
     """
-    refuse_missing(job.device)
-    torch.set_num_threads(job.threads)
     run = Run.open(job.run, job.trunk)
     missing = [files for r in job.repetitions if not (files := run.repetition(r)).is_done]
     if not missing:
         return
     store = fetch_store(job.store)
-    config, _ = run.config, run.manifest  # both are kept: those of a remote run are read before sockets are refused
-    together = job.device != "cpu" if job.together is None else job.together
-    together = together and can_be_batched(config.network, dense_input=store.is_dense)
-    torch.set_flush_denormal(True)  # denormal Adam moments cost a hundredfold
-    try:
+    config, manifest = (
+        run.config,
+        run.manifest,
+    )  # both are kept: those of a remote run are read before sockets are refused
+    light = job.device == "cpu" and not job.together and manifest.precision == "float32" and is_light(config, store)
+    with contextlib.nullcontext(False) if light else _torch(job, store, config.network) as together:
         for unit in [missing] if together else [[files] for files in missing]:
             try:
                 with contextlib.ExitStack() as stack:
@@ -102,7 +100,10 @@ def train_shard(
                     for group in _groups(unit) if together else [unit]:
                         pulse = Pulse(should_stop, config.training.checkpoint_seconds)
                         device = "cpu" if together else job.device
-                        trainers = (Trainer(run, store, files, report, pulse, device) for files in group)
+                        trainers = (
+                            Trainer(run, store, files, report, pulse, device, job.threads, is_light=light)
+                            for files in group
+                        )
                         if together:
                             _train_together(trainers, len(group), store, job, pulse)
                         else:
@@ -112,8 +113,30 @@ def train_shard(
             finally:
                 for files in unit:
                     files.keep_log()
+
+
+@contextlib.contextmanager
+def _torch(job: ShardJob, store: Store, network: NetworkConfig) -> Iterator[bool]:
+    """Have torch train as the job says; tells whether all repetitions are trained together.
+
+    What this changes in torch is given back: its threads, its random numbers, and how this thread takes tiny numbers.
+    """
+    import torch
+
+    from mach.networks.batched import can_be_batched
+    from mach.networks.network import refuse_missing
+
+    refuse_missing(job.device)
+    together = job.device != "cpu" if job.together is None else job.together
+    n_threads, state = torch.get_num_threads(), torch.get_rng_state()
+    torch.set_num_threads(job.threads)
+    torch.set_flush_denormal(True)  # denormal Adam moments cost a hundredfold
+    try:
+        yield together and can_be_batched(network, dense_input=store.is_dense)
     finally:
-        torch.set_flush_denormal(False)  # the state of the whole thread, and the caller's to use
+        torch.set_flush_denormal(False)
+        torch.set_rng_state(state)
+        torch.set_num_threads(n_threads)
 
 
 def _groups(unit: list[RepetitionFiles]) -> list[list[RepetitionFiles]]:
@@ -134,6 +157,10 @@ def _groups(unit: list[RepetitionFiles]) -> list[list[RepetitionFiles]]:
 
 def _train_together(trainers: Iterator[Trainer], n: int, store: Store, job: ShardJob, pulse: Pulse) -> None:
     """Train n repetitions as one network on a device; their own networks are needed one at a time to begin with."""
+    from mach.networks.batched import BatchedNetwork
+    from mach.networks.feed import Feed
+    from mach.networks.network import Network
+
     begun: list[Trainer] = []
     with contextlib.ExitStack() as stack:
         for trainer in trainers:

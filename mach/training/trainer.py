@@ -13,10 +13,9 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from mach.config import Config
@@ -26,10 +25,9 @@ from mach.data.store import Store
 from mach.errors import StorageError, TrainingError, TrainingStoppedError
 from mach.files.places import HOST, local_copy, short_lived, sweep
 from mach.files.tensors import map_tensors
-from mach.networks.batched import Member
+from mach.networks.figures import StepFigures, mean_figures
 from mach.networks.inference import stored_weights
-from mach.networks.network import Network
-from mach.networks.output import StepFigures, mean_figures, step_figures
+from mach.networks.light import LightNetwork
 from mach.networks.steps import Steps
 from mach.networks.stored import check_stored
 from mach.runs.repetition import RepetitionFiles, SignOfLife, Summary
@@ -39,11 +37,16 @@ from mach.training.notes import Notes
 from mach.training.progress import Progress
 from mach.training.sockets import refused
 
+if TYPE_CHECKING:
+    from mach.networks.batched import Member
+    from mach.networks.network import Network
+
 MEASURE_EVERY = 8  # steps: the loss costs a tenth of a step
 REPORT_SECONDS = 0.5
 SIGN_SECONDS, REMOTE_SIGN_SECONDS = 15.0, 30.0  # between signs of life, but for those at the ends of epochs
 MAX_CHECKPOINT_SHARE = 0.05  # of the time: on a slow disk, checkpoints are rarer than asked
 VALIDATION_BATCH = 1024
+FEW = 2**20  # entries that are counted at a time
 BEST = "best."  # prefix of the best epoch's weights in a state
 
 
@@ -89,8 +92,11 @@ class Trainer:
         report: Callable[[Progress], None],
         pulse: Pulse,
         device: str,
+        threads: int,
+        *,
+        is_light: bool,
     ) -> None:
-        self.store, self.files, self.report, self.pulse = store, files, report, pulse
+        self.store, self.files, self.report, self.pulse, self.threads = store, files, report, pulse, threads
         self.repetition = self.order_of = files.repetition
         self.n_together = 1
         with self._storing():
@@ -113,21 +119,19 @@ class Trainer:
             precision=manifest.precision,
             retired=run.retired,
         )
-        self.network: Network | Member = Network(
-            self.config.network,
-            n_features=store.n_features,
-            n_outputs=self.assignment.n_repetitions * self.assignment.n_buckets,
-            dense_input=store.is_dense,
-            loss=manifest.loss,
-            precision=manifest.precision,
-            bias=self._log_odds(),
-            seed=int(np.random.SeedSequence([self.training.seed, self.repetition]).generate_state(1)[0]),
-            device=device,
-            sampled=self.how.sampled,
-            dither=self.how.dither,
-            trunk=run.agreed_trunk(),
-        )
-        self._expect_targets()
+        options: dict[str, Any] = {
+            "n_features": store.n_features,
+            "n_outputs": self.assignment.n_repetitions * self.assignment.n_buckets,
+            "loss": manifest.loss,
+            "bias": self._log_odds(),
+            "seed": int(np.random.SeedSequence([self.training.seed, self.repetition]).generate_state(1)[0]),
+            "dither": self.how.dither,
+        }
+        self.network: Network | Member | LightNetwork
+        if is_light:
+            self.network = LightNetwork(self.config.network, **options)
+        else:
+            self.network = self._heavy_network(run, device, options)
         self.metrics: list[dict[str, Any]] = []
         self.figures: list[StepFigures] = []
         self.worker_seconds = 0.0
@@ -138,9 +142,9 @@ class Trainer:
 
     def step(self, wanted: Step) -> list[StepFigures] | None:
         """A step of this repetition alone."""
-        assert isinstance(self.network, Network)
+        network: Any = self.network
         batch, targets = read_batch(self.store, wanted.rows), read_targets(self.store, wanted.rows, self.assignment)
-        figures = self.network.step(batch, targets, wanted.rate, measured=wanted.measured)
+        figures = network.step(batch, targets, wanted.rate, measured=wanted.measured)
         return [figures] if figures else None
 
     def steps(self) -> Generator[Step, StepFigures | None, None]:
@@ -202,12 +206,17 @@ class Trainer:
         buckets_JK = self.assignment.buckets(np.arange(self.store.n_classes))
         return np.concatenate([np.bincount(K, numbers_K, self.assignment.n_buckets) for K in buckets_JK])
 
-    def _expect_targets(self) -> None:
-        """Tell a network that samples its outputs how often each is a target in the rows that its steps see."""
-        if not isinstance(self.network, Network) or not self.network.samples:
-            return  # repetitions that are trained together compute all
-        expected = self._by_output(self.epochs.counts_K()) / self.epochs.n_rows
-        self.network.expect(np.minimum(expected, 1.0))
+    def _heavy_network(self, run: Run, device: str, options: dict[str, Any]) -> Network:
+        """One of torch; if it samples its outputs, it knows how often each is a target in the rows of its steps."""
+        from mach.networks.network import Network
+
+        how: dict[str, Any] = {"device": device, "sampled": self.how.sampled, "trunk": run.agreed_trunk()}
+        how |= {"dense_input": self.store.is_dense, "precision": run.manifest.precision}
+        network = Network(self.config.network, **options, **how)
+        if network.samples:  # repetitions that are trained together compute all
+            expected = self._by_output(self.epochs.counts_K()) / self.epochs.n_rows
+            network.expect(np.minimum(expected, 1.0))
+        return network
 
     def _progress(self, epoch: int, speed: float) -> Progress:
         mean = mean_figures(self.figures)
@@ -272,8 +281,8 @@ class Trainer:
         total = np.zeros(2)
         for begin in range(0, len(self.validation_rows), VALIDATION_BATCH):
             rows = self.validation_rows[begin : begin + VALIDATION_BATCH]
-            logits = self.network.logits(read_batch(self.store, rows))
-            figures = step_figures(logits, read_targets(self.store, rows, self.assignment), self.network.loss)
+            targets = read_targets(self.store, rows, self.assignment)
+            figures = self.network.figures(read_batch(self.store, rows), targets)
             total += np.array([figures.loss, figures.bucket_precision]) * len(rows)
         loss, precision = total / len(self.validation_rows)
         return StepFigures(float(loss), float(precision))
@@ -293,9 +302,9 @@ class Trainer:
             sweep(self.files.folder)
             if not self.files.is_begun:
                 if self.training.start is not None:
-                    assert isinstance(self.network, Network)
+                    network: Any = self.network
                     with local_copy(self.files.start) as file:
-                        self.network.load_weights(map_tensors(file)[0])
+                        network.load_weights(map_tensors(file)[0])
                 return
             try:
                 with local_copy(self.files.state) as file:
@@ -341,7 +350,9 @@ class Trainer:
     def _stored_weights(self) -> dict[str, NDArray[Any]]:
         kind, store, rows_D = self.config.network.weights, self.store, None
         if kind == "int4" and not store.is_dense:
-            rows_D = np.bincount(store.feature_indices, minlength=store.n_features)
+            rows_D = np.zeros(store.n_features, np.int64)
+            for begin in range(0, len(store.feature_indices), FEW):  # numpy counts by a copy as int64
+                rows_D += np.bincount(store.feature_indices[begin : begin + FEW], minlength=store.n_features)
         return stored_weights(self.network.weights(), kind, rows_D)
 
     def _finish(self) -> None:
@@ -354,7 +365,7 @@ class Trainer:
                     epochs=len(self.metrics),
                     best_epoch=self.best_epoch or None,
                     worker_seconds=round(self.worker_seconds, 2),
-                    threads=torch.get_num_threads(),
+                    threads=self.threads,
                     peak_memory_bytes=peak_memory_bytes(),
                     host=HOST,
                     weights_digest=digest,

@@ -1,4 +1,4 @@
-"""Compile what training and answering need, before anybody waits for it: two small runs of made-up rows."""
+"""Compile what training and answering need, before anybody waits for it: two small runs of made-up rows, and steps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from mach.config import NetworkConfig
+from mach.data.batch import SparseBatch, Targets
 from mach.files.compiled import n_compiled
+from mach.networks.inference import stored_weights
+from mach.networks.kernels.losses import LOSSES
+from mach.networks.precision import native_precision
+from mach.networks.steps import Steps
 from mach.sketch.decoder import Decoder
 from mach.sketch.hashing import UniversalAssignment
 from mach.training.conductor import train
@@ -26,15 +32,32 @@ def warm_up() -> int:
     """Compile the kernels of the default path that are not in this machine's cache yet; returns how many those were.
 
     Rows of one class and of several, text and features, products of features and rows that are cut, a learned order,
-    one query and many; in the precision that this processor is trained with. Costs about a minute of processor, or 8
-    seconds where all are there.
+    one query and many; networks of little work, and those in the precision that this processor is trained with. Costs
+    about a minute of processor, or 8 seconds where all are there.
     """
     before = n_compiled()
+    for loss in LOSSES:
+        _make_steps(loss)
     with TemporaryDirectory(prefix="mach-warm-up-") as folder:
         _train(_text_of_one_class(Path(folder, "one.csv")), {"validation_fraction": 0.2})
         _train(_features_of_classes(Path(folder, "several.txt")), {"validation_fraction": 0.2, "row_features": 20})
     _decode_together()
     return n_compiled() - before
+
+
+def _make_steps(loss: str) -> None:
+    """Of a network that is no little work, and how its weights are stored."""
+    from mach.networks.network import Network
+
+    D, B, N = 50, 32, 40
+    options: dict[str, Any] = {"n_features": D, "n_outputs": 2 * B, "dense_input": False, "seed": 0}
+    options |= {"precision": native_precision(), "bias": np.zeros(2 * B, np.float32)}
+    how = Steps.of(NetworkConfig(), n_rows=N, n_buckets=B, dense_input=False, loss=loss, precision=options["precision"])
+    network = Network(NetworkConfig(hidden=[64]), loss=loss, dither=how.dither, **options)
+    batch = SparseBatch(np.arange(N + 1), np.arange(N, dtype=np.int32), np.ones(N, np.float32))
+    targets = Targets(np.arange(2 * N) // 2, np.arange(2 * N) % 2 * B + np.arange(2 * N) // 2 % B, 2)
+    network.step(batch, targets, 1e-3, measured=True)
+    stored_weights(network.weights(), "int4", np.ones(D, np.int64))
 
 
 def _train(rows: Path, data: dict[str, Any]) -> None:
@@ -43,6 +66,8 @@ def _train(rows: Path, data: dict[str, Any]) -> None:
         queries = ["word1 word2 word3"] if rows.suffix == ".csv" else np.eye(model.n_features, dtype=np.float32)
         model.topk(queries[:1], k=3)
         model.topk(queries, k=3, rerank=False)
+        if rows.suffix == ".csv":
+            model.classes.add(["another"], [["word1 word2"]])
 
 
 def _text_of_one_class(path: Path) -> Path:

@@ -26,10 +26,10 @@ from mach.errors import ConfigError
 from mach.networks import offload
 from mach.networks.batched import BatchedNetwork, Member, buckets_on, can_be_batched, step_keys
 from mach.networks.feed import Feed
+from mach.networks.figures import StepFigures
 from mach.networks.kernels import batched as reference
 from mach.networks.kernels.memory import from_bfloat16
 from mach.networks.network import Network
-from mach.networks.output import StepFigures
 from mach.sketch.hashing import Assignment, UniversalAssignment
 from mach.sketch.ledger import HostMemory, Ledger
 from mach.sketch.tables import TableAssignment

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -388,7 +392,9 @@ def test_a_gpu_learns_what_the_processor_learns():
 
 
 @pytest.mark.parametrize(("flag", "speed", "expected"), [(0, 9, "float32"), (1, 9, "bfloat16"), (1, 0.1, "float32")])
-def test_precision_is_that_of_the_faster_product(flag: int, speed: float, expected: str, monkeypatch: Any):
+def test_precision_is_that_of_the_faster_product(
+    flag: int, speed: float, expected: str, monkeypatch: Any, tmp_path: Path
+):
     clock = [0.0]
 
     def mm(a: torch.Tensor, b: torch.Tensor) -> None:
@@ -397,7 +403,25 @@ def test_precision_is_that_of_the_faster_product(flag: int, speed: float, expect
     monkeypatch.setattr("llvmlite.binding.get_host_cpu_features", lambda: {"avx512bf16": flag})
     monkeypatch.setattr("torch.mm", mm)
     monkeypatch.setattr("mach.networks.precision.time.perf_counter", lambda: clock[0])
+    monkeypatch.setenv("MACH_CACHE", str(tmp_path))
     assert native_precision() == expected
+    seconds = clock[0]
+    assert native_precision() == expected
+    assert clock[0] == seconds  # the cache knows it
+    if flag:
+        (tmp_path / "precision.json").write_text("{}")
+        assert native_precision() == expected
+        assert clock[0] > seconds  # and is not believed where it is damaged
+
+
+def test_the_faster_product_is_timed_by_a_process_of_its_own(monkeypatch: Any, tmp_path: Path):
+    code = (
+        "import sys; from mach.networks import precision; print(precision.native_precision(), 'torch' in sys.modules)"
+    )
+    environment = os.environ | {"MACH_CACHE": str(tmp_path)}
+    told = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
+    assert told.split()[0] in {"float32", "bfloat16"}
+    assert told.split()[1] == "False"
 
 
 def test_a_device_that_is_not_there_is_refused():

@@ -12,7 +12,7 @@ import pytest
 
 from mach.config import Config, LaunchConfig
 from mach.errors import IncompleteRunError
-from mach.networks.output import StepFigures
+from mach.networks.figures import StepFigures
 from mach.runs.run import Run
 from mach.training.conductor import train
 from mach.training.launch.capacity import is_little_work
@@ -62,6 +62,28 @@ def test_how_far_this_process_is_it_tells_while_it_works(
     epochs = [epoch / config.training.epochs for epoch in range(config.training.epochs + 1)]
     assert fractions.keys() >= set(epochs)
     assert [fractions[epoch] for epoch in epochs] == [round(376 * epoch) for epoch in epochs]
+
+
+WITHOUT_TORCH = """
+import sys
+import mach
+from mach.networks import steps
+folder, launcher = sys.argv[1:]
+with open(folder + "/fruits.csv", "w") as file:
+    file.write("text,classes\\n" + 100 * "sour green apple,apple\\nlong ripe yellow banana,banana\\n")
+if launcher == "local":
+    steps.LIGHT_FLOPS = 0.0  # here, not in the worker: the precision is measured
+config = {"data": {"train": folder + "/fruits.csv", "cache": folder}, "training": {"epochs": 2}}
+model = mach.train(config, folder + "/run", launcher=launcher, workers=1)
+assert model.reranker is not None
+print(model.names(model.topk("a green apple", k=1)[0]), "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("launcher", ["here", "local"])
+def test_the_process_that_was_asked_needs_no_torch(launcher: str, tmp_path: Path):
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path), launcher]
+    assert subprocess.check_output(command, text=True) == "['apple'] False\n"
 
 
 def test_processes_that_are_asked_for_are_started(config: Config, tmp_path: Path, no_process: None):

@@ -21,7 +21,7 @@ from mach.data.store import Store
 from mach.errors import ConfigError, StorageError, TrainingError, TrainingStoppedError
 from mach.files.places import HOST
 from mach.files.tensors import digest_of, map_tensors, write_tensors
-from mach.networks.output import StepFigures
+from mach.networks.figures import StepFigures
 from mach.networks.steps import Steps
 from mach.runs.repetition import RepetitionFiles
 from mach.runs.run import Run

@@ -12,6 +12,7 @@ FIRST_USE = """
 import sys
 import mach
 from mach.files.compiled import n_compiled
+from mach.networks import steps
 from mach.training.warmup import warm_up
 
 n = warm_up()
@@ -19,10 +20,13 @@ again = n_compiled()
 folder = sys.argv[1]
 with open(folder + "/fruits.csv", "w") as file:
     file.write("text,classes\\n" + 2600 * "sour green apple,apple\\nlong ripe yellow banana,banana\\n")
-model = mach.train({"data": {"train": folder + "/fruits.csv", "cache": folder}}, folder + "/run")
-model.topk("a green apple", k=1)
-model.topk(["a green apple"] * 100, k=2)
-assert model.info()["reranker_learned"]
+for run in ("/light", "/run"):
+    model = mach.train({"data": {"train": folder + "/fruits.csv", "cache": folder}}, folder + run)
+    for rerank in (True, False):
+        model.topk("a green apple", k=1, rerank=rerank)
+        model.topk(["a green apple"] * 100, k=2, rerank=rerank)
+    assert model.info()["reranker_learned"]
+    steps.LIGHT_FLOPS = 0.0
 print(n, n_compiled() - again)
 """
 

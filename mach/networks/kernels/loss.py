@@ -22,6 +22,7 @@ from mach.sketch.kernels.lanes import transpose
 Array = NDArray[Any]
 FLAGS: Any = {"error_model": "numpy", "fastmath": {"contract", "reassoc"}}
 BLOCK = 64
+DITHER_STRIDE = 48_271  # of the seed of random rounding, a step
 LOWEST = np.float32(-87.0)  # exp of less is no normal float32
 
 

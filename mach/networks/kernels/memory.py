@@ -18,6 +18,7 @@ from mach.sketch.kernels.lanes import ask_for, pointer_to
 
 Array = NDArray[Any]
 CACHE_LINE = 64
+FEW = 2**18  # entries of a matrix that are worked on at a time
 
 
 def aligned_empty(shape: int | tuple[int, ...], dtype: Any) -> NDArray[Any]:
@@ -108,12 +109,12 @@ def mixed(bits: np.uint32) -> Any:
 
 
 def to_bfloat16(array: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Round to the nearest bfloat16, ties to even; the bits as uint16. Temporaries stay below 64 MB."""
+    """Round to the nearest bfloat16, ties to even; the bits as uint16. Temporaries stay below 4 MB."""
     bits = np.ascontiguousarray(array, dtype=np.float32).reshape(-1).view(np.uint32)
     halves = np.empty(len(bits), np.uint16)
-    for begin in range(0, len(bits), 2**22):
-        block = bits[begin : begin + 2**22]
-        halves[begin : begin + 2**22] = (block + (0x7FFF + ((block >> 16) & 1))) >> 16
+    for begin in range(0, len(bits), FEW):
+        block = bits[begin : begin + FEW]
+        halves[begin : begin + FEW] = (block + (0x7FFF + ((block >> 16) & 1))) >> 16
     return halves.reshape(array.shape)
 
 
@@ -123,8 +124,8 @@ def from_bfloat16(array: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def stretches(n_rows: int, width: int) -> list[slice]:
-    """Slices of the rows of a matrix that hold about 4 million entries each, so that temporaries stay small."""
-    n = max(1, 2**22 // max(1, width))
+    """Slices of the rows of a matrix that hold about `FEW` entries each, so that temporaries stay small."""
+    n = max(1, FEW // max(1, width))
     return [slice(begin, begin + n) for begin in range(0, n_rows, n)]
 
 

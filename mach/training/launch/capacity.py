@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import resource
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
@@ -13,6 +12,7 @@ from mach.config import Config, LaunchConfig
 from mach.data.store import Store
 from mach.errors import ConfigError
 from mach.networks.inference import KEEP
+from mach.networks.steps import repetition_flops
 from mach.reranking.signals import expected_bytes
 from mach.reranking.signals.contract import Scale
 from mach.runs.run import Run
@@ -20,7 +20,6 @@ from mach.sketch import bounds
 from mach.sketch.ledger import HostMemory, Ledger
 
 USABLE = 0.9  # of a GPU, or of our share of it
-STEP_FLOPS = 6  # a weight and row: forward, and back by inputs and by weights
 FLOPS_A_SECOND = 2e10  # of one core, at least
 FEW_SECONDS = 4.0  # of work that is sooner done here: a worker of this machine takes 2 to begin, and there may be two
 
@@ -44,12 +43,7 @@ def is_little_work(config: Config, store: Store) -> bool:
     """Whether all of a run is sooner trained by this process than another process has begun; a user's trunk is not."""
     if config.network.trunk is not None:
         return False
-    n_outputs = config.hashing.heads * (config.hashing.buckets or 0)
-    n_inputs = store.n_features if store.is_dense else store.n_nonzeros / max(store.n_rows, 1)
-    sizes = [n_inputs, *config.network.hidden, n_outputs]
-    n_weights = sum(above * below for above, below in pairwise(sizes))  # that a row meets
-    n_rows = store.n_rows * config.training.epochs * config.hashing.repetitions
-    return STEP_FLOPS * n_weights * n_rows < FEW_SECONDS * FLOPS_A_SECOND
+    return config.hashing.repetitions * repetition_flops(config, store) < FEW_SECONDS * FLOPS_A_SECOND
 
 
 def repetitions_together(
@@ -60,10 +54,12 @@ def repetitions_together(
     The GPU is by default this machine's first. Without any, as on the head of a cluster, shards are of one repetition
     unless ``launch.shard`` says otherwise. ConfigError when not even one fits, or fewer than ``launch.shard``.
     """
+    config, n_bytes = run.config, (device_bytes or gpu_bytes()) if launch.gpus else 0
+    if not n_bytes:  # torch is not needed to find that out
+        return launch.shard or 1, "none"
     from mach.networks.batched import can_be_batched
 
-    config, n_bytes = run.config, (device_bytes or gpu_bytes()) if launch.gpus else 0
-    if not (n_bytes and can_be_batched(config.network, dense_input=store.is_dense)):
+    if not can_be_batched(config.network, dense_input=store.is_dense):
         return launch.shard or 1, "none"
     ledger = plan_of(config, store)
     options = {"n_rows": config.training.batch, "number_bytes": 2 if run.manifest.precision == "bfloat16" else 4}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 
+from mach.errors import counted
 from mach.files.visible import visible
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from mach.training.outlook import Outlook
     from mach.training.progress import Progress
 
-LINE_SECONDS = 30.0  # between plain lines of the whole job
+LINE_SECONDS = 30.0  # between plain lines of the whole job, or of a repetition
 Report = Callable[[str, float], None]  # takes a stage, and the fraction of it that is done
 
 
@@ -109,7 +111,7 @@ class Board:
 
 
 class Display:
-    """Live lines on a terminal, a line an epoch and event otherwise; a context manager.
+    """A line a finished repetition and event; on a terminal, live lines of them all below; a context manager.
 
     ``console`` is usually on standard error, so that standard output stays free for results. ``report`` is told how far
     all repetitions together are; those that are ``finished`` need no training. ``outlook`` is told of compiling.
@@ -128,11 +130,14 @@ class Display:
         self._console, self._report, self._outlook = console, report, outlook
         names = ("description", "fields[status]", "fields[figures]")
         texts = [TextColumn(f"{{task.{name}}}", markup=False) for name in names]
-        self._lines = Progress(*texts, BarColumn(), TimeElapsedColumn(), console=console, disable=not is_live(console))
+        how: dict[str, Any] = {"console": console, "disable": not is_live(console), "transient": True}
+        self._lines = Progress(*texts, BarColumn(), TimeElapsedColumn(), **how)
         self._all = self._lines.add_task("training", total=len(repetitions), status="", figures="")
         self._tasks = {
             r: self._lines.add_task(f"repetition {r}", total=1, status="waiting", figures="") for r in repetitions
         }
+        self._figures: dict[int, str] = {}
+        self._told = dict.fromkeys(repetitions, time.monotonic())
         for r in finished:
             self._lines.update(self._tasks[r], completed=1, status="finished before")
 
@@ -152,10 +157,9 @@ class Display:
     def set(self, repetition: int, status: str) -> None:
         """Where a repetition is, or that it waits or is finished."""
         self._lines.update(self._tasks[repetition], status=status)
-        if not is_live(self._console):
-            self.note(f"repetition {repetition}: {status}")
         if status == "finished":
             self._tell(repetition, 1.0)
+            self.note(", ".join([f"repetition {repetition}: finished", *filter(None, [self._figures.get(repetition)])]))
 
     def note(self, text: str) -> None:
         """Something about the whole run."""
@@ -172,17 +176,17 @@ class Display:
         self.note(f"repetition {repetition}: {text}")
 
     def progressed(self, progress: Progress) -> None:
-        held, of = progress.validation_precision, "held-out rows"
-        if held is None:
-            held, of = progress.bucket_precision, "training rows"
-        figures = (
-            f"epoch {progress.epoch}/{progress.n_epochs}, loss {progress.loss:.3f}, "
-            f"bucket P@1 of {of} {100 * held:.1f}, {progress.rows_per_second:,.0f} rows/s"
-        )
-        self._lines.update(self._tasks[progress.repetition], figures=figures)
-        self._tell(progress.repetition, progress.step / max(progress.n_steps, 1))
-        if progress.ends_epoch and not is_live(self._console):
-            self.note(f"repetition {progress.repetition}: {figures}")
+        held = progress.validation_precision  # of training rows it would say how well they are known by heart
+        figures = f"epoch {progress.epoch}/{progress.n_epochs}, loss {progress.loss:.3f}"
+        figures += "" if held is None else f", bucket P@1 of held-out rows {100 * held:.1f}"
+        figures += f", {progress.rows_per_second:,.0f} rows/s"
+        r, now = progress.repetition, time.monotonic()
+        self._figures[r] = figures
+        self._lines.update(self._tasks[r], figures=figures)
+        self._tell(r, progress.step / max(progress.n_steps, 1))
+        if progress.ends_epoch and now - self._told[r] >= LINE_SECONDS and not is_live(self._console):
+            self._told[r] = now
+            self.note(f"repetition {r}: {figures}")
 
     def _tell(self, repetition: int, fraction: float) -> None:
         self._lines.update(self._tasks[repetition], completed=fraction)
@@ -208,7 +212,8 @@ class StageDisplay(Display):
         super().__init__(console, [], [], report, outlook)
         self._stage, self._n_parts, self._first = stage_name(stage), n_parts, first
         self._finished: set[int] = set()
-        self.note(f"{self._stage}, {n_parts} {'part' if n_parts == 1 else 'parts'} to make")
+        if not is_live(console):
+            self.note(f"{self._stage}, {counted(n_parts, 'part')}")
         report(self._stage, 0.0)
 
     def set(self, repetition: int, status: str) -> None:

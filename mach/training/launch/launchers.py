@@ -101,10 +101,9 @@ class Crew:
                 first = numbers[0]
                 display = StageDisplay(self.console, stage, len(missing), first, self.report, self.outlook)
                 if launch.launcher == "here":
-                    with torch_kept():
-                        for number in missing:
-                            training.make(number)
-                            display.set(number, "finished")
+                    for number in missing:
+                        training.make(number)
+                        display.set(number, "finished")
                     continue
                 schedule = Schedule(shards_of(missing, 1))
                 n = self.n_workers(run, store, len(missing))
@@ -128,14 +127,13 @@ class Crew:
 
         device = self.device or ("cuda:0" if self.launch.gpus else "cpu")
         options: dict[str, Any] = {"threads": self.launch.threads, "device": device, "host_memory": host_memory}
-        with torch_kept():
-            for shard in shards:
-                for r in shard:
-                    display.set(r, f"here, {device}")
-                job = ShardJob(str(run.path), str(store.path), shard, trunk=run.trunk, **options)
-                train_shard(job, report=display.progressed, is_alone=False)
-                for r in shard:
-                    display.set(r, "finished")
+        for shard in shards:
+            for r in shard:
+                display.set(r, f"here, {device}")
+            job = ShardJob(str(run.path), str(store.path), shard, trunk=run.trunk, **options)
+            train_shard(job, report=display.progressed, is_alone=False)
+            for r in shard:
+                display.set(r, "finished")
 
     def _is_sooner_here(self, run: Run, store: Store) -> bool:
         """Whether this process does the work of processes that nobody asked for, as it is little."""
@@ -154,7 +152,6 @@ class Crew:
         with contextlib.ExitStack() as stack:
             pool: Pool
             if self._is_sooner_here(run, store):
-                stack.enter_context(torch_kept())
                 pool = OwnPool(run, store, launch, display.progressed, **job)
             elif launch.launcher == "local":
                 pool = LocalPool(run, store, launch, **job)
@@ -174,16 +171,3 @@ def n_workers(launch: LaunchConfig, n_shards: int) -> int:
         return 1
     most = n_processes(launch) if launch.launcher == "local" else launch.workers or n_shards
     return min(most, n_shards)
-
-
-@contextlib.contextmanager
-def torch_kept() -> Iterator[None]:
-    """Give back what training changes in this process's torch: its threads and its random numbers."""
-    import torch
-
-    n_threads, state = torch.get_num_threads(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
-        torch.set_rng_state(state)
