@@ -19,6 +19,8 @@ from typing import Any
 
 STOP_SECONDS = 60.0  # a worker saves its state within a step and a write
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+# glibc gives memory above this back when it is freed, rather than keep up to 32 MB of each kind for later
+_FREEING = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**22))
 FOR_MEMORY = (
     ", as the system ran out of memory: give more, or ask for less (fewer workers, fewer buckets or hidden units)"
 )
@@ -76,7 +78,7 @@ class WorkerProcess:
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             process_group=0,  # Ctrl-C is for the driver, which asks the workers to save their state
-            env=os.environ | dict.fromkeys(_THREAD_VARIABLES, str(job["threads"])),
+            env=_FREEING | os.environ | dict.fromkeys(_THREAD_VARIABLES, str(job["threads"])),
         )
         theirs.close()
         self.channel = Channel(ours.detach())
