@@ -1,13 +1,15 @@
 """Calibration of a run: ``calibration.json`` holds curves that turn its scores into probabilities.
 
 There is one curve for plain and one for re-ranked scores, and the prior of plain scores that held-out rows chose. All
-is fitted to rows that the networks have not learned from.
+is fitted to rows that the networks have not learned from. Held-out rows may have taught an order; then each is answered
+by the network of it that has not seen that row (`mach.reranking.order`).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -137,11 +139,13 @@ def calibrate(answerer: Answerer, store: Store, rows: NDArray[np.int64] | None =
             f"{len(rows)} rows to calibrate on: need at least {LEAST_ROWS} that the run was not trained on: give DATA, "
             "or train with data.validation_fraction, such as 0.03"
         )
-    rows = _some_of(rows)
-    run, queries = answerer.ensemble.run, _queries(store, rows)
+    run, parts = answerer.ensemble.run, _blind(answerer, store, _some_of(rows))
+    rows = np.concatenate([part for _, part in parts])
 
     def curve(ask: Ask) -> Curve:
-        top = Answer.concatenate(list(answerer.answers(queries, min(TOP, answerer.edits.n_classes), ask)))
+        k = min(TOP, answerer.edits.n_classes)
+        answers = (one.answers(_queries(store, part), k, ask) for one, part in parts)
+        top = Answer.concatenate(list(chain.from_iterable(answers)))
         if not (top.ids_Nk >= 0).any():
             raise ConfigError(f"{run.path} answers with no class, all are removed: there is nothing to calibrate")
         known = top.known_N  # of others probabilities are shares of rows
@@ -174,6 +178,19 @@ def best_prior(ensemble: Ensemble, store: Store, rows: NDArray[np.int64]) -> flo
         return float(precisions(top.scores_Nk + terms_NC, right_NC).mean())
 
     return max(PRIORS, key=gain)
+
+
+def _blind(answerer: Answerer, store: Store, rows: NDArray[np.int64]) -> list[tuple[Answerer, NDArray[np.int64]]]:
+    """Rows in parts, each with what answers as if it had not seen them: held-out rows may have taught an order."""
+    run, reranker = answerer.ensemble.run, answerer.reranker
+    n_folds = reranker.order.n_folds if reranker is not None and reranker.order is not None else 0
+    if reranker is None or not n_folds or store.fingerprint != run.manifest.data_fingerprint:
+        return [(answerer, rows)]
+    folds = np.searchsorted(held_out(run, store), rows) % n_folds
+    return [
+        (Answerer(answerer.ensemble, reranker.blind(fold), answerer.prior, answerer.edits), rows[folds == fold])
+        for fold in np.unique(folds).tolist()
+    ]
 
 
 def _some_of(rows: NDArray[np.int64]) -> NDArray[np.int64]:

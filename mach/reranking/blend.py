@@ -73,13 +73,16 @@ class Trial:
     signals: Sequence[Signal]
     ids_NC: NDArray[np.int64]  # classes
     scores_NC: NDArray[np.float32]  # and their aggregates
-    columns: Mapping[str, NDArray[np.float32]]  # of every signal that has a strength, by its name
+    columns: Mapping[str, NDArray[np.float32]]  # of every signal that may have a strength, by its name
     right_NC: NDArray[np.bool_]  # whether a class is one of the row's own
 
     def gains(self, blend: Blend) -> NDArray[np.float64]:
         """Of every row the mean of P@1, P@3 and P@5 by a blend, shape (N,)."""
-        scores_NC = blend.scores(self.scores_NC, self.ids_NC, self.signals, lambda signal: self.columns[signal.name])
-        return precisions(scores_NC, self.right_NC)
+        return precisions(self.scores(blend), self.right_NC)
+
+    def scores(self, blend: Blend) -> NDArray[np.float32]:
+        """Scores by a blend, shape (N, C)."""
+        return blend.scores(self.scores_NC, self.ids_NC, self.signals, lambda signal: self.columns[signal.name])
 
     def best(self, choices: Sequence[Blend], usual: int | None) -> Blend:
         """The blend of largest gain, see `best_of`; those of a strength below 0 have to be surer."""

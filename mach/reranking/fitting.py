@@ -44,8 +44,9 @@ PAIRS_A_PART, MAX_PARTS = 2**18, 128  # some seconds each; every part of classes
 CHUNK_ROWS = 4096
 LEAST_FUNCTIONS = 4  # that tell candidates of training rows
 LISTED, LISTED_A_CLASS = 50, 5  # for a learned order: candidates of a training row, or of each class that one has
-MAX_VALIDATION_ROWS = 20_000
+MAX_VALIDATION_ROWS = 10_000
 MAX_TEACHING_ROWS = 20_000  # of a pilot
+LEAST_TEACHING_ROWS = 400  # held-out ones, where there is no pilot
 EXAMPLES = ("inputs", "scores", "right")  # arrays that a pilot leaves
 
 
@@ -133,13 +134,13 @@ class RerankerTraining:
             material = self._material(Path(scratch))
             signals = present(kind.fit(material) for kind in SIGNALS)
             order = self._order()
-            blend, is_learned = self._choice(signals, order)
-            in_order = is_learned or (order is None and settings.keeps_inputs)
-            arrays = {SECTION + name: a for name, a in order.arrays.items()} if order and is_learned else {}
+            blend, order = self._choice(signals, order)
+            in_order = order is not None or (settings.keeps_inputs and not config.pilots)
+            arrays = {SECTION + name: a for name, a in order.arrays.items()} if order else {}
             metadata = {"fingerprint": self.fingerprint, "candidates": str(config.candidates)}
             metadata |= {name: repr(strength) for name, strength in blend.strengths.items()}
             metadata |= {"signals": ",".join(one.name for one in signals if one.has_columns)} if in_order else {}
-            metadata |= {"floor": repr(order.floor)} if order and is_learned else {}
+            metadata |= {"floor": repr(order.floor)} if order else {}
             for signal in signals:
                 arrays |= signal.arrays_for(blend.of(signal), in_order=in_order)
                 metadata |= signal.notes
@@ -152,7 +153,7 @@ class RerankerTraining:
             settings=config.model_dump() | settings.model_dump(),
             **strengths,
             validated=len(self.validation_rows) > 0,
-            learned=is_learned,
+            learned=order is not None,
             n_weights=len(arrays["codes"]),
             n_bytes=sum(array.nbytes for array in arrays.values()),
             n_pairs=sum(int(note.get("n_pairs", 0)) for note in notes),
@@ -262,34 +263,43 @@ class RerankerTraining:
         inputs, scores, right = (np.concatenate([part[name] for part in found]) for name in EXAMPLES)
         return LearnedOrder.learn(inputs, scores, right.astype(bool), self.run.config.training.seed)
 
-    def _choice(self, signals: Sequence[Signal], order: LearnedOrder | None) -> tuple[Blend, bool]:
-        """The best blend on held-out rows, and whether the learned order is as good."""
+    def _choice(self, signals: Sequence[Signal], order: LearnedOrder | None) -> tuple[Blend, LearnedOrder | None]:
+        """The best blend on held-out rows, and the order of pilots unless the blend is better.
+
+        Where there are no pilots these rows teach an order, which has to be better than the blend.
+        """
         given = {} if self.config.repeats is None else {"repeats": self.config.repeats}
         rows = self.validation_rows[:MAX_VALIDATION_ROWS]
         if not len(rows):
-            return Blend(UNTRIED | given), order is not None
-        weighed = [one.name for one in signals if isinstance(one, BlendedSignal)]
+            return Blend(UNTRIED | given), order
+        teaches = order is None and self._teaches(len(rows))
+        asked = [one for one in signals if order or teaches or isinstance(one, BlendedSignal)]
         parts: list[tuple[Any, ...]] = []
         with Ensemble(self.run, self.run.finished()) as ensemble:
             for _, shortlist in self._shortlists(ensemble, rows, signals):
-                columns = {one.name: one.columns(shortlist) for one in signals if order or one.name in weighed}
-                ordered_NC = None
-                if order:
-                    assert shortlist.proposed_NP is not None
-                    proposed_NP = shortlist.proposed_NP
-                    lifted_NC = lifted(shortlist.scores_NC, shortlist.ids_NC, proposed_NP, order.floor)
-                    inputs_NCI = np.concatenate(list(columns.values()), axis=2)
-                    ordered_NC = order.scores(lifted_NC, inputs_NCI)
-                parts.append((shortlist.ids_NC, shortlist.scores_NC, ordered_NC, *(columns[name] for name in weighed)))
-        ids, scores, ordered, *found = zip(*parts, strict=True)
-        ids_NC = np.concatenate(ids)
-        whole = {name: np.concatenate(some) for name, some in zip(weighed, found, strict=True)}
-        trial = Trial(signals, ids_NC, np.concatenate(scores), whole, right_of(self.store, rows, ids_NC))
+                assert shortlist.proposed_NP is not None
+                columns_NCI = np.concatenate([one.columns(shortlist) for one in asked], axis=2)
+                parts.append((shortlist.ids_NC, shortlist.scores_NC, shortlist.proposed_NP, columns_NCI))
+        ids_NC, scores_NC, proposed_NP, inputs_NCI = map(np.concatenate, zip(*parts, strict=True))
+        ends = np.cumsum([one.n_columns for one in asked])
+        columns = dict(zip((one.name for one in asked), np.split(inputs_NCI, ends[:-1], axis=2), strict=True))
+        trial = Trial(signals, ids_NC, scores_NC, columns, right_of(self.store, rows, ids_NC))
         blend = choose(trial, self.settings, given)
-        if order is None:
-            return blend, False
-        gains_AN = np.stack([precisions(np.concatenate(ordered), trial.right_NC), trial.gains(blend)])
-        return blend, best_of(gains_AN, usual=0) == 0
+        if teaches:
+            return blend, taught_crosswise(trial, blend, proposed_NP, inputs_NCI, self.run.config.training.seed)
+        if order:
+            ordered_NC = order.scores(lifted(scores_NC, ids_NC, proposed_NP, order.floor), inputs_NCI)
+            gains_AN = np.stack([precisions(ordered_NC, trial.right_NC), trial.gains(blend)])
+            order = order if best_of(gains_AN, usual=0) == 0 else None
+        return blend, order
+
+    def _teaches(self, n_held: int) -> bool:
+        """Whether so many held-out rows teach an order: not where pilots do or did, nor where repeats are given.
+
+        A repeat's strength that is given says what a user wants, which an order would not heed.
+        """
+        has_logs = self.run.config.decoding.aggregate in {"auto", "log-mean"}
+        return n_held >= LEAST_TEACHING_ROWS and has_logs and not (self.settings.keeps_inputs or self.config.repeats)
 
     def _shortlists(
         self, ensemble: Ensemble, rows: NDArray[np.int64], signals: Sequence[Signal]
@@ -306,6 +316,22 @@ class RerankerTraining:
                 shortlist = Shortlist(batch, top.ids_Nk, top.scores_Nk, probs_NRB, proposed_NP)
                 yield part[done : done + len(batch)], shortlist
                 done += len(batch)
+
+
+def taught_crosswise(
+    trial: Trial, blend: Blend, proposed_NP: NDArray[np.int64], inputs_NCI: NDArray[np.float32], seed: int
+) -> LearnedOrder | None:
+    """An order that held-out rows teach, if by networks that have not seen them they are better than by the blend.
+
+    The inputs are the columns of all signals for the candidates of the trial.
+    """
+    best_NT = taught(trial.scores(blend), trial.ids_NC, proposed_NP)
+    lifted_NC = lifted(trial.scores_NC, trial.ids_NC, proposed_NP, FLOOR)
+    lifted_NT, right_NT = (np.take_along_axis(some, best_NT, axis=1) for some in (lifted_NC, trial.right_NC))
+    inputs_NTI = np.take_along_axis(inputs_NCI, best_NT[:, :, None], axis=1)
+    order = LearnedOrder.learn(inputs_NTI, lifted_NT, right_NT.astype(bool), seed, crosswise=True)
+    ordered_N = precisions(order.crosswise(lifted_NC, inputs_NCI), trial.right_NC)
+    return order if best_of(np.stack([trial.gains(blend), ordered_N]), usual=0) == 1 else None
 
 
 def taught(

@@ -78,6 +78,11 @@ class Reranker:
             raise StorageError(f"{file.where}: its learned order is no network of {n_columns} inputs: train it again")
         return cls(signals, blend, file.number("candidates", 0, 0, MAX_CANDIDATES), order)
 
+    def blind(self, fold: int) -> Reranker:
+        """The same with what of its order has not seen a fold of the held-out rows, see `LearnedOrder.blind`."""
+        order = None if self.order is None else self.order.blind(fold)
+        return Reranker(self.signals, self.blend, self.candidates, order)
+
     @property
     def n_bytes(self) -> int:
         """Bytes of the arrays, on disk and in memory once every page was touched."""

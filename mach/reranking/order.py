@@ -2,7 +2,9 @@
 
 Stacked generalisation (Wolpert, Neural Networks 5, 1992): what aggregates and margins are worth beside each other can
 only be learned where they were computed for rows that neither networks nor classifiers learned from. Such rows come
-from pilots, runs on a part of the rows that are thrown away afterwards (`mach.training.pilot`).
+from pilots, runs on a part of the rows that are thrown away afterwards (`mach.training.pilot`). Without pilots they are
+those that are held out. These also judge the order and calibrate it, so it is taught crosswise: by several networks,
+each of which has not seen one fold of the rows, and answers for it in the others' place.
 """
 
 from __future__ import annotations
@@ -13,17 +15,20 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from mach.errors import StorageError
 from mach.reranking.kernels.order import CUT, objections
 from mach.reranking.signals.contract import SignalFile
 
 Array = NDArray[Any]
 HIDDEN, NETWORKS = 64, 2
+FEW_HIDDEN, FEW_STEPS, FOLDS = 16, 1_000, 2  # where held-out rows teach, which are few
 SECTION = "stacker."  # of its arrays' names in a re-ranker's file
 ROOM = 8.0  # log-odds of a class are its score and this: room below the aggregate for whatever the network says
 FLOOR = -2.0  # aggregate that a proposed class has at least
 LEAST_LOG = np.float32(-30)
 TAUGHT = 20  # candidates of a row that it learns from, those of best blend
 EPOCHS, LEAST_STEPS, BATCH, RATE, DECAY = 10, 2_000, 64, 1e-2, 0.05
+FOLDED = "folds"
 NAMES = ("means", "scales", "w_IH", "b_H", "w_HG", "b_G", "w_G1", "b_1")
 
 
@@ -31,12 +36,13 @@ class LearnedOrder:
     """Scores of the classes of a shortlist, from the columns of all signals.
 
     Its arrays are `NAMES`: means and one over standard deviations of the inputs, weights and biases of three layers.
+    One that was taught crosswise also has ``folds``, the last bias of each of its networks (`blind`).
     It takes aggregates that are raised to its ``floor`` where classes are proposed
     (`mach.reranking.candidates.lifted`); orders of earlier versions have none.
     """
 
     def __init__(self, arrays: Mapping[str, NDArray[np.float32]], floor: float = -np.inf) -> None:
-        self.arrays = {name: np.ascontiguousarray(arrays[name], np.float32) for name in NAMES}
+        self.arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
         self._layers = tuple(self.arrays[name] for name in NAMES)
         self.floor = floor
 
@@ -48,7 +54,25 @@ class LearnedOrder:
         n_in, H, G = (file.array(SECTION + name, np.float32, (-1,)).size for name in ("means", "b_H", "b_G"))
         shapes = ((n_in,), (n_in,), (n_in, H), (H,), (H, G), (G,), (G, 1), (1,))
         arrays = {n: file.array(SECTION + n, np.float32, shape) for n, shape in zip(NAMES, shapes, strict=True)}
+        if n_folds := file.size(SECTION + FOLDED):
+            arrays[FOLDED] = file.array(SECTION + FOLDED, np.float32, (n_folds,))
+            if H % n_folds or G % n_folds:
+                raise StorageError(f"{file.where}: {SECTION}{FOLDED} is not of {H} and {G} units: train it again")
         return cls(arrays, file.number("floor", -np.inf, -np.inf, 0.0))
+
+    @property
+    def n_folds(self) -> int:
+        """Of the held-out rows that taught it; 0 where pilots did."""
+        return self.arrays[FOLDED].size if FOLDED in self.arrays else 0
+
+    def blind(self, fold: int) -> LearnedOrder:
+        """Its network that has not seen this fold, rows ``fold``, ``fold + n_folds``, ... of those that taught it."""
+        H, G = (self.arrays[name].size // self.n_folds for name in ("b_H", "b_G"))
+        h, g = slice(fold * H, fold * H + H), slice(fold * G, fold * G + G)
+        means, scales, w_IH, b_H, w_HG, b_G, w_G1, _ = self._layers
+        last = (w_G1[g] * np.float32(self.n_folds), self.arrays[FOLDED][[fold]])
+        layers = (means, scales, w_IH[:, h], b_H[h], w_HG[h, g], b_G[g], *last)
+        return LearnedOrder(dict(zip(NAMES, layers, strict=True)), self.floor)
 
     def scores(self, scores_NC: NDArray[np.float32], inputs_NCI: NDArray[np.float32]) -> NDArray[np.float32]:
         """``aggregate - log(1 + exp(objection))``, so at most what is given; `ROOM` more are log-odds of the class."""
@@ -56,26 +80,42 @@ class LearnedOrder:
         objections(inputs_NCI, self._layers, objections_NC)
         return scores_NC - np.logaddexp(np.float32(0), objections_NC)
 
+    def crosswise(self, scores_NC: NDArray[np.float32], inputs_NCI: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Scores of the rows that taught it, in their order, each by the network that has not seen it."""
+        found_NC = np.empty_like(scores_NC)
+        for fold in range(self.n_folds):
+            rows = slice(fold, None, self.n_folds)
+            found_NC[rows] = self.blind(fold).scores(scores_NC[rows], inputs_NCI[rows])
+        return found_NC
+
     @classmethod
-    def learn(cls, inputs_NCI: Array, scores_NC: Array, right_NC: NDArray[np.bool_], seed: int) -> Self:
-        """Teach `NETWORKS` networks which candidates of rows that nothing had seen are right.
+    def learn(
+        cls, inputs_NCI: Array, scores_NC: Array, right_NC: NDArray[np.bool_], seed: int, *, crosswise: bool = False
+    ) -> Self:
+        """Teach networks which candidates of rows that nothing had seen are right.
 
         They learn from the columns of all signals and the aggregates, by the logistic loss of `ROOM` and their scores,
-        and stand side by side in one, whose objections are the mean of theirs. Cost: 6 FLOPs a weight, candidate and
-        epoch, some seconds each. The same examples and seed give the same bits.
+        and stand side by side in one, whose objections are the mean of theirs. Of rows of pilots, all of which nobody
+        will ask again, `NETWORKS` learn. Taught crosswise, `FOLDS` smaller ones leave out a fold each. Cost: 6 FLOPs a
+        weight, candidate and epoch, some seconds each. The same examples and seed give the same bits.
         """
         from scipy.linalg import block_diag
 
+        n_networks = FOLDS if crosswise else NETWORKS
+        width, n_least = (FEW_HIDDEN, FEW_STEPS) if crosswise else (HIDDEN, LEAST_STEPS)
         means = inputs_NCI.mean(axis=(0, 1), dtype=np.float64)
         deviations = inputs_NCI.std(axis=(0, 1), dtype=np.float64)
         scales = np.where(deviations > 1e-6, 1 / np.maximum(deviations, 1e-6), 0.0)
         x_NCI = standardised(inputs_NCI, means, scales)
-        found = [_teach(x_NCI, scores_NC, right_NC, seed + network) for network in range(NETWORKS)]
+        found = []
+        for network in range(n_networks):
+            seen = np.arange(len(x_NCI)) % FOLDS != network if crosswise else slice(None)
+            found.append(_teach(x_NCI[seen], scores_NC[seen], right_NC[seen], seed + network, width, n_least))
         w_IH, b_H, w_HG, b_G, w_G1, b_1 = zip(*found, strict=True)
         layers = (np.hstack(w_IH), np.hstack(b_H), block_diag(*w_HG), np.hstack(b_G))
-        last = (np.vstack(w_G1) / NETWORKS, np.mean(b_1, axis=0))
-        arrays = [np.asarray(array, np.float32) for array in (means, scales, *layers, *last)]
-        return cls(dict(zip(NAMES, arrays, strict=True)), FLOOR)
+        last = (np.vstack(w_G1) / n_networks, np.mean(b_1, axis=0))
+        arrays = dict(zip(NAMES, (means, scales, *layers, *last), strict=True))
+        return cls(arrays | ({FOLDED: np.concatenate(b_1)} if crosswise else {}), FLOOR)
 
 
 def standardised(inputs_NCI: Array, means_I: Array, scales_I: Array) -> NDArray[np.float32]:
@@ -83,8 +123,13 @@ def standardised(inputs_NCI: Array, means_I: Array, scales_I: Array) -> NDArray[
     return np.clip((inputs_NCI - np.float32(means_I)) * np.float32(scales_I), -CUT, CUT)
 
 
-def _teach(inputs_NCI: Array, aggregates_NC: Array, is_right_NC: NDArray[np.bool_], seed: int) -> list[Array]:
-    """Weights and biases of one network, by Adam with decoupled decay (torch's own would import its compiler)."""
+def _teach(
+    inputs_NCI: Array, aggregates_NC: Array, is_right_NC: NDArray[np.bool_], seed: int, width: int, n_least: int
+) -> list[Array]:
+    """Weights and biases of one network of a width, by Adam with decoupled decay (torch's own imports a compiler).
+
+    There are `EPOCHS`, or more for ``n_least`` steps.
+    """
     import torch
     from torch.nn.functional import binary_cross_entropy_with_logits, silu, softplus
 
@@ -92,7 +137,7 @@ def _teach(inputs_NCI: Array, aggregates_NC: Array, is_right_NC: NDArray[np.bool
 
     generator = torch.Generator().manual_seed(seed)
     layers = []
-    for n_in, n_out in ((inputs_NCI.shape[2], HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, 1)):
+    for n_in, n_out in ((inputs_NCI.shape[2], width), (width, width), (width, 1)):
         layers.append(torch.empty(n_in, n_out).uniform_(-(n_in**-0.5), n_in**-0.5, generator=generator))
         layers.append(torch.zeros(n_out))
     for layer in layers:
@@ -103,7 +148,7 @@ def _teach(inputs_NCI: Array, aggregates_NC: Array, is_right_NC: NDArray[np.bool
     flat = [layer.detach().numpy().reshape(-1) for layer in layers]
     moments = [(np.zeros_like(weights), np.zeros_like(weights)) for weights in flat]
     n_batches, step = -(-len(x_NCI) // BATCH), 0
-    n_epochs = max(EPOCHS, -(-LEAST_STEPS // n_batches))
+    n_epochs = max(EPOCHS, -(-n_least // n_batches))
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # operations are small, and bits do not depend on the machine's cores
     for _ in range(n_epochs):
