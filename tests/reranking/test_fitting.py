@@ -18,25 +18,32 @@ from mach.cli import main
 from mach.config import Config, LaunchConfig, to_toml
 from mach.data.batch import SparseBatch, read_batch, read_classes, right_of
 from mach.data.kernels.views import N_HASHED, with_pairs
+from mach.data.store import Store
 from mach.errors import ConfigError, StorageError
 from mach.files.records import read_json
 from mach.files.tensors import map_tensors, write_tensors
 from mach.model.accuracy import evaluate
 from mach.model.ask import Ask
+from mach.model.calibration import held_out
+from mach.model.curves import TOP, calibration_error
 from mach.model.loading import load
 from mach.model.model import MachModel
 from mach.reranking.blend import Blend, path_of, precisions
 from mach.reranking.fitting import RerankerTraining, fitting_bytes
 from mach.reranking.model import Reranker
+from mach.reranking.order import FOLDS
 from mach.reranking.parts import STAGES
 from mach.reranking.record import Record, is_due
 from mach.reranking.settings import FitSettings
 from mach.reranking.signals.classifiers import Classifiers
-from mach.reranking.signals.contract import Shortlist
+from mach.reranking.signals.contract import Shortlist, features_of
 from mach.reranking.signals.repeats import REPEAT_BYTES, Repeats
+from mach.runs.run import Run
+from mach.sketch.aggregates import naive
 from mach.sketch.metrics import evaluate as metrics
 from mach.sketch.terms import prior_terms
 from mach.training.conductor import train_reranker
+from mach.training.finetuning import training_store
 from mach.training.launch.launchers import Crew
 from mach.training.setup import set_up
 from mach.training.shard import ShardJob, train_shard
@@ -74,6 +81,10 @@ def train_here(config: Config, path: Path, settings: FitSettings | None = FITTIN
     """Repetitions and re-ranker in this process."""
     run, store = set_up(config, path)
     train_shard(ShardJob(str(run.path), str(store.path), (0, 1)))
+    fit_here(run, store, settings)
+
+
+def fit_here(run: Run, store: Store, settings: FitSettings | None = FITTING) -> None:
     training = RerankerTraining(run, store)
     training.begin(settings)
     for stage in STAGES:
@@ -407,6 +418,52 @@ def test_the_command_line_trains_it_once_all_repetitions_are_finished(paired: Co
                         for more in ((), ("--no-rerank",)))  # fmt: skip
     assert with_it["ids"][0] == 7
     assert with_it["scores"] != without["scores"]
+
+
+def test_an_order_of_held_out_rows_is_kept_whole_and_what_had_not_seen_them_calibrates_it(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("mach.reranking.fitting.LEAST_TEACHING_ROWS", 50)
+    run, done = Run.open(copied), []
+    store = training_store(run)
+    for kept in (0, 1, 1):  # the blend, then the order, twice
+        monkeypatch.setattr("mach.reranking.fitting.best_of", lambda gains_AN, usual, kept=kept: kept)
+        fit_here(run, store)
+        done.append(read_json(run.reranked, Record))
+    assert [one.learned for one in done] == [False, True, True]
+    assert done[0].digest != done[1].digest == done[2].digest
+    model = load(copied)
+    order = parts_of(model)[0].order
+    assert order is not None
+    assert order.n_folds == FOLDS
+    model.verify()
+    assert evaluate(model, rows_of(model), curve=False)[-1]["P@1"] > 0.95  # as by the blend
+    queries = rows_of(model).features(0, 50)
+    found = model.search(queries, 5)
+    np.testing.assert_array_equal(model.score(queries, found.ids_Nk), found.scores_Nk)
+
+    held, blind = held_out(model.run, store), Reranker.blind
+    asked = []
+
+    def counted(own: Reranker, fold: int) -> Reranker:
+        asked.append(fold)
+        return blind(own, fold)
+
+    monkeypatch.setattr(Reranker, "blind", counted)
+    made = model.calibrate(store, held)
+    assert asked == list(range(FOLDS))
+    whole, scores, right = parts_of(model)[0], [], []
+    for fold in range(FOLDS):
+        model.classes.answerer.reranker = blind(whole, fold)
+        top = model.search(features_of(store, held[fold::FOLDS]), TOP)
+        scores.append(top.scores_Nk)
+        right.append(right_of(store, held[fold::FOLDS], top.ids_Nk))
+    naive_error = calibration_error(naive(np.concatenate(scores).ravel(), "log-mean"), np.concatenate(right).ravel())
+    assert made.reranked is not None
+    assert made.reranked.ece_before == pytest.approx(naive_error)
+    model.classes.answerer.reranker = whole
+    assert model.calibrate(rows_of(model)).n_rows == rows_of(model).n_rows
+    assert asked == list(range(FOLDS))  # other rows are new to all
 
 
 def test_damaged_files_and_dense_rows_get_one_line(paired: Config, copied: Path, tmp_path: Path):

@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mach.errors import StorageError
-from mach.reranking.order import HIDDEN, NAMES, SECTION, LearnedOrder
+from mach.model.curves import Curve, calibration_error, fit, pairs_of
+from mach.reranking.blend import Blend, Trial
+from mach.reranking.fitting import taught_crosswise
+from mach.reranking.order import FOLDED, FOLDS, HIDDEN, NAMES, SECTION, LearnedOrder
 from mach.reranking.signals.contract import SignalFile
 from tests.reranking.oracles import ordered
 
@@ -66,3 +69,64 @@ def test_it_learns_what_no_blend_can_and_twice_the_same():
     for name in NAMES:
         np.testing.assert_array_equal(order.arrays[name], again.arrays[name])
     assert order.arrays["scales"][3] == 0
+
+
+def test_what_is_taught_crosswise_answers_for_a_fold_by_what_has_not_seen_it():
+    inputs_NCI, scores_NC, right_NC = planted(300, seed=0)
+    order = LearnedOrder.learn(inputs_NCI, scores_NC, right_NC, 5, crosswise=True)
+    assert order.n_folds == FOLDS > 1
+    by_fold = [order.blind(fold) for fold in range(FOLDS)]
+    assert [one.n_folds for one in by_fold] == [0] * FOLDS
+    losses = [-one.scores(np.zeros_like(scores_NC), inputs_NCI).astype(np.float64) for one in by_fold]
+    objections = [loss + np.log(-np.expm1(-loss)) for loss in losses]  # of which losses are the softplus
+    whole_NC = order.scores(np.zeros_like(scores_NC), inputs_NCI)
+    np.testing.assert_allclose(whole_NC, -np.logaddexp(0, np.mean(objections, axis=0)), atol=1e-3)
+    other_NC = right_NC.copy()
+    other_NC[::FOLDS] = ~other_NC[::FOLDS]  # of the first fold alone
+    again = LearnedOrder.learn(inputs_NCI, scores_NC, other_NC, 5, crosswise=True)
+    found_NC, changed_NC = (one.crosswise(scores_NC, inputs_NCI) for one in (order, again))
+    np.testing.assert_array_equal(found_NC[::FOLDS], changed_NC[::FOLDS])
+    assert not np.array_equal(found_NC[1::FOLDS], changed_NC[1::FOLDS])
+    np.testing.assert_array_equal(found_NC[::FOLDS], by_fold[0].scores(scores_NC[::FOLDS], inputs_NCI[::FOLDS]))
+    arrays = {SECTION + name: array for name, array in order.arrays.items()}
+    loaded = LearnedOrder.load(SignalFile("file", arrays, {"floor": "-2.0"}, 5, 5))
+    assert loaded is not None
+    np.testing.assert_array_equal(loaded.crosswise(scores_NC, inputs_NCI), found_NC)
+    damaged = arrays | {SECTION + FOLDED: np.zeros(3, np.float32)}
+    with pytest.raises(StorageError, match=r"^file: stacker.folds is not of 32 and 32 units: train it again$"):
+        LearnedOrder.load(SignalFile("file", damaged, {}, 5, 5))
+
+
+def test_held_out_rows_teach_an_order_where_it_is_better_than_the_blend():
+    def kept(right_NC: np.ndarray) -> LearnedOrder | None:
+        trial = Trial([], np.tile(np.arange(10), (len(right_NC), 1)), scores_NC, {}, right_NC)
+        none_NP = np.empty((len(right_NC), 0), np.int64)
+        return taught_crosswise(trial, Blend({}), none_NP, inputs_NCI, seed=0)
+
+    inputs_NCI, scores_NC, right_NC = planted(400, seed=0)
+    order, (more_NCI, more_NC, more_right_NC) = kept(right_NC), planted(200, seed=1)
+    assert order is not None
+    best_N = order.scores(more_NC, more_NCI).argmax(axis=1)
+    assert more_right_NC[np.arange(200), best_N].mean() > 0.9  # 0.5 by the aggregates
+    assert kept(scores_NC == scores_NC.max(axis=1, keepdims=True)) is None  # the blend has it all
+
+
+def test_crosswise_scores_are_not_overconfident_and_those_of_rows_that_taught_are():
+    def rows(n_rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One input of thirty says a little of whether a candidate is right."""
+        inputs_NCI = generator.normal(size=(n_rows, 10, 30)).astype(np.float32)
+        right_NC = generator.random((n_rows, 10)) < 0.5 / (1 + np.exp(-inputs_NCI[:, :, 0]))
+        return inputs_NCI, np.full((n_rows, 10), -0.7, np.float32), right_NC
+
+    def curve(order_scores_NC: np.ndarray) -> Curve:
+        ids_NC = np.tile(np.arange(10), (len(right_NC), 1))
+        return fit(*pairs_of(ids_NC, order_scores_NC, right_NC), "log-mean")
+
+    generator = np.random.default_rng(0)
+    (inputs_NCI, scores_NC, right_NC), (more_NCI, more_NC, more_right_NC) = rows(200), rows(2000)
+    order = LearnedOrder.learn(inputs_NCI, scores_NC, right_NC, 0, crosswise=True)
+    curves = curve(order.scores(scores_NC, inputs_NCI)), curve(order.crosswise(scores_NC, inputs_NCI))
+    asked_NC = order.scores(more_NC, more_NCI)
+    of_seen, of_unseen = (calibration_error(one(asked_NC).ravel(), more_right_NC.ravel()) for one in curves)
+    assert of_unseen < 0.04
+    assert of_seen > 0.08
