@@ -250,8 +250,7 @@ class TrainingConfig(Section):
     )
     precision: Literal["auto", "float32", "bfloat16"] = key(
         "auto",
-        "Type of the matrix products; auto means bfloat16 where the processor multiplies it natively, but float32 for "
-        "networks of less than a second of work.",
+        "Type of matrix products; auto: bfloat16 where the processor has it, but float32 for a second of work.",
         "Set float32 to get the same weights on every machine of one kind.",
     )
     checkpoint_seconds: float = key(
