@@ -24,6 +24,21 @@ settings.register_profile("mach", deadline=None)  # no test depends on how busy 
 settings.load_profile("mach")
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # else children of a suite under nohup ignore it, as they should
 N_CLASSES, N_FEATURES = 120, 400
+LONG = [  # files in the order in which they are begun, before all others: none of them is to be what is left in the end
+    "training/test_cluster.py",
+    "training/test_local.py",
+    "test_tutorials.py",
+    "estimator/test_estimator.py",
+    "runs/test_actors.py",
+    "runs/test_storage.py",
+    "attacks/test_trunk.py",
+    "training/test_conductor.py",
+    "cli/test_cli.py",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: next((n for n, file in enumerate(LONG) if item.path.match(file)), len(LONG)))
 
 
 def planted_rows(n_rows: int, seed: int) -> list[str]:

@@ -61,7 +61,8 @@ def planted(n_rows: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return inputs_NCI, scores_NC, right_NC
 
 
-def test_it_learns_what_no_blend_can_and_twice_the_same():
+def test_it_learns_what_no_blend_can_and_twice_the_same(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mach.reranking.order.LEAST_STEPS", 500)
     order, (inputs_NCI, scores_NC, right_NC) = LearnedOrder.learn(*planted(800, seed=0), 5), planted(200, seed=1)
     best_N = order.scores(scores_NC, inputs_NCI).argmax(axis=1)
     assert right_NC[np.arange(200), best_N].mean() > 0.95  # 0.5 by chance

@@ -144,7 +144,8 @@ def test_ray_makes_the_bits_of_a_local_reranker(nodes: Any, config: Config, trai
     assert files[0] == files[1]
 
 
-@pytest.mark.parametrize("victim", ["process", pytest.param("actor", marks=pytest.mark.slow)])
+@pytest.mark.slow  # a lost node is one in less time, and local workers are killed in `tests.training.test_local`
+@pytest.mark.parametrize("victim", ["process", "actor"])
 def test_a_killed_worker_changes_no_bit(nodes: Any, longer: tuple[Config, list[bytes]], tmp_path: Path, victim: str):
     config, bits = longer
     training = Training(config, tmp_path / "run")
@@ -193,6 +194,7 @@ def test_a_driver_killed_and_resumed(nodes: Any, longer: tuple[Config, list[byte
     assert weights(path) == bits
 
 
+@pytest.mark.slow  # `tests.training.test_simulation` has the same driver overtake hung workers
 def test_a_hung_worker_is_overtaken(nodes: Any, longer: tuple[Config, list[bytes]], tmp_path: Path):
     """One of two stops dead without dying; the other ends its shard and then begins a second copy of the first."""
     config, bits = longer

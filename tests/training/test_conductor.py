@@ -40,7 +40,8 @@ def whole(config: Config) -> Config:
     return Config.model_validate(tree)
 
 
-def test_every_launcher_comes_to_the_same_bits(whole: Config, tmp_path: Path):
+def test_every_launcher_comes_to_the_same_bits(whole: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mach.reranking.order.LEAST_STEPS", 50)
     told: list[tuple[str, float]] = []
     model = mach.train(whole, tmp_path / "here", launcher="here", report=lambda *stage: told.append(stage))
     assert model.reranker is not None

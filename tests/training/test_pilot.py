@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -37,6 +38,14 @@ from tests.reranking.oracles import columns_of, ordered
 HERE = Crew(LaunchConfig())  # so little work is done by this process
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_steps() -> Iterator[None]:
+    """Orders of so few candidates are learned in a quarter of the steps."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("mach.reranking.order.LEAST_STEPS", 500)
+        yield
+
+
 @pytest.fixture(scope="module")
 def piloted(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """Rows of one class; which of two neighbours it is a feature tells in 70 % of them, and networks cannot at all."""
@@ -67,7 +76,7 @@ def piloted(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 
 @pytest.fixture(scope="module")
-def taught(piloted: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def taught(piloted: Config, few_steps: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "taught"
     run, store = set_up(piloted, path)  # step by step: nothing is calibrated, no prior is chosen
     HERE.train(run, store)
