@@ -83,3 +83,12 @@ def listed(lines: Sequence[str], file: object) -> list[str]:
             )
         names[k] = class_name(name)
     return [names[k] for k in range(len(rows))]
+
+
+def without_codes(name: str) -> str:
+    """A name without what holds digits: a list may as well hold codes, which no text mentions.
+
+    >>> without_codes("Wars 1914-1918"), without_codes("gnd:4113456-4")
+    ('Wars', '')
+    """
+    return " ".join(word for word in name.split() if not any(map(str.isdigit, word)))

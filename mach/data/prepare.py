@@ -26,7 +26,7 @@ from mach.data.class_table import ClassTable, options_of, read_classes
 from mach.data.formats import BUILTIN, EMBEDDED, LINES, ROWS, source_format
 from mach.data.gaps import refuse_gaps
 from mach.data.meta import FORMAT
-from mach.data.names import class_name, ids_by_name, numbered
+from mach.data.names import class_name, ids_by_name, numbered, without_codes
 from mach.data.omissions import Cells, Unknown
 from mach.data.skos import Skos
 from mach.data.soundness import sound
@@ -220,6 +220,8 @@ class _Task:
             on["text"] = self.text.model_dump() | {"tfidf": True}
             if self.rule > 1 and self.like is None:
                 on["words"] = self.rule
+            if self.reads_list:
+                on["listed"] = True
             if self.is_query:
                 on["names"] = 1  # the version of `class_name`
         if self.has_documents:
@@ -240,6 +242,14 @@ class _Task:
         """How words are cut where text features are fitted."""
         features = self.former and self.former.text_features
         return features.rule if features else RULE
+
+    @property
+    def reads_list(self) -> bool:
+        """Whether words of a plain list of names join the vocabulary; runs of earlier versions were made without."""
+        classes = self.config.classes
+        features = None if self.former is None else self.former.text_features
+        is_list = classes is not None and options_of(classes, self.config.class_separator) is None
+        return is_list and self.like is None and (features is None or features.reads_list)
 
     def spelt(self, names: list[str] | None) -> list[str] | None:
         """Names as the run spells them that these rows were read for before, where it means the same."""
@@ -371,9 +381,10 @@ class _Task:
                 n_rows += len(chunk.texts)
             self.refuse_empty(rows=n_rows)
 
-        known = self.listed.texts
-        class_texts = () if known is None else map(known.whole, range(len(known)))
-        return TextFeatures(self.text, self.rule).fit(texts(), class_texts, self.source)
+        known, names = self.listed.texts, self.listed.keys if self.reads_list else []
+        class_texts = map(without_codes, names) if known is None else map(known.whole, range(len(known)))
+        features = TextFeatures(self.text, self.rule, reads_list=self.reads_list)
+        return features.fit(texts(), class_texts, self.source)
 
     def refuse_empty(self, **counts: int | None) -> None:
         for what, n in counts.items():

@@ -64,10 +64,11 @@ class TextFeatures:
     ([0, 1, 1], [0], [1.0])
     """
 
-    def __init__(self, config: TextConfig, rule: int = RULE) -> None:
+    def __init__(self, config: TextConfig, rule: int = RULE, *, reads_list: bool = False) -> None:
         if config.hashing and config.min_rows > 1:
             raise ConfigError(f"min_rows = {config.min_rows} needs a vocabulary: set hashing = false or min_rows = 1")
         self.config, self.rule = config, rule
+        self.reads_list = reads_list  # whether words of a plain list of class names are among the terms
         self.n_features = config.n_features
         self._n_rows: int | None = None  # that it was fitted to; earlier versions did not record it
         self._is_weighted = True  # by inverse row frequencies; only features of earlier versions may be not
@@ -209,7 +210,8 @@ class TextFeatures:
         n = n_features if is_weighted else 0
         if idf.dtype != np.float32 or idf.shape != (n,) or not np.isfinite(idf).all():
             raise StorageError(f"{path} is {idf.dtype} of shape {idf.shape}: need {n} finite numbers (float32)")
-        features = cls(TextConfig.model_validate(description["config"]), description["format"])
+        told, rule = TextConfig.model_validate(description["config"]), description["format"]
+        features = cls(told, rule, reads_list=description.get("reads_list", False))
         features._n_rows = description.get("n_rows")
         features.n_features, features._idf, features._is_weighted = description["n_features"], idf, is_weighted
         tables = hashed_tables(features.config)
@@ -251,6 +253,8 @@ class TextFeatures:
             raise StorageError(
                 f"{path}: terms are hashed to {config.n_features} columns, and n_features is {n_features}"
             )
+        if not isinstance(told.get("reads_list", False), bool):
+            raise StorageError(f"{path}: reads_list is {shortened(told['reads_list'])}: need true or false")
         if (n_rows := told.get("n_rows")) is not None and (type(n_rows) is not int or not 1 <= n_rows < 2**48):
             raise StorageError(f"{path}: n_rows is {shortened(n_rows)}: need at least 1")
         if (
@@ -270,6 +274,7 @@ class TextFeatures:
         n_words = len(self._fitted().tables[0])
         config = self.config.model_dump() | {"tfidf": self._is_weighted}
         sizes = {"n_words": n_words, "n_features": self.n_features}
+        sizes |= {"reads_list": True} if self.reads_list else {}
         return {"format": self.rule, "config": config} | sizes | ({} if self.rule == 1 else {"n_rows": self._n_rows})
 
     def _spelling(self) -> bytes:

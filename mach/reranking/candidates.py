@@ -56,12 +56,10 @@ def lifted(
     >>> lifted(np.float32([[-9, -9, -1]]), np.array([[3, 5, 7]]), np.array([[7, 3, -1]]), -4.0).tolist()
     [[-4.0, -9.0, -1.0]]
     """
-    if floor == -np.inf:
+    if floor == -np.inf or not proposed_NP.shape[1]:
         return scores_NC
-    is_proposed_NC = np.zeros(ids_NC.shape, np.bool_)
-    for column in range(proposed_NP.shape[1]):
-        is_proposed_NC |= ids_NC == proposed_NP[:, [column]]
-    return np.where(is_proposed_NC & (ids_NC >= 0), np.maximum(scores_NC, np.float32(floor)), scores_NC)
+    is_proposed_NC = (ids_NC >= 0) & (ids_NC[:, :, None] == proposed_NP[:, None, :]).any(axis=2)
+    return np.where(is_proposed_NC, np.maximum(scores_NC, np.float32(floor)), scores_NC)
 
 
 def without(ids_NP: NDArray[np.int64], others_NC: NDArray[np.int64]) -> NDArray[np.int64]:

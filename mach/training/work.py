@@ -16,6 +16,7 @@ from mach.data.store import Store
 from mach.files.places import names_in
 from mach.reranking.fitting import (
     LEAST_FUNCTIONS,
+    LEAST_TEACHING_ROWS,
     MAX_PARTS,
     MAX_TEACHING_ROWS,
     MAX_VALIDATION_ROWS,
@@ -23,7 +24,7 @@ from mach.reranking.fitting import (
     examples_of,
     n_listed,
 )
-from mach.reranking.order import BATCH, EPOCHS, LEAST_STEPS
+from mach.reranking.order import BATCH, EPOCHS, FEW_STEPS, FOLDS, LEAST_STEPS
 from mach.reranking.parts import CANDIDATES, CLASSIFIERS, MIN_ROW_PARTS, ROWS_A_PART
 from mach.reranking.record import is_due
 from mach.runs.run import Run
@@ -39,7 +40,7 @@ STEP_WEIGHT = {"bfloat16": 7e-12, "float32": 2.3e-11}  # a row and weight of the
 ANSWER_ROW, ANSWER_INPUT, ANSWER_WEIGHT, ANSWER_CLASS = 6e-6, 7e-10, 3e-11, 4e-10  # as above; a class and hash function
 PAIR, PAIR_FEATURE = 4e-7, 2.6e-8  # a row and class to tell apart; a feature of that row
 RERANKED = 1.7e-6  # a candidate of a query
-ORDER_STEP = 2.2e-3  # a step of learning an order
+ORDER_STEP, FEW_STEP = 2.2e-3, 0.3  # a step of learning an order; that share of it where held-out rows teach
 FIXED, BEGUN = 0.3, 2.0  # a stage; one whose workers begin with it
 
 
@@ -97,10 +98,12 @@ class Work:
         return self.answers(n_rows, self.config.hashing.repetitions) + n_rows * RERANKED * self._listed()
 
     def order(self) -> float:
-        """Seconds of the choice of a blend, and of the order that pilots teach."""
+        """Seconds of the choice of a blend, and of the order that pilots teach, or else held-out rows."""
         pilots, n_held = self.config.reranking.pilots, min(self.n_held, MAX_VALIDATION_ROWS)
         n_taught = pilots * min(self.n_rows * (1 - LEARNED), MAX_TEACHING_ROWS)
         n_steps = max(EPOCHS * n_taught / BATCH, LEAST_STEPS) if pilots else 0
+        if not pilots and n_held >= LEAST_TEACHING_ROWS:
+            n_steps = FEW_STEP * max(EPOCHS * n_held / BATCH, FOLDS * FEW_STEPS)
         return FIXED + self.judging(n_held) + ORDER_STEP * n_steps
 
     @property

@@ -14,7 +14,7 @@ import pytest
 from mach.config import DataConfig, TextConfig, parse_config
 from mach.data.omissions import told
 from mach.data.prepare import prepare
-from mach.data.store import Store
+from mach.data.store import Reference, Store
 from mach.errors import ConfigError, DataError
 from tests.data.test_class_texts import columns
 
@@ -172,6 +172,23 @@ def test_words_of_class_texts_are_features_that_networks_do_not_read() -> None:
     assert (seen[obst], sorted(seen.values())) == (0.0, [0.0, 1.0])
     assert known.counted(["obst obst"])[2].tolist() == [2]
     assert np.isfinite(known.transform(["Obst"])[2]).all()
+
+
+def test_words_of_a_plain_list_are_features_too_but_for_codes_and_in_runs_of_before() -> None:
+    names = save("names.txt", "".join(f"{name}\n" for name in ("g:1", "Auto", "u:3", "Birne 1914", "Q42")))
+    plain, store = ready(None).text_features, ready(names)
+    known = store.text_features
+    assert plain is not None
+    assert known is not None
+    assert {"auto", "birne", "1914", "q42"} & set(known.words()) == {"auto", "birne"}
+    assert known.reads_list
+    assert set(plain.words()) < set(known.words())
+    for features, expected in ((plain, plain), (known, known)):
+        former = Reference(store.path, "", features.n_features, 5, False, store.class_names, features)
+        options = DataConfig(train="", classes=names)
+        found = prepare(options, TextConfig(), "rows.jsonl", former=former).text_features
+        assert found is not None
+        assert found.fingerprint() == expected.fingerprint()
 
 
 def test_class_words_come_before_rarer_terms_of_rows() -> None:
