@@ -27,7 +27,7 @@ N_CLASSES, N_FEATURES = 120, 400
 LONG = [  # files in the order in which they are begun, before all others: none of them is to be what is left in the end
     "training/test_cluster.py",
     "training/test_local.py",
-    "test_tutorials.py",
+    "test_pages.py",
     "estimator/test_estimator.py",
     "runs/test_actors.py",
     "runs/test_storage.py",
