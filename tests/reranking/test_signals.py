@@ -237,8 +237,8 @@ class TestLikeness(BlendedSignalContract):
         # Two texts: one has feature 0 twice and 1 once, the other feature 1. Mean length 2.
         weights = weights_of(np.array([0, 2, 3]), np.array([0, 1, 1], np.int32), np.array([2, 1, 1]), 2)
         idf = np.log([1 + 1.5 / 1.5, 1 + 0.5 / 2.5])
-        longer, shorter = 1.2 * (0.25 + 0.75 * 3 / 2), 1.2 * (0.25 + 0.75 / 2)
-        expected = [idf[0] * 2 * 2.2 / (2 + longer), idf[1] * 2.2 / (1 + longer), idf[1] * 2.2 / (1 + shorter)]
+        longer, shorter = 0.4 * (0.25 + 0.75 * 3 / 2), 0.4 * (0.25 + 0.75 / 2)
+        expected = [idf[0] * 2 * 1.4 / (2 + longer), idf[1] * 1.4 / (1 + longer), idf[1] * 1.4 / (1 + shorter)]
         np.testing.assert_allclose(weights, expected)
 
     def test_numbers_out_of_range_are_refused(self, material: Material):
