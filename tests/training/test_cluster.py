@@ -130,7 +130,7 @@ def test_ray_gives_the_bits_of_local_processes_without_a_byte_between_them(
     told = training.finish()
     assert weights(tmp_path / "run") == bits
     assert not list((tmp_path / "run").rglob("*.tmp"))
-    assert len({line.split("/")[1] for line in told.splitlines() if line.endswith(" cpu")}) == 2, "one on each node"
+    assert len(set(re.findall(r"finished by (.+?) cpu", told))) == 2, "one on each node"
 
 
 def test_ray_makes_the_bits_of_a_local_reranker(nodes: Any, config: Config, trained: Path, tmp_path: Path):
@@ -170,7 +170,7 @@ def test_a_node_that_is_lost_and_one_that_joins(nodes: Any, longer: tuple[Config
     told = training.finish()
     nodes.remove_node(joined, allow_graceful=False)
     assert weights(tmp_path / "run") == bits
-    assert len({line.split("/")[1] for line in told.splitlines() if line.endswith(" cpu")}) == 2, told
+    assert len(set(re.findall(r"finished by (.+?) cpu", told))) == 2, told
 
 
 def test_a_driver_killed_and_resumed(nodes: Any, longer: tuple[Config, list[bytes]], tmp_path: Path):

@@ -137,6 +137,7 @@ class Display:
             r: self._lines.add_task(f"repetition {r}", total=1, status="waiting", figures="") for r in repetitions
         }
         self._figures: dict[int, str] = {}
+        self._where: dict[int, str] = {}
         self._told = dict.fromkeys(repetitions, time.monotonic())
         for r in finished:
             self._lines.update(self._tasks[r], completed=1, status="finished before")
@@ -159,7 +160,10 @@ class Display:
         self._lines.update(self._tasks[repetition], status=status)
         if status == "finished":
             self._tell(repetition, 1.0)
-            self.note(", ".join([f"repetition {repetition}: finished", *filter(None, [self._figures.get(repetition)])]))
+            place = f"finished by {self._where[repetition]}" if repetition in self._where else status
+            self.note(", ".join([f"repetition {repetition}: {place}", *filter(None, [self._figures.get(repetition)])]))
+        elif status != "waiting":
+            self._where[repetition] = status
 
     def note(self, text: str) -> None:
         """Something about the whole run."""

@@ -129,7 +129,7 @@ class Crew:
         options: dict[str, Any] = {"threads": self.launch.threads, "device": device, "host_memory": host_memory}
         for shard in shards:
             for r in shard:
-                display.set(r, f"here, {device}")
+                display.set(r, f"this process, {device}")
             job = ShardJob(str(run.path), str(store.path), shard, trunk=run.trunk, **options)
             train_shard(job, report=display.progressed, is_alone=False)
             for r in shard:
