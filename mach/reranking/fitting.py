@@ -323,7 +323,8 @@ def taught_crosswise(
 ) -> LearnedOrder | None:
     """An order that held-out rows teach, if by networks that have not seen them they are better than by the blend.
 
-    The inputs are the columns of all signals for the candidates of the trial.
+    The blend was chosen on these very rows, and the order will be that of both networks: so the mean alone decides. The
+    inputs are the columns of all signals for the candidates of the trial.
     """
     best_NT = taught(trial.scores(blend), trial.ids_NC, proposed_NP)
     lifted_NC = lifted(trial.scores_NC, trial.ids_NC, proposed_NP, FLOOR)
@@ -331,7 +332,7 @@ def taught_crosswise(
     inputs_NTI = np.take_along_axis(inputs_NCI, best_NT[:, :, None], axis=1)
     order = LearnedOrder.learn(inputs_NTI, lifted_NT, right_NT.astype(bool), seed, crosswise=True)
     ordered_N = precisions(order.crosswise(lifted_NC, inputs_NCI), trial.right_NC)
-    return order if best_of(np.stack([trial.gains(blend), ordered_N]), usual=0) == 1 else None
+    return order if best_of(np.stack([trial.gains(blend), ordered_N])) == 1 else None
 
 
 def taught(
