@@ -400,7 +400,7 @@ class Neighbours(Entrant):
 class Mach(Entrant):
     """Ours: trained through the command line by peers.py, asked here; its rows come from its own store."""
 
-    packages = ("mach",)
+    packages = ("mach-classifier",)
     settings = "through `mach train`: everything from the start of the command, reading and process starts included"
 
     def load(self) -> None:
