@@ -13,6 +13,8 @@ from mach.reranking.signals.contract import BlendedSignal, Signal
 
 WEIGHT, PRIOR = "weight", "prior"  # strengths of classifiers and prior, which are chosen together
 UNTRIED = {WEIGHT: 0.5, PRIOR: -0.1, "repeats": 0.0}  # where no rows are held out
+# Where rows are phrases of the classes' own texts, they cannot say what else is worth beside these (docs/log.md).
+OF_DOCUMENTS = {WEIGHT: 0.0, PRIOR: 0.0, "repeats": 0.0, "mention": 0.0, "likeness": 100.0}
 # Weight and prior that held-out rows choose from, from networks first to classifiers first, and at last for rare
 # classes first, where none has many rows. The best of all lies near this path on every data set seen, and few choices
 # are harder to mistake than many. Networks alone are no choice: where rows cannot tell, a little of both finds more of

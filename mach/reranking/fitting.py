@@ -26,7 +26,7 @@ from mach.data.store import Store
 from mach.files.places import atomic_file, names_in, sweep
 from mach.files.records import write_json
 from mach.files.tensors import write_tensors
-from mach.reranking.blend import UNTRIED, Blend, Trial, best_of, choose, precisions
+from mach.reranking.blend import OF_DOCUMENTS, UNTRIED, Blend, Trial, best_of, choose, precisions
 from mach.reranking.candidates import lifted, proposed, widened, without
 from mach.reranking.kernels.rerank import fit_classes
 from mach.reranking.model import Reranker
@@ -154,7 +154,7 @@ class RerankerTraining:
             **strengths,
             validated=len(self.validation_rows) > 0,
             learned=order is not None,
-            n_weights=len(arrays["codes"]),
+            n_weights=len(arrays.get("codes", ())),
             n_bytes=sum(array.nbytes for array in arrays.values()),
             n_pairs=sum(int(note.get("n_pairs", 0)) for note in notes),
             cpu_seconds=round(sum(float(note["seconds"]) for note in notes) + time.process_time() - started, 2),
@@ -266,8 +266,11 @@ class RerankerTraining:
     def _choice(self, signals: Sequence[Signal], order: LearnedOrder | None) -> tuple[Blend, LearnedOrder | None]:
         """The best blend on held-out rows, and the order of pilots unless the blend is better.
 
-        Where there are no pilots these rows teach an order, which has to be better than the blend.
+        Where there are no pilots these rows teach an order, which has to be better than the blend. Rows that are
+        phrases of the texts that queries are likened to choose nothing.
         """
+        if self.run.config.data.has_documents and any(one.name == "likeness" and one.has_columns for one in signals):
+            return Blend(OF_DOCUMENTS), None
         given = {} if self.config.repeats is None else {"repeats": self.config.repeats}
         rows = self.validation_rows[:MAX_VALIDATION_ROWS]
         if not len(rows):

@@ -25,8 +25,8 @@ but for an effort that is given. The table is that of the best effort; what a sm
 ``pairs``                 products of the 12 largest features of a row where it has less than 30 and fewer than 10
                           classes
 ``pilots``                3 where a row has 10 classes or more, whose order takes more rows to learn, else 1; none below
-                          5,000 and above 300,000 rows, with other aggregates than log-means, and for runs that start
-                          from another one
+                          5,000 and above 300,000 rows, with other aggregates than log-means, for runs that start
+                          from another one, and for rows that are phrases of documents
 ========================  ======================================================================================
 """
 
@@ -160,9 +160,10 @@ def fill(config: Config, shape: Shape) -> Config:
 
 
 def can_have_pilots(config: Config, shape: Shape) -> bool:
-    """Whether an order is learned where nothing is said of it: there are rows enough, and time."""
+    """Whether an order is learned where nothing is said of it: there are rows enough, time, and rows like queries."""
     has_logs = config.decoding.aggregate in {"auto", "log-mean"}
-    return LEAST_PILOT_ROWS <= shape.n_rows <= MOST_PILOT_ROWS and has_logs and config.training.start is None
+    is_open = has_logs and config.training.start is None and not config.data.has_documents
+    return LEAST_PILOT_ROWS <= shape.n_rows <= MOST_PILOT_ROWS and is_open
 
 
 def effort_rows(config: Config) -> list[tuple[str, Any, str]]:

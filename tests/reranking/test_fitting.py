@@ -15,7 +15,7 @@ from rich.console import Console
 from scipy.sparse import csr_array
 
 from mach.cli import main
-from mach.config import Config, LaunchConfig, to_toml
+from mach.config import Config, LaunchConfig, parse_config, to_toml
 from mach.data.batch import SparseBatch, read_batch, read_classes, right_of
 from mach.data.kernels.views import N_HASHED, with_pairs
 from mach.data.store import Store
@@ -28,7 +28,7 @@ from mach.model.calibration import held_out
 from mach.model.curves import TOP, calibration_error
 from mach.model.loading import load
 from mach.model.model import MachModel
-from mach.reranking.blend import Blend, path_of, precisions
+from mach.reranking.blend import OF_DOCUMENTS, Blend, path_of, precisions
 from mach.reranking.fitting import RerankerTraining, fitting_bytes
 from mach.reranking.model import Reranker
 from mach.reranking.order import FOLDS
@@ -42,7 +42,7 @@ from mach.runs.run import Run
 from mach.sketch.aggregates import naive
 from mach.sketch.metrics import evaluate as metrics
 from mach.sketch.terms import prior_terms
-from mach.training.conductor import train_reranker
+from mach.training.conductor import train, train_reranker
 from mach.training.finetuning import training_store
 from mach.training.launch.launchers import Crew
 from mach.training.setup import set_up
@@ -418,6 +418,30 @@ def test_the_command_line_trains_it_once_all_repetitions_are_finished(paired: Co
                         for more in ((), ("--no-rerank",)))  # fmt: skip
     assert with_it["ids"][0] == 7
     assert with_it["scores"] != without["scores"]
+
+
+def test_where_rows_are_phrases_of_the_classes_own_texts_likeness_decides(tmp_path: Path):
+    generator = np.random.default_rng(0)
+    names = [" ".join(f"w{word}" for word in generator.choice(90, 3, replace=False)) for _ in range(60)]
+    table = tmp_path / "classes.csv"
+    table.write_text("id,name\n" + "".join(f"{k},{name}\n" for k, name in enumerate(names)))
+    data = {"train": str(table), "classes": str(table), "class_column": "id", "strong_columns": ["name"]}
+    config = parse_config(
+        {
+            "data": data | {"cache": str(tmp_path / "cache"), "validation_fraction": 0.2},
+            "hashing": {"repetitions": 1, "buckets": 16},
+            "network": {"hidden": [8]},
+            "reranking": {"candidates": 20},
+            "training": {"epochs": 1},
+        },
+        "test",
+    )
+    model = train(config, tmp_path / "run", launcher="here")
+    assert model.reranker is not None
+    assert model.reranker.blend.strengths.items() <= OF_DOCUMENTS.items()
+    assert model.reranker.order is None
+    first, _ = model.topk(names, k=1)  # words in another order would be as alike: none is
+    assert [name.split() for name in np.ravel(model.names(first))] == [name.split() for name in names]
 
 
 def test_an_order_of_held_out_rows_is_kept_whole_and_what_had_not_seen_them_calibrates_it(
