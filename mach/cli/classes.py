@@ -162,6 +162,7 @@ def list_(run: Place, trunk: str | None, everything: bool, history: bool, as_jso
         summary = (
             f"version {edits.version}: {counted(edits.n_trained, 'class')} trained, {edits.n_added:,} added, "
             f"{len(edits.removed):,} removed, {counted(n_taught, 'pair')} of feedback{subsets}"
+            f"{'' if everything else '; --all lists every class'}"
         )
     if rows or as_json:
         print_table(rows, as_json)

@@ -108,8 +108,8 @@ class Table(Format, ABC):
             for name in chosen:
                 if name not in there:
                     raise DataError(
-                        f"{place} has no column {name!r}{did_you_mean(name, there)}; there are {listing(there)}: set "
-                        f"{key}, class_column (mach train --text, --classes)"
+                        f"{place} has no column {name!r}{did_you_mean(name, there)}; there are {listing(there)}: "
+                        f"{_otherwise_parted(there)}set {key}, class_column (mach train --text, --classes)"
                     )
             refuse_twice(place, there, chosen)
             return chosen
@@ -119,6 +119,16 @@ class Table(Format, ABC):
         with SourceFile(path, self.source_name) as source:
             rows = make(_row(values, place, named, config, cells) for place, values in self.records(source, choose))
             yield from chunks_of(rows, block_bytes, lambda: source.fraction)
+
+
+def _otherwise_parted(columns: Collection[str]) -> str:
+    """What to do about a header of one column that holds another sign, as spreadsheets write it in some countries."""
+    [only, *others] = columns or [""]
+    sign = next((sign for sign in (";", "\t", "|") if sign in only), None)
+    if others or sign is None:
+        return ""
+    how = "name it .tsv" if sign == "\t" else "save it with commas"
+    return f"{sign!r} seems to part its columns, {how}; or "
 
 
 @dataclass(frozen=True)

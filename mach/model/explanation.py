@@ -107,7 +107,12 @@ class Explanation:
     def lines(self) -> Iterator[str]:
         """It in plain words, for a terminal."""
         spoke = [self._without(word) for word in self.words if word.lost >= LEAST][:SHOWN]
-        yield f"because of {', '.join(spoke)}" if spoke else "no word of the query speaks for it"
+        if spoke:
+            yield f"because of {', '.join(spoke)}"
+        elif heavy := self._heaviest():
+            yield f"no single word decides it, it stays as likely without any one; most weight have {', '.join(heavy)}"
+        else:
+            yield "no word of the query speaks for it"
         if against := [self._without(word) for word in self.words[::-1] if word.lost <= -LEAST][:SHOWN]:
             yield f"in spite of {', '.join(against)}"
         names = {reason.name: None for part in self.parts for reason in part.reasons if reason.name}
@@ -128,6 +133,11 @@ class Explanation:
         title = f"class {self.id}" if self.name is None else self.name
         chance = f", probability {self.probability:.4f}" if self.probability is not None else ""
         return "\n  ".join([f"{title}{chance}", *self.lines()])
+
+    def _heaviest(self) -> list[str]:
+        """Words that speak for it by the parts of the score, though leaving one out changes little."""
+        reasons = sorted((one for part in self.parts for one in part.reasons), key=lambda one: -one.added)
+        return list(dict.fromkeys(" + ".join(one.words) for one in reasons if one.added >= LEAST))[:SHOWN]
 
     def _without(self, word: Word) -> str:
         if word.probability is None or self.probability is None:

@@ -115,6 +115,11 @@ def test_lone_surrogates_are_replaced(tmp_path):
         ("t.csv", "text,label\na,b\n", "line 1 has no column 'classes'; there are text, label: set"),
         (
             "t.csv",
+            "text;classes\na;b\n",
+            "there are text;classes: ';' seems to part its columns, save it with commas; or",
+        ),
+        (
+            "t.csv",
             "title,classes\na,b\n",
             "title, classes: set text_columns, class_column (mach train --text, --classes)",
         ),
