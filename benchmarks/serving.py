@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/serving.py runs/gnd benchmarks/data/gnd-core-text/test.jsonl
 
 Every answer is compared with what the model says offline. The load generator is a process of its own with plain
-sockets: it shares the two cores with the server, so rates are those of both together.
+sockets: it shares the two cores with the server. The column of cores says what the server and the generator took.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class Load:
     n_wrong: int = 0
     versions: set[str] = field(default_factory=set)
     elapsed: float = 0.0
+    own: float = 0.0  # seconds of processors: of the generator, and of the server
+    server: float = 0.0
 
     def row(self, name: str) -> dict[str, Any]:
         """A line of the table."""
@@ -60,28 +62,60 @@ class Load:
         shares["429 %"] = round(100 * len(self.refused_seconds) / max(n, 1), 1)
         late = self.refused_seconds
         shares["429 p99 ms"] = round(1000 * float(np.percentile(late, 99)), 1) if late else None
-        return shares | {"wrong": self.n_wrong, "lost": self.n_lost, "versions": len(self.versions)}
+        shares |= {"wrong": self.n_wrong, "lost": self.n_lost, "versions": len(self.versions)}
+        return shares | {"cores": f"{self.server / self.elapsed:.2f} + {self.own / self.elapsed:.2f}"}
 
 
-class Connection:
-    """One client of HTTP/1.1, which keeps its connection."""
+class Connection(asyncio.Protocol):
+    """One client of HTTP/1.1, which keeps its connection and the answers as they came."""
 
     def __init__(self, port: int) -> None:
-        self.port, self.streams = port, None
+        self.port, self._transport, self._buffer = port, None, bytearray()
+        self._answer: asyncio.Future[tuple[int, bytes]] | None = None
 
-    async def post(self, path: str, kind: str, body: bytes) -> tuple[int, Any]:
-        if self.streams is None:
-            self.streams = await asyncio.open_connection("127.0.0.1", self.port)
-        reader, writer = self.streams
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
-        writer.write(head.encode() + body)
-        lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
-        length = next(int(line.split(":")[1]) for line in lines if line.startswith("content-length"))
-        content = await reader.readexactly(length)
-        if "connection: close" in lines:
-            writer.close()
-            self.streams = None
-        return int(lines[0].split()[1]), json.loads(content)
+    async def post(self, request: bytes) -> tuple[int, bytes]:
+        loop = asyncio.get_running_loop()
+        if self._transport is None or self._transport.is_closing():
+            self._buffer.clear()
+            self._transport, _ = await loop.create_connection(lambda: self, "127.0.0.1", self.port)
+        self._answer = loop.create_future()
+        self._transport.write(request)
+        return await self._answer
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head = self._buffer.find(b"\r\n\r\n") + 4
+        if head < 4 or self._answer is None:
+            return
+        told = bytes(self._buffer[:head]).lower()
+        end = head + int(told.partition(b"content-length:")[2].split(b"\r", 1)[0])
+        if len(self._buffer) >= end:
+            answer, self._answer = self._answer, None
+            answer.set_result((int(told[9:12]), bytes(self._buffer[head:end])))
+            del self._buffer[:end]
+            if b"connection: close" in told:
+                self._transport.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(ConnectionResetError())
+
+
+def requests_of(texts: list[str], name: str, rows: int) -> list[tuple[list[str], bytes]]:
+    """Requests as they are sent, and their texts."""
+    generator, made = np.random.default_rng(0), []
+    for n in range(len(texts) if rows == 1 else 200):
+        if rows == 1:
+            mine, path, kind = [texts[n]], "suggest", "application/x-www-form-urlencoded"
+            body = f"text={quote_plus(mine[0])}&limit={K}".encode()
+        else:
+            mine = [texts[i] for i in generator.integers(0, len(texts), rows)]
+            path, kind = f"suggest-batch?limit={K}", "application/json"
+            body = json.dumps({"documents": [{"text": text} for text in mine]}).encode()
+        head = f"POST /v1/projects/{name}/{path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
+        made.append((mine, f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body))
+    return made
 
 
 async def drive(
@@ -94,50 +128,61 @@ async def drive(
     rows: int,
     seconds: float,
     rate: float = 0.0,
+    pid: int | None = None,
 ) -> Load:
-    """Clients that ask again as soon as they are answered; with a rate, requests a second of all of them together."""
-    load, begin = Load(), time.perf_counter()
-    path = f"/v1/projects/{name}/suggest" + (f"-batch?limit={K}" if rows > 1 else "")
+    """Clients that ask again as soon as they are answered; with a rate, requests a second of all of them together.
+
+    Answers are compared afterwards: while it lasts, the generator only sends and receives.
+    """
+    load, requests = Load(), requests_of(texts, name, rows)
+    got: list[tuple[list[str], bytes]] = []
+    begin, own, server = time.perf_counter(), time.process_time(), processors(pid)
 
     async def client(c: int) -> None:
-        connection, n, generator = Connection(port), 0, np.random.default_rng(c)
-        due = begin + c / max(rate, 1e-9) if rate else begin
+        connection, generator = Connection(port), np.random.default_rng(c)
+        due = begin + c / rate if rate else begin
         while (now := time.perf_counter()) < begin + seconds:
             if rate:
                 if now < due:
                     await asyncio.sleep(due - now)
                 due += clients / rate
-            mine = [texts[i] for i in generator.integers(0, len(texts), rows)]
-            n += 1
-            if rows == 1:
-                kind, body = "application/x-www-form-urlencoded", f"text={quote_plus(mine[0])}&limit={K}".encode()
-            else:
-                kind, body = "application/json", json.dumps({"documents": [{"text": text} for text in mine]}).encode()
+            mine, request = requests[int(generator.integers(len(requests)))]
             sent = time.perf_counter()
             try:
-                status, answer = await connection.post(path, kind, body)
-            except (OSError, asyncio.IncompleteReadError):
+                status, answer = await connection.post(request)
+            except OSError:
                 load.n_lost += 1
-                connection.streams = None
                 continue
             took = time.perf_counter() - sent
             if status == 429:
                 load.refused_seconds.append(took)
                 if not rate:
                     await asyncio.sleep(0.02)
-                continue
-            if status != 200:
+            elif status == 200:
+                load.seconds.append(took)
+                load.n_rows += rows
+                got.append((mine, answer))
+            else:
                 load.n_lost += 1
-                continue
-            load.seconds.append(took)
-            load.n_rows += rows
-            for text, one in zip(mine, answer if rows > 1 else [answer], strict=True):
-                load.versions.add(one["version"])
-                load.n_wrong += wrong(wanted, text, one)
 
     await asyncio.gather(*(client(c) for c in range(clients)))
     load.elapsed = time.perf_counter() - begin
+    load.own, load.server = time.process_time() - own, processors(pid) - server
+    for mine, content in got:
+        answer = json.loads(content)
+        for text, one in zip(mine, answer if rows > 1 else [answer], strict=True):
+            load.versions.add(one["version"])
+            load.n_wrong += wrong(wanted, text, one)
     return load
+
+
+def processors(pid: int | None) -> float:
+    """Seconds of processors that a process and its children have used."""
+    if pid is None:
+        return 0.0
+    used = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return sum(map(int, used)) / os.sysconf("SC_CLK_TCK") + sum(processors(int(child)) for child in children)
 
 
 def wrong(wanted: Wanted, text: str, one: Any) -> int:
@@ -153,17 +198,18 @@ def differ(a: list[tuple[int, float]], b: list[tuple[int, float]]) -> bool:
     return len(a) != len(b) or any(i != j or abs(v - w) > 1e-5 for (i, v), (j, w) in pairs)
 
 
-def offline(path: Path, texts: list[str]) -> tuple[dict[str, list[tuple[int, float]]], str, float]:
-    """What the model answers, its version as the server calls it, and rows a second of a batch."""
+def offline(path: Path, texts: list[str]) -> tuple[dict[str, list[tuple[int, float]]], str, dict[str, Any]]:
+    """What the model answers, its version as the server calls it, and a line of the table: a batch of all texts."""
     model = load(path)
     model.topk(texts[:64], K, probabilities=True)
-    begin = time.perf_counter()
+    begin, used = time.perf_counter(), time.process_time()
     ids, values = model.topk(texts, K, probabilities=True)
-    rate = len(texts) / (time.perf_counter() - begin)
+    elapsed, used = time.perf_counter() - begin, time.process_time() - used
+    line = {"what": "offline batch", "rows/s": round(len(texts) / elapsed), "cores": f"{used / elapsed:.2f}"}
     rows = [
         [(i, v) for i, v in zip(*row, strict=True) if i >= 0] for row in zip(ids.tolist(), values.tolist(), strict=True)
     ]
-    return dict(zip(texts, rows, strict=True)), version_of(model), rate
+    return dict(zip(texts, rows, strict=True)), version_of(model), line
 
 
 def started(path: Path, *options: str) -> tuple[subprocess.Popen[str], int]:
@@ -184,11 +230,11 @@ def resident(pid: int) -> int:
 
 async def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     path, texts = folder / "run", arguments.texts
-    answers, version, rate = offline(path, texts)
+    answers, version, before = offline(path, texts)
     wanted: Wanted = {version: answers}
-    table: list[dict[str, Any]] = [{"what": "offline batch", "rows/s": round(rate)}]
+    table: list[dict[str, Any]] = [before]
     process, port = started(path, *arguments.options)
-    how: dict[str, Any] = {"seconds": arguments.seconds}
+    how: dict[str, Any] = {"seconds": arguments.seconds, "pid": process.pid}
     try:
         await drive(port, "run", texts, wanted, clients=4, rows=1, seconds=2.0)
         for clients in (1, 8, 64):
@@ -197,17 +243,22 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str,
             )
         full = await drive(port, "run", texts, wanted, clients=8, rows=32, **how)
         table.append(full.row("8 clients of 32 rows"))
-        most = full.n_rows / full.elapsed / 32
-        before = resident(process.pid)
+        after = offline(path, texts)[2]
+        table.append(after)
+        rate, late = full.n_rows / full.elapsed, []
+        whole = (before["rows/s"] + after["rows/s"]) / 2
+        table.append({"what": "share of the offline rate, %", "rows/s": round(100 * rate / whole)})
+        memory = resident(process.pid)
         for times in (0.5, 4.0):
             one = await drive(
-                port, "run", texts, wanted, clients=int(32 * times * 2), rows=32, rate=times * most, **how
+                port, "run", texts, wanted, clients=int(32 * times * 2), rows=32, rate=times * rate / 32, **how
             )
             table.append(one.row(f"{times:g} x that rate, batches of 32"))
-        table.append({"what": "memory before and after overload, MB", "rows/s": f"{before} {resident(process.pid)}"})
-        table.append(await changing(port, path, folder, texts, wanted, arguments))
-        rate = offline(path, texts)[2]
-        table.append({"what": "offline batch, again", "rows/s": round(rate)})
+            late.append(float(np.percentile(one.seconds, 99)))
+        table.append({"what": "p99 of that to half load", "p99 ms": f"{late[1] / late[0]:.1f} x"})
+        table.append({"what": "memory before and after overload, MB", "rows/s": f"{memory} {resident(process.pid)}"})
+        if arguments.reloads:
+            table.append(await changing(port, path, folder, texts, wanted, arguments))
     finally:
         process.terminate()
         process.wait()
@@ -263,7 +314,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="JSONL with texts")
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--seconds", type=float, default=SECONDS)
-    parser.add_argument("--reloads", type=int, default=1000)
+    parser.add_argument("--reloads", type=int, default=1000, help="0 leaves them out")
     parser.add_argument("--edits", type=int, default=200)
     parser.add_argument("--pause", type=float, default=0.02)
     parser.add_argument("options", nargs="*", help="of mach serve, after --")

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from mach.cli.options import JSON, Whole
-from mach.cli.shell import Printer, read_lines
-from mach.errors import ConfigError
+from mach.cli.shell import Printer, read_batches
+from mach.errors import ConfigError, DataError
 
 TOKEN_FILE = click.option(
     "--token-file", type=click.Path(path_type=Path), help="Lines `read TOKEN` and `learn TOKEN`: who may do what."
@@ -64,7 +64,7 @@ def query_at_url(
     as_json: bool,
 ) -> None:
     """Answer QUERIES by a server: all that `mach query` takes and a server knows."""
-    from mach.serving.client import Client
+    from mach.serving.client import BATCH, Client, Suggestions
 
     token = None
     if token_file is not None:
@@ -72,14 +72,22 @@ def query_at_url(
 
         token = Tokens.of_file(token_file).one()
     printer = Printer(("probability", "probabilities"), threshold, as_json)
+
+    def say(line: str, found: Suggestions) -> None:
+        results = [one for one in found.results if threshold is None or one.score >= threshold]
+        ids, values = [one.id for one in results], [one.score for one in results]
+        uris = [one.uri or "" for one in results]
+        told = {"names": [one.label for one in results], "uris": uris if any(uris) else None}
+        printer.answer(line, ids, values, told, is_known=found.known)
+
     with Client(url, project, token=token) as client:
-        for line in read_lines(queries):
-            [found] = client.suggest(line, k, allowed=allowed)
-            results = [one for one in found.results if threshold is None or one.score >= threshold]
-            ids, values = [one.id for one in results], [one.score for one in results]
-            uris = [one.uri or "" for one in results]
-            told = {"names": [one.label for one in results], "uris": uris if any(uris) else None}
-            printer.answer(line, ids, values, told, is_known=found.known)
+        for lines in read_batches(queries, BATCH):
+            try:
+                answers = iter(client.suggest(lines, k, allowed=allowed))
+            except DataError:  # one of them is at fault: those before it are answered
+                answers = (client.suggest(line, k, allowed=allowed)[0] for line in lines)
+            for line, found in zip(lines, answers, strict=True):
+                say(line, found)
 
 
 class AtUrl(click.Command):

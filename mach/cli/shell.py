@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -41,19 +40,58 @@ def say_json(value: Any) -> None:
 
 def read_lines(queries: tuple[str, ...]) -> Iterator[str]:
     """The queries themselves; for ``-``, or without any, the lines of standard input that are not blank."""
+    for [query] in read_batches(queries, 1):
+        yield query
+
+
+def read_batches(queries: tuple[str, ...], most: int) -> Iterator[list[str]]:
+    """As `read_lines`, where lines that have come by now are together, at most so many; nobody waits for more."""
     for text in queries or ("-",):
         if text != "-":
-            yield text
+            yield [text]
             continue
-        for number, line in enumerate(iter(partial(sys.stdin.buffer.readline, ROW_BYTES + 1), b""), 1):
-            if len(line) > ROW_BYTES:
-                raise DataError(f"standard input line {number} has more than {ROW_BYTES:,} bytes: shorten the query")
-            try:
-                query = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise DataError(f"standard input line {number} is not UTF-8: {error.reason}") from error
-            if query.strip():
-                yield query
+        number, batch = 0, list[str]()
+        for lines in _arrived():
+            for line in lines:
+                number += 1
+                try:
+                    query = _query(number, line)
+                except DataError:
+                    if batch:
+                        yield batch
+                    raise
+                if query.strip():
+                    batch.append(query)
+                if len(batch) == most:
+                    yield batch
+                    batch = []
+            if batch:
+                yield batch
+                batch = []
+
+
+def _arrived() -> Iterator[list[bytes]]:
+    """Lines of standard input, those together that one read brings: of a terminal, each by itself."""
+    parts = list[bytes]()  # of a line whose end has not come
+    stdin: Any = sys.stdin.buffer  # which waits for something, and no longer
+    while read := stdin.read1(2**16):
+        *lines, last = read.split(b"\n")
+        if lines:
+            yield [b"".join([*parts, lines[0]]), *lines[1:]]
+            parts.clear()
+        parts.append(last)
+        if sum(map(len, parts)) > ROW_BYTES:
+            break
+    yield [b"".join(parts)]
+
+
+def _query(number: int, line: bytes) -> str:
+    if len(line) > ROW_BYTES:
+        raise DataError(f"standard input line {number} has more than {ROW_BYTES:,} bytes: shorten the query")
+    try:
+        return line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input line {number} is not UTF-8: {error.reason}") from error
 
 
 def print_values(values: dict[str, Any], as_json: bool) -> None:

@@ -18,6 +18,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mach import __version__
 from mach.data.names import class_name, shown
@@ -53,6 +54,7 @@ SAFE = {  # of the page: it loads nothing from elsewhere, and no other page show
 }
 MOST_ASIDE = 32  # searches that may wait
 VERSION = "Mach-Version"  # the header that names the version of the answer
+QUEUED = {"suggest": "suggest", "suggest-batch": "suggest_batch"}  # operations whose rows wait, by the end of a path
 
 
 class Api:
@@ -71,6 +73,9 @@ class Api:
         operations = dict.fromkeys(route.name for route in self.routes())
         self.metrics = Metrics(list(operations), list(projects), folder)
         self.batcher = Batcher(queue_rows, observe=self.metrics.batch)
+        self._files = {
+            path: ((Path(__file__).parent / name).read_bytes(), kind) for path, (name, kind) in FILES.items()
+        }
         self._aside = ThreadPoolExecutor(1, thread_name_prefix="aside")
         self._n_aside = 0
 
@@ -83,6 +88,7 @@ class Api:
             self._route("/health/ready", self.ready, "nothing"),
             self._route("/metrics", self.tell_metrics),
             self._route("/v1/", self.about),
+            self._route("/v1/vocabs", self.list_vocabs),
             self._route("/v1/projects", self.list_projects),
             self._route(project, self.show_project),
             self._route(f"{project}/suggest", self.suggest, method="POST"),
@@ -114,8 +120,7 @@ class Api:
 
     async def file(self, request: Request) -> Response:
         """The page, its script, and what describes this API."""
-        name, kind = FILES[request.url.path]
-        content = (Path(__file__).parent / name).read_bytes()
+        content, kind = self._files[request.url.path]
         return Response(content, headers=SAFE, media_type=kind)
 
     async def live(self, request: Request) -> Response:
@@ -131,6 +136,10 @@ class Api:
     async def about(self, request: Request) -> Response:
         """What answers."""
         return JSONResponse({"title": "mach REST API", "version": __version__})
+
+    async def list_vocabs(self, request: Request) -> Response:
+        """The classes of every project, as vocabularies."""
+        return JSONResponse({"vocabs": [project.described()["vocab"] for project in self.projects.values()]})
 
     async def list_projects(self, request: Request) -> Response:
         """All projects."""
@@ -150,7 +159,6 @@ class Api:
     async def suggest(self, request: Request) -> Response:
         """The best classes of a text."""
         project = self._project(request)
-        self.batcher.refuse()
         form = await self.reader.form(request)
         first = {name: values[0] for name, values in form.items()}
         if "text" not in first:
@@ -169,7 +177,6 @@ class Api:
     async def suggest_batch(self, request: Request) -> Response:
         """The best classes of up to 32 documents."""
         project = self._project(request)
-        self.batcher.refuse()
         limit, threshold = _limits(project, request.query_params)
         body = await self.reader.json(request, DOCUMENTS)
         asked = question(limit, body.allowed, body.subset)
@@ -246,6 +253,27 @@ class Api:
             self._n_aside -= 1
 
 
+class Entrance:
+    """Refuses rows while the queue is full, before an address is looked up or a body is read.
+
+    Most requests are refused when a server gets several times what it can answer, and all others wait meanwhile.
+    """
+
+    def __init__(self, app: ASGIApp, api: Api) -> None:
+        self._app, self._api = app, api
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begin, served = time.perf_counter(), self._app
+        operation = QUEUED.get(scope["path"].rpartition("/")[2]) if scope["type"] == "http" else None
+        if operation is not None and scope["method"] == "POST":
+            try:
+                self._api.batcher.refuse()
+            except RequestError as refused:
+                served = refused.response()
+                self._api.metrics.count(operation, refused.status, time.perf_counter() - begin)
+        await served(scope, receive, send)
+
+
 def make_app(projects: Mapping[str, Project], queue_rows: int, guard: Guard, folder: Path | None = None) -> Starlette:
     """The application; errors raised on purpose are problems, all others a status of 500 and a trace in the log."""
     api = Api(projects, queue_rows, guard, folder)
@@ -276,7 +304,8 @@ def make_app(projects: Mapping[str, Project], queue_rows: int, guard: Guard, fol
         allow_headers=["Authorization", "Content-Type"],
         expose_headers=[VERSION, "Retry-After"],
     )
-    return Starlette(routes=api.routes(), middleware=[pages], exception_handlers=handlers, lifespan=lifespan)
+    middleware = [pages, Middleware(Entrance, api=api)]
+    return Starlette(routes=api.routes(), middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
 
 
 def _limits(project: Project, fields: Mapping[str, str]) -> tuple[int, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -108,7 +109,9 @@ def serve(settings: Settings) -> None:
 def _worker(settings: Settings, folder: Path) -> Starlette:
     sys.setswitchinterval(0.001)  # the thread that answers gives way to the one that takes requests
     try:
-        return settings.app(folder)
+        app = settings.app(folder)
+        gc.freeze()  # what is loaded stays: looking through it for garbage would hold up requests
+        return app
     except MachError as error:
         say(str(error))
         sys.exit(STARTUP_FAILURE)  # whoever watches this process does not start it again

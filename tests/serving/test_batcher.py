@@ -106,6 +106,27 @@ def test_a_full_queue_refuses_at_once():
     run(scenario())
 
 
+def test_a_queue_is_bounded_in_bytes():
+    async def scenario():
+        project, batcher = slow(is_open=False), Batcher(queue_bytes=2000)
+        first = await held(batcher, project)
+        waiting = asyncio.create_task(batcher.ask(project, ASKED, ["b" * 1500]))
+        await asyncio.sleep(0)
+        with pytest.raises(RequestError, match=r"rows of 1,5\d\d bytes wait, and 2,000 may") as refused:
+            await batcher.ask(project, ASKED, ["c" * 1000])
+        assert (refused.value.status, refused.value.headers) == (429, {"Retry-After": "1"})
+        small = asyncio.create_task(batcher.ask(project, ASKED, ["d"]))
+        await asyncio.sleep(0)
+        project.gate.set()
+        await asyncio.gather(first, waiting, small)
+        last = asyncio.create_task(batcher.ask(project, ASKED, ["e" * 3000]))  # more than fit, but nobody waits
+        assert [one.results for one in await last] == [[{"label": "e" * 3000}]]
+        after = [asyncio.create_task(batcher.ask(project, ASKED, ["f" * 500])) for _ in range(2)]
+        assert len(await asyncio.gather(*after)) == 2  # bytes that were answered count no more
+
+    run(scenario())
+
+
 def test_what_cannot_be_answered_harms_nobody_else():
     async def scenario():
         project, batcher = slow(is_open=False), Batcher()

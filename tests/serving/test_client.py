@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from click.testing import CliRunner
 
 import mach
 from mach.cli import main
+from mach.cli.shell import read_batches
 from mach.errors import ConfigError, DataError, StorageError
 from mach.model.model import MachModel
-from tests.serving.conftest import TEXTS
+from mach.serving.server import Settings
+from tests.serving.conftest import TEXTS, serving
 
 Live = Callable[..., str]
 
@@ -162,3 +165,42 @@ def test_query_asks_a_server(live: Live, run: Path):
     assert query("--url", url, "--project", "other", "red").exit_code == 2
     assert "there is no project 'other'" in query("--url", url, "--project", "other", "red").stderr
     assert "\n--url\n" in query(run, "--", "--url").stdout
+
+
+def test_lines_that_wait_are_asked_together(live: Live, run: Path, calibrated: Path, monkeypatch: pytest.MonkeyPatch):
+    sizes, suggest = list[int](), mach.Client.suggest
+
+    def counted(self: Any, queries: list[str], *arguments: Any, **how: Any) -> Any:
+        sizes.append(len(queries))
+        return suggest(self, queries, *arguments, **how)
+
+    monkeypatch.setattr(mach.Client, "suggest", counted)
+
+    def query(*arguments: object, typed: str) -> Any:
+        return CliRunner().invoke(main, ["query", *map(str, arguments), "-k", "3"], input=typed)
+
+    lines = "".join(f"red cup {n}\n\n" for n in range(69)) + "zzz\n"
+    told, same = query("--url", live(), typed=lines), query(run, "--probabilities", typed=lines)
+    assert (told.stdout, told.stderr) == (same.stdout, same.stderr)
+    assert sizes == [32, 32, 6]
+    with serving(Settings((str(calibrated),))) as url:
+        told = query("--url", url, "--json", typed="0:0.5 1:0.6\n1:0.5\n0:x\n1:1\n")
+    assert [json.loads(line)["query"] for line in told.stdout.splitlines()] == ["0:0.5 1:0.6", "1:0.5"]
+    assert (told.exit_code, "takes numbers" in told.stderr) == (2, True)
+
+
+def test_lines_do_not_wait_for_others(monkeypatch: pytest.MonkeyPatch):
+    read, write = os.pipe()
+    with os.fdopen(read) as stdin, os.fdopen(write, "wb", buffering=0) as other:
+        monkeypatch.setattr("sys.stdin", stdin)
+        batches = read_batches((), 3)
+        for sent, found in [
+            (b"\xef\xbb\xbfa\r\n \nb\nc", [["a", "b"]]),
+            (b"d\n" * 4 + b"e", [["cd", "d", "d"], ["d"]]),
+        ]:
+            other.write(sent)
+            assert [next(batches) for _ in found] == found
+        other.write(b"\nf\n\xff\n")
+        assert next(batches) == ["e", "f"]
+        with pytest.raises(DataError, match="line 10 is not UTF-8"):
+            next(batches)

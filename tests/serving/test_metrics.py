@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
 from mach.serving.metrics import Metrics
+from mach.serving.projects import Project
+from tests.serving.conftest import Started
 
 
 def values(text: str) -> dict[str, float]:
@@ -41,6 +46,37 @@ def test_requests_are_counted(client: TestClient):
     assert found['mach_batch_rows_bucket{le="8"}'] == found["mach_batch_rows_count"] == 3
     assert found["mach_queue_rows"] == 0
     assert found[f'mach_run_info{{project="things",version="{version}"}}'] == 1
+
+
+def test_a_full_queue_refuses_whatever_the_body_is(start: Started, monkeypatch: pytest.MonkeyPatch):
+    is_at_work, gate, answer = threading.Event(), threading.Event(), Project.answer
+
+    def slowly(self: Project, *asked):
+        is_at_work.set()
+        assert gate.wait(60)
+        return answer(self, *asked)
+
+    monkeypatch.setattr(Project, "answer", slowly)
+    client, path = start(queue_rows=1), "/v1/projects/things/suggest"
+    with ThreadPoolExecutor() as threads:
+        asked = [threads.submit(client.post, path, data={"text": "red"})]
+        assert is_at_work.wait(60)
+        asked.append(threads.submit(client.post, path, data={"text": "red"}))
+        while not values(client.get("/metrics").text)["mach_queue_rows"]:
+            time.sleep(0.01)
+        refused = [client.post(path, data={"text": "red"}, headers={"Origin": "http://page.example"})]
+        refused += [client.post(path, content=b"\xff"), client.post(f"{path}-batch", content=b"\xff")]
+        assert client.get("/v1/projects").status_code == 200
+        gate.set()
+        assert [one.result(60).status_code for one in asked] == [200, 200]
+    assert [one.status_code for one in refused] == [429] * 3
+    assert refused[0].json()["detail"] == "1 rows wait, and 1 may: try again in a second"
+    assert refused[0].headers["retry-after"] == "1"
+    assert refused[0].headers["access-control-allow-origin"] == "*"
+    found = values(client.get("/metrics").text)
+    assert found['mach_requests_total{operation="suggest",status="429"}'] == 2
+    assert found['mach_requests_total{operation="suggest_batch",status="429"}'] == 1
+    assert client.post(path, content=b"\xff").status_code == 415  # once there is room
 
 
 def test_processes_are_summed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
