@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -29,7 +30,7 @@ import numpy as np
 from mach.model.loading import load
 from mach.serving.projects import version_of
 
-K, SECONDS = 10, 6.0
+K, SECONDS, STRANGE_BYTES = 10, 6.0, 10_000_000
 Wanted = dict[str, dict[str, list[tuple[int, float]]]]  # by version and text
 
 
@@ -257,6 +258,7 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str,
             late.append(float(np.percentile(one.seconds, 99)))
         table.append({"what": "p99 of that to half load", "p99 ms": f"{late[1] / late[0]:.1f} x"})
         table.append({"what": "memory before and after overload, MB", "rows/s": f"{memory} {resident(process.pid)}"})
+        table.append(await beset(port, texts, wanted, max(arguments.seconds, 12.0), process.pid))
         if arguments.reloads:
             table.append(await changing(port, path, folder, texts, wanted, arguments))
     finally:
@@ -306,6 +308,45 @@ async def changing(
         answers, version, _ = offline(place, few)
         total.n_wrong += sum(differ(found, answers.get(text, found)) for text, found in wanted.get(version, {}).items())
     return total.row(f"{n_reloads} reloads, {n_edits} edits")
+
+
+async def beset(port: int, texts: list[str], wanted: Wanted, seconds: float, pid: int) -> dict[str, Any]:
+    """Strangers send ten million random bytes and heads that never end; others are answered meanwhile."""
+    is_over, n_bytes = asyncio.Event(), 0
+
+    async def dawdle() -> None:
+        while not is_over.is_set():
+            with suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(b"POST /v1/projects/run/suggest HTTP/1.1\r\nX: ")
+                while not is_over.is_set() and not writer.is_closing():
+                    writer.write(b"x")
+                    await asyncio.sleep(1)
+                writer.close()
+
+    async def babble(n: int) -> None:
+        nonlocal n_bytes
+        generator, heads = (
+            np.random.default_rng(n),
+            [b"", b"POST /v1/projects/run/suggest HTTP/1.1\r\n", b"GET / HTTP/1.1\r\n\r\n"],
+        )
+        while n_bytes < STRANGE_BYTES:
+            data = generator.bytes(int(generator.integers(1, 2**15)))
+            n_bytes += len(data)
+            with suppress(OSError):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(heads[int(generator.integers(3))] + data)
+                writer.write_eof()
+                await reader.read(2**16)
+                writer.close()
+
+    tasks = [asyncio.create_task(dawdle()) for _ in range(200)]
+    strange = asyncio.gather(*(babble(n) for n in range(4)))
+    one = await drive(port, "run", texts, wanted, clients=4, rows=1, seconds=seconds, pid=pid)
+    await strange
+    is_over.set()
+    await asyncio.gather(*tasks)
+    return one.row(f"4 clients beside {n_bytes / 1e6:.0f} MB of noise and 200 endless heads")
 
 
 def main() -> None:

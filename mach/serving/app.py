@@ -83,6 +83,8 @@ class Api:
         """All addresses."""
         project = "/v1/projects/{project_id}"
         return [
+            self._route(f"{project}/suggest", self.suggest, method="POST"),  # what most ask is looked at first
+            self._route(f"{project}/suggest-batch", self.suggest_batch, method="POST"),
             *(self._route(path, self.file, "nothing") for path in FILES),
             self._route("/health/live", self.live, "nothing"),
             self._route("/health/ready", self.ready, "nothing"),
@@ -91,8 +93,6 @@ class Api:
             self._route("/v1/vocabs", self.list_vocabs),
             self._route("/v1/projects", self.list_projects),
             self._route(project, self.show_project),
-            self._route(f"{project}/suggest", self.suggest, method="POST"),
-            self._route(f"{project}/suggest-batch", self.suggest_batch, method="POST"),
             self._route(f"{project}/learn", self.learn, "learn", "POST"),
             self._route(f"{project}/classes", self.search_classes),
             self._route(f"{project}/classes", self.add_class, "learn", "POST"),
