@@ -56,8 +56,8 @@ def test_a_full_queue_refuses_whatever_the_body_is(start: Started, monkeypatch: 
         assert gate.wait(60)
         return answer(self, *asked)
 
-    monkeypatch.setattr(Project, "answer", slowly)
     client, path = start(queue_rows=1), "/v1/projects/things/suggest"
+    monkeypatch.setattr(Project, "answer", slowly)
     with ThreadPoolExecutor() as threads:
         asked = [threads.submit(client.post, path, data={"text": "red"})]
         assert is_at_work.wait(60)

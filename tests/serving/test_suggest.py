@@ -11,7 +11,8 @@ from starlette.testclient import TestClient
 from mach.errors import ConfigError
 from mach.model.loading import load
 from mach.model.model import MachModel
-from mach.serving.projects import Project, project_names
+from mach.serving.batcher import BATCH_ROWS
+from mach.serving.projects import Project, Question, RowAnswer, project_names
 from mach.serving.search import NameIndex
 from tests.serving.conftest import FIXTURE, TEXTS, Started
 
@@ -155,6 +156,20 @@ def test_projects_are_told_as_annif_does(client: TestClient, offline: MachModel)
     assert client.get("/v1/").json()["title"] == "mach REST API"
     assert client.get("/health/live").json() == {"status": "live"}
     assert client.get("/health/ready").json() == {"status": "ready"}
+
+
+def test_a_whole_batch_is_answered_before_anybody_waits(
+    start: Started, calibrated: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sizes, answer = dict[str, list[int]](), Project.answer
+
+    def noted(self: Project, question: Question, rows: list[str]) -> list[RowAnswer]:
+        sizes.setdefault(self.name, []).append(len(rows))
+        return answer(self, question, rows)
+
+    monkeypatch.setattr(Project, "answer", noted)
+    assert start(str(run), str(calibrated)).get("/health/ready").status_code == 200
+    assert sizes == {"things": [BATCH_ROWS], "numbers": [BATCH_ROWS]}
 
 
 def test_a_language_that_labels_do_not_have(start: Started):
