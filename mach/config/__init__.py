@@ -7,6 +7,7 @@ that names it. The resolved configuration is written into the run directory.
 
 from mach.config.keys import (
     DOCUMENTS,
+    IDENTITY,
     MAX_PILOTS,
     Aggregate,
     Config,
@@ -35,6 +36,7 @@ from mach.config.toml import (
 
 __all__ = [
     "DOCUMENTS",
+    "IDENTITY",
     "MAX_PILOTS",
     "RETIRED",
     "Aggregate",

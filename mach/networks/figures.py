@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mach.data.batch import Targets
 from mach.networks.kernels.loss import n_hits
 from mach.networks.kernels.losses import Loss
+from mach.networks.kernels.memory import from_bfloat16
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,27 @@ def mean_figures(figures: Sequence[StepFigures]) -> StepFigures:
     )
 
 
-def figures_of(z_BN: NDArray[Any], bias_B: NDArray[np.float32], targets: Targets, loss: Loss) -> StepFigures:
-    """Those of logits as `mach.networks.kernels.loss` has them."""
+def figures_of(
+    z_BN: NDArray[Any],
+    bias_B: NDArray[np.float32],
+    targets: Targets,
+    loss: Loss,
+    slices: Sequence[slice] | None = None,
+    weights_B: NDArray[np.float32] | None = None,
+) -> StepFigures:
+    """Those of logits as `mach.networks.kernels.loss` has them.
+
+    ``slices`` are the outputs of each head, where these are not equally many. With ``weights_B`` the loss of an output,
+    which is the binary one, counts so often; that of a target once.
+    """
     kernel, total, hits = loss.kernel("loss"), 0.0, 0
-    for head in heads(len(z_BN), targets):
+    for head in heads(len(z_BN), targets) if slices is None else slices:
         given = z_BN[head], bias_B[head], targets.rows, targets.outputs, head.start
-        total, hits = total + kernel(*given), hits + n_hits(*given)
+        total, hits = total + (kernel(*given) if weights_B is None else 0.0), hits + n_hits(*given)
+    if weights_B is not None:
+        logits_BN = from_bfloat16(z_BN) + bias_B[:, None]
+        total = float(np.logaddexp(0, logits_BN).sum(axis=1) @ weights_B)
+        total -= float(logits_BN[targets.outputs, targets.rows].sum())
     n = max(1, z_BN.shape[1] * targets.n_heads)
     return StepFigures(total / n, hits / n)
 

@@ -146,12 +146,12 @@ class Network:
     @property
     def samples(self) -> bool:
         """Whether steps compute a sample of the outputs."""
-        return self.output is not None and self.output.sampled < 1 and self.loss.is_exclusive
+        return self.output is not None and self.output.sampled < 1
 
     def expect(self, shares: NDArray[np.float64]) -> None:
         """Take how large a part of the rows of coming steps has each output as a target: samples go by it."""
         if self.output is not None:
-            self.output.shares = shares
+            self.output.expect(shares)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Everything that a resumed training needs; views, but copies from another device."""

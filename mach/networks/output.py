@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,53 +14,16 @@ from mach.data.batch import Targets
 from mach.networks.buffers import Buffers, aligned, array_of
 from mach.networks.figures import StepFigures, figures_of, heads
 from mach.networks.inference import NO_SCALE
-from mach.networks.kernels.adam import adam
+from mach.networks.kernels.adam import adam, adam_rows
 from mach.networks.kernels.loss import DITHER_STRIDE, dithered
 from mach.networks.kernels.losses import Loss
 from mach.networks.kernels.sparse import sparse_forward
+from mach.networks.samples import Sample, line_of
 from mach.networks.stored import MOMENTS
 
+MOVES = "n_moves.output"  # of a checkpoint
 SAMPLES = 1  # tells the random numbers of samples from others of the same seed and step
 PAD = 32  # unused columns: rows a power of two apart would fall on the same lines of a cache
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Outputs that a step of the softmax loss computes, equally many of every head: its rows' targets and random ones.
-
-    Where all logits of a row but its targets' are raised by the corrections, the sum of exponentials over the sample is
-    an unbiased estimate of that over all outputs (Bengio and Senecal, "Adaptive importance sampling to accelerate
-    training of a neural probabilistic language model", 2008).
-    """
-
-    outputs: NDArray[np.int64]  # shape (S,), ascending
-    targets: Targets  # of the same rows, numbered within the sample
-    corrections: NDArray[np.float32]  # shape (S,): -log(chance to be in a sample)
-
-    @classmethod
-    def draw(
-        cls, targets: Targets, n_rows: int, shares: NDArray[np.float64], n_sampled: int, generator: np.random.Generator
-    ) -> Sample:
-        """``n_sampled`` outputs of every head, all targets among them and at least a quarter of others.
-
-        ``shares`` says of every output how large a part of all rows has it as a target. Where targets leave too little
-        room, every head has more.
-        """
-        is_in_JB = np.zeros((targets.n_heads, len(shares) // targets.n_heads), np.bool_)
-        is_in_JB.reshape(-1)[targets.outputs] = True
-        n_targets_J = is_in_JB.sum(axis=1)
-        n_each = min(max(n_sampled, int(n_targets_J.max()) + n_sampled // 4), is_in_JB.shape[1])
-        rate_J = np.empty(targets.n_heads)
-        for head, n_targets in enumerate(n_targets_J):
-            others = np.flatnonzero(~is_in_JB[head])
-            n_drawn = n_each - int(n_targets)
-            is_in_JB[head, generator.choice(others, n_drawn, replace=False, shuffle=False)] = True
-            rate_J[head] = n_drawn / max(len(others), 1)
-        outputs = np.flatnonzero(is_in_JB)
-        is_no_target = (1.0 - shares[outputs]) ** n_rows
-        corrections = -np.log1p(-is_no_target * (1.0 - np.repeat(rate_J, n_each))).astype(np.float32)
-        places = np.searchsorted(outputs, targets.outputs)
-        return cls(outputs, Targets(targets.rows, places, targets.n_heads), corrections)
 
 
 class OutputLayer:
@@ -99,7 +61,13 @@ class OutputLayer:
         self.moments = [aligned(moment).to(device) for moment in zeros]
         self.buffers = Buffers()
         self.sampled, self.dither, self.seed = sampled, dither, seed
-        self.shares = 1.0 / (1.0 + np.exp(-bias.astype(np.float64)))  # of the rows to come that have an output
+        self.moves = torch.zeros(n_outputs, dtype=torch.int32) if sampled < 1 else None  # steps that drew an output
+        self.expect(1.0 / (1.0 + np.exp(-bias.astype(np.float64))))
+
+    def expect(self, shares: NDArray[np.float64]) -> None:
+        """Take how large a part of the rows to come has each output as a target: samples go by it."""
+        self.shares = shares
+        self.line: NDArray[np.float64] | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Of shape (N, n_outputs), in bfloat16 or float32."""
@@ -132,14 +100,10 @@ class OutputLayer:
     ) -> tuple[Tensor, StepFigures | None]:
         N, scale, rounding = len(hidden), 1.0 / len(hidden), self.seed + n_steps * DITHER_STRIDE
         whole = self.weights() | self.state() | ({} if self.half is None else {"half": self.half})
-        part, sample = whole, None
-        if self.sampled < 1 and loss.is_exclusive:
-            n_sampled = math.ceil(self.sampled * len(self.shares) / targets.n_heads)
-            generator = np.random.default_rng([self.seed, n_steps, SAMPLES])
-            sample = Sample.draw(targets, N, self.shares, n_sampled, generator)
+        part, sample = whole, self._sample(targets, n_steps)
+        if sample is not None:
             targets, drawn = sample.targets, torch.from_numpy(sample.outputs)
             part = {name: self._rows(name, tensor, drawn) for name, tensor in whole.items()}
-            n_steps = max(1, round(n_steps * len(drawn) / len(self.shares)))  # as often the moments have moved
         weight, half, bias = part["output.weight"], part.get("half"), part["output.bias"].numpy()
         (B, H), multiplier = weight.shape, weight if half is None else half
         hidden = hidden.to(multiplier.dtype).contiguous()
@@ -147,16 +111,21 @@ class OutputLayer:
         z_BN, g_NB, back, by_weight = (self.buffers.tensor(*named, hidden.dtype) for named in shapes.items())
         g_NB = g_NB[: 0 if self.dither else N, :B]
         torch.mm(multiplier, hidden.T, out=z_BN)
-        added_B = bias
-        if sample is not None:
-            added_B = bias + sample.corrections
-            own = torch.from_numpy(targets.outputs), torch.from_numpy(targets.rows)
-            z_BN[own] -= torch.from_numpy(sample.corrections)[own[0]].to(z_BN.dtype)
+        slices = heads(B, targets) if sample is None else sample.heads
+        added_B = bias + sample.corrections if sample is not None and loss.is_exclusive else bias
         z, g, by_bias = array_of(z_BN), array_of(g_NB), np.empty(B, np.float32)
-        figures = figures_of(z, added_B, targets, loss) if measured else None
+        figures = None
+        if measured:
+            weights_B = None if sample is None or loss.is_exclusive else np.exp(sample.corrections)
+            figures = figures_of(z, added_B, targets, loss, slices, weights_B)
         kernel = loss.kernel("gradient")
-        for head in heads(B, targets):
+        for head in slices:
             kernel(z[head], added_B[head], targets.rows, targets.outputs, head.start, g[:, head], by_bias[head])
+        if sample is not None and not loss.is_exclusive:  # a drawn output's gradient counts for all it stands for
+            weights_B1 = torch.from_numpy(sample.corrections).exp_()[:, None]
+            z_BN *= weights_B1
+            g_NB *= weights_B1.T
+            by_bias *= weights_B1[:, 0].numpy()
         if self.dither:
             by_hidden = csr_array(dithered(z, self.dither, rounding)[::-1], shape=(B, N))
             self._multiply(by_hidden, hidden, by_weight)
@@ -165,12 +134,28 @@ class OutputLayer:
             torch.mm(g_NB, multiplier, out=back)
             torch.mm(z_BN, hidden, out=by_weight)
         mean, square, bias_mean, bias_square = (part[name] for name in MOMENTS)
-        adam(weight, half, by_weight, mean, square, rate, scale, n_steps)
-        adam(part["output.bias"], None, torch.from_numpy(by_bias), bias_mean, bias_square, rate, scale, n_steps)
-        if sample is not None:
+        if sample is None:
+            adam(weight, half, by_weight, mean, square, rate, scale, n_steps)
+            adam(part["output.bias"], None, torch.from_numpy(by_bias), bias_mean, bias_square, rate, scale, n_steps)
+        else:
+            part[MOVES] += 1
+            steps_B, halves = part[MOVES].numpy(), None if half is None else array_of(half)
+            moments = [array_of(part[name]).reshape(B, -1) for name in MOMENTS]
+            adam_rows(array_of(weight), array_of(by_weight), moments[0], moments[1], rate, steps_B, scale, halves)
+            adam_rows(bias[:, None], by_bias[:, None], moments[2], moments[3], rate, steps_B, scale)
             for name, tensor in whole.items():
                 tensor.index_copy_(0, drawn, part[name])
         return back, figures
+
+    def _sample(self, targets: Targets, n_steps: int) -> Sample | None:
+        """The outputs of this step, if these are not all."""
+        n_heads, n_outputs = targets.n_heads, len(self.shares)
+        n_sampled = math.ceil(self.sampled * n_outputs / n_heads)
+        if n_sampled * n_heads >= n_outputs:
+            return None
+        if self.line is None:
+            self.line = line_of(self.shares, n_heads)
+        return Sample.draw(targets, self.line, n_sampled, np.random.default_rng([self.seed, n_steps, SAMPLES]))
 
     def _multiply(self, csr: csr_array, dense: Tensor, out: Tensor) -> None:
         """``out = csr @ dense``; sums are of float32."""
@@ -189,7 +174,8 @@ class OutputLayer:
 
     def state(self) -> dict[str, Tensor]:
         """Moments by name; with `weights` everything that a resumed training needs."""
-        return dict(zip(MOMENTS, self.moments, strict=True))
+        moves = {} if self.moves is None else {MOVES: self.moves}
+        return dict(zip(MOMENTS, self.moments, strict=True)) | moves
 
     def renew(self) -> None:
         """Make the bfloat16 copy anew after the weights were loaded."""

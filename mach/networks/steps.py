@@ -17,6 +17,7 @@ from mach.errors import ConfigError
 from mach.networks.kernels.losses import named
 
 MANY_BUCKETS, SAMPLED = 4096, 0.25
+CLASSES_SAMPLED, MOST_SAMPLED = 0.05, 8192  # of buckets that are classes, as of `mach.nn.SampledHead`
 DITHER = 0.2  # 0.1 to 0.5 were alike on validation rows
 STEP_FLOPS = 6  # a weight and row: forward, and back by inputs and by weights
 LIGHT_FLOPS = 2e10  # of a repetition: a second of one core, at least, which is less than torch takes to be imported
@@ -30,7 +31,8 @@ class Steps:
     - ``warmup``: the rate rises from 0 in this share of all steps: none for 50,000 rows, 10 % for 100,000 and more.
       Without it hidden units end up active in 8 % of the rows instead of 36.
     - ``sampled``: a step computes this share of a head's buckets, those of its rows and random ones; for the softmax
-      loss over 4,096 buckets or more. A GPU computes all.
+      loss over 4,096 buckets or more, and for both losses where so many classes have a bucket each, 5 % of them, at
+      most 8,192. A GPU computes all.
     - ``dither``: errors of buckets (probability less target) below this are rounded at random to 0 or to this, and
       products skip the zeros, for a third to half of the time; for the binary loss where products are float32, as
       errors of a softmax are too small. A GPU rounds none.
@@ -50,9 +52,10 @@ class Steps:
         dense_input: bool,
         loss: str,
         precision: str,
+        has_classes: bool = False,
         retired: Mapping[str, Any] | None = None,
     ) -> Steps:
-        """Settings that follow from N, B, the loss and the precision.
+        """Settings that follow from N, B, the loss and the precision, and from whether a bucket is a class.
 
         An older run goes on as its configuration says (`mach.runs.run.Run.retired`); a ConfigError where that is gone.
         """
@@ -60,15 +63,19 @@ class Steps:
         if not dense_input and config.hidden and config.trunk is None:
             warmup = round(0.1 * min(max(n_rows / 50_000 - 1.0, 0.0), 1.0), 3)
             is_exclusive = named(loss).is_exclusive
-            samples = is_exclusive and n_buckets >= MANY_BUCKETS
+            samples = (is_exclusive or has_classes) and n_buckets >= MANY_BUCKETS
+            share = min(CLASSES_SAMPLED, MOST_SAMPLED / n_buckets) if has_classes else SAMPLED
             dithers = not is_exclusive and precision == "float32"
-            steps = cls(warmup, SAMPLED if samples else 1.0, DITHER if dithers else 0.0)
+            steps = cls(warmup, share if samples else 1.0, DITHER if dithers else 0.0)
         retired = retired or {}
         for key, value in GONE.items():
             if retired.get(key, value) != value:
                 raise ConfigError(f"{key} = {retired[key]!r}: this run began so, only the version of then can go on")
         names = ("warmup", "sampled", "dither")
-        return replace(steps, **{n: retired[f"training.{n}"] for n in names if f"training.{n}" in retired})
+        given = {name: retired[f"training.{name}"] for name in names if f"training.{name}" in retired}
+        if not named(loss).is_exclusive:
+            given.pop("sampled", None)  # only a softmax heeded it
+        return replace(steps, **given)
 
     def rate(self, peak: float, step: int, n_steps: int) -> float:
         """Learning rate of a step in ``0..n_steps-1``: it rises to its peak, then falls to 0, both in a line."""

@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mach.config import Config, Effort, HashingConfig, Section, TrainingConfig
+from mach.config import IDENTITY, Config, Effort, HashingConfig, Section, TrainingConfig
 from mach.networks.kernels.losses import named
 from mach.reranking.settings import MANY_CLASSES
 
@@ -149,7 +149,9 @@ def fill(config: Config, shape: Shape) -> Config:
     elif effort != "best":
         choices["hashing"] = {"repetitions": min(spending.repetitions, HashingConfig().repetitions)}
         choices["training"] |= {"epochs": _share(TrainingConfig().epochs, spending)}
-    if config.hashing.table is not None:
+    if config.hashing.table == IDENTITY:
+        choices["hashing"] = choices.get("hashing", {}) | {"heads": 1, "buckets": shape.n_classes}
+    elif config.hashing.table is not None:
         choices.get("hashing", {}).pop("buckets", None)
     left_open = {}
     for section, values in choices.items():

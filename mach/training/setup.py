@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mach import __version__
-from mach.config import Config, completed, differing_keys, fingerprint
+from mach.config import IDENTITY, Config, completed, differing_keys, fingerprint
 from mach.data.store import Store
 from mach.data.transfer import META, fetch_source, upload_store
 from mach.data.writer import storage_errors
@@ -226,6 +226,13 @@ def _assignment(
             seed=config.training.seed if seed is None else seed,
             capacity=capacity,
         )
+    if hashing.table == IDENTITY:
+        if n_buckets != n_classes or hashing.heads > 1:
+            raise ConfigError(
+                f'hashing.table = "{IDENTITY}" with {n_buckets} buckets and {hashing.heads} heads: there is one bucket '
+                f"for each of the {n_classes} classes, and one head: leave hashing.buckets and hashing.heads out"
+            )
+        return TableAssignment.from_table(np.tile(np.arange(n_classes), (n_functions, 1)), n_buckets)
     try:
         table_RK = np.load(fetch_source(hashing.table), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

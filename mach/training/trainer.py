@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.config import Config
+from mach.config import IDENTITY, Config
 from mach.data.batch import read_batch, read_targets
 from mach.data.epochs import Epochs
 from mach.data.store import Store
@@ -117,6 +117,7 @@ class Trainer:
             dense_input=manifest.dense_input,
             loss=manifest.loss,
             precision=manifest.precision,
+            has_classes=self.config.hashing.table == IDENTITY,
             retired=run.retired,
         )
         options: dict[str, Any] = {

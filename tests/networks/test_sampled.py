@@ -1,4 +1,4 @@
-"""Steps of the softmax loss on a sample of the buckets: laws of the sample, gradients, and that they teach."""
+"""Steps on a sample of the buckets: laws of the sample, gradients, and that they teach."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from mach.config import NetworkConfig
 from mach.data.batch import SparseBatch, Targets
 from mach.networks.kernels.losses import named
 from mach.networks.network import Network
-from mach.networks.output import SAMPLES, OutputLayer, Sample
+from mach.networks.output import MOVES, SAMPLES, OutputLayer
+from mach.networks.samples import Sample, line_of
 
 J, B, H, N = 2, 40, 6, 16
 
@@ -35,31 +36,41 @@ def log_odds(shares: np.ndarray) -> np.ndarray:
 
 
 @settings(max_examples=40)
-@given(st.integers(0, 2**32), st.integers(1, B))
-def test_a_sample_holds_its_targets_and_as_many_of_every_head(seed: int, n_sampled: int):
+@given(st.integers(0, 2**32), st.integers(1, B - 1))
+def test_a_sample_holds_its_targets_and_others_of_every_head(seed: int, n_sampled: int):
     shares_JB = uneven_shares(seed)
     targets = targets_of(np.random.default_rng(seed), shares_JB)
-    sample = Sample.draw(targets, N, shares_JB.reshape(-1), n_sampled, np.random.default_rng(seed))
+    line_JB = line_of(shares_JB.reshape(-1), J)
+    sample = Sample.draw(targets, line_JB, n_sampled, np.random.default_rng(seed))
     assert (np.diff(sample.outputs) > 0).all()
-    n_each = np.bincount(sample.outputs // B, minlength=J)
-    n_most = max(len(np.unique(targets.outputs[targets.outputs // B == j])) for j in range(J))
-    assert n_each.tolist() == [min(max(n_sampled, n_most + n_sampled // 4), B)] * J
     np.testing.assert_array_equal(sample.outputs[sample.targets.outputs], targets.outputs)
     np.testing.assert_array_equal(sample.targets.rows, targets.rows)
-    assert (sample.corrections >= 0).all()
-    if n_sampled == B:
-        assert (sample.corrections == 0).all()
+    is_own = np.isin(sample.outputs, targets.outputs)
+    assert (sample.corrections[is_own] == 0).all()
+    for head, part in enumerate(sample.heads):
+        assert (sample.outputs[part] // B == head).all()
+        n_own = is_own[part].sum()
+        assert n_own <= part.stop - part.start <= n_own + max(n_sampled - n_own, n_sampled // 4, 1)
+    assert sample.heads[-1].stop == len(sample.outputs)
+    roots_JB = np.sqrt(shares_JB)
+    expected = roots_JB / roots_JB.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(np.diff(line_JB, prepend=0.0), expected, rtol=1e-6, atol=1e-12)
 
 
-def test_sums_over_samples_are_those_over_all_outputs_on_average():
-    shares_JB, logits = uneven_shares(0), np.random.default_rng(1).normal(size=J * B)
-    generator, total = np.random.default_rng(2), np.zeros(J)
+@pytest.mark.parametrize("seed", range(3))
+def test_sums_over_samples_are_those_over_all_outputs_on_average(seed: int):
+    """Whatever the targets: these count once, and what is drawn beside them stands for all the others."""
+    shares_JB, terms = (
+        (uneven_shares(seed) + 0.01) / (1 + 0.01 * B),
+        np.exp(np.random.default_rng(1).normal(size=J * B)),
+    )
+    targets, total = targets_of(np.random.default_rng(seed), shares_JB), np.zeros(J)
+    line_JB, generator = line_of(shares_JB.reshape(-1), J), np.random.default_rng(2)
     for _ in range(4000):
-        sample = Sample.draw(targets_of(generator, shares_JB), N, shares_JB.reshape(-1), 16, generator)
-        terms = np.exp(logits[sample.outputs] + sample.corrections)
-        total += np.bincount(sample.outputs // B, terms, J)
-    exact_J = np.exp(logits).reshape(J, B).sum(axis=1)
-    np.testing.assert_allclose(total / 4000, exact_J, rtol=0.03)
+        sample = Sample.draw(targets, line_JB, 16, generator)
+        weighted = terms[sample.outputs] * np.exp(sample.corrections)
+        total += [weighted[part].sum() for part in sample.heads]
+    np.testing.assert_allclose(total / 4000, terms.reshape(J, B).sum(axis=1), rtol=0.01)
 
 
 def layer_of(sampled: float, *, half: bool = False) -> OutputLayer:
@@ -82,26 +93,46 @@ def test_a_step_on_all_outputs_is_the_step_without_samples(half: bool):
     assert torch.equal(plain_back, sampled_back)
 
 
-def test_a_step_follows_the_corrected_loss_and_leaves_other_outputs_alone():
-    layer, targets = layer_of(0.3), targets_of(np.random.default_rng(3), uneven_shares(0))
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("loss", ["softmax", "binary"])
+def test_a_step_follows_the_weighted_loss_and_leaves_other_outputs_alone(loss: str, half: bool):
+    layer, targets = layer_of(0.3, half=half), targets_of(np.random.default_rng(3), uneven_shares(0))
     before, bias_before = layer.weight.clone(), layer.bias.clone()
     hidden = torch.rand(N, H, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    sample = Sample.draw(targets, N, layer.shares, 12, np.random.default_rng([5, 1, SAMPLES]))
-    drawn = torch.from_numpy(sample.outputs)
-    z = hidden @ before[drawn].T + bias_before[drawn] + torch.from_numpy(sample.corrections)
+    sample = Sample.draw(targets, line_of(layer.shares, J), 12, np.random.default_rng([5, 1, SAMPLES]))
+    drawn, corrections = torch.from_numpy(sample.outputs), torch.from_numpy(sample.corrections)
+    z = hidden @ before[drawn].T + bias_before[drawn]
     own = torch.from_numpy(sample.targets.rows), torch.from_numpy(sample.targets.outputs)
-    at_own = z[own] - torch.from_numpy(sample.corrections)[own[1]]
-    z = z.index_put(own, at_own)
-    loss = (torch.logsumexp(z.view(N, J, -1), 2)).sum() - at_own.sum()
-    (expected,) = torch.autograd.grad(loss, hidden)
-    back, figures = layer.step(hidden.detach(), targets, named("softmax"), 0.1, 1, measured=True)
-    torch.testing.assert_close(back, expected, atol=1e-5, rtol=1e-4)
+    if loss == "softmax":
+        sums = [(z + corrections)[:, part].logsumexp(1).sum() for part in sample.heads]
+        expected_loss = torch.stack(sums).sum() - z[own].sum()
+    else:
+        expected_loss = (torch.nn.functional.softplus(z) @ corrections.exp()).sum() - z[own].sum()
+    (expected,) = torch.autograd.grad(expected_loss, hidden)
+    back, figures = layer.step(hidden.detach(), targets, named(loss), 0.1, 1, measured=True)
+    atol, rtol = (0.1, 0.1) if half else (1e-5, 1e-4)
+    torch.testing.assert_close(back.float(), expected, atol=atol, rtol=rtol)
     assert figures is not None
-    assert figures.loss == pytest.approx(float(loss.detach()) / (N * J), rel=1e-4)
+    assert figures.loss == pytest.approx(float(expected_loss.detach()) / (N * J), rel=0.02 if half else 1e-4)
     others = np.setdiff1d(np.arange(J * B), sample.outputs)
     assert torch.equal(layer.weight[others], before[others])
     assert torch.equal(layer.bias[others], bias_before[others])
-    assert not torch.isclose(layer.weight[drawn], before[drawn]).all(dim=1).any()  # the first step of Adam moves all
+    moved = layer.weight[drawn] - before[drawn]
+    assert (moved.abs() > 0.05).all()  # the first step of Adam moves all by the rate
+    if layer.half is not None:
+        assert torch.equal(layer.half, layer.weight.bfloat16())
+    np.testing.assert_array_equal(layer.state()[MOVES].numpy(), np.isin(np.arange(J * B), sample.outputs))
+
+
+def test_gradients_of_samples_are_those_of_all_outputs_on_average():
+    """By the hidden states, with the binary loss: sums over outputs, which a softmax's logarithm is not."""
+    targets = targets_of(np.random.default_rng(3), uneven_shares(0))
+    hidden = torch.rand(N, H, generator=torch.Generator().manual_seed(1))
+    whole = layer_of(1.0).step(hidden, targets, named("binary"), 0.0, 1)[0].clone()
+    layer, total = layer_of(0.3), torch.zeros(N, H)
+    for step in range(1, 2001):  # at a rate of 0 nothing moves, and every step draws anew
+        total += layer.step(hidden, targets, named("binary"), 0.0, step)[0]
+    torch.testing.assert_close(total / 2000, whole, atol=0.02, rtol=0.02)
 
 
 def planted_batch(generator: np.random.Generator, n_rows: int) -> tuple[SparseBatch, Targets]:

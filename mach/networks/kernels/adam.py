@@ -45,6 +45,26 @@ def adam_step(
             half[i] = narrow_like(half[i], weight[i])
 
 
+@kernel(error_model="numpy")
+def adam_rows(
+    weight_BH: Array,
+    gradient_BH: Array,
+    mean_BH: Array,
+    square_BH: Array,
+    rate: float,
+    steps_B: Array,
+    scale: float,
+    half_BH: Array | None = None,
+) -> None:
+    """`adam_step` of rows that have been moved as often as ``steps_B`` says, this time included."""
+    for b in range(len(weight_BH)):
+        row = weight_BH[b], gradient_BH[b], mean_BH[b], square_BH[b]
+        if half_BH is None:
+            adam_step(row[0], row[1], row[2], row[3], rate, steps_B[b], scale)
+        else:
+            adam_step(row[0], row[1], row[2], row[3], rate, steps_B[b], scale, half_BH[b])
+
+
 def adam(
     weight: Tensor,
     half: Tensor | None,
