@@ -6,9 +6,9 @@
 
 They write benchmarks/results/heads-NAME-DATE.md. Each layer has a process of its own with one thread, the same encoder
 (a sum of embeddings, ReLU), rows and batches, and one class a row and epoch, drawn anew of the row's classes. Processor
-seconds a step are those of encoder and layer, everything inside, such as tables that are built anew. Layers with sparse
-gradients have `RowAdam`, others fused Adam. Peak memory is what a process holds beyond what it held before encoder and
-layer were made.
+seconds a step are those of encoder and layer, everything inside, such as tables that are built anew. All have
+`RowAdam`, which moves all rows where gradients are dense, or fused Adam where the name ends in "adam"; "@" and a rate
+may follow the name. Peak memory is what a process holds beyond what it held before encoder and layer were made.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class Adaptive(nn.AdaptiveLogSoftmaxWithLoss):
 def made(name: str, counts_K: Tensor, width: int) -> Any:
     """The layer of that name."""
     K = len(counts_K)
+    name = name.removesuffix(" adam")
     if name == "full softmax":
         return FullSoftmax(width, K)
     if name == "chunked":
@@ -89,11 +90,11 @@ def made(name: str, counts_K: Tensor, width: int) -> Any:
     return SampledHead(width, K, min(8192, K // SHARE), **given)
 
 
-def optimizers_of(encoder: Encoder, head: Any, rate: float) -> list[torch.optim.Optimizer]:
+def optimizers_of(encoder: Encoder, head: Any, rate: float, *, is_adam: bool) -> list[torch.optim.Optimizer]:
     encoders = [RowAdam([encoder.bag.weight], BAG_RATE), torch.optim.Adam([encoder.bias], BAG_RATE, fused=True)]
-    if isinstance(head, SampledHead):
-        return [*encoders, RowAdam(head.parameters(), rate)]
-    return [*encoders, torch.optim.Adam(head.parameters(), rate, fused=True)]
+    if is_adam:
+        return [*encoders, torch.optim.Adam(head.parameters(), rate, fused=True)]
+    return [*encoders, RowAdam(head.parameters(), rate)]
 
 
 def topk(head: Any, hidden: Tensor, k: int = 5) -> Tensor:
@@ -154,7 +155,7 @@ def train(
     before = status_bytes("VmRSS")
     encoder = Encoder(sizes[0], width)
     head = made(name, counts_K, width)
-    optimizers = optimizers_of(encoder, head, rate)
+    optimizers = optimizers_of(encoder, head, rate, is_adam=name.endswith(" adam"))
     rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     spent: list[float] = []
     total = epochs * -(-len(ids) // BATCH)
@@ -180,16 +181,16 @@ def precision(encoder: Encoder, head: Any, rows: Rows, ids: Tensor) -> float:
     return 100 * float(torch.cat(hits).float().mean())
 
 
-def rows_of(name: str, validation: bool) -> tuple[Rows, Tensor, Rows, Tensor, tuple[int, int]]:
+def rows_of(name: str, validation: bool, n_planted: int) -> tuple[Rows, Tensor, Rows, Tensor, tuple[int, int]]:
     """Training rows and their ids, measured rows and theirs, D and K."""
     if name == "planted":
         generator = torch.Generator().manual_seed(0)
         n, each = 20_000, 20
         indptr = torch.arange(n + 1) * each
         indices = torch.randint(100_000, (n * each,), generator=generator)
-        classes = torch.randint(PLANTED, (n,), generator=generator)
+        classes = torch.randint(n_planted, (n,), generator=generator)
         rows = Rows(indptr, indices, torch.ones(n * each) / each**0.5, torch.arange(n + 1), classes)
-        return rows, torch.arange(n), rows, torch.arange(0), (100_000, PLANTED)
+        return rows, torch.arange(n), rows, torch.arange(0), (100_000, n_planted)
     folder = HERE.parent.parent / "shared/data" / name
     rows, test = load(folder / "train.txt.xz"), load(folder / "test.txt.xz")
     sizes = tuple(int(max(getattr(part, key).max() for part in (rows, test))) + 1 for key in ("indices", "class_ids"))
@@ -201,10 +202,12 @@ def rows_of(name: str, validation: bool) -> tuple[Rows, Tensor, Rows, Tensor, tu
     return rows, order, test, measured, (sizes[0], sizes[1])
 
 
-def row(name: str, data: str, validation: bool, rate: float, epochs: int, n_steps: int | None) -> dict[str, Any]:
+def row(
+    name: str, data: str, validation: bool, rate: float, epochs: int, n_steps: int | None, n_planted: int
+) -> dict[str, Any]:
     """Figures of one layer; in a process of its own."""
     torch.set_num_threads(1)
-    rows, order, test, measured, sizes = rows_of(data, validation)
+    rows, order, test, measured, sizes = rows_of(data, validation, n_planted)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     encoder, head, spent, n_bytes = train(name, rows, order, sizes, WIDTHS[data], rate, epochs, n_steps)
     found: dict[str, Any] = {"step_ms": 1e3 * float(np.mean(spent[1:])), "peak_MB": n_bytes / 1e6, "P@1": float("nan")}
@@ -219,12 +222,11 @@ def row(name: str, data: str, validation: bool, rate: float, epochs: int, n_step
     return found
 
 
-# By held-out rows of gnd-core: uniform of four rates, frequency of 0.03 and 0.1; lsh as uniform. Others have 0.01.
-RATES = {"uniform": 0.1, "frequency": 0.1, "lsh": 0.1}
+RATE, ADAM_RATE = 0.1, 0.01  # by held-out rows of gnd-core, or as others where one or two were tried (docs/pytorch.md)
 LAYERS = {
     "gnd-core": (
         *("uniform", "frequency", "lsh", "lsh frequency", "frequency binary", "frequency bfloat16"),
-        *("MACHHead R=4 B=1024", "MACHHead R=8 B=1024", "adaptive", "full softmax", "chunked"),
+        *("MACHHead R=4 B=1024", "MACHHead R=8 B=1024", "adaptive", "full softmax", "full softmax adam", "chunked"),
     ),
     "planted": ("full softmax", "chunked", "adaptive", "uniform", "frequency", "lsh", "MACHHead R=4 B=16384"),
 }
@@ -235,6 +237,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=tuple(LAYERS))
     parser.add_argument("--layers", help="names with commas between them")
+    parser.add_argument("--classes", type=int, default=PLANTED, help="of planted rows")
+    parser.add_argument("--name", help="of the file, beside the data's")
     parser.add_argument("--rate", type=float, help="of all layers")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--steps", type=int, help="steps an epoch, at most")
@@ -243,12 +247,17 @@ def main() -> None:
     given = parser.parse_args()
     epochs, n_steps = (1, given.steps or 5) if given.data == "planted" else (given.epochs, given.steps)
     if given.row:
-        rate = given.rate or RATES.get(given.row.split(maxsplit=1)[0], 0.01)
-        print(json.dumps(row(given.row, given.data, given.validation, rate, epochs, n_steps)))
+        rate = given.rate
+        print(json.dumps(row(given.row, given.data, given.validation, rate, epochs, n_steps, given.classes)))
         return
-    name = f"heads-{given.data}{'-validation' if given.validation else ''}-{datetime.date.today()}"
-    asked = " ".join(sys.argv[1:])
-    lines = [f"# Output layers, {name}", "", f"`python benchmarks/heads.py {asked}`, {processor()}, commit {commit()}."]
+    parts = [given.data, "validation" if given.validation else "", given.name or "", str(datetime.date.today())]
+    name = "-".join(["heads", *filter(None, parts)])
+    command_line = " ".join(sys.argv[1:])
+    lines = [
+        f"# Output layers, {name}",
+        "",
+        f"`python benchmarks/heads.py {command_line}`, {processor()}, commit {commit()}.",
+    ]
     lines += [f"H = {WIDTHS[given.data]}, batch {BATCH}, {epochs} epochs, one thread, one seed.", ""]
     lines += [HEADING, "|---" * 7 + "|"]
     found_by_tables = [
@@ -256,9 +265,11 @@ def main() -> None:
         "| tables over | family | L | bits | recall@5 | met a row | ms a row | build, s |",
         "|---" * 8 + "|",
     ]
-    for layer in given.layers.split(",") if given.layers else LAYERS[given.data]:
-        rate = given.rate or RATES.get(layer.split(maxsplit=1)[0], 0.01)
+    for asked in given.layers.split(",") if given.layers else LAYERS[given.data]:
+        layer, _, own = asked.partition("@")
+        rate = float(own) if own else given.rate or (ADAM_RATE if layer.endswith(" adam") else RATE)
         command = [sys.executable, __file__, given.data, "--row", layer, "--rate", str(rate), "--epochs", str(epochs)]
+        command += ["--classes", str(given.classes)]
         command += ["--steps", str(n_steps)] * (n_steps is not None) + ["--validation"] * given.validation
         f = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
         lines.append(

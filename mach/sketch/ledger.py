@@ -7,7 +7,7 @@ MACH they hold 90 to 99 % of all parameters.
 from __future__ import annotations
 
 import math
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
@@ -60,6 +60,8 @@ class Ledger:
         it grows with K and the data.
     n_workers : int
         Repetitions trained at once.
+    sampled : float
+        Share of the outputs that a step computes (`mach.networks.steps.Steps`), its rows' targets apart.
 
     Raises
     ------
@@ -82,6 +84,7 @@ class Ledger:
     table_assignment: bool = False
     reranking_bytes: int = 0
     n_workers: int = 1
+    sampled: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("n_classes", "n_features", "n_buckets", "n_repetitions", "n_heads", "weight_bytes", "n_workers"):
@@ -174,7 +177,12 @@ class Ledger:
     @property
     def example_flops(self) -> int:
         """Forward and backward pass of one row in training."""
-        return self.n_repetitions * self._training_flops(self.n_outputs)
+        return self.n_repetitions * self._training_flops(math.ceil(self.sampled * self.n_outputs))
+
+    @property
+    def dense_example_flops(self) -> int:
+        """The same of one network of these widths that has all D features of a row, and K outputs."""
+        return replace(self, dense_input=True)._training_flops(self.n_classes)
 
     @property
     def disk_bytes(self) -> int:
@@ -258,6 +266,8 @@ class Ledger:
             ("training, its process with them", self.worker_bytes, "bytes a worker"),
             ("training", self.example_flops, "FLOPs a row"),
             ("training, one-vs-all", self._training_flops(self.n_classes), "FLOPs a row"),
+            ("training, dense network", self.dense_example_flops, "FLOPs a row"),
+            ("training, less than the dense network", 100 * (1 - self.example_flops / self.dense_example_flops), "%"),
             ("query", self.query_flops, "FLOPs"),
             ("query, one-vs-all", self.one_vs_all_query_flops, "FLOPs"),
             *([("re-ranker on disk, grows with K", self.reranking_bytes, "bytes")] if self.reranking_bytes else []),

@@ -26,6 +26,7 @@ from mach.networks.inference import (
     stored_weights,
     wide_matrix,
 )
+from mach.networks.kernels import memory
 from mach.networks.kernels.losses import named
 from mach.networks.kernels.memory import from_bfloat16, to_bfloat16, to_int8, to_kept
 from mach.networks.kernels.sparse import sparse_forward_kept
@@ -187,6 +188,17 @@ def test_salient_weights_are_kept_within_their_bytes(n_rows: int, width: int, sh
         assert (np.abs(weights) <= half_steps)[~is_kept & (salience > 1.01 * least)].all()
     if share >= 1 + 1 / 15:  # room for all, and for what cuts long ways
         assert (np.abs(found - weights) <= half_steps).all()
+
+
+def test_a_threshold_is_tried_once(monkeypatch: pytest.MonkeyPatch):
+    """Each time it leaves a byte too many, and thousands of weights are above it: it is not lowered a byte a time."""
+    weights, tried = np.zeros((100, 4096), np.float32), []
+    weights[:, ::40] = 1.0  # 103 a row, and two more entries for each way between them
+    keep = memory._keep
+    monkeypatch.setattr(memory, "_keep", lambda *given: (tried.append(given[3]), keep(*given)))
+    kept, _, _ = to_kept(weights, np.ones(100, np.float32), (100 * 307 - 1) / weights.size)
+    assert len(kept) == 0
+    assert len(tried) == len(set(tried)) + 1 <= 4  # the last is tried, and written
 
 
 @pytest.mark.parametrize("n_rows", [4, 9, 300])

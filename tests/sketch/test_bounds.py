@@ -41,6 +41,10 @@ def test_ledger_by_hand():
     assert book.training_bytes == 4 * 408 + 14 * (36 + 80)
     assert book.query_flops == 3 * 2 * (10 * 8 + 8 * 4 + 4 * 16)
     assert book.example_flops == 3 * 2 * (2 * 10 * 8 + 3 * (8 * 4 + 4 * 16))
+    assert Ledger(1000, 50, 16, 3, (8, 4), nonzeros_per_row=9.6, sampled=0.25).example_flops == 3 * 2 * (
+        2 * 10 * 8 + 3 * (8 * 4 + 4 * 4)
+    )
+    assert book.dense_example_flops == 2 * (2 * 50 * 8 + 3 * (8 * 4 + 4 * 1000))
     assert book.one_vs_all_query_flops == 2 * (10 * 8 + 8 * 4 + 4 * 1000)
     assert Ledger(1000, 50, 16, 3, hidden=(8, 4), dense_input=True).query_flops == 3 * 2 * (50 * 8 + 8 * 4 + 4 * 16)
 

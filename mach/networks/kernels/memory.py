@@ -156,13 +156,18 @@ def to_kept(array_DH: Array, gains_D: Array, share: float) -> tuple[Array, Array
         saliences = (sizes * gains_D[rows, None]).view(np.uint32)
         counts += np.bincount((saliences >> 16).reshape(-1), minlength=len(counts))
     n_above = np.cumsum(counts[::-1])[::-1]  # that reach the upper half of a float32's bits
+
+    def upper_of(n: int) -> int:
+        return min(max(int(np.searchsorted(-n_above, -n)), 1), 0x7F7F)
+
     while True:
-        upper = min(max(int(np.searchsorted(-n_above, -n)), 1), 0x7F7F)
+        upper = upper_of(n)
         least = float(np.array(upper << 16, np.uint32).view(np.float32))
         _keep(array_DH, gains_D, steps_D, least, offsets[1:], np.empty(0, np.uint8))
         if offsets[-1] <= budget or n == 0:
             break
-        n = max(0, n - int(offsets[-1] - budget))  # entries that cut a way count as well
+        while n and upper_of(n) == upper:
+            n = max(0, n - int(offsets[-1] - budget))  # entries that cut a way count as well
     kept = np.empty(int(offsets[-1]), np.uint8)
     _keep(array_DH, gains_D, steps_D, least, offsets[1:], kept)
     return kept, offsets, steps_D

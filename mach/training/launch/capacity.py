@@ -8,11 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 
-from mach.config import Config, LaunchConfig
+from mach.config import IDENTITY, Config, LaunchConfig
 from mach.data.store import Store
 from mach.errors import ConfigError
 from mach.networks.inference import KEEP
-from mach.networks.steps import repetition_flops
+from mach.networks.steps import Steps, repetition_flops
 from mach.reranking.signals import expected_bytes
 from mach.reranking.signals.contract import Scale
 from mach.runs.run import Run
@@ -157,4 +157,14 @@ def plan_by_counts(
         nonzeros_per_row=nonzeros_per_row,
         reranking_bytes=expected_bytes(scale) if reranking.candidates else 0,
         table_assignment=config.hashing.table is not None,
+        sampled=_sampled(config, n_rows, dense_input=dense_input),
     )
+
+
+def _sampled(config: Config, n_rows: int, *, dense_input: bool) -> float:
+    """Share of the outputs that a step computes on a processor, as far as the configuration says what they are."""
+    buckets, loss, precision = config.hashing.buckets, config.training.loss, config.training.precision
+    if not buckets or "auto" in (loss, precision) or config.launch.gpus:
+        return 1.0
+    given = {"n_rows": n_rows, "n_buckets": buckets, "dense_input": dense_input, "loss": loss, "precision": precision}
+    return Steps.of(config.network, has_classes=config.hashing.table == IDENTITY, **given).sampled
