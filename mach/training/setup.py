@@ -285,9 +285,8 @@ def _reopen(config: Config, store: Store, path: Place, trunk: Trunk | None) -> R
     if mine.repetitions > theirs.repetitions and is_started:
         differences.append(f"{numbers} (as in {config.training.start}, which training starts from)")
     if differences:
-        raise ConfigError(
-            f"{path} was made with another configuration: {'; '.join(differences)}: give a new folder, or leave them out"
-        )
+        told = "; ".join(differences)
+        raise ConfigError(f"{path} was made with another configuration: {told}: give a new folder, or leave them out")
     if not extends(assignment, before):
         raise ConfigError(
             f"this version of mach would place classes in other buckets than {path} does: go on with version "
