@@ -12,8 +12,7 @@ from mach.config.section import Section, key
 Format = Literal["auto", "repository", "svmlight", "npz", "npy", "csv", "tsv", "fasttext", "jsonl",
                  "parquet", "builtin"]  # fmt: skip
 DOCUMENTS = "builtin:characters-names"  # the embedded set's classes, each a document of its name
-IDENTITY = "identity"  # the table in which the bucket of class k is k
-MAX_PILOTS, MAX_CANDIDATES, MAX_PAIRS = 5, 10_000, 64
+IDENTITY, MAX_PILOTS, MAX_CANDIDATES, MAX_PAIRS = "identity", 5, 10_000, 64
 Effort = Literal["fast", "balanced", "best"]
 Aggregate = Literal["auto", "mean", "unbiased-mean", "log-mean", "logit-mean", "min", "median", "trimmed-mean"]
 
@@ -163,8 +162,7 @@ class HashingConfig(Section):
     )
     table: str | None = key(
         None,
-        "File (.npy) of buckets, integers of shape (R J or more, K), that takes the place of hash functions; identity "
-        "gives every class a bucket of its own.",
+        "File (.npy) of buckets, integers of shape (R J or more, K), not hash functions; identity: a bucket a class.",
         "Give it to place classes yourself, or identity to compare with one output a class.",
     )
 

@@ -195,7 +195,12 @@ def test_a_threshold_is_tried_once(monkeypatch: pytest.MonkeyPatch):
     weights, tried = np.zeros((100, 4096), np.float32), []
     weights[:, ::40] = 1.0  # 103 a row, and two more entries for each way between them
     keep = memory._keep
-    monkeypatch.setattr(memory, "_keep", lambda *given: (tried.append(given[3]), keep(*given)))
+
+    def trying(*given: Any) -> Any:
+        tried.append(given[3])
+        return keep(*given)
+
+    monkeypatch.setattr(memory, "_keep", trying)
     kept, _, _ = to_kept(weights, np.ones(100, np.float32), (100 * 307 - 1) / weights.size)
     assert len(kept) == 0
     assert len(tried) == len(set(tried)) + 1 <= 4  # the last is tried, and written

@@ -166,5 +166,12 @@ def _sampled(config: Config, n_rows: int, *, dense_input: bool) -> float:
     buckets, loss, precision = config.hashing.buckets, config.training.loss, config.training.precision
     if not buckets or "auto" in (loss, precision) or config.launch.gpus:
         return 1.0
-    given = {"n_rows": n_rows, "n_buckets": buckets, "dense_input": dense_input, "loss": loss, "precision": precision}
-    return Steps.of(config.network, has_classes=config.hashing.table == IDENTITY, **given).sampled
+    return Steps.of(
+        config.network,
+        n_rows=n_rows,
+        n_buckets=buckets,
+        dense_input=dense_input,
+        loss=loss,
+        precision=precision,
+        has_classes=config.hashing.table == IDENTITY,
+    ).sampled
