@@ -65,7 +65,7 @@ class Adaptive(nn.AdaptiveLogSoftmaxWithLoss):
         return self.order[super().predict(input)]
 
     def topk(self, hidden: Tensor, k: int) -> Any:
-        return self.log_prob(hidden).topk(k)
+        return self.order[self.log_prob(hidden).topk(k).indices]
 
 
 def made(name: str, counts_K: Tensor, width: int) -> Any:
@@ -101,7 +101,7 @@ def topk(head: Any, hidden: Tensor, k: int = 5) -> Tensor:
     if isinstance(head, FullSoftmax):
         return head.linear(hidden).topk(k).indices
     found = head.topk(hidden, k)
-    return found.ids if hasattr(found, "ids") else found.indices
+    return found.ids if hasattr(found, "ids") else found
 
 
 def topk_ms(head: Any, hidden: Tensor) -> tuple[float, float]:
