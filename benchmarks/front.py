@@ -52,7 +52,7 @@ def measure(name: str, chosen: list[str], rest: list[str]) -> None:
         config.parent.mkdir(parents=True, exist_ok=True)
         train, test = (next(data.glob(f"{part}.txt*")) for part in ("train", "test"))
         config.write_text(f'[data]\ntrain = "{train}"\ntest = "{test}"\n\n[training]\neffort = "{effort}"\n')
-        command += ["--config", f"{effort}={config}"]
+        command += ["--config", f"{effort}={os.path.relpath(config)}"]
     subprocess.run(command, check=True)
 
 

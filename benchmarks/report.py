@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/report.py
 
 Replaces what stands between ``<!-- NAME -->`` and ``<!-- end -->`` in docs/results.md, and writes docs/results-*.svg:
-accuracy against processor seconds and bytes of every entrant (peers-*.json), and against R (accuracy-*.json).
+accuracy against processor seconds, bytes and query time of ours and peers (peers-*.json), and against R
+(accuracy-*.json).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
@@ -25,6 +27,17 @@ DATA_SETS = ("gnd-core", "tate-leaf", "tib-gnd", "short", "go-gene2pubmed", "deb
 SHOWN = ("P@1", "P@3", "P@5", "PSP@1", "PSP@5")
 COSTS = {"CPU s": ("train_cpu_seconds", 1), "model MB": ("model_bytes", 1e6), "single, ms": ("single_ms", 1)}
 OURS = "mach:"
+FRONT = ("gnd-core", "tate-leaf", "tib-gnd", "short")  # that are drawn
+MARKERS = {  # of the peers that are drawn
+    "omikuji-parabel": "s",
+    "omikuji-parabel-1": "<",
+    "omikuji-bonsai": "D",
+    "pecos-xrlinear": "o",
+    "pecos-xrlinear-beam-50": ">",
+    "pecos-xrlinear-3-trees": "^",
+    "libmultilabel-tree": "v",
+    "napkinxc-plt": "x",
+}
 
 
 def newest(kind: str, name: str) -> dict[str, Any] | None:
@@ -49,31 +62,31 @@ def table(entrants: dict[str, Any]) -> str:
 
 
 def plot_costs(tables: dict[str, dict[str, Any]]) -> None:
-    """A panel a data set, at most three a row; the efforts of ours are joined, cheapest first."""
+    """A panel a data set that `front.py` measures; the efforts of ours are joined, cheapest first."""
     for key, unit, label, file in (
         ("train_cpu_seconds", 1, "processor seconds of training", "seconds"),
         ("model_bytes", 1e6, "MB of the stored model", "bytes"),
         ("single_ms", 1, "milliseconds of a single query", "queries"),
     ):
-        n_columns = min(3, len(tables))
-        n_rows = -(-len(tables) // n_columns)
-        figure, axes = plt.subplots(n_rows, n_columns, figsize=(4.2 * n_columns, 3.6 * n_rows), squeeze=False)
-        for axis in axes.flat[len(tables) :]:
-            axis.set_axis_off()
-        for axis, (name, entrants) in zip(axes.flat, tables.items(), strict=False):
+        figure, axes = plt.subplots(1, len(tables), figsize=(3.1 * len(tables), 3.6), squeeze=False)
+        for axis, (name, entrants) in zip(axes.flat, tables.items(), strict=True):
             points = {
                 entrant: (cost / unit, 100 * precision)
                 for entrant, found in entrants.items()
                 if (cost := median(found, key)) and (precision := median(found, "P@1"))
             }
             ours = sorted(point for entrant, point in points.items() if entrant.startswith(OURS))
-            axis.plot(*zip(*ours, strict=True), "-", color="crimson", linewidth=1)
-            for entrant, point in points.items():
-                color = "crimson" if entrant.startswith(OURS) else "gray"
-                axis.plot(*point, "o", color=color)
-                axis.annotate(entrant, point, fontsize=7, color=color, xytext=(3, 3), textcoords="offset points")
-            axis.set(xscale="log", xlabel=label, ylabel="P@1, %", title=name)
-        figure.tight_layout()
+            axis.plot(*zip(*ours, strict=True), "o-", color="crimson", label="mach: fast, balanced, best")
+            for entrant, marker in MARKERS.items():
+                if entrant in points:
+                    axis.plot(*points[entrant], marker, color="gray", fillstyle="none", label=entrant)
+            axis.set(xscale="log", xlabel=label, ylabel="P@1, %" if axis is axes.flat[0] else "", title=name)
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter("")
+        shown = {text: line for axis in axes.flat for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
+        figure.tight_layout(rect=(0, 0.14, 1, 1))
+        figure.legend(shown.values(), shown.keys(), loc="lower center", ncols=5, fontsize=8, frameon=False)
         figure.savefig(DOCS / f"results-{file}.svg", metadata={"Date": None})
         plt.close(figure)
 
@@ -103,7 +116,7 @@ def main() -> None:
             block = f"<!-- {name} -->\n{table(found['entrants'])}\n<!-- end -->"
             page = re.sub(f"<!-- {name} -->.*?<!-- end -->", lambda _, block=block: block, page, flags=re.S)
     (DOCS / "results.md").write_text(page)
-    plot_costs(tables)
+    plot_costs({name: found for name, found in tables.items() if name in FRONT})
     curves = {name: found["rows"] for name in DATA_SETS if (found := newest("accuracy", name)) is not None}
     if curves:
         plot_repetitions(curves)
