@@ -88,6 +88,7 @@ class Network:
         if built is not None:
             self.trunk = built[0].to(self.device)
             how: dict[str, Any] = {"bias": bias, "device": self.device, "seed": seed}
+            how["counts_moves"] = sampled < 1 and not self.loss.is_exclusive
             self.output = OutputLayer(built[1], n_outputs, half=self.is_half, sampled=sampled, dither=dither, **how)
             if self.input is not None and self.output.weight.is_cpu and isinstance(self.trunk, HiddenLayers):
                 self.activation = None if len(self.trunk.layers) else self.trunk.activations[0]  # type: ignore[assignment]

@@ -51,6 +51,7 @@ class OutputLayer:
         sampled: float = 1.0,
         dither: float = 0.0,
         seed: int = 0,
+        counts_moves: bool = False,
     ) -> None:
         bound = width**-0.5
         weight = torch.rand(n_outputs, width) * (2 * bound) - bound
@@ -61,7 +62,7 @@ class OutputLayer:
         self.moments = [aligned(moment).to(device) for moment in zeros]
         self.buffers = Buffers()
         self.sampled, self.dither, self.seed = sampled, dither, seed
-        self.moves = torch.zeros(n_outputs, dtype=torch.int32) if sampled < 1 else None  # steps that drew an output
+        self.moves = torch.zeros(n_outputs, dtype=torch.int32) if counts_moves else None  # steps that drew an output
         self.expect(1.0 / (1.0 + np.exp(-bias.astype(np.float64))))
 
     def expect(self, shares: NDArray[np.float64]) -> None:
@@ -100,10 +101,11 @@ class OutputLayer:
     ) -> tuple[Tensor, StepFigures | None]:
         N, scale, rounding = len(hidden), 1.0 / len(hidden), self.seed + n_steps * DITHER_STRIDE
         whole = self.weights() | self.state() | ({} if self.half is None else {"half": self.half})
-        part, sample = whole, self._sample(targets, n_steps)
+        part, sample = whole, self._sample(targets, N, n_steps, is_even=loss.is_exclusive)
         if sample is not None:
             targets, drawn = sample.targets, torch.from_numpy(sample.outputs)
             part = {name: self._rows(name, tensor, drawn) for name, tensor in whole.items()}
+            n_steps = max(1, round(n_steps * len(drawn) / len(self.shares)))  # as often the moments have moved
         weight, half, bias = part["output.weight"], part.get("half"), part["output.bias"].numpy()
         (B, H), multiplier = weight.shape, weight if half is None else half
         hidden = hidden.to(multiplier.dtype).contiguous()
@@ -112,7 +114,11 @@ class OutputLayer:
         g_NB = g_NB[: 0 if self.dither else N, :B]
         torch.mm(multiplier, hidden.T, out=z_BN)
         slices = heads(B, targets) if sample is None else sample.heads
-        added_B = bias + sample.corrections if sample is not None and loss.is_exclusive else bias
+        added_B = bias
+        if sample is not None and loss.is_exclusive:
+            added_B = bias + sample.corrections
+            own = torch.from_numpy(targets.outputs), torch.from_numpy(targets.rows)
+            z_BN[own] -= torch.from_numpy(sample.corrections)[own[0]].to(z_BN.dtype)
         z, g, by_bias = array_of(z_BN), array_of(g_NB), np.empty(B, np.float32)
         figures = None
         if measured:
@@ -134,7 +140,7 @@ class OutputLayer:
             torch.mm(g_NB, multiplier, out=back)
             torch.mm(z_BN, hidden, out=by_weight)
         mean, square, bias_mean, bias_square = (part[name] for name in MOMENTS)
-        if sample is None:
+        if self.moves is None:
             adam(weight, half, by_weight, mean, square, rate, scale, n_steps)
             adam(part["output.bias"], None, torch.from_numpy(by_bias), bias_mean, bias_square, rate, scale, n_steps)
         else:
@@ -143,19 +149,22 @@ class OutputLayer:
             moments = [array_of(part[name]).reshape(B, -1) for name in MOMENTS]
             adam_rows(array_of(weight), array_of(by_weight), moments[0], moments[1], rate, steps_B, scale, halves)
             adam_rows(bias[:, None], by_bias[:, None], moments[2], moments[3], rate, steps_B, scale)
+        if sample is not None:
             for name, tensor in whole.items():
                 tensor.index_copy_(0, drawn, part[name])
         return back, figures
 
-    def _sample(self, targets: Targets, n_steps: int) -> Sample | None:
+    def _sample(self, targets: Targets, n_rows: int, n_steps: int, *, is_even: bool) -> Sample | None:
         """The outputs of this step, if these are not all."""
-        n_heads, n_outputs = targets.n_heads, len(self.shares)
-        n_sampled = math.ceil(self.sampled * n_outputs / n_heads)
-        if n_sampled * n_heads >= n_outputs:
+        if self.sampled >= 1:
             return None
+        n_sampled = math.ceil(self.sampled * len(self.shares) / targets.n_heads)
+        generator = np.random.default_rng([self.seed, n_steps, SAMPLES])
+        if is_even:
+            return Sample.even(targets, n_rows, self.shares, n_sampled, generator)
         if self.line is None:
-            self.line = line_of(self.shares, n_heads)
-        return Sample.draw(targets, self.line, n_sampled, np.random.default_rng([self.seed, n_steps, SAMPLES]))
+            self.line = line_of(self.shares, targets.n_heads)
+        return Sample.draw(targets, self.line, n_sampled, generator)
 
     def _multiply(self, csr: csr_array, dense: Tensor, out: Tensor) -> None:
         """``out = csr @ dense``; sums are of float32."""

@@ -15,8 +15,7 @@ from mach.data.batch import Targets
 class Sample:
     """The targets of a step's rows, and outputs that are drawn by how often they are targets.
 
-    A drawn output stands for several: its weight is how often it was drawn over how often that was expected. Targets
-    are there in any case and stand for themselves. So sums over all outputs, of exponentials or of gradients, are
+    A drawn output stands for several. So sums over all outputs, of exponentials or of gradients, are
     estimated without bias (Bengio and Senecal, "Adaptive importance sampling to accelerate training of a neural
     probabilistic language model", 2008).
     """
@@ -32,6 +31,8 @@ class Sample:
     ) -> Sample:
         """``n_sampled`` outputs of every head, all targets among them; those drawn are at least a quarter as many.
 
+        An output's weight is how often it was drawn over how often that was expected. Targets are there in any case and
+        stand for themselves.
         The outputs of a head lie side by side on a line, which is cut into equal stretches; one point is drawn in each
         (stratified sampling). It takes O(n_sampled log B), without a pass over the outputs.
         """
@@ -55,6 +56,35 @@ class Sample:
         return cls(
             outputs, numbered, corrections[order].astype(np.float32), [slice(*ends) for ends in pairwise(firsts)]
         )
+
+    @classmethod
+    def even(
+        cls, targets: Targets, n_rows: int, shares: NDArray[np.float64], n_sampled: int, generator: np.random.Generator
+    ) -> Sample:
+        """``n_sampled`` outputs of every head, all targets among them and at least a quarter of others, drawn alike.
+
+        All count for what the chance is that they are in a sample, targets of other rows as well. It passes over one
+        byte an output.
+
+        ``shares`` says of every output how large a part of all rows has it as a target. Where targets leave too little
+        room, every head has more.
+        """
+        is_in_JB = np.zeros((targets.n_heads, len(shares) // targets.n_heads), np.bool_)
+        is_in_JB.reshape(-1)[targets.outputs] = True
+        n_targets_J = is_in_JB.sum(axis=1)
+        n_each = min(max(n_sampled, int(n_targets_J.max()) + n_sampled // 4), is_in_JB.shape[1])
+        rate_J = np.empty(targets.n_heads)
+        for head, n_targets in enumerate(n_targets_J):
+            others = np.flatnonzero(~is_in_JB[head])
+            n_drawn = n_each - int(n_targets)
+            is_in_JB[head, generator.choice(others, n_drawn, replace=False, shuffle=False)] = True
+            rate_J[head] = n_drawn / max(len(others), 1)
+        outputs = np.flatnonzero(is_in_JB)
+        is_no_target = (1.0 - shares[outputs]) ** n_rows
+        corrections = -np.log1p(-is_no_target * (1.0 - np.repeat(rate_J, n_each))).astype(np.float32)
+        places = np.searchsorted(outputs, targets.outputs)
+        heads = [slice(first, first + n_each) for first in range(0, len(outputs), n_each)]
+        return cls(outputs, Targets(targets.rows, places, targets.n_heads), corrections, heads)
 
 
 def line_of(shares: NDArray[np.float64], n_heads: int) -> NDArray[np.float64]:

@@ -73,10 +73,39 @@ def test_sums_over_samples_are_those_over_all_outputs_on_average(seed: int):
     np.testing.assert_allclose(total / 4000, terms.reshape(J, B).sum(axis=1), rtol=0.01)
 
 
-def layer_of(sampled: float, *, half: bool = False) -> OutputLayer:
+@settings(max_examples=40)
+@given(st.integers(0, 2**32), st.integers(1, B))
+def test_an_even_sample_holds_its_targets_and_as_many_of_every_head(seed: int, n_sampled: int):
+    shares_JB = uneven_shares(seed)
+    targets = targets_of(np.random.default_rng(seed), shares_JB)
+    sample = Sample.even(targets, N, shares_JB.reshape(-1), n_sampled, np.random.default_rng(seed))
+    assert (np.diff(sample.outputs) > 0).all()
+    n_each = np.bincount(sample.outputs // B, minlength=J)
+    n_most = max(len(np.unique(targets.outputs[targets.outputs // B == j])) for j in range(J))
+    assert n_each.tolist() == [min(max(n_sampled, n_most + n_sampled // 4), B)] * J
+    np.testing.assert_array_equal(sample.outputs[sample.targets.outputs], targets.outputs)
+    np.testing.assert_array_equal(sample.targets.rows, targets.rows)
+    assert (sample.corrections >= 0).all()
+    if n_sampled == B:
+        assert (sample.corrections == 0).all()
+
+
+def test_sums_over_even_samples_are_those_over_all_outputs_on_average():
+    shares_JB, logits = uneven_shares(0), np.random.default_rng(1).normal(size=J * B)
+    generator, total = np.random.default_rng(2), np.zeros(J)
+    for _ in range(4000):
+        sample = Sample.even(targets_of(generator, shares_JB), N, shares_JB.reshape(-1), 16, generator)
+        terms = np.exp(logits[sample.outputs] + sample.corrections)
+        total += np.bincount(sample.outputs // B, terms, J)
+    exact_J = np.exp(logits).reshape(J, B).sum(axis=1)
+    np.testing.assert_allclose(total / 4000, exact_J, rtol=0.03)
+
+
+def layer_of(sampled: float, *, half: bool = False, counts_moves: bool = False) -> OutputLayer:
     torch.manual_seed(0)
     bias = log_odds(uneven_shares(0))
-    return OutputLayer(H, J * B, half=half, bias=bias, device=torch.device("cpu"), sampled=sampled, seed=5)
+    how: dict[str, Any] = {"half": half, "device": torch.device("cpu"), "seed": 5, "counts_moves": counts_moves}
+    return OutputLayer(H, J * B, bias=bias, sampled=sampled, **how)
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -96,15 +125,21 @@ def test_a_step_on_all_outputs_is_the_step_without_samples(half: bool):
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("loss", ["softmax", "binary"])
 def test_a_step_follows_the_weighted_loss_and_leaves_other_outputs_alone(loss: str, half: bool):
-    layer, targets = layer_of(0.3, half=half), targets_of(np.random.default_rng(3), uneven_shares(0))
+    is_even, generator = loss == "softmax", np.random.default_rng([5, 1, SAMPLES])
+    layer = layer_of(0.3, half=half, counts_moves=not is_even)
+    targets = targets_of(np.random.default_rng(3), uneven_shares(0))
     before, bias_before = layer.weight.clone(), layer.bias.clone()
     hidden = torch.rand(N, H, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    sample = Sample.draw(targets, line_of(layer.shares, J), 12, np.random.default_rng([5, 1, SAMPLES]))
+    if is_even:
+        sample = Sample.even(targets, N, layer.shares, 12, generator)
+    else:
+        sample = Sample.draw(targets, line_of(layer.shares, J), 12, generator)
     drawn, corrections = torch.from_numpy(sample.outputs), torch.from_numpy(sample.corrections)
     z = hidden @ before[drawn].T + bias_before[drawn]
     own = torch.from_numpy(sample.targets.rows), torch.from_numpy(sample.targets.outputs)
-    if loss == "softmax":
-        sums = [(z + corrections)[:, part].logsumexp(1).sum() for part in sample.heads]
+    if is_even:
+        raised = (z + corrections).index_put(own, z[own])
+        sums = [raised[:, part].logsumexp(1).sum() for part in sample.heads]
         expected_loss = torch.stack(sums).sum() - z[own].sum()
     else:
         expected_loss = (torch.nn.functional.softplus(z) @ corrections.exp()).sum() - z[own].sum()
@@ -121,7 +156,8 @@ def test_a_step_follows_the_weighted_loss_and_leaves_other_outputs_alone(loss: s
     assert (moved.abs() > 0.05).all()  # the first step of Adam moves all by the rate
     if layer.half is not None:
         assert torch.equal(layer.half, layer.weight.bfloat16())
-    np.testing.assert_array_equal(layer.state()[MOVES].numpy(), np.isin(np.arange(J * B), sample.outputs))
+    if not is_even:
+        np.testing.assert_array_equal(layer.state()[MOVES].numpy(), np.isin(np.arange(J * B), sample.outputs))
 
 
 def test_gradients_of_samples_are_those_of_all_outputs_on_average():
@@ -129,7 +165,7 @@ def test_gradients_of_samples_are_those_of_all_outputs_on_average():
     targets = targets_of(np.random.default_rng(3), uneven_shares(0))
     hidden = torch.rand(N, H, generator=torch.Generator().manual_seed(1))
     whole = layer_of(1.0).step(hidden, targets, named("binary"), 0.0, 1)[0].clone()
-    layer, total = layer_of(0.3), torch.zeros(N, H)
+    layer, total = layer_of(0.3, counts_moves=True), torch.zeros(N, H)
     for step in range(1, 2001):  # at a rate of 0 nothing moves, and every step draws anew
         total += layer.step(hidden, targets, named("binary"), 0.0, step)[0]
     torch.testing.assert_close(total / 2000, whole, atol=0.02, rtol=0.02)
