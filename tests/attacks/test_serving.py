@@ -148,8 +148,9 @@ def test_a_second_head_is_bounded_while_the_first_request_is_answered(live: Live
         assert gate.wait(60)
         return [RowAnswer("v", [], True) for _ in rows]
 
+    url = live()
     monkeypatch.setattr(Project, "answer", answer)
-    with opened(live()) as stream:
+    with opened(url) as stream:
         stream.sendall(SUGGEST + b"Content-Length: 6\r\n\r\ntext=x" + SUGGEST)
         try:
             assert is_cut_off(stream, [b"X-%d: %s\r\n" % (n, b"x" * 1000) for n in range(10_000)])
