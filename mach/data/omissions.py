@@ -106,7 +106,8 @@ def told(store: Store, *, is_query: bool = False) -> list[str]:
         lines.append(f"{source}: {unknown:,} classes of its rows are {where} and left out{_such_as(map(repr, names))}")
     n = meta["n_rows_without_classes"]
     if n and not (is_query and n == store.n_rows):
-        lines.append(rows_without("class", source, store.class_indptr, n))
+        missed = "; measures count them as misses" if is_query else ""
+        lines.append(rows_without("class", source, store.class_indptr, n) + missed)
     if n := meta["n_rows_without_features"]:
         lines.append(rows_without("known feature", source, store.feature_indptr, n))
     if meta.get("lists_classes") and (n := int(np.count_nonzero(store.class_counts() == 0))):

@@ -55,7 +55,7 @@ def test_everything_that_is_left_out_is_told():
     test = ready(table([("word", ["a"]), ("word", ["x"])]), like=store)
     assert told(test, is_query=True) == [
         "t.jsonl: 1 classes of its rows are unknown to the run and left out, such as 'x'",
-        "t.jsonl: 1 of 2 rows have no class, such as row 1",
+        "t.jsonl: 1 of 2 rows have no class, such as row 1; measures count them as misses",
     ]
     assert told(ready(table([("word", ["a"])]))) == []
 
