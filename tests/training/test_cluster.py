@@ -126,11 +126,13 @@ def test_ray_gives_the_bits_of_local_processes_without_a_byte_between_them(
     config, bits = longer
     training = Training(config, tmp_path / "run")
     training.wait_until(lambda: len(states(tmp_path / "run")) == 2)
-    assert [tcp_sockets(pid) for pid in processes(tmp_path / "run")] == [0, 0]
+    pids = list(processes(tmp_path / "run"))
+    assert [tcp_sockets(pid) for pid in pids] == [0, 0]
+    assert len({parent(pid) for pid in pids}) == 2, "one on each node"
     told = training.finish()
+    assert len(re.findall(r"finished by .+/.+ cpu", told)) == 2, told
     assert weights(tmp_path / "run") == bits
     assert not list((tmp_path / "run").rglob("*.tmp"))
-    assert len(set(re.findall(r"finished by (.+?) cpu", told))) == 2, "one on each node"
 
 
 def test_ray_makes_the_bits_of_a_local_reranker(nodes: Any, config: Config, trained: Path, tmp_path: Path):
