@@ -31,6 +31,7 @@ from mach.model.loading import load
 from mach.serving.projects import version_of
 
 K, SECONDS, STRANGE_BYTES = 10, 6.0, 10_000_000
+CLOSE = 1e-5  # of probabilities that are alike but for rounding
 Wanted = dict[str, dict[str, list[tuple[int, float]]]]  # by version and text
 
 
@@ -194,9 +195,17 @@ def wrong(wanted: Wanted, text: str, one: Any) -> int:
 
 
 def differ(a: list[tuple[int, float]], b: list[tuple[int, float]]) -> bool:
-    """Other classes, or probabilities beyond the last digits, which depend on the rows that are answered together."""
-    pairs = list(zip(a, b, strict=False))
-    return len(a) != len(b) or any(i != j or abs(v - w) > 1e-5 for (i, v), (j, w) in pairs)
+    """Other classes or probabilities, beyond the last digits, which depend on the rows that are answered together.
+
+    So classes that are as likely may change places, and the last one may give its place to another.
+
+    >>> differ([(1, 0.5), (2, 0.3)], [(1, 0.5), (3, 0.3)]), differ([(1, 0.5), (2, 0.3)], [(4, 0.5), (2, 0.3)])
+    (False, True)
+    """
+    if len(a) != len(b) or any(abs(v - w) > CLOSE for (_, v), (_, w) in zip(a, b, strict=True)):
+        return True
+    ours, theirs, last = dict(a), dict(b), a[-1][1] if a else 0.0
+    return any(abs(ours.get(k, last) - theirs.get(k, last)) > CLOSE for k in ours.keys() | theirs.keys())
 
 
 def offline(path: Path, texts: list[str]) -> tuple[dict[str, list[tuple[int, float]]], str, dict[str, Any]]:
