@@ -73,7 +73,10 @@ def faster_precision() -> Precision:
 
 
 def _asked() -> Precision:
-    """`faster_precision` of another process; float32 where that fails."""
+    """`faster_precision` of another process; of this one where that fails, so that its reason is told."""
     code = "from mach.networks.precision import faster_precision; print(faster_precision())"
-    done = subprocess.run([sys.executable, "-P", "-c", code], stdout=subprocess.PIPE, text=True, check=False)
-    return "bfloat16" if done.stdout.strip() == "bfloat16" else "float32"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    told = done.stdout.strip()
+    if told == "bfloat16":
+        return "bfloat16"
+    return "float32" if told == "float32" else faster_precision()

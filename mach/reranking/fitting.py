@@ -33,7 +33,7 @@ from mach.reranking.model import Reranker
 from mach.reranking.order import FLOOR, SECTION, TAUGHT, LearnedOrder
 from mach.reranking.parts import CANDIDATES, CLASSIFIERS, STAGES, Parts, name_of
 from mach.reranking.record import Record, fingerprint
-from mach.reranking.settings import FitSettings, fit_settings
+from mach.reranking.settings import FitSettings, fit_settings, likens
 from mach.reranking.signals import SIGNALS, present
 from mach.reranking.signals.contract import BlendedSignal, Material, Shortlist, Signal, features_of
 from mach.runs.ensemble import Ensemble
@@ -59,6 +59,7 @@ class RerankerTraining:
         self.folder = Parts(run.reranking_folder, self.fingerprint)
         self.files = RepetitionFiles(run.reranking_folder, -1, run.path)  # lock and log
         self.rows, self.validation_rows = store.split(run.config.data.validation_fraction, run.config.training.seed)
+        self.likens = likens(run.config, store)
 
     @property
     def settings(self) -> FitSettings:
@@ -79,8 +80,10 @@ class RerankerTraining:
     def parts(self, stage: str) -> tuple[range, list[int]]:
         """The parts of a stage, numbered through all stages, and which of them are missing.
 
-        The classes are cut once it is their turn.
+        The classes are cut once it is their turn. Where likeness decides, there is nothing to fit.
         """
+        if self.likens:
+            return range(0), []
         if stage != CANDIDATES and not self.folder.plan.classes:
             self._cut_classes()
         names, there = self.folder.names(stage), set(names_in(self.run.reranking_folder))
@@ -102,6 +105,8 @@ class RerankerTraining:
 
     def missing_pilots(self) -> list[int]:
         """Pilots that have not taught yet."""
+        if self.likens:
+            return []
         there = names_in(self.run.reranking_folder)
         return [pilot for pilot in range(self.config.pilots) if examples_of(pilot) not in there]
 
@@ -128,7 +133,7 @@ class RerankerTraining:
         """Fit the other signals, choose the blend or learn the order, write the file, tidy up."""
         started = time.process_time()
         folder, config, settings = self.folder, self.config, self.settings
-        notes = [folder.map(name)[1] for stage in STAGES for name in folder.names(stage)]
+        notes = [] if self.likens else [folder.map(name)[1] for stage in STAGES for name in folder.names(stage)]
         here = self.run.reranking_folder  # large files go to the run's own disk, if it has one
         with tempfile.TemporaryDirectory(prefix="mach-", dir=here if isinstance(here, Path) else None) as scratch:
             material = self._material(Path(scratch))
@@ -250,14 +255,14 @@ class RerankerTraining:
             settings=self.settings,
             counts_K=self.run.class_counts_K(),
             learned_K=learned_counts(self.run, self.store, self.validation_rows),
-            counts_repeats=is_of_use if repeats is None else repeats != 0,
-            parts=[self.folder.map(name)[0] for name in self.folder.names(CLASSIFIERS)],
+            counts_repeats=is_of_use and not self.likens if repeats is None else repeats != 0,
+            parts=[] if self.likens else [self.folder.map(name)[0] for name in self.folder.names(CLASSIFIERS)],
             scratch=scratch,
         )
 
     def _order(self) -> LearnedOrder | None:
         """The order that pilots have taught; None where there were none."""
-        if not self.config.pilots:
+        if self.likens or not self.config.pilots:
             return None
         found = [self.folder.map(examples_of(pilot))[0] for pilot in range(self.config.pilots)]
         inputs, scores, right = (np.concatenate([part[name] for part in found]) for name in EXAMPLES)
@@ -269,9 +274,9 @@ class RerankerTraining:
         Where there are no pilots these rows teach an order, which has to be better than the blend. Rows that are
         phrases of the texts that queries are likened to choose nothing.
         """
-        if self.run.config.data.has_documents and any(one.name == "likeness" and one.has_columns for one in signals):
-            return Blend(OF_DOCUMENTS), None
         given = {} if self.config.repeats is None else {"repeats": self.config.repeats}
+        if self.likens:
+            return Blend(OF_DOCUMENTS | given), None
         rows = self.validation_rows[:MAX_VALIDATION_ROWS]
         if not len(rows):
             return Blend(UNTRIED | given), order

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mach.config import RerankingConfig, Section
+from mach.config import Config, RerankingConfig, Section
 from mach.data.store import Store
 
 Loss = Literal["hinge", "logistic"]
@@ -31,6 +31,11 @@ class FitSettings(Section):
     iterations: int = 6  # most passes over the rows of a class: beyond 6 a query's order no longer changes
     tolerance: float = 0.1  # violation of the optimality conditions at which a class is done
     keeps_inputs: bool = False  # whether the file keeps all that a learned order weighs: for pilots, or to learn one
+
+
+def likens(config: Config, store: Store) -> bool:
+    """Whether likeness alone orders the candidates: rows are phrases of the texts that queries are likened to."""
+    return config.data.has_documents and store.text_features is not None and store.class_texts is not None
 
 
 def fit_settings(config: RerankingConfig, store: Store, retired: Mapping[str, Any] | None = None) -> FitSettings:

@@ -82,10 +82,7 @@ def train_shard(
     if not missing:
         return
     store = fetch_store(job.store)
-    config, manifest = (
-        run.config,
-        run.manifest,
-    )  # both are kept: those of a remote run are read before sockets are refused
+    config, manifest = run.config, run.manifest  # kept: those of a remote run are read before sockets are refused
     light = job.device == "cpu" and not job.together and manifest.precision == "float32" and is_light(config, store)
     with contextlib.nullcontext(False) if light else _torch(job, store, config.network) as together:
         for unit in [missing] if together else [[files] for files in missing]:

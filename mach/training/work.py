@@ -27,6 +27,7 @@ from mach.reranking.fitting import (
 from mach.reranking.order import BATCH, EPOCHS, FEW_STEPS, FOLDS, LEAST_STEPS
 from mach.reranking.parts import CANDIDATES, CLASSIFIERS, MIN_ROW_PARTS, ROWS_A_PART
 from mach.reranking.record import is_due
+from mach.reranking.settings import likens
 from mach.runs.run import Run
 from mach.training.launch.display import stage_name
 from mach.training.outlook import OF_THE_JOB, Stage
@@ -53,13 +54,15 @@ class Work:
     n_classes: int
     row_features: float
     row_classes: float
+    likens: bool = False  # `mach.reranking.settings.likens`
 
     @classmethod
     def of(cls, config: Config, store: Store) -> Work:
         """That of a configuration that is filled in."""
         n_rows = max(store.n_rows, 1)
         row_features = store.n_features if store.is_dense else store.n_nonzeros / n_rows
-        return cls(config, store.n_rows, store.n_classes, row_features, len(store.class_ids) / n_rows)
+        row_classes = len(store.class_ids) / n_rows
+        return cls(config, store.n_rows, store.n_classes, row_features, row_classes, likens(config, store))
 
     def row_seconds(self) -> float:
         """Seconds that a row of a step takes."""
@@ -141,7 +144,8 @@ def stages_of(run: Run, store: Store, n_workers: Callable[[int], int], repetitio
     work = Work.of(run.config, store)
     reranks = run.config.reranking.candidates > 0 and missing == unfinished and (bool(missing) or is_due(run))
     there = () if missing else names_in(run.reranking_folder)
-    pilots = [pilot for pilot in range(run.config.reranking.pilots) if examples_of(pilot) not in there]
+    n_pilots = 0 if work.likens else run.config.reranking.pilots
+    pilots = [pilot for pilot in range(n_pilots) if examples_of(pilot) not in there]
     found = list(stages(work, n_workers, len(missing), pilots if reranks else [], reranks=reranks))
     return found if missing == unfinished else found[:1]
 
@@ -179,11 +183,12 @@ def _networks(work: Work, n_workers: Callable[[int], int], n_repetitions: int) -
 
 
 def _reranker(work: Work, n_workers: Callable[[int], int], *, keeps_inputs: bool) -> Iterator[Stage]:
-    n_parts = max(MIN_ROW_PARTS, -(-work.n_rows // ROWS_A_PART))
-    yield _shared(stage_name(CANDIDATES), work.candidates(), n_parts, n_workers)
-    n_parts = min(math.ceil(work.n_pairs(keeps_inputs=keeps_inputs) / PAIRS_A_PART) or 1, MAX_PARTS)  # about
-    seconds = _shared(CLASSIFIERS, work.classifiers(keeps_inputs=keeps_inputs), n_parts, n_workers).seconds
-    yield Stage(stage_name(CLASSIFIERS), seconds)
+    if not work.likens:
+        n_parts = max(MIN_ROW_PARTS, -(-work.n_rows // ROWS_A_PART))
+        yield _shared(stage_name(CANDIDATES), work.candidates(), n_parts, n_workers)
+        n_parts = min(math.ceil(work.n_pairs(keeps_inputs=keeps_inputs) / PAIRS_A_PART) or 1, MAX_PARTS)  # about
+        seconds = _shared(CLASSIFIERS, work.classifiers(keeps_inputs=keeps_inputs), n_parts, n_workers).seconds
+        yield Stage(stage_name(CLASSIFIERS), seconds)
     yield Stage(stage_name(ORDER), work.order())
 
 

@@ -440,6 +440,8 @@ def test_where_rows_are_phrases_of_the_classes_own_texts_likeness_decides(tmp_pa
     assert model.reranker is not None
     assert model.reranker.blend.strengths.items() <= OF_DOCUMENTS.items()
     assert model.reranker.order is None
+    record = read_json(model.run.reranked, Record)
+    assert (record.n_weights, record.n_pairs) == (0, 0)  # no classifier was fitted
     first, _ = model.topk(names, k=1)  # words in another order would be as alike: none is
     assert [name.split() for name in np.ravel(model.names(first))] == [name.split() for name in names]
 

@@ -94,6 +94,8 @@ class Classifiers(BlendedSignal):
     def fit(cls, material: Material) -> Self:
         """Put the fitted classes together; large arrays are mapped."""
         settings = material.settings
+        if not material.parts:
+            return cls.of({}, settings.loss)
         arrays = _encoded(material.parts, material.store.n_classes, material.scratch)
         view = RowView(power=settings.power, pairs=settings.pairs, n_features=material.store.n_features)
         return cls.of({"": ClassifierSet(arrays, view)}, settings.loss)

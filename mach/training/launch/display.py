@@ -137,7 +137,6 @@ class Display:
             r: self._lines.add_task(f"repetition {r}", total=1, status="waiting", figures="") for r in repetitions
         }
         self._figures: dict[int, str] = {}
-        self._where: dict[int, str] = {}
         self._told = dict.fromkeys(repetitions, time.monotonic())
         for r in finished:
             self._lines.update(self._tasks[r], completed=1, status="finished before")
@@ -155,15 +154,13 @@ class Display:
     def _fraction(self) -> float:
         return sum(self._lines.tasks[task].completed for task in self._tasks.values()) / len(self._tasks)
 
-    def set(self, repetition: int, status: str) -> None:
-        """Where a repetition is, or that it waits or is finished."""
+    def set(self, repetition: int, status: str, by: str = "") -> None:
+        """Where a repetition is, or that it waits or is finished, by whom."""
         self._lines.update(self._tasks[repetition], status=status)
         if status == "finished":
             self._tell(repetition, 1.0)
-            place = f"finished by {self._where[repetition]}" if repetition in self._where else status
-            self.note(", ".join([f"repetition {repetition}: {place}", *filter(None, [self._figures.get(repetition)])]))
-        elif status != "waiting":
-            self._where[repetition] = status
+            told = [f"repetition {repetition}: {status}{f' by {by}' if by else ''}", self._figures.get(repetition)]
+            self.note(", ".join(filter(None, told)))
 
     def note(self, text: str) -> None:
         """Something about the whole run."""
@@ -220,7 +217,7 @@ class StageDisplay(Display):
             self.note(f"{self._stage}, {counted(n_parts, 'part')}")
         report(self._stage, 0.0)
 
-    def set(self, repetition: int, status: str) -> None:
+    def set(self, repetition: int, status: str, by: str = "") -> None:
         if status == "finished":
             self._finished.add(repetition)
             self._report(self._stage, len(self._finished) / self._n_parts)

@@ -124,7 +124,7 @@ class Driver:
         elif kind == "finished":
             for rival in self.schedule.finished_by(worker):
                 self.pool.send(rival, {"pause": True})
-            self._show(shard, "finished")
+            self._show(shard, "finished", self._where[worker])
         elif kind == "paused":
             self.schedule.yielded_by(worker)
             self._show(shard, "waiting")
@@ -172,7 +172,7 @@ class Driver:
             is_over = shard in self.schedule.given_up
             self.display.event(repetition, f"{'given up' if is_over else 'again'}: {cause}")
 
-    def _show(self, shard: Shard, status: str) -> None:
+    def _show(self, shard: Shard, status: str, by: str = "") -> None:
         if status == "finished" or shard not in self.schedule.finished:  # a second copy may end after the first
             for repetition in shard:
-                self.display.set(repetition, status)
+                self.display.set(repetition, status, by)

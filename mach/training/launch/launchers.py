@@ -127,13 +127,14 @@ class Crew:
 
         device = self.device or ("cuda:0" if self.launch.gpus else "cpu")
         options: dict[str, Any] = {"threads": self.launch.threads, "device": device, "host_memory": host_memory}
+        here = f"this process, {device}"
         for shard in shards:
             for r in shard:
-                display.set(r, f"this process, {device}")
+                display.set(r, here)
             job = ShardJob(str(run.path), str(store.path), shard, trunk=run.trunk, **options)
             train_shard(job, report=display.progressed, is_alone=False)
             for r in shard:
-                display.set(r, "finished")
+                display.set(r, "finished", here)
 
     def _is_sooner_here(self, run: Run, store: Store) -> bool:
         """Whether this process does the work of processes that nobody asked for, as it is little."""
