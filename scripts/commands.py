@@ -27,8 +27,7 @@ def page() -> str:
 
 def parts(command: click.Command, name: str) -> Iterator[str]:
     """A command's section, and those of the commands below it."""
-    told = inspect.cleandoc(command.help or "").replace("\n\n", "\0").replace("\n", " ").replace("\0", "\n\n")
-    yield f"## `{name}`\n\n{told}\n"
+    yield f"## `{name}`\n\n{inspect.cleandoc(command.help or '')}\n"
     if isinstance(command, click.Group):
         for verb in command.commands.values():
             yield from parts(verb, f"{name} {verb.name}")
