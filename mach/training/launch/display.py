@@ -185,7 +185,8 @@ class Display:
         self._figures[r] = figures
         self._lines.update(self._tasks[r], figures=figures)
         self._tell(r, progress.step / max(progress.n_steps, 1))
-        if progress.ends_epoch and now - self._told[r] >= LINE_SECONDS and not is_live(self._console):
+        is_between = progress.ends_epoch and progress.epoch < progress.n_epochs  # the last is told once it is stored
+        if is_between and now - self._told[r] >= LINE_SECONDS and not is_live(self._console):
             self._told[r] = now
             self.note(f"repetition {r}: {figures}")
 
