@@ -28,7 +28,7 @@ from urllib.parse import quote_plus
 import numpy as np
 
 from mach.model.loading import load
-from mach.serving.projects import version_of
+from mach.serving.edition import version_of
 
 K, SECONDS, STRANGE_BYTES = 10, 6.0, 10_000_000
 CLOSE = 1e-5  # of probabilities that are alike but for rounding

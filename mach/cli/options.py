@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     from mach.model.ask import Ask
     from mach.model.model import MachModel
 
+    _ParamType = click.ParamType[Any]
+else:
+    _ParamType = click.ParamType  # no generic before click 8.4, and Annif pins an older one
+
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
-class _Value(click.ParamType[Any]):
+class _Value(_ParamType):
     """A value that a function makes of its text; the function is told the name of the option, for messages."""
 
     def __init__(self, name: str, read: Callable[[str, str], Any]) -> None:

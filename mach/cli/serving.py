@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mach.cli.options import JSON, Whole
+from mach.cli.options import ADDRESS, JSON, Whole
 from mach.cli.shell import Printer, read_batches
 from mach.errors import ConfigError, DataError
 
@@ -31,6 +31,10 @@ PROJECT = click.option("--project", metavar="NAME", help="With --url, where the 
 @click.option("--workers", type=Whole(1), default=1, show_default=True, help="Processes.")
 @click.option("--queue", "queue_rows", type=Whole(1), default=64, show_default=True, help="Rows that may wait.")
 @click.option("--language", default="und", show_default=True, help="Of the labels, such as de.")
+@click.option(
+    "--launcher", type=click.Choice(["local", "ray"]), default="local", help="Weights in this process, or on Ray."
+)
+@ADDRESS
 def serve(runs: tuple[str, ...], **options: Any) -> None:
     """Serve each RUN over HTTP, as Annif's REST API does. NAME=RUN names the project, by default as its folder."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when numpy is loaded; few rows: threads wait, not work

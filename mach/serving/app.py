@@ -35,9 +35,10 @@ from mach.serving.bodies import (
     share,
     whole,
 )
+from mach.serving.edition import Named, Question, RowAnswer
 from mach.serving.metrics import Metrics
 from mach.serving.problems import RequestError, problem_of
-from mach.serving.projects import Named, Project, Question, RowAnswer
+from mach.serving.projects import Project
 from mach.serving.tokens import Guard, Right
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -339,7 +340,8 @@ def _told(answer: RowAnswer, threshold: float = 0.0, *, needs_uris: bool = False
         for result in answer.results
         if result.get("score", 1.0) >= threshold and (not needs_uris or result["uri"])
     ]
-    return {"results": results, "known": answer.known, "version": answer.version}
+    told = {"results": results, "known": answer.known, "version": answer.version}
+    return told | {"degraded": True} if answer.degraded else told
 
 
 def _answered(content: Any, answer: RowAnswer | None) -> Response:

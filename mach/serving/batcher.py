@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mach.errors import MachError
+from mach.serving.edition import Question, RowAnswer
 from mach.serving.problems import RequestError
-from mach.serving.projects import Project, Question, RowAnswer
+from mach.serving.projects import Project
 
 BATCH_ROWS = 64  # a fifth less work a row than 32, and all wait for the last
 QUEUE_ROWS = 64  # a batch: whoever is let in is answered after two at most

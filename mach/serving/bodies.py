@@ -12,8 +12,8 @@ from starlette.requests import ClientDisconnect, Request
 
 from mach.data.names import shown
 from mach.files.records import first_of
+from mach.serving.edition import Question
 from mach.serving.problems import RequestError
-from mach.serving.projects import Question
 
 MOST_BYTES = 2**23  # of a body
 HELD_BYTES = 2**28  # of all bodies that are being read

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from mach.errors import ConfigError, DataError, MachError, StorageError, one_line
+from mach.errors import ConfigError, DataError, DegradedWarning, MachError, StorageError, one_line
 from mach.model.ask import whole
 
 try:
@@ -38,11 +39,12 @@ class Suggestion(BaseModel):
 
 
 class Suggestions(BaseModel):
-    """What a server says of a text, and the version of the run that said it."""
+    """What a server says of a text, and the version of the run that said it; degraded where actors of it are lost."""
 
     results: list[Suggestion]
     version: str
     known: bool
+    degraded: bool = False
 
 
 _BATCH = TypeAdapter(list[Suggestions])
@@ -75,6 +77,9 @@ class _Requests(Generic[Http]):
         for body in self._batches(queries, k, allowed):
             response = yield from self._posting("suggest-batch", **body)
             found += self._answers(response, body)
+        if any(one.degraded for one in found):
+            told = f"{self.url}: not all repetitions of the run answer now: its log says why"
+            warnings.warn(told, DegradedWarning, stacklevel=3)
         return found
 
     def _learning(self, texts: Sequence[str], labels: Sequence[str]) -> Work[None]:

@@ -2,10 +2,12 @@
 
 A run's folder is opened once and read through its descriptor. So an opened run stays one run, whatever is renamed to
 its place. All that changes what answers (edits, new versions, another run) happens in one thread of the project.
+Actors of a cluster open a run by its name instead: it is followed in versions of its classes alone.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -15,23 +17,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.errors import ConfigError, DataError, MachError
+from mach.errors import ConfigError, DataError, MachError, StorageError
 from mach.files.places import Place, place
 from mach.files.visible import visible
 from mach.model.ask import by_chance
-from mach.model.calibration import fingerprint
 from mach.model.classes.versions import Versions
 from mach.model.loading import load
 from mach.model.model import MachModel
+from mach.serving.edition import Edition, Named, Question, RowAnswer
 from mach.serving.problems import RequestError
-from mach.serving.search import NameIndex
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 REMOTE_SECONDS = 10.0  # a run behind a URL is looked at so often
@@ -39,116 +39,9 @@ PATIENCE_SECONDS = 0.5  # rows wait so long for a new version of the classes
 MOST_EDITS = 16
 MOST_EXPLAINED_CLASSES = 20  # classes of an answer
 RETRY_SECONDS = 1.0  # after a run in its place that could not be opened
+REPLACED = "another run is in its place, or a calibration: start the server anew for it"
 WARM = "warm up"
 State = tuple[Any, ...]
-
-
-class Question(NamedTuple):
-    """What is asked about rows; those with equal questions are answered together.
-
-    ``allowed`` are ids or names, or the name of a stored subset; None allows all.
-    """
-
-    k: int
-    allowed: tuple[int | str, ...] | str | None = None
-
-
-class Named(NamedTuple):
-    """A class as a request names it: by its id, else by its uri, else by its label."""
-
-    id: int | None = None
-    uri: str | None = None
-    label: str | None = None
-
-    @property
-    def shown(self) -> str:
-        """For a message."""
-        return str(next((one for one in self if one is not None), ""))
-
-
-class RowAnswer(NamedTuple):
-    """The best classes of one row, which version of which run answered, and whether it knows a feature of the row."""
-
-    version: str
-    results: list[dict[str, Any]]
-    known: bool
-
-
-class Edition:
-    """A model that never changes, and the name of its version."""
-
-    def __init__(self, model: MachModel) -> None:
-        self.model, self.answerer = model, model.answerer
-        self.version = version_of(model)
-
-    @cached_property
-    def index(self) -> NameIndex:
-        """Names to search in."""
-        catalogue = self.answerer.catalogue
-        removed = set(self.answerer.edits.removed.tolist())
-        return NameIndex((k, catalogue.name(k)) for k in range(self.model.n_classes) if k not in removed)
-
-    @cached_property
-    def ids_by_uri(self) -> dict[str, int]:
-        """Classes by their uris; empty where the run has none."""
-        catalogue = self.answerer.catalogue
-        uris = catalogue.uris(np.arange(self.model.n_classes)) if catalogue.has_uris else []
-        return {uri: k for k, uri in enumerate(uris) if uri}
-
-    def entries(self, ids: Sequence[int]) -> list[dict[str, Any]]:
-        """What an answer tells of classes."""
-        catalogue = self.answerer.catalogue
-        return [
-            {"id": k, "uri": uri or None, "label": catalogue.name(k), "notation": None}
-            for k, uri in zip(ids, catalogue.uris(ids), strict=True)
-        ]
-
-    def allowed(self, given: tuple[int | str, ...] | str | None) -> list[int] | str | None:
-        """Names of classes as ids; DataError when one is not there.
-
-        The model would do so too, but look for what a mistyped name was to be, while all others wait, and hold names
-        in an array, where each takes the memory of the longest.
-        """
-        if not isinstance(given, tuple):
-            return given
-        ids = []
-        for one in given:
-            k = self.answerer.catalogue.id_of(one) if isinstance(one, str) else one
-            if k is None:
-                raise DataError(f"there is no class named {one!r:.80}: see /classes")
-            ids.append(k)
-        return ids
-
-    def id_of(self, named: Named) -> int | None:
-        """The class of a subject; None where it is not there."""
-        edits, k = self.answerer.edits, named.id
-        if k is None and named.uri:
-            k = self.ids_by_uri.get(named.uri)
-        if k is None and named.label is not None:
-            k = self.answerer.catalogue.id_of(named.label)
-        is_there = k is not None and k < edits.n_classes and not edits.is_removed(k)
-        return k if is_there else None
-
-    def queries(self, rows: Sequence[str]) -> Any:
-        """Rows as the model takes them."""
-        if self.model.run.text_features is not None:
-            return rows
-        parsed = [self.model.parse(row) for row in rows]
-        if self.model.run.manifest.dense_input:
-            return np.stack(parsed)
-        from scipy.sparse import csr_array, vstack
-
-        return vstack([csr_array(row[None]) for row in parsed], format="csr")
-
-
-def version_of(model: MachModel) -> str:
-    """What a model's answers are named by: digits of a digest of its weights, the number of its version of classes.
-
-    Beside the number stand digits of that version's own digest: two copies of a run may be edited apart.
-    """
-    name = f"{fingerprint(model.run, model.repetitions)[:8]}.{model.classes.version}"
-    step = Versions(model.run).current().step(model.classes.version)
-    return name if step is None else f"{name}-{step.digest[:8]}"
 
 
 class Project:
@@ -164,15 +57,27 @@ class Project:
         Of its labels, as BCP 47 writes it; "und" where nobody said.
     say : callable
         Takes a line when something happens beside requests.
+    launcher, address : str, optional
+        Who keeps the weights, as of `mach.load`.
     """
 
-    def __init__(self, name: str, path: str | Place, language: str, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        name: str,
+        path: str | Place,
+        language: str,
+        say: Callable[[str], None],
+        launcher: str = "local",
+        address: str | None = None,
+    ) -> None:
         if not NAME.fullmatch(name):
             raise ConfigError(
                 f"project {visible(name)!r:.60}: a name has letters, digits, _, . and - alone, at most 100: "
                 "give NAME=RUN"
             )
         self.name, self.path, self.language, self._say = name, place(path), language, say
+        self._where: dict[str, Any] = {"launcher": launcher, "address": address}
+        self._is_remote = launcher != "local"
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"edit {name}")
         self._n_edits = 0  # that wait or are made
         self._seen, self._not_before, self._following = self._look(), 0.0, Future[None]()
@@ -181,8 +86,9 @@ class Project:
         self.modified = datetime.now(UTC)
 
     def close(self) -> None:
-        """Wait for what is being changed."""
+        """Wait for what is being changed, and end the actors that keep the weights, where such do."""
         self._thread.shutdown()
+        self.edition.model.close()
 
     def answer(self, question: Question, rows: Sequence[str]) -> list[RowAnswer]:
         """The best classes of every row, by the version that holds now; errors as of `MachModel.topk`."""
@@ -210,12 +116,14 @@ class Project:
         chances_Nk = model.probabilities(found.ids_Nk, found.scores_Nk, known=found.known_N)
         ids_Nk, chances_Nk = by_chance(found.ids_Nk, chances_Nk, found.known_N)
         return [
-            RowAnswer(edition.version, _entries(edition, ids_k, values_k), bool(is_known))
+            RowAnswer(edition.version, _entries(edition, ids_k, values_k), bool(is_known), found.is_degraded)
             for ids_k, values_k, is_known in zip(ids_Nk, chances_Nk, found.known_N, strict=True)
         ]
 
     def similar(self, k: int, limit: int) -> RowAnswer:
         """The classes most similar to one, by cosine; DataError when it is not there."""
+        if self._is_remote:
+            raise DataError("similar classes are read from the weights, which are on a cluster: a server of them cannot tell")
         edition = self.edition
         ids_k, cosines_k = edition.model.classes.similar(k, min(limit, edition.model.n_classes))
         return RowAnswer(edition.version, _entries(edition, ids_k, cosines_k), True)
@@ -283,6 +191,10 @@ class Project:
 
     def _take_over(self) -> None:
         state, model = self._look(), self.edition.model
+        if self._is_remote and state[:-1] != self._seen[:-1]:
+            self._not_before = math.inf
+            self._say(f"{self.name}: version {self.edition.version} goes on answering: {self.path}: {REPLACED}")
+            return
         try:
             if isinstance(self.path, Path) and state[:-1] != self._seen[:-1]:
                 self.edition = self._open()
@@ -303,6 +215,8 @@ class Project:
         def changed() -> str:
             try:
                 self._take_over_if_changed()
+                if self._not_before == math.inf:
+                    raise StorageError(f"{self.path}: {REPLACED}")
                 edition = self.edition
                 model = edition.model.with_edits(edition.answerer.edits)
                 verb(edition, model)
@@ -319,7 +233,7 @@ class Project:
         return self._thread.submit(changed)
 
     def _take_over_if_changed(self) -> None:
-        if self._look() != self._seen:
+        if self._look() != self._seen and self._not_before < math.inf:
             self._take_over()
 
     def _look(self) -> State:
@@ -330,20 +244,20 @@ class Project:
         return tuple(_mark(self.path / name, is_folder=not name) for name in names)
 
     def _open(self) -> Edition:
-        if isinstance(self.path, Path):
+        if isinstance(self.path, Path) and not self._is_remote:
             try:
                 descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             except OSError as error:
                 raise ConfigError(f"{self.path}: {error.strerror}: give a run made by `mach train`") from error
             pinned = f"/proc/self/fd/{descriptor}"
             try:
-                model = load(pinned)
+                model = load(pinned, **self._where)
                 weakref.finalize(model.run, os.close, descriptor)
             except MachError as error:
                 os.close(descriptor)
                 raise type(error)(str(error).replace(pinned, str(self.path))) from error
         else:
-            model = load(self.path)
+            model = load(self.path, **self._where)
         try:
             model.curve()
             edition = Edition(model)

@@ -41,6 +41,8 @@ class Settings:
     workers: int = 1
     queue_rows: int = QUEUE_ROWS
     language: str = "und"
+    launcher: str = "local"
+    address: str | None = None
 
     def guard(self) -> Guard:
         """Who may do what; ConfigError where everyone on the network could, and nobody said so."""
@@ -53,11 +55,16 @@ class Settings:
 
     def projects(self) -> dict[str, Project]:
         """Its projects, opened."""
-        return {name: Project(name, path, self.language, say) for name, path in project_names(self.runs).items()}
+        if self.launcher != "local" and self.workers > 1:
+            raise ConfigError(f"--workers {self.workers}: with --launcher {self.launcher} one process serves: give 1")
+        return {
+            name: Project(name, path, self.language, say, self.launcher, self.address)
+            for name, path in project_names(self.runs).items()
+        }
 
-    def app(self, folder: Path | None = None) -> Starlette:
-        """The application of one process, whose counts are kept in a folder."""
-        return make_app(self.projects(), self.queue_rows, self.guard(), folder)
+    def app(self, folder: Path | None = None, projects: dict[str, Project] | None = None) -> Starlette:
+        """The application of one process, whose counts are kept in a folder; it opens projects where none are."""
+        return make_app(self.projects() if projects is None else projects, self.queue_rows, self.guard(), folder)
 
 
 def say(line: str) -> None:
@@ -68,12 +75,15 @@ def say(line: str) -> None:
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; then requests that were taken are answered, and it returns."""
     settings.guard()
-    for name, project in settings.projects().items():  # what cannot be served is told before anything listens
+    opened = settings.projects()  # what cannot be served is told before anything listens
+    for name, project in opened.items():
         say(f"{name}: {project.edition.model.n_classes:,} classes, version {project.edition.version}")
-        project.close()
+        if settings.workers > 1:
+            project.close()
+    projects = opened if settings.workers == 1 else None  # several processes open theirs
     with tempfile.TemporaryDirectory(prefix="mach-serve-") as folder:
         config = uvicorn.Config(
-            partial(_worker, settings, Path(folder)),
+            partial(_worker, settings, Path(folder), projects),
             factory=True,
             host=settings.host,
             port=settings.port,
@@ -106,10 +116,10 @@ def serve(settings: Settings) -> None:
             pass  # uvicorn raises the signal again once all is answered
 
 
-def _worker(settings: Settings, folder: Path) -> Starlette:
+def _worker(settings: Settings, folder: Path, projects: dict[str, Project] | None) -> Starlette:
     sys.setswitchinterval(0.001)  # the thread that answers gives way to the one that takes requests
     try:
-        app = settings.app(folder)
+        app = settings.app(folder, projects)
         gc.freeze()  # what is loaded stays: looking through it for garbage would hold up requests
         return app
     except MachError as error:

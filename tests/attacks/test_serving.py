@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from mach.serving import bodies, connection
-from mach.serving.projects import Project, Question, RowAnswer
+from mach.serving.edition import Question, RowAnswer
+from mach.serving.projects import Project
 from tests.serving.conftest import live, run
 
 __all__ = ["live", "run"]  # fixtures

@@ -11,8 +11,9 @@ import pytest
 
 from mach.errors import DataError
 from mach.serving.batcher import Batcher
+from mach.serving.edition import Question, RowAnswer
 from mach.serving.problems import RequestError
-from mach.serving.projects import Project, Question, RowAnswer
+from mach.serving.projects import Project
 
 ASKED = Question(3)
 

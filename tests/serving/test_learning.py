@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from mach.errors import ConfigError
 from mach.model.loading import load
-from mach.serving.projects import version_of
+from mach.serving.edition import version_of
 from mach.serving.server import Settings
 from mach.serving.tokens import Tokens
 from tests.serving.conftest import Started

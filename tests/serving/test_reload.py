@@ -9,7 +9,7 @@ from pathlib import Path
 from starlette.testclient import TestClient
 
 from mach.model.loading import load
-from mach.serving.projects import version_of
+from mach.serving.edition import version_of
 from tests.serving.conftest import FIXTURE, TEXTS, Started
 
 THINGS = "/v1/projects/things"

@@ -12,7 +12,8 @@ from mach.errors import ConfigError
 from mach.model.loading import load
 from mach.model.model import MachModel
 from mach.serving.batcher import BATCH_ROWS
-from mach.serving.projects import Project, Question, RowAnswer, project_names
+from mach.serving.edition import Question, RowAnswer
+from mach.serving.projects import Project, project_names
 from mach.serving.search import NameIndex
 from tests.serving.conftest import FIXTURE, TEXTS, Started
 
