@@ -31,14 +31,16 @@ def keep_compiled() -> None:
     """Say where numba keeps compiled kernels, before the first of them is defined.
 
     ``MACH_CACHE`` moves them with all else, unless ``NUMBA_CACHE_DIR`` is set. Without either, numba keeps them beside
-    the source or in its own folder of the user. It refuses to define them where neither can be written.
+    the source or in its own folder of the user. It refuses to define them where neither can be written. Kernels in a
+    folder that cannot be written, such as those of an image, are used as well.
     """
     named, moved = os.environ.get("NUMBA_CACHE_DIR"), os.environ.get("MACH_CACHE")
     if not named and not moved and (os.access(Path(__file__).parents[1], os.W_OK) or _is_writable("~/.cache/numba")):
         return
     folders = [named, moved and os.path.join(moved, "compiled"), os.path.join(USUAL, "compiled")]
     folder = next((folder for folder in folders if folder and _is_writable(folder)), None)
-    os.environ["NUMBA_CACHE_DIR"] = os.path.expanduser(folder) if folder else str(_temporary() / "compiled")
+    path = os.path.expanduser(folder) if folder else _linked([named, moved and os.path.join(moved, "compiled")])
+    os.environ["NUMBA_CACHE_DIR"] = path or str(_temporary() / "compiled")
     if "numba" in sys.modules:
         sys.modules["numba"].config.CACHE_DIR = os.environ["NUMBA_CACHE_DIR"]
 
@@ -52,12 +54,27 @@ def _is_writable(folder: str) -> bool:
     return os.access(path, os.W_OK)
 
 
+def _linked(folders: list[str | None]) -> str | None:
+    """A folder for as long as this process lives, of links to the kernels of the first one that has some."""
+    for folder in filter(None, folders):
+        if kernels := list(Path(folder).glob("*/*.nb?")):
+            own = _own("mach-kernels-")
+            for kernel in kernels:
+                (own / kernel.parent.name).mkdir(exist_ok=True)
+                (own / kernel.parent.name / kernel.name).symlink_to(kernel.absolute())
+            return str(own)
+    return None
+
+
 def _temporary() -> Path:
     """A cache for as long as this process lives; it is said once, and processes that it starts share it."""
-    folder = tempfile.TemporaryDirectory(prefix="mach-cache-", ignore_cleanup_errors=True)
+    folder = _own("mach-cache-")
+    os.environ["MACH_CACHE"] = str(folder)
+    print(f"mach: no cache can be written: {folder} serves for now; MACH_CACHE names a lasting one", file=sys.stderr)
+    return folder
+
+
+def _own(prefix: str) -> Path:
+    folder = tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
     atexit.register(folder.cleanup)
-    os.environ["MACH_CACHE"] = folder.name
-    print(
-        f"mach: no cache can be written: {folder.name} serves for now; MACH_CACHE names a lasting one", file=sys.stderr
-    )
     return Path(folder.name)

@@ -123,7 +123,9 @@ class Project:
     def similar(self, k: int, limit: int) -> RowAnswer:
         """The classes most similar to one, by cosine; DataError when it is not there."""
         if self._is_remote:
-            raise DataError("similar classes are read from the weights, which are on a cluster: a server of them cannot tell")
+            raise DataError(
+                "similar classes are read from the weights, which are on a cluster: a server of them cannot tell"
+            )
         edition = self.edition
         ids_k, cosines_k = edition.model.classes.similar(k, min(limit, edition.model.n_classes))
         return RowAnswer(edition.version, _entries(edition, ids_k, cosines_k), True)

@@ -65,7 +65,8 @@ def test_the_surface_is_frozen():
         "report": ["--images", "--output", "--trunk", "-o", "others", "run"],
         "info": ["--json", "--trunk", "--verify", "run"],
         "serve": [
-            "--host", "--language", "--learn", "--no-auth", "--port", "--queue", "--token-file", "--workers", "runs",
+            "--address", "--host", "--language", "--launcher", "--learn", "--no-auth", "--port", "--queue",
+            "--token-file", "--workers", "runs",
         ],
         "warm-up": [],
         "classes": [],
@@ -87,6 +88,11 @@ def test_help_and_import_stay_light():
     assert process.stdout.strip() == "[]"
     for name in main.commands:
         assert mach(name, "--help").exit_code == 0
+
+
+def test_it_runs_with_the_older_click_of_annif():
+    code = "import click; click.ParamType.__class_getitem__ = None; import mach.cli"  # no generic before click 8.4
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_train_evaluate_status_and_info(config: Config, tmp_path: Path):

@@ -16,14 +16,20 @@ from mach.files.caches import cache_folder
 ROOT = Path(__file__).parents[2]
 
 
-def folder_of_kernels(**environment: str) -> tuple[str, str]:
-    """Where a fresh interpreter keeps compiled kernels, and what it says; its own folders cannot be written."""
+def folder_of_kernels(*fixed: Path, also: str = "path", **environment: str) -> tuple[str, str]:
+    """Where a fresh interpreter keeps compiled kernels, and what it says; its own folders cannot be written.
+
+    Nor can the ``fixed`` ones. ``also`` is what it tells in place of the folder, which is ``path``.
+    """
     code = (
         "import os\n"
+        "from pathlib import Path\n"
         "really = os.access\n"
-        f"os.access = lambda path, mode: really(path, mode) and not str(path).startswith({str(ROOT)!r})\n"
+        f"fixed = {tuple(map(str, (ROOT, *fixed)))!r}\n"
+        "os.access = lambda path, mode: really(path, mode) and not str(path).startswith(fixed)\n"
         "from mach.sketch.kernels.search import search\n"
-        "print(search._cache.cache_path)\n"
+        "path = Path(search._cache.cache_path)\n"
+        f"print({also})\n"
     )
     inherited = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
     ran = subprocess.run(
@@ -55,6 +61,20 @@ def test_a_good_cache_stays_where_numbas_cannot_be_written(tmp_path: Path):
 def test_a_home_that_can_be_written_needs_no_other(tmp_path: Path):
     _, told = folder_of_kernels(HOME=str(tmp_path))
     assert told == ""
+
+
+def test_kernels_of_an_image_are_used_where_they_cannot_be_written(tmp_path: Path):
+    image = tmp_path / "image"
+    kernels, _ = folder_of_kernels(MACH_CACHE=str(image), HOME="/proc/none")
+    kept = Path(kernels, "search-1.py311.nbi")
+    kept.write_bytes(b"kept")
+    also = f"path, (path / {kept.name!r}).read_bytes(), (path / 'another').write_bytes(b'')"
+    told, said = folder_of_kernels(image, also=also, MACH_CACHE=str(image), HOME="/proc/none")
+    path, read, _ = told.split()
+    assert (read, said) == ("b'kept'", "")
+    assert not Path(path).is_relative_to(image)
+    assert not Path(path).exists()  # it went with the process
+    assert os.listdir(kernels) == [kept.name]
 
 
 @pytest.mark.parametrize("where", ["HOME", "MACH_CACHE", "NUMBA_CACHE_DIR"])

@@ -169,6 +169,10 @@ def python(code: str) -> str:
     return done.stdout + done.stderr
 
 
+def test_the_command_line_runs_beside_what_annif_pins(library: Library):
+    assert f"{N_SUBJECTS}" in python(f"from mach.cli import main; main(['info', {str(library.run)!r}])")
+
+
 def test_the_hook_is_where_it_was():
     told = python(
         "import annif.backend as b; from annif.backend.backend import AnnifLearningBackend as A\n"
