@@ -21,9 +21,9 @@ from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[2] / "shared/data/gnd-core"
 PROJECTS = {
-    "omikuji-parabel": "backend = omikuji\nanalyzer = simple",
+    "omikuji-parabel": "backend = omikuji\nanalyzer = snowball(english)",
     "mach-fast": "backend = mach\neffort = fast",
-    "omikuji-bonsai": "backend = omikuji\nanalyzer = simple\ncluster_balanced = False\ncluster_k = 100\nmax_depth = 3",
+    "omikuji-bonsai": "backend = omikuji\nanalyzer = snowball(english)\ncluster_balanced = False\ncluster_k = 100\nmax_depth = 3",
     "mach": "backend = mach",
 }
 METRICS = ("Precision@1", "Precision@3", "Precision@5", "F1@5", "NDCG@10")
