@@ -20,10 +20,11 @@ import time
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[2] / "shared/data/gnd-core"
+OMIKUJI = "backend = omikuji\nanalyzer = ANALYZER"
 PROJECTS = {
-    "omikuji-parabel": "backend = omikuji\nanalyzer = snowball(english)",
+    "omikuji-parabel": OMIKUJI,
     "mach-fast": "backend = mach\neffort = fast",
-    "omikuji-bonsai": "backend = omikuji\nanalyzer = snowball(english)\ncluster_balanced = False\ncluster_k = 100\nmax_depth = 3",
+    "omikuji-bonsai": f"{OMIKUJI}\ncluster_balanced = False\ncluster_k = 100\nmax_depth = 3",
     "mach": "backend = mach",
 }
 METRICS = ("Precision@1", "Precision@3", "Precision@5", "F1@5", "NDCG@10")
@@ -35,7 +36,7 @@ def lines(name: str) -> list[str]:
         return [line.rstrip("\n") for line in file]
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, analyzer: str) -> None:
     """A vocabulary, two corpora and the projects, as Annif reads them."""
     names, english = lines("labels.txt.xz"), lines("label_names_en.txt.xz")
     uris = [f"http://d-nb.info/gnd/{name.partition(':')[2]}" for name in names]
@@ -53,9 +54,8 @@ def prepare(folder: Path) -> None:
                 if classes := row.partition(" ")[0]:
                     subjects = " ".join(f"<{uris[int(k)]}>" for k in classes.split(","))
                     file.write(f"{' '.join(text.split())}\t{subjects}\n")
-    (folder / "projects.cfg").write_text(
-        "".join(f"[{name}]\nlanguage = en\nvocab = gnd\nlimit = 100\n{how}\n\n" for name, how in PROJECTS.items())
-    )
+    projects = (f"[{name}]\nlanguage = en\nvocab = gnd\nlimit = 100\n{how}\n\n" for name, how in PROJECTS.items())
+    (folder / "projects.cfg").write_text("".join(projects).replace("ANALYZER", analyzer))
 
 
 def annif(folder: Path, *arguments: str) -> tuple[str, float, float]:
@@ -82,8 +82,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--projects", nargs="+", choices=PROJECTS, default=list(PROJECTS))
+    parser.add_argument("--analyzer", default="simple", help="of omikuji's projects, such as snowball(english)")
     given = parser.parse_args()
-    prepare(given.folder)
+    prepare(given.folder, given.analyzer)
     annif(given.folder, "load-vocab", "gnd", "gnd.csv")
     heads = ("project", *METRICS, "train, CPU s (s)", "eval, CPU s (s)", "disk, MB")
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|", flush=True)

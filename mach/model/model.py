@@ -16,7 +16,7 @@ from mach.data.store import Reference, Store
 from mach.errors import ConfigError, DataError, counted
 from mach.files.records import find_json, read_json
 from mach.model.ask import Allowed, Answer, Ask, by_chance
-from mach.model.calibration import Calibration, calibrate, fingerprint, prior_of
+from mach.model.calibration import LEAST_ROWS, Calibration, calibrate, fingerprint, prior_of
 from mach.model.classes.answerer import Answerer
 from mach.model.classes.editor import ClassEditor
 from mach.model.classes.edits import Edits
@@ -282,7 +282,8 @@ class MachModel(AbstractContextManager["MachModel"]):
         path, made = self.run.path, self.calibration
         repair = f"make one by `mach calibrate {path} DATA`, rows that the run was not trained on"
         if made is None:
-            raise ConfigError(f"{path} has no calibration, which probabilities need: {repair}")
+            also = f", or train another that holds out {LEAST_ROWS} or more (--set data.validation_fraction=0.1)"
+            raise ConfigError(f"{path} has no calibration, which probabilities need: {repair}{also}")
         curve = made.reranked if rerank and self.reranker else made.plain
         if curve is None or made.fingerprint != self._fingerprint:
             raise ConfigError(f"the calibration of {path} is for other repetitions, weights or settings: {repair}")

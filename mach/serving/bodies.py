@@ -127,7 +127,9 @@ class Reader:
         try:
             return kind.validate_json(content, strict=True)
         except ValidationError as error:
-            raise RequestError(400, f"the body is not as it should be: {first_of(error)}: see /openapi.json") from None
+            first = error.errors()[0]
+            told = first["msg"] if first["type"] == "json_invalid" else first_of(error)
+            raise RequestError(400, f"the body is not as it should be: {told}: see /openapi.json") from None
 
 
 def fields_of(form: bytes) -> dict[str, list[str]]:

@@ -91,7 +91,7 @@ class Edition:
         for one in given:
             k = self.answerer.catalogue.id_of(one) if isinstance(one, str) else one
             if k is None:
-                raise DataError(f"there is no class named {one!r:.80}: see /classes")
+                raise DataError(f"there is no class named {one!r:.80}: search with /v1/projects/ID/classes?query=")
             ids.append(k)
         return ids
 

@@ -147,7 +147,10 @@ class Project:
             if known:
                 model.classes.upvote(edition.queries([row for row, _ in known]), np.array([k for _, k in known]))
             elif pairs:
-                raise DataError(f"there is no class {pairs[0][1].shown!r:.80}, nor any other of these: see /classes")
+                search = f"/v1/projects/{self.name}/classes?query="
+                raise DataError(
+                    f"there is no class {pairs[0][1].shown!r:.80}, nor any other of these: search with {search}"
+                )
 
         return self._change(taught)
 
@@ -156,7 +159,10 @@ class Project:
 
         def added(edition: Edition, model: MachModel) -> None:
             rows = [edition.queries(examples)] if examples else None
-            model.classes.add([name], rows, [list(texts)] if texts else None)
+            try:
+                model.classes.add([name], rows, [list(texts)] if texts else None)
+            except DataError as error:  # a class that nothing is known of is placed in Python alone
+                raise DataError(str(error).removesuffix(", or place by='hash'")) from error
 
         return self._change(added)
 

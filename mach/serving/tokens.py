@@ -34,7 +34,8 @@ class Tokens:
         try:
             lines = read_regular(path, MOST_BYTES).decode().splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}: give tokens") from None
+            told = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise ConfigError(f"{path}: {told}: give a file of lines `read TOKEN` or `learn TOKEN`") from None
         tokens: dict[str, list[bytes]] = {"read": [], "learn": []}
         for number, line in enumerate(lines, 1):
             words = line.split()
