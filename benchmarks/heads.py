@@ -2,6 +2,7 @@
 
     python benchmarks/heads.py gnd-core                 # K = 26,296, test rows
     python benchmarks/heads.py gnd-core --validation    # a tenth of the training rows in place of test rows
+    python benchmarks/heads.py debfiles --validation    # 20,000 classes of debfiles-name2dir, as head.py draws them
     python benchmarks/heads.py planted                  # K = 1,000,000: step, memory, top-k; no accuracy
 
 They write benchmarks/results/heads-NAME-DATE.md. Each layer has a process of its own with one thread, the same encoder
@@ -19,22 +20,23 @@ import json
 import subprocess
 import sys
 import time
+from math import nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from hardware import commit, processor
-from head import Encoder, FullSoftmax, Rows, load, status_bytes
+from head import Encoder, FullSoftmax, Rows, chosen_classes, load, status_bytes
 from torch import Tensor, nn
 
-from mach.nn import HashTables, MACHHead, RowAdam, SampledHead
+from mach.nn import MACHHead, RowAdam, SampledHead
 
 HERE = Path(__file__).resolve().parent
 BATCH, BAG_RATE = 256, 1e-2
-WIDTHS = {"gnd-core": 128, "planted": 256}
+WIDTHS = {"gnd-core": 128, "debfiles": 128, "planted": 256}
 SHARE = 20  # a step of a sampled layer draws one in so many classes
-PLANTED = 1_000_000
+N_CLASSES = {"debfiles": 20_000, "planted": 1_000_000}
 
 
 class Chunked(FullSoftmax):
@@ -97,14 +99,14 @@ def optimizers_of(encoder: Encoder, head: Any, rate: float, *, is_adam: bool) ->
     return [*encoders, RowAdam(head.parameters(), rate)]
 
 
-def topk(head: Any, hidden: Tensor, k: int = 5) -> Tensor:
+def topk(head: Any, hidden: Tensor, k: int = 5, **how: Any) -> Tensor:
     if isinstance(head, FullSoftmax):
         return head.linear(hidden).topk(k).indices
-    found = head.topk(hidden, k)
+    found = head.topk(hidden, k, **how)
     return found.ids if hasattr(found, "ids") else found
 
 
-def topk_ms(head: Any, hidden: Tensor) -> tuple[float, float]:
+def topk_ms(head: Any, hidden: Tensor, **how: Any) -> tuple[float, float]:
     """Milliseconds of processor a row, of batches of 64 and of single rows."""
     times = []
     for size in (64, 1):
@@ -112,31 +114,10 @@ def topk_ms(head: Any, hidden: Tensor) -> tuple[float, float]:
         spent = []
         for part in (parts[0], *parts):
             started = time.thread_time()
-            topk(head, part)
+            topk(head, part, **how)
             spent.append((time.thread_time() - started) * 1e3 / len(part))
         times.append(float(np.median(spent[1:])))
     return times[0], times[1]
-
-
-def recalls(head: SampledHead, hidden: Tensor) -> list[str]:
-    """Of the exact five best, the share found by tables of several sizes, and what that costs."""
-    lines, exact = [], head.topk(hidden, 5).ids
-    n_most = head.n_classes.bit_length()
-    for family, n_bits, n_tables in (
-        *(("simhash", n_bits, n_tables) for n_bits in (n_most - 9, n_most - 6) for n_tables in (8, 32)),
-        *(("dwta", (n_most - 6) // 3 * 3, n_tables) for n_tables in (8, 32)),
-    ):
-        head.tables = HashTables(head.in_features + 1, n_tables, n_bits, family=family)
-        started = time.thread_time()
-        head.build_tables()
-        built = time.thread_time() - started
-        started = time.thread_time()
-        found = head.topk(hidden, 5, is_exact=False).ids
-        spent = (time.thread_time() - started) * 1e3 / len(hidden)
-        recall = (found[:, :, None] == exact[:, None]).any(1).float().mean()
-        met = len(head.tables.met(torch.nn.functional.pad(hidden, (0, 1), value=1.0))[0]) / len(hidden)
-        lines.append(f"| {family} | {n_tables} | {n_bits} | {recall:.1%} | {met:,.0f} | {spent:.2f} | {built:.2f} |")
-    return lines
 
 
 def train(
@@ -181,18 +162,20 @@ def precision(encoder: Encoder, head: Any, rows: Rows, ids: Tensor) -> float:
     return 100 * float(torch.cat(hits).float().mean())
 
 
-def rows_of(name: str, validation: bool, n_planted: int) -> tuple[Rows, Tensor, Rows, Tensor, tuple[int, int]]:
+def rows_of(name: str, validation: bool, n_chosen: int) -> tuple[Rows, Tensor, Rows, Tensor, tuple[int, int]]:
     """Training rows and their ids, measured rows and theirs, D and K."""
     if name == "planted":
         generator = torch.Generator().manual_seed(0)
         n, each = 20_000, 20
         indptr = torch.arange(n + 1) * each
         indices = torch.randint(100_000, (n * each,), generator=generator)
-        classes = torch.randint(n_planted, (n,), generator=generator)
+        classes = torch.randint(n_chosen, (n,), generator=generator)
         rows = Rows(indptr, indices, torch.ones(n * each) / each**0.5, torch.arange(n + 1), classes)
-        return rows, torch.arange(n), rows, torch.arange(0), (100_000, n_planted)
-    folder = HERE.parent.parent / "shared/data" / name
+        return rows, torch.arange(n), rows, torch.arange(0), (100_000, n_chosen)
+    folder = HERE.parent.parent / "shared/data" / {"debfiles": "debfiles-name2dir"}.get(name, name)
     rows, test = load(folder / "train.txt.xz"), load(folder / "test.txt.xz")
+    if name == "debfiles":
+        rows, test = chosen_classes(rows, test, n_chosen)
     sizes = tuple(int(max(getattr(part, key).max() for part in (rows, test))) + 1 for key in ("indices", "class_ids"))
     with_class, measured = (part.class_indptr.diff().nonzero()[:, 0] for part in (rows, test))
     order = with_class[torch.from_numpy(np.random.default_rng(1).permutation(len(with_class)))]
@@ -203,22 +186,21 @@ def rows_of(name: str, validation: bool, n_planted: int) -> tuple[Rows, Tensor, 
 
 
 def row(
-    name: str, data: str, validation: bool, rate: float, epochs: int, n_steps: int | None, n_planted: int
+    name: str, data: str, validation: bool, rate: float, epochs: int, n_steps: int | None, n_chosen: int
 ) -> dict[str, Any]:
     """Figures of one layer; in a process of its own."""
     torch.set_num_threads(1)
-    rows, order, test, measured, sizes = rows_of(data, validation, n_planted)
+    rows, order, test, measured, sizes = rows_of(data, validation, n_chosen)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     encoder, head, spent, n_bytes = train(name, rows, order, sizes, WIDTHS[data], rate, epochs, n_steps)
     found: dict[str, Any] = {"step_ms": 1e3 * float(np.mean(spent[1:])), "peak_MB": n_bytes / 1e6, "P@1": float("nan")}
     with torch.no_grad():
         hidden = encoder(*rows.inputs(order[:64]))
         found["topk_ms"], found["topk_one_ms"] = topk_ms(head, hidden)
+        if isinstance(head, SampledHead):
+            found["rounded_ms"], found["rounded_one_ms"] = topk_ms(head, hidden, rounded=True)
     if len(measured):
         found["P@1"] = precision(encoder, head, test, measured)
-    with torch.no_grad():
-        if name in {"uniform", "lsh"}:
-            found["recalls"] = recalls(head, encoder(*test.inputs(measured[:256] if len(measured) else order[:64])))
     return found
 
 
@@ -228,16 +210,23 @@ LAYERS = {
         *("uniform", "frequency", "lsh", "lsh frequency", "frequency binary", "frequency bfloat16"),
         *("MACHHead R=4 B=1024", "MACHHead R=8 B=1024", "adaptive", "full softmax", "full softmax adam", "chunked"),
     ),
+    "debfiles": (
+        *("uniform", "uniform bfloat16", "lsh", "MACHHead R=4 B=1024@0.03", "MACHHead R=4 B=4096@0.03"),
+        *("adaptive", "full softmax@0.03", "full softmax adam"),
+    ),
     "planted": ("full softmax", "chunked", "adaptive", "uniform", "frequency", "lsh", "MACHHead R=4 B=16384"),
 }
-HEADING = "| layer | rate | P@1 | ms of processor a step | peak MB | top-5 ms a row, batch of 64 | single |"
+HEADING = (
+    "| layer | rate | P@1 | ms of processor a step | peak MB | top-5 ms a row, of 64 | of one "
+    "| rounded, of 64 | of one |"
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=tuple(LAYERS))
     parser.add_argument("--layers", help="names with commas between them")
-    parser.add_argument("--classes", type=int, default=PLANTED, help="of planted rows")
+    parser.add_argument("--classes", type=int, help="of planted rows, or how many of debfiles")
     parser.add_argument("--name", help="of the file, beside the data's")
     parser.add_argument("--rate", type=float, help="of all layers")
     parser.add_argument("--epochs", type=int, default=3)
@@ -246,9 +235,10 @@ def main() -> None:
     parser.add_argument("--row", help=argparse.SUPPRESS)
     given = parser.parse_args()
     epochs, n_steps = (1, given.steps or 5) if given.data == "planted" else (given.epochs, given.steps)
+    n_classes = given.classes or N_CLASSES.get(given.data, 0)
     if given.row:
         rate = given.rate
-        print(json.dumps(row(given.row, given.data, given.validation, rate, epochs, n_steps, given.classes)))
+        print(json.dumps(row(given.row, given.data, given.validation, rate, epochs, n_steps, n_classes)))
         return
     parts = [given.data, "validation" if given.validation else "", given.name or "", str(datetime.date.today())]
     name = "-".join(["heads", *filter(None, parts)])
@@ -259,26 +249,20 @@ def main() -> None:
         f"`python benchmarks/heads.py {command_line}`, {processor()}, commit {commit()}.",
     ]
     lines += [f"H = {WIDTHS[given.data]}, batch {BATCH}, {epochs} epochs, one thread, one seed.", ""]
-    lines += [HEADING, "|---" * 7 + "|"]
-    found_by_tables = [
-        "",
-        "| tables over | family | L | bits | recall@5 | met a row | ms a row | build, s |",
-        "|---" * 8 + "|",
-    ]
+    lines += [HEADING, "|---" * 9 + "|"]
     for asked in given.layers.split(",") if given.layers else LAYERS[given.data]:
         layer, _, own = asked.partition("@")
         rate = float(own) if own else given.rate or (ADAM_RATE if layer.endswith(" adam") else RATE)
         command = [sys.executable, __file__, given.data, "--row", layer, "--rate", str(rate), "--epochs", str(epochs)]
-        command += ["--classes", str(given.classes)]
+        command += ["--classes", str(n_classes)]
         command += ["--steps", str(n_steps)] * (n_steps is not None) + ["--validation"] * given.validation
         f = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
         lines.append(
             f"| {layer} | {rate:g} | {f['P@1']:.2f} | {f['step_ms']:.1f} | {f['peak_MB']:.0f} | {f['topk_ms']:.2f} "
-            f"| {f['topk_one_ms']:.1f} |"
+            f"| {f['topk_one_ms']:.1f} | {f.get('rounded_ms', nan):.2f} | {f.get('rounded_one_ms', nan):.1f} |"
         )
         print(lines[-1], flush=True)
-        found_by_tables += [f"| {layer} {line}" for line in f.get("recalls", [])]
-        (HERE / "results" / f"{name}.md").write_text("\n".join(lines + found_by_tables) + "\n")
+        (HERE / "results" / f"{name}.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from torch import Tensor
 from mach.errors import ConfigError, DataError
 from mach.nn.targets import in_range
 
+CHUNK_PAIRS = 2**22  # numbers of weights that are multiplied at once
+
 
 class Output(NamedTuple):
     """What a training step needs: the scalar ``loss`` to minimise, and ``output`` of shape (N,).
@@ -33,7 +35,7 @@ class Top(NamedTuple):
     scores : float32 Tensor of shape (N, k)
         Their ``log-mean``, of a `SampledHead` their logits; -inf beside -1.
     exact : bool Tensor of shape (N,)
-        Whether these are certainly the best; only a budget or tables can make it False.
+        Whether these are certainly the best; only a budget can make it False.
     bound : float32 Tensor of shape (N,)
         No other class scores above it.
     """
@@ -64,6 +66,33 @@ def best(parts: Iterable[tuple[Tensor, Tensor | slice]], hidden_NH: Tensor, k: i
         )  # earlier ids stay first
         scores_Nk, ids_Nk = scores[:, :k], torch.cat([ids_Nk, found], 1).gather(1, order[:, :k])
     return Top(ids_Nk, scores_Nk, torch.ones(N, dtype=torch.bool, device=device), scores_Nk[:, -1].clone())
+
+
+def pair_scores(
+    hidden_NH: Tensor, weight_KH: Tensor, bias_K: Tensor | None, rows_M: Tensor, classes_M: Tensor
+) -> Tensor:
+    """Logits of pairs of a row and a class, float32."""
+    size = max(1, CHUNK_PAIRS // weight_KH.shape[1])
+    pairs = zip(torch.split(rows_M, size), torch.split(classes_M, size), strict=True)
+    scores_M = torch.cat([(weight_KH[ks].float() * hidden_NH[ns].float()).sum(1) for ns, ks in pairs])
+    scores_M = scores_M if bias_K is None else scores_M + bias_K[classes_M].float()
+    check_finite(scores_M)
+    return scores_M
+
+
+def best_of_pairs(rows_M: Tensor, classes_M: Tensor, scores_M: Tensor, n_rows: int, k: int) -> Top:
+    """The k best of the pairs of every row, which come in ascending order and hold the k best of all classes."""
+    device = scores_M.device
+    ids_Nk = torch.full((n_rows, k), -1, device=device)
+    scores_Nk = torch.full((n_rows, k), -torch.inf, device=device)
+    scores_M, order = scores_M.sort(descending=True, stable=True)
+    rows_M, by_row = rows_M[order].sort(stable=True)
+    counts_N = rows_M.bincount(minlength=n_rows)
+    ranks_M = torch.arange(len(rows_M), device=device) - (counts_N.cumsum(0) - counts_N)[rows_M]
+    is_best = ranks_M < k
+    at = rows_M[is_best], ranks_M[is_best]
+    ids_Nk[at], scores_Nk[at] = classes_M[order][by_row][is_best], scores_M[by_row][is_best]
+    return Top(ids_Nk, scores_Nk, torch.ones(n_rows, dtype=torch.bool, device=device), scores_Nk[:, -1].clone())
 
 
 def _first_of_equals(scores_NC: Tensor, k: int) -> tuple[Tensor, Tensor]:

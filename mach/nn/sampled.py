@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from mach.errors import ConfigError, DataError
-from mach.nn.answers import Top, best, check_finite, check_known, checked_classes, rows_of
+from mach.nn.answers import Top, best, best_of_pairs, check_known, checked_classes, pair_scores, rows_of
 from mach.nn.layer import CHUNK_SCORES, LIMIT_BYTES, Loss, OutputLayer, row_means
 from mach.nn.ledger import SampledLedger
 from mach.nn.negatives import Candidates, Draw, joined
+from mach.nn.rounded import MOST_BEST, RoundedRows
 from mach.nn.tables import HashTables
 from mach.nn.targets import Target, pairs
 
@@ -42,9 +43,9 @@ class SampledHead(OutputLayer):
         ``softmax``: cross-entropy, a row's classes share its mass equally. ``binary``: binary cross-entropy summed over
         the classes. Both are means over the rows, of any number of classes each; a row without one adds 0 to the first.
     tables : HashTables, optional
-        Over H + 1 features, for ``negatives="lsh"`` and for approximate answers. By default 8 of SimHash, with codes of
-        as many bits as leave some 16 classes a code; they take memory when they are first used. A step builds them
-        anew after 16 steps, and then whenever half as many again were made.
+        Over H + 1 features, for ``negatives="lsh"``. By default 8 of SimHash, with codes of as many bits as leave some
+        16 classes a code; they take memory when they are first used. A step builds them anew after 16 steps, and then
+        whenever half as many again were made.
     bias : bool
     device, dtype : optional
         Of weights and bias, as for `torch.nn.Linear`. bfloat16 halves their memory; scores are float32.
@@ -109,18 +110,14 @@ class SampledHead(OutputLayer):
         self.n_sampled, self.negatives = n_sampled, negatives
         self.draw = Draw(n_classes, n_sampled - self._n_hardest, weights, device=device)
         self.tables = HashTables(in_features + 1, n_bits=n_bits, device=device) if tables is None else tables
-        self._n_steps, self._next_build, self._built = 0, 0, -1
+        self._n_steps, self._next_build = 0, 0
+        self._rounded: tuple[tuple[int, int, int], RoundedRows] | None = None
 
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, n_classes={self.n_classes}, n_sampled={self.n_sampled}, "
             f"negatives={self.negatives!r}, loss={self.loss!r}, bias={self.bias is not None}"
         )
-
-    @property
-    def _n_moves(self) -> int:
-        """Grows when weights or biases move."""
-        return self.weight._version + (0 if self.bias is None else self.bias._version)
 
     @property
     def _n_hardest(self) -> int:
@@ -145,7 +142,6 @@ class SampledHead(OutputLayer):
         bias_K = bias_K.float() - bias_K.float().mean()
         parts = (torch.cat([self.weight[part] - mean_H, bias_K[part, None]], 1) for part in self._parts(1024))
         self.tables.build(parts)
-        self._built = self._n_moves
 
     def log_prob(self, input: Tensor, classes: Tensor | None = None, *, limit_bytes: int = LIMIT_BYTES) -> Tensor:
         """Exact log-probabilities of given classes, or of all; autograd follows.
@@ -201,7 +197,7 @@ class SampledHead(OutputLayer):
         k: int = 10,
         *,
         allowed: Tensor | NDArray[np.bool_] | None = None,
-        is_exact: bool = True,
+        rounded: bool = False,
     ) -> Top:
         """The k best classes of every row, with their logits: exact, by the full product of 2 N H K FLOPs.
 
@@ -210,10 +206,11 @@ class SampledHead(OutputLayer):
         input : float Tensor of shape (N, H), or (H,)
         k : int
         allowed : bool Tensor of shape (K,), optional
-            Classes that may be returned; others are not scored.
-        is_exact : bool
-            If not, only classes are scored that share a code with the row in one of ``tables``, which are built first
-            if weights have moved. The answer says that it is not exact, and that other classes may score anything.
+            Classes that may be returned.
+        rounded : bool
+            Scan a copy of the weights in a byte each, and compute the logits of those classes alone that may be among
+            the best: as exact, and several times as fast where classes are many. The copy is made when it is first
+            asked, and anew when weights have moved (changes of ``weight.data`` are not seen). Only for a processor.
 
         Raises
         ------
@@ -224,12 +221,7 @@ class SampledHead(OutputLayer):
         if k < 1:
             raise ConfigError(f"k is {k}: need at least 1")
         mask_K = None if allowed is None else self._allowed(allowed)
-        if is_exact:
-            size = self._part_size(len(hidden_NH))
-            parts = self._parts(len(hidden_NH)) if mask_K is None else torch.split(mask_K.nonzero()[:, 0], size)
-            top = best(((self._scores(hidden_NH, part), part) for part in parts), hidden_NH, k)
-        else:
-            top = self._found(hidden_NH, k, mask_K)
+        top = self._found(hidden_NH, k, mask_K) if rounded and k <= MOST_BEST else self._best(hidden_NH, k, mask_K)
         return Top(*(column[0] for column in top)) if is_single else top
 
     def ledger(self, n_rows: int, *, n_targets: int | None = None) -> SampledLedger:
@@ -278,36 +270,26 @@ class SampledHead(OutputLayer):
             )
         return mask_K
 
+    def _best(self, hidden_NH: Tensor, k: int, mask_K: Tensor | None) -> Top:
+        """The k best by the full product."""
+        size = self._part_size(len(hidden_NH))
+        parts = self._parts(len(hidden_NH)) if mask_K is None else torch.split(mask_K.nonzero()[:, 0], size)
+        return best(((self._scores(hidden_NH, part), part) for part in parts), hidden_NH, k)
+
     def _found(self, hidden_NH: Tensor, k: int, mask_K: Tensor | None) -> Top:
-        """The k best of those that the tables name."""
-        if self._built != self._n_moves or self.tables.n_vectors != self.n_classes:
-            self.build_tables()
-        N, K, device = len(hidden_NH), self.n_classes, hidden_NH.device
-        ids_Nk = torch.full((N, k), -1, device=device)
-        scores_Nk = torch.full((N, k), -torch.inf, device=device)
-        rows_M, classes_M = self.tables.met(_with_one(hidden_NH))
-        pairs_M = torch.unique(rows_M * K + classes_M)
-        if mask_K is not None:
-            pairs_M = pairs_M[mask_K[pairs_M % K]]
-        rows_M, classes_M = pairs_M // K, pairs_M % K
-        size = max(1, CHUNK_SCORES // self.in_features)
-        products = [
-            (self.weight[classes].float() * hidden_NH[rows].float()).sum(1)
-            for rows, classes in zip(torch.split(rows_M, size), torch.split(classes_M, size), strict=True)
-        ]
-        scores_M = torch.cat(products)
-        scores_M = scores_M if self.bias is None else scores_M + self.bias[classes_M]
-        check_finite(scores_M)
-        scores_M, order = scores_M.sort(descending=True, stable=True)
-        rows_M, by_row = rows_M[order].sort(stable=True)
-        counts_N = rows_M.bincount(minlength=N)
-        ranks_M = torch.arange(len(rows_M), device=device) - (counts_N.cumsum(0) - counts_N)[rows_M]
-        is_best = ranks_M < k
-        at = rows_M[is_best], ranks_M[is_best]
-        ids_Nk[at], scores_Nk[at] = classes_M[order][by_row][is_best], scores_M[by_row][is_best]
-        return Top(
-            ids_Nk, scores_Nk, torch.zeros(N, dtype=torch.bool, device=device), scores_Nk.new_full((N,), torch.inf)
-        )
+        """The k best by rounded weights."""
+        if self.weight.device.type != "cpu":
+            raise ConfigError(f"rounded=True on {self.weight.device}: need weights on the processor, or rounded=False")
+        state = self.weight.data_ptr(), self.weight._version, 0 if self.bias is None else self.bias._version
+        if self._rounded is None or self._rounded[0] != state:
+            self._rounded = state, RoundedRows(self.weight, self.bias)
+        rows_M, classes_M, is_open_N = self._rounded[1].possible(hidden_NH, k, mask_K)
+        scores_M = pair_scores(hidden_NH, self.weight, self.bias, rows_M, classes_M)
+        top = best_of_pairs(rows_M, classes_M, scores_M, len(hidden_NH), k)
+        if bool(is_open_N.any()):  # so many score alike that a product is as fast
+            for column, exact in zip(top, self._best(hidden_NH[is_open_N], k, mask_K), strict=True):
+                column[is_open_N] = exact
+        return top
 
 
 def _with_one(hidden_NH: Tensor) -> Tensor:

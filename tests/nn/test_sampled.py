@@ -227,6 +227,65 @@ def test_topk_and_log_prob_equal_all_classes_scored(loss, monkeypatch):
     assert head.topk(input[:0], 3).ids.shape == (0, 3)
 
 
+def shaped(kind, n_classes, width):
+    """Weights that are hard to round."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(n_classes, width, generator=generator)
+    if kind == "closer than a level":
+        return weight[:1] + 1e-3 * weight
+    if kind == "outliers":
+        weight[::7] *= 1e3
+        weight[:, 0] *= 50
+        weight[5] = 0
+    return weight[torch.arange(n_classes) % 40] if kind == "equal" else weight
+
+
+@pytest.mark.parametrize("kind", ["even", "closer than a level", "outliers", "equal"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_a_scan_of_rounded_weights_finds_the_same(kind, dtype, n_threads, monkeypatch):
+    monkeypatch.setattr("mach.nn.rounded.torch.get_num_threads", lambda: n_threads)
+    head, n_classes = SampledHead(24, 3000, 9, dtype=dtype), 3000
+    with torch.no_grad():
+        head.weight.copy_(shaped(kind, n_classes, 24))
+        assert head.bias is not None
+        head.bias.copy_(shaped(kind, n_classes, 1)[:, 0])
+    input = torch.randn(300, 24, generator=torch.Generator().manual_seed(2)).to(dtype)
+    few = torch.arange(n_classes) % 3 == 0
+    for k, allowed in ((1, None), (5, None), (300, None), (5, few), (9, torch.arange(n_classes) < 4)):
+        wanted, top = head.topk(input, k, allowed=allowed), head.topk(input, k, allowed=allowed, rounded=True)
+        assert top.exact.all()
+        rtol, atol = (1e-4, 1e-4) if dtype == torch.float32 else (1e-2, 0.1)  # products of bfloat16 are bfloat16
+        torch.testing.assert_close(top.bound, wanted.bound, rtol=rtol, atol=atol)
+        torch.testing.assert_close(top.scores, wanted.scores, rtol=rtol, atol=atol)
+        if dtype == torch.float32 and kind != "closer than a level":  # no score is nearer to another than float32 tells
+            assert torch.equal(top.ids, wanted.ids)
+    if kind == "even":
+        assert head._rounded is not None
+        rows, _, is_open = head._rounded[1].possible(input, 5, None)
+        assert len(rows) < 60 * len(input)
+        assert not is_open.any()
+    assert head.topk(input[0], 3, rounded=True).ids.shape == (3,)
+    assert head.topk(input[:0], 3, rounded=True).ids.shape == (0, 3)
+
+
+def test_rounded_weights_follow_the_weights():
+    head, input = make(), hidden()
+    with torch.no_grad():
+        head.topk(input, 1, rounded=True)
+        rounded = head._rounded[1]
+        head.topk(input, 2, rounded=True)
+        assert head._rounded[1] is rounded  # while the weights stay, so does the copy
+        head.weight[7] = 50 * input[0]
+        assert head.topk(input[0], 1, rounded=True).ids.tolist() == [7]
+        head.bias[9] = 1e5
+        assert head.topk(input[0], 1, rounded=True).ids.tolist() == [9]
+        head.weight = nn.Parameter(head.weight.roll(1, 0))
+        head.bias[9] = 0
+        assert head.topk(input[0], 1, rounded=True).ids.tolist() == [8]
+    assert sorted(head.state_dict()) == ["bias", "weight"]
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_targets_come_in_every_form(form):
     head = make(K)
@@ -274,7 +333,7 @@ def test_what_does_not_fit_is_refused_in_a_line():
         (lambda: head.topk(hidden(), 0), "k is 0"),
         (lambda: head.topk(hidden(), 1, allowed=torch.ones(3, dtype=torch.bool)), "allowed has"),
         (lambda: head.topk(hidden() * torch.nan, 1), "NaN"),
-        (lambda: head.topk(hidden() * torch.nan, 1, is_exact=False), "NaN"),
+        (lambda: head.topk(hidden() * torch.nan, 1, rounded=True), "NaN"),
         (lambda: head(hidden(), torch.full((5,), K)), "classes are 0..49"),
         (lambda: head.log_prob(hidden(), limit_bytes=10), "the limit is 10"),
     ):

@@ -94,25 +94,6 @@ def head_of(n_bits, n_tables, **given):
     return head, torch.randn(6, 8)
 
 
-@pytest.mark.parametrize(("n_bits", "n_tables", "is_whole"), [(1, 20, True), (7, 4, False)])
-def test_answers_from_tables_are_the_best_of_those_met(n_bits, n_tables, is_whole):
-    head, input = head_of(n_bits, n_tables)
-    top = head.topk(input, 5, is_exact=False)
-    assert not top.exact.any()
-    assert (top.bound == torch.inf).all()
-    rows, ids = head.tables.met(functional.pad(input, (0, 1), value=1.0))
-    for n in range(6):
-        allowed = torch.zeros(400, dtype=torch.bool)
-        allowed[ids[rows == n]] = True
-        expected = head.topk(input[n], 5, allowed=allowed)
-        torch.testing.assert_close(top.ids[n], expected.ids)
-        torch.testing.assert_close(top.scores[n], expected.scores)
-    assert torch.equal(top.ids, head.topk(input, 5).ids) == is_whole
-    few = torch.arange(400) < 9
-    assert head.topk(input, 20, allowed=few, is_exact=False).ids.max() < 9
-    assert head.topk(input[0], 3, is_exact=False).ids.shape == (3,)
-
-
 def test_tables_leave_out_what_raises_all_classes_alike():
     head, _ = head_of(6, 4)
     head.build_tables()
@@ -122,19 +103,6 @@ def test_tables_leave_out_what_raises_all_classes_alike():
         head.bias.add_(5)
     head.build_tables()
     assert (head.tables.order_LK == before).float().mean() > 0.9  # but for rounding
-
-
-def test_tables_follow_the_weights():
-    head, input = head_of(6, 8)
-    with torch.no_grad():
-        head.topk(input, 1, is_exact=False)
-        head.weight[7] = 50 * input[0]
-    assert head.topk(input[0], 1, is_exact=False).ids.tolist() == [7]
-    built = head.tables.order_LK
-    head.topk(input, 1, is_exact=False)
-    assert head.tables.order_LK is built  # while they stay, so do the tables
-    head.tables = HashTables(9, 8, 5)
-    assert head.topk(input[0], 1, is_exact=False).ids.tolist() == [7]
 
 
 def test_half_of_the_negatives_are_those_that_the_tables_name_and_stand_for_themselves():
