@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from starlette.applications import Starlette
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
-from mach.errors import ConfigError, MachError
+from mach.errors import ConfigError, MachError, counted, one_line
 from mach.files.visible import visible
 from mach.serving.app import make_app
 from mach.serving.batcher import QUEUE_ROWS
@@ -69,7 +70,7 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; then requests that were taken are answered, and it returns."""
     settings.guard()
     for name, project in settings.projects().items():  # what cannot be served is told before anything listens
-        say(f"{name}: {project.edition.model.n_classes:,} classes, version {project.edition.version}")
+        say(f"{name}: {counted(project.edition.model.n_classes, 'class')}, version {project.edition.version}")
         project.close()
     with tempfile.TemporaryDirectory(prefix="mach-serve-") as folder:
         config = uvicorn.Config(
@@ -89,11 +90,16 @@ def serve(settings: Settings) -> None:
             timeout_keep_alive=KEPT_SECONDS,
             timeout_graceful_shutdown=STOP_SECONDS,
         )
+        log = logging.getLogger("uvicorn.error")
         try:
+            log.disabled = True  # it would tell a failure too
             socket = config.bind_socket()
-        except SystemExit:
+        except SystemExit as failed:
+            cause = one_line(failed.__context__ or failed)
             where = f"{settings.host} port {settings.port}"
-            raise ConfigError(f"cannot listen at {where}: choose another --port or --host") from None
+            raise ConfigError(f"cannot listen at {where} ({cause}): choose another --port or --host") from None
+        finally:
+            log.disabled = False
         socket.listen(config.backlog)  # who comes before a process is ready waits
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         say(f"serving at http://{host}:{socket.getsockname()[1]}; Ctrl-C ends it")

@@ -330,7 +330,8 @@ def test_texts_of_rows_are_read_from_the_source(hostile: Path):
     assert texts_of(run.config.data, str(store.path), [0], like=run.reference()) is None
 
 
-def test_an_unfinished_run_shows_its_curves_so_far(config: Config, tmp_path: Path):
+def test_an_unfinished_run_shows_its_curves_so_far(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mach.training.trainer.SHORT_SECONDS", 0.0)
     run, store = set_up(config, tmp_path / "run")
     waiting = Page(Path(str(write_report(run.path))))
     assert "No repetition is finished yet" in waiting.texts["accuracy"]
