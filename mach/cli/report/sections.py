@@ -211,13 +211,15 @@ def _training(run: Run) -> Section:
         rows.append(row)
     headings = ["repetition", "state", "epoch", "loss", "bucket precision, %", "validation loss"]
     headings += ["validation bucket precision, %", "rows a second", "left"]
+    kept = [n for n in range(len(headings)) if any(str(row[n]) for row in rows)]
+    headings, rows = [headings[n] for n in kept], [[row[n] for n in kept] for row in rows]
     table = Table(headings, rows, f"{counted(len(rows), 'repetition')}, a line each", folded=len(rows) > MOST_LINES)
     words = [
         "loss",
         "bucket precision",
-        *(["validation"] if any(row[5] for row in rows) else []),
-        "rows a second",
-        "left",
+        *(["validation"] if "validation loss" in headings else []),
+        *(["rows a second"] if "rows a second" in headings else []),
+        *(["left"] if "left" in headings else []),
     ]
     return Section("training", "Training", [*blocks, table, legend(*words)])
 
