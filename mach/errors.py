@@ -75,13 +75,14 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
     return f": did you mean {spelt[near[0]]}?" if near else ""
 
 
-def counted(n: int, noun: str) -> str:
+def counted(n: float, noun: str) -> str:
     """A number and its noun.
 
-    >>> counted(1, "class"), counted(1200, "class"), counted(0, "row")
-    ('1 class', '1,200 classes', '0 rows')
+    >>> counted(1, "class"), counted(1200, "class"), counted(0, "row"), counted(1.5, "minute")
+    ('1 class', '1,200 classes', '0 rows', '1.5 minutes')
     """
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}{'es' if noun.endswith('s') else 's'}"
+    shown = f"{n:,}" if isinstance(n, int) else f"{n:g}"
+    return f"{shown} {noun}" if n == 1 else f"{shown} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
 def one_line(error: BaseException, most: int = 200) -> str:

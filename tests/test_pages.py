@@ -37,6 +37,7 @@ NOT_RUN = {  # how often, by page and reason: a further one is written down here
     ("README.md", "it takes minutes"): 1,
     ("docs/annif.md", "it needs Annif, in an environment of its own"): 2,
     ("docs/gpu.md", "it needs a GPU"): 1,
+    ("docs/guides/hub.md", "it uploads"): 1,
     ("docs/performance.md", "it takes minutes"): 1,
     ("docs/pytorch.md", "it names a module of your own"): 1,
     ("docs/scaling.md", "it needs a cluster"): 2,

@@ -44,7 +44,7 @@ def evaluate(
     source = data or test_rows(model.run)
     if source is None:
         raise ConfigError(f"{model.run.path} names no data.test: give DATA")
-    store = _prepared(model, source)
+    store = _prepared(model, source, measures=True)
     if data is None:  # an error names it as well
         say(f"mach: measured on {source}, which {model.run.path} names as data.test", err=True)
     with progress() as report:
@@ -74,7 +74,7 @@ def calibrate(model: MachModel, data: str | None, as_json: bool) -> None:
     from mach.training.finetuning import training_store
 
     if data is not None:
-        calibration = model.calibrate(_prepared(model, data))
+        calibration = model.calibrate(_prepared(model, data, measures=True))
     else:
         try:
             with progress() as report:
@@ -160,6 +160,7 @@ def write_report(
     """
     from mach.cli.report.comparison import write_comparison
     from mach.cli.report.sections import write_report as write
+    from mach.model.accuracy import trained_on
     from mach.runs.run import Run
 
     runs = [place(other) for other in others if Run.is_at(other)]
@@ -167,6 +168,8 @@ def write_report(
     if len(data) > 1:
         raise ConfigError(f"{data[0]} and {data[1]} are no runs, and only one may be DATA: correct their names")
     source = data[0] if data else None
+    if source and (told := trained_on(Run.open(run), source)):
+        say(f"mach: {told}", err=True)
     with progress() as report:
         if runs:
             where = write_comparison([run, *runs], source, output=output, trunk=trunk, report=report)
@@ -190,11 +193,15 @@ def info(run: Place, verify: bool, trunk: str | None, as_json: bool) -> None:
     print_values(model.info(), as_json)
 
 
-def _prepared(model: MachModel, source: str) -> Store:
+def _prepared(model: MachModel, source: str, *, measures: bool = False) -> Store:
+    """Rows to ask, or to measure something on, which those of training should not be."""
     from mach.data.omissions import warn
     from mach.data.prepare import prepare
+    from mach.model.accuracy import trained_on
 
     with progress() as report:
         store = prepare(model.run.reading, model.run.config.text, source, like=model.reference(), report=report)
     warn(store, is_query=True)
+    if measures and (told := trained_on(model.run, source, store)):
+        say(f"mach: {told}", err=True)
     return store

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mach.errors import ConfigError
+from mach.cli.shell import say
+from mach.errors import ConfigError, counted
 from mach.files.places import Place, place
 
 if TYPE_CHECKING:
@@ -131,6 +132,8 @@ def answers(verb: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(verb)
     def wished(model: MachModel, ask: Ask, **given: Any) -> None:
         k, probabilities, threshold = (given.pop(name) for name in ("k", "probabilities", "threshold"))
+        if k is not None and k > model.n_classes:
+            say(f"mach: -k {k}: the run has {counted(model.n_classes, 'class')}, so all are told", err=True)
         if probabilities is None and threshold is None:
             with suppress(ConfigError):
                 model.curve(rerank=ask.rerank)
@@ -141,7 +144,7 @@ def answers(verb: Callable[..., None]) -> Callable[..., None]:
         verb(model, wish=Wish(k, ask, bool(probabilities), threshold), **given)
 
     options = (
-        click.option("-k", "k", type=Whole(1), help="Classes a query; by default 10, or all if there are fewer."),
+        click.option("-k", "k", type=Whole(1), help="Classes a query, 10 by default; all if there are fewer."),
         click.option("--allowed", metavar="SUBSET", help="Classes of a stored subset only, see `mach classes`."),
         RERANK,
         TAIL,

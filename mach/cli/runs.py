@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from mach.cli.options import ADDRESS, BYTES, JSON, NUMBERS, PLACE, RUN, SET, TRUNK, Number, Whole
-from mach.cli.shell import print_rows, print_table, print_values, progress, say
+from mach.cli.shell import end_politely, print_rows, print_table, print_values, progress, say
 from mach.errors import counted
 from mach.files.places import Place, is_there, names_in
 
@@ -100,7 +100,7 @@ def plan(
 @click.option("--repetitions", type=NUMBERS, metavar="0-3,5", help="Train these only; others may be trained elsewhere.")
 @click.option("--from", "start", metavar="RUN", help="Fine-tune: start from the weights of this finished run.")
 @TRUNK
-@click.option("--dry-run", is_flag=True, help="Print the configuration and the ledger; train nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the TOML that says the same, and what it costs; train nothing.")
 def train(
     config: str,
     run: Place | None,
@@ -146,14 +146,20 @@ def train(
     set_here = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     options, where = conductor.configuration(config, run, [*overrides, *set_here], trunk)
     if dry_run:
-        for line in ("# mach train with this file does the same:", *to_toml(options, brief=True).splitlines()):
-            say(line, err=True)
         choose = conductor.chooser(minutes, options, where, partial(say, err=True), trunk)
         with progress() as report:
             resolved, ledger = conductor.plan_of_run(options, report, trunk, choose)
-        print_rows([*effort_rows(resolved), *ledger.rows()], as_json=False)
+        also = f" and --minutes {minutes:g}" if choose else ""
+        for line in (
+            f"# mach train with this file{also} does the same:",
+            *to_toml(options, brief=True).splitlines(),
+            "",
+        ):
+            say(line)
+        print_rows([*effort_rows(resolved), *ledger.rows()], as_json=False, before="# ")
         refuse_too_large(ledger, options.launch)
         return
+    end_politely("stopping, what is begun is saved; once more: at once")
     told: dict[str, Any] = {"minutes": minutes, "trunk": trunk, "console": Console(stderr=True)}
     model = conductor.train(options, where, repetitions=repetitions, **told)
     n_repetitions = model.run.config.hashing.repetitions

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,18 @@ def say(text: Any, *, err: bool = False) -> None:
     click.echo(visible(str(text)), err=err)
 
 
-def end_politely() -> None:
-    """Let SIGTERM, and SIGHUP of a terminal that is closed, end this process as Ctrl-C does."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
+def end_politely(said: str = "") -> None:
+    """Let SIGTERM, and SIGHUP of a terminal that is closed, end this process as Ctrl-C does, and say a line at once."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        if said:
+            with suppress(OSError):
+                os.write(2, f"mach: {said}\n".encode())  # no stream: this may come amid its work
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
-            signal.signal(number, signal.default_int_handler)
+            signal.signal(number, interrupt)
 
 
 def say_json(value: Any) -> None:
@@ -104,13 +112,13 @@ def print_values(values: dict[str, Any], as_json: bool) -> None:
         say(f"{name:<{width}}  {shown(value)}")
 
 
-def print_rows(rows: Iterable[tuple[str, Any, str]], as_json: bool) -> None:
-    """Lines of name, value and unit."""
+def print_rows(rows: Iterable[tuple[str, Any, str]], as_json: bool, before: str = "") -> None:
+    """Lines of name, value and unit, each behind something."""
     if as_json:
         say_json({name: value for name, value, _ in rows})
         return
     for name, value, unit in rows:
-        say(f"{name:<44} {shown(value):>18} {unit}".rstrip())
+        say(f"{before}{name:<44} {shown(value):>18} {unit}".rstrip())
 
 
 def print_table(rows: list[dict[str, Any]], as_json: bool) -> None:

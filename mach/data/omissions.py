@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.data.store import Store
-from mach.errors import DataError, OmissionWarning
+from mach.errors import DataError, OmissionWarning, counted
 
-NOTES = ("unknown_classes", "cells")  # keys of a store's record, beside its counts
+NOTES = ("unknown_classes", "cells", "blank_words")  # keys of a store's record, beside its counts
 SEPARATORS = "|;,\t"
+# What programs write where nothing is. A class may well be called so, as NA is a country's code: it is only told.
+BLANK_WORDS = frozenset({"nan", "NaN", "NAN", "null", "NULL", "None", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaT"})
 N_SHOWN, MOST_CHARACTERS = 3, 60  # names or rows that a line shows, and the most of a name
 # An old or misspelt list loses a few of the names in training rows; one that loses more is another list, or the rows'
 # cells were not separated.
@@ -30,7 +32,8 @@ MOST_ROWS = 1 / 2
 class Cells:
     """Cells of the class column that hold one string, and how many of them hold a sign that may separate names.
 
-    Once a cell holds the separator that was ``given``, it is the right one, and nothing is counted.
+    Once a cell holds the separator that was ``given``, it is the right one, and cells are counted no longer. Names that
+    seem to mean that there is none are counted throughout.
 
     >>> cells = Cells()
     >>> for cell in ("a|b", "c|d, e", "f"):
@@ -47,6 +50,13 @@ class Cells:
         """Begin to count, as every pass over a source does."""
         self.n, self.is_divided = 0, False
         self.n_with = dict.fromkeys(SEPARATORS, 0)
+        self.blank_words = dict[str, int]()
+
+    def named(self, names: Sequence[str]) -> None:
+        """Count what a row's classes are called."""
+        for name in names:
+            if name in BLANK_WORDS:
+                self.blank_words[name] = self.blank_words.get(name, 0) + 1
 
     def count(self, cell: str) -> None:
         self.is_divided = self.is_divided or bool(self.given and self.given in cell)
@@ -68,7 +78,8 @@ class Cells:
     def notes(self) -> dict[str, Any]:
         """For the store's record."""
         sign = self.separator
-        return {} if sign is None else {"cells": {"sign": sign, "n_with": self.n_with[sign], "n": self.n}}
+        blank = {"blank_words": self.blank_words} if self.blank_words else {}
+        return blank | ({} if sign is None else {"cells": {"sign": sign, "n_with": self.n_with[sign], "n": self.n}})
 
 
 class Unknown:
@@ -100,10 +111,15 @@ def told(store: Store, *, is_query: bool = False) -> list[str]:
             f"{source}: {cells['n_with']:,} of {cells['n']:,} cells of classes hold {cells['sign']!r}, and each "
             f"is read as one name: if it separates names, set data.class_separator = {json.dumps(cells['sign'])}"
         )
+    if not is_query and (words := meta.get("blank_words")):
+        found = ", ".join(f"{word!r} ({counted(n, 'row')})" for word, n in words.items())
+        lines.append(f"{source}: {found} is a class like others: where it means that there is none, empty such cells")
     if unknown := meta["n_unknown_classes"]:
         where = "unknown to the run" if is_query else "not in data.classes"
         names = meta.get("unknown_classes", [])
-        lines.append(f"{source}: {unknown:,} classes of its rows are {where} and left out{_such_as(map(repr, names))}")
+        lines.append(
+            f"{source}: {counted(unknown, 'class name')} of its rows left out, {where}{_such_as(map(repr, names))}"
+        )
     n = meta["n_rows_without_classes"]
     if n and not (is_query and n == store.n_rows):
         missed = "; measures count them as misses" if is_query else ""

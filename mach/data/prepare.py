@@ -309,6 +309,8 @@ class _Task:
             writer.serve(len(names))
             writer.class_names, writer.text_features = self.spelt(names), features
             writer.class_texts = self.listed.texts
+            if not is_open:
+                cells.blank_words.clear()  # a list says what is a class
             writer.n_unknown_classes, writer.notes = unknown.n, unknown.notes() | cells.notes() | self.listed.notes
 
     @contextmanager

@@ -26,7 +26,7 @@ import numpy as np
 from mach.data.limits import BLOCK_BYTES
 from mach.data.sources import LIMIT, STDIN, Numbers, Shape, SourceFile, source_errors
 from mach.data.store import Chunk
-from mach.errors import DataError
+from mach.errors import DataError, counted
 
 HEADER_BYTES = 200
 MOST_ROWS = 2**48  # more than any file holds
@@ -76,8 +76,8 @@ class NumericText(Numbers):
                 yield chunk
         if shape.n_rows is not None and n_rows < shape.n_rows:
             raise DataError(
-                f"{source.name} ends at line {source.n_lines} with {n_rows} rows, its header says N = {shape.n_rows}: "
-                "correct the header or fetch the file again"
+                f"{source.name} ends at line {source.n_lines} with {counted(n_rows, 'row')}, its header says "
+                f"N = {shape.n_rows}: correct the header or fetch the file again"
             )
 
     def _parse(self, block: bytes, rows_left: int, limits: tuple[int, int], source: SourceFile) -> Chunk:

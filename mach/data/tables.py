@@ -29,7 +29,7 @@ from mach.data.missing import is_missing
 from mach.data.names import class_name, shown
 from mach.data.omissions import Cells, Unknown
 from mach.data.sources import STDIN, Format, SourceFile
-from mach.errors import DataError, did_you_mean, one_line
+from mach.errors import DataError, counted, did_you_mean, one_line
 
 CHUNK_ROWS = 2**15
 LABEL = "__label__"
@@ -160,8 +160,8 @@ class Csv(Table):
             for record in reader:
                 if record and len(record) != len(header):
                     raise DataError(
-                        f"{source.path} line {line}: {len(record)} fields instead of {len(header)}: quote the text "
-                        f"that holds {self.separator!r}"
+                        f"{source.path} line {line}: {counted(len(record), 'field')} instead of {len(header)}: "
+                        f"quote the text that holds {self.separator!r}"
                     )
                 if record:  # csv yields [] for a blank line
                     yield f"{source.path} line {line}", [record[place] for place in places]
@@ -263,6 +263,8 @@ def _row(values: list[Any], place: str, columns: Sequence[str], config: DataConf
         if cells is not None and classes.strip():
             cells.count(classes.strip())
     kept = [_name(name, place, config.class_column) for name in names if not is_missing(name)]
+    if cells is not None:
+        cells.named(kept)
     return [shown(text or "") for text in texts], kept
 
 

@@ -37,6 +37,15 @@ def test_rows(run: Run) -> str | None:
     return source
 
 
+def trained_on(run: Run, source: str, store: Store | None = None) -> str | None:
+    """What a person is told of rows to measure on that are those of training: the same file, or the same rows."""
+    mine, theirs = place(source), place(run.config.data.train)
+    is_file = mine.absolute() == theirs.absolute() if isinstance(mine, Path) else str(mine) == str(theirs)
+    if not is_file and (store is None or store.fingerprint != run.manifest.data_fingerprint):
+        return None
+    return f"{source}: {run.path} was trained on these rows, so all looks better than it is: give others"
+
+
 def evaluate(
     model: MachModel,
     store: Store,

@@ -80,8 +80,8 @@ def whole(name: str, value: Any, least: int, most: int = 2**63 - 1, of: str = ""
 
 
 def n_best(k: int | None, n_classes: int) -> int:
-    """How many classes are asked for; by default 10, or all where there are fewer."""
-    return whole("k", min(10, n_classes) if k is None else k, 1, n_classes, ", the number of classes")
+    """How many classes are asked for, by default 10; all where there are fewer."""
+    return min(10 if k is None else whole("k", k, 1), n_classes)
 
 
 def shown(value: Any) -> str:

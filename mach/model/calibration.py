@@ -136,8 +136,8 @@ def calibrate(answerer: Answerer, store: Store, rows: NDArray[np.int64] | None =
     rows = np.arange(store.n_rows) if rows is None else rows
     if len(rows) < LEAST_ROWS:
         raise ConfigError(
-            f"{len(rows)} rows to calibrate on: need at least {LEAST_ROWS} that the run was not trained on: give DATA, "
-            "or train with data.validation_fraction, such as 0.03"
+            f"{counted(len(rows), 'row')} to calibrate on: need at least {LEAST_ROWS} that the run was not trained on: "
+            "give DATA, or train with data.validation_fraction, such as 0.03"
         )
     run, parts = answerer.ensemble.run, _blind(answerer, store, _some_of(rows))
     rows = np.concatenate([part for _, part in parts])

@@ -129,8 +129,8 @@ class MachModel(AbstractContextManager["MachModel"]):
             Texts only where the model was trained on text. A text or a 1-D array is a single query. Of a table of
             pandas, Polars, DuckDB or whatever has ``__arrow_c_stream__``, the columns of text of training count.
         k : int, optional
-            At most the number of classes; by default 10, or all of them where there are fewer. Ids beyond the number of
-            allowed classes are -1 with score -inf.
+            10 by default; where there are fewer classes, that many columns come back. Ids beyond the number of allowed
+            classes are -1 with score -inf.
         allowed, budget, rerank, tail, repetitions
             As of `mach.model.ask.Ask`.
         probabilities : bool

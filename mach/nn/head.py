@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from mach.errors import ConfigError
 from mach.nn.answers import Top, check_finite, check_known, checked_classes, rows_of
-from mach.nn.layer import CHUNK_SCORES, LIMIT_BYTES, Loss, OutputLayer, row_means
+from mach.nn.layer import CHUNK_SCORES, LIMIT_BYTES, Head, Loss, row_means
 from mach.nn.ledger import HeadLedger
 from mach.nn.targets import Target, one_a_row, pairs
 from mach.sketch.bounds import plan
@@ -26,7 +26,7 @@ POWER = 2.0  # best of 0.5 to 8 by likelihood on gnd-core, R = 8
 _TINY = torch.finfo(torch.float32).tiny
 
 
-class MACHHead(OutputLayer):
+class MACHHead(Head):
     """An output layer over K classes in R groups of B buckets.
 
     Parameters

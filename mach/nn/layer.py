@@ -21,7 +21,7 @@ CHUNK_SCORES = 2**23  # scores held at once where answers come in parts: 32 MB
 LIMIT_BYTES = 2**30  # of a matrix over all classes
 
 
-class OutputLayer(nn.Module):
+class Head(nn.Module):
     """Weights of groups of outputs, each a classifier, and what all such layers do with them."""
 
     def __init__(

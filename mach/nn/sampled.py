@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from mach.errors import ConfigError, DataError
 from mach.nn.answers import Top, best, best_of_pairs, check_known, checked_classes, pair_scores, rows_of
-from mach.nn.layer import CHUNK_SCORES, LIMIT_BYTES, Loss, OutputLayer, row_means
+from mach.nn.layer import CHUNK_SCORES, LIMIT_BYTES, Head, Loss, row_means
 from mach.nn.ledger import SampledLedger
 from mach.nn.negatives import Candidates, Draw, joined
 from mach.nn.rounded import MOST_BEST, RoundedRows
@@ -24,7 +24,7 @@ Negatives = Literal["uniform", "frequency", "lsh"]
 POWER = 0.5  # of class counts
 
 
-class SampledHead(OutputLayer):
+class SampledHead(Head):
     """An output layer over K classes, one output each, that computes a few of them in a training step.
 
     Parameters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from starlette.applications import Starlette
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
-from mach.errors import ConfigError, MachError
+from mach.errors import ConfigError, MachError, counted, one_line
 from mach.files.visible import visible
 from mach.serving.app import make_app
 from mach.serving.batcher import QUEUE_ROWS
@@ -77,7 +78,7 @@ def serve(settings: Settings) -> None:
     settings.guard()
     opened = settings.projects()  # what cannot be served is told before anything listens
     for name, project in opened.items():
-        say(f"{name}: {project.edition.model.n_classes:,} classes, version {project.edition.version}")
+        say(f"{name}: {counted(project.edition.model.n_classes, 'class')}, version {project.edition.version}")
         if settings.workers > 1:
             project.close()
     projects = opened if settings.workers == 1 else None  # several processes open theirs
@@ -99,11 +100,16 @@ def serve(settings: Settings) -> None:
             timeout_keep_alive=KEPT_SECONDS,
             timeout_graceful_shutdown=STOP_SECONDS,
         )
+        log = logging.getLogger("uvicorn.error")
         try:
+            log.disabled = True  # it would tell a failure too
             socket = config.bind_socket()
-        except SystemExit:
+        except SystemExit as failed:
+            cause = one_line(failed.__context__ or failed)
             where = f"{settings.host} port {settings.port}"
-            raise ConfigError(f"cannot listen at {where}: choose another --port or --host") from None
+            raise ConfigError(f"cannot listen at {where} ({cause}): choose another --port or --host") from None
+        finally:
+            log.disabled = False
         socket.listen(config.backlog)  # who comes before a process is ready waits
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         say(f"serving at http://{host}:{socket.getsockname()[1]}; Ctrl-C ends it")

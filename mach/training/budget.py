@@ -102,12 +102,12 @@ def within(
     left = USED * 60 * minutes - so_far()
     best = next((i for i, choice in enumerate(found) if choice.seconds <= left), len(found) - 1)
     chosen = found[best]
-    say(f"{minutes:g} minutes: {chosen.text}; about {duration(chosen.seconds)} from now")
+    say(f"{counted(minutes, 'minute')}: {chosen.text}; about {duration(chosen.seconds)} from now")
     if chosen.seconds > left:
-        say(f"{minutes:g} minutes are too few: no less can be chosen, but by keys that the configuration gives")
+        say(f"{counted(minutes, 'minute')}: too few, no less can be chosen, but by keys that the configuration gives")
     elif best:
         _, seconds, text = found[best - 1]
-        say(f"{minutes:g} minutes: left out {text}, as it takes about {duration(seconds)}")
+        say(f"{counted(minutes, 'minute')}: left out {text}, as it takes about {duration(seconds)}")
     return chosen.config
 
 

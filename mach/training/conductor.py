@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 
 from rich.console import Console
 
-from mach.config import Config, load_config, load_run_config, parse_config
+from mach.config import Config, LaunchConfig, load_config, load_run_config, parse_config
 from mach.data.omissions import warn
 from mach.data.store import Store
 from mach.errors import ConfigError, IncompleteRunError, counted
@@ -141,6 +141,7 @@ def train(
         tell = both(outlook, report or silence)
         tell("reading", 0.0)
         crew = _crew(options, device, console, tell, outlook)
+        crew.say(f"reading {options.data.train}" if is_new else _standing(Run.open(where)))
         choose = chooser(minutes, options, where, crew.say, trunk, outlook.seconds)
         run, store = _set_up(options, where, console, tell, trunk, choose)
         warn(store)
@@ -185,8 +186,12 @@ def configuration(
         file = where / "config.toml"
         config = load_run_config(file, list(overrides))[0]
         config = config.changed(training={"effort": config.training.effort})  # older runs have none
-        if not any(override.partition("=")[0].strip() == "launch.address" for override in overrides):
+        given = {override.partition("=")[0].strip() for override in overrides}
+        if "launch.address" not in given:
             config = _without_address(config, file)
+        if "launch.launcher" not in given and config.launch.launcher == LaunchConfig().launcher:
+            launch = config.launch.model_dump(exclude_unset=True, exclude={"launcher"})
+            config = config.model_copy(update={"launch": LaunchConfig(**launch)})  # as of a new run, nobody has asked
         return _agreed(config, trunk, file), where
     if where.suffix == ".toml":
         config = _agreed(load_config(where, list(overrides)), trunk, where)
@@ -209,7 +214,7 @@ def chooser(
     if not minutes > 0:
         raise ConfigError(f"minutes = {minutes:g}: give more than 0, or leave it out")
     if Run.is_at(path) or config.training.start is not None:
-        say(f"{minutes:g} minutes: the run goes on with the effort that it began with")
+        say(f"{counted(minutes, 'minute')}: the run goes on with the effort that it began with")
         return None
     return partial(within, minutes=minutes, say=say, trunk=trunk, so_far=so_far)
 
@@ -320,6 +325,12 @@ def _refuse_missing(repetitions: Sequence[int] | None, n_repetitions: int) -> No
     for r in repetitions or ():
         if not 0 <= r < n_repetitions:
             raise ConfigError(f"repetitions {r}: the run has repetitions 0-{n_repetitions - 1}")
+
+
+def _standing(run: Run) -> str:
+    """What a person is told of a run that is there, before its data are looked at."""
+    n, n_finished = run.config.hashing.repetitions, len(run.finished())
+    return f"{run.path}: {n_finished} of {counted(n, 'repetition')} finished before; going on"
 
 
 def _few(run: Run) -> Iterator[str]:

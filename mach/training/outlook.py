@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from mach.errors import counted
+
 TRUST = 0.05  # of a stage: what must be done of it before its own rate counts as much as what was planned
 LEAST_LEFT = 0.1  # of what a stage has taken: what one that is overdue is taken to need still
 OF_THE_JOB = ": "  # what stands between the names of a pilot or re-ranker and of its stage
@@ -137,7 +139,7 @@ class Outlook:
             told.insert(0, stage)
         if self._n_compiled:
             seconds = self._compiled_before + sum(stage.compiled for stage in self._stages.values())
-            told.append(f"{self._n_compiled} kernels compiled, once, {seconds:.0f} s")
+            told.append(f"{counted(self._n_compiled, 'kernel')} compiled, once, {seconds:.0f} s")
         return "; ".join(told)
 
     def _taken(self, stage: Stage) -> float:

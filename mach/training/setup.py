@@ -13,7 +13,7 @@ from mach.config import IDENTITY, Config, completed, differing_keys, fingerprint
 from mach.data.store import Store
 from mach.data.transfer import META, fetch_source, upload_store
 from mach.data.writer import storage_errors
-from mach.errors import ConfigError, StorageError
+from mach.errors import ConfigError, StorageError, counted
 from mach.files.places import Place, is_there, names_in, place, remove_folder
 from mach.networks.steps import is_light
 from mach.networks.trunk import Trunk, agreed, name_of
@@ -92,7 +92,7 @@ def set_up(
         config = config.changed(data={"row_features": store.row_features})
     if store.n_rows == 0 or len(store.class_ids) == 0:
         raise ConfigError(
-            f"{config.data.train} has {store.n_rows} rows and no class in them: there is nothing to learn: "
+            f"{config.data.train} has {counted(store.n_rows, 'row')} and no class in them: there is nothing to learn: "
             "check data.class_column and data.classes"
         )
     if is_run or Run.is_at(path):  # others may have created it while the data were read
@@ -253,6 +253,7 @@ def _assignment(
 def _reopen(config: Config, store: Store, path: Place, trunk: Trunk | None) -> Run:
     run = Run.open(path, trunk)
     if run.manifest.data_fingerprint != store.fingerprint:
+        _refuse(path, differing_keys(config, run.config, ignore=(*FREE_KEYS, "hashing.", "network.", "training.")))
         raise ConfigError(
             f"data.train: {path} was trained on other rows than {config.data.train} has now: give those rows, or "
             f"a new folder, with --from {path} (training.start) to go on from its weights"
@@ -284,9 +285,7 @@ def _reopen(config: Config, store: Store, path: Place, trunk: Trunk | None) -> R
         differences.append(f"{numbers} (it can only be raised)")
     if mine.repetitions > theirs.repetitions and is_started:
         differences.append(f"{numbers} (as in {config.training.start}, which training starts from)")
-    if differences:
-        told = "; ".join(differences)
-        raise ConfigError(f"{path} was made with another configuration: {told}: give a new folder, or leave them out")
+    _refuse(path, differences)
     if not extends(assignment, before):
         raise ConfigError(
             f"this version of mach would place classes in other buckets than {path} does: go on with version "
@@ -297,3 +296,10 @@ def _reopen(config: Config, store: Store, path: Place, trunk: Trunk | None) -> R
     if len(run.finished()) < mine.repetitions or is_due(run):
         _share(config, store, path)
     return run
+
+
+def _refuse(path: Place, differences: list[str]) -> None:
+    """Raise a ConfigError where keys of a run would be others."""
+    if differences:
+        told = "; ".join(differences)
+        raise ConfigError(f"{path} was made with another configuration: {told}: give a new folder, or leave them out")

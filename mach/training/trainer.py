@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 MEASURE_EVERY = 8  # steps: the loss costs a tenth of a step
 REPORT_SECONDS = 0.5
 SIGN_SECONDS, REMOTE_SIGN_SECONDS = 15.0, 30.0  # between signs of life, but for those at the ends of epochs
+SHORT_SECONDS = 1.0  # since what was written last: an epoch that ends sooner writes nothing, unless it is the last
 MAX_CHECKPOINT_SHARE = 0.05  # of the time: on a slow disk, checkpoints are rarer than asked
 VALIDATION_BATCH = 1024
 FEW = 2**20  # entries that are counted at a time
@@ -177,16 +178,18 @@ class Trainer:
             stops, saves = self.pulse.stops, self.pulse.saves
             if (ends_epoch or stops or saves) and self._is_over():
                 return
-            progress = self._progress(epoch, speed) if ends_epoch or now - told >= REPORT_SECONDS else None
-            if progress is not None and (ends_epoch or now - signed >= self.sign_seconds):
+            progress = self._progress(epoch, speed) if ends_epoch or stops or now - told >= REPORT_SECONDS else None
+            writes = stops or step + 1 == self.n_steps or (ends_epoch and now - signed >= SHORT_SECONDS)
+            if progress is not None and (writes or now - signed >= self.sign_seconds):
                 self._sign(progress)
                 signed = now
             if ends_epoch:
-                self._end_epoch(epoch, speed)
+                self._end_epoch(epoch, speed, writes=writes)
             if progress is not None:
                 self.report(replace(progress, validation_precision=self._validated()))
                 told = now
             if stops:
+                self._try(lambda: self.files.write_metrics(self.metrics))
                 self._checkpoint()
                 if self._is_over():  # since just now
                     return
@@ -235,7 +238,7 @@ class Trainer:
             n_together=self.n_together,
         )
 
-    def _end_epoch(self, epoch: int, speed: float) -> None:
+    def _end_epoch(self, epoch: int, speed: float, *, writes: bool) -> None:
         mean = mean_figures(self.figures)
         if not math.isfinite(mean.loss):
             raise TrainingError(
@@ -254,8 +257,9 @@ class Trainer:
         self.metrics.append(row)
         self.figures = []
         is_last = self.network.n_steps == self.n_steps or self._has_converged()
-        with contextlib.nullcontext() if is_last else short_lived():  # until the last, a checkpoint knows them
-            self._try(lambda: self.files.write_metrics(self.metrics))
+        if writes or is_last:
+            with contextlib.nullcontext() if is_last else short_lived():  # until the last, a checkpoint knows them
+                self._try(lambda: self.files.write_metrics(self.metrics))
 
     def _sign(self, progress: Progress) -> None:
         told = asdict(progress) | {"pid": os.getpid(), "unix_seconds": time.time(), "device": str(self.network.device)}

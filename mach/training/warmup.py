@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +15,6 @@ from mach.networks.inference import stored_weights
 from mach.networks.kernels.losses import LOSSES
 from mach.networks.precision import native_precision
 from mach.networks.steps import Steps
-from mach.reranking import order
 from mach.sketch.decoder import Decoder
 from mach.sketch.hashing import UniversalAssignment
 from mach.training.conductor import train
@@ -27,7 +24,6 @@ LITTLE: dict[str, Any] = {
     "training": {"epochs": 1, "batch": 32},
     "hashing": {"repetitions": 2},
     "network": {"hidden": [64]},
-    "reranking": {"pilots": 1},  # as of 5,000 rows and more
 }
 
 
@@ -41,9 +37,9 @@ def warm_up() -> int:
     before = n_compiled()
     for loss in LOSSES:
         _make_steps(loss)
-    with TemporaryDirectory(prefix="mach-warm-up-") as folder, _hardly_taught():
-        _train(_text_of_one_class(Path(folder, "one.csv")), {"validation_fraction": 0.2})
-        _train(_features_of_classes(Path(folder, "several.txt")), {"validation_fraction": 0.2, "row_features": 20})
+    with TemporaryDirectory(prefix="mach-warm-up-") as folder:
+        _train(_text_of_one_class(Path(folder, "one.csv")), {}, n_pilots=1)  # as of 5,000 rows and more
+        _train(_features_of_classes(Path(folder, "several.txt")), {"row_features": 20}, n_pilots=0)
     _decode_together()
     return n_compiled() - before
 
@@ -63,18 +59,9 @@ def _make_steps(loss: str) -> None:
     stored_weights(network.weights(), "int4", np.ones(D, np.int64))
 
 
-@contextmanager
-def _hardly_taught() -> Iterator[None]:
-    """Meanwhile, orders are learned in few steps: they are thrown away."""
-    least, order.LEAST_STEPS = order.LEAST_STEPS, 1
-    try:
-        yield
-    finally:
-        order.LEAST_STEPS = least
-
-
-def _train(rows: Path, data: dict[str, Any]) -> None:
-    config = LITTLE | {"data": {"train": str(rows), "cache": str(rows.parent / "cache"), **data}}
+def _train(rows: Path, data: dict[str, Any], n_pilots: int) -> None:
+    data |= {"train": str(rows), "cache": str(rows.parent / "cache"), "validation_fraction": 0.2}
+    config = LITTLE | {"data": data, "reranking": {"pilots": n_pilots}}
     with train(config, rows.with_suffix(""), launcher="here") as model:
         queries = ["word1 word2 word3"] if rows.suffix == ".csv" else np.eye(model.n_features, dtype=np.float32)
         model.topk(queries[:1], k=3)

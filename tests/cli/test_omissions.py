@@ -71,8 +71,7 @@ def test_prepare_says_what_it_leaves_out(tmp_path: Path, run: Path):
     assert (result.exit_code, result.stderr) == (0, f"mach: {source}: 1 of 82 rows have no class, such as row 80\n")
     result = mach("prepare", source, tmp_path / "queries", "--like", run)
     assert (
-        f"mach: {source}: 1 classes of its rows are unknown to the run and left out, such as 'new|class'"
-        in result.stderr
+        f"mach: {source}: 1 class name of its rows left out, unknown to the run, such as 'new|class'" in result.stderr
     )
 
 
@@ -81,7 +80,7 @@ def test_verbs_that_ask_say_what_they_leave_out(tmp_path: Path, run: Path, verb:
     source = rows(tmp_path, "rows.csv", ("unheard", "café"), ("cup", "unheard"))
     result = mach(verb, run, source)
     assert result.exit_code == 0, result.stderr
-    assert "1 classes of its rows are unknown to the run and left out, such as 'unheard'" in result.stderr
+    assert "1 class name of its rows left out, unknown to the run, such as 'unheard'" in result.stderr
     assert "1 of 82 rows have no known feature, such as row 80" in result.stderr
 
 
@@ -92,6 +91,22 @@ def test_what_is_measured_is_mostly_known(tmp_path: Path, run: Path, verb: str, 
     assert result.exit_code == code, result.stderr
     assert "such as 'unheard 0', 'unheard 1', 'unheard 2'" in result.stderr
     assert ("81 of 161 class names of its rows are unknown to the run" in result.stderr) == bool(code)
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "calibrate", "predict"])
+def test_rows_of_training_to_measure_on_are_told(home: Path, run: Path, tmp_path: Path, verb: str):
+    others = rows(tmp_path, "others.csv", n=25)
+    same = tmp_path / "copy.csv"
+    same.write_text((home / "train.csv").read_text(encoding="utf-8"), encoding="utf-8")
+    for source, is_told in ((home / "train.csv", True), (same, True), (others, False)):
+        result = mach(verb, run, source)
+        assert ("was trained on these rows" in result.stderr) == (is_told and verb != "predict"), result.stderr
+
+
+def test_a_run_that_is_trained_anew_says_which_column_differs(home: Path, run: Path):
+    result = mach("train", home / "train.csv", run, *OPTIONS, "--text", "classes")
+    assert result.exit_code == 2
+    assert "data.text_columns: ['classes'] here, ['text'] there" in result.stderr
 
 
 def test_a_forgotten_separator_is_named(tmp_path: Path):

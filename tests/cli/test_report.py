@@ -34,6 +34,7 @@ from mach.model.accuracy import evaluate
 from mach.model.loading import load
 from mach.model.model import MachModel
 from mach.runs.run import Run
+from mach.runs.status import status
 from mach.training import conductor
 from mach.training.setup import set_up
 from mach.training.shard import ShardJob, train_shard
@@ -330,7 +331,8 @@ def test_texts_of_rows_are_read_from_the_source(hostile: Path):
     assert texts_of(run.config.data, str(store.path), [0], like=run.reference()) is None
 
 
-def test_an_unfinished_run_shows_its_curves_so_far(config: Config, tmp_path: Path):
+def test_an_unfinished_run_shows_its_curves_so_far(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mach.training.trainer.SHORT_SECONDS", 0.0)
     run, store = set_up(config, tmp_path / "run")
     waiting = Page(Path(str(write_report(run.path))))
     assert "No repetition is finished yet" in waiting.texts["accuracy"]
@@ -346,8 +348,8 @@ def test_an_unfinished_run_shows_its_curves_so_far(config: Config, tmp_path: Pat
     stopped = Page(Path(str(write_report(run.path))))
     assert stopped.column("training", 0, "state") == ["waiting", "stopped", "waiting"]
     assert any(tag == "svg" for tag, _ in stopped.elements)
-    metrics = run.repetition(1).read_metrics()
-    assert stopped.column("training", 0, "loss")[1] == f"{metrics[-1]['loss']:,.4f}"
+    assert len(run.repetition(1).read_metrics()) == 3
+    assert stopped.column("training", 0, "loss")[1] == f"{status(run, 1)['loss']:,.4f}"
 
 
 def test_probabilities_where_the_run_is_calibrated(trained: Path, planted: Path, tmp_path: Path):

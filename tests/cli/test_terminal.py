@@ -107,6 +107,14 @@ def test_a_terminal_that_closes_ends_a_verb_politely(run: Path, number: int):
     assert (process.returncode, errors) == (3, "mach: stopped; nothing is half-written: run the same command again\n")
 
 
+def test_training_that_is_stopped_says_so_at_once():
+    code = (
+        "import os, signal; from mach.cli.shell import end_politely; end_politely('stopping'); signal.raise_signal(2)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.startswith("mach: stopping\nTraceback")
+
+
 def test_nohup_is_heard(run: Path):
     code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); from mach.cli.shell import end_politely; "
     code += "end_politely(); print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)"

@@ -95,7 +95,7 @@ def test_classes_without_a_row_are_classes_and_are_counted() -> None:
 def test_a_name_of_two_classes_means_neither() -> None:
     store = ready(table("csv", [*CLASSES[:3], {"id": "g:4", "name": "Auto"}]))
     assert (store.class_ids.tolist(), store.meta["n_unknown_classes"]) == ([0, 2], 1)
-    assert "1 classes of its rows are not in data.classes and left out, such as 'Auto'" in told(store)[0]
+    assert "1 class name of its rows left out, not in data.classes, such as 'Auto'" in told(store)[0]
 
 
 @pytest.mark.parametrize("ids", [["2", "0", "1"], ["a", "b", "c"], None])
@@ -133,7 +133,7 @@ def test_the_former_name_of_the_key_still_counts() -> None:
     [
         ("c.csv", "id,name\na,x\na,y\n", "c.csv line 3: class 'a' stands at c.csv line 2 too: "),
         ("c.csv", "id,name\na,x\n,y\n", "c.csv line 3: a class without id: give it one, or leave it out"),
-        ("c.csv", "id,name\na\n", "c.csv line 2: 1 fields instead of 2: quote the text that holds ','"),
+        ("c.csv", "id,name\na\n", "c.csv line 2: 1 field instead of 2: quote the text that holds ','"),
         ("c.csv", "key,title\na,b\n", "c.csv line 1 has no column id and none called name: "),
         ("c.csv", "id,name,name\na,b,c\n", "c.csv line 1 has 2 columns 'name': rename or remove all but one"),
         ("c.csv", "id,name\n", "c.csv lists no class: give a file with at least one"),

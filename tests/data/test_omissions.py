@@ -45,7 +45,7 @@ def test_everything_that_is_left_out_is_told():
     rows = [(f"word {n}", ["a"]) for n in range(8)] + [("!", ["b"]), ("word", []), ("word", ["misspelt"])]
     store = ready(table(rows), classes=listing("a", "b"))
     assert told(store) == [
-        "t.jsonl: 1 classes of its rows are not in data.classes and left out, such as 'misspelt'",
+        "t.jsonl: 1 class name of its rows left out, not in data.classes, such as 'misspelt'",
         "t.jsonl: 2 of 11 rows have no class, such as row 9, row 10",
         "t.jsonl: 1 of 11 rows have no known feature, such as row 8",
     ]
@@ -54,7 +54,7 @@ def test_everything_that_is_left_out_is_told():
     assert told(test, is_query=True) == ["t.jsonl: 1 of 2 rows have no known feature, such as row 1"]
     test = ready(table([("word", ["a"]), ("word", ["x"])]), like=store)
     assert told(test, is_query=True) == [
-        "t.jsonl: 1 classes of its rows are unknown to the run and left out, such as 'x'",
+        "t.jsonl: 1 class name of its rows left out, unknown to the run, such as 'x'",
         "t.jsonl: 1 of 2 rows have no class, such as row 1; measures count them as misses",
     ]
     assert told(ready(table([("word", ["a"])]))) == []
@@ -150,3 +150,11 @@ def test_a_byte_order_mark_of_lists_documents_and_configurations():
     assert stores[0].fingerprint == stores[1].fingerprint
     Path("c.toml").write_bytes(BOM + b'[data]\ntrain = "a.csv"\n')
     assert load_config(Path("c.toml")).data.train == "a.csv"
+
+
+def test_words_for_nothing_that_became_classes_are_told_with_their_rows():
+    rows = [("word", ["a", "NaN"]), ("word", ["NaN"]), ("word", ["None"]), ("word", [None])]
+    [line, _] = told(ready(table(rows)))
+    assert line.startswith("t.jsonl: 'NaN' (2 rows), 'None' (1 row) is a class like others")
+    listed = ready("t.jsonl", classes=listing("a", "NaN", "None"))
+    assert not any("NaN" in line for line in told(listed)), "a list says what is a class"

@@ -123,7 +123,7 @@ def test_lone_surrogates_are_replaced(tmp_path):
             "title,classes\na,b\n",
             "title, classes: set text_columns, class_column (mach train --text, --classes)",
         ),
-        ("t.csv", 'text,classes\n"a\nb",c\nd\n', "line 4: 1 fields instead of 2: quote the text that holds ','"),
+        ("t.csv", 'text,classes\n"a\nb",c\nd\n', "line 4: 1 field instead of 2: quote the text that holds ','"),
         ("t.csv", 'text,classes\n"a"b,c\n', "line 2: no valid CSV ("),
         ("t.csv", b"text,classes\na,b\nstra\xdfe,c\n", "line 3: byte 0xdf is not UTF-8: convert the file to UTF-8"),
         ("t.jsonl", b'{"text": "\xdf"}', "line 1: byte 0xdf is not UTF-8"),

@@ -109,14 +109,14 @@ def test_answers_on_the_command_line_have_addresses(run: Path, tmp_path: Path) -
 def test_rows_are_measured_by_id_name_and_address(run: Path, tmp_path: Path) -> None:
     rows = [("red apple", name) for name in ("c:1", "apple", "http://x/1", "bank")]
     measured = mach("evaluate", run, save_rows(tmp_path / "rows.jsonl", rows), "--json", "--at", "1")
-    assert "1 classes of its rows are unknown to the run and left out, such as 'bank'" in measured.stderr
+    assert "1 class name of its rows left out, unknown to the run, such as 'bank'" in measured.stderr
     model = load(run)
     model.classes.rename("c:1", "Malus")
     assert model.names([0]) == ["Malus"]
     assert model.classes.ids_of(["Malus", "c:1"]).tolist() == [0, 0]
     rows = [("red apple", name) for name in ("c:1", "Malus", "http://x/1", "apple")]
     measured = mach("evaluate", run, save_rows(tmp_path / "more.jsonl", rows), "--json", "--at", "1")
-    assert "1 classes of its rows are unknown to the run and left out, such as 'apple'" in measured.stderr
+    assert "1 class name of its rows left out, unknown to the run, such as 'apple'" in measured.stderr
 
 
 def test_added_classes_have_texts_in_their_version(run: Path) -> None:

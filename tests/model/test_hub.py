@@ -8,12 +8,16 @@ from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 import mach
 from mach.errors import ConfigError, StorageError
+from mach.files.records import write_json
+from mach.model.calibration import Calibration, fingerprint
+from mach.model.curves import Curve
 from tests.model.test_arguments import rows_of
 
 
@@ -56,6 +60,31 @@ def test_a_pushed_model_is_loaded_and_answers_the_same(hub: Path, trained: Path)
     again: Any = mach.load("hf://someone/planted")
     for mine, theirs in zip(model.topk(rows_of(), 5), again.topk(rows_of(), 5), strict=True):
         np.testing.assert_array_equal(mine, theirs)
+
+
+def test_a_card_has_the_measures_and_the_curve_of_the_calibration(hub: Path, trained: Path, tmp_path: Path):
+    run, drawn = tmp_path / "run", hub / "someone/planted/calibration.svg"
+    shutil.copytree(trained, run)
+    for name in ("curve.json", "calibration.json"):
+        (run / name).unlink(missing_ok=True)
+    model = mach.load(run)
+    model.push_to_hub("someone/planted")
+    assert "It was not measured" in (hub / "someone/planted/README.md").read_text()
+    assert not drawn.exists()
+    curve = Curve(
+        method="beta", scores=[-3, -1, 0], probabilities=[0, 0.5, 1], n_pairs=9, ece_before=0.1, ece_after=0.02
+    )
+    digest = fingerprint(model.run, model.repetitions)
+    model.calibration = Calibration(fingerprint=digest, n_rows=9, prior=0, plain=curve, reranked=None)
+    write_json(
+        model.run.curve_file, {"fingerprint": "0", "n_rows": 9, "version": 0, "rows": [{"P@1": 0.5, "P@3": 0.25}]}
+    )
+    model.push_to_hub("someone/planted")
+    card = (hub / "someone/planted/README.md").read_text()
+    assert "| P@1 | P@3 |\n|---|---|\n| 50.0 | 25.0 |" in card
+    assert "error is 2.0 %.\n![The probability that a class is right, by its score](calibration.svg)" in card
+    [line] = [each for each in ElementTree.fromstring(drawn.read_text()) if each.tag.endswith("polyline")]
+    assert line.get("points") == "40.0,170.0 240.0,95.0 340.0,20.0"
 
 
 def test_weights_that_are_not_those_of_training_are_refused(hub: Path, trained: Path):

@@ -95,10 +95,14 @@ def test_what_cannot_be_served_is_told_in_a_line(run: Path, tmp_path: Path, monk
         taken.listen()
         port = str(taken.getsockname()[1])
         for arguments, told in (
-            ([str(run), "--port", port], f"cannot listen at 127.0.0.1 port {port}: choose another --port or --host"),
+            (
+                [str(run), "--port", port],
+                f"cannot listen at 127.0.0.1 port {port} (Address already in use): choose another --port or --host",
+            ),
             ([str(tmp_path)], f"{tmp_path} is not a run directory"),
             ([str(run), "--host", "0.0.0.0"], "--host 0.0.0.0 is reached by others"),
         ):
             done = CliRunner().invoke(main, ["serve", *arguments])
             last = done.stderr.splitlines()[-1]
             assert (done.exit_code, last.startswith("mach: "), told in last) == (2, True, True), done.stderr
+            assert "ERROR" not in done.stderr

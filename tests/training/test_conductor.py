@@ -194,7 +194,7 @@ def test_a_plan_says_what_is_left_out_as_training_does(tmp_path: Path):
     data = {"train": str(tmp_path / "rows.csv"), "classes": str(tmp_path / "names.txt"), "cache": str(tmp_path)}
     with (
         pytest.warns(OmissionWarning, match="no class, such as row 18"),
-        pytest.warns(OmissionWarning, match=r"1 classes of its rows are not in data.classes .* 'cherry'"),
+        pytest.warns(OmissionWarning, match=r"1 class name of its rows left out, not in data.classes, .* 'cherry'"),
     ):
         plan_of_run(configuration({"data": data})[0])
 

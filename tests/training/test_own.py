@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -9,13 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from mach.config import Config, LaunchConfig
 from mach.errors import IncompleteRunError
 from mach.networks.figures import StepFigures
 from mach.runs.run import Run
-from mach.training.conductor import train
+from mach.training.conductor import configuration, train
 from mach.training.launch.capacity import is_little_work
+from mach.training.launch.interrupts import interrupts_noted
 from mach.training.launch.launchers import Crew
 from mach.training.setup import set_up
 from mach.training.trainer import Step, Trainer
@@ -141,3 +144,30 @@ def test_whoever_hands_out_work_needs_no_torch():
     """Importing it takes longer than all else that a driver does."""
     code = "import sys, mach.training.conductor; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
+
+
+def test_a_run_that_is_named_alone_goes_on_here_as_it_began(config: Config, tmp_path: Path, no_process: None):
+    train(open_to(config), tmp_path / "run", repetitions=[0])
+    said = io.StringIO()
+    train(tmp_path / "run", console=Console(file=said)).close()
+    assert said.getvalue().startswith(f"{tmp_path / 'run'}: 1 of 3 repetitions finished before; going on\n")
+    asked = configuration(tmp_path / "run", overrides=["launch.launcher=local"])[0].launch
+    assert "launcher" in asked.model_fields_set
+
+
+def test_what_ctrl_c_says_is_said_at_once_and_a_second_one_ends_the_work():
+    heard = []
+
+    def interrupt(number: int, frame: object) -> None:
+        heard.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        with interrupts_noted() as came:
+            signal.raise_signal(signal.SIGINT)
+            assert (heard, came()) == ([signal.SIGINT], True)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 import socket
 import subprocess
@@ -131,6 +132,7 @@ def test_an_older_run_that_stops_early_keeps_the_best_epoch(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """At a rate that throws the weights about, the best epoch is not the last; a failure at the very end repeats."""
+    monkeypatch.setattr("mach.training.trainer.SHORT_SECONDS", 0.0)
     run, job = early_job_of(config, tmp_path / "run")
     train_shard(job)
     done = run.repetition(0).summary()
@@ -202,6 +204,18 @@ def test_every_epoch_has_figures_however_few_its_steps(config: Config, tmp_path:
     run, job = job_of(config, tmp_path / "run", 0, training={"batch": 1000, "epochs": 7})
     train_shard(job)
     assert all(np.isfinite(row["loss"]) for row in run.repetition(0).read_metrics())
+
+
+@pytest.mark.parametrize(("seconds", "n_written"), [(0.0, 8), (math.inf, 1)])
+def test_epochs_that_are_short_write_nothing(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, n_written: int
+):
+    written: list[int] = []
+    monkeypatch.setattr("mach.training.trainer.SHORT_SECONDS", seconds)
+    monkeypatch.setattr(RepetitionFiles, "write_metrics", lambda files, rows: written.append(len(rows)))
+    run, store = set_up(config, tmp_path / "run")
+    train_shard(ShardJob(str(run.path), str(store.path), (0,)))
+    assert (len(written), written[-1]) == (n_written, 8)
 
 
 def test_what_killed_writers_left_is_swept(config: Config, tmp_path: Path):
@@ -346,10 +360,10 @@ class TestTogether:
         run, job = self.run_of(config, tmp_path / "run", 0, 1, training={"epochs": 1})
         end_epoch = Trainer._end_epoch
 
-        def diverge(trainer: Trainer, epoch: int, speed: float) -> None:
+        def diverge(trainer: Trainer, epoch: int, speed: float, *, writes: bool) -> None:
             if trainer.repetition == 0:
                 trainer.figures.append(StepFigures(float("nan"), 0.0))
-            end_epoch(trainer, epoch, speed)
+            end_epoch(trainer, epoch, speed, writes=writes)
 
         monkeypatch.setattr(Trainer, "_end_epoch", diverge)
         with pytest.raises(TrainingError, match="repetition 0 diverged"):

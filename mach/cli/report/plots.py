@@ -98,6 +98,7 @@ def repetitions(curve: Sequence[dict[str, Any]]) -> Figure:
                 if row["reranked"]:
                     panel.plot(row["n_repetitions"], 100 * row[key], "*", color=colour, markersize=11)
         panel.set(title=f"{measure}, %", xlabel="repetitions R")
+        panel.set_ylim(top=min(panel.get_ylim()[1], 100.5))
         _whole_numbers(panel)
         panel.legend()
     return figure
@@ -156,6 +157,7 @@ def compared(curves: Mapping[str, Sequence[dict[str, Any]]], cuts: Sequence[int]
                 if row["reranked"]:
                     panel.plot(row["n_repetitions"], 100 * row[f"P@{k}"], "*", color=colour, markersize=11)
         panel.set(title=f"P@{k}, %", xlabel="repetitions R")
+        panel.set_ylim(top=min(panel.get_ylim()[1], 100.5))
         _whole_numbers(panel)
         panel.legend()
     return figure
@@ -167,7 +169,8 @@ def recalls(groups: Mapping[str, Sequence[dict[str, Any]]], k: int) -> Figure:
     for colour, (label, rows) in zip(shades(len(groups)), groups.items(), strict=True):
         points = [(max(row["least"], 0.5), 100 * row["recall"]) for row in rows]
         panel.plot(*np.array(points).T, "o-", color=colour, label=label)
-    panel.set(title=f"recall@{k}, %", xlabel="training rows of the class, at least", xscale="log", ylim=(0, 105))
+    panel.set(title=f"recall@{k}, %", xlabel="training rows of the class, at least", ylim=(0, 105))
+    panel.set_xscale("log", base=2)  # as the groups are
     panel.xaxis.set_major_formatter("{x:,.0f}")
     panel.legend()
     return figure

@@ -37,7 +37,7 @@ from mach.config import Config
 from mach.data.omissions import warn
 from mach.data.prepare import prepare
 from mach.data.store import Store
-from mach.errors import MachError, StorageError
+from mach.errors import MachError, StorageError, counted
 from mach.files.places import Place, atomic_file
 from mach.model.accuracy import measures, test_rows
 from mach.model.calibration import Calibration
@@ -211,13 +211,15 @@ def _training(run: Run) -> Section:
         rows.append(row)
     headings = ["repetition", "state", "epoch", "loss", "bucket precision, %", "validation loss"]
     headings += ["validation bucket precision, %", "rows a second", "left"]
-    table = Table(headings, rows, f"{len(rows):,} repetitions, a line each", folded=len(rows) > MOST_LINES)
+    kept = [n for n in range(len(headings)) if any(str(row[n]) for row in rows)]
+    headings, rows = [headings[n] for n in kept], [[row[n] for n in kept] for row in rows]
+    table = Table(headings, rows, f"{counted(len(rows), 'repetition')}, a line each", folded=len(rows) > MOST_LINES)
     words = [
         "loss",
         "bucket precision",
-        *(["validation"] if any(row[5] for row in rows) else []),
-        "rows a second",
-        "left",
+        *(["validation"] if "validation loss" in headings else []),
+        *(["rows a second"] if "rows a second" in headings else []),
+        *(["left"] if "left" in headings else []),
     ]
     return Section("training", "Training", [*blocks, table, legend(*words)])
 
@@ -229,9 +231,9 @@ def _accuracy(diagnosis: Diagnosis, store: Store, source: str) -> Section:
         [row["n_repetitions"], "re-ranked" if row["reranked"] else "", *(percent(row[name]) for name in names)]
         for row in curve
     ]
-    text = f"{store.n_rows:,} rows of {source}, by the first 1, 2, … repetitions; percent."
+    text = f"{counted(store.n_rows, 'row')} of {source}, by the first 1, 2, … repetitions; percent."
     if unknown := store.meta["n_unknown_classes"]:
-        text += f" {unknown:,} classes of these rows are unknown to the model and not counted."
+        text += f" {counted(unknown, 'class name')} of these rows, unknown to the model, not counted."
     plot = Plot("repetitions", plots.repetitions(curve), "Accuracy by repetitions; stars: re-ranked.")
     return Section("accuracy", "Accuracy", [text, plot, Table(["R", "", *names], rows), legend_of(names)])
 

@@ -51,7 +51,7 @@ class Answerer:
         Raises
         ------
         ConfigError
-            When k is no whole number from 1 to the number of classes.
+            When k is no whole number of at least 1.
         """
         k = n_best(k, self.edits.n_classes)
         ask = self._prepared(ask)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any
 
@@ -13,6 +13,8 @@ from typing import Any
 @contextmanager
 def interrupts_noted() -> Iterator[Callable[[], bool]]:
     """Whether SIGINT came, or SIGTERM or SIGHUP where they do the same as it; a second one acts as ever.
+
+    What they do is done at once, as a line may be said, but for the KeyboardInterrupt.
 
     Signals are for the main thread: in another one nothing is noted, and nothing changes.
     """
@@ -30,9 +32,9 @@ def interrupts_noted() -> Iterator[Callable[[], bool]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal came
-        if came:
+        is_first, came = not came, True
+        with suppress(KeyboardInterrupt) if is_first else nullcontext():
             before[signal.Signals(number)](number, frame)
-        came = True
 
     for number in before:
         signal.signal(number, note)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mach.config import LaunchConfig
 from mach.data.store import Store
-from mach.errors import IncompleteRunError
+from mach.errors import IncompleteRunError, counted
 from mach.reranking.fitting import RerankerTraining, fitting_bytes
 from mach.reranking.parts import STAGES
 from mach.runs.run import Run
@@ -70,11 +70,12 @@ class Crew:
                 done = [r for r in wanted if run.repetition(r).is_done]
                 saved = [r for r in wanted if r not in done and run.repetition(r).state.exists()]
                 raise IncompleteRunError(
-                    f"stopped with {len(done)} of {len(wanted)} repetitions finished and {len(saved)} begun and saved "
-                    f"in {run.path}: run the same command again to go on"
+                    f"stopped with {len(done)} of {counted(len(wanted), 'repetition')} finished and {len(saved)} begun "
+                    f"and saved in {run.path}: run the same command again to go on"
                 ) from None
         if schedule.n_deaths:
-            self.say(f"{schedule.n_deaths} workers were lost, {schedule.n_lost_steps} steps had to be trained again")
+            lost = counted(schedule.n_deaths, "worker"), counted(schedule.n_lost_steps, "step")
+            self.say(f"{lost[0]} lost, {lost[1]} trained again")
         if schedule.given_up:
             shard, cause = min(schedule.given_up.items())
             n_failed = sum(map(len, schedule.given_up))
