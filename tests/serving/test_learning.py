@@ -118,6 +118,22 @@ def test_a_wrong_token_file_is_refused(tmp_path: Path, text: str, told: str):
         Tokens.of_file(tmp_path / "tokens")
 
 
+def test_a_token_file_that_is_not_there_is_told_with_what_it_holds(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"No such file or directory: give a file of lines `read TOKEN`"):
+        Tokens.of_file(tmp_path / "tokens")
+
+
+def test_a_refused_class_is_told_what_a_request_can_mend(start: Started):
+    client = start(learn=True)
+    for body in ({"name": "teapot"}, {"name": "teapot", "examples": ["zzz qqq"]}):
+        refused = client.post(f"{THINGS}/classes", json=body)
+        assert refused.status_code == 400
+        assert refused.json()["detail"] == "class 'teapot' has no example or text with known features: give one"
+    headers = {"content-type": "application/json"}
+    broken = client.post(f"{THINGS}/classes", content=b'{"name"', headers=headers).json()["detail"]
+    assert broken.startswith("the body is not as it should be: Invalid JSON: ")
+
+
 def test_a_server_that_others_reach_says_who_may_ask(run: Path, token_file: Path):
     with pytest.raises(ConfigError, match=r"--host 0.0.0.0 is reached by others: give --token-file FILE, or --no-auth"):
         Settings((str(run),), host="0.0.0.0").guard()
