@@ -197,4 +197,7 @@ def _walk(trainers: list[Trainer], step: Callable[[Step], list[StepFigures] | No
                     errors.append(error)
         pulse.rest()
     if errors:
-        raise errors[0]
+        try:
+            raise errors[0]
+        finally:
+            errors.clear()  # an error knows this frame: a circle, which would hold the networks

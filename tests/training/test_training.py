@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import math
 import os
 import socket
@@ -78,6 +79,19 @@ def test_any_interruptions_end_in_the_same_bits(config: Config, trained: Path, t
     assert [{k: v for k, v in row.items() if k not in drop} for row in ours] == [
         {k: v for k, v in row.items() if k not in drop} for row in theirs
     ]
+
+
+def test_a_stopped_repetition_gives_its_memory_back_at_once(config: Config, tmp_path: Path):
+    """A worker that pauses one repetition and takes another up would hold both until Python looks for cycles."""
+    job = job_of(config, tmp_path / "run", 0)[1]
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(TrainingStoppedError):
+            train_shard(job, should_stop=stop_after(3))
+        assert not any(type(each) is Trainer for each in gc.get_objects())
+    finally:
+        gc.enable()
 
 
 def test_a_finished_repetition_is_left_alone(config: Config, tmp_path: Path):
