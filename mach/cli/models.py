@@ -201,7 +201,7 @@ def _prepared(model: MachModel, source: str, *, measures: bool = False) -> Store
 
     with progress() as report:
         store = prepare(model.run.reading, model.run.config.text, source, like=model.reference(), report=report)
-    warn(store, is_query=True)
+    warn(store, is_query=True, measures=measures)
     if measures and (told := trained_on(model.run, source, store)):
         say(f"mach: {told}", err=True)
     return store

@@ -99,10 +99,10 @@ class Unknown:
         return {"unknown_classes": list(self.first)} if self.n else {}
 
 
-def told(store: Store, *, is_query: bool = False) -> list[str]:
+def told(store: Store, *, is_query: bool = False, measures: bool = True) -> list[str]:
     """What was left out of the rows of a store or is missing in them, a line a kind.
 
-    Rows to ask about (``is_query``) may have no class at all.
+    Rows to ask about (``is_query``) may have no class at all; where nothing is measured on them, none is missed.
     """
     meta, lines = store.meta, []
     source = meta["source"]
@@ -121,7 +121,7 @@ def told(store: Store, *, is_query: bool = False) -> list[str]:
             f"{source}: {counted(unknown, 'class name')} of its rows left out, {where}{_such_as(map(repr, names))}"
         )
     n = meta["n_rows_without_classes"]
-    if n and not (is_query and n == store.n_rows):
+    if n and not (is_query and (n == store.n_rows or not measures)):
         missed = "; measures count them as misses" if is_query else ""
         lines.append(rows_without("class", source, store.class_indptr, n) + missed)
     if n := meta["n_rows_without_features"]:
@@ -131,9 +131,9 @@ def told(store: Store, *, is_query: bool = False) -> list[str]:
     return lines
 
 
-def warn(store: Store, *, is_query: bool = False) -> None:
+def warn(store: Store, *, is_query: bool = False, measures: bool = True) -> None:
     """Tell as warnings."""
-    for line in told(store, is_query=is_query):
+    for line in told(store, is_query=is_query, measures=measures):
         warnings.warn(line, OmissionWarning, stacklevel=3)
 
 

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
@@ -100,6 +100,9 @@ class Table(Format, ABC):
         of classes are counted into ``cells``.
         """
         key = "text_columns" if columns is None else "strong_ and weak_columns"
+        repair = f"set {key}, class_column (mach train --text, --classes)"
+        if classes_optional:
+            repair = "name its columns as those of the training rows"
         named = self.only_columns or columns or config.text_columns
 
         def choose(there: Collection[str], place: str) -> list[str]:
@@ -109,7 +112,7 @@ class Table(Format, ABC):
                 if name not in there:
                     raise DataError(
                         f"{place} has no column {name!r}{did_you_mean(name, there)}; there are {listing(there)}: "
-                        f"{_otherwise_parted(there)}set {key}, class_column (mach train --text, --classes)"
+                        f"{repair}"
                     )
             refuse_twice(place, there, chosen)
             return chosen
@@ -121,19 +124,13 @@ class Table(Format, ABC):
             yield from chunks_of(rows, block_bytes, lambda: source.fraction)
 
 
-def _otherwise_parted(columns: Collection[str]) -> str:
-    """What to do about a header of one column that holds another sign, as spreadsheets write it in some countries."""
-    [only, *others] = columns or [""]
-    sign = next((sign for sign in (";", "\t", "|") if sign in only), None)
-    if others or sign is None:
-        return ""
-    how = "name it .tsv" if sign == "\t" else "save it with commas"
-    return f"{sign!r} seems to part its columns, {how}; or "
-
-
 @dataclass(frozen=True)
 class Csv(Table):
-    """Lines of fields below a header; a field in quotes may hold separators and line ends."""
+    """Lines of fields below a header; a field in quotes may hold separators and line ends.
+
+    A header without a comma is parted by the sign in it that others use: a semicolon, as spreadsheets write in many
+    countries, a tab or a bar.
+    """
 
     separator: str = ","
 
@@ -149,9 +146,13 @@ class Csv(Table):
                     raise csv.Error(f"a row of more than {ROW_BYTES:,} characters")
                 yield text
 
-        reader = csv.reader(lines(), strict=True, delimiter=self.separator)
-        line = 1
+        line, separator = 1, self.separator
         try:
+            rest = lines()
+            first = next(rest, "")
+            if separator == "," and "," not in first:
+                separator = max(";\t|", key=first.count) if any(sign in first for sign in ";\t|") else ","
+            reader = csv.reader(chain([first], rest), strict=True, delimiter=separator)
             header = next(reader, [])
             if not header:
                 raise DataError(f"{source.path} is empty or lacks a header: its first line must name the columns")
@@ -161,7 +162,7 @@ class Csv(Table):
                 if record and len(record) != len(header):
                     raise DataError(
                         f"{source.path} line {line}: {counted(len(record), 'field')} instead of {len(header)}: "
-                        f"quote the text that holds {self.separator!r}"
+                        f"quote the text that holds {separator!r}"
                     )
                 if record:  # csv yields [] for a blank line
                     yield f"{source.path} line {line}", [record[place] for place in places]

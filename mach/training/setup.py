@@ -95,6 +95,11 @@ def set_up(
             f"{config.data.train} has {counted(store.n_rows, 'row')} and no class in them: there is nothing to learn: "
             "check data.class_column and data.classes"
         )
+    if store.n_classes == 1:
+        raise ConfigError(
+            f"{config.data.train} has one class alone, so there is nothing to tell apart: give rows of two or more, or "
+            "check data.class_column and data.class_separator (--classes, --separator)"
+        )
     if is_run or Run.is_at(path):  # others may have created it while the data were read
         return _reopen(config, store, path, trunk), store
     if _holds_something_else(path) and not Run.is_at(path):

@@ -32,7 +32,7 @@ def warm_up() -> int:
 
     Rows of one class and of several, text and features, products of features and rows that are cut, a learned order,
     one query and many; networks of little work, and those in the precision that this processor is trained with. Costs
-    about a minute of processor, or 4 seconds where all are there.
+    about a minute of processor, or some seconds where all are there.
     """
     before = n_compiled()
     for loss in LOSSES:

@@ -235,7 +235,7 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str]] = {
         f"line 2: .*has 5,000 characters, a class name may have {NAME_CHARACTERS:,}",
     ),
     "a header of 2^64 rows": ("a.txt", text(f"{2**64} 2 3\n1 1:1\n"), f"line 1: N = {2**64} must be at most"),
-    "a header of 2^62 rows": ("a.txt", text(f"{2**47} 2 3\n1 1:1\n"), f"with 1 rows, its header says N = {2**47}"),
+    "a header of 2^62 rows": ("a.txt", text(f"{2**47} 2 3\n1 1:1\n"), f"with 1 row, its header says N = {2**47}"),
     "a header of many digits": ("a.txt", text("9" * 150 + " 2 3\n1 1:1\n"), "line 1: N = 9999.*must be at most"),
     "a header of D = 2^40": (
         "a.txt",

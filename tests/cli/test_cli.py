@@ -248,13 +248,15 @@ def test_queries_from_arguments_and_stdin(trained: Path, planted: Path):
         (["query", "{run}", "-k", "0", "1:1"], ["0"]),
         (["plan", "--classes", "1000", "--features", "10", "--memory", "much"], ["--memory much", "200MB"]),
         (["prepare", "{planted}/names.txt", "{tmp}/store"], ["names.txt", "line 1"]),
+        (["train", "{one}", "{tmp}/run", "--set", "data.cache={one}.d"], ["one class alone", "--separator"]),
     ],
 )
 def test_mistakes_get_one_line_and_exit_code_2(
     config: Config, trained: Path, planted: Path, tmp_path: Path, arguments: list[str], words: list[str]
 ):
     (tmp_path / "config.toml").write_text(to_toml(config))
-    places = {"tmp": tmp_path, "run": trained, "planted": planted}
+    (planted / "one.csv").write_text("text,classes\nred apple,a\ngreen apple,a\n")
+    places = {"tmp": tmp_path, "run": trained, "planted": planted, "one": planted / "one.csv"}
     result = mach(*(argument.format(**places) for argument in arguments))
     assert result.exit_code == 2, result.output
     assert "Traceback" not in result.output

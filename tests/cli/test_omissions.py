@@ -103,6 +103,12 @@ def test_rows_of_training_to_measure_on_are_told(home: Path, run: Path, tmp_path
         assert ("was trained on these rows" in result.stderr) == (is_told and verb != "predict"), result.stderr
 
 
+def test_columns_of_rows_to_ask_about_are_those_of_training(run: Path, tmp_path: Path):
+    (tmp_path / "others.csv").write_text("title;classes\na cup;the\n")
+    result = mach("evaluate", run, tmp_path / "others.csv")
+    assert (result.exit_code, "name its columns as those of the training rows" in result.stderr) == (2, True)
+
+
 def test_a_run_that_is_trained_anew_says_which_column_differs(home: Path, run: Path):
     result = mach("train", home / "train.csv", run, *OPTIONS, "--text", "classes")
     assert result.exit_code == 2

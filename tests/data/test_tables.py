@@ -108,16 +108,22 @@ def test_lone_surrogates_are_replaced(tmp_path):
     assert texts(path, "jsonl", columns()) == [("a\ufffd \U0001f600", ["\ufffd", "\U0001f600", "b"])]
 
 
+@pytest.mark.parametrize("sign", [";", "\t", "|"])
+def test_a_header_without_a_comma_says_what_parts_its_columns(tmp_path, sign):
+    rows = [("text", "classes"), (f'"a{sign} b, c\nd"', "x"), ("e, f", "y")]
+    path = write(tmp_path / "t.csv", "\ufeff" + "".join(f"{sign.join(row)}\n" for row in rows))
+    assert texts(path, "csv", columns()) == [(f"a{sign} b, c\nd", ["x"]), ("e, f", ["y"])]
+    commas = write(tmp_path / "u.csv", f'text,classes,"n{sign}"\na{sign}b,c,\n')
+    assert texts(commas, "csv", columns()) == [(f"a{sign}b", ["c"])]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
         ("t.csv", "", "is empty or lacks a header"),
         ("t.csv", "text,label\na,b\n", "line 1 has no column 'classes'; there are text, label: set"),
-        (
-            "t.csv",
-            "text;classes\na;b\n",
-            "there are text;classes: ';' seems to part its columns, save it with commas; or",
-        ),
+        ("t.csv", "text;label\na;b\n", "line 1 has no column 'classes'; there are text, label: set"),
+        ("t.csv", "text;classes\na;b;c\n", "line 2: 3 fields instead of 2: quote the text that holds ';'"),
         (
             "t.csv",
             "title,classes\na,b\n",

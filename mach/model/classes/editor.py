@@ -129,7 +129,8 @@ class ClassEditor:
             if by == "networks" and not counts_A.all():
                 name = names[int(np.argmin(counts_A))]
                 raise DataError(
-                    f"class {name!r} has no example or text with known features: give one, or place by='hash'"
+                    f"class {name!r} has no example or text with known features: give one (--example, --text), or "
+                    "place it by='hash' (--by hash)"
                 )
             hashing = self._ensemble.run.config.hashing
             functions = range(hashing.heads * hashing.repetitions)
