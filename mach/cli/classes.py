@@ -63,7 +63,7 @@ def add(
     source: str | None,
     **options: Any,
 ) -> str:
-    """Add a class NAME, or those of a FILE. It is known by a few examples or descriptive texts."""
+    """Add a class NAME, or those of a FILE. Examples, descriptive texts, or among classes with names its name tell of it."""
     import numpy as np
 
     if (name is None) == (source is None):
