@@ -108,6 +108,11 @@ def test_lone_surrogates_are_replaced(tmp_path):
     assert texts(path, "jsonl", columns()) == [("a\ufffd \U0001f600", ["\ufffd", "\U0001f600", "b"])]
 
 
+def test_a_list_of_strings_is_one_text(tmp_path):
+    path = write(tmp_path / "t.jsonl", '{"text": ["a b", "c"], "classes": ["x"]}\n{"text": [], "classes": ["y"]}')
+    assert texts(path, "jsonl", columns()) == [("a b\nc", ["x"]), ("", ["y"])]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
