@@ -4,8 +4,9 @@
 
 Rows are the texts of ../shared/data/NAME, shuffled; test rows are all of its test. Both runs have the same settings,
 features of the same words and networks of their own. Unseen are uses of classes without a training row. Times are
-processor time, of training as a whole and of a query in a batch. The table goes to
-benchmarks/results/names-NAME-EFFORT-DATE.md. A run that is there is not trained again, and its CPU seconds are near 0.
+processor time, of training as a whole and of a query in a batch. With --english
+a third run has the English names of gnd-core's vocabulary, which is part of tib-gnd's, as alternatives. The table goes
+to benchmarks/results/names-NAME-EFFORT-DATE.md. A run that is there is not trained again, and its CPU seconds are near 0.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1] / "shared/data"
 NAMES = {"tib-gnd": "label_names", "gnd-core": "label_names_en", "tate-leaf": "labels"}
 FOLDER = HERE / "data/names"
-KINDS = ("numbers", "names")
+FILES = {"numbers": "numbers.txt", "names": "names.csv", "english": "english.csv"}  # of the classes, by kind of run
 PRECISIONS = ("P@1", "P@3", "P@5")
 
 
@@ -44,6 +45,13 @@ def write(data_set: str, folder: Path, share: float) -> None:
     names = lines(data_set, NAMES[data_set])
     with (folder / "names.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([["id", "name"], *([f"class{k}", name] for k, name in enumerate(names))])
+    if data_set == "tib-gnd":
+        english = dict(zip(lines("gnd-core", "labels"), lines("gnd-core", "label_names_en"), strict=True))
+        others = [english.get(key, key) for key in lines(data_set, "labels")]  # the id where there is no English name
+        table = zip(names, ("" if other.startswith("gnd:") else other for other in others), strict=True)
+        with (folder / "english.csv").open("w", encoding="utf-8", newline="") as file:
+            rows = ([f"class{k}", *row] for k, row in enumerate(table))
+            csv.writer(file).writerows([["id", "name", "alternatives"], *rows])
     (folder / "numbers.txt").write_text("".join(f"class{k}\n" for k in range(len(names))))
     for split in ("train", "test"):
         rows = list(zip(lines(data_set, f"{split}_texts"), lines(data_set, split)[1:], strict=True))
@@ -57,9 +65,9 @@ def write(data_set: str, folder: Path, share: float) -> None:
 
 
 def train(folder: Path, kind: str, effort: str, overrides: list[str]) -> float:
-    """Train one of the two runs, unless it is there; processor seconds."""
+    """Train one of the runs, unless it is there; processor seconds."""
     config = folder / f"{kind}.toml"
-    classes = folder / ("names.csv" if kind == "names" else "numbers.txt")
+    classes = folder / FILES[kind]
     config.write_text(
         f'[data]\ntrain = "{folder / "train.jsonl"}"\ntest = "{folder / "test.jsonl"}"\nclasses = "{classes}"\n'
         f'cache = "{folder / "cache"}"\n[text]\nmin_rows = 2\nsublinear = true\n[training]\neffort = "{effort}"\n'
@@ -98,6 +106,7 @@ def main() -> None:
     parser.add_argument("data_set", choices=NAMES)
     parser.add_argument("--effort", default="best", choices=("fast", "balanced", "best"))
     parser.add_argument("--share", type=float, default=1.0, help="of the training rows")
+    parser.add_argument("--english", action="store_true", help="of tib-gnd: a third run, with gnd-core's English names")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
@@ -112,7 +121,7 @@ def main() -> None:
         "| classes | P@1 / 3 / 5 | recall@5 of unseen | CPU s | ms a query | re-ranker MB |",
         "|---|---|---|---|---|---|",
     ]
-    for kind in KINDS:
+    for kind in list(FILES)[: 3 if options.english else 2]:
         seconds = train(folder, kind, options.effort, options.overrides)
         found = measure(folder / f"{kind}-{options.effort}")
         precisions = " / ".join(f"{found[name]:.1f}" for name in PRECISIONS)

@@ -63,7 +63,10 @@ def add(
     source: str | None,
     **options: Any,
 ) -> str:
-    """Add a class NAME, or those of a FILE. It is known by a few examples or descriptive texts."""
+    """Add a class NAME, or those of a FILE.
+
+    It is known by a few examples or descriptive texts, among classes that have names by its name alone.
+    """
     import numpy as np
 
     if (name is None) == (source is None):

@@ -84,6 +84,12 @@ def plan(
 @click.option("--classes", metavar="COLUMN", help="Column of the table that holds a row's classes; classes by default.")
 @click.option("--separator", metavar="TEXT", help="What stands between the classes of a cell, such as |.")
 @click.option(
+    "--class-table",
+    "is_table",
+    is_flag=True,
+    help="CONFIG is a table of classes, whose names and texts are all there is.",
+)
+@click.option(
     "--effort",
     type=click.Choice(["fast", "balanced", "best"]),
     help="What to spend on accuracy; by default balanced, best below 5,000 rows.",
@@ -107,6 +113,7 @@ def train(
     text: str | None,
     classes: str | None,
     separator: str | None,
+    is_table: bool,
     effort: str | None,
     minutes: float | None,
     overrides: tuple[str, ...],
@@ -123,12 +130,14 @@ def train(
     RUN is a folder or URL, runs/NAME by default. CONFIG is a TOML file, or a file with the training rows alone; the
     recipe chooses what is left open. A run in place of CONFIG, and no RUN, goes on with that run and its own
     configuration. With --from, CONFIG names the new rows, and all that it leaves open is as in the run to start from;
-    its own rows are replayed beside them. --trunk sets network.trunk, and must be given wherever a configuration or
-    run names one.
+    its own rows are replayed beside them. With --class-table, CONFIG has no rows but classes, a line each: columns id
+    or name, and alternatives and text where there are some. --trunk sets network.trunk, and must be given wherever a
+    configuration or run names one.
     """
     from rich.console import Console
 
     from mach.config import to_toml
+    from mach.data.class_table import of_classes_alone
     from mach.training import conductor
     from mach.training.launch.capacity import refuse_too_large
     from mach.training.recipe import effort_rows
@@ -143,8 +152,11 @@ def train(
         "training.effort": effort,
         "training.start": start,
     }
-    set_here = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
-    options, where = conductor.configuration(config, run, [*overrides, *set_here], trunk)
+    table = of_classes_alone(config) if is_table else {}
+    set_first, set_here = (
+        [f"{k}={json.dumps(v)}" for k, v in keys.items() if v is not None] for keys in (table, given)
+    )
+    options, where = conductor.configuration(config, run, [*set_first, *overrides, *set_here], trunk)
     if dry_run:
         choose = conductor.chooser(minutes, options, where, partial(say, err=True), trunk)
         with progress() as report:

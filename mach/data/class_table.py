@@ -67,6 +67,25 @@ def read_classes(source: str, cache: str | None, separator: str | None, *, are_n
     return _read(form, file, separator or SEPARATOR, are_numbered)
 
 
+def of_classes_alone(source: str) -> dict[str, Any]:
+    """Keys of a configuration that learns from a table of classes and nothing else: its texts are the documents.
+
+    Words may be mistyped or inflected, as few texts spell them. A DataError where the file is no table of classes.
+    """
+    with source_errors(source):
+        file = fetch_source(source)
+        form = _table(source, file)
+    if form is None:
+        raise DataError(f"{source} is no table with a column id or name: --class-table needs one of its classes")
+    there = set(COLUMNS)
+    for _, row in _rows(form, file, SEPARATOR):
+        there &= row.keys()  # lines of JSON may lack a column, and documents must not
+    strong: list[str] = [name for name in ("name", "alternatives") if name in there] or ["id"]
+    keys: dict[str, Any] = {"data.classes": source, "data.class_column": "id" if "id" in there else "name"}
+    keys |= {"data.strong_columns": strong} | ({"data.weak_columns": ["text"]} if "text" in there else {})
+    return keys | {"text.words": [1, 1], "text.characters": [3, 4]}
+
+
 def options_of(source: str, separator: str | None) -> tuple[Any, ...] | None:
     """Beside the file's state, what decides what is read of it; None for a plain list."""
     skos = Skos.of(source)

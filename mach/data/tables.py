@@ -103,6 +103,7 @@ class Table(Format, ABC):
         repair = f"set {key}, class_column (mach train --text, --classes)"
         if classes_optional:
             repair = "name its columns as those of the training rows"
+        for_classes = ", or give --class-table for classes alone"
         named = self.only_columns or columns or config.text_columns
 
         def choose(there: Collection[str], place: str) -> list[str]:
@@ -112,7 +113,7 @@ class Table(Format, ABC):
                 if name not in there:
                     raise DataError(
                         f"{place} has no column {name!r}{did_you_mean(name, there)}; there are {listing(there)}: "
-                        f"{repair}"
+                        f"{repair}{'' if classes_optional or 'name' not in there else for_classes}"
                     )
             refuse_twice(place, there, chosen)
             return chosen
@@ -253,7 +254,10 @@ def ids_of(
 def _row(values: list[Any], place: str, columns: Sequence[str], config: DataConfig, cells: Cells | None) -> Columns:
     """Texts and class names; ``values`` are those of the text columns and, where there is one, the class column."""
     n_texts = len(columns)
-    texts, classes = values[:n_texts], values[n_texts] if len(values) > n_texts else None
+    classes = values[n_texts] if len(values) > n_texts else None
+    texts = [
+        "\n".join(v) if isinstance(v, list) and all(isinstance(s, str) for s in v) else v for v in values[:n_texts]
+    ]
     for name, text in zip(columns, texts, strict=True):
         if text is not None and not isinstance(text, str):
             raise DataError(f"{place}: column {name!r} holds {text!r:.40}, not text: convert it or leave it out")

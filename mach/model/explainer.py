@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 MOST_WORDS = 200  # of a query that are tried, those of largest value;
 MOST_CHARACTERS = 2**22  # fewer of a long text, which is read anew for each,
 LEAST_WORDS = 8  # but some
+ROUNDING = 1e-5
 MEANINGS = {
     "networks": "The networks give the class's buckets this probability on average, as a logarithm.",
     "examples": "The class was added: so much do the networks and its examples say of it.",
@@ -203,22 +204,29 @@ class Explainer:
             mode = PLAIN if self.reranker is None else RERANKED
             resemblance = answerer.memory.resemblance(scores.batch, mode)
             unlifted = float(answerer.unlifted(scores, ids_11, self.ask, resemblance)[0, 0])
-        if k >= answerer.edits.n_trained:
-            added["examples"] = unlifted - tail
+        memory, pair, is_added = answerer.memory, (np.zeros(1, np.int64), ids_11[0]), k >= answerer.edits.n_trained
+        reranker = self.reranker
+        if is_added:
+            reranker = memory.named if self.reranker is not None else None
+            if reranker is not None and memory.by_texts(resemblance, scores, *pair)[0] < unlifted - tail - ROUNDING:
+                reranker = None
+            aggregates_11 = memory.aggregates(scores, *pair)[:, None]
         else:
             aggregates_11 = answerer.ensemble.score(scores.probs_NRB, scores.columns, ids_11)
-            if self.reranker is not None:
-                assert isinstance(scores.batch, SparseBatch)
-                shortlist = Shortlist(scores.batch, ids_11, aggregates_11, scores.probs_NRB)
-                start, found = breakdown(self.reranker, shortlist)
-                for one in found:
-                    name = CALLED.get(one.signal.name, one.signal.name)
-                    parts.append(Part(name, one.signal.meaning, one.added, self._reasons(k, one.evidence)))
-            else:
-                counts_K = answerer.class_counts_K()[: answerer.edits.n_trained]
-                added = {"networks": float(aggregates_11[0, 0])}
-                if answerer.prior:
-                    added["prior"] = float(prior_terms(counts_K, answerer.prior)[k])
+        if reranker is not None:
+            assert isinstance(scores.batch, SparseBatch)
+            shortlist = Shortlist(scores.batch, ids_11, aggregates_11, scores.probs_NRB)
+            start, found = breakdown(reranker, shortlist)
+            for one in found:
+                name = CALLED.get(one.signal.name, one.signal.name)
+                parts.append(Part(name, one.signal.meaning, one.added, self._reasons(k, one.evidence)))
+        elif is_added:
+            added["examples"] = unlifted - tail
+        else:
+            counts_K = answerer.class_counts_K()[: answerer.edits.n_trained]
+            added = {"networks": float(aggregates_11[0, 0])}
+            if answerer.prior:
+                added["prior"] = float(prior_terms(counts_K, answerer.prior)[k])
         added |= {"tail": tail} if self.ask.tail else {}
         added |= {"taught": score - unlifted} if score != unlifted else {}
         return start, parts + [Part(name, MEANINGS[name], value) for name, value in added.items()]
@@ -230,7 +238,7 @@ class Explainer:
             for together in product(*(self._shares(feature).items() for feature in one.features)):
                 words = sorted({word for own, _ in together for word in own}, key=self._order)
                 added[tuple(words), one.name] += one.amount * float(np.prod([share for _, share in together]))
-        texts, found = self.answerer.ensemble.run.class_texts, []
+        texts, found = self.answerer.catalogue.texts, []
         for (words_, name), amount in sorted(added.items(), key=lambda item: -abs(item[1])):
             spans = sorted(span for word in words_ for span in self.spans.get(word, ()))
             spelt = None if name is None or texts is None else texts.spellings(k)[name]

@@ -23,7 +23,7 @@ from mach.reranking.candidates import lifted, proposed
 from mach.reranking.order import SECTION, LearnedOrder
 from mach.reranking.record import local_file
 from mach.reranking.signals import SIGNALS, present
-from mach.reranking.signals.contract import BlendedSignal, Floats, Shortlist, Signal, SignalFile
+from mach.reranking.signals.contract import BlendedSignal, Floats, Newcomers, Shortlist, Signal, SignalFile
 from mach.sketch.answers import TopK
 from mach.sketch.terms import reorder
 
@@ -82,6 +82,10 @@ class Reranker:
         """The same with what of its order has not seen a fold of the held-out rows, see `LearnedOrder.blind`."""
         order = None if self.order is None else self.order.blind(fold)
         return Reranker(self.signals, self.blend, self.candidates, order)
+
+    def and_also(self, more: Newcomers) -> Reranker:
+        """The same with classes that came after the training, which it knows by their texts alone."""
+        return Reranker([one.and_also(more) for one in self.signals], self.blend, self.candidates, self.order)
 
     @property
     def n_bytes(self) -> int:

@@ -21,7 +21,7 @@ from mach.reranking.signals.contract import SignalFile
 
 Array = NDArray[Any]
 HIDDEN, NETWORKS = 64, 2
-FEW_HIDDEN, FEW_STEPS, FOLDS = 16, 1_000, 2  # where held-out rows teach, which are few
+FEW_HIDDEN, FEW_STEPS, FOLDS = 16, 2_000, 2  # where held-out rows teach, which are few
 SECTION = "stacker."  # of its arrays' names in a re-ranker's file
 ROOM = 8.0  # log-odds of a class are its score and this: room below the aggregate for whatever the network says
 FLOOR = -2.0  # aggregate that a proposed class has at least

@@ -44,8 +44,8 @@ def test_the_surface_is_frozen():
             "--parameters", "--repetitions", "--workers", "-B", "-R",
         ],
         "train": [
-            "--address", "--classes", "--dry-run", "--effort", "--from", "--launcher", "--minutes", "--repetitions",
-            "--separator", "--set", "--text", "--trunk", "--workers", "config", "run",
+            "--address", "--class-table", "--classes", "--dry-run", "--effort", "--from", "--launcher", "--minutes",
+            "--repetitions", "--separator", "--set", "--text", "--trunk", "--workers", "config", "run",
         ],
         "status": ["--json", "run"],
         "evaluate": [

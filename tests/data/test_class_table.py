@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mach.config import DataConfig, TextConfig, parse_config
+from mach.data.class_table import of_classes_alone
 from mach.data.omissions import told
 from mach.data.prepare import prepare
 from mach.data.store import Reference, Store
@@ -206,3 +207,25 @@ def test_class_words_take_at_most_half_of_the_vocabulary() -> None:
     features = prepare(DataConfig(train="", classes=classes), TextConfig(n_features=8), "rows.jsonl").text_features
     assert features is not None
     assert len(features.counted(["red apple fast car slow"])[1]) == 4
+
+
+def test_a_table_of_classes_is_all_that_is_learned_from(tmp_path: Path):
+    Path("few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in CLASSES[:3]))
+    keys = of_classes_alone("few.jsonl")
+    assert keys["data.strong_columns"] == ["name", "alternatives"]  # not every line has a text
+    assert "data.weak_columns" not in keys
+    Path("whole.csv").write_text("id,name,alternatives,text\na,b,c,d\n")
+    keys = of_classes_alone("whole.csv")
+    assert keys["data.strong_columns"] == ["name", "alternatives"]
+    assert keys["data.weak_columns"] == ["text"]
+    Path("names.csv").write_text("name\nHeat pump\nBoiler\n")
+    assert of_classes_alone("names.csv") == {
+        "data.classes": "names.csv",
+        "data.class_column": "name",
+        "data.strong_columns": ["name"],
+        "text.words": [1, 1],
+        "text.characters": [3, 4],
+    }
+    Path("list.txt").write_text("Heat pump\nBoiler\n")
+    with pytest.raises(DataError, match="^list.txt is no table with a column id or name: --class-table needs one"):
+        of_classes_alone("list.txt")

@@ -117,6 +117,11 @@ def test_a_header_without_a_comma_says_what_parts_its_columns(tmp_path, sign):
     assert texts(commas, "csv", columns()) == [(f"a{sign}b", ["c"])]
 
 
+def test_a_list_of_strings_is_one_text(tmp_path):
+    path = write(tmp_path / "t.jsonl", '{"text": ["a b", "c"], "classes": ["x"]}\n{"text": [], "classes": ["y"]}')
+    assert texts(path, "jsonl", columns()) == [("a b\nc", ["x"]), ("", ["y"])]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mach.config import parse_config
+from mach.data.batch import SparseBatch
 from mach.errors import OmissionWarning
+from mach.model.loading import load
 from mach.model.model import MachModel
 from mach.reranking.order import FLOOR
+from mach.reranking.signals.contract import Shortlist
 from mach.training.conductor import train
 
 N_CLASSES, N_WORDS, LISTED = 40, 60, 5
@@ -101,3 +106,43 @@ def test_only_allowed_classes_are_proposed(model: MachModel):
     ids_N5, _ = model.topk(QUERIES, k=LISTED, allowed=allowed)
     assert np.isin(ids_N5, allowed).all()
     assert model.topk(QUERIES[:1], k=1, allowed=[UNSEEN])[0].tolist() == [[UNSEEN]]
+
+
+@pytest.fixture
+def grown(model: MachModel, tmp_path: Path) -> Iterator[MachModel]:
+    """The same with classes that came afterwards, which are known by their names alone."""
+    shutil.copytree(str(model.run.path), tmp_path / "run")
+    with load(tmp_path / "run") as made:
+        made.classes.add(["name7 keeper", "word59"], alternatives=[["lighthouse wickie"], []])
+        yield made
+
+
+ADDED = UNSEEN + 1
+
+
+def test_an_added_class_answers_to_its_names_and_says_so(grown: MachModel):
+    for query in ("word1 keeper of name7 word2", "word3 lighthouse word4 wickie"):
+        assert ADDED in grown.topk(query, k=LISTED)[0]
+        assert ADDED + 1 not in grown.topk(query, k=LISTED)[0]
+        [why] = grown.explain(query, [ADDED])
+        assert why.start + sum(part.added for part in why.parts) == pytest.approx(why.score, abs=1e-4)
+        spelt = {reason.name for part in why.parts if part.name == "mention" for reason in part.reasons}
+        assert spelt == {"name7 keeper" if "name7" in query else "lighthouse wickie"}
+    grown.classes.remove(ADDED)
+    assert ADDED not in grown.topk("word1 keeper of name7 word2", k=grown.n_classes)[0]
+
+
+def test_an_added_class_is_weighed_like_a_trained_one_without_rows(grown: MachModel):
+    [again] = grown.classes.add("keeper lighthouse", alternatives=[["wickie"]])
+    reranker = grown.answerer.memory.named
+    assert reranker is not None
+    batch = next(iter(grown.answerer.ensemble.read(["the lighthouse keepers of word3", "wickie", "word1"])))
+    assert isinstance(batch, SparseBatch)
+    scores = np.full((3, 2), -5, np.float32), np.full((3, 1, 4), 0.1, np.float32)
+    shortlist = Shortlist(batch, np.tile([UNSEEN, again], (3, 1)), *scores)
+    for signal in reranker.signals:
+        columns = signal.columns(shortlist)
+        np.testing.assert_allclose(columns[:, 0], columns[:, 1], rtol=0.01, err_msg=signal.name)
+    both = reranker.rescore(shortlist)
+    np.testing.assert_allclose(both[:, 0], both[:, 1], atol=0.02)
+    assert (both[:2] > both[2:]).all()

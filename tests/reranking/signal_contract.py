@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from mach.data.batch import rows_of
+from mach.data.class_texts import ClassTexts
 from mach.errors import StorageError
 from mach.files.tensors import map_tensors, write_tensors
 from mach.reranking.signals import SIGNALS
-from mach.reranking.signals.contract import BlendedSignal, Material, Scale, Shortlist, Signal, SignalFile
+from mach.reranking.signals.contract import BlendedSignal, Material, Newcomers, Scale, Shortlist, Signal, SignalFile
 from tests.reranking.oracles import columns_of
 
 
@@ -53,6 +55,25 @@ class SignalContract:
         assert np.isfinite(columns_NCI).all()
         assert np.ptp(columns_NCI, axis=(0, 1)).all(), "the data of this test tell nothing"
         np.testing.assert_allclose(columns_NCI, columns_of(signal, shortlist), rtol=1e-5, atol=self.tolerance)
+
+    def test_it_equals_its_oracle_over_classes_that_came_later(
+        self, signal: Signal, material: Material, shortlist: Shortlist
+    ):
+        texts, K = (
+            ClassTexts.of(["Island", "Iron whales (Motif)", ""], [(), ("sea",), ()]),
+            material.store.n_classes,
+        )
+        grown = signal.and_also(Newcomers(texts, material.store.text_features, len(material.rows), rarest=0))
+        later = replace(
+            shortlist, ids_NC=np.where(shortlist.ids_NC % 2 > 0, shortlist.ids_NC % 3 + K, shortlist.ids_NC)
+        )
+        columns_NCI = grown.columns(later)
+        np.testing.assert_allclose(columns_NCI, columns_of(grown, later), rtol=1e-5, atol=self.tolerance)
+        if (ids_NP := grown.candidates(shortlist.batch)) is not None:
+            assert {K, K + 1} < set(ids_NP.ravel().tolist())
+            assert K + 2 not in ids_NP
+            found = file_of(grown.arrays, {}, material)
+            assert self.kind.load(replace(found, n_classes=K + 3)).arrays.keys() == grown.arrays.keys(), "it is whole"
 
     def test_evidence_adds_up_to_its_first_column(self, signal: Signal, shortlist: Shortlist):
         n_found = 0

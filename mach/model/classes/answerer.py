@@ -38,7 +38,7 @@ class Answerer:
     def __init__(self, ensemble: Ensemble, reranker: Reranker | None, prior: float, edits: Edits) -> None:
         self.ensemble, self.reranker, self.prior, self.edits = ensemble, reranker, prior, edits
         self.catalogue = Catalogue(edits, ensemble.run)
-        self.memory = ExemplarMemory(edits, ensemble)
+        self.memory = ExemplarMemory(edits, ensemble, reranker)
         self._terms = lru_cache(maxsize=4)(self._make_terms)
 
     def with_edits(self, edits: Edits) -> Answerer:
@@ -103,10 +103,13 @@ class Answerer:
     def candidates(self, trained: TopK, scores: BucketScores, k: int, ask: Ask, resemblance: Resemblance) -> TopK:
         """The best k trained classes and beside them all others that can be above them, with scores without lifts."""
         allowed_K, n_added = None if ask.allowed is None else ask.allowed.mask_K, self.edits.n_added
-        n = min(max(k, MOST_ADDED) if ask.tail else k, n_added)
-        ids_NC, n_scored_N = self.memory.candidates(trained, scores, n, resemblance, allowed_K)
+        bounds = self._reranker(ask) if not self.memory.has_scale else None  # whose scores only their aggregates bound
+        least = MOST_ADDED if ask.tail else bounds.candidates if bounds else k
+        n = min(max(k, least), n_added)
+        ids_NC, n_scored_N, bound_N = self.memory.candidates(trained, scores, n, resemblance, allowed_K)
         return replace(
             trained,
+            bound_N=np.maximum(trained.bound_N, bound_N) if bounds else trained.bound_N,
             ids_Nk=np.hstack((trained.ids_Nk, ids_NC)),
             scores_Nk=np.hstack((trained.scores_Nk, self.unlifted(scores, ids_NC, ask, resemblance))),
             exact_N=trained.exact_N & (n == n_added or not ask.tail),

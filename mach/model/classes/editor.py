@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mach.data.batch import Batch, concatenated, has_features
+from mach.data.batch import Batch, SparseBatch, concatenated, has_features
 from mach.data.class_texts import ClassTexts
 from mach.data.missing import is_missing
 from mach.data.names import class_name
@@ -74,7 +74,7 @@ class ClassEditor:
         Parameters
         ----------
         names : str or sequence of str
-            A new name a class.
+            A new name a class. Where trained classes have names and rows are texts, it may be known by that alone.
         examples : sequence, optional
             Of each class its examples: queries of any kind that `MachModel.topk` takes.
         texts : sequence of str, optional
@@ -114,20 +114,27 @@ class ClassEditor:
                 raise DataError(f"{kind}: need one entry for each of the {len(names)} names")
         said = ClassTexts.given(names, alternatives, texts, uris)
         self._insist_on_all_repetitions()
+        named_alone = examples is texts is None and by == "networks" and self.answerer.memory.reads_names
+        if named_alone:
+            texts = ["\n".join(said.spellings(a) if said else [name]) for a, name in enumerate(names)]
         read = [self._read(given) for given in (examples, texts) if given is not None]
         with self._turn() as current:
             names = self._insist_on_new(names)
             first, A, n_buckets = self.edits.n_classes, len(names), self._ensemble.n_buckets
-            exemplars = Exemplars.none()
+            exemplars, known_A = Exemplars.none(), np.zeros(A, np.int64)
             if read:
                 batch, owners = concatenated([part for part, _ in read]), np.concatenate([whose for _, whose in read])
-                exemplars = Exemplars.of(batch, first + owners, EXAMPLE)
-            counts_A = np.bincount(exemplars.classes_M - first, minlength=A)
-            if read:
-                warn_of_empty(batch, "examples and texts", [names[a] for a in owners.tolist()])
+                is_known = has_features(batch)
+                if named_alone and isinstance(batch, SparseBatch):
+                    is_known = np.diff(batch.indptr) > 0  # words that only names have count for nothing but in names
+                else:
+                    warn_of_empty(batch, "examples and texts", [names[a] for a in owners.tolist()])
+                known_A = np.bincount(owners[is_known], minlength=A)
                 self._tell_unknown(examples, texts)
-            if by == "networks" and not counts_A.all():
-                name = names[int(np.argmin(counts_A))]
+            if read and not named_alone:
+                exemplars = Exemplars.of(batch, first + owners, EXAMPLE)
+            if by == "networks" and not known_A.all():
+                name = names[int(np.argmin(known_A))]
                 raise DataError(
                     f"class {name!r} has no example or text with known features: give one (--example, --text), or "
                     "place it by='hash' (--by hash)"
@@ -145,9 +152,9 @@ class ClassEditor:
                 names=(*self.edits.names, *names),
                 texts=self.edits.texts_and(said and replace(said, names=names), names),
                 table_FA=np.hstack([before_FA, table_FA]),
-                counts_A=np.hstack([self.edits.counts_A, counts_A]),
+                counts_A=np.hstack([self.edits.counts_A, 0 * known_A if named_alone else known_A]),
             )
-            if scores:
+            if scores and len(exemplars):
                 changed = lifted(self.answerer, anchored(self.answerer, changed, scores), exemplars, 1, scores)
             self._write(current, changed, "add", abridged(names))
         return np.arange(first, first + A)

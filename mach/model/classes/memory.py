@@ -10,6 +10,10 @@ where v below LEAST_AGGREGATE, and the first sum above TOP, count by SLOPE. So a
 networks are sure of, unless a query is nearly one of its examples. Beside that, every exemplar lifts its class, added
 or trained, by its own lift times `near` of the cosine, which is 1 for the exemplar itself. The constants were chosen
 on gnd-core with classes held out of its training rows (docs/living.md).
+
+An added class whose name or text a query speaks of also has the score that a trained class without rows would have
+(`mach.reranking.model.Reranker.and_also`); of both the larger one counts. As long as no class was given an
+example there is no scale, and that score stands alone, or the aggregate where nothing is re-ranked.
 """
 
 from __future__ import annotations
@@ -20,8 +24,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.data.batch import Batch, ranges
+from mach.data.batch import Batch, SparseBatch, ranges
+from mach.data.class_texts import ClassTexts
 from mach.model.classes.edits import Edits, Exemplars, Pairs
+from mach.reranking.model import Reranker
+from mach.reranking.signals.contract import Newcomers, Shortlist
 from mach.runs.ensemble import BucketScores, Ensemble
 from mach.sketch.aggregates import reduce, transform
 from mach.sketch.answers import TopK
@@ -45,6 +52,7 @@ class Resemblance(NamedTuple):
     n_close_N: NDArray[np.int64]  # added classes that it resembles
     lift_keys: NDArray[np.int64]
     lifts: NDArray[np.float32]  # what exemplars add
+    named_NP: NDArray[np.int64]  # added classes that the re-ranker proposes by their texts, -1 for none
 
 
 def near(cosines: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -61,11 +69,33 @@ def near(cosines: NDArray[np.float32]) -> NDArray[np.float32]:
 class ExemplarMemory:
     """The exemplars of one version of the classes, prepared to score queries; safe to share between threads."""
 
-    def __init__(self, edits: Edits, ensemble: Ensemble) -> None:
-        self.edits, self.ensemble = edits, ensemble
+    def __init__(self, edits: Edits, ensemble: Ensemble, reranker: Reranker | None = None) -> None:
+        self.edits, self.ensemble, self.reranker = edits, ensemble, reranker
         functions = ensemble.run.functions(ensemble.repetitions)
         self.table_RA = edits.buckets(functions, ensemble.n_buckets)
         self._decoder = lru_cache(maxsize=64)(self._make_decoder)
+
+    @cached_property
+    def reads_names(self) -> bool:
+        """Whether the re-ranker knows classes by their names."""
+        return self.reranker is not None and any(one.is_young and one.has_columns for one in self.reranker.signals)
+
+    @property
+    def has_scale(self) -> bool:
+        """Whether examples have told the scale of scores."""
+        return self.edits.n_anchored > 0
+
+    @cached_property
+    def named(self) -> Reranker | None:
+        """The re-ranker over added classes as well; None where examples alone tell of these."""
+        edits, run = self.edits, self.ensemble.run
+        if self.reranker is None or not edits.n_added or (self.has_scale and not self.reads_names):
+            return None
+        columns = {name: list(column) for name, column in vars(edits.texts or ClassTexts.of(edits.names)).items()}
+        for a in (edits.removed[edits.removed >= edits.n_trained] - edits.n_trained).tolist():
+            columns["names"][a], columns["alternatives"][a], columns["texts"][a] = "", (), ""
+        rarest, n_rows = int(run.class_counts_K().argmin()), run.manifest.n_rows
+        return self.reranker.and_also(Newcomers(ClassTexts(**columns), run.text_features, n_rows, rarest))
 
     @cached_property
     def _centroids(self) -> Exemplars:
@@ -87,7 +117,11 @@ class ExemplarMemory:
         keys = rows * K + self._centroids.classes_M[owners]
         order = np.argsort(keys)
         lifts = lifts_of(self._lifting, self._lifting.resembling(batch, NEAR_FROM), K, mode)
-        return Resemblance(keys[order], cosines[order], n_more[order], n_close_N, *lifts)
+        named_NP = np.empty((len(batch), 0), np.int64)
+        if mode == RERANKED and self.named is not None and isinstance(batch, SparseBatch):
+            named_NP = self.named.proposed(batch)
+            named_NP = np.where(named_NP >= self.edits.n_trained, named_NP, -1)
+        return Resemblance(keys[order], cosines[order], n_more[order], n_close_N, *lifts, named_NP)
 
     def score_added(
         self,
@@ -98,11 +132,9 @@ class ExemplarMemory:
         mode: int,
     ) -> NDArray[np.float32]:
         """Scores of pairs of query and added class, without lifts: the formula of this module, in plain numpy."""
-        functions, aggregate = self.ensemble.run.functions(scores.columns), self.ensemble.aggregate
-        buckets_RP = self.table_RA[functions][:, ids - self.edits.n_trained]
-        values_NRB = transform(scores.probs_NRB, aggregate)
-        values_RP = values_NRB[rows, np.arange(len(functions))[:, None], buckets_RP]
-        aggregates = reduce(values_RP, aggregate, self.ensemble.n_buckets)
+        aggregates = self.aggregates(scores, rows, ids)
+        if not self.has_scale:
+            return aggregates if mode == PLAIN or self.named is None else self.by_texts(resemblance, scores, rows, ids)
         cosines, n_more = np.full(len(rows), LEAST_COSINE, np.float32), resemblance.n_close_N[rows]
         at, is_close = _positions(resemblance.keys, rows * self.edits.n_classes + ids)
         cosines[is_close], n_more[is_close] = resemblance.cosines[at[is_close]], resemblance.n_more[at[is_close]]
@@ -112,7 +144,35 @@ class ExemplarMemory:
         u = AGGREGATE * np.maximum(v, LEAST_AGGREGATE + SLOPE * (v - LEAST_AGGREGATE))
         u += OFFSETS[mode] + COSINE * np.log(cosines) - RIVALS * np.log1p(n_more)
         u = np.minimum(u, TOP + SLOPE * (u - TOP)) + NEAR * near(cosines)
-        return (low[mode] + width[mode] * u).astype(np.float32)
+        found = (low[mode] + width[mode] * u).astype(np.float32)
+        if mode == RERANKED and self.named is not None:
+            is_named = (resemblance.named_NP[rows] == ids[:, None]).any(axis=1)
+            by_texts = self.by_texts(resemblance, scores, rows[is_named], ids[is_named])
+            found[is_named] = np.maximum(found[is_named], by_texts)
+        return found
+
+    def by_texts(
+        self, resemblance: Resemblance, scores: BucketScores, rows: NDArray[np.int64], ids: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Scores of pairs of query and added class, rows ascending, as of a trained class that no row has."""
+        asked, row_of, counts = np.unique(rows, return_inverse=True, return_counts=True)
+        place = ranges(np.zeros_like(counts), counts)
+        ids_NC = np.full((len(asked), counts.max(initial=0)), -1, np.int64)
+        aggregates_NC = np.full(ids_NC.shape, -np.inf, np.float32)
+        ids_NC[row_of, place], aggregates_NC[row_of, place] = ids, self.aggregates(scores, rows, ids)
+        part = scores.rows(asked)
+        assert self.named is not None
+        assert isinstance(part.batch, SparseBatch)
+        shortlist = Shortlist(part.batch, ids_NC, aggregates_NC, part.probs_NRB, resemblance.named_NP[asked])
+        return np.asarray(self.named.rescore(shortlist)[row_of, place])
+
+    def aggregates(self, scores: BucketScores, rows: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Aggregates of pairs of query and added class."""
+        functions, aggregate = self.ensemble.run.functions(scores.columns), self.ensemble.aggregate
+        buckets_RP = self.table_RA[functions][:, ids - self.edits.n_trained]
+        values_NRB = transform(scores.probs_NRB, aggregate)
+        values_RP = values_NRB[rows, np.arange(len(functions))[:, None], buckets_RP]
+        return np.asarray(reduce(values_RP, aggregate, self.ensemble.n_buckets))
 
     def candidates(
         self,
@@ -121,27 +181,27 @@ class ExemplarMemory:
         n_added: int,
         resemblance: Resemblance,
         allowed_K: NDArray[np.bool_] | None = None,
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Classes that can be above the best trained ones, beside these, and how many were scored to find them.
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """Classes that can be above the best trained ones, beside these, how many were scored, the best aggregate left.
 
-        They are all that a query resembles, and the ``n_added`` added ones of best aggregate: ids of shape (N, C), -1
-        for none.
+        They are all that a query resembles or speaks of, and the ``n_added`` added ones of best aggregate: ids of shape
+        (N, C), -1 for none.
         """
         K0, K, N = self.edits.n_trained, self.edits.n_classes, len(scores.batch)
-        keys = np.union1d(resemblance.keys, resemblance.lift_keys)
+        keys = np.union1d(np.union1d(resemblance.keys, resemblance.lift_keys), _keys(resemblance.named_NP, K))
         if allowed_K is not None:
             keys = keys[allowed_K[keys % K]]
-        n_scored_N = np.bincount(keys // K, minlength=N)
+        n_scored_N, bound_N = np.bincount(keys // K, minlength=N), np.full(N, -np.inf, np.float32)
         if n_added:
             allowed_A = None if allowed_K is None else allowed_K[K0:]
             added = self._decoder(scores.columns).topk(scores.probs_NRB, n_added, allowed_K=allowed_A)
-            n_scored_N += added.n_scored_N
+            n_scored_N, bound_N = n_scored_N + added.n_scored_N, added.bound_N
             keys = np.union1d(keys, _keys(np.where(added.ids_Nk < 0, -1, added.ids_Nk + K0), K))
         rows, ids = np.divmod(np.setdiff1d(keys, _keys(trained.ids_Nk, K), assume_unique=True), K)
         counts_N = np.bincount(rows, minlength=N)
         ids_NC = np.full((N, counts_N.max(initial=0)), -1, np.int64)
         ids_NC[rows, ranges(np.zeros_like(counts_N), counts_N)] = ids
-        return ids_NC, n_scored_N
+        return ids_NC, n_scored_N, bound_N
 
     def lifted(
         self, resemblance: Resemblance, ids_NC: NDArray[np.int64], scores_NC: NDArray[np.float32]

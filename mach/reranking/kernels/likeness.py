@@ -25,15 +25,25 @@ Array = NDArray[Any]
 
 
 def weights_of(
-    indptr: NDArray[np.int64], indices: NDArray[np.int32], counts: NDArray[np.int64], n_features: int
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.int32],
+    counts: NDArray[np.int64],
+    n_features: int,
+    others_D: NDArray[np.int64] | None = None,
+    n_others: int = 0,
 ) -> NDArray[np.float64]:
-    """Weights of the features of K texts, by how often each occurs in which."""
-    frequencies_D = np.bincount(indices, minlength=n_features)
-    K = len(indptr) - 1
-    idf_D = np.log(1 + (K - frequencies_D + 0.5) / (frequencies_D + 0.5))
+    """Weights of the features of some texts, by how often each occurs in which.
+
+    ``others_D`` says how many of ``n_others`` texts have each feature: then these are the corpus, else the texts.
+    """
     sizes_K = np.diff(indptr)
+    K = len(sizes_K)
     lengths_K = np.bincount(np.repeat(np.arange(K), sizes_K), counts, K)
-    norms_K = K1 * (1 - B + B * lengths_K / max(lengths_K.mean(), 1e-9))
+    frequencies_D, n, mean = np.bincount(indices, minlength=n_features), K, lengths_K.mean()
+    if others_D is not None:
+        frequencies_D, n, mean = others_D, n_others, others_D.sum() / max(n_others, 1)
+    idf_D = np.log(1 + (n - frequencies_D + 0.5) / (frequencies_D + 0.5))
+    norms_K = K1 * (1 - B + B * lengths_K / max(mean, 1e-9))
     return np.asarray(idf_D[indices] * counts * (K1 + 1) / (counts + np.repeat(norms_K, sizes_K)))
 
 

@@ -28,12 +28,14 @@ Array = NDArray[Any]
 def _mark(csr: tuple[Array, ...], row: int, links: tuple[Array, ...], marks: tuple[Array, ...]) -> int:
     """Mark the tokens of a row: their level, and the largest value of a word that spells them; returns their number.
 
-    An entry of value 0 counts: no training row has its word, but the query.
+    An entry of value 0 counts: no training row has its word, but the query. So rare a word has the row's largest value.
     """
     (indptr, indices, values), (offsets, tokens, levels), (level_T, value_T, _, marked) = csr, links, marks
-    n = 0
+    n, largest = 0, np.float32(0)
     for j in range(indptr[row], indptr[row + 1]):
-        feature, value = indices[j], abs(values[j])
+        largest = max(largest, abs(values[j]))
+    for j in range(indptr[row], indptr[row + 1]):
+        feature, value = indices[j], abs(values[j]) if values[j] != 0 else largest
         if not 0 <= feature < len(offsets) - 1:
             continue
         for link in range(offsets[feature], offsets[feature + 1]):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, get_args
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mach.config.keys import MAX_PAIRS
 from mach.data.rows import RowView
 from mach.errors import StorageError
-from mach.reranking.kernels.rerank import margins
+from mach.reranking.kernels.rerank import UNSEEN, margins
 from mach.reranking.settings import Loss
 from mach.reranking.signals.contract import (
     Arrays,
@@ -27,6 +27,7 @@ from mach.reranking.signals.contract import (
     Evidence,
     Floats,
     Material,
+    Newcomers,
     Scale,
     Shortlist,
     SignalFile,
@@ -116,6 +117,16 @@ class Classifiers(BlendedSignal):
         if not any(name in file.arrays for name in NAMES):
             return cls.of({}, loss)
         return cls.of({begin: ClassifierSet(_set_arrays(file, begin), view) for begin, view in seen.items()}, loss)
+
+    def and_also(self, more: Newcomers) -> Self:
+        """No weights, and the bias that fitting gives a class without rows."""
+        biases = np.full(len(more), UNSEEN if self.loss == "logistic" else -1, np.float32)
+        sets = {}
+        for begin, one in self.sets.items():
+            added = {"offsets": np.full(len(more), one.arrays["offsets"][-1]), "scales": 0 * biases, "biases": biases}
+            longer = {name: np.concatenate([one.arrays[name], array]) for name, array in added.items()}
+            sets[begin] = replace(one, arrays={**one.arrays, **longer})
+        return type(self).of(sets, self.loss)
 
     @property
     def own(self) -> ClassifierSet:

@@ -21,7 +21,9 @@ from mach.reranking.settings import FitSettings
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
+    from mach.data.class_texts import ClassTexts
     from mach.data.store import Store
+    from mach.data.text import TextFeatures
 
 Floats = NDArray[np.float32]
 Arrays = Mapping[str, NDArray[Any]]
@@ -79,6 +81,18 @@ def features_of(store: Store, rows: NDArray[np.int64]) -> csr_array:
     batch = read_batch(store, rows)
     assert isinstance(batch, SparseBatch)
     return batch.matrix(store.n_features)
+
+
+def inserted(
+    offsets: NDArray[np.int64], groups: NDArray[Any], *columns: tuple[NDArray[Any], NDArray[Any]]
+) -> tuple[NDArray[Any], ...]:
+    """Offsets of groups, and columns that they cut, with more entries at the end of these groups, which ascend.
+
+    >>> inserted(np.array([0, 1, 2]), np.array([0, 1]), (np.array([5, 6]), np.array([7, 8])))
+    (array([0, 2, 4]), array([5, 7, 6, 8]))
+    """
+    at, more = offsets[groups + 1], np.bincount(groups, minlength=len(offsets) - 1)
+    return offsets + np.append(0, np.cumsum(more)), *(np.insert(old, at, new) for old, new in columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +154,25 @@ class Scale:
     counts_repeats: bool = False  # whether rows may be counted by their features
     is_learned: bool = False  # whether an order is learned
     has_names: bool = False  # whether classes have names, and features are words
+
+
+@dataclass(frozen=True, eq=False)
+class Newcomers:
+    """Classes that came after the training, K, K + 1, ... in a signal: no training row has them."""
+
+    texts: ClassTexts
+    features: TextFeatures | None  # of the run
+    n_rows: int  # that it was trained on
+    rarest: int  # the trained class of fewest of them
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def row_frequencies(self) -> NDArray[np.float64]:
+        """In how many training rows each feature is, shape (D,), by its inverse row frequency."""
+        assert self.features is not None
+        idf_D = 1 / np.maximum(self.features.counts_of_values(), np.float32(1e-6)).astype(np.float64)
+        return np.clip((1 + self.n_rows) / np.exp(np.minimum(idf_D, 99) - 1) - 1, 0, self.n_rows)
 
 
 @dataclass(frozen=True)
@@ -217,6 +250,10 @@ class Signal(ABC):
         Ids of shape (N, `PROPOSED`), best first, -1 for none, none twice in a row; those of a query depend on it alone.
         """
         return None
+
+    def and_also(self, more: Newcomers) -> Self:
+        """The same with further classes; itself where it holds nothing of single classes."""
+        return self
 
     def evidence(self, shortlist: Shortlist) -> list[Evidence] | None:
         """Why its value is as it is, for one query and class; None of a signal that cannot tell.

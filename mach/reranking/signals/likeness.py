@@ -16,9 +16,11 @@ from mach.reranking.signals.contract import (
     Evidence,
     Floats,
     Material,
+    Newcomers,
     Scale,
     Shortlist,
     SignalFile,
+    inserted,
 )
 
 SECTION = "likeness."
@@ -90,6 +92,24 @@ class Likeness(BlendedSignal):
         if not scale.has_names:
             return 0
         return scale.n_features * FEATURE_BYTES + scale.n_classes * (CLASS_BYTES + ENTRIES * ENTRY_BYTES)
+
+    def and_also(self, more: Newcomers) -> Self:
+        """Texts as rare and as long as those of trained classes; a text's length is the number of its features."""
+        if not self.arrays or more.features is None:
+            return self
+        offsets, classes, codes, _ = self._index
+        totals_K, scale = self.arrays[f"{SECTION}totals"], float(self.arrays[f"{SECTION}scale"][0])
+        indptr, indices, _ = more.features.counted([more.texts.whole(a) for a in range(len(more))])
+        weights = weights_of(indptr, indices, np.ones_like(indices), 0, np.diff(offsets), len(totals_K))
+        added, sizes = np.clip(np.rint(weights / scale), 1, CODES), np.diff(indptr)
+        owners, order = np.repeat(np.arange(len(more)) + len(totals_K), sizes), np.argsort(indices, kind="stable")
+        entries = ((classes, owners[order]), (codes, added[order]))
+        arrays = dict(zip(("offsets", "classes", "codes"), inserted(offsets, indices[order], *entries), strict=True))
+        arrays["totals"] = np.append(totals_K, np.add.reduceat(np.append(added, 0), indptr[:-1]) * (sizes > 0)).astype(
+            np.float32
+        )
+        arrays = self.arrays | {SECTION + name: array for name, array in arrays.items()}
+        return type(self)(arrays)
 
     def columns(self, shortlist: Shortlist) -> NDArray[np.float32]:
         columns_NC3 = np.zeros((*shortlist.ids_NC.shape, 3), np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Self
 
@@ -27,13 +28,16 @@ from mach.reranking.signals.contract import (
     Evidence,
     Floats,
     Material,
+    Newcomers,
     Scale,
     Shortlist,
     SignalFile,
+    inserted,
 )
-from mach.reranking.spelling import link, tokens_of
+from mach.reranking.spelling import EXACT, link, link_near, tokens_of
 
 Table = tuple[NDArray[Any], ...]
+Codes = NDArray[np.uint8]
 SECTION = "mention."
 DOUBT = 4.0  # rows that the mean of all names counts as beside a name's own
 NAME_BYTES, LINK_BYTES = 50, 5  # of a class, with the inverted index; and of a link
@@ -126,6 +130,67 @@ class Mention(BlendedSignal):
         if not scale.has_names:
             return 0
         return scale.n_classes * NAME_BYTES + round(scale.n_features * (8 + LINKS * LINK_BYTES))
+
+    def and_also(self, more: Newcomers) -> Self:
+        """With the names of further classes.
+
+        That rows mention such a name is told by the frequencies of its words, and that none of them had the class: so
+        it counts as a name of a class without rows.
+        """
+        if not self.arrays or more.features is None:
+            return self
+        (links, linked, levels), (offsets, tokens), (firsts, indexed) = self._tables()
+        words, cut, T = more.features.words(), words_by(more.features.rule), len(firsts) - 1
+        feature_of, numbers, new = {word: n for n, word in enumerate(words)}, dict[str, int](), list[str]()
+        names = [more.texts.spellings(a) for a in range(len(more))]
+        tokens_M = [tokens_of(name, cut) for own in names for name in own]
+        for token in dict.fromkeys(token for own in tokens_M for token in own):
+            own = slice(*links[feature_of[token] : feature_of[token] + 2]) if token in feature_of else slice(0)
+            known = linked[own][levels[own] == EXACT].tolist()  # the token of trained names that the word is
+            numbers[token] = known[0] if known else T + len(new)
+            new += [] if known else [token]
+        near, (ends, found, how) = link_near(words, new)
+        links, linked, levels = inserted(links, np.repeat(near, np.diff(ends)), (linked, T + found), (levels, how))
+        sizes = np.array([len(own) for own in tokens_M])
+        added = np.array([numbers[token] for own in tokens_M for token in own], np.int32)
+        tokens, ends = np.append(tokens, added), np.append(offsets, offsets[-1] + np.cumsum(sizes))
+        T, M = T + len(new), len(offsets) - 1
+        uses_T = np.bincount(tokens, minlength=T)
+        rarest = np.array(
+            [min(own, key=uses_T.__getitem__, default=-1) for own in np.split(added, np.cumsum(sizes)[:-1])]
+        )
+        order = np.argsort(rarest, kind="stable")[np.count_nonzero(rarest < 0) :]
+        firsts = np.pad(firsts, (0, len(new)), mode="edge")
+        firsts, indexed = inserted(firsts, rarest[order], (indexed, M + order))
+        classes = self.arrays[f"{SECTION}classes"]
+        shares_ML, rows_ML = self._expected(more, (links, linked, levels), np.split(added, np.cumsum(sizes)[:-1]))
+        arrays = {
+            "links.offsets": links, "names.offsets": ends, "index.offsets": firsts,
+            "classes": np.append(classes, classes[-1] + np.cumsum([len(own) for own in names])),
+            "links.tokens": linked, "names.tokens": tokens, "index.names": indexed, "links.levels": levels,
+            "shares": np.vstack([self.arrays[f"{SECTION}shares"], shares_ML]),
+            "rows": np.vstack([self.arrays[f"{SECTION}rows"], rows_ML]),
+        }  # fmt: skip
+        return type(self)({SECTION + name: array for name, array in arrays.items()})
+
+    def _expected(self, more: Newcomers, links: Table, names: Sequence[NDArray[np.int32]]) -> tuple[Codes, Codes]:
+        """Codes of shares and rows of names that none of the rows that mention them has the class of.
+
+        So many rows mention a name at a level or a better one as have its rarest token so.
+        """
+        offsets, tokens, levels = links
+        rows_D, T = np.repeat(more.row_frequencies(), np.diff(offsets)), int(tokens.max(initial=0)) + 1
+        rows_TL = np.stack([np.bincount(tokens, rows_D * (levels >= L), T) for L in range(1, LEVELS + 2)], axis=1)
+        least_ML = np.array([rows_TL[own].min(axis=0, initial=more.n_rows) * (len(own) > 0) for own in names])
+        mentions_ML = least_ML[:, :-1] - least_ML[:, 1:]
+        codes_ML = self.arrays[f"{SECTION}rows"]  # a name that no row mentions has the mean itself
+        weights_ML = np.where(codes_ML == 0, 1e6, np.exp(codes_ML * (MOST_LOG / CODES)))
+        logs_ML = self.arrays[f"{SECTION}shares"] * (-LEAST_LOG / CODES) + LEAST_LOG
+        means_L = np.average(np.exp(logs_ML), axis=0, weights=weights_ML)
+        shares_ML = DOUBT * means_L / (mentions_ML + DOUBT)
+        return coded(np.log(np.maximum(shares_ML, 1e-9)) - LEAST_LOG, -LEAST_LOG), coded(
+            np.log1p(mentions_ML), MOST_LOG
+        )
 
     def columns(self, shortlist: Shortlist) -> NDArray[np.float32]:
         columns_NCI = np.zeros((*shortlist.ids_NC.shape, N_COLUMNS), np.float32)

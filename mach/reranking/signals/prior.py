@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.reranking.signals.contract import BlendedSignal, Floats, Material, Scale, Shortlist, SignalFile
+from mach.reranking.signals.contract import BlendedSignal, Floats, Material, Newcomers, Scale, Shortlist, SignalFile
 from mach.sketch.terms import prior_terms
 
 
@@ -49,6 +49,15 @@ class Prior(BlendedSignal):
     @classmethod
     def expected_bytes(cls, scale: Scale) -> int:
         return (8 if scale.is_learned else 4) * scale.n_classes
+
+    def and_also(self, more: Newcomers) -> Self:
+        last = {
+            "log_rows": 0.0,
+            "priors": float(self.arrays["priors"][more.rarest]) if "priors" in self.arrays else 0.0,
+        }
+        return type(self)(
+            {name: np.append(a, np.full(len(more), last[name], np.float32)) for name, a in self.arrays.items()}
+        )
 
     @property
     def has_columns(self) -> bool:
