@@ -4,9 +4,10 @@
 
 Rows are the texts of ../shared/data/NAME, shuffled; test rows are all of its test. Both runs have the same settings,
 features of the same words and networks of their own. Unseen are uses of classes without a training row. Times are
-processor time, of training as a whole and of a query in a batch. With --english
-a third run has the English names of gnd-core's vocabulary, which is part of tib-gnd's, as alternatives. The table goes
-to benchmarks/results/names-NAME-EFFORT-DATE.md. A run that is there is not trained again: its CPU seconds are near 0.
+processor time, of training as a whole and of a query in a batch. With
+--english a third run has the English names of gnd-core's vocabulary, which is part of tib-gnd's, as alternatives. The
+table goes to benchmarks/results/names-NAME-EFFORT-DATE.md. A run that is there is not trained again, and its CPU
+seconds are near 0.
 """
 
 from __future__ import annotations
