@@ -13,12 +13,13 @@ from mach.reranking.signals.contract import Signal
 from mach.sketch.answers import Subset, TopK
 
 
-def proposed(signals: Sequence[Signal], batch: SparseBatch) -> NDArray[np.int64]:
+def proposed(signals: Sequence[Signal], batch: SparseBatch, *, lifts: bool = True) -> NDArray[np.int64]:
     """Classes that signals propose, shape (N, P): the first of every signal, then the second, and so on.
 
-    Ids are -1 for none and for repeats.
+    Ids are -1 for none and for repeats. Signals are asked that know classes without rows (`Signal.lifts`), or others.
     """
-    found = [ids_NP for signal in signals if (ids_NP := signal.candidates(batch)) is not None]
+    asked = [signal for signal in signals if signal.lifts == lifts]
+    found = [ids_NP for signal in asked if (ids_NP := signal.candidates(batch)) is not None]
     if not found:
         return np.empty((len(batch), 0), np.int64)
     in_turns_NP = np.stack(found, axis=2).reshape(len(batch), -1)
