@@ -287,6 +287,6 @@ def test_bytes_of_a_re_ranker_are_those_of_its_signals():
     counted = replace(plain, counts_repeats=True)
     assert expected_bytes(counted) - expected_bytes(plain) == 5 * 30_000
     learned = replace(plain, is_learned=True)
-    assert expected_bytes(learned) - expected_bytes(plain) == 4 * 1000 + 12 * 500 + 5 * 40_000
+    assert expected_bytes(learned) - expected_bytes(plain) == 4 * 1000 + 12 * 500 + 5 * 80_000
     named = replace(plain, has_names=True)
     assert expected_bytes(named) - expected_bytes(plain) == 50 * 1000 + 18 * 500 + 22 * 1000 + 12 * 500
