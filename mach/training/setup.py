@@ -38,7 +38,6 @@ LAYOUT = (
     "reranking",
     STORE,
 )
-SKIPPING = 3.0  # times as fast must bfloat16 be where products of float32 skip the zeros of two in three
 # Sections and keys that do not change what is learned, or that a run may change on the way.
 FREE_KEYS = (
     "launch.",
@@ -169,7 +168,7 @@ def resolve(
     With ``known`` the assignment is that, and not drawn or read anew. ``trunk`` is what the caller passed. ``drawn``
     holds the seed and capacity of hash functions where others have been drawn before.
     """
-    from mach.networks.precision import bfloat16_gain, native_precision
+    from mach.networks.precision import native_precision, suits_light
 
     config = recipe.fill(config, recipe.Shape.of(store))
     n_buckets = config.hashing.buckets
@@ -190,7 +189,7 @@ def resolve(
         loss = "softmax" if np.all(np.diff(store.class_indptr) == 1) else "binary"
     config = config.changed(hashing={"buckets": n_buckets}, training={"loss": loss})
     precision, light, little = config.training.precision, can_be_light(config, store), is_little(config, store)
-    light = light and (little or precision == "float32" or bfloat16_gain() < (SKIPPING if loss == "binary" else 1))
+    light = light and (little or precision == "float32" or suits_light(loss))
     if precision == "auto":
         small = little and light and not config.launch.gpus
         precision = "float32" if small else "bfloat16" if light or config.launch.gpus else native_precision()
