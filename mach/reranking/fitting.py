@@ -42,7 +42,7 @@ from mach.runs.run import Run
 
 PAIRS_A_PART, MAX_PARTS = 2**18, 128  # some seconds each; every part of classes reads all candidates
 CHUNK_ROWS = 4096
-LEAST_FUNCTIONS = 4  # that tell candidates of training rows
+LEAST_FUNCTIONS = 2  # that tell candidates of training rows
 LISTED, LISTED_A_CLASS = 50, 5  # for a learned order: candidates of a training row, or of each class that one has
 MAX_VALIDATION_ROWS = 10_000
 MAX_TEACHING_ROWS = 20_000  # of a pilot
