@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LEAST_CONFIDENCE = 0.02  # of a rule that is kept: at most 50 a feature
 CODES = 255
 MOST_CONFIDENCE = np.float32(0.995)  # in a noisy or
-BLOCK_PRODUCTS = 2**24  # pairs of a feature and a class of a row that are counted at once
+BLOCK_PRODUCTS = 2**21  # pairs of a feature and a class of a row that are counted at once; some 50 MB
 Array = NDArray[Any]
 
 
