@@ -125,6 +125,7 @@ def main(descriptor: int) -> None:
         if not between:
             copy = os.fork()
             if copy:
+                os.setpgid(copy, copy)  # Ctrl-C is for the driver
                 os.write(theirs, str(copy).encode())
                 os._exit(0)
             channel.close()
@@ -141,7 +142,6 @@ def _serve(descriptor: int) -> None:
     try:
         from mach.training.launch.worker import main as work
 
-        os.setpgid(0, 0)  # Ctrl-C is for the driver
         work(descriptor)
         code = 0
     except BaseException:
