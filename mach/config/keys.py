@@ -250,7 +250,7 @@ class TrainingConfig(Section):
     )
     precision: Literal["auto", "float32", "bfloat16"] = key(
         "auto",
-        "Type of matrix products; auto: bfloat16 where the processor has it, but float32 for a second of work.",
+        "Type of the input layer's weights, and of products where torch makes them; auto: float32 for little work.",
         "Set float32 to get the same weights on every machine of one kind.",
     )
     checkpoint_seconds: float = key(

@@ -27,11 +27,12 @@ DROPOUT_STRIDE = 3  # as the only activation of `mach.networks.network.Network` 
 
 
 class LightNetwork:
-    """As `mach.networks.network.Network` of one hidden layer over sparse rows, in float32, on the processor.
+    """As `mach.networks.network.Network` of one hidden layer over sparse rows, on the processor.
 
-    Arguments are those of that. It begins with the same weights and makes the same steps, but for the order of sums:
-    every product is made by one kernel that skips zeros (`sparse_forward`), on one thread, so that its bits depend on
-    no library and no number of threads.
+    Arguments are those of that; with ``half`` the weights of the input layer are bfloat16. It begins with the same
+    weights and makes the same steps, but for the order of sums. Products are of float32, by numpy's library; those of
+    rounded errors (``dither``) by a kernel that skips zeros. Its bits depend on the number of threads of that library,
+    which the caller decides (`mach.networks.blas`).
     """
 
     device = "cpu"
@@ -46,6 +47,7 @@ class LightNetwork:
         loss: str,
         bias: NDArray[np.float32],
         seed: int,
+        half: bool = False,
         dither: float = 0.0,
     ) -> None:
         (width,) = config.hidden
@@ -53,7 +55,7 @@ class LightNetwork:
         self.n_steps = 0
         self.view = RowView(power=config.power)
         self.buffers = Buffers()
-        self.input = SparseInput(n_features, width, seed, half=False)
+        self.input = SparseInput(n_features, width, seed, half=half)
         self.weight_BH = aligned_empty((n_outputs, width), np.float32)
         bound = width**-0.5
         self.weight_BH[:] = uniform(seed, self.weight_BH.size).reshape(self.weight_BH.shape) * (2 * bound) - bound
@@ -81,15 +83,19 @@ class LightNetwork:
         for head in heads(len(z_BN), targets):
             given = z_BN[head], self.bias_B[head], targets.rows, targets.outputs, head.start
             kernel(*given, nobody_NB[:, head], by_bias_B[head])
-        entries = dithered(z_BN, self.dither, self.seed + self.n_steps * DITHER_STRIDE)
         by_weight_BH = self.buffers.array("by weight", self.weight_BH.shape, np.float32)
         back_NH = self.buffers.array("back", x_NH.shape, np.float32)
-        _multiply(*entries, hidden_NH, by_weight_BH)
-        rows_U, indptr, columns, values = transpose_batch(*entries, np.zeros(N, np.int32))
-        some_UH = self.buffers.array("some", (len(rows_U), x_NH.shape[1]), np.float32)
-        _multiply(indptr, columns, values, self.weight_BH, some_UH)
-        back_NH[:] = 0.0
-        back_NH[rows_U] = some_UH
+        if self.dither:
+            entries = dithered(z_BN, self.dither, self.seed + self.n_steps * DITHER_STRIDE)
+            _multiply(*entries, hidden_NH, by_weight_BH)
+            rows_U, indptr, columns, values = transpose_batch(*entries, np.zeros(N, np.int32))
+            some_UH = self.buffers.array("some", (len(rows_U), x_NH.shape[1]), np.float32)
+            _multiply(indptr, columns, values, self.weight_BH, some_UH)
+            back_NH[:] = 0.0
+            back_NH[rows_U] = some_UH
+        else:
+            np.matmul(z_BN, hidden_NH, out=by_weight_BH)
+            np.matmul(z_BN.T, self.weight_BH, out=back_NH)
         mean_BH, square_BH, mean_B, square_B = self.moments
         by_weight_BH *= np.float32(1.0 / N)
         by_bias_B *= np.float32(1.0 / N)
@@ -137,9 +143,9 @@ class LightNetwork:
 
     def _logits(self, hidden_NH: NDArray[np.float32]) -> NDArray[np.float32]:
         """Without the bias, (B, N)."""
-        z_NB = np.empty((len(hidden_NH), len(self.bias_B)), np.float32)
-        _multiply(*dithered(hidden_NH, 0.0, 0), np.ascontiguousarray(self.weight_BH.T), z_NB)
-        return np.ascontiguousarray(z_NB.T)
+        z_BN = self.buffers.array("z", (len(self.bias_B), len(hidden_NH)), np.float32)
+        with np.errstate(all="ignore"):  # a loss that is not finite is told by the figures
+            return np.matmul(self.weight_BH, hidden_NH.T, out=z_BN)
 
 
 def uniform(seed: int, n: int) -> NDArray[np.float32]:

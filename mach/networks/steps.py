@@ -18,9 +18,9 @@ from mach.networks.kernels.losses import named
 
 MANY_BUCKETS, SAMPLED = 4096, 0.25
 CLASSES_SAMPLED, MOST_SAMPLED = 0.05, 8192  # of buckets that are classes, as of `mach.nn.SampledHead`
-DITHER = 0.2  # 0.1 to 0.5 were alike on validation rows
+DITHER, LIGHT_DITHER = 0.2, 0.1  # 0.1 to 0.5 were alike on validation rows; for few epochs 0.1 is a little better
 STEP_FLOPS = 6  # a weight and row: forward, and back by inputs and by weights
-LIGHT_FLOPS = 2e10  # of a repetition: a second of one core, at least, which is less than torch takes to be imported
+LITTLE_FLOPS = 2e10  # of a repetition: a second of one core, at least
 GONE = {"network.input_dropout": 0.0, "training.schedule": "linear"}  # keys of before, and the values that are left
 
 
@@ -53,6 +53,7 @@ class Steps:
         loss: str,
         precision: str,
         has_classes: bool = False,
+        light: bool = False,
         retired: Mapping[str, Any] | None = None,
     ) -> Steps:
         """Settings that follow from N, B, the loss and the precision, and from whether a bucket is a class.
@@ -65,8 +66,9 @@ class Steps:
             is_exclusive = named(loss).is_exclusive
             samples = (is_exclusive or has_classes) and n_buckets >= MANY_BUCKETS
             share = min(CLASSES_SAMPLED, MOST_SAMPLED / n_buckets) if has_classes else SAMPLED
-            dithers = not is_exclusive and precision == "float32"
-            steps = cls(warmup, share if samples else 1.0, DITHER if dithers else 0.0)
+            dithers = not is_exclusive and (light or precision == "float32")
+            dither = LIGHT_DITHER if light else DITHER
+            steps = cls(warmup, share if samples else 1.0, dither if dithers else 0.0)
         retired = retired or {}
         for key, value in GONE.items():
             if retired.get(key, value) != value:
@@ -94,8 +96,12 @@ def repetition_flops(config: Config, store: Store) -> float:
     return STEP_FLOPS * n_weights * store.n_rows * config.training.epochs
 
 
-def is_light(config: Config, store: Store) -> bool:
-    """Whether `mach.networks.light.LightNetwork` is what a processor trains in float32, whoever launches it."""
+def can_be_light(config: Config, store: Store) -> bool:
+    """Whether `mach.networks.light.LightNetwork` can train a configuration that is filled in."""
     is_plain = not store.is_dense and len(config.network.hidden) == 1 and config.network.trunk is None
-    has_few_buckets = (config.hashing.buckets or 0) < MANY_BUCKETS
-    return is_plain and has_few_buckets and repetition_flops(config, store) < LIGHT_FLOPS
+    return is_plain and (config.hashing.buckets or 0) < MANY_BUCKETS
+
+
+def is_little(config: Config, store: Store) -> bool:
+    """Whether a repetition is trained in less time than torch takes to be imported."""
+    return repetition_flops(config, store) < LITTLE_FLOPS

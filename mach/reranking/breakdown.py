@@ -94,7 +94,7 @@ def _ordered(reranker: Reranker, order: LearnedOrder, shortlist: Shortlist) -> t
         inputs_1MI[0, :, end - signal.n_columns : end] = np.where(is_in_M[:, None], known[number], start[number])
         if isinstance(signal, Aggregate):
             scores_1M[0] = np.where(is_in_M, shortlist.scores_NC[0, 0], start[number][0])
-        proposed_1P = signal.candidates(shortlist.batch)
+        proposed_1P = signal.candidates(shortlist.batch) if signal.lifts else None
         if proposed_1P is not None and shortlist.ids_NC[0, 0] in proposed_1P:
             is_lifted_M |= is_in_M
     scores_1M = np.where(is_lifted_M, np.maximum(scores_1M, np.float32(order.floor)), scores_1M)

@@ -9,18 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.data.batch import SparseBatch
+from mach.reranking.kernels.best import drop_listed
 from mach.reranking.signals.contract import Signal
 from mach.sketch.answers import Subset, TopK
 
 
-def proposed(signals: Sequence[Signal], batch: SparseBatch) -> NDArray[np.int64]:
+def proposed(signals: Sequence[Signal], batch: SparseBatch, *, lifts: bool = True) -> NDArray[np.int64]:
     """Classes that signals propose, shape (N, P): the first of every signal, then the second, and so on.
 
-    Ids are -1 for none and for repeats.
+    Ids are -1 for none and for repeats. Signals are asked that know classes without rows (`Signal.lifts`), or others.
     """
-    found = [ids_NP for signal in signals if (ids_NP := signal.candidates(batch)) is not None]
-    if not found:
-        return np.empty((len(batch), 0), np.int64)
+    asked = [signal for signal in signals if signal.lifts == lifts]
+    found = [ids_NP for signal in asked if (ids_NP := signal.candidates(batch)) is not None]
+    if len(found) < 2:
+        return found[0] if found else np.empty((len(batch), 0), np.int64)
     in_turns_NP = np.stack(found, axis=2).reshape(len(batch), -1)
     return without(in_turns_NP, np.empty((len(batch), 0), np.int64))
 
@@ -68,9 +70,6 @@ def without(ids_NP: NDArray[np.int64], others_NC: NDArray[np.int64]) -> NDArray[
     >>> without(np.array([[3, 5, 3, 7]]), np.array([[5, 9]])).tolist()
     [[3, -1, -1, 7]]
     """
-    all_NM = np.hstack((others_NC, ids_NP))
-    order_NM = np.argsort(all_NM, axis=1, kind="stable")
-    sorted_NM = np.take_along_axis(all_NM, order_NM, axis=1)
-    is_new_NM = np.ones(all_NM.shape, np.bool_)
-    np.put_along_axis(is_new_NM, order_NM[:, 1:], sorted_NM[:, 1:] != sorted_NM[:, :-1], axis=1)
-    return np.where(is_new_NM[:, others_NC.shape[1] :], ids_NP, -1)
+    found_NP = np.array(ids_NP, np.int64)
+    drop_listed(found_NP, np.asarray(others_NC, np.int64))
+    return found_NP

@@ -42,7 +42,7 @@ from mach.runs.run import Run
 
 PAIRS_A_PART, MAX_PARTS = 2**18, 128  # some seconds each; every part of classes reads all candidates
 CHUNK_ROWS = 4096
-LEAST_FUNCTIONS = 4  # that tell candidates of training rows
+LEAST_FUNCTIONS = 2  # that tell candidates of training rows
 LISTED, LISTED_A_CLASS = 50, 5  # for a learned order: candidates of a training row, or of each class that one has
 MAX_VALIDATION_ROWS = 10_000
 MAX_TEACHING_ROWS = 20_000  # of a pilot
@@ -257,6 +257,7 @@ class RerankerTraining:
             learned_K=learned_counts(self.run, self.store, self.validation_rows),
             counts_repeats=is_of_use and not self.likens if repeats is None else repeats != 0,
             parts=[] if self.likens else [self.folder.map(name)[0] for name in self.folder.names(CLASSIFIERS)],
+            teaches=self._teaches(len(self.validation_rows)),
             scratch=scratch,
         )
 
@@ -307,7 +308,8 @@ class RerankerTraining:
         A repeat's strength that is given says what a user wants, which an order would not heed.
         """
         has_logs = self.run.config.decoding.aggregate in {"auto", "log-mean"}
-        return n_held >= LEAST_TEACHING_ROWS and has_logs and not (self.settings.keeps_inputs or self.config.repeats)
+        is_wanted = not (self.likens or self.settings.keeps_inputs or self.config.repeats)
+        return n_held >= LEAST_TEACHING_ROWS and has_logs and is_wanted
 
     def _shortlists(
         self, ensemble: Ensemble, rows: NDArray[np.int64], signals: Sequence[Signal]
@@ -319,8 +321,9 @@ class RerankerTraining:
             for batch, probs_NRB, columns in ensemble.answered(features_of(self.store, part)):
                 assert isinstance(batch, SparseBatch)
                 top = ensemble.topk(probs_NRB, columns, self.config.candidates)
-                proposed_NP = proposed(signals, batch)
-                top = widened(top, proposed_NP, partial(ensemble.score, probs_NRB, columns))
+                proposed_NP, aggregates = proposed(signals, batch), partial(ensemble.score, probs_NRB, columns)
+                for more_NP in (proposed(signals, batch, lifts=False), proposed_NP):
+                    top = widened(top, more_NP, aggregates)
                 shortlist = Shortlist(batch, top.ids_Nk, top.scores_Nk, probs_NRB, proposed_NP)
                 yield part[done : done + len(batch)], shortlist
                 done += len(batch)

@@ -111,9 +111,9 @@ class Reranker:
         scores_NC = lifted(shortlist.scores_NC, shortlist.ids_NC, proposed_NP, self.order.floor)
         return self.order.scores(scores_NC, self.inputs(shortlist))
 
-    def proposed(self, batch: SparseBatch) -> NDArray[np.int64]:
-        """Classes that signals propose beside the networks' candidates, shape (N, P), -1 for none."""
-        return proposed(self.signals, batch)
+    def proposed(self, batch: SparseBatch, *, lifts: bool = True) -> NDArray[np.int64]:
+        """Classes that signals propose beside the networks' candidates (`mach.reranking.candidates.proposed`)."""
+        return proposed(self.signals, batch, lifts=lifts)
 
     def rerank(
         self,

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.errors import StorageError
+from mach.networks.blas import blas_threads
+from mach.networks.kernels.adam import adam_step
 from mach.reranking.kernels.order import CUT, objections
 from mach.reranking.signals.contract import SignalFile
 
@@ -126,42 +128,53 @@ def standardised(inputs_NCI: Array, means_I: Array, scales_I: Array) -> NDArray[
 def _teach(
     inputs_NCI: Array, aggregates_NC: Array, is_right_NC: NDArray[np.bool_], seed: int, width: int, n_least: int
 ) -> list[Array]:
-    """Weights and biases of one network of a width, by Adam with decoupled decay (torch's own imports a compiler).
+    """Weights and biases of one network of a width, by Adam with decoupled decay; torch takes longer to be imported.
 
     There are `EPOCHS`, or more for ``n_least`` steps.
     """
-    import torch
-    from torch.nn.functional import binary_cross_entropy_with_logits, silu, softplus
-
-    from mach.networks.kernels.adam import adam_step
-
-    generator = torch.Generator().manual_seed(seed)
-    layers = []
+    generator = np.random.default_rng(seed)
+    layers: list[Array] = []
     for n_in, n_out in ((inputs_NCI.shape[2], width), (width, width), (width, 1)):
-        layers.append(torch.empty(n_in, n_out).uniform_(-(n_in**-0.5), n_in**-0.5, generator=generator))
-        layers.append(torch.zeros(n_out))
-    for layer in layers:
-        layer.requires_grad_()
-    x_NCI = torch.from_numpy(inputs_NCI)
-    scores_NC = torch.from_numpy(np.maximum(aggregates_NC, LEAST_LOG))  # finite where candidates are too few
-    right_NC = torch.from_numpy(is_right_NC).float()
-    flat = [layer.detach().numpy().reshape(-1) for layer in layers]
+        drawn = generator.random((n_in, n_out), np.float32)
+        layers += [(2 * drawn - 1) * np.float32(n_in**-0.5), np.zeros(n_out, np.float32)]
+    scores_NC = np.maximum(aggregates_NC, LEAST_LOG) + np.float32(ROOM)  # finite where candidates are too few
+    flat = [layer.reshape(-1) for layer in layers]
     moments = [(np.zeros_like(weights), np.zeros_like(weights)) for weights in flat]
-    n_batches, step = -(-len(x_NCI) // BATCH), 0
+    n_batches, step = -(-len(inputs_NCI) // BATCH), 0
     n_epochs = max(EPOCHS, -(-n_least // n_batches))
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # operations are small, and bits do not depend on the machine's cores
-    for _ in range(n_epochs):
-        for rows in torch.randperm(len(x_NCI), generator=generator).split(BATCH):  # type: ignore[no-untyped-call]
-            hidden = x_NCI[rows]
-            for at in range(0, len(layers), 2):
-                hidden = (silu(hidden) if at else hidden) @ layers[at] + layers[at + 1]
-            scores = ROOM + scores_NC[rows] - softplus(hidden[..., 0])
-            loss = binary_cross_entropy_with_logits(scores, right_NC[rows])
-            gradients = torch.autograd.grad(loss, layers)
-            rate, step = RATE * (1 - step / (n_epochs * n_batches)), step + 1
-            for weights, gradient, (mean, square) in zip(flat, gradients, moments, strict=True):
-                np.multiply(weights, np.float32(1 - rate * DECAY), out=weights)
-                adam_step(weights, gradient.contiguous().numpy().reshape(-1), mean, square, rate, step)
-    torch.set_num_threads(n_threads)
-    return [layer.detach().numpy() for layer in layers]
+    with blas_threads(1):  # products are small, and bits do not depend on the machine's cores
+        for _ in range(n_epochs):
+            shuffled = generator.permutation(len(inputs_NCI))
+            for begin in range(0, len(shuffled), BATCH):
+                rows = shuffled[begin : begin + BATCH]
+                example = inputs_NCI[rows].reshape(-1, inputs_NCI.shape[2])
+                gradients = _gradients(layers, example, scores_NC[rows].reshape(-1), is_right_NC[rows].reshape(-1))
+                rate, step = RATE * (1 - step / (n_epochs * n_batches)), step + 1
+                for weights, gradient, (mean, square) in zip(flat, gradients, moments, strict=True):
+                    np.multiply(weights, np.float32(1 - rate * DECAY), out=weights)
+                    adam_step(weights, np.ascontiguousarray(gradient).reshape(-1), mean, square, rate, step)
+    return layers
+
+
+def _gradients(layers: list[Array], x_MI: Array, scores_M: Array, right_M: Array) -> list[Array]:
+    """Of the mean logistic loss of examples by the layers: weight and bias of each in turn."""
+    w_IH, b_H, w_HG, b_G, w_G1, b_1 = layers
+    first_MH = x_MI @ w_IH + b_H
+    open_MH = _sigmoid(first_MH)
+    hidden_MH = first_MH * open_MH
+    second_MG = hidden_MH @ w_HG + b_G
+    open_MG = _sigmoid(second_MG)
+    hidden_MG = second_MG * open_MG
+    objections_M = (hidden_MG @ w_G1 + b_1)[:, 0]
+    odds_M = scores_M - np.logaddexp(np.float32(0), objections_M)
+    back_M1 = ((right_M - _sigmoid(odds_M)) * _sigmoid(objections_M))[:, None] / np.float32(len(x_MI))
+    back_MG = (back_M1 @ w_G1.T) * (open_MG + hidden_MG * (1 - open_MG))
+    back_MH = (back_MG @ w_HG.T) * (open_MH + hidden_MH * (1 - open_MH))
+    found: list[Array] = []
+    for given, back in ((x_MI, back_MH), (hidden_MH, back_MG), (hidden_MG, back_M1)):
+        found += [given.T @ back, back.sum(axis=0)]
+    return found
+
+
+def _sigmoid(x: Array) -> Array:
+    return np.float32(0.5) * np.tanh(np.float32(0.5) * x) + np.float32(0.5)

@@ -26,6 +26,7 @@ class Manifest(Section):
     row_features: int = Field(default=0, ge=0)
     loss: str
     precision: Literal["float32", "bfloat16"]
+    light: bool | None = None  # whether a processor trains without torch; runs of before do not say
     data_fingerprint: Digest
     config_fingerprint: Digest
     assignment: dict[str, Any]

@@ -28,7 +28,7 @@ MAX_PADDING = 10_000  # columns beyond the number of classes that may be asked f
 
 _LOOK_NS, _MEMBER_NS, _BUCKET_NS = 0.45, 2.3, 150.0  # a class in a repetition of a scan; what opening a bucket costs
 _TOGETHER, _MOST_TOGETHER = 64, 2**21  # from so many queries on, and up to so many buckets of classes,
-_MET = 0.45  # all are scanned sixteen at a time if the first sixteen met such a part of the classes
+_MET = 0.15  # all are scanned sixteen at a time if the first sixteen met such a part of the classes
 _CHUNK_VALUES = 2**18  # bucket scores transformed at once: they stay in the second cache level until searched
 
 
@@ -127,7 +127,7 @@ class Decoder:
             values_NRP = padded(probs_NRB[part], self.aggregate)
             open_N = [slice(None)]
             if places_KR is not None:
-                uncertain_N = np.flatnonzero(~scan(values_NRP, places_KR, index, rule, outputs))
+                uncertain_N = np.flatnonzero(~scan(values_NRP, places_KR, rule, outputs))
                 open_N = [slice(n, n + 1) for n in uncertain_N]
             for some in open_N:
                 given = values_NRP[some], index, rule, mask_K, most, limit

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from mach.files.places import Place, place
 from mach.model.calibration import calibrate_when_due, described, validated
 from mach.model.loading import load
 from mach.model.model import MachModel
+from mach.networks.blas import blas_threads
 from mach.networks.trunk import Trunk, agreed
 from mach.reranking.fitting import RerankerTraining
 from mach.reranking.record import Record, is_due
@@ -37,6 +39,8 @@ from mach.training.finetuning import Origin, training_data
 from mach.training.launch.capacity import plan_of
 from mach.training.launch.display import Board, Report, bars, both, silence, stage_name
 from mach.training.launch.launchers import Crew, n_workers
+from mach.training.launch.nursery import Nursery
+from mach.training.launch.process import environment
 from mach.training.launch.schedule import shards_of
 from mach.training.outlook import Outlook
 from mach.training.pilot import teach
@@ -136,11 +140,13 @@ def train(
     if "repetitions" in options.hashing.model_fields_set:  # before a run is made, as far as can be
         _refuse_missing(repetitions, options.hashing.repetitions)
     console, outlook = console or Console(quiet=True), Outlook()
-    with Board(console, outlook), timed(partial(outlook.compiles, "here")):
+    n_threads = options.launch.threads  # more would wait for each other most of the time
+    nursery = closing(Nursery(environment(n_threads)))
+    with Board(console, outlook), timed(partial(outlook.compiles, "here")), blas_threads(n_threads), nursery as copies:
         is_new = not Run.is_at(where)
         tell = both(outlook, report or silence)
         tell("reading", 0.0)
-        crew = _crew(options, device, console, tell, outlook)
+        crew = replace(_crew(options, device, console, tell, outlook), nursery=copies)
         crew.say(f"reading {options.data.train}" if is_new else _standing(Run.open(where)))
         choose = chooser(minutes, options, where, crew.say, trunk, outlook.seconds)
         run, store = _set_up(options, where, console, tell, trunk, choose)

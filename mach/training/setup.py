@@ -15,7 +15,7 @@ from mach.data.transfer import META, fetch_source, upload_store
 from mach.data.writer import storage_errors
 from mach.errors import ConfigError, StorageError, counted
 from mach.files.places import Place, is_there, names_in, place, remove_folder
-from mach.networks.steps import is_light
+from mach.networks.steps import can_be_light, is_little
 from mach.networks.trunk import Trunk, agreed, name_of
 from mach.reranking.record import is_due
 from mach.runs.manifest import Manifest
@@ -173,7 +173,7 @@ def resolve(
     With ``known`` the assignment is that, and not drawn or read anew. ``trunk`` is what the caller passed. ``drawn``
     holds the seed and capacity of hash functions where others have been drawn before.
     """
-    from mach.networks.precision import native_precision
+    from mach.networks.precision import native_precision, suits_light
 
     config = recipe.fill(config, recipe.Shape.of(store))
     n_buckets = config.hashing.buckets
@@ -193,9 +193,11 @@ def resolve(
     if loss == "auto":
         loss = "softmax" if np.all(np.diff(store.class_indptr) == 1) else "binary"
     config = config.changed(hashing={"buckets": n_buckets}, training={"loss": loss})
-    precision = config.training.precision
+    precision, light, little = config.training.precision, can_be_light(config, store), is_little(config, store)
+    light = light and (little or precision == "float32" or suits_light(loss))
     if precision == "auto":
-        precision = "bfloat16" if config.launch.gpus else "float32" if is_light(config, store) else native_precision()
+        small = little and light and not config.launch.gpus
+        precision = "float32" if small else "bfloat16" if light or config.launch.gpus else native_precision()
     config = config.changed(training={"precision": precision})
     if config.network.trunk is not None:
         from mach.networks.layers import build_trunk
@@ -210,6 +212,7 @@ def resolve(
         row_features=store.row_features,
         loss=loss,
         precision=precision,
+        light=light,
         data_fingerprint=store.fingerprint,
         config_fingerprint=fingerprint(config, ignore=(*FREE_KEYS, "training.effort")),
         assignment=assignment.describe(),
@@ -283,7 +286,8 @@ def _reopen(config: Config, store: Store, path: Place, trunk: Trunk | None) -> R
     is_known = is_same_table or is_started or kind in {"random", "balanced", "clustered"}
     drawn = {"seed": run.retired.get("hashing.seed"), "capacity": getattr(before, "prime", None)}
     config, manifest, assignment = resolve(config, store, before if is_known else None, trunk, **drawn)
-    manifest = manifest.model_copy(update={"n_rows": run.manifest.n_rows})  # with those that are not replayed
+    begun = {"n_rows": run.manifest.n_rows, "light": run.manifest.light}
+    manifest = manifest.model_copy(update=begun)  # rows with those that are not replayed
     differences = differing_keys(config, run.config, ignore=FREE_KEYS)
     numbers = f"hashing.repetitions: {mine.repetitions} here, {theirs.repetitions} there"
     if mine.repetitions < theirs.repetitions:

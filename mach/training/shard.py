@@ -20,7 +20,8 @@ from mach.data.transfer import fetch_store
 from mach.errors import MachError, TrainingError, TrainingStoppedError
 from mach.files.places import local_copy
 from mach.files.tensors import map_tensors
-from mach.networks.steps import is_light
+from mach.networks.blas import blas_threads
+from mach.networks.steps import can_be_light, is_little
 from mach.networks.trunk import Trunk
 from mach.runs.repetition import RepetitionFiles
 from mach.runs.run import Run
@@ -82,9 +83,9 @@ def train_shard(
     if not missing:
         return
     store = fetch_store(job.store)
-    config, manifest = run.config, run.manifest  # kept: those of a remote run are read before sockets are refused
-    light = job.device == "cpu" and not job.together and manifest.precision == "float32" and is_light(config, store)
-    with contextlib.nullcontext(False) if light else _torch(job, store, config.network) as together:
+    config = run.config  # kept, as the manifest: those of a remote run are read before sockets are refused
+    light = job.device == "cpu" and not job.together and _is_light(run, store)
+    with _numpy(job) if light else _torch(job, store, config.network) as together:
         for unit in [missing] if together else [[files] for files in missing]:
             try:
                 with contextlib.ExitStack() as stack:
@@ -110,6 +111,21 @@ def train_shard(
             finally:
                 for files in unit:
                     files.keep_log()
+
+
+def _is_light(run: Run, store: Store) -> bool:
+    """Whether a processor trains the networks of a run without torch."""
+    config, manifest = run.config, run.manifest
+    if not can_be_light(config, store):
+        return False
+    return manifest.precision == "float32" and is_little(config, store) if manifest.light is None else manifest.light
+
+
+@contextlib.contextmanager
+def _numpy(job: ShardJob) -> Iterator[bool]:
+    """Have numpy train as the job says; repetitions are not trained together."""
+    with blas_threads(job.threads):
+        yield False
 
 
 @contextlib.contextmanager

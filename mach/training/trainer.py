@@ -118,6 +118,7 @@ class Trainer:
             dense_input=manifest.dense_input,
             loss=manifest.loss,
             precision=manifest.precision,
+            light=is_light,
             has_classes=self.config.hashing.table == IDENTITY,
             retired=run.retired,
         )
@@ -131,7 +132,8 @@ class Trainer:
         }
         self.network: Network | Member | LightNetwork
         if is_light:
-            self.network = LightNetwork(self.config.network, **options)
+            half = manifest.precision == "bfloat16"
+            self.network = LightNetwork(self.config.network, half=half, **options)
         else:
             self.network = self._heavy_network(run, device, options)
         self.metrics: list[dict[str, Any]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,11 +13,15 @@ from mach.data.batch import SparseBatch, Targets
 from mach.files.compiled import n_compiled
 from mach.networks.inference import stored_weights
 from mach.networks.kernels.losses import LOSSES
-from mach.networks.precision import native_precision
+from mach.networks.light import LightNetwork
+from mach.networks.precision import native_precision, suits_light
 from mach.networks.steps import Steps
 from mach.sketch.decoder import Decoder
 from mach.sketch.hashing import UniversalAssignment
 from mach.training.conductor import train
+
+if TYPE_CHECKING:
+    from mach.networks.network import Network
 
 N_ROWS, N_CLASSES, N_WORDS = 200, 40, 120
 LITTLE: dict[str, Any] = {
@@ -46,13 +50,21 @@ def warm_up() -> int:
 
 def _make_steps(loss: str) -> None:
     """Of a network that is no little work, and how its weights are stored."""
-    from mach.networks.network import Network
-
     D, B, N = 50, 32, 40
-    options: dict[str, Any] = {"n_features": D, "n_outputs": 2 * B, "dense_input": False, "seed": 0}
-    options |= {"precision": native_precision(), "bias": np.zeros(2 * B, np.float32)}
-    how = Steps.of(NetworkConfig(), n_rows=N, n_buckets=B, dense_input=False, loss=loss, precision=options["precision"])
-    network = Network(NetworkConfig(hidden=[64]), loss=loss, dither=how.dither, **options)
+    options: dict[str, Any] = {"n_features": D, "n_outputs": 2 * B, "seed": 0, "loss": loss}
+    options |= {"bias": np.zeros(2 * B, np.float32)}
+    shape: dict[str, Any] = {"n_rows": N, "n_buckets": B, "dense_input": False, "loss": loss}
+    network: Network | LightNetwork
+    if suits_light(loss):
+        how = Steps.of(NetworkConfig(), precision="bfloat16", light=True, **shape)
+        network = LightNetwork(NetworkConfig(hidden=[64]), half=True, dither=how.dither, **options)
+    else:
+        from mach.networks.network import Network
+
+        precision = native_precision()
+        how = Steps.of(NetworkConfig(), precision=precision, **shape)
+        given: dict[str, Any] = {"dense_input": False, "precision": precision, "dither": how.dither}
+        network = Network(NetworkConfig(hidden=[64]), **given, **options)
     batch = SparseBatch(np.arange(N + 1), np.arange(N, dtype=np.int32), np.ones(N, np.float32))
     targets = Targets(np.arange(2 * N) // 2, np.arange(2 * N) % 2 * B + np.arange(2 * N) // 2 % B, 2)
     network.step(batch, targets, 1e-3, measured=True)

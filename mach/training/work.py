@@ -41,8 +41,8 @@ STEP_WEIGHT = {"bfloat16": 7e-12, "float32": 2.3e-11}  # a row and weight of the
 ANSWER_ROW, ANSWER_INPUT, ANSWER_WEIGHT, ANSWER_CLASS = 6e-6, 7e-10, 3e-11, 4e-10  # as above; a class and hash function
 PAIR, PAIR_FEATURE = 4e-7, 2.6e-8  # a row and class to tell apart; a feature of that row
 RERANKED = 1.7e-6  # a candidate of a query
-ORDER_STEP, FEW_STEP = 2.2e-3, 0.3  # a step of learning an order; that share of it where held-out rows teach
-FIXED, BEGUN = 0.3, 2.0  # a stage; one whose workers begin with it
+ORDER_STEP, FEW_STEP = 2.2e-3, 0.15  # a step of learning an order; that share of it where held-out rows teach
+FIXED, BEGUN = 0.3, 1.0  # a stage; one whose workers begin with it
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ def test_many_buckets_are_sampled_where_rows_have_one_class():
 
 def test_errors_are_dithered_where_products_are_float32_and_rows_have_several_classes():
     assert steps(loss="binary", precision="float32").dither == 0.2
+    assert steps(loss="binary", light=True).dither == 0.1
     assert steps(precision="float32").dither == steps(loss="binary").dither == 0
 
 

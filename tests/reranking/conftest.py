@@ -59,6 +59,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
         counts_K=np.bincount(ids, minlength=K),
         learned_K=np.bincount(ids[: indptr[N - 10]], minlength=K),
         counts_repeats=True,
+        teaches=False,
         parts=[fitted(store, rows, *span) for span in ((0, 3), (3, K))],
         scratch=folder,
     )

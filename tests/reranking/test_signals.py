@@ -122,7 +122,25 @@ class TestRules(SignalContract):
 
     def test_nothing_is_counted_where_no_order_is_learned(self, material: Material):
         settings = material.settings.model_copy(update={"keeps_inputs": False})
-        assert Rules.fit(replace(material, settings=settings)).arrays == {}
+        material = replace(material, settings=settings)
+        assert Rules.fit(material).arrays == {}
+        assert Rules.fit(replace(material, teaches=True)).arrays
+
+    def test_files_of_before_propose_nothing(self, material: Material, shortlist: Shortlist):
+        fitted = Rules.fit(material)
+        arrays = fitted.arrays_for(0.0, in_order=False)
+        told = [
+            Rules.load(file_of(arrays, notes, material)).candidates(shortlist.batch) for notes in (fitted.notes, {})
+        ]
+        np.testing.assert_array_equal(told[0], fitted.candidates(shortlist.batch))
+        assert told[1] is None
+
+    @pytest.mark.parametrize("number", [-1, 99])
+    def test_classes_that_are_not_there_are_refused(self, number: int, material: Material):
+        fitted = Rules.fit(material)
+        arrays = fitted.arrays | {"rules.classes": np.full_like(fitted.arrays["rules.classes"], number)}
+        with pytest.raises(StorageError, match="rules.classes is not within 0"):
+            Rules.load(file_of(arrays, fitted.notes, material))
 
 
 class TestRepeats(BlendedSignalContract):
@@ -269,6 +287,6 @@ def test_bytes_of_a_re_ranker_are_those_of_its_signals():
     counted = replace(plain, counts_repeats=True)
     assert expected_bytes(counted) - expected_bytes(plain) == 5 * 30_000
     learned = replace(plain, is_learned=True)
-    assert expected_bytes(learned) - expected_bytes(plain) == 4 * 1000 + 12 * 500 + 5 * 40_000
+    assert expected_bytes(learned) - expected_bytes(plain) == 4 * 1000 + 12 * 500 + 5 * 80_000
     named = replace(plain, has_names=True)
     assert expected_bytes(named) - expected_bytes(plain) == 50 * 1000 + 18 * 500 + 22 * 1000 + 12 * 500

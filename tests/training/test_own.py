@@ -32,7 +32,7 @@ def open_to(config: Config, **sections: dict) -> Config:
 
 @pytest.fixture
 def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(job: dict) -> None:
+    def refuse(job: dict, *given: object, **options: object) -> None:
         raise AssertionError("a process was started")
 
     monkeypatch.setattr("mach.training.launch.local.WorkerProcess", refuse)
@@ -75,7 +75,7 @@ folder, launcher = sys.argv[1:]
 with open(folder + "/fruits.csv", "w") as file:
     file.write("text,classes\\n" + 100 * "sour green apple,apple\\nlong ripe yellow banana,banana\\n")
 if launcher == "local":
-    steps.LIGHT_FLOPS = 0.0  # here, not in the worker: the precision is measured
+    steps.LITTLE_FLOPS = 0.0  # here, not in the worker: the precision is measured
 config = {"data": {"train": folder + "/fruits.csv", "cache": folder}, "training": {"epochs": 2}}
 model = mach.train(config, folder + "/run", launcher=launcher, workers=1)
 assert model.reranker is not None

@@ -26,7 +26,7 @@ for run in ("/light", "/run"):
         model.topk("a green apple", k=1, rerank=rerank)
         model.topk(["a green apple"] * 100, k=2, rerank=rerank)
     assert model.info()["reranker_learned"]
-    steps.LIGHT_FLOPS = 0.0
+    steps.LITTLE_FLOPS = 0.0
 print(n, n_compiled() - again)
 """
 

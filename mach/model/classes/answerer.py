@@ -94,7 +94,8 @@ class Answerer:
             top = shortlist(scores.probs_NRB, max(k, min(reranker.candidates, self.edits.n_trained)))
             aggregates = partial(self.ensemble.score, scores.probs_NRB, scores.columns)
             proposed_NP = reranker.proposed(batch)
-            top = widened(top, proposed_NP, aggregates, subset)
+            for more_NP in (reranker.proposed(batch, lifts=False), proposed_NP):
+                top = widened(top, more_NP, aggregates, subset)
             return reranker.rerank(batch, top, proposed_NP, k, scores.probs_NRB, terms_K)
         if terms_K is not None and k >= 1:
             return topk_with_terms(shortlist, scores.probs_NRB, k, terms_K, CANDIDATES)

@@ -14,19 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.files.compiled import kernel
+from mach.reranking.kernels.best import keep
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-LEAST_ROWS, LEAST_CONFIDENCE = 2, 0.02  # of a rule that is kept: at most 50 a feature
+LEAST_CONFIDENCE = 0.02  # of a rule that is kept: at most 50 a feature
 CODES = 255
 MOST_CONFIDENCE = np.float32(0.995)  # in a noisy or
-BLOCK_PRODUCTS = 2**24  # pairs of a feature and a class of a row that are counted at once
+BLOCK_PRODUCTS = 2**21  # pairs of a feature and a class of a row that are counted at once; some 50 MB
 Array = NDArray[Any]
 
 
-def count_rules(x_ND: csr_array, y_NK: csr_array) -> tuple[Array, Array, Array, Array]:
+def count_rules(x_ND: csr_array, y_NK: csr_array, n_least: int) -> tuple[Array, Array, Array, Array]:
     """All rules of rows with features ``x_ND``, of which those other than 0 count, and ones at their classes ``y_NK``.
+
+    Those are kept that ``n_least`` rows and more speak for, and a confidence of `LEAST_CONFIDENCE`.
 
     Returns offsets (int64, D + 1), classes (int32), confidences (uint8: times `CODES`) and supports n_f (int32, D);
     rules of feature f are at ``offsets[f]..offsets[f + 1]``, classes ascending.
@@ -45,7 +48,7 @@ def count_rules(x_ND: csr_array, y_NK: csr_array) -> tuple[Array, Array, Array, 
         counts.sort_indices()
         features = np.repeat(np.arange(begin, end), np.diff(counts.indptr))
         shares = counts.data / (supports[features] + np.float32(1))
-        kept = (counts.data >= LEAST_ROWS) & (shares >= LEAST_CONFIDENCE)
+        kept = (counts.data >= n_least) & (shares >= LEAST_CONFIDENCE)
         sizes[1:] += np.bincount(features[kept], minlength=len(supports))
         parts.append((counts.indices[kept].astype(np.int32), np.rint(CODES * shares[kept]).astype(np.uint8)))
     classes, confidences = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
@@ -96,3 +99,31 @@ def rules_for(rules: tuple[Array, ...], csr: tuple[Array, Array, Array], ids_NC:
         for c in range(n_candidates):
             if total > 0:
                 out_NC5[n, c, 4] /= total
+
+
+@kernel(error_model="numpy")
+def most_ruled(rules: tuple[Array, ...], csr: tuple[Array, Array, Array], sum_K: Array, ids_NP: Array) -> None:
+    """Write the classes of largest mean confidence for each row, best first; -1 for none.
+
+    ``sum_K`` is scratch of zeros, left as zeros.
+    """
+    (offsets, classes, confidences, supports), (indptr, indices, values) = rules, csr
+    best_P = np.empty(ids_NP.shape[1], np.float32)
+    for n in range(len(indptr) - 1):
+        ids_P = ids_NP[n]
+        ids_P[:], best_P[:] = -1, -np.inf
+        for turn in range(2):
+            for j in range(indptr[n], indptr[n + 1]):
+                f, weight = indices[j], abs(values[j])
+                if weight == 0 or not 0 <= f < len(supports):
+                    continue
+                begin, end = offsets[f], offsets[f + 1]
+                if not 0 <= begin <= end <= len(classes):
+                    continue
+                for rule in range(begin, end):
+                    k = classes[rule]
+                    if turn == 0:
+                        sum_K[k] += weight * np.float32(confidences[rule])
+                    elif sum_K[k] > 0:
+                        keep(ids_P, best_P, k, sum_K[k])
+                        sum_K[k] = 0

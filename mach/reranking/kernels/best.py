@@ -30,3 +30,17 @@ def keep(ids_P: Array, best_P: Array, k: int, value: np.float32) -> None:
         best_P[at], ids_P[at] = best_P[at - 1], ids_P[at - 1]
         at -= 1
     best_P[at], ids_P[at] = value, k
+
+
+@kernel()
+def drop_listed(ids_NP: Array, others_NC: Array) -> None:
+    """Put -1 in place of ids that stand in the same row of others, or before in their own."""
+    for n in range(len(ids_NP)):
+        for p in range(ids_NP.shape[1]):
+            k = ids_NP[n, p]
+            for c in range(others_NC.shape[1]):
+                if others_NC[n, c] == k:
+                    ids_NP[n, p] = -1
+            for before in range(p):
+                if ids_NP[n, before] == k:
+                    ids_NP[n, p] = -1

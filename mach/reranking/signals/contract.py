@@ -59,6 +59,7 @@ class Material:
     learned_K: NDArray[np.int64]  # and without those held out
     counts_repeats: bool  # whether rows are to be counted by their features (`mach.reranking.signals.repeats`)
     parts: Sequence[Arrays]  # fitted classifiers of consecutive classes: offsets, features, weights and biases
+    teaches: bool  # whether held-out rows may teach an order
     scratch: Path  # a folder for large arrays, which are mapped
 
     @cached_property
@@ -197,6 +198,8 @@ class Signal(ABC):
     labels: ClassVar[tuple[str, ...]]  # what each column is
     needs_arrays: ClassVar[bool] = True  # whether its columns come from arrays
     is_young: ClassVar[bool] = False  # whether it is left out where it has no data: older orders do not weigh it
+
+    lifts: ClassVar[bool] = True  # whether a class that it proposes may lack rows, so that its aggregate says little
 
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)  # by their names in the file
     _of_thread: threading.local = field(default_factory=threading.local, init=False, repr=False)  # what kernels reuse

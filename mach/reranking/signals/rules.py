@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mach.data.batch import SparseBatch
 from mach.errors import StorageError
-from mach.reranking.kernels.associations import count_rules, rules_for
-from mach.reranking.signals.contract import Material, Scale, Shortlist, Signal, SignalFile
+from mach.reranking.kernels.associations import count_rules, most_ruled, rules_for
+from mach.reranking.signals.contract import PROPOSED, Material, Scale, Shortlist, Signal, SignalFile
 
 NAMES = ("offsets", "classes", "confidences", "supports")
+PROPOSE = "propose"  # a note of the file; older ones have none, and propose nothing
+FEW_FEATURES = 30  # of a row: then a rule may have a single row
 SUPPORT = 1  # among the numbers
 LEAST_SHARES = np.array([0.01, 0, 0.01, 0.01, 0.005], np.float32)  # that missing rules count as
-RULES, RULE_BYTES = 0.2, 5  # a feature of a row and class of it, at most on go-gene2pubmed and tate-leaf
+RULES, SINGLE_RULES, RULE_BYTES = 0.2, 0.4, 5  # a feature of a row and class of it; where a single row makes one
 
 
 class Rules(Signal):
@@ -22,14 +25,20 @@ class Rules(Signal):
 
     name = "rules"
     meaning = "Of training rows with one of the query's features such a share has the class (as logarithms)."
+    lifts = False
+    proposes = False
     labels = ("log confidence", "log support", "log second confidence", "log noisy or", "log mean confidence")
 
     @classmethod
     def fit(cls, material: Material) -> Self:
-        if not material.settings.keeps_inputs:
+        if not (material.settings.keeps_inputs or material.teaches):
             return cls()
-        found = count_rules(material.features, material.classes)
-        return cls({f"rules.{name}": array for name, array in zip(NAMES, found, strict=True)})
+        n_least = 1 if material.features.nnz < FEW_FEATURES * len(material.rows) else 2
+        found = count_rules(material.features, material.classes, n_least)
+        arrays = {f"rules.{name}": array for name, array in zip(NAMES, found, strict=True)}
+        rules = cls(arrays)
+        rules.proposes = True
+        return rules
 
     @classmethod
     def load(cls, file: SignalFile) -> Self:
@@ -42,13 +51,38 @@ class Rules(Signal):
         file.offsets("rules.offsets", n_features, n_rules)
         if arrays["rules.supports"].min() < 0:
             raise StorageError(f"{file.where}: rules.supports holds {arrays['rules.supports'].min()}: train it again")
-        return cls(arrays)
+        classes, K = arrays["rules.classes"], file.n_classes
+        if n_rules and not 0 <= classes.min() <= classes.max() < K:
+            raise StorageError(f"{file.where}: rules.classes is not within 0..{K - 1}: train it again")
+        rules = cls(arrays)
+        rules.proposes = n_rules > 0 and file.notes.get(cls.name) == PROPOSE
+        return rules
+
+    def arrays_for(self, strength: float, *, in_order: bool) -> dict[str, NDArray[Any]]:
+        return self.arrays if in_order or self.proposes else {}
+
+    @property
+    def notes(self) -> dict[str, str]:
+        return {self.name: PROPOSE} if self.proposes else {}
 
     @classmethod
     def expected_bytes(cls, scale: Scale) -> int:
         if not scale.is_learned:
             return 0
-        return scale.n_features * 12 + round(scale.n_positives * scale.row_features * RULES) * RULE_BYTES
+        n_rules = (
+            scale.n_positives * scale.row_features * (SINGLE_RULES if scale.row_features < FEW_FEATURES else RULES)
+        )
+        return scale.n_features * 12 + round(n_rules) * RULE_BYTES
+
+    def candidates(self, batch: SparseBatch) -> NDArray[np.int64] | None:
+        if not self.proposes or not self.arrays["rules.classes"].size:
+            return None
+        ids_NP = np.empty((len(batch), PROPOSED), np.int64)
+        rules = tuple(self.arrays[f"rules.{name}"] for name in NAMES)
+        if not hasattr(self._of_thread, "sum_K"):
+            self._of_thread.sum_K = np.zeros(int(self.arrays["rules.classes"].max()) + 1, np.float32)
+        most_ruled(rules, (batch.indptr, batch.indices, batch.values), self._of_thread.sum_K, ids_NP)
+        return ids_NP
 
     def columns(self, shortlist: Shortlist) -> NDArray[np.float32]:
         found_NC5 = np.zeros((*shortlist.ids_NC.shape, len(self.labels)), np.float32)

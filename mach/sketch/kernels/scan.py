@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mach.files.compiled import kernel
 from mach.sketch.kernels.lanes import LANES, add_listed, add_progression, lowest_bit, sum_rows, transpose
+from mach.sketch.kernels.sorting import descending
 from mach.sketch.kernels.sweep import (
     LENGTH,
     NO_CLASS,
@@ -25,7 +26,6 @@ from mach.sketch.kernels.sweep import (
     least_sum,
     sift_down,
     slack_of,
-    sort_heap,
     sweep,
     uncounted,
 )
@@ -38,9 +38,7 @@ Array = NDArray[Any]
 
 
 @kernel()
-def scan(
-    values_NRP: Array, places_KR: Array, index: Index, rule: Rule, outputs: tuple[Array, ...]
-) -> NDArray[np.bool_]:
+def scan(values_NRP: Array, places_KR: Array, rule: Rule, outputs: tuple[Array, ...]) -> NDArray[np.bool_]:
     """Write the best classes of queries to the outputs (columns of `mach.sketch.answers.TopK`), those of sums alone.
 
     ``places_KR`` says where a class's values stand in a query's (R, P) of them. Returns which queries are certain; what
@@ -54,8 +52,12 @@ def scan(
     zeros_Q, starts_Q, places = np.zeros(LANES, np.float32), np.empty(LANES, np.float32), places_KR.reshape(-1)
     sums, sample = np.empty((1, LANES), np.float32), np.empty((-(-K // stride), LANES), np.float32)
     hits_Q, n_hits_Q = np.empty((LANES, MOST_HITS + HITS_A_BEST * k), np.int32), np.empty(LANES, np.int64)
-    everything, row_R, certain_N = np.empty(0, np.bool_), np.empty(R, np.float32), np.zeros(N, np.bool_)
-    none, no_places, no_masks = np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.uint32)
+    found, order_2H = np.empty(hits_Q.shape[1], np.float32), np.empty((2, hits_Q.shape[1]), np.int32)
+    best_QA, no_ids, certain_N = (
+        np.empty((LANES, n_above), np.float32),
+        np.zeros(n_above, np.int64),
+        np.zeros(N, np.bool_),
+    )
     for begin in range(0, N, LANES):
         n_queries = min(LANES, N - begin)
         values_QV[:n_queries] = values_NRP[begin : begin + n_queries].reshape(n_queries, R * P)
@@ -65,9 +67,14 @@ def scan(
             sum_rows(sample, i, zeros_Q, values_VQ, places, at, at + R)
         starts_Q[:] = UNKNOWN  # lanes without a query reach nothing
         if len(sample) >= n_above:
+            best_QA[:] = UNKNOWN  # heaps: numpy's partition takes longer, and 6 s to compile
+            for i in range(len(sample)):
+                for q in range(n_queries):
+                    if sample[i, q] > best_QA[q, 0]:
+                        best_QA[q, 0] = sample[i, q]
+                        sift_down(no_ids, best_QA[q], n_above)
             for q in range(n_queries):
-                column = sample[:, q].copy()
-                starts_Q[q] = -np.partition(column, len(sample) - n_above)[len(sample) - n_above]
+                starts_Q[q] = -best_QA[q, 0]
         n_hits_Q[:] = 0
         for hit in range(K):
             mask: Any = sum_rows(sums, 0, starts_Q, values_VQ, places, hit * R, hit * R + R)
@@ -78,17 +85,21 @@ def scan(
                     hits_Q[q, n_hits_Q[q]] = hit
                 n_hits_Q[q] += 1
         for q in range(n_queries):
-            n = begin + q
+            n, n_hits = begin + q, min(n_hits_Q[q], hits_Q.shape[1])
             ids, scores = ids_Nk[n], scores_Nk[n]
             ids[:], scores[:] = NO_CLASS, UNKNOWN
-            scratch = (slack, none, row_R, no_places, no_places, no_masks, no_places)
-            query = Query(values_NRP[n], everything, ids, scores, *scratch)
-            for hit in hits_Q[q, : min(n_hits_Q[q], hits_Q.shape[1])]:
-                consider(query, index, rule, np.int64(hit))
+            for i in range(n_hits):  # as `sweep.aggregate`
+                total, at = 0.0, np.int64(hits_Q[q, i]) * R
+                for r in range(R):
+                    total += np.float64(values_QV[q, places[at + r]])
+                found[i] = np.float32(rule.gain * (total / R) + rule.shift) + np.float32(0.0)  # not -0.0
+            descending(found[:n_hits], order_2H)
+            for i in range(min(k, n_hits)):  # of equal ones the class of smaller number is first
+                ids[i], scores[i] = hits_Q[q, order_2H[0, i]], found[order_2H[0, i]]
+            least = (np.float64(scores[k - 1]) - rule.shift) / rule.gain * R - slack  # a sum of the k-th, at least
             is_whole = starts_Q[q] > UNKNOWN and n_hits_Q[q] <= hits_Q.shape[1]
-            certain_N[n] = is_whole and least_sum(query, rule) - slack >= -starts_Q[q]
-            exact_N[n], n_scored_N[n], n_opened_N[n], bound_N[n] = True, K, 0, scores[0]
-            sort_heap(ids, scores)
+            certain_N[n] = is_whole and least - slack >= -starts_Q[q]
+            exact_N[n], n_scored_N[n], n_opened_N[n], bound_N[n] = True, K, 0, scores[k - 1]
     return certain_N
 
 

@@ -13,6 +13,7 @@ from mach.data.store import Store
 from mach.errors import ConfigError
 from mach.networks.inference import KEEP
 from mach.networks.steps import Steps, repetition_flops
+from mach.reranking.fitting import LEAST_TEACHING_ROWS
 from mach.reranking.signals import expected_bytes
 from mach.reranking.signals.contract import Scale
 from mach.runs.run import Run
@@ -139,7 +140,7 @@ def plan_by_counts(
         row_features=nonzeros_per_row,
         pairs=reranking.pairs,
         counts_repeats=may_count,
-        is_learned=reranking.pilots > 0,
+        is_learned=reranking.pilots > 0 or n_rows * (config.data.validation_fraction or 0) >= LEAST_TEACHING_ROWS,
         has_names=has_names,
     )
     return bounds.plan(

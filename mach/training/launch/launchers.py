@@ -19,6 +19,7 @@ from mach.training.launch.capacity import is_little_work, plan_of, refuse_too_la
 from mach.training.launch.display import Display, Report, StageDisplay, silence, tell
 from mach.training.launch.driver import Driver, Pool
 from mach.training.launch.local import LocalPool, n_processes
+from mach.training.launch.nursery import Nursery
 from mach.training.launch.own import OwnPool
 from mach.training.launch.schedule import Schedule, Shard, shards_of
 from mach.training.outlook import Outlook
@@ -36,6 +37,7 @@ class Crew:
     console: Console = field(default_factory=lambda: Console(quiet=True))
     report: Report = silence
     outlook: Outlook | None = None  # is told of compiling
+    nursery: Nursery | None = None  # of processes of this machine, which begin sooner by it
 
     def say(self, text: str) -> None:
         """Tell the person one thing."""
@@ -156,7 +158,7 @@ class Crew:
             if self._is_sooner_here(run, store):
                 pool = OwnPool(run, store, launch, display.progressed, **job)
             elif launch.launcher == "local":
-                pool = LocalPool(run, store, launch, **job)
+                pool = LocalPool(run, store, launch, self.nursery, **job)
             else:
                 from mach.runs.ray import Cluster
                 from mach.training.launch.cluster import RayPool

@@ -11,6 +11,7 @@ from mach.data.store import Store
 from mach.networks.trunk import for_workers
 from mach.runs.run import Run
 from mach.training.launch.driver import Message
+from mach.training.launch.nursery import Nursery
 from mach.training.launch.process import STOP_SECONDS, WorkerProcess
 
 
@@ -24,15 +25,19 @@ def n_processes(launch: LaunchConfig) -> int:
 class LocalPool:
     """Processes of this machine, each at the end of a socket pair; a `mach.training.launch.driver.Pool`."""
 
-    def __init__(self, run: Run, store: Store, launch: LaunchConfig, **job: str) -> None:
+    def __init__(
+        self, run: Run, store: Store, launch: LaunchConfig, nursery: Nursery | None = None, **job: str
+    ) -> None:
         self._job: Message = {"run": str(run.path), "store": str(store.path), "threads": launch.threads}
         self._job |= job | for_workers(run.agreed_trunk())
-        self._gpus = launch.gpus
+        self._gpus, self._nursery = launch.gpus, nursery
+        self._needs_torch = "parts" not in job and not (run.manifest.light and not launch.gpus)
         self._workers: dict[int, WorkerProcess] = {}
 
     def start(self, worker: int) -> None:
         device = f"cuda:{int(worker * self._gpus)}" if self._gpus else "cpu"  # halves: workers 0 and 1 share the first
-        self._workers[worker] = WorkerProcess(self._job | {"where": f"worker {worker} {device}", "device": device})
+        job = self._job | {"where": f"worker {worker} {device}", "device": device}
+        self._workers[worker] = WorkerProcess(job, self._nursery, needs_torch=self._needs_torch)
 
     def send(self, worker: int, order: Message) -> None:
         if worker in self._workers:

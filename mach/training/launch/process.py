@@ -17,6 +17,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from mach.training.launch.nursery import Nursery
+
 STOP_SECONDS = 60.0  # a worker saves its state within a step and a write
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 # glibc gives memory above this back when it is freed, rather than keep up to 32 MB of each kind for later
@@ -24,6 +26,11 @@ _FREEING = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), s
 FOR_MEMORY = (
     ", as the system ran out of memory: give more, or ask for less (fewer workers, fewer buckets or hidden units)"
 )
+
+
+def environment(threads: int) -> dict[str, str]:
+    """That of workers; numbers of threads are read when libraries are imported."""
+    return _FREEING | os.environ | dict.fromkeys(_THREAD_VARIABLES, str(threads))
 
 
 def memory_kills() -> int:
@@ -64,21 +71,22 @@ class Channel:
 
 
 class WorkerProcess:
-    """Runs `mach.training.launch.worker`; thread counts are set before its first import, as they must be.
+    """Runs `mach.training.launch.worker`, as a copy of a nursery or from its first import.
 
     ``job`` has ``run``, ``store``, ``threads``, ``device`` and ``report_seconds``, as the worker reads them.
     """
 
-    def __init__(self, job: dict[str, Any]) -> None:
+    def __init__(self, job: dict[str, Any], nursery: Nursery | None = None, *, needs_torch: bool = True) -> None:
         ours, theirs = socket.socketpair()
         self._n_memory_kills = memory_kills()
-        self._process = subprocess.Popen(
+        copy = nursery and nursery.worker(theirs.fileno(), needs_torch=needs_torch)
+        self._process = copy or subprocess.Popen(
             # -P: a file of the current folder must not replace a module of the library
             [sys.executable, "-P", "-m", "mach.training.launch.worker", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             process_group=0,  # Ctrl-C is for the driver, which asks the workers to save their state
-            env=_FREEING | os.environ | dict.fromkeys(_THREAD_VARIABLES, str(job["threads"])),
+            env=environment(job["threads"]),
         )
         theirs.close()
         self.channel = Channel(ours.detach())

@@ -11,6 +11,7 @@ goes.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -192,3 +193,4 @@ def _log_into(files: RepetitionFiles) -> None:
 
 if __name__ == "__main__":
     main(int(sys.argv[1]))
+    gc.freeze()  # what is left is not looked through
