@@ -162,7 +162,7 @@ class Project:
             try:
                 model.classes.add([name], rows, [list(texts)] if texts else None)
             except DataError as error:  # a class that nothing is known of is placed in Python alone
-                raise DataError(str(error).removesuffix(", or place by='hash'")) from error
+                raise DataError(str(error).partition(" (--example")[0]) from error
 
         return self._change(added)
 

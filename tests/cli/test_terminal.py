@@ -109,7 +109,8 @@ def test_a_terminal_that_closes_ends_a_verb_politely(run: Path, number: int):
 
 def test_training_that_is_stopped_says_so_at_once():
     code = (
-        "import os, signal; from mach.cli.shell import end_politely; end_politely('stopping'); signal.raise_signal(2)"
+        "import signal; from mach.cli.shell import end_politely; "
+        "signal.signal(2, signal.default_int_handler); end_politely('stopping'); signal.raise_signal(2)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.startswith("mach: stopping\nTraceback")

@@ -163,7 +163,7 @@ class Mention(BlendedSignal):
         firsts = np.pad(firsts, (0, len(new)), mode="edge")
         firsts, indexed = inserted(firsts, rarest[order], (indexed, M + order))
         classes = self.arrays[f"{SECTION}classes"]
-        shares_ML, rows_ML = self._expected(more, (links, linked, levels), np.split(added, np.cumsum(sizes)[:-1]))
+        shares_ML, rows_ML = self._expected(more, (links, linked, levels), np.split(added, np.cumsum(sizes)[:-1]), T)
         arrays = {
             "links.offsets": links, "names.offsets": ends, "index.offsets": firsts,
             "classes": np.append(classes, classes[-1] + np.cumsum([len(own) for own in names])),
@@ -173,14 +173,18 @@ class Mention(BlendedSignal):
         }  # fmt: skip
         return type(self)({SECTION + name: array for name, array in arrays.items()})
 
-    def _expected(self, more: Newcomers, links: Table, names: Sequence[NDArray[np.int32]]) -> tuple[Codes, Codes]:
+    def _expected(
+        self, more: Newcomers, links: Table, names: Sequence[NDArray[np.int32]], n_tokens: int
+    ) -> tuple[Codes, Codes]:
         """Codes of shares and rows of names that none of the rows that mention them has the class of.
 
         So many rows mention a name at a level or a better one as have its rarest token so.
         """
         offsets, tokens, levels = links
-        rows_D, T = np.repeat(more.row_frequencies(), np.diff(offsets)), int(tokens.max(initial=0)) + 1
-        rows_TL = np.stack([np.bincount(tokens, rows_D * (levels >= L), T) for L in range(1, LEVELS + 2)], axis=1)
+        rows_D = np.repeat(more.row_frequencies(), np.diff(offsets))
+        rows_TL = np.stack(
+            [np.bincount(tokens, rows_D * (levels >= L), n_tokens) for L in range(1, LEVELS + 2)], axis=1
+        )
         least_ML = np.array([rows_TL[own].min(axis=0, initial=more.n_rows) * (len(own) > 0) for own in names])
         mentions_ML = least_ML[:, :-1] - least_ML[:, 1:]
         codes_ML = self.arrays[f"{SECTION}rows"]  # a name that no row mentions has the mean itself
