@@ -122,8 +122,9 @@ ADDED = UNSEEN + 1
 
 def test_an_added_class_answers_to_its_names_and_says_so(grown: MachModel):
     for query in ("word1 keeper of name7 word2", "word3 lighthouse word4 wickie"):
-        assert ADDED in grown.topk(query, k=LISTED)[0]
-        assert ADDED + 1 not in grown.topk(query, k=LISTED)[0]
+        ids = grown.topk(query, k=LISTED)[0].tolist()
+        assert ADDED in ids
+        assert ADDED + 1 not in ids[: ids.index(ADDED)]
         [why] = grown.explain(query, [ADDED])
         assert why.start + sum(part.added for part in why.parts) == pytest.approx(why.score, abs=1e-4)
         spelt = {reason.name for part in why.parts if part.name == "mention" for reason in part.reasons}
@@ -146,3 +147,8 @@ def test_an_added_class_is_weighed_like_a_trained_one_without_rows(grown: MachMo
     both = reranker.rescore(shortlist)
     np.testing.assert_allclose(both[:, 0], both[:, 1], atol=0.02)
     assert (both[:2] > both[2:]).all()
+
+
+def test_an_added_name_may_have_a_word_that_nobody_wrote(grown: MachModel):
+    [again] = grown.classes.add("name7 zzyzx")
+    assert again in grown.topk("word1 name7 zzyzx", k=LISTED)[0]
