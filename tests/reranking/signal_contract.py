@@ -69,7 +69,7 @@ class SignalContract:
         )
         columns_NCI = grown.columns(later)
         np.testing.assert_allclose(columns_NCI, columns_of(grown, later), rtol=1e-5, atol=self.tolerance)
-        if (ids_NP := grown.candidates(shortlist.batch)) is not None:
+        if signal.is_young and (ids_NP := grown.candidates(shortlist.batch)) is not None:
             assert {K, K + 1} < set(ids_NP.ravel().tolist())
             assert K + 2 not in ids_NP
             found = file_of(grown.arrays, {}, material)

@@ -93,7 +93,7 @@ def test_the_keyboard_is_enough_and_nothing_is_cut_off(page: Any, live: Live):
     page.wait_for_selector("#results li")
     best = first(page)
     seen = set()
-    for _ in range(40):
+    for _ in range(80):
         page.keyboard.press("Tab")
         seen.add(page.evaluate("document.activeElement.getAttribute('aria-label') || document.activeElement.id"))
     assert {"project", "limit", "json", "curl", f"Right: {best}", f"Wrong: {best}", "name"} <= seen

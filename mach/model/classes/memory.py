@@ -147,8 +147,9 @@ class ExemplarMemory:
         found = (low[mode] + width[mode] * u).astype(np.float32)
         if mode == RERANKED and self.named is not None:
             is_named = (resemblance.named_NP[rows] == ids[:, None]).any(axis=1)
-            by_texts = self.by_texts(resemblance, scores, rows[is_named], ids[is_named])
-            found[is_named] = np.maximum(found[is_named], by_texts)
+            if is_named.any():
+                by_texts = self.by_texts(resemblance, scores, rows[is_named], ids[is_named])
+                found[is_named] = np.maximum(found[is_named], by_texts)
         return found
 
     def by_texts(
