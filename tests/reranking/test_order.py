@@ -11,7 +11,7 @@ from mach.errors import StorageError
 from mach.model.curves import Curve, calibration_error, fit, pairs_of
 from mach.reranking.blend import Blend, Trial
 from mach.reranking.fitting import taught_crosswise
-from mach.reranking.order import FOLDED, FOLDS, HIDDEN, NAMES, SECTION, LearnedOrder
+from mach.reranking.order import FOLDED, FOLDS, HIDDEN, NAMES, SECTION, LearnedOrder, _gradients
 from mach.reranking.signals.contract import SignalFile
 from tests.reranking.oracles import ordered
 
@@ -131,3 +131,26 @@ def test_crosswise_scores_are_not_overconfident_and_those_of_rows_that_taught_ar
     of_seen, of_unseen = (calibration_error(one(asked_NC).ravel(), more_right_NC.ravel()) for one in curves)
     assert of_unseen < 0.04
     assert of_seen > 0.08
+
+
+def test_an_order_learns_by_the_gradients_of_its_loss():
+    generator = np.random.default_rng(0)
+    layers = [generator.normal(size=shape) for shape in ((5, 4), (4,), (4, 4), (4,), (4, 1), (1,))]
+    x_MI, scores_M, right_M = generator.normal(size=(30, 5)), generator.normal(size=30), generator.random(30) < 0.3
+
+    def loss() -> float:
+        hidden = x_MI
+        for at in (0, 2, 4):
+            hidden = (hidden / (1 + np.exp(-hidden)) if at else hidden) @ layers[at] + layers[at + 1]
+        odds_M = scores_M - np.log1p(np.exp(hidden[:, 0]))
+        return float(np.mean(np.log1p(np.exp(np.where(right_M, -odds_M, odds_M)))))
+
+    for layer, gradient in zip(layers, _gradients(layers, x_MI, scores_M, right_M), strict=True):
+        assert layer.shape == gradient.shape
+        for at in np.ndindex(layer.shape):
+            kept, losses = layer[at], []
+            for moved in (1e-5, -1e-5):
+                layer[at] = kept + moved
+                losses.append(loss())
+            layer[at] = kept
+            assert (losses[0] - losses[1]) / 2e-5 == pytest.approx(gradient[at], rel=1e-4, abs=1e-7)

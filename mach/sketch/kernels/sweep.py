@@ -94,8 +94,7 @@ class Query(NamedTuple):
 
 
 @uncounted
-def worse(score: float, k: int, other_score: float, other_k: int) -> bool:
-    """Whether a class comes after another one: by its score, of equal ones by its number."""
+def _worse(score: float, k: int, other_score: float, other_k: int) -> bool:
     return score < other_score or (score == other_score and k > other_k)
 
 
@@ -105,9 +104,9 @@ def sift_down(ids: Array, scores: Array, n: int) -> None:
     parent, k, score = 0, ids[0], scores[0]
     while 2 * parent + 1 < n:
         child = 2 * parent + 1
-        if child + 1 < n and worse(scores[child + 1], ids[child + 1], scores[child], ids[child]):
+        if child + 1 < n and _worse(scores[child + 1], ids[child + 1], scores[child], ids[child]):
             child += 1
-        if not worse(scores[child], ids[child], score, k):
+        if not _worse(scores[child], ids[child], score, k):
             break
         ids[parent], scores[parent] = ids[child], scores[child]
         parent = child
@@ -117,7 +116,7 @@ def sift_down(ids: Array, scores: Array, n: int) -> None:
 @uncounted
 def offer(ids: Array, scores: Array, k: int, score: float) -> None:
     """Let class k replace the worst entry when it is better and not there yet (a class can be met twice)."""
-    if not worse(scores[0], ids[0], score, k):
+    if not _worse(scores[0], ids[0], score, k):
         return
     for i in range(len(ids)):
         if ids[i] == k:
