@@ -96,8 +96,9 @@ def calibrate(model: MachModel, data: str | None, as_json: bool) -> None:
 def predict(model: MachModel, data: str, output: str, id_column: str | None, wish: Wish) -> None:
     """Write the top k classes of every row of DATA."""
     from mach.data.prepare import column_of
-    from mach.model.predictions import write_predictions
+    from mach.model.predictions import write_predictions, writer_of
 
+    writer_of(output)
     row_ids = column_of(model.run.reading, data, id_column) if id_column else None
     store = _prepared(model, data)
     n_unknown = 0

@@ -40,16 +40,22 @@ def write_predictions(
     none of .jsonl, .csv, .parquet and .npz; StorageError when the file cannot be written, and then nothing is left of
     it.
     """
+    writer = writer_of(destination)
     columns = {name: texts_of for name, texts_of in (("names", names), ("uris", uris)) if texts_of is not None}
     if destination == "-":
-        _write_jsonl(sys.stdout.buffer, parts, columns, kind, row_ids)
+        writer(sys.stdout.buffer, parts, columns, kind, row_ids)
         return
-    writers = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": _write_parquet, ".npz": _write_npz}
-    writer = writers.get(Path(destination).suffix.lower())
-    if writer is None:
-        raise ConfigError(f"--output {destination}: the ending must be one of {', '.join(writers)}, or - for JSONL")
     with atomic_file(place(destination)) as file:
         writer(file, parts, columns, kind, row_ids)
+
+
+def writer_of(destination: str) -> Callable[..., None]:
+    """What writes a file of that ending; ConfigError where nothing does, before rows are read for it."""
+    writers = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": _write_parquet, ".npz": _write_npz}
+    writer = _write_jsonl if destination == "-" else writers.get(Path(destination).suffix.lower())
+    if writer is None:
+        raise ConfigError(f"--output {destination}: the ending must be one of {', '.join(writers)}, or - for JSONL")
+    return writer
 
 
 def _write_jsonl(file: BinaryIO, parts: Iterable[Part], columns: Columns, kind: Kind, row_ids: RowIds) -> None:

@@ -173,6 +173,12 @@ def test_prepare_says_what_it_read(planted: Path, tmp_path: Path):
     assert mach("prepare", planted / "test.txt", tmp_path / "test", "--like", tmp_path / "store").exit_code == 0
 
 
+def test_an_unknown_ending_is_refused_before_rows_are_read(trained: Path, tmp_path: Path):
+    refused = mach("predict", trained, tmp_path / "no rows.txt", "-o", tmp_path / "top.xyz")
+    assert refused.exit_code == 2
+    assert "top.xyz: the ending must be one of .jsonl, .csv, .parquet, .npz" in refused.stderr
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet", "npz"])
 def test_predictions_in_every_format(trained: Path, planted: Path, tmp_path: Path, ending: str):
     path = tmp_path / f"out.{ending}"
