@@ -152,3 +152,14 @@ def test_an_added_class_is_weighed_like_a_trained_one_without_rows(grown: MachMo
 def test_an_added_name_may_have_a_word_that_nobody_wrote(grown: MachModel):
     [again] = grown.classes.add("name7 zzyzx")
     assert again in grown.topk("word1 name7 zzyzx", k=LISTED)[0]
+
+
+def test_a_query_that_asks_about_no_added_class_is_scored_as_before(grown: MachModel):
+    trained = np.arange(UNSEEN + 1)
+    with load(grown.run.path, version=0) as before:
+        np.testing.assert_array_equal(grown.score(QUERIES, trained), before.score(QUERIES, trained))
+
+
+def test_an_example_that_speaks_of_no_added_name_is_learned(grown: MachModel):
+    [shown] = grown.classes.add(["tower"], [["word1 word2"]])
+    assert shown in grown.topk("word1 word2", k=LISTED)[0]

@@ -147,15 +147,16 @@ class ExemplarMemory:
         found = (low[mode] + width[mode] * u).astype(np.float32)
         if mode == RERANKED and self.named is not None:
             is_named = (resemblance.named_NP[rows] == ids[:, None]).any(axis=1)
-            if is_named.any():
-                by_texts = self.by_texts(resemblance, scores, rows[is_named], ids[is_named])
-                found[is_named] = np.maximum(found[is_named], by_texts)
+            by_texts = self.by_texts(resemblance, scores, rows[is_named], ids[is_named])
+            found[is_named] = np.maximum(found[is_named], by_texts)
         return found
 
     def by_texts(
         self, resemblance: Resemblance, scores: BucketScores, rows: NDArray[np.int64], ids: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         """Scores of pairs of query and added class, rows ascending, as of a trained class that no row has."""
+        if not len(rows):
+            return np.empty(0, np.float32)
         asked, row_of, counts = np.unique(rows, return_inverse=True, return_counts=True)
         place = ranges(np.zeros_like(counts), counts)
         ids_NC = np.full((len(asked), counts.max(initial=0)), -1, np.int64)
