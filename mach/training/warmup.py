@@ -54,21 +54,22 @@ def _make_steps(loss: str) -> None:
     options: dict[str, Any] = {"n_features": D, "n_outputs": 2 * B, "seed": 0, "loss": loss}
     options |= {"bias": np.zeros(2 * B, np.float32)}
     shape: dict[str, Any] = {"n_rows": N, "n_buckets": B, "dense_input": False, "loss": loss}
-    network: Network | LightNetwork
-    if suits_light(loss):
-        how = Steps.of(NetworkConfig(), precision="bfloat16", light=True, **shape)
-        network = LightNetwork(NetworkConfig(hidden=[64]), half=True, dither=how.dither, **options)
-    else:
-        from mach.networks.network import Network
-
-        precision = native_precision()
-        how = Steps.of(NetworkConfig(), precision=precision, **shape)
-        given: dict[str, Any] = {"dense_input": False, "precision": precision, "dither": how.dither}
-        network = Network(NetworkConfig(hidden=[64]), **given, **options)
     batch = SparseBatch(np.arange(N + 1), np.arange(N, dtype=np.int32), np.ones(N, np.float32))
     targets = Targets(np.arange(2 * N) // 2, np.arange(2 * N) % 2 * B + np.arange(2 * N) // 2 % B, 2)
-    network.step(batch, targets, 1e-3, measured=True)
-    stored_weights(network.weights(), "int4", np.ones(D, np.int64))
+    networks: list[Network | LightNetwork] = []
+    if suits_light(loss):
+        how = Steps.of(NetworkConfig(), precision="bfloat16", light=True, **shape)
+        networks.append(LightNetwork(NetworkConfig(hidden=[64]), half=True, dither=how.dither, **options))
+    precision = native_precision()
+    if precision == "bfloat16" or not networks:  # torch has those of many buckets
+        from mach.networks.network import Network
+
+        how = Steps.of(NetworkConfig(), precision=precision, **shape)
+        given: dict[str, Any] = {"dense_input": False, "precision": precision, "dither": how.dither}
+        networks.append(Network(NetworkConfig(hidden=[64]), **given, **options))
+    for network in networks:
+        network.step(batch, targets, 1e-3, measured=True)
+        stored_weights(network.weights(), "int4", np.ones(D, np.int64))
 
 
 def _train(rows: Path, data: dict[str, Any], n_pilots: int) -> None:
