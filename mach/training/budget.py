@@ -29,7 +29,7 @@ LADDER: list[tuple[Effort, dict[str, int]]] = [
     ("best", {}),
     ("best", {"reranking.pilots": 1}),
     ("balanced", {}),
-    ("balanced", NO_PILOTS),
+    ("balanced", {"hashing.repetitions": 2}),
     ("fast", {}),
     ("fast", NO_PILOTS | FEW),
     ("fast", NO_PILOTS | FEW | ONE),

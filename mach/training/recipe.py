@@ -6,15 +6,15 @@ but for an effort that is given. The table is that of the best effort; what a sm
 
 ========================  ======================================================================================
 ``data.row_features``     128: more are much work, and no gain beside ``power``
-``validation_fraction``   2 % of the rows, but 500 to 2,000, where re-ranking has a blend to choose; none below 5,000
+``validation_fraction``   5 % of the rows, but 500 to 4,000, where re-ranking has an order to learn; none below 5,000
 ``repetitions, heads``    R = 4 networks of J = 2 hash functions: more networks help more than more heads
 ``buckets``               the power of two nearest 3.2 sqrt(K), as re-ranking tells apart what shares buckets, or
                           N / 160 where that is more, up to 4,096: many rows can teach more buckets
 ``hidden``                one layer of 6125 / D^0.22, in steps of 64: wide where D, which bounds the bytes, is small;
                           up to twice as wide for up to 50,000 rows and B = 512, less in proportion above; at most
                           1,024
-``dropout``               0.3 where networks are twice as wide, 0.15 where they are not, 0.2 where the width is given;
-                          less in proportion above 50,000 rows
+``dropout``               0.3 where networks are twice as wide, 0.15 where they are not, 0.2 where the width is given
+                          and at most where an effort makes it less; less in proportion above 50,000 rows
 ``power``                 1 where a row has 16 to 40 features, 1.5 where it has 80: there the largest should outweigh
                           the rest; 0.5 where it has 13 or fewer: there the small ones should count as well
 ``weights``               int4, 0.3 bytes a weight of the input layer: rounding it costs no accuracy, and leaving its
@@ -68,7 +68,7 @@ class Spending:
 # Measured in docs/results.md, "How much effort".
 EFFORTS: dict[Effort, Spending] = {
     "fast": Spending(repetitions=2, widest=512, epochs=1 / 2, pairs=0, pilots=0),
-    "balanced": Spending(repetitions=2, widest=1024, epochs=2 / 3, pairs=0, pilots=1),
+    "balanced": Spending(repetitions=4, widest=512, epochs=2 / 3, pairs=0, pilots=0),
     "best": Spending(repetitions=4, widest=1024, epochs=1, pairs=PAIRS, pilots=3),
 }
 DEFAULT: Effort = "balanced"  # of sparse rows that can have a pilot; fewer rows take seconds, and have the best
@@ -134,12 +134,14 @@ def fill(config: Config, shape: Shape) -> Config:
         n_buckets = _buckets(shape.n_classes, shape.n_rows)
         widening = 1 + _few(shape.n_rows) * min(1.0, 512 / n_buckets)
         width = _width(shape.n_features, widening)
-        is_narrow = "hidden" in config.network.model_fields_set or width > spending.widest
+        dropout = 0.15 * widening if width <= spending.widest else min(0.15 * widening, 0.2)
+        if "hidden" in config.network.model_fields_set:
+            dropout = 0.2
         choices |= {
             "hashing": {"repetitions": spending.repetitions, "heads": 2, "buckets": n_buckets},
             "network": {
                 "hidden": [min(width, spending.widest)],
-                "dropout": round((0.2 if is_narrow else 0.15 * widening) * _few(shape.n_rows), 3),
+                "dropout": round(dropout * _few(shape.n_rows), 3),
                 "power": _power(shape.row_features),
                 "weights": "int4",
             },
@@ -182,7 +184,7 @@ def effort_rows(config: Config) -> list[tuple[str, Any, str]]:
 
 def held_out_fraction(n_rows: int) -> float:
     """Share of the rows on which probabilities and blends are fitted; 0 where there are too few."""
-    return 0.0 if n_rows < 5000 else min(max(0.02 * n_rows, 500), 2000) / n_rows
+    return 0.0 if n_rows < 5000 else min(max(0.05 * n_rows, 500), 4000) / n_rows
 
 
 def _buckets(n_classes: int, n_rows: int) -> int:

@@ -1,6 +1,6 @@
 """The work of a whole training, stage by stage, before it is done: what its outlook begins with.
 
-Seconds are those of one core of the machine on which they were fitted (docs/log.md, 2026-11-30). Only their ratios
+Seconds are those of one core of the machine on which they were fitted (docs/log.md, 2026-12-01). Only their ratios
 matter once something was measured.
 """
 
@@ -36,10 +36,10 @@ from mach.training.pilot import LEARNED, repetitions_of
 TRAINING, TEACHING, ORDER, CALIBRATING = "training", "teaching", "order", "calibrating"
 
 # Seconds of one core, each for one of what is said behind it.
-STEP_ROW, STEP_INPUT = 1.8e-5, 5e-11  # a row; a feature of it and unit of the first layer
-STEP_WEIGHT = {"bfloat16": 7e-12, "float32": 2.3e-11}  # a row and weight of the other layers
+STEP_ROW, STEP_INPUT = 3e-6, 4.9e-10  # a row; a feature of it and unit of the first layer
+STEP_WEIGHT = 3.2e-11  # a row and weight of the other layers
 ANSWER_ROW, ANSWER_INPUT, ANSWER_WEIGHT, ANSWER_CLASS = 6e-6, 7e-10, 3e-11, 4e-10  # as above; a class and hash function
-PAIR, PAIR_FEATURE = 4e-7, 2.6e-8  # a row and class to tell apart; a feature of that row
+PAIR, PAIR_FEATURE = 1e-7, 2.6e-8  # a row and class to tell apart; a feature of that row
 RERANKED = 1.7e-6  # a candidate of a query
 ORDER_STEP, FEW_STEP = 2.2e-3, 0.15  # a step of learning an order; that share of it where held-out rows teach
 FIXED, BEGUN = 0.3, 1.0  # a stage; one whose workers begin with it
@@ -67,7 +67,7 @@ class Work:
     def row_seconds(self) -> float:
         """Seconds that a row of a step takes."""
         n_inputs, n_others = self._weights()
-        return STEP_ROW + STEP_INPUT * n_inputs + STEP_WEIGHT[self._precision] * n_others
+        return STEP_ROW + STEP_INPUT * n_inputs + STEP_WEIGHT * n_others
 
     def training(self, n_repetitions: int) -> float:
         """Seconds of the training of some repetitions."""
@@ -118,10 +118,6 @@ class Work:
         """The work of a run that teaches this one."""
         config = self.config.changed(hashing={"repetitions": repetitions_of(self.config)}, reranking={"pilots": 0})
         return Work(config, round(self.n_rows * LEARNED), self.n_classes, self.row_features, self.row_classes)
-
-    @property
-    def _precision(self) -> str:
-        return "bfloat16" if self.config.training.precision == "bfloat16" else "float32"
 
     def _listed(self) -> int:
         return min(self.config.reranking.candidates, self.n_classes)
