@@ -573,6 +573,9 @@ def test_pandas_in_and_out(blobs):
     assert words.score(pd.DataFrame({"a": texts, "b": texts}), names) == 1.0
     with pytest.raises(MachError, match="row 1 is"):
         words.predict(pd.Series(["one", None]))
+    pipeline = make_pipeline(StandardScaler(), MACHClassifier(**SMALL)).set_output(transform="pandas")
+    assert pipeline.fit(frame, series)[-1].feature_names_in_.tolist() == ["left", "right"]
+    assert pipeline.score(frame, series) > 0.9
 
 
 def test_polars_in(blobs):
