@@ -211,7 +211,7 @@ def _small_choices(shape: recipe.Shape, *, is_exclusive: bool, seed: int) -> Tre
     n_rows = max(shape.n_rows, 1)
     batch = min(max(2 ** int(np.log2(max(n_rows / 20, 1))), 16), 256 if shape.is_dense else 512)
     tree: Tree = {
-        "data": {"validation_fraction": recipe.held_out_fraction(n_rows)},
+        "data": {"validation_fraction": recipe.held_out_fraction(n_rows, teach=not shape.is_dense)},
         "training": {"loss": "softmax" if is_exclusive else "binary", "batch": batch, "seed": seed},
     }
     if not is_exclusive and not tree["data"]["validation_fraction"]:

@@ -6,7 +6,8 @@ but for an effort that is given. The table is that of the best effort; what a sm
 
 ========================  ======================================================================================
 ``data.row_features``     128: more are much work, and no gain beside ``power``
-``validation_fraction``   5 % of the rows, but 500 to 4,000, where re-ranking has an order to learn; none below 5,000
+``validation_fraction``   where re-ranking has a blend to choose 2 % of the rows, but 500 to 2,000; an effort without
+                          pilots 5 %, 500 to 4,000, which teach the order; none below 5,000
 ``repetitions, heads``    R = 4 networks of J = 2 hash functions: more networks help more than more heads
 ``buckets``               the power of two nearest 3.2 sqrt(K), as re-ranking tells apart what shares buckets, or
                           N / 160 where that is more, up to 4,096: many rows can teach more buckets
@@ -110,7 +111,7 @@ def fill(config: Config, shape: Shape) -> Config:
     >>> config = Config.model_validate({"data": {"train": "x"}, "training": {"epochs": 9}})
     >>> filled = fill(config, Shape(n_rows=41_902, n_features=77_412, n_classes=26_296))
     >>> filled.hashing.buckets, filled.network.hidden, filled.training.epochs, filled.training.rate
-    (512, [1024], 9, 0.006)
+    (512, [512], 9, 0.006)
     """
     sparse = not shape.is_dense
     is_measured = sparse and bool(config.network.hidden) and config.network.trunk is None
@@ -120,16 +121,18 @@ def fill(config: Config, shape: Shape) -> Config:
     effort = config.training.effort or (DEFAULT if is_dear else "best")
     spending = EFFORTS[effort]
     reranks = "candidates" not in config.reranking.model_fields_set or config.reranking.candidates > 0
+    has_many_classes = shape.row_classes >= MANY_CLASSES
+    n_pilots = min(3 if has_many_classes else 1, spending.pilots)
+    held_out = held_out_fraction(shape.n_rows, teach=not n_pilots)
     choices: dict[str, dict[str, Any]] = {
-        "data": {"validation_fraction": held_out_fraction(shape.n_rows) if sparse and reranks else 0.0},
+        "data": {"validation_fraction": held_out if sparse and reranks else 0.0},
         "reranking": {"candidates": CANDIDATES if sparse else 0},
         "training": {"effort": effort},
     }
-    has_many_classes = shape.row_classes >= MANY_CLASSES
     if sparse and not has_many_classes and 0 < shape.row_features < FEW_FEATURES:
         choices["reranking"] |= {"pairs": spending.pairs}
     if sparse and reranks and can_have_pilots(config, shape):
-        choices["reranking"] |= {"pilots": min(3 if has_many_classes else 1, spending.pilots)}
+        choices["reranking"] |= {"pilots": n_pilots}
     if is_measured:
         n_buckets = _buckets(shape.n_classes, shape.n_rows)
         widening = 1 + _few(shape.n_rows) * min(1.0, 512 / n_buckets)
@@ -182,9 +185,10 @@ def effort_rows(config: Config) -> list[tuple[str, Any, str]]:
     ]
 
 
-def held_out_fraction(n_rows: int) -> float:
-    """Share of the rows on which probabilities and blends are fitted; 0 where there are too few."""
-    return 0.0 if n_rows < 5000 else min(max(0.05 * n_rows, 500), 4000) / n_rows
+def held_out_fraction(n_rows: int, *, teach: bool) -> float:
+    """Share of the rows on which probabilities and blends are fitted, more where they teach; 0 where there are few."""
+    share, most = (0.05, 4000) if teach else (0.02, 2000)
+    return 0.0 if n_rows < 5000 else min(max(share * n_rows, 500), most) / n_rows
 
 
 def _buckets(n_classes: int, n_rows: int) -> int:
