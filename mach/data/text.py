@@ -1,9 +1,9 @@
 r"""Text as sparse features: n-grams of words and of characters, a fitted vocabulary or feature hashing, tf-idf.
 
-Terms are those of scikit-learn's ``TfidfVectorizer``: words are cut out by a rule (`mach.data.words`),
-n-grams of words are joined by a blank, n-grams of characters are taken within the pieces between blanks
-(``char_wb``: a piece is padded by one blank on either side). Before that a text is brought to Unicode's NFKC
-and to lower case. A word and an n-gram of characters with the same spelling are two terms.
+Terms are those of scikit-learn's ``TfidfVectorizer``: words are cut out by a rule (`mach.data.words`), n-grams of words
+are joined by a blank, n-grams of characters are taken within the pieces between blanks (``char_wb``: a piece is padded
+by one blank on either side). Before that a text is brought to Unicode's NFKC and to lower case. A word and an n-gram of
+characters with the same spelling are two terms. What stands at the beginning of a text counts more, by the same rule.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from mach.config import TextConfig
 from mach.data.terms import Tables, Vocabulary, hashed_tables, numbered_tables, ranked
-from mach.data.words import RULE, words_by
+from mach.data.words import LEAD, RULE, TIMES, words_by
 from mach.errors import ConfigError, DataError, StorageError
 from mach.files.arrays import read_array
 from mach.files.records import first_of, parse_json, shortened
@@ -45,7 +45,7 @@ class TextFeatures:
     ----------
     config : TextConfig
     rule : int
-        How words are cut (`mach.data.words`); 1 is that of earlier versions, whose files have format 1.
+        How words are cut and counted (`mach.data.words`); 1 and 2 are those of earlier versions, as in their files.
 
     Attributes
     ----------
@@ -138,7 +138,8 @@ class TextFeatures:
 
         Raises ConfigError before `fit`, and DataError when an element is no string.
         """
-        blocks = [self._weigh(*block) for block in self._fitted().blocks(texts)]
+        lead = LEAD if self.rule > 2 else 0
+        blocks = [self._weigh(*block) for block in self._fitted().blocks(texts, lead)]
         lengths, indices, values = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
         return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64), indices, values
 
@@ -257,11 +258,7 @@ class TextFeatures:
             raise StorageError(f"{path}: reads_list is {shortened(told['reads_list'])}: need true or false")
         if (n_rows := told.get("n_rows")) is not None and (type(n_rows) is not int or not 1 <= n_rows < 2**48):
             raise StorageError(f"{path}: n_rows is {shortened(n_rows)}: need at least 1")
-        if (
-            not isinstance(fingerprint, str)
-            or not fingerprint
-            or not isinstance(told["config"].get("tfidf", True), bool)
-        ):
+        if not (isinstance(fingerprint, str) and fingerprint and isinstance(told["config"].get("tfidf", True), bool)):
             raise StorageError(f"{path}: its fingerprint or config.tfidf is missing or damaged: copy it anew")
         return n_features, told
 
@@ -301,8 +298,11 @@ class _Terms:
         self.config, self.tables, self.words = config, tables, words_by(rule)
         self.pieces = _Pieces(self)
 
-    def blocks(self, texts: Iterable[str]) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
-        """Ids of all rows' terms, one after another, and their number a row; the last block may have no row."""
+    def blocks(self, texts: Iterable[str], lead: int = 0) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+        """Ids of all rows' terms, one after another, and their number a row; the last block may have no row.
+
+        Those of the first ``lead`` pieces and words stand there `TIMES` times.
+        """
         if isinstance(texts, str):
             raise DataError("texts is a single string: put it into a list")
         rows: list[bytes] = []
@@ -310,23 +310,24 @@ class _Terms:
         for n, text in enumerate(texts):
             if not isinstance(text, str):
                 raise DataError(f"text {n} is {text!r:.40}: every text must be a string")
-            rows.append(self.row(text))
+            rows.append(self.row(text, lead))
             n_bytes += len(rows[-1])
             if n_bytes >= 4 * BLOCK_IDS or len(rows) >= BLOCK_ROWS:
                 yield _joined(rows)
                 rows, n_bytes = [], 0
         yield _joined(rows)
 
-    def row(self, text: str) -> bytes:
+    def row(self, text: str, lead: int) -> bytes:
         if not text.isascii():  # NFKC leaves ASCII alone
             text = unicodedata.normalize("NFKC", text)
         text = text.lower()
-        ids = b"".join(map(self.pieces.__getitem__, text.split()))
+        pieces = [*map(self.pieces.__getitem__, text.split())]
+        ids = b"".join(pieces + pieces[:lead] * (TIMES - 1))
         if self.config.words and self.config.words[1] > 1:
             tokens, (shortest, longest) = self.words(text), self.config.words
             for n in range(max(shortest, 2), longest + 1):
-                phrases = map(" ".join, zip(*(tokens[i:] for i in range(n)), strict=False))
-                ids += _pack(map(self.tables[0].__getitem__, phrases))
+                phrases = [*map(" ".join, zip(*(tokens[i:] for i in range(n)), strict=False))]
+                ids += _pack(map(self.tables[0].__getitem__, phrases + phrases[:lead] * (TIMES - 1)))
         return ids
 
     def piece(self, piece: str) -> bytes:

@@ -6,9 +6,11 @@ rule 1 runs of letters, digits and ``_`` (``\w+``), as earlier versions had them
 rule 2 such runs with the combining marks and joiners inside them, as Unicode's annex 29 has it (rule WB4). Besides, a
        word keeps ``++`` behind it, one of one letter ``#``, and one of 2 to 4 letters the dot before it where nothing
        of a word or dot stands before that: ``c++``, ``c#``, ``.net``
+rule 3 the same, and what the first `LEAD` pieces between blanks hold counts `TIMES` times: texts begin with a title, or
+       with what they are about
 ====== ==========================================================================================================
 
-Neither rule looks beyond blanks, and neither divides scripts that put none between words (Thai, Chinese): what stands
+No rule looks beyond blanks, and none divides scripts that put none between words (Thai, Chinese): what stands
 between blanks or punctuation is one word there, and n-grams of characters find its parts.
 """
 
@@ -20,7 +22,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
-RULE = 2  # of new text features
+RULE = 3  # of new text features
+LEAD, TIMES = 12, 3
 BEYOND = "\U00010000"  # the basic plane ends before it
 JOINERS = "\u200c\u200d"  # zero-width non-joiner and joiner
 # Where combining marks are, all of them up to Unicode 16; a look at all of Unicode would take ten times as long.

@@ -108,6 +108,26 @@ def test_equals_sklearn_on_any_text(tmp_path_factory, texts, queries, span, data
     )
 
 
+LONG = " ".join(f"w{n % 17} c++" for n in range(20))
+
+
+@pytest.mark.parametrize(
+    "config", [TextConfig(), TextConfig(sublinear=True), TextConfig(words=None, characters=[2, 3])]
+)
+def test_the_first_twelve_words_count_three_times(config):
+    features, former = TextFeatures(config).fit([LONG]), TextFeatures(config, rule=2).fit([LONG])
+    first = " ".join(LONG.split()[:12])
+    for mine, other in zip(features.transform([LONG]), former.transform([f"{LONG} {first} {first}"]), strict=True):
+        np.testing.assert_array_equal(mine, other)
+    assert features.counted([LONG])[2].tolist() == former.counted([LONG])[2].tolist()  # a class's name has no beginning
+
+
+def test_of_longer_terms_the_first_twelve_count_three_times():
+    features = TextFeatures(TextConfig(words=[2, 2])).fit(["x y", "p q"])
+    values = features.transform(["x y " + "z " * 12 + "p q"])[2]  # of "p q", which stands beyond them, and "x y"
+    np.testing.assert_allclose(values, np.array([1, 3]) / np.sqrt(10), rtol=1e-6)
+
+
 def test_words_and_characters_share_one_norm_but_no_term(tmp_path):
     features = TextFeatures(TextConfig(words=[1, 1], characters=[2, 2])).fit(["ab", "ab c"])
     assert terms(features, tmp_path) == ["ab", "c", " a", "ab", "b ", " c", "c "]  # words first, frequent first
@@ -308,8 +328,8 @@ def test_files_of_two_saves_or_of_a_later_format_are_refused(tmp_path):
     terms_of_b = (tmp_path / "terms.txt").read_bytes()
     TextFeatures(TextConfig()).fit(["a"]).save(tmp_path)
     description = json.loads((tmp_path / "text.json").read_text())
-    (tmp_path / "text.json").write_text(json.dumps(description | {"format": 3}))
-    with pytest.raises(StorageError, match="has format 3, this version reads 1 to 2"):
+    (tmp_path / "text.json").write_text(json.dumps(description | {"format": 4}))
+    with pytest.raises(StorageError, match="has format 4, this version reads 1 to 3"):
         TextFeatures.load(tmp_path)
     (tmp_path / "text.json").write_text(json.dumps(description))
     (tmp_path / "terms.txt").write_bytes(terms_of_b)
