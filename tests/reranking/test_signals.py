@@ -73,6 +73,14 @@ class TestPrior(BlendedSignalContract):
             stored.terms(stored.columns(shortlist), shortlist.ids_NC, -0.5), kept["priors"][ids_NC]
         )
 
+    def test_a_class_without_rows_is_further_from_one_row_than_this_from_seven(self, material: Material):
+        few = replace(material, rows=material.rows[:2])
+        rows_K = np.bincount(few.classes.indices, minlength=few.store.n_classes)
+        log_rows = Prior.fit(few).arrays["log_rows"]
+        np.testing.assert_array_equal(log_rows[rows_K > 0], np.log1p(rows_K[rows_K > 0], dtype=np.float32))
+        assert 0 < (rows_K == 0).sum() < len(rows_K)
+        assert np.all(log_rows[rows_K == 0] < np.log(2) - np.log(4))
+
 
 def without_pairs(part):
     """Fitted classes without the weights of products."""

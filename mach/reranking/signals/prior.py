@@ -10,18 +10,20 @@ from numpy.typing import NDArray
 from mach.reranking.signals.contract import BlendedSignal, Floats, Material, Newcomers, Scale, Shortlist, SignalFile
 from mach.sketch.terms import prior_terms
 
+NO_ROWS = np.float32(-4)  # apart from one row: nothing but texts tells of such a class, so orders weigh it otherwise
+
 
 class Prior(BlendedSignal):
     """The training rows of a class.
 
     A file holds ``priors`` (float32, K), the terms of the strength that was chosen, and for a learned order
-    ``log_rows`` (float32, K), ``log(1 + rows)`` of the rows that were learned from. A held-out row that is counted with
-    the rest makes its own classes more frequent than they were to the networks, so strengths are tried on counts
-    without held-out rows.
+    ``log_rows`` (float32, K), ``log(1 + rows)`` of the rows that were learned from, `NO_ROWS` of none. A held-out row
+    that is counted with the rest makes its own classes more frequent than they were to the networks, so strengths are
+    tried on counts without held-out rows.
     """
 
     name = "prior"
-    meaning = "So many training rows have the class, as the logarithm of one more."
+    meaning = "So many training rows have the class, as the logarithm of one more; -4 where none has it."
     strength = "prior"
     labels = ("log rows",)
 
@@ -31,7 +33,7 @@ class Prior(BlendedSignal):
     @classmethod
     def fit(cls, material: Material) -> Self:
         counts_K = np.bincount(material.classes.indices, minlength=material.store.n_classes)
-        made = cls({"log_rows": np.log1p(counts_K, dtype=np.float32)})
+        made = cls({"log_rows": np.where(counts_K > 0, np.log1p(counts_K, dtype=np.float32), NO_ROWS)})
         made.counts_K, made.learned_K = material.counts_K, material.learned_K
         return made
 
@@ -52,7 +54,7 @@ class Prior(BlendedSignal):
 
     def and_also(self, more: Newcomers) -> Self:
         last = {
-            "log_rows": 0.0,
+            "log_rows": NO_ROWS,
             "priors": float(self.arrays["priors"][more.rarest]) if "priors" in self.arrays else 0.0,
         }
         return type(self)(
