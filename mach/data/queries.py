@@ -74,8 +74,10 @@ class QueryReader:
         is_known = batch.values != 0
         if self.text_features is not None:
             is_known &= self.text_features.is_known(batch.indices)
-        n_known = np.concatenate([[0], np.cumsum(is_known)])[batch.indptr]
-        return np.asarray(np.diff(n_known) > 0)
+        n_known = np.zeros(len(is_known) + 1, np.int64)
+        np.cumsum(is_known, out=n_known[1:])
+        ends = n_known[batch.indptr]
+        return np.asarray(ends[1:] > ends[:-1])
 
     def parse(self, line: str) -> Any:
         """A typed query: the text itself, or ``index:value`` pairs (sparse) or numbers (dense) as one row."""

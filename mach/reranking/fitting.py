@@ -47,6 +47,7 @@ LISTED, LISTED_A_CLASS = 50, 5  # for a learned order: candidates of a training 
 MAX_VALIDATION_ROWS = 10_000
 MAX_TEACHING_ROWS = 20_000  # of a pilot
 LEAST_TEACHING_ROWS = 400  # held-out ones, where there is no pilot
+SURE_ERRORS = 2.0  # standard errors by which a blend is surely better than an order that the same rows taught
 EXAMPLES = ("inputs", "scores", "right")  # arrays that a pilot leaves
 
 
@@ -272,8 +273,8 @@ class RerankerTraining:
     def _choice(self, signals: Sequence[Signal], order: LearnedOrder | None) -> tuple[Blend, LearnedOrder | None]:
         """The best blend on held-out rows, and the order of pilots unless the blend is better.
 
-        Where there are no pilots these rows teach an order, which has to be better than the blend. Rows that are
-        phrases of the texts that queries are likened to choose nothing.
+        Where there are no pilots these rows teach it. Rows that are phrases of the texts that queries are likened to
+        choose nothing.
         """
         given = {} if self.config.repeats is None else {"repeats": self.config.repeats}
         if self.likens:
@@ -332,10 +333,11 @@ class RerankerTraining:
 def taught_crosswise(
     trial: Trial, blend: Blend, proposed_NP: NDArray[np.int64], inputs_NCI: NDArray[np.float32], seed: int
 ) -> LearnedOrder | None:
-    """An order that held-out rows teach, if by networks that have not seen them they are better than by the blend.
+    """An order that held-out rows teach, unless the blend is surely better than networks that have not seen them.
 
-    The blend was chosen on these very rows, and the order will be that of both networks: so the mean alone decides. The
-    inputs are the columns of all signals for the candidates of the trial.
+    The blend was chosen on these very rows, and each network has seen half of them, but the order will be that of both:
+    on rows that nobody had seen it gained half a point or a whole one more than here (docs/log.md). The inputs are the
+    columns of all signals for the candidates of the trial.
     """
     best_NT = taught(trial.scores(blend), trial.ids_NC, proposed_NP)
     lifted_NC = lifted(trial.scores_NC, trial.ids_NC, proposed_NP, FLOOR)
@@ -343,7 +345,7 @@ def taught_crosswise(
     inputs_NTI = np.take_along_axis(inputs_NCI, best_NT[:, :, None], axis=1)
     order = LearnedOrder.learn(inputs_NTI, lifted_NT, right_NT.astype(bool), seed, crosswise=True)
     ordered_N = precisions(order.crosswise(lifted_NC, inputs_NCI), trial.right_NC)
-    return order if best_of(np.stack([trial.gains(blend), ordered_N])) == 1 else None
+    return order if best_of(np.stack([ordered_N, trial.gains(blend)]), 0, SURE_ERRORS) == 0 else None
 
 
 def taught(

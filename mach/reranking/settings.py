@@ -16,6 +16,7 @@ from mach.data.store import Store
 
 Loss = Literal["hinge", "logistic"]
 MANY_CLASSES = 10  # of a row, on average: then many classes are likely at once
+LONG_ROW = 30  # features, on average
 
 
 class FitSettings(Section):
@@ -45,6 +46,8 @@ def fit_settings(config: RerankingConfig, store: Store, retired: Mapping[str, An
       of 4, and its weights below 0.1 say little.
     - Pairs: many small weights share what one large weight said before. Those below 0.08 go, and of a class the 2,048
       largest stay. Where rows have more than one class, values are raised to 0.5, and the cost is 0.5.
+    - Others of `LONG_ROW` features and more: of a class the 512 largest weights stay. They answer as well as all, in
+      half of the bytes, of which a query reads a quarter.
 
     The store has all training rows, also those held out. Values of retired keys that the run was made with stay.
     """
@@ -59,4 +62,6 @@ def fit_settings(config: RerankingConfig, store: Store, retired: Mapping[str, An
         chosen |= {"threshold": 0.08, "class_weights": 2048}
         if not (n_classes_N == 1).all():
             chosen |= {"cost": 0.5, "power": 0.5}
+    elif store.n_nonzeros >= LONG_ROW * store.n_rows:
+        chosen["class_weights"] = 512
     return FitSettings(**chosen)

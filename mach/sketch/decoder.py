@@ -26,7 +26,7 @@ METHODS = ("auto", "gather", "threshold")
 FEW_CLASSES = 2048  # so many that are allowed are scored one by one, whatever K is: about 0.1 ms
 MAX_PADDING = 10_000  # columns beyond the number of classes that may be asked for
 
-_LOOK_NS, _MEMBER_NS, _BUCKET_NS = 0.45, 2.3, 150.0  # a class in a repetition of a scan; what opening a bucket costs
+_MEMBER_NS, _BUCKET_NS = 2.3, 150.0  # what opening a bucket costs
 _TOGETHER, _MOST_TOGETHER = 64, 2**21  # from so many queries on, and up to so many buckets of classes,
 _MET = 0.15  # all are scanned sixteen at a time if the first sixteen met such a part of the classes
 _CHUNK_VALUES = 2**18  # bucket scores transformed at once: they stay in the second cache level until searched
@@ -144,11 +144,10 @@ class Decoder:
             raise DataError(f"candidates {ids_NC.shape}, bucket scores {probs_NRB.shape}: need (N, C), a row a query")
         scores_NC = np.empty(ids_NC.shape, dtype=np.float32)
         for part in self._chunks(len(probs_NRB)):
-            values_NRB, ids = transform(probs_NRB[part], self.aggregate), ids_NC[part]
-            buckets_RM = self.assignment.buckets(np.maximum(ids, 0).ravel())
-            values_RNC = np.stack(
-                [np.take_along_axis(values_NRB[:, r], row.reshape(ids.shape), 1) for r, row in enumerate(buckets_RM)]
-            )
+            ids, R = ids_NC[part], probs_NRB.shape[1]
+            buckets_RNC = self.assignment.buckets(np.maximum(ids, 0).ravel()).reshape(R, *ids.shape)
+            rows_N1, functions_R11 = np.arange(len(ids))[:, None], np.arange(R)[:, None, None]
+            values_RNC = transform(probs_NRB[part][rows_N1, functions_R11, buckets_RNC], self.aggregate)
             scores_NC[part] = reduce(values_RNC, self.aggregate, self.assignment.n_buckets)
         scores_NC[ids_NC == -1] = -np.inf
         return scores_NC
@@ -204,8 +203,10 @@ class Decoder:
             return -1
         if budget is not None and budget < K:
             return budget  # no scan could follow
+        from mach.sketch.kernels.lanes import LOOK_NS
+
         a_member = _MEMBER_NS + _BUCKET_NS * self.assignment.n_buckets / K
-        limit = int(K * self.assignment.n_repetitions * _LOOK_NS / a_member)
+        limit = int(K * self.assignment.n_repetitions * LOOK_NS / a_member)
         return limit if budget is None else min(limit, budget - K)
 
     def _places_KR(self) -> NDArray[np.int32]:

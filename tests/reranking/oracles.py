@@ -75,7 +75,7 @@ def rules(signal: Signal, shortlist: Shortlist) -> NDArray:
     if signal.arrays:
         table = tuple(signal.arrays[f"rules.{name}"] for name in RULE_ARRAYS)
         numbers_NC5 = rule_numbers(table, shortlist.rows, shortlist.ids_NC)
-    logs_NC5 = np.log(np.maximum(numbers_NC5, np.where(LEAST_SHARES, LEAST_SHARES, 1)))
+    logs_NC5 = np.log(np.maximum(numbers_NC5, LEAST_SHARES))
     logs_NC5[:, :, SUPPORT] = np.log1p(numbers_NC5[:, :, SUPPORT])
     return logs_NC5
 

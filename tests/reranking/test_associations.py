@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array, random_array
 
 from mach.reranking.kernels import associations
-from mach.reranking.kernels.associations import CODES, LEAST_CONFIDENCE, count_rules, most_ruled, rules_for
+from mach.reranking.kernels.associations import (
+    CODES,
+    LEAST_CONFIDENCE,
+    count_rules,
+    most_ruled,
+    rules_for,
+    scratch_of,
+)
 from tests.reranking.oracles import rule_numbers
 
 
@@ -54,10 +61,12 @@ def test_what_rules_say_is_what_plain_loops_find(seed: int):
     rules = count_rules(x, y, 2)
     queries, _ = problem(seed + 1, n_rows=5)
     queries.data[::2] *= -1  # magnitudes count
-    ids_NC = np.random.default_rng(seed).integers(-1, y.shape[1], (5, 9))  # some twice, some of none
+    ids_NC = np.random.default_rng(seed).integers(-1, y.shape[1] + 2, (5, 9))  # some twice, some of none or new
     rows = (queries.indptr.astype(np.int64), queries.indices.astype(np.int32), queries.data)
     found_NC5 = np.full((5, 9, 5), -7, np.float32)
-    rules_for(rules, rows, ids_NC, found_NC5)
+    scratch = scratch_of(y.shape[1])
+    rules_for(rules, rows, scratch, ids_NC, found_NC5)
+    assert not scratch[1].any()
     np.testing.assert_allclose(found_NC5, rule_numbers(rules, rows, ids_NC), rtol=1e-4, atol=1e-6)
 
 
@@ -68,9 +77,9 @@ def test_classes_of_largest_mean_confidence_are_proposed(seed: int):
     offsets, classes, confidences, supports = rules = count_rules(x, y, 1)
     queries, _ = problem(seed + 1, n_rows=5)
     rows = (queries.indptr.astype(np.int64), queries.indices.astype(np.int32), queries.data)
-    sum_K, ids_NP = np.zeros(6, np.float32), np.full((5, 3), -7)
-    most_ruled(rules, rows, sum_K, ids_NP)
-    assert not sum_K.any()
+    scratch, ids_NP = scratch_of(6), np.full((5, 3), -7)
+    most_ruled(rules, rows, scratch, ids_NP)
+    assert not scratch[0].any()
     share_FK = np.zeros((len(supports), 6))
     for f, span in enumerate(pairwise(offsets)):
         share_FK[f, classes[slice(*span)]] = confidences[slice(*span)]
@@ -85,8 +94,8 @@ def test_a_damaged_table_is_not_followed():
     rows = (np.array([0, 2]), np.array([0, 99], np.int32), np.ones(2, np.float32))
     found_NC5 = np.zeros((1, 2, 5), np.float32)
     table = (np.array([5, -3]), np.zeros(1, np.int32), np.ones(1, np.uint8), np.ones(1, np.int32))
-    rules_for(table, rows, np.array([[0, 1]]), found_NC5)
+    rules_for(table, rows, scratch_of(1), np.array([[0, 1]]), found_NC5)
     assert not found_NC5.any()
     ids_NP = np.zeros((1, 2), np.int64)
-    most_ruled(table, rows, np.zeros(1, np.float32), ids_NP)
+    most_ruled(table, rows, scratch_of(1), ids_NP)
     assert (ids_NP == -1).all()

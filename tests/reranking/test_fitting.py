@@ -452,8 +452,8 @@ def test_an_order_of_held_out_rows_is_kept_whole_and_what_had_not_seen_them_cali
     monkeypatch.setattr("mach.reranking.fitting.LEAST_TEACHING_ROWS", 50)
     run, done = Run.open(copied), []
     store = training_store(run)
-    for kept in (0, 1, 1):  # the blend, then the order, twice
-        monkeypatch.setattr("mach.reranking.fitting.best_of", lambda gains_AN, kept=kept: kept)
+    for kept in (1, 0, 0):  # the blend, then the order, twice
+        monkeypatch.setattr("mach.reranking.fitting.best_of", lambda *_, kept=kept: kept)
         fit_here(run, store)
         done.append(read_json(run.reranked, Record))
     assert [one.learned for one in done] == [False, True, True]

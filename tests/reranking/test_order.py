@@ -98,7 +98,7 @@ def test_what_is_taught_crosswise_answers_for_a_fold_by_what_has_not_seen_it():
         LearnedOrder.load(SignalFile("file", damaged, {}, 5, 5))
 
 
-def test_held_out_rows_teach_an_order_where_it_is_better_than_the_blend():
+def test_held_out_rows_teach_an_order_unless_the_blend_is_surely_better():
     def kept(right_NC: np.ndarray) -> LearnedOrder | None:
         trial = Trial([], np.tile(np.arange(10), (len(right_NC), 1)), scores_NC, {}, right_NC)
         none_NP = np.empty((len(right_NC), 0), np.int64)

@@ -12,8 +12,11 @@ from mach.config import RerankingConfig
 from mach.reranking.settings import FitSettings, fit_settings
 
 
-def settings_of(row_classes: list[int], retired: dict[str, Any] | None = None, **keys: Any) -> FitSettings:
-    store = SimpleNamespace(class_indptr=np.cumsum([0, *row_classes]), n_rows=len(row_classes))
+def settings_of(
+    row_classes: list[int], retired: dict[str, Any] | None = None, row_features: int = 6, **keys: Any
+) -> FitSettings:
+    N = len(row_classes)
+    store = SimpleNamespace(class_indptr=np.cumsum([0, *row_classes]), n_rows=N, n_nonzeros=row_features * N)
     return fit_settings(RerankingConfig(**keys), cast(Any, store), retired)
 
 
@@ -29,6 +32,12 @@ def test_pairs_take_small_weights_and_flat_values_where_rows_have_several_classe
     assert (found.threshold, found.class_weights) == (0.08, 2048)
     assert (found.cost, found.power) == ((1.0, 1.0) if is_exclusive else (0.5, 0.5))
     assert settings_of(row_classes) == FitSettings()
+
+
+def test_classes_of_long_rows_keep_their_largest_weights():
+    assert settings_of([1, 2], row_features=30) == FitSettings(class_weights=512)
+    assert settings_of([1, 2], row_features=29) == FitSettings()
+    assert settings_of([1, 2], row_features=30, pairs=4).class_weights == 2048
 
 
 def test_an_order_is_learned_from_inputs_that_are_kept():

@@ -291,7 +291,7 @@ def test_every_signal_has_the_laws_tested():
 
 def test_bytes_of_a_re_ranker_are_those_of_its_signals():
     plain = Scale(n_classes=1000, n_features=500, n_rows=10_000, n_positives=20_000, row_features=10)
-    assert expected_bytes(plain) == 1000 * 20 + 8 + 3 * 20_000 * 8
+    assert expected_bytes(plain) == 1000 * 20 + 8 + 3 * 20_000 * 5
     counted = replace(plain, counts_repeats=True)
     assert expected_bytes(counted) - expected_bytes(plain) == 5 * 30_000
     learned = replace(plain, is_learned=True)

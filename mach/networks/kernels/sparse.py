@@ -51,7 +51,7 @@ def sparse_forward_kept(
     What a damaged file puts beyond the last unit is added to that.
     """
     indptr, indices, values = csr
-    kept, last, beyond = kept_1M[0], len(indices) - 1, out_NH.shape[1] - 1
+    kept, last, beyond = kept_1M[0], len(indices) - 1, np.uint64(out_NH.shape[1] - 1)
     for n in range(len(indptr) - 1):
         row = out_NH[n]
         for i in range(len(bias_H)):
@@ -61,12 +61,12 @@ def sparse_forward_kept(
             for p in range(max(offsets[ahead], 0), min(offsets[ahead + 1], len(kept)), 64):
                 prefetch(kept_1M, 0, p)
             value = values[j] * scale_D[indices[j]]
-            begin, end, h = offsets[indices[j]], offsets[indices[j] + 1], np.int64(0)
+            begin, end, h = offsets[indices[j]], offsets[indices[j] + 1], np.uint64(0)
             if not 0 <= begin <= end <= len(kept):
                 continue
             for p in range(begin, end):
-                h = min(h + np.int64(kept[p] >> np.uint8(4)), beyond)
-                row[h] += value * np.float32(np.int32(kept[p] & np.uint8(15)) - np.int32(8))
+                h += np.uint64(kept[p] >> np.uint8(4))  # the next one waits for nothing more
+                row[min(h, beyond)] += value * np.float32(np.int32(kept[p] & np.uint8(15)) - np.int32(8))
 
 
 @kernel()

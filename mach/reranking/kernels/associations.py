@@ -55,19 +55,32 @@ def count_rules(x_ND: csr_array, y_NK: csr_array, n_least: int) -> tuple[Array, 
     return np.cumsum(sizes), classes, confidences, supports
 
 
+def scratch_of(n_classes: int) -> tuple[Array, Array, Array]:
+    """Sums and places of all classes, zeros that kernels leave as zeros, and room for those that rules speak of."""
+    return np.zeros(n_classes, np.float32), np.zeros(n_classes, np.int32), np.empty(n_classes + 1, np.int32)
+
+
 @kernel(error_model="numpy")
-def rules_for(rules: tuple[Array, ...], csr: tuple[Array, Array, Array], ids_NC: Array, out_NC5: Array) -> None:
+def rules_for(
+    rules: tuple[Array, ...],
+    csr: tuple[Array, Array, Array],
+    scratch: tuple[Array, ...],
+    ids_NC: Array,
+    out_NC5: Array,
+) -> None:
     """What the rules that a query fulfils say of its candidates; 0 where there is none, and for ids of -1.
 
     ``out_NC5`` (float32) gets the largest confidence, the rows with that rule's feature (of equal ones the first), the
     second largest confidence, the sum of ``-log(1 - confidence)`` ("noisy or"), and the mean confidence over the
-    query's features, weighted by their magnitudes.
+    query's features, weighted by their magnitudes. ``scratch`` is of `scratch_of`.
     """
-    (offsets, classes, confidences, supports), (indptr, indices, values) = rules, csr
-    n_candidates = ids_NC.shape[1]
+    (offsets, classes, confidences, supports), (indptr, indices, values), (_, place_K, _) = rules, csr, scratch
     for n in range(len(indptr) - 1):
-        order = np.argsort(ids_NC[n])
-        out_NC5[n] = 0
+        ids_C, out_C5 = ids_NC[n], out_NC5[n]
+        out_C5[:] = 0
+        for c in range(len(ids_C)):
+            if 0 <= ids_C[c] < len(place_K):
+                place_K[ids_C[c]] = c + 1  # of an id that is asked for twice the last one
         total = np.float32(0)
         for j in range(indptr[n], indptr[n + 1]):
             f, weight = indices[j], abs(values[j])
@@ -78,52 +91,52 @@ def rules_for(rules: tuple[Array, ...], csr: tuple[Array, Array, Array], ids_NC:
             if not 0 <= begin <= end <= len(classes):
                 continue
             for rule in range(begin, end):
-                k = classes[rule]
-                low, high = 0, n_candidates
-                while low < high:
-                    middle = (low + high) >> 1
-                    if ids_NC[n, order[middle]] < k:
-                        low = middle + 1
-                    else:
-                        high = middle
-                confidence = np.float32(confidences[rule]) / np.float32(CODES)
-                while low < n_candidates and ids_NC[n, order[low]] == k:  # an id may be asked for twice
-                    found = out_NC5[n, order[low]]
-                    if confidence > found[0]:
-                        found[2], found[0], found[1] = found[0], confidence, supports[f]
-                    elif confidence > found[2]:
-                        found[2] = confidence
-                    found[3] -= np.log1p(-min(confidence, MOST_CONFIDENCE))
-                    found[4] += weight * confidence
-                    low += 1
-        for c in range(n_candidates):
+                c = place_K[classes[rule]] - 1
+                if c < 0:
+                    continue
+                found, confidence = out_C5[c], np.float32(confidences[rule]) / np.float32(CODES)
+                if confidence > found[0]:
+                    found[2], found[0], found[1] = found[0], confidence, supports[f]
+                elif confidence > found[2]:
+                    found[2] = confidence
+                found[3] -= np.log1p(-min(confidence, MOST_CONFIDENCE))
+                found[4] += weight * confidence
+        for c in range(len(ids_C)):
+            last = place_K[ids_C[c]] - 1 if 0 <= ids_C[c] < len(place_K) else c
+            for i in range(5):
+                out_C5[c, i] = out_C5[last, i]
             if total > 0:
-                out_NC5[n, c, 4] /= total
+                out_C5[c, 4] /= total
+        for c in range(len(ids_C)):
+            if 0 <= ids_C[c] < len(place_K):
+                place_K[ids_C[c]] = 0
 
 
 @kernel(error_model="numpy")
-def most_ruled(rules: tuple[Array, ...], csr: tuple[Array, Array, Array], sum_K: Array, ids_NP: Array) -> None:
+def most_ruled(
+    rules: tuple[Array, ...], csr: tuple[Array, Array, Array], scratch: tuple[Array, ...], ids_NP: Array
+) -> None:
     """Write the classes of largest mean confidence for each row, best first; -1 for none.
 
-    ``sum_K`` is scratch of zeros, left as zeros.
+    ``scratch`` is of `scratch_of`.
     """
-    (offsets, classes, confidences, supports), (indptr, indices, values) = rules, csr
+    (offsets, classes, confidences, supports), (indptr, indices, values), (sum_K, _, found) = rules, csr, scratch
     best_P = np.empty(ids_NP.shape[1], np.float32)
     for n in range(len(indptr) - 1):
-        ids_P = ids_NP[n]
+        ids_P, n_found = ids_NP[n], 0
         ids_P[:], best_P[:] = -1, -np.inf
-        for turn in range(2):
-            for j in range(indptr[n], indptr[n + 1]):
-                f, weight = indices[j], abs(values[j])
-                if weight == 0 or not 0 <= f < len(supports):
-                    continue
-                begin, end = offsets[f], offsets[f + 1]
-                if not 0 <= begin <= end <= len(classes):
-                    continue
-                for rule in range(begin, end):
-                    k = classes[rule]
-                    if turn == 0:
-                        sum_K[k] += weight * np.float32(confidences[rule])
-                    elif sum_K[k] > 0:
-                        keep(ids_P, best_P, k, sum_K[k])
-                        sum_K[k] = 0
+        for j in range(indptr[n], indptr[n + 1]):
+            f, weight = indices[j], abs(values[j])
+            if weight == 0 or not 0 <= f < len(supports):
+                continue
+            begin, end = offsets[f], offsets[f + 1]
+            if not 0 <= begin <= end <= len(classes):
+                continue
+            for rule in range(begin, end):
+                k = classes[rule]
+                found[n_found] = k
+                n_found = min(n_found + (sum_K[k] == 0), len(sum_K))  # a code of 0 is damage
+                sum_K[k] += weight * np.float32(confidences[rule])
+        for i in range(n_found):
+            keep(ids_P, best_P, found[i], sum_K[found[i]])
+            sum_K[found[i]] = 0

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 NAMES = ("offsets", "gaps", "codes", "scales", "biases")
 GAP = 2**15 - 1  # the widest step
 CLASS_BYTES, WEIGHT_BYTES = 16, 3
-WEIGHTS = 0.8  # a feature of a row and class of it, measured on gnd-core,
+WEIGHTS = 0.5  # a feature of a row and class of it, measured on gnd-core,
 PAIR_WEIGHTS = 0.08  # and a pair of features of it, on tate-leaf
 MOST_POWER = 4.0  # that a run of any version has
 LOWEST_MARGIN = np.float32(-1e6)  # keeps every score finite

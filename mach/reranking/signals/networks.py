@@ -43,7 +43,7 @@ class Context(Signal):
         N, R, _ = probs_NRB.shape
         columns_NI = np.empty((N, self.n_columns), np.float32)
         columns_NI[:, 0] = np.log1p(np.diff(shortlist.batch.indptr), dtype=np.float32)
-        columns_NI[:, 1] = np.log(np.maximum(probs_NRB.sum(axis=2).mean(axis=1), 1e-3))
-        is_above_NIM = probs_NRB.reshape(N, 1, -1) > LIKELY[:, None]
-        columns_NI[:, 2:] = np.log1p(is_above_NIM.sum(axis=2) / R, dtype=np.float32)
-        return np.broadcast_to(columns_NI[:, None], (*shortlist.ids_NC.shape, self.n_columns))
+        columns_NI[:, 1] = np.log(np.maximum(probs_NRB.sum(axis=2).sum(axis=1) / R, 1e-3))
+        n_above_NI = [[np.count_nonzero(probs_RB > p) for p in LIKELY] for probs_RB in probs_NRB]
+        columns_NI[:, 2:] = np.log1p(np.reshape(n_above_NI, (N, len(LIKELY))) / R, dtype=np.float32)
+        return np.repeat(columns_NI[:, None], shortlist.ids_NC.shape[1], axis=1)

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from mach.data.batch import SparseBatch
 from mach.errors import StorageError
-from mach.reranking.kernels.associations import count_rules, most_ruled, rules_for
+from mach.reranking.kernels.associations import count_rules, most_ruled, rules_for, scratch_of
 from mach.reranking.signals.contract import PROPOSED, Material, Scale, Shortlist, Signal, SignalFile
 
 NAMES = ("offsets", "classes", "confidences", "supports")
 PROPOSE = "propose"  # a note of the file; older ones have none, and propose nothing
 FEW_FEATURES = 30  # of a row: then a rule may have a single row
 SUPPORT = 1  # among the numbers
-LEAST_SHARES = np.array([0.01, 0, 0.01, 0.01, 0.005], np.float32)  # that missing rules count as
+LEAST_SHARES = np.array([0.01, 1, 0.01, 0.01, 0.005], np.float32)  # that missing rules count as, and rows
 RULES, SINGLE_RULES, RULE_BYTES = 0.2, 0.4, 5  # a feature of a row and class of it; where a single row makes one
 
 
@@ -78,21 +78,26 @@ class Rules(Signal):
         if not self.proposes or not self.arrays["rules.classes"].size:
             return None
         ids_NP = np.empty((len(batch), PROPOSED), np.int64)
-        rules = tuple(self.arrays[f"rules.{name}"] for name in NAMES)
-        if not hasattr(self._of_thread, "sum_K"):
-            self._of_thread.sum_K = np.zeros(int(self.arrays["rules.classes"].max()) + 1, np.float32)
-        most_ruled(rules, (batch.indptr, batch.indices, batch.values), self._of_thread.sum_K, ids_NP)
+        most_ruled(self._table, (batch.indptr, batch.indices, batch.values), self._scratch, ids_NP)
         return ids_NP
 
     def columns(self, shortlist: Shortlist) -> NDArray[np.float32]:
         found_NC5 = np.zeros((*shortlist.ids_NC.shape, len(self.labels)), np.float32)
-        if not self.arrays:  # an order that held-out rows taught weighs none
-            found_NC5[:] = np.log(np.where(LEAST_SHARES > 0, LEAST_SHARES, np.float32(1)))
-            return found_NC5
-        rules = tuple(self.arrays[f"rules.{name}"] for name in NAMES)
-        rules_for(rules, shortlist.rows, shortlist.ids_NC, found_NC5)
-        logs_NC5 = np.empty_like(found_NC5)
-        for i, least in enumerate(LEAST_SHARES):
-            numbers_NC = found_NC5[:, :, i]
-            logs_NC5[:, :, i] = np.log1p(numbers_NC) if i == SUPPORT else np.log(np.maximum(numbers_NC, least))
+        if self.arrays:  # an order that held-out rows taught weighs none
+            rules_for(self._table, shortlist.rows, self._scratch, shortlist.ids_NC, found_NC5)
+        supports_NC = np.log1p(found_NC5[:, :, SUPPORT])
+        logs_NC5 = np.log(np.maximum(found_NC5, LEAST_SHARES, out=found_NC5), out=found_NC5)
+        logs_NC5[:, :, SUPPORT] = supports_NC
         return logs_NC5
+
+    @property
+    def _table(self) -> tuple[NDArray[Any], ...]:
+        return tuple(self.arrays[f"rules.{name}"] for name in NAMES)
+
+    @property
+    def _scratch(self) -> Any:
+        """Of each thread, made once."""
+        if not hasattr(self._of_thread, "scratch"):
+            classes = self.arrays["rules.classes"]
+            self._of_thread.scratch = scratch_of(int(classes.max(initial=-1)) + 1)
+        return self._of_thread.scratch
