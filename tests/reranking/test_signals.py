@@ -85,7 +85,7 @@ class TestPrior(BlendedSignalContract):
     def test_an_added_class_is_to_an_order_as_those_without_rows_were(self, material: Material):
         texts = ClassTexts.of(["new"])
         for least in (-4.0, 0.0):  # in files of earlier versions 0
-            signal = Prior({"log_rows": np.float32([1.5, least, 0.7])})
+            signal = Prior({"log_rows": np.array([1.5, least, 0.7], np.float32)})
             grown = signal.and_also(Newcomers(texts, None, len(material.rows), rarest=1))
             assert grown.arrays["log_rows"].tolist() == [*signal.arrays["log_rows"].tolist(), least]
 
