@@ -124,7 +124,10 @@ class Explainer:
         if not self.tried:
             return iter(())
         if self.text is not None:
-            return ensemble.answered([without(self.text, self.spans[word]) for word in self.tried])
+            features = self._text_features
+            would_count = features.rule < 3 or (features.config.hashing and features.config.characters)
+            gap = " " if would_count else "\0"  # no word, but a piece: no later one moves up among the first
+            return ensemble.answered([without(self.text, self.spans[word], gap) for word in self.tried])
         row_1D = batch.values_ND if isinstance(batch, DenseBatch) else batch.matrix(self.model.n_features).toarray()
         rows_WD = np.repeat(row_1D, len(self.tried), axis=0)
         rows_WD[np.arange(len(self.tried)), [number_of(word) for word in self.tried]] = 0
@@ -263,8 +266,8 @@ def number_of(name: str) -> int:
     return int(name.removeprefix("feature "))
 
 
-def without(text: str, spans: Iterable[Span]) -> str:
-    """A text with blanks in place of some spans, so that what stands around them does not become one word.
+def without(text: str, spans: Iterable[Span], gap: str = " ") -> str:
+    """A text with gaps in place of some spans, so that what stands around them does not become one word.
 
     >>> without("to be or not to be", [(0, 2), (13, 15)])
     '  be or not   be'
@@ -273,4 +276,4 @@ def without(text: str, spans: Iterable[Span]) -> str:
     for begin, end in sorted(spans):
         parts.append(text[at:begin])
         at = max(at, end)
-    return " ".join([*parts, text[at:]])
+    return gap.join([*parts, text[at:]])

@@ -36,6 +36,8 @@ from mach.reranking.record import Record, fingerprint
 from mach.reranking.settings import FitSettings, fit_settings, likens
 from mach.reranking.signals import SIGNALS, present
 from mach.reranking.signals.contract import BlendedSignal, Material, Shortlist, Signal, features_of
+from mach.reranking.signals.networks import Aggregate
+from mach.reranking.signals.prior import NO_ROWS
 from mach.runs.ensemble import Ensemble
 from mach.runs.repetition import RepetitionFiles
 from mach.runs.run import Run
@@ -268,6 +270,8 @@ class RerankerTraining:
             return None
         found = [self.folder.map(examples_of(pilot))[0] for pilot in range(self.config.pilots)]
         inputs, scores, right = (np.concatenate([part[name] for part in found]) for name in EXAMPLES)
+        log_rows = inputs[:, :, len(Aggregate.labels)]  # of the second signal
+        log_rows[log_rows == 0] = NO_ROWS  # pilots of earlier versions left 0
         return LearnedOrder.learn(inputs, scores, right.astype(bool), self.run.config.training.seed)
 
     def _choice(self, signals: Sequence[Signal], order: LearnedOrder | None) -> tuple[Blend, LearnedOrder | None]:

@@ -23,7 +23,6 @@ from mach.training.work import Work, stages
 MEASURED_SECONDS = 2.0  # of steps, once the first was made
 USED = 0.9  # of the minutes: what is planned
 # From the most to the least: an effort, and below what its other choices are kept.
-NO_PILOTS: dict[str, int] = {"reranking.pilots": 0}
 FEW, ONE = {"training.epochs": 2}, {"hashing.repetitions": 1}
 LADDER: list[tuple[Effort, dict[str, int]]] = [
     ("best", {}),
@@ -31,10 +30,10 @@ LADDER: list[tuple[Effort, dict[str, int]]] = [
     ("balanced", {}),
     ("balanced", {"hashing.repetitions": 2}),
     ("fast", {}),
-    ("fast", NO_PILOTS | FEW),
-    ("fast", NO_PILOTS | FEW | ONE),
-    ("fast", NO_PILOTS | FEW | ONE | {"reranking.candidates": 0}),
-    ("fast", NO_PILOTS | {"training.epochs": 1} | ONE | {"reranking.candidates": 0}),
+    ("fast", FEW),
+    ("fast", FEW | ONE),
+    ("fast", FEW | ONE | {"reranking.candidates": 0}),
+    ("fast", {"training.epochs": 1} | ONE | {"reranking.candidates": 0}),
 ]
 
 

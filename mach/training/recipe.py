@@ -6,8 +6,8 @@ but for an effort that is given. The table is that of the best effort; what a sm
 
 ========================  ======================================================================================
 ``data.row_features``     128: more are much work, and no gain beside ``power``
-``validation_fraction``   where re-ranking has a blend to choose 2 % of the rows, but 500 to 2,000; an effort without
-                          pilots 5 %, 500 to 4,000, which teach the order; none below 5,000
+``validation_fraction``   where re-ranking has a blend to choose 2 % of the rows, but 500 to 2,000; without pilots,
+                          by the effort or as given, 5 %, 500 to 4,000, which teach the order; none below 5,000
 ``repetitions, heads``    R = 4 networks of J = 2 hash functions: more networks help more than more heads
 ``buckets``               the power of two nearest 3.2 sqrt(K), as re-ranking tells apart what shares buckets, or
                           N / 160 where that is more, up to 4,096: many rows can teach more buckets
@@ -123,7 +123,8 @@ def fill(config: Config, shape: Shape) -> Config:
     reranks = "candidates" not in config.reranking.model_fields_set or config.reranking.candidates > 0
     has_many_classes = shape.row_classes >= MANY_CLASSES
     n_pilots = min(3 if has_many_classes else 1, spending.pilots)
-    held_out = held_out_fraction(shape.n_rows, teach=not n_pilots)
+    teach = not (n_pilots if _is_open(config.reranking, "pilots") else config.reranking.pilots)
+    held_out = held_out_fraction(shape.n_rows, teach=teach)
     choices: dict[str, dict[str, Any]] = {
         "data": {"validation_fraction": held_out if sparse and reranks else 0.0},
         "reranking": {"candidates": CANDIDATES if sparse else 0},

@@ -150,6 +150,7 @@ TENSORS = [
     reranker("priors of other K", "priors", priors=lambda a: a[:-1]),
     reranker("codes of no dimension", "gaps", codes=np.int8(1)),
     order("rules near 2^63", "rules.offsets", rules__offsets=last(HUGE)),
+    order("confidences of 0", "rules.confidences", rules__confidences=first(0)),
     order("supports below 0", "rules.supports", rules__supports=first(-5)),
     order("an order without number", "stacker.w_IH", stacker__w_IH=first(NAN)),
     order("an order of other width", "stacker.w_HG", stacker__w_HG=lambda a: a[:-1]),

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from mach.cli import main
+from mach.config import TextConfig
+from mach.data.text import TextFeatures
 from mach.errors import DataError
 from mach.model.explainer import MOST_WORDS, Explainer, without
 from mach.model.loading import load
@@ -124,6 +128,28 @@ def test_of_many_words_those_of_largest_value_are_tried():
     why = model.explain(f"{noise} red cup", "red cup")
     assert len(why.words) == MOST_WORDS
     assert {"red", "cup"} <= {word.text for word in why.words}
+
+
+def test_what_is_left_out_moves_no_later_word_up_among_the_first(monkeypatch: pytest.MonkeyPatch):
+    model, _ = opened("order-views")
+    text, asked = " ".join(["red", *(f"w{n}" for n in range(11)), "cup"]), []
+
+    def answered(texts: list[str]) -> Iterator[Any]:
+        asked.append(texts)
+        return iter(())
+
+    monkeypatch.setattr(model.answerer.ensemble, "answered", answered)
+    explainer = Explainer.__new__(Explainer)
+    explainer.model, explainer.answerer, explainer.text = model, model.answerer, text
+    explainer.scores = cast(Any, SimpleNamespace(batch=None))
+    for rule, gap in ((2, " "), (3, "\0")):
+        features = TextFeatures(TextConfig(), rule).fit([text])
+        monkeypatch.setattr(Explainer, "_text_features", features)
+        list(explainer._deletions())
+        assert asked[-1][0] == gap + text[len("red") :]
+    row = dict(zip(*features.transform(asked[-1][:1])[1:], strict=True))
+    cup, other = (row[features.words().index(word)] for word in ("cup", "w3"))
+    assert other == pytest.approx(3 * cup)
 
 
 def test_what_cannot_be_explained_is_refused():

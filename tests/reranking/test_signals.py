@@ -10,11 +10,12 @@ import pytest
 from numpy.typing import NDArray
 
 from mach.data.batch import SparseBatch
+from mach.data.class_texts import ClassTexts
 from mach.errors import StorageError
 from mach.reranking.kernels.likeness import weights_of
 from mach.reranking.signals import SIGNALS, expected_bytes, present
 from mach.reranking.signals.classifiers import LOWEST_MARGIN, Classifiers
-from mach.reranking.signals.contract import BlendedSignal, Material, Scale, Shortlist, Signal
+from mach.reranking.signals.contract import BlendedSignal, Material, Newcomers, Scale, Shortlist, Signal
 from mach.reranking.signals.likeness import Likeness
 from mach.reranking.signals.mention import Mention
 from mach.reranking.signals.networks import Aggregate, Context
@@ -80,6 +81,13 @@ class TestPrior(BlendedSignalContract):
         np.testing.assert_array_equal(log_rows[rows_K > 0], np.log1p(rows_K[rows_K > 0], dtype=np.float32))
         assert 0 < (rows_K == 0).sum() < len(rows_K)
         assert np.all(log_rows[rows_K == 0] < np.log(2) - np.log(4))
+
+    def test_an_added_class_is_to_an_order_as_those_without_rows_were(self, material: Material):
+        texts = ClassTexts.of(["new"])
+        for least in (-4.0, 0.0):  # in files of earlier versions 0
+            signal = Prior({"log_rows": np.array([1.5, least, 0.7], np.float32)})
+            grown = signal.and_also(Newcomers(texts, None, len(material.rows), rarest=1))
+            assert grown.arrays["log_rows"].tolist() == [*signal.arrays["log_rows"].tolist(), least]
 
 
 def without_pairs(part):

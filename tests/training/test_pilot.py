@@ -28,7 +28,10 @@ from mach.reranking.fitting import RerankerTraining
 from mach.reranking.order import LearnedOrder
 from mach.reranking.record import Record
 from mach.reranking.settings import FitSettings
+from mach.reranking.signals import SIGNALS
 from mach.reranking.signals.contract import Shortlist
+from mach.reranking.signals.networks import Aggregate
+from mach.reranking.signals.prior import NO_ROWS, Prior
 from mach.training import pilot
 from mach.training.conductor import train_reranker
 from mach.training.launch.launchers import Crew
@@ -207,6 +210,20 @@ def test_a_run_that_is_killed_while_a_pilot_trains_goes_on_to_the_same_bits(
     train_reranker(run, store, HERE)
     digests = [read_json(path / "RERANKED", Record).digest for path in (taught, tmp_path / "run")]
     assert digests[0] == digests[1]
+
+
+def test_examples_of_earlier_versions_tell_classes_without_rows_apart_as_the_signal_does(monkeypatch):
+    assert SIGNALS[:2] == (Aggregate, Prior)
+    inputs = np.zeros((1, 2, 5), np.float32)
+    inputs[0, 1, 3] = 0.7
+    examples = {"inputs": inputs, "scores": inputs[:, :, 0], "right": np.ones((1, 2), np.uint8)}
+    training = SimpleNamespace(likens=False, config=SimpleNamespace(pilots=1))
+    training.folder = SimpleNamespace(map=lambda name: (examples, {}))
+    training.run = SimpleNamespace(config=SimpleNamespace(training=SimpleNamespace(seed=0)))
+    monkeypatch.setattr(LearnedOrder, "learn", lambda inputs_NCI, *rest: inputs_NCI)
+    seen_NCI = cast(np.ndarray, RerankerTraining._order(cast(RerankerTraining, training)))
+    np.testing.assert_array_equal(seen_NCI[0, :, 3], np.array([NO_ROWS, 0.7], np.float32))
+    assert not np.delete(seen_NCI, 3, axis=2).any()
 
 
 def test_an_order_that_held_out_rows_find_worse_leaves_nothing_but_the_blend(

@@ -71,6 +71,15 @@ def test_a_width_that_is_given_gets_less_dropout_than_a_wide_one_and_a_given_dro
     assert dropouts[2] == 0.4
 
 
+def test_more_rows_are_held_out_where_they_teach_and_no_pilot_does():
+    def held(effort, **reranking):
+        config = open_config(training={"effort": effort}, reranking=reranking)
+        return round(40_000 * fill(config, Shape(40_000, 20_000, 30_000)).data.validation_fraction)
+
+    assert (held("fast"), held("balanced"), held("best")) == (2000, 2000, 800)
+    assert (held("balanced", pilots=1), held("best", pilots=0), held("best", candidates=0)) == (800, 2000, 0)
+
+
 def test_an_order_is_learned_where_rows_are_enough_and_not_too_many():
     def found(n_rows=40_000, *, is_dense=False, row_classes=6.0, row_features=98, **sections):
         shape = Shape(n_rows, 20_000, 200_000, is_dense=is_dense, row_features=row_features, row_classes=row_classes)

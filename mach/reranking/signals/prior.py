@@ -53,10 +53,8 @@ class Prior(BlendedSignal):
         return (8 if scale.is_learned else 4) * scale.n_classes
 
     def and_also(self, more: Newcomers) -> Self:
-        last = {
-            "log_rows": NO_ROWS,
-            "priors": float(self.arrays["priors"][more.rarest]) if "priors" in self.arrays else 0.0,
-        }
+        """As classes without rows; to orders of earlier versions these have a ``log_rows`` of 0."""
+        last = {name: a.min(initial=0) if name == "log_rows" else a[more.rarest] for name, a in self.arrays.items()}
         return type(self)(
             {name: np.append(a, np.full(len(more), last[name], np.float32)) for name, a in self.arrays.items()}
         )

@@ -51,6 +51,8 @@ class Rules(Signal):
         file.offsets("rules.offsets", n_features, n_rules)
         if arrays["rules.supports"].min() < 0:
             raise StorageError(f"{file.where}: rules.supports holds {arrays['rules.supports'].min()}: train it again")
+        if n_rules and not arrays["rules.confidences"].all():
+            raise StorageError(f"{file.where}: rules.confidences holds 0: train it again")
         classes, K = arrays["rules.classes"], file.n_classes
         if n_rules and not 0 <= classes.min() <= classes.max() < K:
             raise StorageError(f"{file.where}: rules.classes is not within 0..{K - 1}: train it again")
