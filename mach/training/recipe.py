@@ -122,7 +122,7 @@ def fill(config: Config, shape: Shape) -> Config:
     spending = EFFORTS[effort]
     reranks = "candidates" not in config.reranking.model_fields_set or config.reranking.candidates > 0
     has_many_classes = shape.row_classes >= MANY_CLASSES
-    n_pilots = min(3 if has_many_classes else 1, spending.pilots)
+    n_pilots = min(3 if has_many_classes else 1, spending.pilots) if can_have_pilots(config, shape) else 0
     teach = not (n_pilots if _is_open(config.reranking, "pilots") else config.reranking.pilots)
     held_out = held_out_fraction(shape.n_rows, teach=teach)
     choices: dict[str, dict[str, Any]] = {
