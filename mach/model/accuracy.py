@@ -100,7 +100,7 @@ def evaluate(
         n_degraded += len(scores.batch) * (len(scores.columns) < n_repetitions)
         for (size, is_reranked), parts in answers.items():
             parts.append(answerer.topk(scores.first(size), most, ask if is_reranked else plainly))
-        known.append(answerer.known(scores))
+        known.append(answerer.known(scores, ask))
         n_rows += len(scores.batch)
         report("evaluating", n_rows / store.n_rows)
     truth = csr_array(

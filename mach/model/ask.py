@@ -101,8 +101,9 @@ class Answer(TopK):
         Whether a repetition's scores went into the answer; only one kept in another process can be missing. Where the
         first so many repetitions were asked for, R is their number.
     known_N : bool array of shape (N,)
-        Whether the model knows any feature of the query. Where it knows none, as of an empty or foreign text, classes
-        and scores say nothing of it, and probabilities are the classes' shares of the training rows.
+        Whether the model knows any feature of the query, or a class whose name or text has words of it. Where it knows
+        none, as of an empty or foreign text, classes and scores say nothing of it, and probabilities are the classes'
+        shares of the training rows.
     """
 
     answered_NR: NDArray[np.bool_]

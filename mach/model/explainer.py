@@ -111,7 +111,7 @@ class Explainer:
         scores, known = [np.empty((0, len(ids_C)), np.float32)], [np.empty(0, np.bool_)]
         for part in chunks:
             scores.append(self.answerer.score(part, np.tile(ids_C, (len(part.batch), 1)), self.ask))
-            known.append(self.answerer.known(part))
+            known.append(self.answerer.known(part, self.ask))
         scores_NC, known_N, chances = np.concatenate(scores), np.concatenate(known), None
         with suppress(ConfigError):
             options: dict[str, Any] = {"rerank": self.ask.rerank, "tail": self.ask.tail, "known": known_N}

@@ -64,6 +64,16 @@ def test_a_class_without_rows_answers_to_its_names(model: MachModel):
         assert UNSEEN in ids_N5[n]
 
 
+def test_a_query_of_words_that_only_names_have_is_known(model: MachModel):
+    queries = ["wickie", "lighthouse keeper", "word1", "nothing known"]
+    found = model.search(queries, k=LISTED)
+    assert found.known_N.tolist() == [True, True, True, False]
+    assert (found.ids_Nk[:2] == UNSEEN).any(axis=1).all()
+    assert [bool(model.search(query, k=1).known_N[0]) for query in queries] == [True, True, True, False]
+    assert model.search(queries, k=1, rerank=False).known_N.tolist() == [False, False, True, False]
+    assert model.explain("wickie", [UNSEEN])[0].known
+
+
 def test_an_order_lifts_proposed_classes_alone(model: MachModel):
     reranker = model.reranker
     assert reranker is not None

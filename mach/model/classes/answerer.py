@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mach.data.batch import Batch, SparseBatch
+from mach.data.batch import Batch, SparseBatch, rows_of
 from mach.model.ask import Answer, Ask, n_best
 from mach.model.classes.catalogue import Catalogue
 from mach.model.classes.edits import Edits
@@ -59,11 +59,15 @@ class Answerer:
             top = self.topk(scores, k, ask)
             answered_NR = np.zeros((len(scores.batch), ask.repetitions or self.ensemble.n_repetitions), np.bool_)
             answered_NR[:, list(scores.columns)] = True
-            yield Answer(**vars(top), answered_NR=answered_NR, known_N=self.known(scores))
+            yield Answer(**vars(top), answered_NR=answered_NR, known_N=self.known(scores, ask))
 
-    def known(self, scores: BucketScores) -> NDArray[np.bool_]:
-        """Whether queries have a known feature, shape (N,), see `mach.model.ask.Answer`."""
-        return self.ensemble.reader.known(scores.batch)
+    def known(self, scores: BucketScores, ask: Ask) -> NDArray[np.bool_]:
+        """Whether queries have a known feature, or a class's name or text has words of them, shape (N,)."""
+        known_N = self.ensemble.reader.known(scores.batch)
+        if (reranker := self._reranker(ask)) is not None and not known_N.all():
+            rows = np.flatnonzero(~known_N)
+            known_N[rows] = (reranker.proposed(_sparse(rows_of(scores.batch, rows))) >= 0).any(axis=1)
+        return known_N
 
     @cached_property
     def shares_K(self) -> NDArray[np.float32]:
