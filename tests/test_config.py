@@ -96,3 +96,11 @@ def test_a_retired_key_is_refused_in_a_new_configuration_and_kept_apart_in_a_run
         load_config(tmp_path / "config.toml")
     config, retired = config_module.load_run_config(tmp_path / "config.toml", ["training.batch=7"])
     assert (config.training.epochs, config.training.batch, retired) == (2, 7, {"training.dance": 3})
+
+
+@pytest.mark.parametrize("override", ["training.epoch=3", "training.epochs=-3", "nosection.key=1"])
+def test_what_was_set_is_named_rather_than_the_data(override):
+    with pytest.raises(ConfigError, match=f"^--set {override}: "):
+        parse_config({"data": {"train": "rows.csv"}}, "rows.csv", ["training.batch=8", override])
+    with pytest.raises(ConfigError, match=r"^rows.csv: training.rate"):
+        parse_config({"data": {"train": "rows.csv"}, "training": {"rate": -1.0}}, "rows.csv", ["training.batch=8"])

@@ -55,7 +55,11 @@ def parse_config(tree: dict[str, Any], where: str, overrides: list[str] | None =
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_first_line(error)}") from error
+        at = ".".join(map(str, error.errors()[0]["loc"][:2]))
+        given = next(
+            (override for override in overrides or [] if f"{override}.".startswith((f"{at}=", f"{at}."))), None
+        )
+        raise ConfigError(f"{where if given is None else f'--set {given}'}: {_first_line(error)}") from error
 
 
 def differing_keys(mine: Config, theirs: Config, ignore: tuple[str, ...] = ()) -> list[str]:
