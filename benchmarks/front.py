@@ -36,8 +36,7 @@ PEERS = (
     "libmultilabel-tree",
 )
 USUAL = ("gnd-core", "tate-leaf", "tib-gnd", "short")
-FOLDERS = {name: DATA / name for name in (*USUAL, "go-gene2pubmed", "debfiles-name2dir")}
-DATA_SETS = FOLDERS | {"short": SHORT}
+DATA_SETS = {name: DATA / name for name in (*USUAL, "go-gene2pubmed", "debfiles-name2dir")} | {"short": SHORT}
 
 
 def measure(name: str, chosen: list[str], rest: list[str]) -> None:

@@ -102,5 +102,7 @@ def test_a_retired_key_is_refused_in_a_new_configuration_and_kept_apart_in_a_run
 def test_what_was_set_is_named_rather_than_the_data(override):
     with pytest.raises(ConfigError, match=f"^--set {override}: "):
         parse_config({"data": {"train": "rows.csv"}}, "rows.csv", ["training.batch=8", override])
+    with pytest.raises(ConfigError, match=r"^rows.csv: .*both switched off"):  # which min_rows did not do
+        parse_config({"data": {"train": "rows.csv"}, "text": {"words": None}}, "rows.csv", ["text.min_rows=2"])
     with pytest.raises(ConfigError, match=r"^rows.csv: training.rate"):
         parse_config({"data": {"train": "rows.csv"}, "training": {"rate": -1.0}}, "rows.csv", ["training.batch=8"])

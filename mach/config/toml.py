@@ -55,10 +55,10 @@ def parse_config(tree: dict[str, Any], where: str, overrides: list[str] | None =
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        at = ".".join(map(str, error.errors()[0]["loc"][:2]))
-        given = next(
-            (override for override in overrides or [] if f"{override}.".startswith((f"{at}=", f"{at}."))), None
-        )
+        first = error.errors()[0]
+        at = ".".join(map(str, first["loc"][:2]))
+        blamed = (f"{at}=", f"{at}.") if first["type"] == "extra_forbidden" else (f"{at}=",)
+        given = next((override for override in overrides or [] if override.startswith(blamed)), None)
         raise ConfigError(f"{where if given is None else f'--set {given}'}: {_first_line(error)}") from error
 
 
