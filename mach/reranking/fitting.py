@@ -243,8 +243,9 @@ class RerankerTraining:
         for name in self.folder.names(CANDIDATES):
             ids_NC = self.folder.map(name)[0]["ids"]
             pairs_K += np.bincount(ids_NC.ravel() + 1, minlength=K + 1)[1:]
-        np.minimum(pairs_K, self.settings.negatives, out=pairs_K)
-        totals_K = np.cumsum(pairs_K + self.run.class_counts_K() + 1)
+        rows_K = self.run.class_counts_K()
+        np.minimum(pairs_K, self.settings.negatives * (rows_K + 1), out=pairs_K)
+        totals_K = np.cumsum(pairs_K + rows_K + 1)
         n_parts = min(max(1, -(-int(totals_K[-1]) // PAIRS_A_PART)), MAX_PARTS, K)
         cuts = np.searchsorted(totals_K, totals_K[-1] * np.arange(1, n_parts) / n_parts)
         self.folder.cut_classes(np.unique([0, *cuts.tolist(), K]).tolist())
@@ -382,7 +383,7 @@ def n_listed(candidates: int, row_classes: float, *, keeps_inputs: bool) -> int:
 def fitting_bytes(run: Run, store: Store) -> int:
     """Most memory that the rows of one class take while it is fitted, if all have as many features as the mean."""
     settings = fit_settings(run.config.reranking, store, run.retired)
-    n_rows = min(int(run.class_counts_K().max(initial=0)) + settings.negatives, store.n_rows)
+    n_rows = min((int(run.class_counts_K().max(initial=0)) + 1) * (1 + settings.negatives), store.n_rows)
     n_features = store.n_nonzeros / max(store.n_rows, 1)
     n_paired = min(float(settings.pairs), n_features)
     return round(n_rows * (24 + 12 * (n_features + n_paired * max(n_paired - 1, 0) / 2)))

@@ -28,7 +28,7 @@ class FitSettings(Section):
     power: float = 1.0  # what a row's values are raised to, signs kept; the row stays as long as it was
     threshold: float = 0.05  # smaller weights are dropped
     class_weights: int | None = None  # most weights of a class, the largest; None: all above the threshold
-    negatives: int = 100_000  # most rows that a class is told apart from
+    negatives: int = 16  # most rows that a class is told apart from: so many for each of its own, and as many more
     iterations: int = 6  # most passes over the rows of a class: beyond 6 a query's order no longer changes
     tolerance: float = 0.1  # violation of the optimality conditions at which a class is done
     keeps_inputs: bool = False  # whether the file keeps all that a learned order weighs: for pilots, or to learn one

@@ -27,7 +27,7 @@ from mach.reranking.fitting import (
 from mach.reranking.order import BATCH, EPOCHS, FEW_STEPS, FOLDS, LEAST_STEPS
 from mach.reranking.parts import CANDIDATES, CLASSIFIERS, MIN_ROW_PARTS, ROWS_A_PART
 from mach.reranking.record import is_due
-from mach.reranking.settings import likens
+from mach.reranking.settings import FitSettings, likens
 from mach.runs.run import Run
 from mach.training.launch.display import stage_name
 from mach.training.outlook import OF_THE_JOB, Stage
@@ -92,9 +92,10 @@ class Work:
         return FIXED + n_pairs * (PAIR + PAIR_FEATURE * (self.row_features + n_paired * max(n_paired - 1, 0) / 2))
 
     def n_pairs(self, *, keeps_inputs: bool) -> float:
-        """Pairs of a row and a class that it has or lists."""
+        """Pairs of a row and a class that it has, or lists and is told apart from."""
         listed = n_listed(self.config.reranking.candidates, self.row_classes, keeps_inputs=keeps_inputs)
-        return self.n_rows * (listed + self.row_classes)
+        n_own = self.n_rows * self.row_classes
+        return n_own + min(self.n_rows * listed, FitSettings().negatives * (n_own + self.n_classes))
 
     def judging(self, n_rows: float) -> float:
         """Seconds of shortlists that are ordered anew."""

@@ -76,9 +76,9 @@ def fit_classes(
     """Fit consecutive classes, each on its positive rows and on the rows that list it and are not its own.
 
     All rows' features are CSR (int64, int32, float32), and so are the positive and listed rows of the classes (int64,
-    int32, ascending within a class). The settings are those of `mach.reranking.settings.FitSettings`; ``most`` are
-    negatives of a class, of more so many at equal distances. The seed is the first class's; the next have the
-    following ones.
+    int32, ascending within a class). The settings are those of `mach.reranking.settings.FitSettings`; a class has
+    at most ``most`` negatives for each of its rows and as many more, of more so many at equal distances. The seed is
+    the first class's; the next have the following ones.
 
     Returns offsets, features, weights, biases and the number of pairs of row and class that were learned from. Weights
     of class i are at ``offsets[i]..offsets[i + 1]``, features ascending; -1, or `UNSEEN` with logistic loss, is the
@@ -114,11 +114,11 @@ def fit_classes(
             if first == last or positive_rows[first] != listed_rows[j]:
                 rows[m] = listed_rows[j]
                 m += 1
-        n_negative = m - n_positive
-        if n_negative > most:
-            for i in range(most):
-                rows[n_positive + i] = rows[n_positive + i * n_negative // most]
-            m = n_positive + most
+        n_negative, n_taken = m - n_positive, most * (n_positive + 1)
+        if n_negative > n_taken:
+            for i in range(n_taken):
+                rows[n_positive + i] = rows[n_positive + i * n_negative // n_taken]
+            m = n_positive + n_taken
         n_pairs += m
         begins, touched, numbers = with_pairs(indptr, indices, values, rows[:m], pairs, n_features, power)
         slots, n_touched = np.empty(len(touched), np.int32), 0
