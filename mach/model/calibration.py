@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -141,11 +140,16 @@ def calibrate(answerer: Answerer, store: Store, rows: NDArray[np.int64] | None =
         )
     run, parts = answerer.ensemble.run, _blind(answerer, store, _some_of(rows))
     rows = np.concatenate([part for _, part in parts])
+    asks = [Ask(rerank=False), *([] if answerer.reranker is None else [Ask()])]
+    k = min(TOP, answerer.edits.n_classes)
+    found = [
+        [one.answer(scores, k, ask) for ask in asks]
+        for one, part in parts
+        for scores in one.ensemble.answered(_queries(store, part))
+    ]
 
-    def curve(ask: Ask) -> Curve:
-        k = min(TOP, answerer.edits.n_classes)
-        answers = (one.answers(_queries(store, part), k, ask) for one, part in parts)
-        top = Answer.concatenate(list(chain.from_iterable(answers)))
+    def curve(answers: Sequence[Answer]) -> Curve:
+        top = Answer.concatenate(answers)
         if not (top.ids_Nk >= 0).any():
             raise ConfigError(f"{run.path} answers with no class, all are removed: there is nothing to calibrate")
         known = top.known_N  # of others probabilities are shares of rows
@@ -155,12 +159,13 @@ def calibrate(answerer: Answerer, store: Store, rows: NDArray[np.int64] | None =
         fitted = fit(*pairs_of(top.ids_Nk[known], top.scores_Nk[known], right_Nk[known]), answerer.ensemble.aggregate)
         return fitted.model_copy(update={"precision": float(right_Nk[:, 0].mean())})
 
+    plain, *reranked = map(curve, zip(*found, strict=True))
     made = Calibration(
         fingerprint=fingerprint(run, answerer.ensemble.repetitions),
         n_rows=len(rows),
         prior=answerer.prior,
-        plain=curve(Ask(rerank=False)),
-        reranked=None if answerer.reranker is None else curve(Ask()),
+        plain=plain,
+        reranked=reranked[0] if reranked else None,
     )
     write_json(run.calibration_file, made.model_dump())
     return made

@@ -28,7 +28,7 @@ MAX_PADDING = 10_000  # columns beyond the number of classes that may be asked f
 
 _MEMBER_NS, _BUCKET_NS = 2.3, 150.0  # what opening a bucket costs
 _TOGETHER, _MOST_TOGETHER = 64, 2**21  # from so many queries on, and up to so many buckets of classes,
-_MET = 0.15  # all are scanned sixteen at a time if the first sixteen met such a part of the classes
+_MET = 0.025  # all are scanned sixteen at a time if the first sixteen met such a part of the classes
 _CHUNK_VALUES = 2**18  # bucket scores transformed at once: they stay in the second cache level until searched
 
 

@@ -56,10 +56,14 @@ class Answerer:
         k = n_best(k, self.edits.n_classes)
         ask = self._prepared(ask)
         for scores in self.ensemble.answered(queries, ask.repetitions):
-            top = self.topk(scores, k, ask)
-            answered_NR = np.zeros((len(scores.batch), ask.repetitions or self.ensemble.n_repetitions), np.bool_)
-            answered_NR[:, list(scores.columns)] = True
-            yield Answer(**vars(top), answered_NR=answered_NR, known_N=self.known(scores, ask))
+            yield self.answer(scores, k, ask)
+
+    def answer(self, scores: BucketScores, k: int, ask: Ask) -> Answer:
+        """The answer to a batch of which the bucket scores are there."""
+        top = self.topk(scores, k, ask)
+        answered_NR = np.zeros((len(scores.batch), ask.repetitions or self.ensemble.n_repetitions), np.bool_)
+        answered_NR[:, list(scores.columns)] = True
+        return Answer(**vars(top), answered_NR=answered_NR, known_N=self.known(scores, ask))
 
     def known(self, scores: BucketScores, ask: Ask) -> NDArray[np.bool_]:
         """Whether queries have a known feature, or a class's name or text has words of them, shape (N,)."""
