@@ -234,7 +234,8 @@ class RerankerTraining:
             rows.append(some[np.searchsorted(np.cumsum(counts), places, side="right")])
         ids = np.concatenate(classes)
         indptr = np.concatenate([[0], np.cumsum(np.bincount(ids, minlength=end - begin))])
-        return indptr, np.concatenate(rows)[np.argsort(ids, kind="stable")].astype(np.int32)
+        order = np.argsort(ids.astype(np.min_scalar_type(end - begin)), kind="stable")  # 16 bits are sorted by digits
+        return indptr, np.concatenate(rows)[order].astype(np.int32)
 
     def _cut_classes(self) -> None:
         """Cut the classes into parts of about as many pairs of row and class."""
