@@ -25,7 +25,7 @@ from mach.model.loading import load
 from mach.model.model import MachModel
 from mach.reranking.candidates import widened
 from mach.reranking.fitting import RerankerTraining
-from mach.reranking.order import LearnedOrder
+from mach.reranking.order import TAUGHT, LearnedOrder
 from mach.reranking.record import Record
 from mach.reranking.settings import FitSettings
 from mach.reranking.signals import SIGNALS
@@ -172,7 +172,7 @@ def test_examples_are_of_rows_that_the_pilot_has_not_seen(piloted: Config, tmp_p
         assert rows.n_rows == len(learned)
         assert not np.intersect1d(taught, training.validation_rows).size
         arrays, _ = map_tensors(tmp_path / "run" / "reranking" / f"examples{number}.safetensors")
-        assert arrays["inputs"].shape == (len(taught), 20, 18)
+        assert arrays["inputs"].shape == (len(taught), TAUGHT, 18)
         assert 0.5 < arrays["right"].any(axis=1).mean() <= 1
         assert other.config.data.validation_fraction == piloted.data.validation_fraction
 

@@ -22,7 +22,13 @@ import traceback
 from collections.abc import Iterator
 
 GET_SUBREAPER, SET_SUBREAPER = 37, 36  # of prctl: whether orphans below a process become its children
-MODULES = ("mach.training.shard", "mach.training.trainer", "mach.reranking.fitting", "mach.data.transfer", "scipy.sparse")
+MODULES = (
+    "mach.training.shard",
+    "mach.training.trainer",
+    "mach.reranking.fitting",
+    "mach.data.transfer",
+    "scipy.sparse",
+)
 MESSAGE_BYTES = 2**16
 
 
