@@ -51,6 +51,7 @@ def kernel(**options: Any) -> Callable[[Function], Function]:
 
     def compiled(function: Function) -> Function:
         from numba import njit
+        from numba.core.compiler_lock import global_compiler_lock
 
         dispatcher: Any = njit(nogil=True, **options)(function)
         kept = _cache_class()(function)
@@ -58,7 +59,7 @@ def kernel(**options: Any) -> Callable[[Function], Function]:
         compile_or_load = dispatcher.compile
 
         def compile_once(signature: Any) -> Any:
-            with _counted():
+            with _counted(), global_compiler_lock:  # of the threads of a process one compiles it, too
                 try:
                     return compile_or_load(signature)
                 finally:

@@ -48,6 +48,29 @@ def test_of_several_processes_one_compiles_a_function(module: Path):
     assert start(module, "int").communicate()[0] == "2.0 [0, 0]\n"
 
 
+def test_of_several_threads_one_compiles_a_function(module: Path):
+    program = module.read_text().replace("answer = ", THREADS + "answer = ")
+    module.write_text(program + "print(answers, n_compiled())\n")
+    assert start(module, "int").communicate()[0].splitlines()[-1] == "[2.0, 2.0, 2.0, 2.0] 2"
+
+
+THREADS = """
+import threading
+from mach.files.compiled import n_compiled
+answers, begin = [], threading.Barrier(4)
+
+def ask():
+    begin.wait()
+    answers.append(outer(3))
+
+threads = [threading.Thread(target=ask) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
 def test_what_is_compiled_is_counted_once_with_all_that_it_calls(module: Path):
     program = module.read_text().replace("import hear, kernel", "import hear, kernel, timed")
     program = program.replace(
