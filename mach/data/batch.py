@@ -82,7 +82,9 @@ def has_features(batch: Batch) -> NDArray[np.bool_]:
     """Whether rows hold anything but zeros."""
     if isinstance(batch, DenseBatch):
         return np.asarray(batch.values_ND.any(axis=1))
-    return np.asarray(np.diff(np.append(0, np.cumsum(batch.values != 0))[batch.indptr]) > 0)
+    is_there, begins, ends = np.zeros(len(batch.values) + 1, np.bool_), batch.indptr[:-1], batch.indptr[1:]
+    np.not_equal(batch.values, 0, out=is_there[:-1])  # one more, where empty rows at the end begin
+    return np.asarray(np.logical_or.reduceat(is_there, begins) & (begins < ends))
 
 
 @overload

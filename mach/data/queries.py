@@ -69,15 +69,10 @@ class QueryReader:
 
         Shape (N,); it depends on the row alone.
         """
-        if isinstance(batch, DenseBatch):
-            return has_features(batch)
-        is_known = batch.values != 0
-        if self.text_features is not None:
-            is_known &= self.text_features.is_known(batch.indices)
-        n_known = np.zeros(len(is_known) + 1, np.int64)
-        np.cumsum(is_known, out=n_known[1:])
-        ends = n_known[batch.indptr]
-        return np.asarray(ends[1:] > ends[:-1])
+        if isinstance(batch, SparseBatch) and self.text_features is not None:
+            is_known = self.text_features.is_known(batch.indices)
+            batch = SparseBatch(batch.indptr, batch.indices, batch.values * is_known)
+        return has_features(batch)
 
     def parse(self, line: str) -> Any:
         """A typed query: the text itself, or ``index:value`` pairs (sparse) or numbers (dense) as one row."""

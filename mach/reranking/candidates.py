@@ -44,9 +44,9 @@ def widened(
     more_NP = without(proposed_NP, top.ids_Nk)
     return replace(
         top,
-        ids_Nk=np.hstack((top.ids_Nk, more_NP)),
-        scores_Nk=np.hstack((top.scores_Nk, score(more_NP))),
-        n_scored_N=top.n_scored_N + np.count_nonzero(more_NP >= 0, axis=1),
+        ids_Nk=np.concatenate((top.ids_Nk, more_NP), axis=1),
+        scores_Nk=np.concatenate((top.scores_Nk, score(more_NP)), axis=1),
+        n_scored_N=top.n_scored_N + (more_NP >= 0).sum(axis=1),
     )
 
 

@@ -91,9 +91,8 @@ def transform(probs: ArrayLike, aggregate: str, out: NDArray[np.float32] | None 
     """
     entry = aggregate_of(aggregate)
     low, high = entry.limits
-    values: NDArray[np.float32] = np.clip(np.ascontiguousarray(probs, dtype=np.float32), low, high, out=out)
-    if np.isnan(values.min(initial=high)):  # which is rare
-        values[np.isnan(values)] = low
+    above = np.fmax(np.ascontiguousarray(probs, dtype=np.float32), low)  # which of NaN and a number takes the number
+    values: NDArray[np.float32] = np.minimum(above, high, out=out)
     if entry.scale == "log-odds":
         values /= 1 - values
     return values if entry.scale == "probability" else np.log(values, out=values)
@@ -109,9 +108,7 @@ def reduce(values: NDArray[np.float32], aggregate: str, n_buckets: int) -> NDArr
     first, end = entry.ranks(len(values))
     if (first, end) != (0, len(values)):
         values = np.sort(values, axis=0)
-    total = np.zeros(values.shape[1:])
-    for row in values[first:end]:
-        total += row
+    total = np.add.accumulate(values[first:end], axis=0, dtype=np.float64)[-1]  # a plain sum may pair them up
     gain, shift = entry.affine(n_buckets)
     return (gain * (total / (end - first)) + shift).astype(np.float32)
 

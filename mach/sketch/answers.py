@@ -51,8 +51,7 @@ class TopK:
         """Uninitialised columns to write answers into."""
         ids_Nk, scores_Nk = np.empty((n_queries, k), np.int64), np.empty((n_queries, k), np.float32)
         exact_N, bound_N = np.empty(n_queries, np.bool_), np.empty(n_queries, np.float32)
-        n_scored_N, n_opened_N = np.empty((2, n_queries), np.int64)
-        return cls(ids_Nk, scores_Nk, exact_N, n_scored_N, n_opened_N, bound_N)
+        return cls(ids_Nk, scores_Nk, exact_N, np.empty(n_queries, np.int64), np.empty(n_queries, np.int64), bound_N)
 
 
 class Subset:

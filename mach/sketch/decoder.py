@@ -105,7 +105,6 @@ class Decoder:
             When an argument or a shape does not fit.
         """
         from mach.sketch.kernels.lanes import LANES
-        from mach.sketch.kernels.scan import scan
         from mach.sketch.kernels.search import UNLIMITED, search
         from mach.sketch.kernels.sweep import NO_CLASS
 
@@ -116,22 +115,21 @@ class Decoder:
         few = min(max(K // 64, FEW_CLASSES), K if budget is None else budget)
         if allowed is not None and method == "auto" and len(allowed.ids_C) <= few:
             return self._topk_of(allowed, probs_NRB, k)
-        index, rule = self.assignment.index, self._rule
         mask_K = np.empty(0, dtype=bool) if allowed is None else allowed.mask_K
-        most = UNLIMITED if budget is None else budget
-        limit = self._scan_beyond(k, method, budget)
+        most, limit = UNLIMITED if budget is None else budget, self._scan_beyond(k, method, budget)
+        options = self.assignment.index, self._rule, mask_K, most, limit
         is_open = method == "auto" and allowed is None and budget is None and self._may_scan_together(N, k)
         places_KR, top = None, TopK.empty(N, k)
         for part in self._chunks(N, LANES if is_open else 0):
             outputs = tuple(column[part] for column in vars(top).values())
             values_NRP = padded(probs_NRB[part], self.aggregate)
-            open_N = [slice(None)]
-            if places_KR is not None:
-                uncertain_N = np.flatnonzero(~scan(values_NRP, places_KR, rule, outputs))
-                open_N = [slice(n, n + 1) for n in uncertain_N]
-            for some in open_N:
-                given = values_NRP[some], index, rule, mask_K, most, limit
-                search(*given, tuple(column[some] for column in outputs))
+            if places_KR is None:
+                search(values_NRP, *options, outputs)
+            else:
+                from mach.sketch.kernels.scan import scan
+
+                for n in np.flatnonzero(~scan(values_NRP, places_KR, self._rule, outputs)):
+                    search(values_NRP[n : n + 1], *options, tuple(column[n : n + 1] for column in outputs))
             if is_open and part.start == 0 and top.n_scored_N[part].mean() > K * _MET:
                 places_KR = self._places_KR()
         top.ids_Nk[top.ids_Nk == NO_CLASS] = -1

@@ -61,8 +61,8 @@ class Answerer:
     def answer(self, scores: BucketScores, k: int, ask: Ask) -> Answer:
         """The answer to a batch of which the bucket scores are there."""
         top = self.topk(scores, k, ask)
-        answered_NR = np.zeros((len(scores.batch), ask.repetitions or self.ensemble.n_repetitions), np.bool_)
-        answered_NR[:, list(scores.columns)] = True
+        answered_NR = np.empty((len(scores.batch), ask.repetitions or self.ensemble.n_repetitions), np.bool_)
+        answered_NR[:] = [r in scores.columns for r in range(answered_NR.shape[1])]
         return Answer(**vars(top), answered_NR=answered_NR, known_N=self.known(scores, ask))
 
     def known(self, scores: BucketScores, ask: Ask) -> NDArray[np.bool_]:

@@ -45,7 +45,7 @@ class Loss:
 def _logistic(logits: Array) -> Array:
     decay = np.abs(logits)
     np.exp(np.negative(decay, out=decay), out=decay)  # at most 1: no overflow
-    probs: Array = np.where(logits >= 0, np.float32(1.0), decay)
+    probs: Array = np.maximum(decay, logits >= 0)  # 1 of these
     return np.divide(probs, np.add(decay, 1, out=decay), out=probs)
 
 

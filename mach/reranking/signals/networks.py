@@ -21,9 +21,11 @@ class Aggregate(Signal):
     needs_arrays = False
 
     def columns(self, shortlist: Shortlist) -> NDArray[np.float32]:
-        logs_NC = np.clip(shortlist.scores_NC, LEAST_LOG, LARGEST_LOG)
-        chances_NC = np.exp(logs_NC)
-        return np.stack([logs_NC, logs_NC - np.log1p(-chances_NC), chances_NC], axis=2)
+        columns_NC3 = np.empty((*shortlist.ids_NC.shape, self.n_columns), np.float32)
+        columns_NC3[:, :, 0] = logs_NC = np.minimum(np.maximum(shortlist.scores_NC, LEAST_LOG), LARGEST_LOG)
+        columns_NC3[:, :, 2] = chances_NC = np.exp(logs_NC)
+        columns_NC3[:, :, 1] = logs_NC - np.log1p(-chances_NC)
+        return columns_NC3
 
 
 class Context(Signal):
@@ -41,9 +43,10 @@ class Context(Signal):
     def columns(self, shortlist: Shortlist) -> NDArray[np.float32]:
         probs_NRB = shortlist.probs_NRB
         N, R, _ = probs_NRB.shape
-        columns_NI = np.empty((N, self.n_columns), np.float32)
-        columns_NI[:, 0] = np.log1p(np.diff(shortlist.batch.indptr), dtype=np.float32)
+        columns_NI = np.zeros((N, self.n_columns), np.float32)
+        columns_NI[:, 0] = shortlist.batch.indptr[1:] - shortlist.batch.indptr[:-1]
+        for n, probs_RB in enumerate(probs_NRB):
+            columns_NI[n, 2:] = [np.count_nonzero(probs_RB > p) / R for p in LIKELY]
+        np.log1p(columns_NI, out=columns_NI)
         columns_NI[:, 1] = np.log(np.maximum(probs_NRB.sum(axis=2).sum(axis=1) / R, 1e-3))
-        n_above_NI = [[np.count_nonzero(probs_RB > p) for p in LIKELY] for probs_RB in probs_NRB]
-        columns_NI[:, 2:] = np.log1p(np.reshape(n_above_NI, (N, len(LIKELY))) / R, dtype=np.float32)
         return np.repeat(columns_NI[:, None], shortlist.ids_NC.shape[1], axis=1)
