@@ -64,9 +64,10 @@ def sparse_forward_kept(
             begin, end, h = offsets[indices[j]], offsets[indices[j] + 1], np.uint64(0)
             if not 0 <= begin <= end <= len(kept):
                 continue
-            for p in range(begin, end):
-                h += np.uint64(kept[p] >> np.uint8(4))  # the next one waits for nothing more
-                row[min(h, beyond)] += value * np.float32(np.int32(kept[p] & np.uint8(15)) - np.int32(8))
+            own = kept[begin:end]  # from 0: every index that may be below is looked at, a quarter of the time
+            for p in range(len(own)):
+                h += np.uint64(own[p] >> np.uint8(4))  # the next one waits for nothing more
+                row[min(h, beyond)] += value * np.float32(np.int32(own[p] & np.uint8(15)) - np.int32(8))
 
 
 @kernel()

@@ -243,10 +243,11 @@ def margins(
                 prefetch(gaps_1W, 0, j)
                 prefetch(codes_1W, 0, j)
             total = np.float32(0)
-            for j in range(begin, end):
-                feature += np.uint64(gaps[j])
+            own_gaps, own_codes = gaps[begin:end], codes[begin:end]  # from 0: no index may be below, which takes time
+            for j in range(len(own_gaps)):
+                feature += np.uint64(own_gaps[j])
                 if may_be_in[feature & last_bits]:
-                    total += np.float32(codes[j]) * x_D[min(feature, beyond)]
+                    total += np.float32(own_codes[j]) * x_D[min(feature, beyond)]
             out_NC[n, c] = scales[k] * total + biases[k]
         for j in range(indptr[n], indptr[n + 1]):
             x_D[indices[j]] = 0
