@@ -9,7 +9,7 @@ them can score above the aggregate of the R largest unopened bucket scores.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,9 +18,10 @@ from mach.errors import ConfigError, DataError
 from mach.sketch.aggregates import aggregate_of, reduce, transform
 from mach.sketch.answers import Subset, TopK, best_of
 from mach.sketch.hashing import Assignment
-
-if TYPE_CHECKING:
-    from mach.sketch.kernels.sweep import Rule
+from mach.sketch.kernels.lanes import BLOCK, LANES, LOOK_NS
+from mach.sketch.kernels.scan import scan
+from mach.sketch.kernels.search import UNLIMITED, search
+from mach.sketch.kernels.sweep import NO_CLASS, Rule
 
 METHODS = ("auto", "gather", "threshold")
 FEW_CLASSES = 2048  # so many that are allowed are scored one by one, whatever K is: about 0.1 ms
@@ -104,10 +105,6 @@ class Decoder:
         ConfigError, DataError
             When an argument or a shape does not fit.
         """
-        from mach.sketch.kernels.lanes import LANES
-        from mach.sketch.kernels.search import UNLIMITED, search
-        from mach.sketch.kernels.sweep import NO_CLASS
-
         probs_NRB = self._checked(probs_NRB)
         self._refuse(k, budget, method)
         N, K = len(probs_NRB), self.assignment.n_classes
@@ -126,8 +123,6 @@ class Decoder:
             if places_KR is None:
                 search(values_NRP, *options, outputs)
             else:
-                from mach.sketch.kernels.scan import scan
-
                 for n in np.flatnonzero(~scan(values_NRP, places_KR, self._rule, outputs)):
                     search(values_NRP[n : n + 1], *options, tuple(column[n : n + 1] for column in outputs))
             if is_open and part.start == 0 and top.n_scored_N[part].mean() > K * _MET:
@@ -201,8 +196,6 @@ class Decoder:
             return -1
         if budget is not None and budget < K:
             return budget  # no scan could follow
-        from mach.sketch.kernels.lanes import LOOK_NS
-
         a_member = _MEMBER_NS + _BUCKET_NS * self.assignment.n_buckets / K
         limit = int(K * self.assignment.n_repetitions * LOOK_NS / a_member)
         return limit if budget is None else min(limit, budget - K)
@@ -215,8 +208,6 @@ class Decoder:
 
     @cached_property
     def _rule(self) -> Rule:
-        from mach.sketch.kernels.sweep import Rule
-
         R, entry = self.assignment.n_repetitions, self._entry
         first, end = entry.ranks(R)
         # Where the best R - end values are left out, a class reaches a score only if one value more does.
@@ -241,6 +232,4 @@ def padded(probs_NRB: NDArray[Any], aggregate: str) -> NDArray[np.float32]:
 
 
 def _padded_width(n_buckets: int) -> int:
-    from mach.sketch.kernels.lanes import BLOCK
-
     return -(-n_buckets // BLOCK) * BLOCK

@@ -35,7 +35,7 @@ def test_queries_scanned_together_have_the_oracle_s_answers(aggregate, style, mo
         scanned.append(scan(*given))
         return scanned[-1]
 
-    monkeypatch.setattr("mach.sketch.kernels.scan.scan", watched)
+    monkeypatch.setattr(module, "scan", watched)
     for K, R, B in ((3000, 1, 70), (5000, 4, 64), (700, 7, 33)):
         for assignment in assignments(K, B, R):
             probs_NRB = bucket_scores(style, assignment, 77, np.random.default_rng(7))
