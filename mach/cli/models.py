@@ -136,7 +136,7 @@ def query(model: MachModel, queries: tuple[str, ...], wish: Wish, explain: bool,
     if not queries and sys.stdin.isatty():
         raise click.UsageError("give a query, or - to type some", click.get_current_context())
     names_of, uris_of = model.name_function(), model.uri_function()
-    printer = Printer(wish.kind, wish.threshold, as_json)
+    printer, line = Printer(wish.kind, wish.threshold, as_json), None
     for line in read_lines(queries):
         asked = model.parse(line)
         [(ids_1k, values_1k, [is_known])] = wish.answers(model, asked)
@@ -144,6 +144,8 @@ def query(model: MachModel, queries: tuple[str, ...], wish: Wish, explain: bool,
         why = model.explain(asked, ids, rerank=wish.ask.rerank, tail=wish.ask.tail) if explain else None
         told = {"names": names_of(ids) if names_of else None, "uris": uris_of(ids) if uris_of else None}
         printer.answer(line, ids, values, told, why, is_known=bool(is_known))
+    if line is None and not queries:
+        raise click.UsageError("standard input is empty: give a query", click.get_current_context())
 
 
 @click.command("report")

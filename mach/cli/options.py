@@ -123,6 +123,12 @@ class Wish:
             yield ids_Nk, values_Nk, part.known_N
 
 
+def expect_probability(threshold: float | None) -> None:
+    """Refuse a threshold that no probability reaches, or all do."""
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ConfigError(f"--threshold {threshold:g}: a probability is 0 to 1: give one, or --scores to have scores")
+
+
 def answers(verb: Callable[..., None]) -> Callable[..., None]:
     """A verb that returns the best classes: how many, which of them, in which order, and what is told of each.
 
@@ -141,6 +147,8 @@ def answers(verb: Callable[..., None]) -> Callable[..., None]:
         elif probabilities is not False:
             model.curve(rerank=ask.rerank)  # missing, it is missed before the work
             probabilities = True
+        if probabilities:
+            expect_probability(threshold)
         verb(model, wish=Wish(k, ask, bool(probabilities), threshold), **given)
 
     options = (

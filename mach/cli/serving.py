@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mach.cli.options import ADDRESS, JSON, Whole
+from mach.cli.options import ADDRESS, JSON, Whole, expect_probability
 from mach.cli.shell import Printer, read_batches
 from mach.errors import ConfigError, DataError
 
@@ -70,6 +70,7 @@ def query_at_url(
     """Answer QUERIES by a server: all that `mach query` takes and a server knows."""
     from mach.serving.client import BATCH, Client, Suggestions
 
+    expect_probability(threshold)
     token = None
     if token_file is not None:
         from mach.serving.tokens import Tokens

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -259,11 +260,14 @@ class Project:
                 raise ConfigError(f"{self.path}: {error.strerror}: give a run made by `mach train`") from error
             pinned = f"/proc/self/fd/{descriptor}"
             try:
-                model = load(pinned, **self._where)
+                with warnings.catch_warnings(record=True) as told:
+                    model = load(pinned, **self._where)
                 weakref.finalize(model.run, os.close, descriptor)
             except MachError as error:
                 os.close(descriptor)
                 raise type(error)(str(error).replace(pinned, str(self.path))) from error
+            for one in told:
+                warnings.warn(str(one.message).replace(pinned, str(self.path)), one.category, stacklevel=2)
         else:
             model = load(self.path, **self._where)
         try:

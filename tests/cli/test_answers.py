@@ -89,8 +89,12 @@ def test_a_threshold_leaves_out_the_others(run: Path):
     assert few["ids"] == every["ids"][:2]
     assert few["names"] == every["names"][:2]
     assert (
-        mach("query", run, "the cat", "--threshold", "2").stdout.splitlines()[2] == "  no class has a probability of 2"
+        mach("query", run, "the cat", "--threshold", "1").stdout.splitlines()[2] == "  no class has a probability of 1"
     )
+    for number in ("2", "-0.1", "nan"):
+        refused = mach("query", run, "the cat", "--threshold", number)
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert f"--threshold {number}: a probability is 0 to 1" in refused.stderr
     by_score = json.loads(mach("query", run, "the cat", "--json", "--scores", "--threshold", "-1000").stdout)
     assert len(by_score["scores"]) == 6
 

@@ -212,6 +212,10 @@ def test_queries_from_arguments_and_stdin(trained: Path, planted: Path):
     piped = mach("query", trained, "-", "-k", 3, stdin=f"{features}\n\n{features}\n")
     assert piped.stdout.count(features) == 2
     assert f"class number {answer['ids'][0]}" in piped.stdout
+    assert mach("query", trained, "-", stdin="").exit_code == 0
+    nothing = mach("query", trained, stdin="")
+    assert nothing.exit_code == 2
+    assert "standard input is empty" in nothing.stderr
 
 
 @pytest.mark.parametrize(

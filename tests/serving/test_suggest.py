@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import tracemalloc
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
-from mach.errors import ConfigError
+from mach.errors import ConfigError, DegradedWarning
 from mach.model.loading import load
 from mach.model.model import MachModel
 from mach.serving.batcher import BATCH_ROWS
@@ -263,3 +265,11 @@ def test_annif_gets_classes_with_uris_alone(run: Path, start: Started):
     body = {"documents": [{"text": "red lamp"}]}
     [answer] = client.post(BATCH, json=body, params={"limit": 28}, headers=annif).json()
     assert [one["uri"] for one in answer["results"]] == ["http://example.org/lamp"]
+
+
+def test_a_run_that_lacks_a_repetition_is_named_as_it_was_given(tmp_path: Path):
+    run = tmp_path / "run"
+    shutil.copytree(FIXTURE, run)
+    shutil.rmtree(max((run / "repetitions").iterdir()))
+    with pytest.warns(DegradedWarning, match=re.escape(f"{run}: ")), pytest.raises(ConfigError):
+        Project("a", run, "und", print)  # what it was calibrated for is another ensemble
