@@ -260,13 +260,13 @@ class Project:
                 raise ConfigError(f"{self.path}: {error.strerror}: give a run made by `mach train`") from error
             pinned = f"/proc/self/fd/{descriptor}"
             try:
-                with warnings.catch_warnings(record=True) as told:
+                with warnings.catch_warnings(record=True) as heard:
                     model = load(pinned, **self._where)
                 weakref.finalize(model.run, os.close, descriptor)
             except MachError as error:
                 os.close(descriptor)
                 raise type(error)(str(error).replace(pinned, str(self.path))) from error
-            for one in told:
+            for one in heard:
                 warnings.warn(str(one.message).replace(pinned, str(self.path)), one.category, stacklevel=2)
         else:
             model = load(self.path, **self._where)

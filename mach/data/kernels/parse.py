@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mach.files.compiled import kernel
+from mach.sketch.kernels.sorting import sort
 
 DONE, BAD_CLASS, CLASS_RANGE, BAD_FEATURE, FEATURE_RANGE, FEATURE_ORDER, BAD_VALUE, EXTRA_ROW = range(8)
 
@@ -100,9 +101,12 @@ def _real(text: NDArray[np.uint8], i: int, powers: NDArray[np.float64]) -> tuple
 @kernel(error_model="numpy")
 def _sort_unique(ids: NDArray[np.int32]) -> int:
     """Sort ids in place, merge equal ones and return how many remain."""
-    if len(ids) < 2 or np.all(ids[1:] > ids[:-1]):
+    ascending = min(len(ids), 1)
+    while ascending < len(ids) and ids[ascending] > ids[ascending - 1]:
+        ascending += 1
+    if ascending == len(ids):
         return len(ids)
-    ids.sort()
+    sort(ids)
     n_unique = 1
     for j in range(1, len(ids)):
         if ids[j] != ids[n_unique - 1]:
