@@ -68,7 +68,7 @@ class Spending:
 
 # Measured in docs/results.md, "How much effort".
 EFFORTS: dict[Effort, Spending] = {
-    "fast": Spending(repetitions=2, widest=512, epochs=1 / 2, pairs=0, pilots=0),
+    "fast": Spending(repetitions=2, widest=384, epochs=1 / 2, pairs=0, pilots=0),
     "balanced": Spending(repetitions=4, widest=512, epochs=2 / 3, pairs=0, pilots=0),
     "best": Spending(repetitions=4, widest=1024, epochs=1, pairs=PAIRS, pilots=3),
 }
