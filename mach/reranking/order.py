@@ -44,7 +44,8 @@ class LearnedOrder:
     """
 
     def __init__(self, arrays: Mapping[str, NDArray[np.float32]], floor: float = -np.inf) -> None:
-        self.arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
+        # copies: a map's arrays cannot be written to, and for each mixture of both the kernel would be compiled anew
+        self.arrays = {name: np.array(array, np.float32, order="C") for name, array in arrays.items()}
         self._layers = tuple(self.arrays[name] for name in NAMES)
         self.floor = floor
 
@@ -87,7 +88,7 @@ class LearnedOrder:
         found_NC = np.empty_like(scores_NC)
         for fold in range(self.n_folds):
             rows = slice(fold, None, self.n_folds)
-            found_NC[rows] = self.blind(fold).scores(scores_NC[rows], inputs_NCI[rows])
+            found_NC[rows] = self.blind(fold).scores(scores_NC[rows], np.ascontiguousarray(inputs_NCI[rows]))
         return found_NC
 
     @classmethod
