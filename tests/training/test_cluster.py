@@ -107,6 +107,23 @@ def states(run: Path) -> list[Path]:
     return list(run.glob("repetitions/*/state.safetensors"))
 
 
+def held(training: Training, run: Path, n: int) -> list[int]:
+    """The first `n` processes that save a state, stopped there: one may be done before another begins."""
+    stopped: list[int] = []
+
+    def stop() -> bool:
+        for pid, repetition in processes(run).items():
+            state = run / "repetitions" / repetition / "state.safetensors"
+            if len(stopped) < n and pid not in stopped and state.exists():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+                    stopped.append(pid)
+        return len(stopped) == n
+
+    training.wait_until(stop)
+    return stopped
+
+
 def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
@@ -125,10 +142,11 @@ def test_ray_gives_the_bits_of_local_processes_without_a_byte_between_them(
 ):
     config, bits = longer
     training = Training(config, tmp_path / "run")
-    training.wait_until(lambda: len(states(tmp_path / "run")) == 2)
-    pids = list(processes(tmp_path / "run"))
+    pids = held(training, tmp_path / "run", 2)
     assert [tcp_sockets(pid) for pid in pids] == [0, 0]
     assert len({parent(pid) for pid in pids}) == 2, "one on each node"
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
     told = training.finish()
     assert len(re.findall(r"finished by .+/.+ cpu", told)) == 2, told
     assert weights(tmp_path / "run") == bits
@@ -201,9 +219,7 @@ def test_a_hung_worker_is_overtaken(nodes: Any, longer: tuple[Config, list[bytes
     """One of two stops dead without dying; the other ends its shard and then begins a second copy of the first."""
     config, bits = longer
     training = Training(config, tmp_path / "run")
-    training.wait_until(lambda: len(states(tmp_path / "run")) == 2)
-    pid = next(iter(processes(tmp_path / "run")))
-    os.kill(pid, signal.SIGSTOP)
+    [pid] = held(training, tmp_path / "run", 1)
     training.wait_until(lambda: len(Run.open(tmp_path / "run").finished()) == 2)
     os.kill(pid, signal.SIGCONT)
     by = re.findall(r"finished by (.+/.+) cpu", training.finish())
