@@ -27,10 +27,10 @@ from mach.files.places import atomic_file, names_in, sweep
 from mach.files.records import write_json
 from mach.files.tensors import write_tensors
 from mach.reranking.blend import OF_DOCUMENTS, UNTRIED, Blend, Trial, best_of, choose, precisions
-from mach.reranking.candidates import lifted, proposed, widened, without
+from mach.reranking.candidates import lifted, proposed, widened
 from mach.reranking.kernels.rerank import fit_classes
 from mach.reranking.model import Reranker
-from mach.reranking.order import FLOOR, SECTION, TAUGHT, LearnedOrder
+from mach.reranking.order import FLOOR, OTHERS, SECTION, LearnedOrder, taught
 from mach.reranking.parts import CANDIDATES, CLASSIFIERS, STAGES, Parts, name_of
 from mach.reranking.record import Record, fingerprint
 from mach.reranking.settings import FitSettings, fit_settings, likens
@@ -123,7 +123,7 @@ class RerankerTraining:
         with Ensemble(run, run.finished()) as ensemble:
             for part, whole in self._shortlists(ensemble, rows, reranker.signals):
                 assert whole.proposed_NP is not None
-                best_NT = taught(reranker.blended(whole), whole.ids_NC, whole.proposed_NP)
+                best_NT = taught(reranker.blended(whole), whole.ids_NC, whole.proposed_NP, OTHERS)
                 ids_NT = np.take_along_axis(whole.ids_NC, best_NT, axis=1)
                 scores_NT = np.take_along_axis(whole.scores_NC, best_NT, axis=1)
                 inputs_NTI = reranker.inputs(Shortlist(whole.batch, ids_NT, scores_NT, whole.probs_NRB))
@@ -271,7 +271,8 @@ class RerankerTraining:
         if self.likens or not self.config.pilots:
             return None
         found = [self.folder.map(examples_of(pilot))[0] for pilot in range(self.config.pilots)]
-        inputs, scores, right = (np.concatenate([part[name] for part in found]) for name in EXAMPLES)
+        T = min(part["right"].shape[1] for part in found)  # pilots of earlier versions taught fewer, the best first
+        inputs, scores, right = (np.concatenate([part[name][:, :T] for part in found]) for name in EXAMPLES)
         log_rows = inputs[:, :, len(Aggregate.labels)]  # of the second signal
         log_rows[log_rows == 0] = NO_ROWS  # pilots of earlier versions left 0
         return LearnedOrder.learn(inputs, scores, right.astype(bool), self.run.config.training.seed)
@@ -352,23 +353,6 @@ def taught_crosswise(
     order = LearnedOrder.learn(inputs_NTI, lifted_NT, right_NT.astype(bool), seed, crosswise=True)
     ordered_N = precisions(order.crosswise(lifted_NC, inputs_NCI), trial.right_NC)
     return order if best_of(np.stack([ordered_N, trial.gains(blend)]), 0, SURE_ERRORS) == 0 else None
-
-
-def taught(
-    scores_NC: NDArray[np.float32], ids_NC: NDArray[np.int64], proposed_NP: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Places of the candidates that an order learns from, shape (N, T).
-
-    They are the `TAUGHT` of best score and as many that signals propose; where these are fewer, others of best score.
-    """
-    proposed_NP = proposed_NP[:, :TAUGHT]
-    n = min(TAUGHT + proposed_NP.shape[1], ids_NC.shape[1])
-    is_proposed_NC = (ids_NC >= 0) & (without(ids_NC, proposed_NP) < 0)
-    first_NC = np.argsort(-scores_NC, axis=1, kind="stable")
-    is_first_NC = np.zeros_like(is_proposed_NC)
-    np.put_along_axis(is_first_NC, first_NC[:, :TAUGHT], True, axis=1)
-    places_NC = np.lexsort((-scores_NC, ~(is_first_NC | is_proposed_NC)), axis=1)
-    return np.asarray(places_NC[:, :n])
 
 
 def examples_of(pilot: int) -> str:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mach.errors import StorageError
 from mach.networks.blas import blas_threads
 from mach.networks.kernels.adam import adam_step
+from mach.reranking.candidates import without
 from mach.reranking.kernels.order import CUT, objections
 from mach.reranking.signals.contract import SignalFile
 
@@ -29,6 +30,7 @@ ROOM = 8.0  # log-odds of a class are its score and this: room below the aggrega
 FLOOR = -2.0  # aggregate that a proposed class has at least
 LEAST_LOG = np.float32(-30)
 TAUGHT = 12  # candidates of a row that it learns from, those of best blend
+OTHERS = 8  # and others, where networks are wide: of what they have never seen they may think too well (docs/log.md)
 EPOCHS, LEAST_STEPS, BATCH, RATE, DECAY = 10, 2_000, 64, 1e-2, 0.05
 FOLDED = "folds"
 NAMES = ("means", "scales", "w_IH", "b_H", "w_HG", "b_G", "w_G1", "b_1")
@@ -119,6 +121,27 @@ class LearnedOrder:
         last = (np.vstack(w_G1) / n_networks, np.mean(b_1, axis=0))
         arrays = dict(zip(NAMES, (means, scales, *layers, *last), strict=True))
         return cls(arrays | ({FOLDED: np.concatenate(b_1)} if crosswise else {}), FLOOR)
+
+
+def taught(
+    scores_NC: NDArray[np.float32], ids_NC: NDArray[np.int64], proposed_NP: NDArray[np.int64], n_others: int = 0
+) -> NDArray[np.int64]:
+    """Places of the candidates that an order learns from, shape (N, T).
+
+    They are the `TAUGHT` of best score, others further and further down the list, and as many as the first that signals
+    propose; where these are fewer, others of best score.
+    """
+    proposed_NP, C = proposed_NP[:, :TAUGHT], ids_NC.shape[1]
+    ranks = np.arange(min(TAUGHT, C))
+    if n_others and C > TAUGHT:
+        ranks = np.union1d(ranks, np.geomspace(TAUGHT, C - 1, n_others).astype(int))
+    n = min(len(ranks) + proposed_NP.shape[1], C)
+    is_proposed_NC = (ids_NC >= 0) & (without(ids_NC, proposed_NP) < 0)
+    first_NC = np.argsort(-scores_NC, axis=1, kind="stable")
+    is_first_NC = np.zeros_like(is_proposed_NC)
+    np.put_along_axis(is_first_NC, first_NC[:, ranks], True, axis=1)
+    places_NC = np.lexsort((-scores_NC, ~(is_first_NC | is_proposed_NC)), axis=1)
+    return np.asarray(places_NC[:, :n])
 
 
 def standardised(inputs_NCI: Array, means_I: Array, scales_I: Array) -> NDArray[np.float32]:

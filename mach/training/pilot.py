@@ -2,8 +2,8 @@
 
 What a finished run says of its own training rows is too good to learn from: networks and classifiers know these rows. A
 pilot is a run of its own in the folder ``pilots``, of the same configuration and trained by the same conductor, so it
-stops and goes on as the run itself does; what it leaves is one file of examples (`mach.reranking`). A pilot that is the
-only one has half of the repetitions: the order that it teaches is worth nearly as much (docs/log.md).
+stops and goes on as the run itself does; what it leaves is one file of examples (`mach.reranking`). A pilot has
+half of the repetitions: the order that it teaches is worth as much (docs/log.md).
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def teach(training: RerankerTraining, train: Callable[[Config, Place], Run], say
         folder = training.run.path / "pilots"
         own = folder if isinstance(folder, Path) else named(cache_folder(), f"pilots-{training.fingerprint}")
         rows = kept(own / f"rows{pilot}", partial(_write, training.store, learned))
-        training.examine(pilot, train(_config(training, rows), folder / str(pilot)), taught)
+        path = folder / str(pilot)
+        training.examine(pilot, train(_config(training, rows, path), path), taught)
         for place in {folder, own}:
             _remove(place)
 
@@ -66,19 +67,20 @@ def fold(rows: NDArray[np.int64], pilot: int, seed: int) -> tuple[NDArray[np.int
 
 def repetitions_of(config: Config) -> int:
     """How many of them a pilot has."""
-    n_repetitions = config.hashing.repetitions
-    return -(-n_repetitions // 2) if config.reranking.pilots == 1 else n_repetitions
+    return -(-config.hashing.repetitions // 2)
 
 
-def _config(training: RerankerTraining, rows: Path) -> Config:
+def _config(training: RerankerTraining, rows: Path, path: Place) -> Config:
     config = training.run.config
+    is_begun = Run.is_at(path)  # perhaps by an earlier version, where one of several had all repetitions
+    n_repetitions = Run.open(path).config.hashing.repetitions if is_begun else repetitions_of(config)
     data = DataConfig(
         train=str(rows),
         validation_fraction=config.data.validation_fraction,
         row_features=training.store.row_features,
         cache=config.data.cache,
     )
-    return config.changed(data=data, hashing={"repetitions": repetitions_of(config)}, reranking={"pilots": 0})
+    return config.changed(data=data, hashing={"repetitions": n_repetitions}, reranking={"pilots": 0})
 
 
 def _write(store: Store, rows: NDArray[np.int64], path: Path) -> None:

@@ -8,14 +8,12 @@ but for an effort that is given. The table is that of the best effort; what a sm
 ``data.row_features``     128: more are much work, and no gain beside ``power``
 ``validation_fraction``   where re-ranking has a blend to choose 2 % of the rows, but 500 to 2,000; without pilots,
                           by the effort or as given, 5 %, 500 to 4,000, which teach the order; none below 5,000
-``repetitions, heads``    R = 4 networks of J = 2 hash functions: more networks help more than more heads
+``repetitions, heads``    R = 8 networks of J = 2 hash functions: more networks help more than more heads
 ``buckets``               the power of two nearest 3.2 sqrt(K), as re-ranking tells apart what shares buckets, or
                           N / 160 where that is more, up to 4,096: many rows can teach more buckets
-``hidden``                one layer of 6125 / D^0.22, in steps of 64: wide where D, which bounds the bytes, is small;
-                          up to twice as wide for up to 50,000 rows and B = 512, less in proportion above; at most
-                          1,024
-``dropout``               0.3 where networks are twice as wide, 0.15 where they are not, 0.2 where the width is given
-                          and at most where an effort makes it less; less in proportion above 50,000 rows
+``hidden``                one layer of 6125 / D^0.22, in steps of 64, which bounds the bytes where D is large; at most
+                          384: eight such networks are more accurate than four of 1,024 units, and cost less
+``dropout``               0.2, less in proportion above 50,000 rows
 ``power``                 1 where a row has 16 to 40 features, 1.5 where it has 80: there the largest should outweigh
                           the rest; 0.5 where it has 13 or fewer: there the small ones should count as well
 ``weights``               int4, 0.3 bytes a weight of the input layer: rounding it costs no accuracy, and leaving its
@@ -25,9 +23,10 @@ but for an effort that is given. The table is that of the best effort; what a sm
 ``candidates``            100
 ``pairs``                 products of the 12 largest features of a row where it has less than 30 and fewer than 10
                           classes
-``pilots``                3 where a row has 10 classes or more, whose order takes more rows to learn, else 1; none below
-                          5,000 and above 300,000 rows, with other aggregates than log-means, for runs that start
-                          from another one, and for rows that are phrases of documents
+``pilots``                3 where a row has 10 classes or more, whose order takes more rows to learn, else 1; where an
+                          effort has fewer, 1 for the rows that have pairs, as little is known of each of their
+                          candidates; none below 5,000 and above 300,000 rows, with other aggregates than log-means,
+                          for runs that start from another one, and for rows that are phrases of documents
 ========================  ======================================================================================
 """
 
@@ -53,6 +52,7 @@ FEW_FEATURES, PAIRS = 30, 12  # seen to gain at 6 to 17 features a row
 LOG_FEATURES, POWERS = (3.75, 4.0, math.log2(40), math.log2(80)), (0.5, 1.0, 1.0, 1.5)
 LEAST_PILOT_ROWS, MOST_PILOT_ROWS = 5_000, 300_000
 LEAST_EPOCHS, MOST_EPOCHS = 3, 15
+WIDEST = 384  # units of the hidden layer
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,17 @@ class Spending:
     """What an effort allows."""
 
     repetitions: int
-    widest: int  # units of the hidden layer, at most
     epochs: float  # share of those that the rows would get
     pairs: int  # as of the table, at most
     pilots: int  # as of the table, at most
+    short_pilots: int  # of rows that have pairs
 
 
 # Measured in docs/results.md, "How much effort".
 EFFORTS: dict[Effort, Spending] = {
-    "fast": Spending(repetitions=2, widest=384, epochs=1 / 2, pairs=0, pilots=0),
-    "balanced": Spending(repetitions=4, widest=512, epochs=2 / 3, pairs=0, pilots=0),
-    "best": Spending(repetitions=4, widest=1024, epochs=1, pairs=PAIRS, pilots=3),
+    "fast": Spending(repetitions=2, epochs=1 / 2, pairs=0, pilots=0, short_pilots=0),
+    "balanced": Spending(repetitions=4, epochs=2 / 3, pairs=0, pilots=0, short_pilots=1),
+    "best": Spending(repetitions=8, epochs=1, pairs=PAIRS, pilots=3, short_pilots=1),
 }
 DEFAULT: Effort = "balanced"  # of sparse rows that can have a pilot; fewer rows take seconds, and have the best
 
@@ -111,7 +111,7 @@ def fill(config: Config, shape: Shape) -> Config:
     >>> config = Config.model_validate({"data": {"train": "x"}, "training": {"epochs": 9}})
     >>> filled = fill(config, Shape(n_rows=41_902, n_features=77_412, n_classes=26_296))
     >>> filled.hashing.buckets, filled.network.hidden, filled.training.epochs, filled.training.rate
-    (512, [512], 9, 0.006)
+    (512, [384], 9, 0.006)
     """
     sparse = not shape.is_dense
     is_measured = sparse and bool(config.network.hidden) and config.network.trunk is None
@@ -122,7 +122,10 @@ def fill(config: Config, shape: Shape) -> Config:
     spending = EFFORTS[effort]
     reranks = "candidates" not in config.reranking.model_fields_set or config.reranking.candidates > 0
     has_many_classes = shape.row_classes >= MANY_CLASSES
-    n_pilots = min(3 if has_many_classes else 1, spending.pilots) if can_have_pilots(config, shape) else 0
+    is_short = not has_many_classes and 0 < shape.row_features < FEW_FEATURES
+    can_learn = can_have_pilots(config, shape)
+    n_pilots = spending.short_pilots if is_short else min(3 if has_many_classes else 1, spending.pilots)
+    n_pilots = n_pilots if can_learn else 0
     teach = not (n_pilots if _is_open(config.reranking, "pilots") else config.reranking.pilots)
     held_out = held_out_fraction(shape.n_rows, teach=teach)
     choices: dict[str, dict[str, Any]] = {
@@ -130,22 +133,17 @@ def fill(config: Config, shape: Shape) -> Config:
         "reranking": {"candidates": CANDIDATES if sparse else 0},
         "training": {"effort": effort},
     }
-    if sparse and not has_many_classes and 0 < shape.row_features < FEW_FEATURES:
+    if sparse and is_short:
         choices["reranking"] |= {"pairs": spending.pairs}
-    if sparse and reranks and can_have_pilots(config, shape):
+    if sparse and reranks and can_learn:
         choices["reranking"] |= {"pilots": n_pilots}
     if is_measured:
         n_buckets = _buckets(shape.n_classes, shape.n_rows)
-        widening = 1 + _few(shape.n_rows) * min(1.0, 512 / n_buckets)
-        width = _width(shape.n_features, widening)
-        dropout = 0.15 * widening if width <= spending.widest else min(0.15 * widening, 0.2)
-        if "hidden" in config.network.model_fields_set:
-            dropout = 0.2
         choices |= {
             "hashing": {"repetitions": spending.repetitions, "heads": 2, "buckets": n_buckets},
             "network": {
-                "hidden": [min(width, spending.widest)],
-                "dropout": round(dropout * _few(shape.n_rows), 3),
+                "hidden": [_width(shape.n_features)],
+                "dropout": round(0.2 * min(1.0, 50_000 / shape.n_rows), 3),
                 "power": _power(shape.row_features),
                 "weights": "int4",
             },
@@ -201,17 +199,13 @@ def _rate(n_buckets: int) -> float:
     return round(6e-3 * min(max(n_buckets / 1024, 1.0), 2.0) ** 0.74, 3)
 
 
-def _few(n_rows: int) -> float:
-    return min(1.0, 50_000 / n_rows)
-
-
 def _power(row_features: float) -> float:
     """Of rows whose features are not known, 1."""
     return round(float(np.interp(math.log2(row_features), LOG_FEATURES, POWERS)), 2) if row_features else 1.0
 
 
-def _width(n_features: int, widening: float) -> int:
-    return 64 * min(max(round(6125 / n_features**0.22 * widening / 64), 4), 16)
+def _width(n_features: int) -> int:
+    return min(64 * max(round(6125 / n_features**0.22 / 64), 4), WIDEST)
 
 
 def _epochs(n_rows: int) -> int:

@@ -41,7 +41,7 @@ STEP_WEIGHT = 3.2e-11  # a row and weight of the other layers
 ANSWER_ROW, ANSWER_INPUT, ANSWER_WEIGHT, ANSWER_CLASS = 6e-6, 7e-10, 3e-11, 4e-10  # as above; a class and hash function
 PAIR, PAIR_FEATURE = 1e-7, 2.6e-8  # a row and class to tell apart; a feature of that row
 RERANKED = 1.7e-6  # a candidate of a query
-ORDER_STEP, FEW_STEP = 1.4e-3, 0.12  # a step of learning an order; that share of it where held-out rows teach
+ORDER_STEP, FEW_STEP = 1.8e-3, 0.09  # a step of learning an order; that share of it where held-out rows teach
 FIXED, BEGUN = 0.3, 1.0  # a stage; one whose workers begin with it
 
 

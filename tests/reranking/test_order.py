@@ -11,7 +11,7 @@ from mach.errors import StorageError
 from mach.model.curves import Curve, calibration_error, fit, pairs_of
 from mach.reranking.blend import Blend, Trial
 from mach.reranking.fitting import taught_crosswise
-from mach.reranking.order import FOLDED, FOLDS, HIDDEN, NAMES, SECTION, LearnedOrder, _gradients
+from mach.reranking.order import FOLDED, FOLDS, HIDDEN, NAMES, OTHERS, SECTION, TAUGHT, LearnedOrder, _gradients, taught
 from mach.reranking.signals.contract import SignalFile
 from tests.reranking.oracles import ordered
 
@@ -154,3 +154,21 @@ def test_an_order_learns_by_the_gradients_of_its_loss():
                 losses.append(loss())
             layer[at] = kept
             assert (losses[0] - losses[1]) / 2e-5 == pytest.approx(gradient[at], rel=1e-4, abs=1e-7)
+
+
+def test_an_order_learns_from_the_best_candidates_and_some_of_all_others():
+    """Wide networks think too well of what they have never seen, so none of a long list is far from what they have."""
+    scores_NC = np.tile(-np.arange(100, dtype=np.float32), (2, 1))
+    ids_NC = np.tile(np.arange(100), (2, 1))
+    none_NP = np.empty((2, 0), np.int64)
+    few, more = taught(scores_NC, ids_NC, none_NP), taught(scores_NC, ids_NC, none_NP, OTHERS)
+    assert few.tolist() == [[*range(TAUGHT)]] * 2
+    assert more[:, :TAUGHT].tolist() == few.tolist()
+    assert more.shape == (2, TAUGHT + OTHERS)
+    others = more[0, TAUGHT:]
+    assert others[-1] == 99
+    assert (others[1:] <= 1.5 * others[:-1]).all()
+    proposed_NT = taught(scores_NC, ids_NC, np.array([[70, 3], [-1, -1]]), OTHERS)
+    assert proposed_NT.shape == (2, TAUGHT + OTHERS + 2)
+    assert 70 in proposed_NT[0]
+    assert taught(scores_NC[:, :5], ids_NC[:, :5], none_NP, OTHERS).tolist() == [[*range(5)]] * 2

@@ -182,7 +182,7 @@ def test_what_a_run_has_to_do_follows_from_its_configuration(config: Config, tmp
     assert all(stage.seconds > 0 for stage in found)
     seconds = {stage.name: stage.seconds for stage in found}
     begun = BEGUN / 2  # of two workers
-    assert seconds["pilot 1: training"] - begun == pytest.approx(0.8 * (seconds["training"] - begun), rel=1e-3)
+    assert seconds["pilot 1: training"] - begun == pytest.approx(0.4 * (seconds["training"] - begun), rel=1e-3)
     assert [stage.name for stage in stages_of(run, store, lambda n: 1, [0, 1])] == ["training"]
     work = Work.of(run.config.changed(training={"epochs": 2 * run.config.training.epochs}), store)
     doubled = {stage.name: stage.seconds for stage in stages(work, lambda n: 1, 2, [], reranks=False)}

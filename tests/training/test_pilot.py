@@ -25,7 +25,7 @@ from mach.model.loading import load
 from mach.model.model import MachModel
 from mach.reranking.candidates import widened
 from mach.reranking.fitting import RerankerTraining
-from mach.reranking.order import TAUGHT, LearnedOrder
+from mach.reranking.order import OTHERS, TAUGHT, LearnedOrder
 from mach.reranking.record import Record
 from mach.reranking.settings import FitSettings
 from mach.reranking.signals import SIGNALS
@@ -172,19 +172,19 @@ def test_examples_are_of_rows_that_the_pilot_has_not_seen(piloted: Config, tmp_p
         assert rows.n_rows == len(learned)
         assert not np.intersect1d(taught, training.validation_rows).size
         arrays, _ = map_tensors(tmp_path / "run" / "reranking" / f"examples{number}.safetensors")
-        assert arrays["inputs"].shape == (len(taught), TAUGHT, 18)
+        assert arrays["inputs"].shape == (len(taught), TAUGHT + OTHERS, 18)
         assert 0.5 < arrays["right"].any(axis=1).mean() <= 1
         assert other.config.data.validation_fraction == piloted.data.validation_fraction
 
 
-def test_a_single_pilot_has_half_of_the_repetitions(piloted: Config, tmp_path: Path):
-    halves = []
-    for n_pilots in (1, 2):
-        reranking = piloted.reranking.model_copy(update={"pilots": n_pilots})
-        run, store = set_up(piloted.model_copy(update={"reranking": reranking}), tmp_path / str(n_pilots))
-        training = cast(RerankerTraining, SimpleNamespace(run=run, store=store))
-        halves.append(pilot._config(training, tmp_path).hashing.repetitions)
-    assert halves == [1, 2]
+def test_a_pilot_has_half_of_the_repetitions_and_one_that_was_begun_with_all_goes_on(piloted: Config, tmp_path: Path):
+    run, store = set_up(piloted, tmp_path / "run")
+    training = cast(RerankerTraining, SimpleNamespace(run=run, store=store))
+    half = pilot._config(training, Path(piloted.data.train), tmp_path / "pilot")
+    assert (piloted.hashing.repetitions, half.hashing.repetitions) == (2, 1)
+    set_up(half.changed(hashing={"repetitions": 2}), tmp_path / "pilot")
+    again = pilot._config(training, Path(piloted.data.train), tmp_path / "pilot")
+    assert set_up(again, tmp_path / "pilot")[0].config.hashing.repetitions == 2
 
 
 def test_a_run_that_is_killed_while_a_pilot_trains_goes_on_to_the_same_bits(
@@ -224,6 +224,20 @@ def test_examples_of_earlier_versions_tell_classes_without_rows_apart_as_the_sig
     seen_NCI = cast(np.ndarray, RerankerTraining._order(cast(RerankerTraining, training)))
     np.testing.assert_array_equal(seen_NCI[0, :, 3], np.array([NO_ROWS, 0.7], np.float32))
     assert not np.delete(seen_NCI, 3, axis=2).any()
+
+
+def test_examples_of_two_versions_teach_together(monkeypatch):
+    """Earlier ones hold fewer candidates of a row, the best first."""
+    some = [
+        {"inputs": np.full((3, n, 5), n, np.float32), "scores": np.zeros((3, n)), "right": np.ones((3, n))}
+        for n in (4, 2)
+    ]
+    training = SimpleNamespace(likens=False, config=SimpleNamespace(pilots=2))
+    training.folder = SimpleNamespace(map=lambda name: (some["1" in name], {}))
+    training.run = SimpleNamespace(config=SimpleNamespace(training=SimpleNamespace(seed=0)))
+    monkeypatch.setattr(LearnedOrder, "learn", lambda *arrays: [array.shape for array in arrays[:3]])
+    shapes: object = RerankerTraining._order(cast(RerankerTraining, training))
+    assert shapes == [(6, 2, 5), (6, 2), (6, 2)]
 
 
 def test_an_order_that_held_out_rows_find_worse_leaves_nothing_but_the_blend(

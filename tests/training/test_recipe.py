@@ -63,12 +63,11 @@ def test_the_largest_features_weigh_more_in_long_rows_and_less_in_short_ones():
     assert fill(open_config(), Shape(42_000, 90_000, 33_513)).network.power == 1  # lengths are not known
 
 
-def test_a_width_that_is_given_gets_less_dropout_than_a_wide_one_and_a_given_dropout_stays():
-    givens: tuple[dict, ...] = ({}, {"network": {"hidden": [16]}}, {"network": {"hidden": [16], "dropout": 0.4}})
-    best = {"training": {"effort": "best"}}
-    dropouts = [fill(open_config(**best, **given), Shape(42_000, 90_000, 33_513)).network.dropout for given in givens]
-    assert dropouts[1] < dropouts[0]
-    assert dropouts[2] == 0.4
+def test_more_rows_take_less_dropout_and_a_given_one_stays():
+    shapes = [Shape(n, 90_000, 33_513) for n in (42_000, 500_000)]
+    few, many = (fill(open_config(), shape).network.dropout for shape in shapes)
+    assert 0 < many < few
+    assert fill(open_config(network={"hidden": [16], "dropout": 0.4}), shapes[0]).network.dropout == 0.4
 
 
 def test_more_rows_are_held_out_where_they_teach_and_no_pilot_does():
@@ -99,6 +98,15 @@ def test_an_order_is_learned_where_rows_are_enough_and_not_too_many():
     ):
         assert nothing == 0
     assert found(reranking={"pilots": 2}) == 2
+
+
+def test_short_rows_of_few_classes_get_a_pilot_before_the_best_effort():
+    def pilots(effort, **shape):
+        return fill(open_config(training={"effort": effort}), Shape(40_000, 20_000, 20_000, **shape)).reranking.pilots
+
+    short, long, many = ({"row_features": m, "row_classes": c} for m, c in ((17, 6), (90, 3), (17, 28)))
+    assert [pilots("balanced", **shape) for shape in (short, long, many)] == [1, 0, 0]
+    assert [pilots("fast", **short), pilots("best", **short), pilots("best", **many)] == [0, 1, 3]
 
 
 def test_short_rows_of_few_classes_are_reranked_by_pairs_of_features():
