@@ -42,11 +42,12 @@ DATA_SETS = {name: DATA / name for name in (*USUAL, "go-gene2pubmed", "debfiles-
 def measure(name: str, chosen: list[str], rest: list[str]) -> None:
     """Let `peers.py` measure what was chosen of one data set."""
     data = Path(os.path.relpath(DATA_SETS[name]))  # the table names it
+    source = DATA / ("gnd-core" if name == "short" else name)
+    if not source.is_dir():
+        sys.exit(f"front.py: there is no folder {source}: put the data sets there")
     if name == "short" and not data.exists():
         data.mkdir(parents=True)
-        subprocess.run(
-            [sys.executable, str(HERE / "shapes.py"), "short", str(DATA / "gnd-core"), str(data)], check=True
-        )
+        subprocess.run([sys.executable, str(HERE / "shapes.py"), "short", str(source), str(data)], check=True)
     command = [sys.executable, str(HERE / "peers.py"), "--data", str(data), *rest, "--only"]
     command += [OURS + one if one in EFFORTS else one for one in chosen]
     for effort in EFFORTS:
