@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     Queries: TypeAlias = str | Sequence[str] | csr_array | ArrayLike | Store
 
+LOST = "a run of texts takes them while its folder `text` is there"
+
 
 @dataclass(frozen=True)
 class QueryReader:
@@ -49,7 +51,8 @@ class QueryReader:
         elif _is_texts(rows):
             if self.text_features is None:
                 raise DataError(
-                    f"this model was trained on numbers, not on text: give features of shape (N, {self.n_features})"
+                    f"this model was trained on numbers, not on text: give features of shape (N, {self.n_features}); "
+                    f"{LOST}"
                 )
             texts = _texts(rows)
             for begin in range(0, len(texts), n_rows):
@@ -90,7 +93,8 @@ class QueryReader:
         except ValueError as error:
             form = "x x x" if self.dense_input else "index:value index:value"
             raise DataError(
-                f"query {line!r:.60}: this model takes numbers, as {form} of {self.n_features} features ({error})"
+                f"query {line!r:.60}: this model takes numbers, as {form} of {self.n_features} features ({error}); "
+                f"{LOST}"
             ) from error
         return row_D
 

@@ -106,14 +106,15 @@ class Explanation:
 
     def lines(self) -> Iterator[str]:
         """It in plain words, for a terminal."""
-        spoke = [self._without(word) for word in self.words if word.lost >= LEAST][:SHOWN]
+        told = [word for word in self.words if self._matters(word)]
+        spoke = [self._without(word) for word in told if word.lost >= LEAST][:SHOWN]
         if spoke:
             yield f"because of {', '.join(spoke)}"
         elif heavy := self._heaviest():
             yield f"no single word decides it, it stays as likely without any one; most weight have {', '.join(heavy)}"
         else:
             yield "no word of the query speaks for it"
-        if against := [self._without(word) for word in self.words[::-1] if word.lost <= -LEAST][:SHOWN]:
+        if against := [self._without(word) for word in told[::-1] if word.lost <= -LEAST][:SHOWN]:
             yield f"in spite of {', '.join(against)}"
         names = {reason.name: None for part in self.parts for reason in part.reasons if reason.name}
         for name in names:
@@ -124,9 +125,9 @@ class Explanation:
             if abs(part.added) < LEAST and not part.reasons:
                 continue
             shares = [(" + ".join(one.words), one.added) for one in part.reasons[:SHOWN]]
-            shares += [("all else", part.added - sum(added for _, added in shares))] if shares else []
-            told = ", ".join(f"{what} {added:+.2f}" for what, added in shares if abs(added) >= LEAST)
-            terms.append(f"{part.name} {part.added:+.2f}" + (f" ({told})" if told else ""))
+            shares += [("all else", part.added - sum(one for _, one in shares))] if shares else []
+            added = ", ".join(f"{what} {one:+.2f}" for what, one in shares if abs(one) >= LEAST)
+            terms.append(f"{part.name} {part.added:+.2f}" + (f" ({added})" if added else ""))
         yield f"score {self.score:.2f}: {', '.join(terms)}"
 
     def __str__(self) -> str:
@@ -138,6 +139,12 @@ class Explanation:
         """Words that speak for it by the parts of the score, though leaving one out changes little."""
         reasons = sorted((one for part in self.parts for one in part.reasons), key=lambda one: -one.added)
         return list(dict.fromkeys(" + ".join(one.words) for one in reasons if one.added >= LEAST))[:SHOWN]
+
+    def _matters(self, word: Word) -> bool:
+        """Whether what is printed changes without it: a score may where a probability does not."""
+        if word.probability is None or self.probability is None:
+            return abs(word.lost) >= LEAST
+        return f"{word.probability:.4f}" != f"{self.probability:.4f}"
 
     def _without(self, word: Word) -> str:
         if word.probability is None or self.probability is None:

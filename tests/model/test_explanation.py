@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,6 +19,7 @@ from mach.config import TextConfig
 from mach.data.text import TextFeatures
 from mach.errors import DataError
 from mach.model.explainer import MOST_WORDS, Explainer, without
+from mach.model.explanation import Explanation, Word
 from mach.model.loading import load
 from mach.model.model import MachModel
 
@@ -110,6 +112,18 @@ def test_it_is_told_in_plain_words_and_in_json():
         "text": "red", "spans": [[0, 3]], "lost": why.words[0].lost, "probability": why.words[0].probability,
     }  # fmt: skip
     assert again["start"] + sum(part["added"] for part in again["parts"]) == pytest.approx(again["score"], abs=1e-4)
+
+
+def test_words_without_which_a_class_stays_as_likely_are_not_said_to_change_it():
+    words = (Word("lamp", (), 0.4, 0.5), Word("old", (), 0.2, 0.90001), Word("the", (), -0.3, 0.9))
+    why = Explanation(3, "lamps", -1.0, 0.9, True, 0.0, (), words)
+    assert list(why.lines())[:-1] == ["because of lamp (0.5000 without it)"]
+    assert next(iter(replace(why, words=words[1:]).lines())) == "no word of the query speaks for it"
+    scored = tuple(replace(word, probability=None) for word in words)
+    assert list(replace(why, probability=None, words=scored).lines())[:-1] == [
+        "because of lamp (score -1.40 without it), old (score -1.20 without it)",
+        "in spite of the (score -0.70 without it)",
+    ]
 
 
 def test_a_query_without_words_and_one_of_unknown_ones():
