@@ -12,7 +12,7 @@ but for an effort that is given. The table is that of the best effort; what a sm
 ``buckets``               the power of two nearest 3.2 sqrt(K), as re-ranking tells apart what shares buckets, or
                           N / 160 where that is more, up to 4,096: many rows can teach more buckets
 ``hidden``                one layer of 6125 / D^0.22, in steps of 64, which bounds the bytes where D is large; at most
-                          384: eight such networks are more accurate than four of 1,024 units, and cost less
+                          512: eight such networks are more accurate than four of 1,024 units, and cost less
 ``dropout``               0.2, less in proportion above 50,000 rows
 ``power``                 1 where a row has 16 to 40 features, 1.5 where it has 80: there the largest should outweigh
                           the rest; 0.5 where it has 13 or fewer: there the small ones should count as well
@@ -52,7 +52,6 @@ FEW_FEATURES, PAIRS = 30, 12  # seen to gain at 6 to 17 features a row
 LOG_FEATURES, POWERS = (3.75, 4.0, math.log2(40), math.log2(80)), (0.5, 1.0, 1.0, 1.5)
 LEAST_PILOT_ROWS, MOST_PILOT_ROWS = 5_000, 300_000
 LEAST_EPOCHS, MOST_EPOCHS = 3, 15
-WIDEST = 384  # units of the hidden layer
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,7 @@ class Spending:
     """What an effort allows."""
 
     repetitions: int
+    widest: int  # units of the hidden layer, at most
     epochs: float  # share of those that the rows would get
     pairs: int  # as of the table, at most
     pilots: int  # as of the table, at most
@@ -68,9 +68,9 @@ class Spending:
 
 # Measured in docs/results.md, "How much effort".
 EFFORTS: dict[Effort, Spending] = {
-    "fast": Spending(repetitions=2, epochs=1 / 2, pairs=0, pilots=0, short_pilots=0),
-    "balanced": Spending(repetitions=4, epochs=2 / 3, pairs=0, pilots=0, short_pilots=1),
-    "best": Spending(repetitions=8, epochs=1, pairs=PAIRS, pilots=3, short_pilots=1),
+    "fast": Spending(repetitions=2, widest=384, epochs=1 / 2, pairs=0, pilots=0, short_pilots=0),
+    "balanced": Spending(repetitions=4, widest=384, epochs=2 / 3, pairs=0, pilots=0, short_pilots=1),
+    "best": Spending(repetitions=8, widest=512, epochs=1, pairs=PAIRS, pilots=3, short_pilots=1),
 }
 DEFAULT: Effort = "balanced"  # of sparse rows that can have a pilot; fewer rows take seconds, and have the best
 
@@ -142,7 +142,7 @@ def fill(config: Config, shape: Shape) -> Config:
         choices |= {
             "hashing": {"repetitions": spending.repetitions, "heads": 2, "buckets": n_buckets},
             "network": {
-                "hidden": [_width(shape.n_features)],
+                "hidden": [min(_width(shape.n_features), spending.widest)],
                 "dropout": round(0.2 * min(1.0, 50_000 / shape.n_rows), 3),
                 "power": _power(shape.row_features),
                 "weights": "int4",
@@ -205,7 +205,7 @@ def _power(row_features: float) -> float:
 
 
 def _width(n_features: int) -> int:
-    return min(64 * max(round(6125 / n_features**0.22 / 64), 4), WIDEST)
+    return 64 * max(round(6125 / n_features**0.22 / 64), 4)
 
 
 def _epochs(n_rows: int) -> int:
