@@ -24,6 +24,7 @@ from mach.sketch.kernels.search import UNLIMITED, search
 from mach.sketch.kernels.sweep import NO_CLASS, Rule
 
 METHODS = ("auto", "gather", "threshold")
+MANY = 1_000  # a heap of so many, which is searched for repeats, takes longer than to sort all scores
 FEW_CLASSES = 2048  # so many that are allowed are scored one by one, whatever K is: about 0.1 ms
 MAX_PADDING = 10_000  # columns beyond the number of classes that may be asked for
 
@@ -112,6 +113,8 @@ class Decoder:
         few = min(max(K // 64, FEW_CLASSES), K if budget is None else budget)
         if allowed is not None and method == "auto" and len(allowed.ids_C) <= few:
             return self._topk_of(allowed, probs_NRB, k)
+        if method == "auto" and allowed is None and budget is None and k >= max(MANY, K // 32):
+            return self._topk_of(self._all, probs_NRB, k)
         mask_K = np.empty(0, dtype=bool) if allowed is None else allowed.mask_K
         most, limit = UNLIMITED if budget is None else budget, self._scan_beyond(k, method, budget)
         options = self.assignment.index, self._rule, mask_K, most, limit
@@ -171,15 +174,20 @@ class Decoder:
             raise DataError(f"allowed_K has shape {np.shape(allowed_K)}: need one bool a class, shape ({K},)")
         return Subset(K, mask_K=allowed_K)
 
+    @cached_property
+    def _all(self) -> Subset:
+        return Subset(self.assignment.n_classes, ids=np.arange(self.assignment.n_classes))
+
     def _topk_of(self, few: Subset, probs_NRB: NDArray[Any], k: int) -> TopK:
-        """Best k among few classes, all of them scored."""
+        """Best k among some classes, all of them scored."""
         top, ids_C = TopK.empty(len(probs_NRB), k), few.ids_C
         buckets_RC = few.buckets(self.assignment)
         functions_R1 = np.arange(self.assignment.n_repetitions)[:, None]
         for n, probs_RB in enumerate(probs_NRB):
             values_RC = transform(probs_RB[functions_R1, buckets_RC], self.aggregate)
-            scores_1C = reduce(values_RC, self.aggregate, self.assignment.n_buckets)[None]
-            top.ids_Nk[n : n + 1], top.scores_Nk[n : n + 1] = best_of(ids_C, scores_1C, k)
+            scores_C = reduce(values_RC, self.aggregate, self.assignment.n_buckets)
+            best = scores_C >= np.partition(scores_C, -k)[-k] if k < len(ids_C) else slice(None)  # few are to be sorted
+            top.ids_Nk[n : n + 1], top.scores_Nk[n : n + 1] = best_of(ids_C[best], scores_C[best][None], k)
         top.exact_N[:], top.n_scored_N[:], top.n_opened_N[:] = True, len(ids_C), 0
         top.bound_N[:] = top.scores_Nk[:, -1]
         return top

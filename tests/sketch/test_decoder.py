@@ -49,6 +49,19 @@ def test_queries_scanned_together_have_the_oracle_s_answers(aggregate, style, mo
     assert share > 0.8 or style == "ties"
 
 
+@pytest.mark.parametrize("style", ["sharp", "noise", "ties"])
+@pytest.mark.parametrize("aggregate", list(AGGREGATES))
+def test_a_large_part_of_the_classes_is_found_without_a_search(aggregate, style, monkeypatch):
+    monkeypatch.setattr(module, "search", None)
+    for assignment in assignments(3000, 64, 2):
+        probs_NRB = bucket_scores(style, assignment, 5, np.random.default_rng(7))
+        for k in (module.MANY, 2999, 3000, 3010):
+            found = topk(probs_NRB, assignment, k, aggregate=aggregate)
+            assert_same(found, topk_oracle(probs_NRB, assignment, k, aggregate))
+            assert found.exact_N.all()
+            assert np.array_equal(found.bound_N, found.scores_Nk[:, -1])
+
+
 @given(st.integers(0, 2**32 - 1), st.sampled_from(list(AGGREGATES)), st.sampled_from(STYLES), st.sampled_from(SHAPES))
 @settings(max_examples=60)
 def test_a_budget_keeps_its_promises(seed, aggregate, style, shape):
