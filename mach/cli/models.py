@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -133,10 +132,8 @@ def query(model: MachModel, queries: tuple[str, ...], wish: Wish, explain: bool,
 
     With --url a server that `mach serve` started answers in place of RUN, always with probabilities.
     """
-    if not queries and sys.stdin.isatty():
-        raise click.UsageError("give a query, or - to type some", click.get_current_context())
     names_of, uris_of = model.name_function(), model.uri_function()
-    printer, line = Printer(wish.kind, wish.threshold, as_json), None
+    printer = Printer(wish.kind, wish.threshold, as_json)
     for line in read_lines(queries):
         asked = model.parse(line)
         [(ids_1k, values_1k, [is_known])] = wish.answers(model, asked)
@@ -144,8 +141,6 @@ def query(model: MachModel, queries: tuple[str, ...], wish: Wish, explain: bool,
         why = model.explain(asked, ids, rerank=wish.ask.rerank, tail=wish.ask.tail) if explain else None
         told = {"names": names_of(ids) if names_of else None, "uris": uris_of(ids) if uris_of else None}
         printer.answer(line, ids, values, told, why, is_known=bool(is_known))
-    if line is None and not queries:
-        raise click.UsageError("standard input is empty: give a query", click.get_current_context())
 
 
 @click.command("report")

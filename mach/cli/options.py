@@ -123,10 +123,10 @@ class Wish:
             yield ids_Nk, values_Nk, part.known_N
 
 
-def expect_probability(threshold: float | None) -> None:
-    """Refuse a threshold that no probability reaches, or all do."""
+def expect_probability(threshold: float | None, repair: str) -> None:
+    """Refuse a threshold that is no probability."""
     if threshold is not None and not 0 <= threshold <= 1:
-        raise ConfigError(f"--threshold {threshold:g}: a probability is 0 to 1: give one, or --scores to have scores")
+        raise ConfigError(f"--threshold {threshold:g}: a probability is 0 to 1: {repair}")
 
 
 def answers(verb: Callable[..., None]) -> Callable[..., None]:
@@ -148,7 +148,7 @@ def answers(verb: Callable[..., None]) -> Callable[..., None]:
             model.curve(rerank=ask.rerank)  # missing, it is missed before the work
             probabilities = True
         if probabilities:
-            expect_probability(threshold)
+            expect_probability(threshold, "give one, or --scores to have scores")
         verb(model, wish=Wish(k, ask, bool(probabilities), threshold), **given)
 
     options = (

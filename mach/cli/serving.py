@@ -70,7 +70,7 @@ def query_at_url(
     """Answer QUERIES by a server: all that `mach query` takes and a server knows."""
     from mach.serving.client import BATCH, Client, Suggestions
 
-    expect_probability(threshold)
+    expect_probability(threshold, "give one")
     token = None
     if token_file is not None:
         from mach.serving.tokens import Tokens

@@ -53,29 +53,44 @@ def read_lines(queries: tuple[str, ...]) -> Iterator[str]:
 
 
 def read_batches(queries: tuple[str, ...], most: int) -> Iterator[list[str]]:
-    """As `read_lines`, where lines that have come by now are together, at most so many; nobody waits for more."""
-    for text in queries or ("-",):
-        if text != "-":
-            yield [text]
-            continue
-        number, batch = 0, list[str]()
-        for lines in _arrived():
-            for line in lines:
-                number += 1
-                try:
-                    query = _query(number, line)
-                except DataError:
-                    if batch:
-                        yield batch
-                    raise
-                if query.strip():
-                    batch.append(query)
-                if len(batch) == most:
+    """As `read_lines`, where lines that have come by now are together, at most so many; nobody waits for more.
+
+    A UsageError where there is no query at all: none is given, and standard input is a terminal or holds none.
+    """
+    if queries:
+        for text in queries:
+            yield from _typed(most) if text == "-" else [[text]]
+        return
+    context = click.get_current_context(silent=True)
+    if sys.stdin.isatty():
+        raise click.UsageError("give a query, or - to type some", context)
+    batch = None
+    for batch in _typed(most):
+        yield batch
+    if batch is None:
+        raise click.UsageError("standard input is empty: give a query", context)
+
+
+def _typed(most: int) -> Iterator[list[str]]:
+    """The batches of standard input."""
+    number, batch = 0, list[str]()
+    for lines in _arrived():
+        for line in lines:
+            number += 1
+            try:
+                query = _query(number, line)
+            except DataError:
+                if batch:
                     yield batch
-                    batch = []
-            if batch:
+                raise
+            if query.strip():
+                batch.append(query)
+            if len(batch) == most:
                 yield batch
                 batch = []
+        if batch:
+            yield batch
+            batch = []
 
 
 def _arrived() -> Iterator[list[bytes]]:

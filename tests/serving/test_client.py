@@ -165,6 +165,9 @@ def test_query_asks_a_server(live: Live, run: Path):
     assert query("--url", url, "--project", "other", "red").exit_code == 2
     assert "there is no project 'other'" in query("--url", url, "--project", "other", "red").stderr
     assert "\n--url\n" in query(run, "--", "--url").stdout
+    nothing, beyond = query("--url", url), query("--url", url, "--threshold", 2, "red")
+    assert (nothing.exit_code, "standard input is empty: give a query" in nothing.stderr) == (2, True)
+    assert (beyond.exit_code, beyond.stderr.endswith("--threshold 2: a probability is 0 to 1: give one\n")) == (2, True)
 
 
 def test_lines_that_wait_are_asked_together(live: Live, run: Path, calibrated: Path, monkeypatch: pytest.MonkeyPatch):
