@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import threading
 import time
 import warnings
 import weakref
@@ -42,6 +43,7 @@ MOST_EXPLAINED_CLASSES = 20  # classes of an answer
 RETRY_SECONDS = 1.0  # after a run in its place that could not be opened
 REPLACED = "another run is in its place, or a calibration: start the server anew for it"
 WARM = "warm up"
+_HEARS = threading.Lock()  # one at a time hears warnings: Python has one place for who does, of all threads
 State = tuple[Any, ...]
 
 
@@ -260,7 +262,7 @@ class Project:
                 raise ConfigError(f"{self.path}: {error.strerror}: give a run made by `mach train`") from error
             pinned = f"/proc/self/fd/{descriptor}"
             try:
-                with warnings.catch_warnings(record=True) as heard:
+                with _HEARS, warnings.catch_warnings(record=True) as heard:
                     model = load(pinned, **self._where)
                 weakref.finalize(model.run, os.close, descriptor)
             except MachError as error:

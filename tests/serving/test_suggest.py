@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
+import threading
 import tracemalloc
+import warnings
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -273,3 +278,30 @@ def test_a_run_that_lacks_a_repetition_is_named_as_it_was_given(tmp_path: Path):
     shutil.rmtree(max((run / "repetitions").iterdir()))
     with pytest.warns(DegradedWarning, match=re.escape(f"{run}: ")), pytest.raises(ConfigError):
         Project("a", run, "und", print)  # what it was calibrated for is another ensemble
+
+
+def test_projects_that_are_opened_at_once_leave_warnings_to_be_heard(run: Path, monkeypatch: pytest.MonkeyPatch):
+    """Python has one place for who hears warnings: if the first to listen ended first, the second would put it back."""
+    both_listen, first_ended, numbers = threading.Barrier(2), threading.Event(), itertools.count()
+
+    def slow(path: str, **where: Any) -> MachModel:
+        number = next(numbers)
+        with suppress(threading.BrokenBarrierError):  # they never do both
+            both_listen.wait(timeout=0.5)
+            if number == 1:
+                first_ended.wait(timeout=5)
+        return load(path, **where)
+
+    def opened(name: str) -> None:
+        Project(name, run, "und", print)
+        first_ended.set()
+
+    monkeypatch.setattr("mach.serving.projects.load", slow)
+    hears = warnings._showwarnmsg_impl  # type: ignore[attr-defined]
+    threads = [threading.Thread(target=opened, args=[name]) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert next(numbers) == 2
+    assert warnings._showwarnmsg_impl is hears  # type: ignore[attr-defined]
