@@ -128,8 +128,8 @@ def taught(
 ) -> NDArray[np.int64]:
     """Places of the candidates that an order learns from, shape (N, T).
 
-    They are the `TAUGHT` of best score, others further and further down the list, and as many as the first that signals
-    propose; where these are fewer, others of best score.
+    They are the `TAUGHT` of best score, up to ``n_others`` at ranks that grow by a constant factor to the last, and the
+    first `TAUGHT` that signals propose; where these are fewer or among them, more of best score.
     """
     proposed_NP, C = proposed_NP[:, :TAUGHT], ids_NC.shape[1]
     ranks = np.arange(min(TAUGHT, C))

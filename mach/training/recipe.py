@@ -23,10 +23,10 @@ but for an effort that is given. The table is that of the best effort; what a sm
 ``candidates``            100
 ``pairs``                 products of the 12 largest features of a row where it has less than 30 and fewer than 10
                           classes
-``pilots``                3 where a row has 10 classes or more, whose order takes more rows to learn, else 1; where an
-                          effort has fewer, 1 for the rows that have pairs, as little is known of each of their
-                          candidates; none below 5,000 and above 300,000 rows, with other aggregates than log-means,
-                          for runs that start from another one, and for rows that are phrases of documents
+``pilots``                3 where a row has 10 classes or more, whose order takes more rows to learn, else 1, which the
+                          balanced effort keeps for the rows that have pairs here, as little is known of each of
+                          their candidates; none below 5,000 and above 300,000 rows, with other aggregates than
+                          log-means, for runs that start from another one, and for rows that are phrases of documents
 ========================  ======================================================================================
 """
 
@@ -63,7 +63,7 @@ class Spending:
     epochs: float  # share of those that the rows would get
     pairs: int  # as of the table, at most
     pilots: int  # as of the table, at most
-    short_pilots: int  # of rows that have pairs
+    short_pilots: int  # of rows that have pairs in the table
 
 
 # Measured in docs/results.md, "How much effort".
@@ -124,8 +124,8 @@ def fill(config: Config, shape: Shape) -> Config:
     has_many_classes = shape.row_classes >= MANY_CLASSES
     is_short = not has_many_classes and 0 < shape.row_features < FEW_FEATURES
     can_learn = can_have_pilots(config, shape)
-    n_pilots = spending.short_pilots if is_short else min(3 if has_many_classes else 1, spending.pilots)
-    n_pilots = n_pilots if can_learn else 0
+    most_pilots = spending.short_pilots if is_short else spending.pilots
+    n_pilots = min(3 if has_many_classes else 1, most_pilots) if can_learn else 0
     teach = not (n_pilots if _is_open(config.reranking, "pilots") else config.reranking.pilots)
     held_out = held_out_fraction(shape.n_rows, teach=teach)
     choices: dict[str, dict[str, Any]] = {
