@@ -271,7 +271,7 @@ class RerankerTraining:
         if self.likens or not self.config.pilots:
             return None
         found = [self.folder.map(examples_of(pilot))[0] for pilot in range(self.config.pilots)]
-        T = min(part["right"].shape[1] for part in found)  # pilots of earlier versions taught fewer, the best first
+        T = min(part["right"].shape[1] for part in found)  # pilots of earlier versions taught others, the best first
         inputs, scores, right = (np.concatenate([part[name][:, :T] for part in found]) for name in EXAMPLES)
         log_rows = inputs[:, :, len(Aggregate.labels)]  # of the second signal
         log_rows[log_rows == 0] = NO_ROWS  # pilots of earlier versions left 0

@@ -227,7 +227,7 @@ def test_examples_of_earlier_versions_tell_classes_without_rows_apart_as_the_sig
 
 
 def test_examples_of_two_versions_teach_together(monkeypatch):
-    """Earlier ones hold fewer candidates of a row, the best first."""
+    """Earlier ones hold other numbers of candidates of a row, the best first."""
     some = [
         {"inputs": np.full((3, n, 5), n, np.float32), "scores": np.zeros((3, n)), "right": np.ones((3, n))}
         for n in (4, 2)
