@@ -43,7 +43,7 @@ def measure(name: str, chosen: list[str], rest: list[str]) -> None:
     """Let `peers.py` measure what was chosen of one data set."""
     data = Path(os.path.relpath(DATA_SETS[name]))  # the table names it
     source = DATA / ("gnd-core" if name == "short" else name)
-    if not source.is_dir():
+    if not (source.is_dir() or data.exists()):
         sys.exit(f"front.py: there is no folder {source}: put the data sets there")
     if name == "short" and not data.exists():
         data.mkdir(parents=True)

@@ -228,7 +228,7 @@ class TrainingConfig(Section):
     effort: Effort | None = key(
         None,
         "What the recipe spends on accuracy; without it balanced, and best below 5,000 rows or with dense ones.",
-        "Set fast to train in two thirds of the time, best for the last point in three times the time.",
+        "Set fast to train in half of the time, best for the last point in two to five times the time.",
         user=True,
     )
     loss: str = key(
